@@ -1,0 +1,294 @@
+"""Which classes of a posterior are stored: dense log-probs (T, V) in, `SoftLabels` out.
+
+Every codec keeps blank in every frame and says what became of the rest: `top_p` and `top_k`
+keep the likeliest classes and the mass of all others (the tail, by logsumexp over the classes
+left out, never as 1 minus the kept ones, which cancels), `full` keeps all, `sampled` draws at
+random so that the expected target is the full posterior.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdasr.errors import ConfigError, SoftLabelError
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels.planes import BLANK_ID, Layout
+
+#: How far from 1 the mass of a frame may be before it is called "not a distribution".
+NORMALISATION_TOLERANCE_NATS = 1e-2
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What to keep of a posterior, and how finely.
+
+    Attributes:
+        name: how headers call it.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The constructor's keyword arguments, JSON-serialisable."""
+        ...
+
+    def layout(self, vocab_size: int) -> Layout:
+        """How its frames are stored."""
+        ...
+
+    def encode(self, log_probs_tv: NDArray[np.float32] | Tensor, key: str = "") -> SoftLabels:
+        """Posteriors of one utterance, (T, V) natural-log probabilities, to what a reader gets back.
+
+        Args:
+            key: the utterance's name; random codecs draw their seed from it.
+
+        Raises:
+            SoftLabelError: NaN, or frames whose probabilities do not add up to 1.
+        """
+        ...
+
+
+class _CodecBase:
+    """What all codecs share; each is a frozen dataclass of its parameters."""
+
+    name: ClassVar[str]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def layout(self, vocab_size: int) -> Layout:
+        raise NotImplementedError
+
+    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+        raise NotImplementedError
+
+    def encode(self, log_probs_tv: NDArray[np.float32] | Tensor, key: str = "") -> SoftLabels:
+        log_probs = torch.as_tensor(log_probs_tv).detach().float()
+        if log_probs.ndim != 2:
+            raise SoftLabelError("log-probs must have axes (T, V)", got=tuple(log_probs.shape))
+        layout = self.layout(log_probs.shape[1])
+        check_posteriors(log_probs)
+        return layout.quantise(self.select(log_probs, key))
+
+
+@dataclass(frozen=True)
+class TopP(_CodecBase):
+    """The likeliest classes until they hold `mass`, at most `cap` of them, and the tail's mass.
+
+    Log-probs are stored in steps of `step_nats` below the frame's best class and renormalised
+    when read, so a stored frame always sums to 1.
+
+    Attributes:
+        mass: probability that the kept classes reach, unless `cap` stops them.
+        cap: most classes kept in a frame, blank included.
+        step_nats: quantisation step; 0 stores float32.
+        floor_nats: what lies further below the best class is stored as if it lay there.
+    """
+
+    name: ClassVar[str] = "top_p"
+    mass: float = 0.99
+    cap: int = 16
+    step_nats: float = 0.25
+    floor_nats: float = 12.0
+
+    def __post_init__(self) -> None:
+        _require(0.0 < self.mass <= 1.0, "mass", "above 0, at most 1", self.mass)
+        _require(_is_int(self.cap) and self.cap >= 1, "cap", "an integer >= 1", self.cap)
+        _check_steps(self.step_nats, self.floor_nats)
+
+    def layout(self, vocab_size: int) -> Layout:
+        return _truncated_layout(vocab_size, self.cap, self.step_nats, self.floor_nats)
+
+    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+        blank = log_probs_tv[:, BLANK_ID]
+        # Where blank alone is enough (most frames of a sharp teacher) no class is searched for.
+        rows = torch.nonzero(blank.exp() < self.mass).flatten()
+        others = log_probs_tv[:, 1:].clone()
+        num_extra = min(self.cap - 1, others.shape[1])
+        values, indices = others[rows].topk(num_extra, dim=1)
+        mass_before = blank[rows, None].exp() + values.exp().cumsum(1) - values.exp()
+        return _assemble(blank, others, rows, values, indices, mass_before < self.mass)
+
+
+@dataclass(frozen=True)
+class TopK(_CodecBase):
+    """Blank and the likeliest others, `k` classes in every frame, and the tail's mass.
+
+    Attributes:
+        k: classes kept in a frame, blank included.
+        step_nats: quantisation step; 0 stores float32.
+        floor_nats: see `TopP`.
+    """
+
+    name: ClassVar[str] = "top_k"
+    k: int = 20
+    step_nats: float = 0.0
+    floor_nats: float = 12.0
+
+    def __post_init__(self) -> None:
+        _require(_is_int(self.k) and self.k >= 1, "k", "an integer >= 1", self.k)
+        _check_steps(self.step_nats, self.floor_nats)
+
+    def layout(self, vocab_size: int) -> Layout:
+        return _truncated_layout(vocab_size, self.k, self.step_nats, self.floor_nats)
+
+    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+        others = log_probs_tv[:, 1:].clone()
+        values, indices = others.topk(min(self.k - 1, others.shape[1]), dim=1)
+        rows = torch.arange(len(others), device=others.device)
+        keep = torch.ones_like(values, dtype=torch.bool)
+        return _assemble(log_probs_tv[:, BLANK_ID], others, rows, values, indices, keep)
+
+
+@dataclass(frozen=True)
+class Full(_CodecBase):
+    """Every class, as float32, bit for bit: for exactness tests and small vocabularies."""
+
+    name: ClassVar[str] = "full"
+
+    def layout(self, vocab_size: int) -> Layout:
+        return Layout("floats", vocab_size, vocab_size, implicit_ids=True)
+
+    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+        num_frames, vocab_size = log_probs_tv.shape
+        return SoftLabels(
+            np.full(num_frames, vocab_size, np.int64),
+            np.tile(np.arange(vocab_size, dtype=np.int64), num_frames),
+            log_probs_tv.cpu().numpy().reshape(-1).astype(np.float32),
+            np.full(num_frames, -np.inf, np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Sampled(_CodecBase):
+    """`num_draws` random draws from each frame's posterior: the target's expectation is exact.
+
+    Random sampling as in Sparse Logit Sampling (arXiv 2503.16870), with systematic draws (one
+    random offset, evenly spaced points of the cumulative distribution): unbiased like
+    independent draws, and a class of probability p is drawn floor or ceil of p * num_draws
+    times. Blank is listed in every frame, with log-prob -inf where it was not drawn.
+
+    Attributes:
+        num_draws: draws for each frame.
+        seed: with the utterance's key it decides the offsets.
+    """
+
+    name: ClassVar[str] = "sampled"
+    num_draws: int = 12
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        draws_fit = _is_int(self.num_draws) and 1 <= self.num_draws < 65_536
+        _require(draws_fit, "num_draws", "1 to 65535", self.num_draws)
+
+    def layout(self, vocab_size: int) -> Layout:
+        return Layout("draws", vocab_size, min(vocab_size, self.num_draws + 1), num_draws=self.num_draws)
+
+    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+        probs = log_probs_tv.cpu().double().exp().numpy()
+        cumulative = np.cumsum(probs, axis=1)
+        cumulative /= cumulative[:, -1:]
+        digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
+        offsets = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))).random(
+            (len(probs), 1)
+        )
+        points_below = np.ceil(cumulative * self.num_draws - offsets).astype(np.int64)
+        points_below[:, -1] = self.num_draws
+        draws = np.diff(points_below, axis=1, prepend=0)
+        listed = draws > 0
+        listed[:, BLANK_ID] = True
+        with np.errstate(divide="ignore"):
+            log_draws = np.log(draws[listed] / self.num_draws).astype(np.float32)
+        return SoftLabels(
+            listed.sum(1).astype(np.int64),
+            np.nonzero(listed)[1].astype(np.int64),
+            log_draws,
+            np.full(len(probs), -np.inf, np.float32),
+        )
+
+
+CODECS: dict[str, type[_CodecBase]] = {cls.name: cls for cls in (TopP, TopK, Full, Sampled)}
+
+
+def make_codec(name: str, params: dict[str, Any]) -> Codec:
+    """The codec that a header names.
+
+    Raises:
+        SoftLabelError: no such codec, or parameters it does not take.
+    """
+    if name not in CODECS:
+        raise SoftLabelError(
+            f"unknown soft-label codec {name!r}",
+            expected=f"one of {', '.join(CODECS)}",
+            fix="Use a kdasr that knows it, or label again.",
+        )
+    try:
+        codec = CODECS[name](**params)
+    except (TypeError, ConfigError) as error:
+        raise SoftLabelError(f"codec {name!r} does not take the parameters {params}: {error}") from error
+    assert isinstance(codec, Codec)
+    return codec
+
+
+def check_posteriors(log_probs_tv: Tensor) -> None:
+    """Raise SoftLabelError unless every frame is a distribution."""
+    mass = torch.logsumexp(log_probs_tv, dim=1)
+    bad = torch.nonzero(~(mass.abs() <= NORMALISATION_TOLERANCE_NATS)).flatten()
+    if len(bad):
+        first = int(bad[0])
+        raise SoftLabelError(
+            f"{len(bad)} of {len(mass)} frames are no probability distributions (the first is frame {first})",
+            expected="log-probabilities whose exp sums to 1",
+            got=f"a log-sum of {float(mass[first]):.4g}",
+            fix="Check the teacher for NaN, and that it ends in log_softmax.",
+        )
+
+
+def _assemble(
+    blank: Tensor, others: Tensor, rows: Tensor, values: Tensor, indices: Tensor, keep: Tensor
+) -> SoftLabels:
+    """Labels from the chosen classes of `rows`; `others` (T, V-1) is overwritten."""
+    # The tail: what was chosen is masked out, and the rest summed in the log domain.
+    chosen_rows = rows[:, None].expand_as(indices)[keep]
+    others[chosen_rows, indices[keep]] = -torch.inf
+    tail = torch.logsumexp(others, dim=1)
+    extra = torch.zeros(len(blank), dtype=torch.int64, device=blank.device)
+    extra[rows] = keep.sum(1)
+    counts = extra.cpu().numpy() + 1
+    starts = np.cumsum(counts) - counts
+    is_entry = np.ones(int(counts.sum()), bool)
+    is_entry[starts] = False
+    ids = np.full(len(is_entry), BLANK_ID, np.int64)
+    ids[is_entry] = indices[keep].cpu().numpy() + 1
+    log_probs = np.empty(len(is_entry), np.float32)
+    log_probs[starts] = blank.cpu().numpy()
+    log_probs[is_entry] = values[keep].cpu().numpy()
+    return SoftLabels(counts, ids, log_probs, tail.cpu().numpy().astype(np.float32))
+
+
+def _truncated_layout(vocab_size: int, most: int, step_nats: float, floor_nats: float) -> Layout:
+    kind = "levels" if step_nats > 0 else "floats"
+    return Layout(kind, vocab_size, min(most, vocab_size), step_nats, floor_nats)
+
+
+def _check_steps(step_nats: float, floor_nats: float) -> None:
+    _require(step_nats == 0 or 0.001 <= step_nats <= 4, "step_nats", "0, or 0.001 to 4", step_nats)
+    _require(1 <= floor_nats <= 50, "floor_nats", "1 to 50", floor_nats)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ConfigError("a codec's parameter is out of range", where=name, expected=expected, got=got)

@@ -1,0 +1,270 @@
+"""The file of one soft-label shard: a header, compressed blocks of frames, an index, a footer.
+
+    magic, version, header size     16 bytes
+    header                          JSON
+    block 0, block 1, …             zstd frames (planes of `kdasr.soft_labels.planes`)
+    index                           zstd frame of JSON: blocks and utterances
+    footer                          56 bytes: where the index is, checksum, magic
+
+All utterances of a shard form one run of frames, in the order of the audio shard; blocks cut
+that run wherever they are full, so reading one utterance needs one or two blocks. Specified in
+docs/soft-labels.md. Everything read is treated as if a stranger had written it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels.planes import Layout, concatenate
+
+FORMAT_VERSION = 1
+MAGIC = b"KDASR-SL"
+END_MAGIC = b"KDSL-END"
+_START = struct.Struct("<8sII")
+_FOOTER = struct.Struct("<QII32s8s")
+_BLOCK_FRAMES = 8192
+_BLOCK_RAW_BYTES = 1 << 20
+_MAX_RAW_BYTES = 1 << 26
+_MAX_HEADER_BYTES = 1 << 20
+_ZSTD_LEVEL = 9
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
+#: Reads `num_bytes` from `start`: random access to the file, wherever it is.
+ReadRange = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an utterance has no labels."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Where everything is.
+
+    Attributes:
+        blocks: (offset, compressed bytes, frames, entries) of each block.
+        first_frames: first frame of each block in the shard's run of frames, and the end.
+        utterances: key to (first frame, frames).
+        failures: key to reason.
+        keys: all keys in the order of the audio shard.
+    """
+
+    blocks: list[tuple[int, int, int, int]]
+    first_frames: list[int]
+    utterances: dict[str, tuple[int, int]]
+    failures: dict[str, str]
+    keys: list[str]
+
+
+def build(header: dict[str, Any], layout: Layout, items: Iterable[tuple[str, SoftLabels | Failure]]) -> bytes:
+    """The whole file. The same header and items give the same bytes.
+
+    Raises:
+        SoftLabelError: a key twice or against the pattern.
+    """
+    head = canonical_json(header)
+    body = [_START.pack(MAGIC, FORMAT_VERSION, len(head)), head]
+    rows, labels = _index_rows(items)
+    blocks = []
+    for frames in _cut_blocks(labels, layout):
+        raw = layout.pack(frames)
+        packed = _compress(raw)
+        body.append(packed)
+        blocks.append([len(packed), frames.num_frames, len(frames.ids) - frames.num_frames])
+    index_raw = canonical_json({"blocks": blocks, "utterances": rows})
+    index = _compress(index_raw)
+    offset = sum(map(len, body))
+    digest = _digest(body[0] + body[1], index)
+    footer = _FOOTER.pack(offset, len(index), len(index_raw), digest, END_MAGIC)
+    return b"".join([*body, index, footer])
+
+
+def read_header(read: ReadRange, where: str) -> dict[str, Any]:
+    """The header's JSON.
+
+    Raises:
+        DamagedLabelsError, LabelMismatchError: no such file format, or a newer version of it.
+    """
+    start = read(0, _START.size)
+    if len(start) < _START.size or start[:8] != MAGIC:
+        raise DamagedLabelsError("not a soft-label file", where=where, fix="Label this shard again.")
+    _, version, header_bytes = _START.unpack(start)
+    if version != FORMAT_VERSION:
+        raise LabelMismatchError(
+            "soft labels of another format version",
+            where=where,
+            expected=FORMAT_VERSION,
+            got=version,
+            fix="Use the kdasr that wrote them, or label again.",
+        )
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise DamagedLabelsError("the header is too long", where=where, got=header_bytes)
+    header = _parse_json(read(_START.size, header_bytes), where)
+    if not isinstance(header, dict):
+        raise DamagedLabelsError("the header is no JSON object", where=where)
+    return header
+
+
+def read_index(read: ReadRange, file_bytes: int, where: str) -> Index:
+    """The index, with every number in it checked against the file's size."""
+    if file_bytes < _START.size + _FOOTER.size:
+        raise DamagedLabelsError("the file is cut short", where=where, got=f"{file_bytes} bytes")
+    footer = read(file_bytes - _FOOTER.size, _FOOTER.size)
+    if len(footer) != _FOOTER.size or footer[-8:] != END_MAGIC:
+        raise DamagedLabelsError("the file is cut short: it has no footer", where=where, fix="Label again.")
+    offset, index_bytes, raw_bytes, digest, _ = _FOOTER.unpack(footer)
+    if offset + index_bytes + _FOOTER.size != file_bytes or raw_bytes > _MAX_RAW_BYTES:
+        raise DamagedLabelsError("the footer does not fit the file", where=where)
+    index = read(offset, index_bytes)
+    start = read(0, _START.size)
+    header_bytes = _START.unpack(start)[2]
+    first_block = _START.size + header_bytes
+    if first_block > offset or _digest(read(0, first_block), index) != digest:
+        raise DamagedLabelsError(
+            "header or index do not match their checksum", where=where, fix="Label again."
+        )
+    content = _parse_json(_decompress(index, raw_bytes, where), where)
+    try:
+        return _check_index(content, first_block, offset)
+    except (TypeError, KeyError, ValueError) as error:
+        raise DamagedLabelsError(f"the index is malformed: {error}", where=where) from error
+
+
+def read_block(read: ReadRange, index: Index, number: int, layout: Layout, where: str) -> SoftLabels:
+    """The labels of one block."""
+    offset, num_bytes, frames, entries = index.blocks[number]
+    raw_bytes = layout.raw_bytes(frames, entries)
+    if raw_bytes > _MAX_RAW_BYTES:
+        raise DamagedLabelsError(f"block {number} claims to be too large", where=where, got=raw_bytes)
+    try:
+        return layout.unpack(_decompress(read(offset, num_bytes), raw_bytes, where), frames, entries)
+    except SoftLabelError as error:
+        raise DamagedLabelsError(
+            f"block {number} is damaged: {error}", where=where, fix="Label again."
+        ) from error
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON that is the same for equal values: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+def _index_rows(
+    items: Iterable[tuple[str, SoftLabels | Failure]],
+) -> tuple[list[list[Any]], list[SoftLabels]]:
+    rows: list[list[Any]] = []
+    labels: list[SoftLabels] = []
+    seen: set[str] = set()
+    for key, item in items:
+        if key in seen or not KEY_PATTERN.fullmatch(key):
+            raise SoftLabelError(
+                "a key is given twice, or is no key", where=key, expected=KEY_PATTERN.pattern
+            )
+        seen.add(key)
+        if isinstance(item, Failure):
+            rows.append([key, item.reason])
+        else:
+            rows.append([key, item.num_frames])
+            labels.append(item)
+    return rows, labels
+
+
+def _cut_blocks(labels: list[SoftLabels], layout: Layout) -> Iterable[SoftLabels]:
+    """The run of all frames, cut into blocks."""
+    if not labels:
+        return
+    run = concatenate(labels)
+    most_per_frame = layout.raw_bytes(1, min(layout.max_kept, layout.vocab_size) - 1)
+    block_frames = max(1, min(_BLOCK_FRAMES, 16 * _BLOCK_RAW_BYTES // most_per_frame))
+    starts = np.concatenate([[0], np.cumsum(run.kept_counts)])
+    for first in range(0, run.num_frames, block_frames):
+        yield cut(run, starts, first, min(first + block_frames, run.num_frames))
+
+
+def cut(run: SoftLabels, starts: np.ndarray[Any, Any], first: int, last: int) -> SoftLabels:
+    """Frames `first` to `last` of a run whose frame t begins at entry `starts[t]`."""
+    entries = slice(int(starts[first]), int(starts[last]))
+    return SoftLabels(
+        run.kept_counts[first:last], run.ids[entries], run.log_probs[entries], run.tail_log_probs[first:last]
+    )
+
+
+def _compress(raw: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True, write_content_size=True).compress(
+        raw
+    )
+
+
+def _digest(start_and_header: bytes, index: bytes) -> bytes:
+    return hashlib.sha256(start_and_header + index).digest()
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def _decompress(packed: bytes, raw_bytes: int, where: str) -> bytes:
+    """The content of one zstd frame, which must have exactly `raw_bytes`."""
+    try:
+        # The frame's own idea of its size is checked before anything of that size is allocated.
+        if zstandard.frame_content_size(packed) != raw_bytes:
+            raise DamagedLabelsError("a compressed part has the wrong size", where=where, expected=raw_bytes)
+        return zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(packed, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise DamagedLabelsError(f"a compressed part is damaged: {error}", where=where) from error
+
+
+def _parse_json(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamagedLabelsError(f"damaged JSON: {error}", where=where, fix="Label again.") from error
+
+
+def _check_index(content: Any, first_block: int, index_offset: int) -> Index:
+    offset, blocks = first_block, []
+    for num_bytes, frames, entries in content["blocks"]:
+        blocks.append((offset, _count(num_bytes), _count(frames), _count(entries)))
+        offset += num_bytes
+    if offset != index_offset:
+        raise ValueError("blocks do not fill the file")
+    first_frames = [0, *itertools.accumulate(block[2] for block in blocks)]
+    utterances: dict[str, tuple[int, int]] = {}
+    failures: dict[str, str] = {}
+    keys: list[str] = []
+    frame = 0
+    for key, value in content["utterances"]:
+        if not KEY_PATTERN.fullmatch(key) or key in utterances or key in failures:
+            raise ValueError("a key is given twice, or is no key")
+        keys.append(key)
+        if isinstance(value, str):
+            failures[key] = value
+        else:
+            utterances[key] = (frame, _count(value))
+            frame += value
+    if frame != first_frames[-1]:
+        raise ValueError("utterances and blocks hold different numbers of frames")
+    return Index(blocks, first_frames, utterances, failures, keys)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 40:
+        raise ValueError(f"not a count: {value!r:.40}")
+    return value

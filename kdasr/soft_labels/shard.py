@@ -1,0 +1,371 @@
+"""Soft-label shards on disk: commit one, open one, find the one beside an audio shard.
+
+`DIR/shard-000007.kdsl` holds the labels of the audio shard `shard-000007.tar`, and
+`DIR/shard-000007.json`, its manifest, is written last: a shard without manifest does not exist.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels import container
+from kdasr.soft_labels.codecs import Codec, make_codec
+from kdasr.soft_labels.container import FORMAT_VERSION, Failure, canonical_json
+from kdasr.soft_labels.planes import BLANK_ID, concatenate
+from kdasr.storage import commit_bytes, read_range
+
+SUFFIX = ".kdsl"
+MANIFEST_FORMAT = "kdasr-soft-labels"
+_CACHED_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the labels are, as stored in every shard.
+
+    Attributes:
+        teacher: the teacher's name, for people.
+        teacher_hash: sha256 of the teacher's weights.
+        units_hash: hash of the units (tokenizer).
+        vocab_size: classes including blank.
+        feature_hash: hash of the features that the teacher heard.
+        frame_shift_ms: time between two feature frames.
+        subsampling: feature frames for each label frame.
+        codec: name of the codec.
+        codec_params: its parameters.
+        audio_file: name of the audio shard.
+        audio_sha256: its sha256.
+        blank_id: always 0.
+        temperature: always 1.0: log-probs are stored untempered.
+        settings: whatever else the labels depend on (precision, batching, filters).
+    """
+
+    teacher: str
+    teacher_hash: str
+    units_hash: str
+    vocab_size: int
+    feature_hash: str
+    frame_shift_ms: float
+    subsampling: int
+    codec: str
+    codec_params: dict[str, Any]
+    audio_file: str
+    audio_sha256: str
+    blank_id: int = BLANK_ID
+    temperature: float = 1.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def make_codec(self) -> Codec:
+        return make_codec(self.codec, self.codec_params)
+
+    @property
+    def config_hash(self) -> str:
+        """sha256 of everything but the audio: shards of one labelling run share it."""
+        content = asdict(self)
+        del content["audio_file"], content["audio_sha256"]
+        return hashlib.sha256(canonical_json({"version": FORMAT_VERSION, **content})).hexdigest()
+
+
+#: What a mismatch in a header field means and what to do about it.
+_REMEDIES = {
+    "teacher_hash": "These labels are of another teacher: label with yours into another folder.",
+    "units_hash": "Teacher and student must use the same units: train the student with the teacher's units.",
+    "vocab_size": "Teacher and student must use the same units: train the student with the teacher's units.",
+    "feature_hash": "The teacher heard other features: label again with this version of kdasr.",
+    "frame_shift_ms": "Frame rates differ: use a student with the teacher's frame rate.",
+    "subsampling": "Frame rates differ: use a student with the teacher's subsampling.",
+    "audio_sha256": "The audio has changed since it was labelled: label this shard again.",
+}
+
+
+def write_label_shard(
+    path: Path,
+    header: Header,
+    items: Iterable[tuple[str, SoftLabels | Failure]],
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Commit the labels of one audio shard, then their manifest.
+
+    Args:
+        path: where to; ends in `.kdsl`.
+        items: key with labels or the reason why there are none, in the audio shard's order.
+        extra: more for the manifest (seconds of audio, …); must not depend on time or machine.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        StorageError, OSError: it could not be stored; what was there before is still there.
+    """
+    items = list(items)
+    layout = header.make_codec().layout(header.vocab_size)
+    data = container.build(asdict(header), layout, items)
+    _check_reads_back(path, data, items)
+    labels = [item for _, item in items if isinstance(item, SoftLabels)]
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "version": FORMAT_VERSION,
+        "file": path.name,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "config_hash": header.config_hash,
+        "header": asdict(header),
+        "utterances": len(items),
+        "labelled": len(labels),
+        "frames": sum(item.num_frames for item in labels),
+        "failed": [[key, item.reason] for key, item in items if isinstance(item, Failure)],
+        **(extra or {}),
+    }
+    # An old manifest must not vouch for new bytes, not even for a moment.
+    manifest_path(path).unlink(missing_ok=True)
+    commit_bytes(path, data)
+    commit_bytes(manifest_path(path), json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
+    return manifest
+
+
+def open_label_shard(
+    path: Path, expect: Mapping[str, object] | None = None, *, verify: bool = False
+) -> LabelShard:
+    """Open a finished label shard.
+
+    Args:
+        expect: header fields and the values they must have, such as `units_hash`.
+        verify: also hash the whole file.
+
+    Raises:
+        DamagedLabelsError: no manifest, or the file is not what the manifest says.
+        LabelMismatchError: a field differs from `expect`; the message names it and the remedy.
+    """
+    manifest = read_manifest(path)
+    file_bytes = path.stat().st_size if path.exists() else -1
+    if file_bytes != manifest["bytes"]:
+        raise DamagedLabelsError(
+            "the file's size is not what its manifest says",
+            where=path,
+            expected=f"{manifest['bytes']} bytes",
+            got=f"{file_bytes} bytes" if file_bytes >= 0 else "no file",
+            fix="Run `kdasr label` again: it redoes damaged shards only.",
+        )
+    if verify and hashlib.sha256(path.read_bytes()).hexdigest() != manifest["sha256"]:
+        raise DamagedLabelsError(
+            "the file's sha256 is not what its manifest says",
+            where=path,
+            fix="Run `kdasr label` again: it redoes damaged shards only.",
+        )
+    shard = LabelShard(functools.partial(read_range, path), file_bytes, str(path))
+    if asdict(shard.header) != manifest.get("header"):
+        raise DamagedLabelsError("file and manifest have different headers", where=path, fix="Label again.")
+    check_header(shard.header, expect or {}, str(path))
+    return shard
+
+
+def check_header(header: Header, expect: Mapping[str, object], where: str) -> None:
+    """Raise LabelMismatchError at the first field that is not as expected."""
+    for name, wanted in expect.items():
+        found = getattr(header, name)
+        if found != wanted:
+            raise LabelMismatchError(
+                f"soft labels with another {name}",
+                where=where,
+                expected=wanted,
+                got=found,
+                fix=_REMEDIES.get(name, "Label again with the present settings."),
+            )
+
+
+class LabelShard:
+    """One label shard, read by key; opens lazily, keeps decoded blocks.
+
+    Attributes:
+        header: what the labels are.
+        keys: all keys in the audio shard's order, failed ones included.
+        failures: key to reason.
+    """
+
+    def __init__(self, read: container.ReadRange, file_bytes: int, where: str) -> None:
+        self._read, self._where = read, where
+        self.header = _parse_header(container.read_header(read, where), where)
+        self._layout = self.header.make_codec().layout(self.header.vocab_size)
+        self._index = container.read_index(read, file_bytes, where)
+        self.keys = self._index.keys
+        self.failures = self._index.failures
+        self._blocks: OrderedDict[int, tuple[SoftLabels, np.ndarray[Any, Any]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._index.utterances
+
+    def num_frames(self, key: str) -> int:
+        """Label frames of an utterance that has labels."""
+        return self._find(key)[1]
+
+    def read(self, key: str) -> SoftLabels:
+        """The labels of one utterance.
+
+        Raises:
+            SoftLabelError: there is no such key, or it was not labelled (the message says why).
+            DamagedLabelsError: the block is damaged.
+        """
+        first, num_frames = self._find(key)
+        last = first + num_frames
+        number = bisect.bisect_right(self._index.first_frames, first) - 1
+        parts = []
+        while first < last:
+            end = min(last, self._index.first_frames[number + 1])
+            run, starts = self._block(number)
+            offset = self._index.first_frames[number]
+            parts.append(container.cut(run, starts, first - offset, end - offset))
+            first, number = end, number + 1
+        return concatenate(parts) if parts else _no_frames()
+
+    def __iter__(self) -> Iterator[tuple[str, SoftLabels]]:
+        for key in self._index.utterances:
+            yield key, self.read(key)
+
+    def _find(self, key: str) -> tuple[int, int]:
+        if key in self.failures:
+            raise SoftLabelError(f"utterance {key} was not labelled: {self.failures[key]}", where=self._where)
+        if key not in self._index.utterances:
+            raise SoftLabelError(
+                f"no utterance {key}", where=self._where, fix="Label this audio shard again."
+            )
+        return self._index.utterances[key]
+
+    def _block(self, number: int) -> tuple[SoftLabels, np.ndarray[Any, Any]]:
+        if number in self._blocks:
+            self._blocks.move_to_end(number)
+            return self._blocks[number]
+        run = container.read_block(self._read, self._index, number, self._layout, self._where)
+        starts = np.concatenate([[0], np.cumsum(run.kept_counts)])
+        self._blocks[number] = (run, starts)
+        if len(self._blocks) > _CACHED_BLOCKS:
+            self._blocks.popitem(last=False)
+        return run, starts
+
+
+class LabelFolder:
+    """A folder of label shards beside a folder of audio shards.
+
+    Args:
+        folder: where `shard-*.kdsl` and their manifests are.
+        expect: header fields and the values they must have in every shard.
+
+    Raises:
+        SoftLabelError: no such folder.
+    """
+
+    def __init__(self, folder: Path, *, expect: Mapping[str, object] | None = None) -> None:
+        self.folder, self._expect = Path(folder), dict(expect or {})
+        if not self.folder.is_dir():
+            raise SoftLabelError(
+                "no such folder of soft labels", where=folder, fix="Run `kdasr label` first."
+            )
+
+    def shard_for(self, audio_path: Path, audio_sha256: str) -> LabelShard:
+        """The labels of an audio shard, checked to be of exactly that audio.
+
+        Raises:
+            DamagedLabelsError, LabelMismatchError: see `open_label_shard`.
+        """
+        path = label_path(self.folder, audio_path)
+        return open_label_shard(path, {**self._expect, "audio_sha256": audio_sha256})
+
+
+def label_path(folder: Path, audio_path: Path) -> Path:
+    """Where the labels of an audio shard are."""
+    return Path(folder) / f"{Path(audio_path).stem}{SUFFIX}"
+
+
+def manifest_path(path: Path) -> Path:
+    """The manifest of a label shard."""
+    return path.with_suffix(".json")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the label shard `path`.
+
+    Raises:
+        DamagedLabelsError: there is none, or it is none.
+        LabelMismatchError: it is of another format version.
+    """
+    manifest = manifest_path(path)
+    fix = "Run `kdasr label` (again): it does what is missing or damaged."
+    try:
+        content = json.loads(manifest.read_bytes())
+    except FileNotFoundError as error:
+        raise DamagedLabelsError("not labelled: there is no manifest", where=manifest, fix=fix) from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedLabelsError(f"damaged manifest: {error}", where=manifest, fix=fix) from error
+    if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
+        raise DamagedLabelsError("not a manifest of soft labels", where=manifest, fix=fix)
+    if content.get("version") != FORMAT_VERSION:
+        raise LabelMismatchError(
+            "soft labels of another format version",
+            where=manifest,
+            expected=FORMAT_VERSION,
+            got=content.get("version"),
+            fix="Use the kdasr that wrote them, or label again.",
+        )
+    if not isinstance(content.get("bytes"), int) or not isinstance(content.get("sha256"), str):
+        raise DamagedLabelsError("a manifest without size or sha256", where=manifest, fix=fix)
+    return content
+
+
+def _check_reads_back(path: Path, data: bytes, items: list[tuple[str, SoftLabels | Failure]]) -> None:
+    """What is about to be stored must decode to the very labels that were given."""
+
+    def read(start: int, num_bytes: int) -> bytes:
+        return data[start : start + num_bytes]
+
+    shard = LabelShard(read, len(data), str(path))
+    for key, item in items:
+        if isinstance(item, SoftLabels):
+            got = shard.read(key)
+            same = all(
+                np.array_equal(getattr(got, name), getattr(item, name))
+                for name in ("kept_counts", "ids", "log_probs", "tail_log_probs")
+            )
+            if not same:
+                raise SoftLabelError(
+                    f"the labels of {key} do not survive storing",
+                    where=path,
+                    fix="Encode them with the codec that the header names.",
+                )
+
+
+def _parse_header(content: dict[str, Any], where: str) -> Header:
+    kinds = {"str": str, "int": int, "float": (int, float), "dict[str, Any]": dict}
+    names = {f.name: kinds[str(f.type)] for f in fields(Header)}
+    if set(content) != set(names):
+        odd = sorted(set(content) ^ set(names))
+        raise DamagedLabelsError(f"unknown or missing header fields: {', '.join(odd)[:200]}", where=where)
+    for name, kind in names.items():
+        if not isinstance(content[name], kind) or isinstance(content[name], bool):  # type: ignore[arg-type]
+            raise DamagedLabelsError(f"header field {name} has the wrong type", where=where)
+    header = Header(**content)
+    if header.blank_id != BLANK_ID or header.temperature != 1.0:
+        raise LabelMismatchError(
+            "blank_id and temperature are fixed in this format", where=where, expected="0 and 1.0"
+        )
+    header.make_codec().layout(header.vocab_size)
+    return header
+
+
+def _no_frames() -> SoftLabels:
+    nothing_int, nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return SoftLabels(nothing_int, nothing_int, nothing, nothing)
