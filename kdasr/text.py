@@ -1,0 +1,318 @@
+"""Transcripts in, class ids out, and back: normalisation and the units of a CTC model.
+
+Id 0 is blank in every set of units. A symbol that begins a word carries "▁" (U+2581), as in
+SentencePiece. The alphabet is English: a-z and the apostrophe.
+
+Units live in a folder as `units.json`, beside `units.model` where they are SentencePiece units.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+import random
+import string
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+from kdasr.errors import UnitsError
+
+BLANK_ID = 0
+BLANK_SYMBOL = "<blk>"
+WORD_START = "▁"
+ALPHABET = "'" + string.ascii_lowercase
+# Part of the hash of units: to be renamed whenever `normalise` gives another text than before.
+NORMALISATION = "english-1"
+
+UNITS_FILE = "units.json"
+SENTENCEPIECE_FILE = "units.model"
+_FORMAT, _VERSION = "kdasr-units", 1
+
+_APOSTROPHES = "’‘ʼ`´＇"
+_AS_SPACE = '-‐‑‒–—―_/.,;:!?¡¿…"“”„«»()[]{}*~|<>'
+_TRANSLATION = str.maketrans({**dict.fromkeys(_APOSTROPHES, "'"), **dict.fromkeys(_AS_SPACE, " ")})
+
+
+def normalise(text: str) -> str:
+    """The form of a transcript that models are trained and scored on.
+
+    Lower-case a-z and apostrophes, words parted by single spaces. Punctuation and hyphens part
+    words, accents are dropped, typographic apostrophes become plain ones; an apostrophe that
+    touches no letter goes.
+
+    Raises:
+        UnitsError: a character has no certain spoken form (a digit, `%`, `&`, a letter that is
+            not a-z): "1984" may be read in several ways, and a guess would teach a wrong one.
+    """
+    decomposed = unicodedata.normalize("NFKD", text.translate(_TRANSLATION)).casefold()
+    plain = "".join(char for char in decomposed if not unicodedata.combining(char)).translate(_TRANSLATION)
+    for char in plain:
+        if char not in ALPHABET and not char.isspace():
+            raise UnitsError(
+                f"the character {char!r} cannot be normalised",
+                where=f"text {_shorten(text)!r}",
+                expected="English letters, apostrophes, spaces and punctuation",
+                fix="Spell it out as it is spoken, e.g. 'four' for '4'.",
+            )
+    return " ".join(word for word in plain.split() if word.strip("'"))
+
+
+class Units(Protocol):
+    """The classes of a CTC model.
+
+    Attributes:
+        symbols: the symbol of each id; `symbols[0]` is blank.
+        hash: sha256 in hex of the symbols and the normalisation. Two models with the same hash
+            speak of the same classes.
+    """
+
+    symbols: list[str]
+    hash: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of classes, blank included."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Normalised text to ids, none of them blank. UnitsError names what does not fit."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids, already collapsed and without blanks, to text."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `load_units` reads into an existing folder."""
+        ...
+
+
+class _SymbolUnits:
+    """What both kinds share: a list of symbols, and everything that follows from it."""
+
+    kind: str
+
+    def __init__(self, symbols: list[str]) -> None:
+        self.symbols = symbols
+        identity = {"symbols": symbols, "normalisation": NORMALISATION}
+        canonical = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+        self.hash = hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.symbols)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        for unit in ids:
+            if not BLANK_ID < unit < self.vocab_size:
+                raise UnitsError(
+                    "an id stands for no symbol",
+                    expected=f"ids from 1 to {self.vocab_size - 1} (0 is blank)",
+                    got=unit,
+                    fix="Collapse the ids first, and use the units that the model was trained with.",
+                )
+        return " ".join("".join(self.symbols[unit] for unit in ids).replace(WORD_START, " ").split())
+
+    def save(self, folder: Path) -> None:
+        card = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "kind": self.kind,
+            "normalisation": NORMALISATION,
+            "hash": self.hash,
+            "symbols": self.symbols,
+        }
+        text = json.dumps(card, ensure_ascii=False, indent=1) + "\n"
+        _write_atomically(folder / UNITS_FILE, text.encode())
+
+
+class CharUnits(_SymbolUnits):
+    """One class for each letter and the apostrophe; "▁" stands between words."""
+
+    kind = "char"
+
+    def __init__(self) -> None:
+        super().__init__([BLANK_SYMBOL, WORD_START, *ALPHABET])
+        self._id_by_char = {symbol: unit for unit, symbol in enumerate(self.symbols) if unit != BLANK_ID}
+
+    def encode(self, text: str) -> list[int]:
+        marked = WORD_START.join(text.split())
+        try:
+            return [self._id_by_char[char] for char in marked]
+        except KeyError as unknown:
+            raise _unknown_character(text, unknown.args[0]) from None
+
+
+class SentencePieceUnits(_SymbolUnits):
+    """Word pieces of a SentencePiece model (Kudo 2018, "Subword Regularization").
+
+    SentencePiece insists on an unknown piece. It is given id 0 and doubles as blank: an id 0 from
+    the encoder is unknown text and refused, so that no class of the acoustic model lies idle.
+
+    Args:
+        model_bytes: a serialised model with unk id 0 and no bos, eos or pad pieces.
+        where: the file it came from, for messages.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model_bytes: bytes, where: Path | str = "SentencePiece model") -> None:
+        self.model_bytes = model_bytes
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+            special = (self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id())
+        except (RuntimeError, OSError, ValueError, TypeError) as error:
+            raise UnitsError("not a SentencePiece model", where=where, got=str(error)) from error
+        if special != (BLANK_ID, -1, -1) or self._processor.pad_id() != -1:
+            raise UnitsError(
+                "a SentencePiece model with other special pieces",
+                where=where,
+                expected="unk at id 0 (it doubles as blank), no bos, eos or pad",
+                fix="Train it with kdasr.text.train_sentencepiece.",
+            )
+        count = self._processor.get_piece_size()
+        super().__init__([BLANK_SYMBOL, *(self._processor.id_to_piece(unit) for unit in range(1, count))])
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._processor.encode(text)
+        if BLANK_ID in ids:
+            pieces: list[str] = self._processor.encode(text, out_type=str)
+            unknown = pieces[ids.index(BLANK_ID)].replace(WORD_START, "") or WORD_START
+            raise _unknown_character(text, unknown[0])
+        return ids
+
+    def save(self, folder: Path) -> None:
+        _write_atomically(folder / SENTENCEPIECE_FILE, self.model_bytes)
+        super().save(folder)
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, seed: int = 0, *, max_texts: int = 1_000_000
+) -> SentencePieceUnits:
+    """Learn unigram pieces from normalised texts: same texts and settings, same bytes.
+
+    Args:
+        texts: their order does not matter; empty ones are passed over.
+        vocab_size: classes including blank.
+        seed: chooses the texts where there are more than `max_texts`.
+
+    Raises:
+        UnitsError: no text, or a vocabulary that these texts cannot fill.
+    """
+    # Sorted, because SentencePiece breaks ties by order and shards may be read in any.
+    chosen = sorted(text for text in texts if text.strip())
+    if not chosen:
+        raise UnitsError("no text to learn units from", fix="Give labelled shards with transcripts.")
+    if len(chosen) > max_texts:
+        chosen = sorted(random.Random(seed).sample(chosen, max_texts))
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(chosen),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",  # `normalise` has done it
+            unk_id=BLANK_ID,
+            unk_piece=BLANK_SYMBOL,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=1,
+            shuffle_input_sentence=False,
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError) as error:
+        # The library's own words hold the bound that was passed: "... set it to a value <= 57".
+        reason = str(error).splitlines()[-1].rpartition("] ")[2].rstrip(".") or str(error)
+        raise UnitsError(
+            f"SentencePiece cannot make {vocab_size} units from {len(chosen)} texts",
+            got=reason,
+            fix="Choose another vocab_size or add text.",
+        ) from error
+    return SentencePieceUnits(model.getvalue())
+
+
+def load_units(folder: Path) -> Units:
+    """Read the units that `save` wrote, and check that they are still what was saved.
+
+    Raises:
+        UnitsError: a file is missing, damaged, of another version, or does not match its hash.
+    """
+    path = folder / UNITS_FILE
+    card = _read_card(path)
+    units: CharUnits | SentencePieceUnits
+    if card.get("kind") == CharUnits.kind:
+        units = CharUnits()
+    elif card.get("kind") == SentencePieceUnits.kind:
+        model_path = folder / SENTENCEPIECE_FILE
+        try:
+            units = SentencePieceUnits(model_path.read_bytes(), model_path)
+        except OSError as error:
+            raise UnitsError("cannot be read", where=model_path, got=error.strerror) from error
+    else:
+        raise UnitsError(
+            "unknown kind of units",
+            where=path,
+            expected="'char' or 'sentencepiece'",
+            got=repr(card.get("kind")),
+        )
+    if card.get("symbols") != units.symbols or card.get("hash") != units.hash:
+        raise UnitsError(
+            "the units do not match their hash",
+            where=path,
+            expected=card.get("hash"),
+            got=units.hash,
+            fix="The folder mixes files of two models, or was written by another version; "
+            "restore it or train again.",
+        )
+    return units
+
+
+def write_tokens_txt(units: Units, path: Path) -> None:
+    """Write the symbol table that sherpa-onnx reads: one `symbol id` a line, blank first."""
+    lines = [f"{symbol} {unit}\n" for unit, symbol in enumerate(units.symbols)]
+    _write_atomically(path, "".join(lines).encode())
+
+
+def _read_card(path: Path) -> dict[str, object]:
+    refuse = functools.partial(UnitsError, where=path, fix="Restore the model folder from its source.")
+    try:
+        card = json.loads(path.read_bytes())
+    except OSError as error:
+        raise refuse("the units cannot be read", got=error.strerror) from error
+    except ValueError as error:
+        raise refuse("not valid JSON", got=str(error)) from error
+    if not isinstance(card, dict) or card.get("format") != _FORMAT or card.get("version") != _VERSION:
+        got = (card.get("format"), card.get("version")) if isinstance(card, dict) else type(card).__name__
+        raise refuse("not a units file that this version reads", expected=(_FORMAT, _VERSION), got=got)
+    return card
+
+
+def _unknown_character(text: str, char: str) -> UnitsError:
+    return UnitsError(
+        f"the character {char!r} is not among the units",
+        where=f"text {_shorten(text)!r}",
+        fix="Normalise the text with kdasr.text.normalise, or train units on text that has it.",
+    )
+
+
+def _shorten(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
