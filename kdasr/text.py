@@ -12,7 +12,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import random
 import string
 import unicodedata
@@ -23,6 +22,7 @@ from typing import Protocol
 import sentencepiece
 
 from kdasr.errors import UnitsError
+from kdasr.storage import commit_bytes
 
 BLANK_ID = 0
 BLANK_SYMBOL = "<blk>"
@@ -90,7 +90,7 @@ class Units(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the files that `load_units` reads into an existing folder."""
+        """Write the files that `load_units` reads into a folder."""
         ...
 
 
@@ -130,7 +130,7 @@ class _SymbolUnits:
             "symbols": self.symbols,
         }
         text = json.dumps(card, ensure_ascii=False, indent=1) + "\n"
-        _write_atomically(folder / UNITS_FILE, text.encode())
+        commit_bytes(folder / UNITS_FILE, text.encode())
 
 
 class CharUnits(_SymbolUnits):
@@ -189,7 +189,7 @@ class SentencePieceUnits(_SymbolUnits):
         return ids
 
     def save(self, folder: Path) -> None:
-        _write_atomically(folder / SENTENCEPIECE_FILE, self.model_bytes)
+        commit_bytes(folder / SENTENCEPIECE_FILE, self.model_bytes)
         super().save(folder)
 
 
@@ -280,7 +280,7 @@ def load_units(folder: Path) -> Units:
 def write_tokens_txt(units: Units, path: Path) -> None:
     """Write the symbol table that sherpa-onnx reads: one `symbol id` a line, blank first."""
     lines = [f"{symbol} {unit}\n" for unit, symbol in enumerate(units.symbols)]
-    _write_atomically(path, "".join(lines).encode())
+    commit_bytes(path, "".join(lines).encode())
 
 
 def _read_card(path: Path) -> dict[str, object]:
@@ -307,12 +307,3 @@ def _unknown_character(text: str, char: str) -> UnitsError:
 
 def _shorten(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
