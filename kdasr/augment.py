@@ -1,0 +1,68 @@
+"""Features of a batch in, harder features out: what only training sees.
+
+Everything here leaves the time axis alone, so that soft labels stay aligned with their audio. Random
+numbers come from torch's global generator, which training seeds anew for each step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdasr.compat import import_torchaudio
+from kdasr.features import NUM_MEL_BINS
+
+
+class SpecAugment(nn.Module):
+    """Frequency and time masks (arXiv 1904.08779), drawn for each utterance, after a warp of the
+    frequency axis (vocal tract length perturbation, Jaitly & Hinton 2013).
+
+    Args:
+        num_frequency_masks, max_frequency_bins: masks of up to so many mel bins.
+        num_time_masks, max_time_frames: masks of up to so many feature frames (10 ms).
+        max_warp: bins are read at up to (1 +- max_warp) times their place; 0 for no warp.
+        max_gain_nats: a constant of up to +- so much is added (loudness and its mel tilt).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frequency_masks: int = 2,
+        max_frequency_bins: int = 20,
+        num_time_masks: int = 2,
+        max_time_frames: int = 20,
+        max_warp: float = 0.0,
+        max_gain_nats: float = 0.0,
+    ) -> None:
+        super().__init__()
+        transforms = import_torchaudio().transforms
+        self.masks = nn.Sequential(
+            *[transforms.FrequencyMasking(max_frequency_bins, iid_masks=True)] * num_frequency_masks,
+            *[transforms.TimeMasking(max_time_frames, iid_masks=True)] * num_time_masks,
+        )
+        self.max_warp, self.max_gain_nats = max_warp, max_gain_nats
+
+    def forward(self, features_btf: Tensor) -> Tensor:
+        """(B, T, 80) raw log-mel to the same shape."""
+        if self.max_warp > 0:
+            features_btf = warp_frequency(features_btf, self.max_warp)
+        if self.max_gain_nats > 0:
+            features_btf = features_btf + _uniform(features_btf, self.max_gain_nats)[:, None, None]
+        # torchaudio fills masks with 0; taken from the mean, 0 is the average sound.
+        mean = features_btf.mean()
+        masked: Tensor = self.masks((features_btf - mean).transpose(1, 2).unsqueeze(1))
+        return masked.squeeze(1).transpose(1, 2) + mean
+
+
+def warp_frequency(features_btf: Tensor, max_warp: float) -> Tensor:
+    """(B, T, 80) with each utterance's bins read at a random factor of their place, linearly
+    interpolated: longer and shorter vocal tracts."""
+    factor_b = 1.0 + _uniform(features_btf, max_warp)
+    bins = torch.arange(NUM_MEL_BINS, device=features_btf.device)
+    place_bf = (bins * factor_b[:, None]).clamp(0, NUM_MEL_BINS - 1)
+    weights_bff = (1.0 - (place_bf[:, None, :] - bins[None, :, None]).abs()).clamp_min(0.0)
+    return features_btf @ weights_bff
+
+
+def _uniform(features_btf: Tensor, bound: float) -> Tensor:
+    return (torch.rand(len(features_btf), device=features_btf.device) * 2 - 1) * bound

@@ -1,0 +1,183 @@
+"""The command line: `kdasr VERB …`. Each verb parses its arguments here and works elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdasr.errors import ConfigError, KdasrError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a user's mistake gives one line on stderr and exit status 2."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    try:
+        settings = _settings(rest)
+        if settings and not arguments.takes_settings:
+            raise ConfigError(f"unknown option --{next(iter(settings))}", fix=f"See kdasr {arguments.verb} --help.")
+        return int(arguments.run(arguments, settings) or 0)
+    except KdasrError as error:
+        print(f"kdasr: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("kdasr: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="kdasr",
+        description="Train on-device streaming speech recognisers by distillation.",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, help_text: str, *, settings: bool = False) -> argparse.ArgumentParser:
+        tail = " Any key of the recipe can be given as --KEY VALUE." if settings else ""
+        sub = verbs.add_parser(name, help=help_text, description=help_text + "." + tail, allow_abbrev=False)
+        sub.set_defaults(run=run, takes_settings=settings)
+        return sub
+
+    run = verb("run", _run, "run every stage of a folder of recipes", settings=True)
+    run.add_argument("folder", type=Path, help="e.g. recipes/mini")
+
+    prepare = verb("prepare", _prepare, "write a corpus as audio shards", settings=True)
+    prepare.add_argument("name", help="synth, fsdd, librispeech, folder, or a recipe .yaml")
+    prepare.add_argument("--corpus", type=Path, help="where the corpus lies")
+    prepare.add_argument("--out", type=Path, help="folder for the shards")
+
+    for name, text in (
+        ("train", "train the teacher or student of a recipe"),
+        ("label", "write a teacher's soft labels for unlabelled shards"),
+        ("evaluate", "measure the models of a recipe on its test shards"),
+    ):
+        sub = verb(name, _recipe, text, settings=True)
+        sub.add_argument("recipe", type=Path, help="a recipe .yaml")
+
+    export = verb("export", _export, "export a student for devices", settings=True)
+    export.add_argument("recipe", type=Path, nargs="?", help="a recipe .yaml (or use --model and --out)")
+    export.add_argument("--model", type=Path, help="folder of a trained student")
+    export.add_argument("--out", type=Path, help="folder for the exported files")
+
+    transcribe = verb("transcribe", _transcribe, "print file<TAB>text for audio files")
+    transcribe.add_argument("--model", type=Path, required=True, help="a model folder, or an .onnx file")
+    transcribe.add_argument("--stream", action="store_true", help="chunk by chunk, showing partial results")
+    transcribe.add_argument("files", type=Path, nargs="+", metavar="FILE")
+
+    report = verb("report", _report, "write the tables and plots of a work folder")
+    report.add_argument("--work-dir", type=Path, required=True)
+
+    verify = verb("verify", _verify, "check folders of audio shards against their manifests")
+    verify.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+
+    verb("doctor", _doctor, "say which parts of kdasr work on this machine")
+    return parser
+
+
+def _settings(rest: Sequence[str]) -> dict[str, Any]:
+    """`--key value` and `--key=value` pairs; dashes in a key stand for underscores."""
+    from kdasr.recipe import parse_value
+
+    settings: dict[str, Any] = {}
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise ConfigError(f"unexpected argument {word!r}", expected="--key value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise ConfigError(f"the option --{key} needs a value")
+            value = words.pop(0)
+        settings[key.replace("-", "_")] = parse_value(value)
+    return settings
+
+
+def _run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr.pipeline import run_folder
+    from kdasr.report import print_results
+
+    work_dir = run_folder(arguments.folder, settings)
+    print_results(work_dir)
+
+
+def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr.pipeline import run_recipe
+    from kdasr.stages import prepare
+
+    paths = {"corpus": arguments.corpus, "out": arguments.out}
+    given = {name: str(path) for name, path in paths.items() if path is not None}
+    if arguments.name.endswith(".yaml"):
+        result = run_recipe(Path(arguments.name), {**settings, **given}, expected_stage="prepare")
+    elif arguments.out is None:
+        raise ConfigError("the option --out is missing", expected="a folder for the shards")
+    else:
+        result = prepare(name=arguments.name, **given, **settings)
+    for split, shards in result.items():
+        print(f"{split}\t{shards} shards")
+
+
+def _recipe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr.pipeline import run_recipe
+
+    result = run_recipe(arguments.recipe, settings, expected_stage=arguments.verb)
+    for name, value in result.items():
+        print(f"{name}\t{value}")
+
+
+def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr.pipeline import run_recipe
+    from kdasr.stages import export
+
+    paths = {"model": arguments.model, "out": arguments.out}
+    given = {name: str(path) for name, path in paths.items() if path is not None}
+    if arguments.recipe is not None:
+        result = run_recipe(arguments.recipe, {**settings, **given}, expected_stage="export")
+    elif len(given) < 2:
+        raise ConfigError("what to export is missing", expected="a recipe, or --model DIR --out DIR")
+    else:
+        result = export(**given, **settings)
+    for name, value in result.items():
+        print(f"{name}\t{value}")
+
+
+def _transcribe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from export.transcribe import transcribe
+
+    def show(file: Path, text: str) -> None:
+        print(f"{file}\t{text} …", file=sys.stderr, flush=True)
+
+    for file, text in transcribe(arguments.files, arguments.model, stream=arguments.stream, on_partial=show):
+        print(f"{file}\t{text}", flush=True)
+
+
+def _report(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr.report import print_results, write_report
+
+    print_results(arguments.work_dir)
+    print(f"report: {write_report(arguments.work_dir)}")
+
+
+def _verify(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
+    from kdasr.shards import verify_folder
+
+    problems = [problem for folder in arguments.folders for problem in verify_folder(folder)]
+    print("\n".join(problems) if problems else "all shards are whole")
+    return 1 if problems else 0
+
+
+def _doctor(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr.doctor import print_diagnosis
+
+    print_diagnosis()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The one place that works round a broken dependency.
+
+torchaudio's x86-64 wheel links the CUDA runtime. Beside a CPU build of torch its compiled
+extension cannot load and `import torchaudio` raises OSError, although its pure-Python parts
+(which SpeechBrain imports) need none of it. `import_torchaudio` then puts a stand-in in place of
+`torchaudio._extension` and imports again. Where the extension loads, it changes nothing. Every
+module that needs torchaudio or SpeechBrain calls it first, so it holds in spawned workers too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import NoReturn
+
+MISSING_WITHOUT_EXTENSION = ("forced_align", "rnnt_loss", "cuda_ctc_decoder")
+
+
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError("torchaudio's compiled extension is not available beside this torch build")
+
+
+def _stand_in() -> types.ModuleType:
+    module = types.ModuleType("torchaudio._extension")
+    module.__dict__.update(
+        _IS_TORCHAUDIO_EXT_AVAILABLE=False,
+        _IS_ALIGN_AVAILABLE=False,
+        fail_if_no_align=lambda function: _refuse,
+        _check_cuda_version=lambda: None,
+    )
+    return module
+
+
+def import_torchaudio() -> types.ModuleType:
+    """torchaudio, with its compiled extension where that loads and without it elsewhere."""
+    try:
+        return importlib.import_module("torchaudio")
+    except OSError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+        sys.modules["torchaudio._extension"] = _stand_in()
+        return importlib.import_module("torchaudio")
+
+
+def torchaudio_extension_works() -> bool:
+    """Whether the compiled parts (`MISSING_WITHOUT_EXTENSION`) can be used."""
+    import_torchaudio()
+    return bool(sys.modules["torchaudio._extension"].__dict__["_IS_TORCHAUDIO_EXT_AVAILABLE"])

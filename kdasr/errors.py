@@ -1,0 +1,121 @@
+"""Every error that kdasr raises on purpose.
+
+    KdasrError
+    ├── ConfigError             a recipe, a command line or an argument is wrong
+    │   └── MissingDependencyError   an optional package is not installed
+    ├── CorpusError             a corpus folder is missing or not what it claims to be
+    ├── AudioError              audio cannot be decoded or is empty
+    ├── ShardError              an audio shard cannot be used
+    │   ├── DamagedShardError   its bytes do not match its manifest
+    │   └── ManifestError       its manifest is missing, unreadable or of another shard
+    ├── SoftLabelError          a soft-label shard cannot be used
+    │   ├── DamagedLabelsError  its bytes are not what was written
+    │   └── LabelMismatchError  it belongs to other audio, another teacher, other units
+    ├── UnitsError              text and units do not fit each other
+    ├── ModelError              a model folder cannot be loaded
+    ├── TrainingError           training cannot go on
+    │   └── NonFiniteLossError  the loss became NaN or infinite
+    └── ExportError             an exported model does not agree with the original
+
+A message says what is wrong and where, what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class KdasrError(Exception):
+    """An error with the four things a reader needs: place, expectation, fact, remedy.
+
+    Args:
+        what: what is wrong, in one sentence without a full stop.
+        where: the file, key or setting it is about.
+        expected: what was expected there.
+        got: what was found instead.
+        fix: what to do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        expected: object = None,
+        got: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.where, self.expected, self.got, self.fix = what, where, expected, got, fix
+        parts = [f"{where}: {what}" if where is not None else what]
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if got is not None:
+            parts.append(f"got {got}")
+        message = "; ".join(parts)
+        super().__init__(f"{message}. {fix}" if fix else message)
+
+
+class ConfigError(KdasrError):
+    """A recipe, a command line or an argument is wrong."""
+
+
+class MissingDependencyError(ConfigError):
+    """An optional package is not installed; the message holds the pip line."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"the package {package!r} is not installed",
+            fix=f"Install it with: pip install 'kdasr[{extra}]'",
+        )
+
+
+class CorpusError(KdasrError):
+    """A corpus folder is missing or not what it claims to be."""
+
+
+class AudioError(KdasrError):
+    """Audio cannot be decoded or is empty."""
+
+
+class ShardError(KdasrError):
+    """An audio shard cannot be used."""
+
+
+class DamagedShardError(ShardError):
+    """The bytes of a shard do not match its manifest."""
+
+
+class ManifestError(ShardError):
+    """A manifest is missing, unreadable, or belongs to another shard."""
+
+
+class SoftLabelError(KdasrError):
+    """A soft-label shard cannot be used."""
+
+
+class DamagedLabelsError(SoftLabelError):
+    """The bytes of a soft-label shard are not what was written."""
+
+
+class LabelMismatchError(SoftLabelError):
+    """Soft labels belong to other audio, another teacher or other units."""
+
+
+class UnitsError(KdasrError):
+    """Text and units do not fit each other."""
+
+
+class ModelError(KdasrError):
+    """A model folder cannot be loaded."""
+
+
+class TrainingError(KdasrError):
+    """Training cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class ExportError(KdasrError):
+    """An exported model does not agree with the original."""

@@ -1,0 +1,152 @@
+"""Samples in, Kaldi-compatible 80-bin log-mel out: whole utterances, or chunk by chunk.
+
+The definition is Kaldi's fbank as sherpa-onnx computes it: 25 ms Povey windows every 10 ms, DC
+removal, preemphasis 0.97, 512-point power spectrum, 80 triangular mel bins from 20 to 7,600 Hz,
+natural log floored at float32 epsilon, no dither, `snip_edges=False` (frame t is centred on
+sample 160 t + 80; the edges are mirrored), samples in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdasr.audio import SAMPLE_RATE_HZ
+
+NUM_MEL_BINS = 80
+HOP_SAMPLES = 160
+WINDOW_SAMPLES = 400
+FRAME_SHIFT_MS = 10
+LOW_HZ, HIGH_HZ = 20.0, 7600.0
+LOG_MEL_FLOOR = math.log(torch.finfo(torch.float32).eps)
+
+_FFT_SIZE = 512
+_PREEMPHASIS = 0.97
+# Samples of a frame that lie before the 160 samples it stands for.
+_LEFT_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
+# Frames worked on at a time: the temporaries stay in the cache, which is 3-4 times faster than
+# one pass over a whole utterance.
+_BLOCK_FRAMES = 256
+
+
+def feature_hash() -> str:
+    """A name for this definition of the features; labels and models made with another differ."""
+    definition = {
+        "kind": "kaldi-fbank",
+        "sample_rate_hz": SAMPLE_RATE_HZ,
+        "num_mel_bins": NUM_MEL_BINS,
+        "hop_samples": HOP_SAMPLES,
+        "window_samples": WINDOW_SAMPLES,
+        "window": "povey",
+        "low_hz": LOW_HZ,
+        "high_hz": HIGH_HZ,
+        "preemphasis": _PREEMPHASIS,
+        "snip_edges": False,
+        "dither": 0,
+    }
+    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def num_frames(num_samples: int) -> int:
+    """Feature frames of `num_samples` samples."""
+    return (num_samples + HOP_SAMPLES // 2) // HOP_SAMPLES
+
+
+def log_mel(samples: Tensor | NDArray[np.float32]) -> Tensor:
+    """(N,) samples at 16 kHz in [-1, 1] to (num_frames(N), 80) raw log-mel."""
+    samples_n = torch.as_tensor(samples, dtype=torch.float32)
+    frames = num_frames(len(samples_n))
+    if frames == 0:
+        return torch.empty(0, NUM_MEL_BINS)
+    return _frames_to_log_mel(_mirrored(samples_n, -_LEFT_SAMPLES, _end_sample(frames)), frames)
+
+
+class StreamingLogMel:
+    """Log-mel of audio that arrives in pieces; equal to `log_mel` of the whole."""
+
+    def __init__(self) -> None:
+        self._history = torch.empty(0)
+        self._history_start = 0
+        self._frames_out = 0
+
+    @property
+    def _num_samples(self) -> int:
+        return self._history_start + len(self._history)
+
+    def accept(self, samples: NDArray[np.float32]) -> Tensor:
+        """(n,) further samples to (t, 80) frames that are now complete; t may be 0."""
+        piece = torch.as_tensor(np.asarray(samples, dtype=np.float32))
+        self._history = torch.cat([self._history, piece])
+        ready = (self._num_samples + _LEFT_SAMPLES - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+        frames = self._emit(max(ready, self._frames_out))
+        # One window more than the next frame needs: the mirrored end reaches back that far.
+        keep_from = self._frames_out * HOP_SAMPLES - _LEFT_SAMPLES - WINDOW_SAMPLES
+        drop = min(max(keep_from - self._history_start, 0), len(self._history))
+        self._history, self._history_start = self._history[drop:].clone(), self._history_start + drop
+        return frames
+
+    def flush(self) -> Tensor:
+        """The last (t, 80) frames, whose windows reach past the end of the audio."""
+        return self._emit(num_frames(self._num_samples))
+
+    def _emit(self, frames_end: int) -> Tensor:
+        count = frames_end - self._frames_out
+        if count <= 0:
+            return torch.empty(0, NUM_MEL_BINS)
+        start = self._frames_out * HOP_SAMPLES - _LEFT_SAMPLES - self._history_start
+        end = _end_sample(frames_end) - self._history_start
+        self._frames_out = frames_end
+        return _frames_to_log_mel(_mirrored(self._history, start, end), count)
+
+
+def _end_sample(frames: int) -> int:
+    return (frames - 1) * HOP_SAMPLES - _LEFT_SAMPLES + WINDOW_SAMPLES
+
+
+def _mirrored(samples_n: Tensor, start: int, end: int) -> Tensor:
+    """Samples [start, end), mirrored (edge sample repeated) where that leaves the signal."""
+    size = len(samples_n)
+    if start >= 0 and end <= size:
+        return samples_n[start:end]
+    index = torch.arange(start, end) % (2 * size)
+    return samples_n[torch.minimum(index, 2 * size - 1 - index)]
+
+
+def _frames_to_log_mel(samples_n: Tensor, frames: int) -> Tensor:
+    windows = samples_n.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES)[:frames]
+    return torch.cat([_block_log_mel(block) for block in windows.split(_BLOCK_FRAMES)])
+
+
+def _block_log_mel(windows: Tensor) -> Tensor:
+    windows = windows - windows.mean(1, keepdim=True)
+    previous = torch.cat([windows[:, :1], windows[:, :-1]], dim=1)
+    spectrum = torch.fft.rfft((windows - _PREEMPHASIS * previous) * _POVEY, n=_FFT_SIZE)
+    power = spectrum.real.square() + spectrum.imag.square()
+    return (power @ _MEL_FILTERS).clamp_min(torch.finfo(torch.float32).eps).log()
+
+
+def _povey_window() -> Tensor:
+    return torch.hann_window(WINDOW_SAMPLES, periodic=False, dtype=torch.float64).pow(0.85).float()
+
+
+def _mel_filters() -> Tensor:
+    """(257, 80) triangles that are straight lines on the mel axis, as Kaldi makes them."""
+
+    def mel(hz: Tensor | float) -> Tensor:
+        return 1127.0 * torch.log1p(torch.as_tensor(hz, dtype=torch.float64) / 700.0)
+
+    edges = torch.linspace(float(mel(LOW_HZ)), float(mel(HIGH_HZ)), NUM_MEL_BINS + 2, dtype=torch.float64)
+    bins = mel(torch.arange(_FFT_SIZE // 2 + 1) * (SAMPLE_RATE_HZ / _FFT_SIZE))[:, None]
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    return torch.minimum(rising, falling).clamp_min(0.0).float()
+
+
+_POVEY = _povey_window()
+_MEL_FILTERS = _mel_filters()

@@ -1,0 +1,157 @@
+"""The types that the parts of kdasr hand to one another.
+
+Axes are named by suffix: b batch, t output frames, f feature bins or feature frames as said,
+u units of a transcript, k kept classes, v vocabulary. Lengths are integers, never fractions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One piece of audio with what is known about it.
+
+    Attributes:
+        key: unique name; letters, digits, `-`, `_` only (it becomes a tar member name).
+        samples: (N,) float32 in [-1, 1] at `kdasr.audio.SAMPLE_RATE_HZ`, mono.
+        text: normalised transcript, or None where there is none.
+        speaker: who speaks, or None where unknown.
+    """
+
+    key: str
+    samples: NDArray[np.float32]
+    text: str | None = None
+    speaker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SoftLabels:
+    """A teacher's posteriors over one utterance: kept classes and the mass of all others.
+
+    Frame t owns the next `kept_counts[t]` entries of `ids` and `log_probs`; blank is among them.
+
+    Attributes:
+        kept_counts: (T,) int64, classes kept in each output frame.
+        ids: (sum of kept_counts,) int64 class ids.
+        log_probs: (sum of kept_counts,) float32 natural-log probabilities at T = 1.
+        tail_log_probs: (T,) float32 log of the mass not kept; -inf where nothing was left out.
+    """
+
+    kept_counts: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    log_probs: NDArray[np.float32]
+    tail_log_probs: NDArray[np.float32]
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.kept_counts)
+
+
+class SoftLabelBatch(NamedTuple):
+    """Soft labels of a batch, padded.
+
+    Attributes:
+        ids_btk: int64 class ids; 0 where padded.
+        log_probs_btk: float32; -inf where padded.
+        tail_log_probs_bt: float32; -inf where nothing was left out or the frame is padding.
+        lengths_b: int64 frames of each utterance.
+    """
+
+    ids_btk: Tensor
+    log_probs_btk: Tensor
+    tail_log_probs_bt: Tensor
+    lengths_b: Tensor
+
+    def to(self, device: Any) -> SoftLabelBatch:
+        return SoftLabelBatch(*(tensor.to(device) for tensor in self))
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one training or labelling step sees.
+
+    Attributes:
+        keys: one key for each utterance.
+        features_btf: (B, T, 80) float32 raw log-mel, padded with `LOG_MEL_FLOOR`.
+        feature_lengths_b: (B,) int64 feature frames (10 ms each).
+        tokens_bu: (B, U) int64 transcript units padded with 0, or None on unlabelled audio.
+        token_lengths_b: (B,) int64, or None.
+        soft_labels: the teacher's posteriors, or None on labelled audio.
+    """
+
+    keys: list[str]
+    features_btf: Tensor
+    feature_lengths_b: Tensor
+    tokens_bu: Tensor | None = None
+    token_lengths_b: Tensor | None = None
+    soft_labels: SoftLabelBatch | None = None
+
+    def to(self, device: Any) -> Self:
+        for name in ("features_btf", "feature_lengths_b", "tokens_bu", "token_lengths_b", "soft_labels"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value.to(device))
+        return self
+
+
+@runtime_checkable
+class AcousticModel(Protocol):
+    """A CTC acoustic model over whole utterances: every teacher, and every student offline.
+
+    Attributes:
+        config: the constructor's keyword arguments, JSON-serialisable: class path + config +
+            weights rebuild the model.
+        vocab_size: classes including blank; blank is id 0.
+        subsampling: feature frames for each output frame.
+    """
+
+    config: dict[str, Any]
+    vocab_size: int
+    subsampling: int
+
+    def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw log-mel (B, T, 80) and feature lengths to log-probs (B, T', V) and frame counts
+        `ceil(lengths / subsampling)`. What lies beyond a length never changes what lies before."""
+        ...
+
+
+@runtime_checkable
+class StreamingModel(AcousticModel, Protocol):
+    """A student: the same weights chunk by chunk, with explicit state.
+
+    A state is a NamedTuple of tensors, batch on axis 0 of every one: float32 tensors, and one
+    int64 tensor `processed` (B,), the count of valid left-context frames.
+
+    Attributes:
+        chunk_frames: output frames that one call emits (40 ms each).
+        lookahead_frames: output frames of future audio that one call needs beyond its chunk.
+    """
+
+    chunk_frames: int
+    lookahead_frames: int
+
+    @property
+    def shift(self) -> int:
+        """Feature frames that the window moves by: chunk_frames * subsampling."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Feature frames that one call sees: (chunk_frames + lookahead_frames) * subsampling."""
+        ...
+
+    def initial_state(self, batch_size: int = 1) -> Any:
+        """The state before the first frame: all zeros."""
+        ...
+
+    def forward(self, features_btf: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One window (B, window, 80) of raw log-mel to log-probs (B, chunk_frames, V) and the
+        next state. Call k sees feature frames [k * shift, k * shift + window)."""
+        ...

@@ -1,0 +1,198 @@
+"""Conformer parts that teachers and students share: frames of width D in, frames of width D out.
+
+Everything here is indifferent to the batch: no BatchNorm, no statistics over time. What an
+utterance gets depends on its own frames alone, which makes streaming equal to offline and soft
+labels independent of the batch they were computed in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdasr.features import LOG_MEL_FLOOR, NUM_MEL_BINS
+
+SUBSAMPLING = 4
+# Feature frames before its own four that an output frame of `Subsampling` sees.
+SUBSAMPLING_CONTEXT = 9
+
+
+class Normalise(nn.Module):
+    """Global mean and variance normalisation, held by the model so that no one can forget it."""
+
+    mean_f: Tensor
+    inverse_std_f: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean_f", torch.zeros(NUM_MEL_BINS))
+        self.register_buffer("inverse_std_f", torch.ones(NUM_MEL_BINS))
+
+    def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
+        self.mean_f.copy_(mean_f)
+        self.inverse_std_f.copy_(1.0 / std_f.clamp_min(1e-3))
+
+    def forward(self, features_btf: Tensor) -> Tensor:
+        return (features_btf - self.mean_f) * self.inverse_std_f
+
+
+class Subsampling(nn.Module):
+    """Two strided convolutions: 10 ms features to 40 ms frames, causal in steps of one frame.
+
+    Output frame t sees feature frames [4 t - SUBSAMPLING_CONTEXT, 4 t + 4).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(NUM_MEL_BINS, width, kernel_size=5, stride=2)
+        self.second = nn.Conv1d(width, width, kernel_size=5, stride=2)
+
+    def forward(self, features_btf: Tensor) -> Tensor:
+        """(B, SUBSAMPLING_CONTEXT + 4 T, 80) normalised features to (B, T, width)."""
+        hidden_bct = functional.silu(self.first(features_btf.transpose(1, 2)))
+        return functional.silu(self.second(hidden_bct)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, expansion: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        hidden = self.dropout(functional.silu(self.up(self.norm(x_btd))))
+        return self.dropout(self.down(hidden))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions (RoFormer, arXiv 2104.09864, eq. 34).
+
+    Positions are relative, so a window that slides over the audio needs no absolute clock.
+    """
+
+    inverse_wavelengths: Tensor
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        half = width // num_heads // 2
+        self.register_buffer(
+            "inverse_wavelengths", 1.0 / 1_000.0 ** (torch.arange(half) / half), persistent=False
+        )
+
+    def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, T, D), before rotation."""
+        query, key, value = self.query_key_value(self.norm(x_btd)).chunk(3, dim=-1)
+        return query, key, value
+
+    def attend(self, query_bqd: Tensor, key_bkd: Tensor, value_bkd: Tensor, mask: Tensor) -> Tensor:
+        """Queries are the last Q of the K positions. `mask` broadcasts to (B, heads, Q, K), True =
+        may be seen. Returns (B, Q, D)."""
+        first_query = key_bkd.shape[1] - query_bqd.shape[1]
+        query, key = self._rotate(query_bqd, first_query), self._rotate(key_bkd, 0)
+        mixed = functional.scaled_dot_product_attention(query, key, self._heads(value_bkd), attn_mask=mask)
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x_btd: Tensor) -> Tensor:
+        return x_btd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _rotate(self, x_btd: Tensor, first_position: int) -> Tensor:
+        position = torch.arange(first_position, first_position + x_btd.shape[1], device=x_btd.device)
+        angle = position[:, None] * self.inverse_wavelengths
+        cosine, sine = angle.cos().to(x_btd.dtype), angle.sin().to(x_btd.dtype)
+        left, right = self._heads(x_btd).chunk(2, dim=-1)
+        return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)
+
+
+class Convolution(nn.Module):
+    """Conformer's convolution module; the caller supplies the frames around the input."""
+
+    def __init__(self, width: int, kernel_frames: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.gate = nn.Linear(width, 2 * width)
+        self.depthwise = nn.Conv1d(width, width, kernel_frames, groups=width)
+        self.depthwise_norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def gated(self, x_btd: Tensor) -> Tensor:
+        return functional.glu(self.gate(self.norm(x_btd)), dim=-1)
+
+    def mix(self, gated_btd: Tensor) -> Tensor:
+        """(B, T + kernel - 1, D) gated frames with their context to (B, T, D)."""
+        mixed = self.depthwise(gated_btd.transpose(1, 2)).transpose(1, 2)
+        return self.dropout(self.out(functional.silu(self.depthwise_norm(mixed))))
+
+
+class ConformerLayer(nn.Module):
+    """Conformer block (arXiv 2005.08100, eq. 1) with LayerNorm in place of BatchNorm."""
+
+    def __init__(
+        self, width: int, *, num_heads: int, expansion: int, kernel_frames: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.before = FeedForward(width, expansion, dropout)
+        self.attention = Attention(width, num_heads, dropout)
+        self.convolution = Convolution(width, kernel_frames, dropout)
+        self.after = FeedForward(width, expansion, dropout)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_btd: Tensor, mask: Tensor, pad: tuple[int, int], valid_bt1: Tensor | None) -> Tensor:
+        """Whole utterances.
+
+        Args:
+            x_btd: (B, T, D) frames.
+            mask: what each frame may attend to, broadcasts to (B, heads, T, T).
+            pad: frames of zeros before and after, for the convolution.
+            valid_bt1: False where a frame is padding that the convolution could see, or None.
+        """
+        x_btd = x_btd + 0.5 * self.before(x_btd)
+        query, key, value = self.attention.project(x_btd)
+        x_btd = x_btd + self.attention.attend(query, key, value, mask)
+        gated = self.convolution.gated(x_btd)
+        if valid_bt1 is not None:
+            gated = gated * valid_bt1
+        x_btd = x_btd + self.convolution.mix(functional.pad(gated, (0, 0, *pad)))
+        return self.norm(x_btd + 0.5 * self.after(x_btd))
+
+    def step(
+        self, x_btd: Tensor, keys: Tensor, values: Tensor, gated_context: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One chunk (B, C, D) with cached keys and values (B, L, D) and gated frames (B, K - 1, D).
+
+        Returns the chunk's output and the three caches for the next one.
+        """
+        x_btd = x_btd + 0.5 * self.before(x_btd)
+        query, key, value = self.attention.project(x_btd)
+        key, value = torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1)
+        x_btd = x_btd + self.attention.attend(query, key, value, mask)
+        gated = torch.cat([gated_context, self.convolution.gated(x_btd)], dim=1)
+        x_btd = x_btd + self.convolution.mix(gated)
+        out = self.norm(x_btd + 0.5 * self.after(x_btd))
+        return out, _last(key, keys), _last(value, values), _last(gated, gated_context)
+
+
+def _last(frames: Tensor, like: Tensor) -> Tensor:
+    return frames[:, frames.shape[1] - like.shape[1] :]
+
+
+def output_lengths(feature_lengths_b: Tensor) -> Tensor:
+    """Output frames (40 ms) of utterances of so many feature frames (10 ms)."""
+    return torch.div(feature_lengths_b + SUBSAMPLING - 1, SUBSAMPLING, rounding_mode="floor")
+
+
+def pad_features(features_btf: Tensor, lengths_b: Tensor, num_features: int) -> Tensor:
+    """(B, num_features, 80): all beyond each length is digital silence, as after the last sample
+    of a stream; frames past `num_features` are cut."""
+    cut = features_btf[:, :num_features]
+    padded = functional.pad(cut, (0, 0, 0, num_features - cut.shape[1]), value=LOG_MEL_FLOOR)
+    position = torch.arange(num_features, device=lengths_b.device)
+    return padded.masked_fill((position >= lengths_b[:, None])[..., None], LOG_MEL_FLOOR)

@@ -1,0 +1,146 @@
+"""Every loss: log-probs of a batch in, one scalar out (nats for each output frame).
+
+A loss is called as `loss(log_probs_btv, lengths_b, batch)`; a recipe names it and its weight under
+`labelled_losses:` or `unlabelled_losses:`. Nothing here has state or learns.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdasr.errors import ConfigError, LabelMismatchError
+from kdasr.interfaces import Batch, SoftLabelBatch
+
+BlankPolicy = Literal["all", "eliminate", "symmetric", "downweight"]
+BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "downweight")
+# Stands for log 0 where -inf would make NaN gradients.
+_LOG_ZERO = -1e30
+
+
+def ctc(log_probs_btv: Tensor, lengths_b: Tensor, batch: Batch) -> Tensor:
+    """Connectionist temporal classification (Graves et al. 2006, eq. 8) against the transcripts.
+
+    An utterance that is too short for its transcript has an infinite loss and counts as 0.
+
+    Args:
+        log_probs_btv: (B, T, V).
+        lengths_b: (B,) output frames.
+        batch: with `tokens_bu` and `token_lengths_b`.
+
+    Returns:
+        -log p(transcripts) over the batch, in nats for each output frame.
+    """
+    assert batch.tokens_bu is not None and batch.token_lengths_b is not None
+    loss = functional.ctc_loss(
+        log_probs_btv.transpose(0, 1).float(),
+        batch.tokens_bu,
+        lengths_b,
+        batch.token_lengths_b,
+        reduction="sum",
+        zero_infinity=True,
+    )
+    return loss / lengths_b.sum()
+
+
+def soft_cross_entropy(
+    log_probs_btv: Tensor,
+    lengths_b: Tensor,
+    batch: Batch,
+    *,
+    delay_frames: int = 0,
+    blank_policy: BlankPolicy = "all",
+    blank_weight: float = 0.1,
+    spike_margin_frames: int = 1,
+) -> Tensor:
+    """Cross-entropy to the teacher's stored posteriors on the partition kept classes + tail.
+
+    -(sum over kept of p log q + p_tail log q_tail), with q_tail from a logsumexp over the classes
+    that were not kept. On this partition the truncated target is unbiased, which renormalised or
+    evenly spread top-k is not (arXiv 2503.16870).
+
+    A student that hears less future than its teacher has to spike later: student frame
+    t + delay_frames learns from teacher frame t (arXiv 1904.01624 trains LSTM students on delayed
+    targets). The student's first `delay_frames` frames and the teacher's last ones have no partner.
+
+    Args:
+        log_probs_btv: (B, T, V) of the student.
+        lengths_b: (B,) output frames of the student.
+        batch: with `soft_labels`.
+        delay_frames: student frames that the student may lag behind the teacher.
+        blank_policy: which teacher frames count: "all"; "eliminate" those whose best class is
+            blank; "symmetric" keeps non-blank frames and `spike_margin_frames` around each
+            (arXiv 2506.01503); "downweight" gives blank frames `blank_weight`.
+
+    Returns:
+        Cross-entropy in nats for each frame that counts; 0 where none does.
+
+    Raises:
+        ConfigError: an unknown blank policy or a negative delay.
+        LabelMismatchError: the labels of an utterance have another number of frames.
+    """
+    labels = batch.soft_labels
+    assert labels is not None
+    if delay_frames < 0 or blank_policy not in BLANK_POLICIES:
+        raise ConfigError(
+            "soft_cross_entropy is set up wrongly",
+            expected=f"delay_frames >= 0 and a blank_policy of {', '.join(BLANK_POLICIES)}",
+            got=f"delay_frames {delay_frames}, blank_policy {blank_policy!r}",
+        )
+    _check_lengths(lengths_b, labels.lengths_b, batch.keys)
+    frames = log_probs_btv.shape[1] - delay_frames
+    if frames <= 0:
+        return log_probs_btv.sum() * 0.0
+    cross_entropy_bt = partition_cross_entropy(log_probs_btv[:, delay_frames:].float(), labels)
+    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
+    paired = torch.arange(frames, device=lengths_b.device) < (lengths_b - delay_frames)[:, None]
+    weights_bt = weights_bt * paired
+    return (cross_entropy_bt * weights_bt).sum() / weights_bt.sum().clamp_min(1.0)
+
+
+def partition_cross_entropy(log_probs_btv: Tensor, labels: SoftLabelBatch) -> Tensor:
+    """(B, T, V) student log-probs against the first T label frames: (B, T) cross-entropies.
+
+    Memory grows with V + k for each frame, never with V * k.
+    """
+    frames = log_probs_btv.shape[1]
+    ids_btk = labels.ids_btk[:, :frames]
+    kept_p = labels.log_probs_btk[:, :frames].exp()
+    tail_p = labels.tail_log_probs_bt[:, :frames].exp()
+    kept = (kept_p * log_probs_btv.gather(2, ids_btk)).sum(-1)
+    # Padded entries point at blank, which is always kept, so they mask nothing more.
+    others_btv = log_probs_btv.scatter(2, ids_btk, _LOG_ZERO)
+    tail = torch.where(tail_p > 0, tail_p * others_btv.logsumexp(-1), torch.zeros_like(tail_p))
+    return -(kept + tail)
+
+
+def frame_weights(
+    labels: SoftLabelBatch, policy: BlankPolicy, blank_weight: float, spike_margin_frames: int
+) -> Tensor:
+    """(B, T) float weights of the teacher's frames under a blank policy."""
+    best = labels.log_probs_btk.argmax(-1, keepdim=True)
+    spikes_bt = labels.ids_btk.gather(2, best).squeeze(2) != 0
+    if policy == "all":
+        return torch.ones_like(labels.tail_log_probs_bt)
+    if policy == "downweight":
+        return torch.where(spikes_bt, 1.0, blank_weight)
+    weights_bt = spikes_bt.float()
+    if policy == "symmetric" and spike_margin_frames > 0:
+        width = 2 * spike_margin_frames + 1
+        weights_bt = functional.max_pool1d(weights_bt[:, None], width, 1, spike_margin_frames).squeeze(1)
+    return weights_bt
+
+
+def _check_lengths(student_b: Tensor, teacher_b: Tensor, keys: list[str]) -> None:
+    for key, student, teacher in zip(keys, student_b.tolist(), teacher_b.tolist(), strict=True):
+        if student != teacher:
+            raise LabelMismatchError(
+                "the soft labels have another number of frames than the student's output",
+                where=key,
+                expected=f"{student} frames",
+                got=f"{teacher} frames",
+                fix="Teacher and student need the same subsampling and the same audio: label again.",
+            )

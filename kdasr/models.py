@@ -1,0 +1,162 @@
+"""Models on disk: a folder with the weights, the units and a card that rebuilds them.
+
+    DIR/model.safetensors   weights
+    DIR/units.json …        units (kdasr/text.py)
+    DIR/model.json          the card, written last: class, config, hashes, how it was trained
+
+No pickle: a model from a stranger can be loaded without running anything of his.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from kdasr.errors import ModelError
+from kdasr.features import feature_hash
+from kdasr.text import Units, load_units
+
+FORMAT, VERSION = "kdasr-model", 1
+CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
+# Classes are named in a file, so only our own packages may be asked for them.
+_CLASS_PREFIXES = ("kdasr.teachers.", "kdasr.students.")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready for inference, its units, and its card as a dict."""
+
+    model: Any
+    units: Units
+    card: dict[str, Any]
+
+
+def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] | None = None) -> None:
+    """Write `model` (with `.config`) and its units into `folder`, which appears whole or not at all.
+
+    `extra` goes into the card: training settings, results, whatever a reader will ask.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(weights, temporary / WEIGHTS_FILE)
+    units.save(temporary)
+    card = {
+        "format": FORMAT,
+        "version": VERSION,
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "config": model.config,
+        "parameters": count_parameters(model),
+        "weights_sha256": file_sha256(temporary / WEIGHTS_FILE),
+        "units_hash": units.hash,
+        "feature_hash": feature_hash(),
+        **(extra or {}),
+    }
+    (temporary / CARD_FILE).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model in `folder`, in eval mode on `device`.
+
+    Raises:
+        ModelError: no model there, a damaged or foreign one, or one of other features.
+    """
+    folder = Path(folder)
+    card = _read_card(folder)
+    if card["feature_hash"] != feature_hash():
+        raise ModelError(
+            "the model was trained on other features",
+            where=folder,
+            expected=feature_hash(),
+            got=card["feature_hash"],
+            fix="Train it again, or use the release of kdasr that made it.",
+        )
+    if (found := file_sha256(folder / WEIGHTS_FILE)) != card["weights_sha256"]:
+        raise ModelError(
+            "the weights are not those of the card",
+            where=folder / WEIGHTS_FILE,
+            expected=f"sha256 {card['weights_sha256']}",
+            got=found,
+            fix="Copy the model folder again.",
+        )
+    model = _build(folder, card)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise ModelError("the weights do not fit the model", where=folder, got=error) from error
+    units = load_units(folder)
+    if units.hash != card["units_hash"]:
+        raise ModelError(
+            "the units are not those the model was trained with",
+            where=folder,
+            expected=card["units_hash"],
+            got=units.hash,
+            fix="Copy the model folder again.",
+        )
+    return LoadedModel(model.eval().to(device), units, card)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers in a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError("the file cannot be read", where=path, got=error.strerror) from error
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    path = folder / CARD_FILE
+    try:
+        card: dict[str, Any] = json.loads(path.read_text())
+        found = (card["format"], card["version"])
+        missing = {"class", "config", "weights_sha256", "units_hash", "feature_hash"} - set(card)
+    except FileNotFoundError:
+        raise ModelError(
+            "there is no model in this folder",
+            where=folder,
+            expected=CARD_FILE,
+            fix="Train one with `kdasr train`, or name the folder that holds it.",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError("the model card cannot be read", where=path, got=repr(error)) from error
+    if found != (FORMAT, VERSION) or missing:
+        raise ModelError(
+            "this is not a model of this version of kdasr",
+            where=path,
+            expected=f"{FORMAT} version {VERSION}",
+            got=f"{found[0]} version {found[1]}" + (f" without {sorted(missing)}" if missing else ""),
+        )
+    return card
+
+
+def _build(folder: Path, card: dict[str, Any]) -> nn.Module:
+    name = str(card["class"])
+    try:
+        if not name.startswith(_CLASS_PREFIXES):
+            raise ImportError(f"{name} is not a teacher or a student of kdasr")
+        module_name, class_name = name.rsplit(".", 1)
+        model: nn.Module = getattr(importlib.import_module(module_name), class_name)(**card["config"])
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ModelError("the model cannot be built", where=folder / CARD_FILE, got=error) from error
+    return model

@@ -1,0 +1,113 @@
+"""A folder of recipes in, every stage run in order; a second call redoes nothing.
+
+A stage is done when its marker in WORK_DIR/.done holds the hash of what it depends on: its resolved
+recipe and the markers of the stages before it. Delete a marker to run a stage again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kdasr import stages
+from kdasr.errors import ConfigError
+from kdasr.recipe import Recipe, Stage, load_recipe, run_stages, stage_arguments
+
+VERBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "prepare": stages.prepare,
+    "train": stages.train,
+    "label": stages.label,
+    "export": stages.export,
+    "evaluate": stages.evaluate,
+}
+_console = Console(stderr=True)
+
+
+def run_recipe(path: Path, settings: Mapping[str, Any], *, expected_stage: str | None = None) -> dict[str, Any]:
+    """Run one recipe, whether or not it has been run before (its verb may still find it done).
+
+    Raises:
+        ConfigError: the recipe cannot be read, or is of another stage than `expected_stage`.
+    """
+    recipe = load_recipe(path, settings)
+    if expected_stage is not None and recipe.stage != expected_stage:
+        raise ConfigError(
+            "this is a recipe of another stage",
+            where=path,
+            expected=expected_stage,
+            got=recipe.stage,
+            fix=f"Use `kdasr {recipe.stage}` or `kdasr run`.",
+        )
+    return _call(recipe)
+
+
+def run_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Run every stage of the recipes in `folder` that is not done yet; the work folder."""
+    listed = run_stages(Path(folder), settings)
+    recipes = [(stage, load_recipe(stage.path, stage.settings)) for stage in listed]
+    for _, recipe in recipes:
+        _arguments(recipe)
+    work_dir = _work_dir(recipes)
+    inputs = ""
+    for stage, recipe in recipes:
+        inputs = hashlib.sha256(f"{inputs}\n{recipe.text}".encode()).hexdigest()
+        marker = work_dir / ".done" / f"{stage.name}.json"
+        if _is_done(marker, inputs):
+            _console.print(f"[dim]{stage.name}: done before[/dim]")
+            continue
+        _console.rule(stage.name, align="left")
+        started = time.time()
+        result = _call(recipe)
+        _mark_done(marker, inputs, result, time.time() - started)
+    return work_dir
+
+
+def _call(recipe: Recipe) -> dict[str, Any]:
+    return VERBS[recipe.stage](**_arguments(recipe))
+
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    """The keys of the recipe as its verb takes them; all others are refused."""
+    if recipe.stage not in VERBS:
+        raise ConfigError("an unknown stage", where=recipe.path, expected=", ".join(VERBS), got=recipe.stage)
+    parameters = inspect.signature(VERBS[recipe.stage]).parameters.values()
+    # prepare's further keys are those of the corpus, which refuses unknown ones itself.
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    named = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    accepted = [parameter.name for parameter in named]
+    if open_ended:
+        accepted += [key for key in recipe.arguments if key != "work_dir"]
+    required = [parameter.name for parameter in named if parameter.default is parameter.empty]
+    return stage_arguments(recipe, accepted, required)
+
+
+def _work_dir(recipes: list[tuple[Stage, Recipe]]) -> Path:
+    folders = {str(recipe.arguments.get("work_dir")) for _, recipe in recipes}
+    if len(folders) != 1 or "None" in folders:
+        raise ConfigError(
+            "the stages of a run share one work_dir", expected="the same work_dir in each", got=sorted(folders)
+        )
+    return Path(folders.pop())
+
+
+def _is_done(marker: Path, inputs: str) -> bool:
+    try:
+        return bool(json.loads(marker.read_text())["inputs"] == inputs)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _mark_done(marker: Path, inputs: str, result: dict[str, Any], seconds: float) -> None:
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    temporary = marker.with_suffix(f".{os.getpid()}.tmp")
+    content = {"inputs": inputs, "seconds": round(seconds, 1), "result": result}
+    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    temporary.replace(marker)

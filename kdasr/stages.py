@@ -1,0 +1,156 @@
+"""The verbs as recipes call them: settings in, files in the work folder out.
+
+Each function here is one stage; its keyword arguments are the keys of its YAML. What they do is
+done elsewhere; here paths, units, streams and models are put together and checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_prep import prepare as prepare_corpus
+from kdasr.errors import ConfigError
+from kdasr.features import FRAME_SHIFT_MS, feature_hash
+from kdasr.loader import Stream, texts_of
+from kdasr.models import load_model
+from kdasr.recipe import Recipe, load_recipe, stage_arguments
+from kdasr.soft_labels import LabelFolder
+from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
+from kdasr.training import Optimisation, Training
+
+Losses = Mapping[str, Sequence[Any]]
+
+
+def prepare(*, name: str, out: str, corpus: str | None = None, seed: int = 1, **settings: Any) -> dict[str, Any]:
+    """Write a corpus as audio shards; `settings` are those of the corpus."""
+    if corpus is None and name != "synth":
+        raise ConfigError(
+            f"the corpus {name} needs the folder it lies in", where="corpus", fix="Add --corpus DIR."
+        )
+    shards = prepare_corpus(name, corpus=Path(corpus) if corpus else None, out=Path(out), seed=seed, **settings)
+    return {split: len(paths) for split, paths in shards.items()}
+
+
+def train(
+    *,
+    name: str,
+    out: str,
+    model: Callable[..., Any],
+    units: str | Mapping[str, Any],
+    labelled: Sequence[str],
+    dev: Sequence[str],
+    optimisation: Optimisation,
+    labelled_losses: Losses,
+    batch_seconds: float,
+    checkpoints: str,
+    seed: int = 1,
+    unlabelled: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    unlabelled_losses: Losses | None = None,
+    schedule: Sequence[tuple[str, int]] = (("labelled", 1),),
+    speeds: Sequence[float] = (1.0,),
+    augment: nn.Module | None = None,
+    max_labelled_utterances: int | None = None,
+    cache_gigabytes: float = 1.0,
+    num_workers: int = 0,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Train a teacher or a student; see the arguments of `Training` and `Stream`.
+
+    `units` is `{kind: characters}`, `{kind: sentencepiece, vocab_size: N}`, or the folder of a model
+    whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`.
+    """
+    units_built = make_units(units, [Path(folder) for folder in labelled], seed)
+    built = model(vocab_size=units_built.vocab_size) if isinstance(model, _partials()) else model
+    cache_bytes = int(cache_gigabytes * 2**30 / 2)
+    streams = {
+        "labelled": Stream(
+            [Path(folder) for folder in labelled],
+            batch_seconds,
+            seed,
+            units=units_built,
+            speeds=tuple(speeds),
+            max_utterances=max_labelled_utterances,
+            cache_bytes=cache_bytes,
+        )
+    }
+    if any(stream == "unlabelled" for stream, _ in schedule):
+        streams["unlabelled"] = _unlabelled(
+            unlabelled, labels, built, units_built, batch_seconds=batch_seconds, seed=seed, cache_bytes=cache_bytes
+        )
+    training = Training(
+        name=name,
+        model=built,
+        units=units_built,
+        streams=streams,
+        schedule=[(stream, count) for stream, count in schedule],
+        losses={
+            "labelled": _weighted("labelled_losses", labelled_losses),
+            "unlabelled": _weighted("unlabelled_losses", unlabelled_losses or {}),
+        },
+        dev=Stream([Path(folder) for folder in dev], batch_seconds, seed, units=units_built, cache_bytes=2**28),
+        optimisation=optimisation,
+        augment=augment,
+        seed=seed,
+        checkpoints=Path(checkpoints),
+        num_workers=num_workers,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    return training.run(Path(out))
+
+
+def make_units(units: str | Mapping[str, Any], labelled: Sequence[Path], seed: int) -> Units:
+    """Units from a description, or those of an existing model."""
+    if isinstance(units, str):
+        return load_units(Path(units))
+    kind = units.get("kind")
+    if kind == "characters":
+        return CharUnits()
+    if kind == "sentencepiece":
+        return train_sentencepiece(texts_of(labelled), vocab_size=int(units["vocab_size"]), seed=seed)
+    raise ConfigError(
+        "units of an unknown kind", where="units", expected="characters, sentencepiece, or a model folder", got=units
+    )
+
+
+def _unlabelled(
+    folders: Sequence[str], labels: Sequence[str], model: Any, units: Units, **settings: Any
+) -> Stream:
+    if len(folders) != 1 or len(labels) != 1:
+        raise ConfigError(
+            "unlabelled audio and its soft labels go in pairs",
+            where="unlabelled, labels",
+            expected="one folder each",
+            got=f"{len(folders)} and {len(labels)}",
+        )
+    expect = {
+        "units_hash": units.hash,
+        "vocab_size": units.vocab_size,
+        "feature_hash": feature_hash(),
+        "frame_shift_ms": FRAME_SHIFT_MS,
+        "subsampling": model.subsampling,
+    }
+    return Stream([Path(folders[0])], labels=LabelFolder(Path(labels[0]), expect=expect), **settings)
+
+
+def _weighted(name: str, losses: Losses) -> dict[str, tuple[float, Any]]:
+    for term, entry in losses.items():
+        if len(entry) != 2 or not isinstance(entry[0], int | float) or not callable(entry[1]):
+            raise ConfigError(
+                "a loss is a weight and a function", where=f"{name}.{term}", expected="[1.0, !name:kdasr.losses.…]"
+            )
+    return {term: (float(entry[0]), entry[1]) for term, entry in losses.items()}
+
+
+def _partials() -> Any:
+    import functools
+
+    return functools.partial

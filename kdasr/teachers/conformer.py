@@ -1,0 +1,71 @@
+"""A full-context Conformer CTC teacher: whole utterances of log-mel in, log-probs out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdasr.layers import (
+    SUBSAMPLING,
+    SUBSAMPLING_CONTEXT,
+    ConformerLayer,
+    Normalise,
+    Subsampling,
+    output_lengths,
+    pad_features,
+)
+
+
+class ConformerTeacher(nn.Module):
+    """Every frame sees the whole utterance.
+
+    Args:
+        vocab_size: classes including blank.
+        width: D; a multiple of 2 * num_heads.
+        num_layers, num_heads, expansion, kernel_frames, dropout: of the Conformer layers;
+            `kernel_frames` is odd, the convolution looks both ways.
+    """
+
+    subsampling = SUBSAMPLING
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        width: int = 192,
+        num_layers: int = 5,
+        num_heads: int = 4,
+        expansion: int = 4,
+        kernel_frames: int = 15,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.vocab_size = vocab_size
+        self.padding = (kernel_frames // 2, kernel_frames // 2)
+        self.normalise = Normalise()
+        self.subsample = Subsampling(width)
+        self.layers = nn.ModuleList(
+            ConformerLayer(
+                width, num_heads=num_heads, expansion=expansion, kernel_frames=kernel_frames, dropout=dropout
+            )
+            for _ in range(num_layers)
+        )
+        self.head = nn.Linear(width, vocab_size)
+
+    def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, 80) raw log-mel and (B,) feature frames to (B, T', V) log-probs and (B,) frames."""
+        lengths_out = output_lengths(lengths_b)
+        longest = int(lengths_out.max())
+        features = self.normalise(pad_features(features_btf, lengths_b, longest * SUBSAMPLING))
+        x_btd = self.subsample(functional.pad(features, (0, 0, SUBSAMPLING_CONTEXT, 0)))
+        valid_bt = torch.arange(longest, device=x_btd.device) < lengths_out[:, None]
+        mask, valid_bt1 = valid_bt[:, None, None, :], valid_bt[..., None]
+        for layer in self.layers:
+            x_btd = layer(x_btd, mask, self.padding, valid_bt1)
+        return self.head(x_btd).log_softmax(dim=-1), lengths_out
+
+    def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
+        """Mean and standard deviation of each mel bin over the training audio."""
+        self.normalise.set_statistics(mean_f, std_f)

@@ -1,0 +1,75 @@
+"""Log-mel against Kaldi's two public implementations, and streaming against whole."""
+
+from __future__ import annotations
+
+import kaldi_native_fbank
+import numpy as np
+import pytest
+import torch
+
+from kdasr.compat import import_torchaudio
+from kdasr.features import LOG_MEL_FLOOR, StreamingLogMel, feature_hash, log_mel, num_frames
+
+
+def speechlike(num_samples: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    time_s = np.arange(num_samples) / 16_000
+    voiced = sum(np.sin(2 * np.pi * 120 * k * time_s) / k for k in range(1, 20))
+    return (0.05 * voiced + 0.01 * rng.standard_normal(num_samples)).astype(np.float32)
+
+
+def native_fbank(samples: np.ndarray) -> np.ndarray:
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.dither, options.frame_opts.snip_edges = 0.0, False
+    options.mel_opts.num_bins, options.mel_opts.high_freq = 80, -400.0
+    fbank = kaldi_native_fbank.OnlineFbank(options)
+    fbank.accept_waveform(16_000, samples.tolist())
+    fbank.input_finished()
+    return np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
+
+
+@pytest.mark.parametrize("num_samples", [400, 1_601, 16_000, 80_123])
+def test_log_mel_matches_torchaudio_and_kaldi_native_fbank(num_samples: int) -> None:
+    import_torchaudio()
+    from torchaudio.compliance.kaldi import fbank
+
+    samples = speechlike(num_samples)
+    ours = log_mel(samples)
+    theirs = fbank(
+        torch.from_numpy(samples)[None], num_mel_bins=80, high_freq=-400, snip_edges=False, dither=0
+    )
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
+    np.testing.assert_allclose(ours.numpy(), native_fbank(samples), atol=2e-3)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 79, 80, 159, 161, 279, 281, 400, 4_321, 33_333])
+@pytest.mark.parametrize("piece_samples", [1, 37, 160, 401, 5_000])
+def test_streaming_equals_whole(num_samples: int, piece_samples: int) -> None:
+    if piece_samples == 1 and num_samples > 5_000:
+        num_samples = 2_000
+    samples = speechlike(num_samples)
+    stream = StreamingLogMel()
+    pieces = [
+        stream.accept(samples[start : start + piece_samples])
+        for start in range(0, num_samples, piece_samples)
+    ]
+    streamed = torch.cat([*pieces, stream.flush()])
+    whole = log_mel(samples)
+    assert streamed.shape == whole.shape == (num_frames(num_samples), 80)
+    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)
+
+
+def test_silence_is_the_floor() -> None:
+    torch.testing.assert_close(log_mel(np.zeros(1_600, np.float32)), torch.full((10, 80), LOG_MEL_FLOOR))
+
+
+def test_history_stays_short() -> None:
+    stream = StreamingLogMel()
+    for _ in range(100):
+        stream.accept(speechlike(1_600))
+    assert len(stream._history) < 1_200
+
+
+def test_feature_hash_is_stable() -> None:
+    assert feature_hash() == feature_hash()
+    assert len(feature_hash()) == 16
