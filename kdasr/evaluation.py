@@ -1,0 +1,261 @@
+"""A recogniser and labelled shards in; error rates, hypotheses and speed out.
+
+A recogniser is either an acoustic model, which is run in padded batches (`evaluate`), or any function
+from an utterance to its text (`evaluate_transcriber`): a stream, an exported model, a person.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import jiwer
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.decoding import Token, greedy, prefix_beam
+from kdasr.errors import ConfigError, ShardError
+from kdasr.features import LOG_MEL_FLOOR, log_mel
+from kdasr.interfaces import AcousticModel, Utterance
+from kdasr.results import append_result as append_result
+from kdasr.shards import open_shard, read_shard
+from kdasr.storage import commit_bytes
+from kdasr.text import Units
+
+DECODERS = ("greedy", "beam")
+
+Transcriber = Callable[[Utterance], str]
+
+
+class ErrorCounts(NamedTuple):
+    """Word and character errors over a whole test set (Levenshtein alignment, by jiwer)."""
+
+    words: int
+    substitutions: int
+    deletions: int
+    insertions: int
+    chars: int
+    char_errors: int
+
+    @property
+    def wer(self) -> float:
+        """Word error rate in percent."""
+        return 100.0 * (self.substitutions + self.deletions + self.insertions) / self.words
+
+    @property
+    def cer(self) -> float:
+        """Character error rate in percent, spaces counted as characters."""
+        return 100.0 * self.char_errors / self.chars
+
+
+class Heard(NamedTuple):
+    """One utterance of a test set.
+
+    Attributes:
+        key, reference, hypothesis: the utterance, what was said, what was heard.
+        tokens: the spikes behind the hypothesis; None where the decoder has none.
+    """
+
+    key: str
+    reference: str
+    hypothesis: str
+    tokens: list[Token] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a recogniser made of a test set.
+
+    Attributes:
+        errors: counts over all utterances together.
+        heard: every utterance, in the order of the shards.
+        audio_seconds: length of the audio.
+        without_transcript: utterances passed over because nobody knows what is said in them.
+    """
+
+    errors: ErrorCounts
+    heard: list[Heard]
+    audio_seconds: float
+    without_transcript: int
+
+    @property
+    def wer(self) -> float:
+        return self.errors.wer
+
+    @property
+    def cer(self) -> float:
+        return self.errors.cer
+
+
+def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
+    """Errors over all pairs together. An empty reference (silence) is one: every word heard there is
+    an insertion.
+
+    Raises:
+        ConfigError: the references hold no word at all, so there is no rate.
+    """
+    assert len(references) == len(hypotheses), (len(references), len(hypotheses))
+    if not any(reference.split() for reference in references):
+        raise ConfigError(
+            "the references hold no word, so there is no error rate",
+            expected="transcripts",
+            got=f"{len(references)} empty ones",
+        )
+    words = jiwer.process_words(list(references), list(hypotheses))
+    chars = jiwer.process_characters(list(references), list(hypotheses))
+    return ErrorCounts(
+        words=words.hits + words.substitutions + words.deletions,
+        substitutions=words.substitutions,
+        deletions=words.deletions,
+        insertions=words.insertions,
+        chars=chars.hits + chars.substitutions + chars.deletions,
+        char_errors=chars.substitutions + chars.deletions + chars.insertions,
+    )
+
+
+def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[float, float]:
+    """(WER, CER) in percent over all pairs together; see `count_errors`."""
+    errors = count_errors(references, hypotheses)
+    return errors.wer, errors.cer
+
+
+def evaluate(
+    model: AcousticModel,
+    units: Units,
+    shards: Sequence[Path],
+    *,
+    decoder: str = "greedy",
+    beam: int = 8,
+    batch_utterances: int = 16,
+    device: torch.device | str = "cpu",
+) -> Result:
+    """Error rates of an acoustic model over whole utterances, in padded batches.
+
+    Args:
+        shards: tars of labelled audio shards.
+        decoder: "greedy" or "beam" (prefix beam search, which gives no spikes).
+        beam: prefixes kept by the beam search.
+        batch_utterances: utterances in one pass.
+        device: where the model lies.
+
+    Raises:
+        ConfigError: an unknown decoder, or transcripts without a word.
+        ShardError: a damaged shard, or no transcripts.
+    """
+    if decoder not in DECODERS:
+        raise ConfigError(
+            "unknown decoder", where="decoder", expected=" or ".join(DECODERS), got=repr(decoder)
+        )
+
+    def hear(utterances: Sequence[Utterance]) -> list[tuple[str, list[Token] | None]]:
+        log_probs_btv, lengths_b = _run_batch(model, utterances, device)
+        if decoder == "greedy":
+            found = greedy(log_probs_btv, lengths_b)
+            return [(units.decode([token.id for token in tokens]), tokens) for tokens in found]
+        rows = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
+        return [(units.decode(prefix_beam(row[:length], beam)[0].ids), None) for row, length in rows]
+
+    return _score(shards, hear, batch_utterances)
+
+
+def evaluate_transcriber(transcribe: Transcriber, shards: Sequence[Path]) -> Result:
+    """Error rates of any function from an utterance to its text, one utterance at a time.
+
+    Raises:
+        ShardError: a damaged shard, or no transcripts.
+    """
+    return _score(shards, lambda utterances: [(transcribe(one), None) for one in utterances], 1)
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Hold torch to one thread inside the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure_rtf(work: Callable[[], object], audio_seconds: float, *, repeats: int = 3) -> float:
+    """Real-time factor on one core: seconds of computing for each second of audio.
+
+    Runs `work` once to warm up, then `repeats` times, and takes the median. It must do all that a
+    user waits for: features, model and decoding of `audio_seconds` of audio.
+    """
+    assert audio_seconds > 0 and repeats >= 1, (audio_seconds, repeats)
+    seconds = []
+    with one_torch_thread():
+        work()
+        for _ in range(repeats):
+            began = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) / audio_seconds
+
+
+def write_hypotheses(path: Path, result: Result) -> None:
+    """Write one JSON line for each utterance: key, reference, hypothesis, word errors."""
+    lines = []
+    for heard in result.heard:
+        words = jiwer.process_words(heard.reference, heard.hypothesis)
+        errors = words.substitutions + words.deletions + words.insertions
+        row = {
+            "key": heard.key,
+            "reference": heard.reference,
+            "hypothesis": heard.hypothesis,
+            "errors": errors,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    commit_bytes(path, "".join(lines).encode())
+
+
+def _run_batch(
+    model: AcousticModel, utterances: Sequence[Utterance], device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    features = [log_mel(utterance.samples) for utterance in utterances]
+    lengths_b = torch.tensor([len(feature) for feature in features], device=device)
+    features_btf = torch.nn.utils.rnn.pad_sequence(features, batch_first=True, padding_value=LOG_MEL_FLOOR)
+    with torch.inference_mode():
+        return model.offline(features_btf.to(device), lengths_b)
+
+
+def _score(
+    shards: Sequence[Path],
+    hear: Callable[[Sequence[Utterance]], list[tuple[str, list[Token] | None]]],
+    batch_utterances: int,
+) -> Result:
+    heard: list[Heard] = []
+    samples = without = 0
+    for utterances in _batches(shards, batch_utterances):
+        known = [utterance for utterance in utterances if utterance.text is not None]
+        without += len(utterances) - len(known)
+        samples += sum(len(utterance.samples) for utterance in known)
+        texts = hear(known) if known else []
+        heard += [Heard(one.key, one.text or "", *text) for one, text in zip(known, texts, strict=True)]
+    if not heard:
+        raise ShardError(
+            "no utterance has a transcript to score against",
+            where=", ".join(map(str, shards)) or "no shards",
+            fix="Name the folder of a labelled split.",
+        )
+    errors = count_errors([one.reference for one in heard], [one.hypothesis for one in heard])
+    return Result(errors, heard, samples / SAMPLE_RATE_HZ, without)
+
+
+def _batches(shards: Sequence[Path], size: int) -> Iterator[list[Utterance]]:
+    total = sum(open_shard(path).count for path in shards)
+    utterances = (utterance for path in shards for utterance in read_shard(path))
+    shown = iter(track(utterances, "evaluating", total=total, console=Console(stderr=True), transient=True))
+    while batch := list(islice(shown, size)):
+        yield batch

@@ -1,0 +1,94 @@
+"""Result rows in, results.json out, and back: what every model of a work folder has reached.
+
+WORK_DIR/results.json                  one row for each (model, seed)
+WORK_DIR/hypotheses/MODEL-SEED.jsonl   what was said and what was heard, utterance by utterance
+WORK_DIR/spike_offsets.json            see kdasr/spikes.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdasr.errors import ConfigError
+from kdasr.storage import commit_bytes
+
+RESULTS_FILE = "results.json"
+HYPOTHESES_FOLDER = "hypotheses"
+ROW_FIELDS = ("model", "wer", "cer", "params", "bytes", "rtf", "latency_ms", "seed", "train_steps")
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results.json; none where there is no such file.
+
+    Raises:
+        ConfigError: the file is not a list of rows.
+    """
+    try:
+        rows = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError("the results cannot be read", where=path, got=str(error)) from error
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and set(ROW_FIELDS) <= set(row) for row in rows
+    ):
+        raise ConfigError(
+            "not a list of result rows",
+            where=path,
+            expected=f"objects with {', '.join(ROW_FIELDS)}",
+            fix="Move the file away; evaluation writes a new one.",
+        )
+    return rows
+
+
+def append_result(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a results.json, in place of an older one of the same model and seed.
+
+    Args:
+        path: created where missing. Several processes may add to it at once.
+        row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` of the model on disk, `rtf`
+            or `latency_ms` None where there is none.
+
+    Raises:
+        ConfigError: a field is missing or not a finite number, or the file is not one of results.
+    """
+    _check_row(path, row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        rows = read_results(path)
+        same = [
+            index for index, old in enumerate(rows) if all(old[key] == row[key] for key in ("model", "seed"))
+        ]
+        if same:
+            rows[same[0]] = dict(row)
+        else:
+            rows.append(dict(row))
+        commit_bytes(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _check_row(path: Path, row: Mapping[str, Any]) -> None:
+    for name in ROW_FIELDS:
+        if name not in row:
+            raise ConfigError("a result row lacks a field", where=path, expected=name, got=", ".join(row))
+        value = row[name]
+        optional = name in ("rtf", "latency_ms") and value is None
+        if name != "model" and not optional and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ConfigError(f"the field {name} of a result row is no number", where=path, got=repr(value))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time. The folder itself is the lock, so that no lock file is left behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

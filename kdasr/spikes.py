@@ -1,0 +1,130 @@
+"""Where a student's CTC spikes fall against its teacher's: lists of tokens in, a histogram out.
+
+A streaming student sees no future, so it tends to emit later than a teacher that does; frame-level
+distillation works only once the teacher is delayed to match (Kurata and Audhkhasi 2019).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jiwer
+
+from kdasr.decoding import Token
+from kdasr.errors import ConfigError
+from kdasr.storage import commit_bytes
+
+SPIKES_FILE = "spike_offsets.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SpikeHistogram:
+    """Student minus teacher, over all spikes that both have.
+
+    Attributes:
+        frame_shift_ms: milliseconds of one output frame.
+        offsets_ms: every offset that occurs, ascending; positive where the student is later.
+        counts: spikes with each of these offsets.
+        teacher_spikes, student_spikes: spikes in all; those without a counterpart have no offset.
+    """
+
+    frame_shift_ms: float
+    offsets_ms: list[float]
+    counts: list[int]
+    teacher_spikes: int
+    student_spikes: int
+
+    @property
+    def matched(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def median_ms(self) -> float | None:
+        """Median offset, or None where no spike matches."""
+        spread = [ms for ms, count in zip(self.offsets_ms, self.counts, strict=True) for _ in range(count)]
+        return statistics.median(spread) if spread else None
+
+
+def spike_offsets(teacher: Sequence[Token], student: Sequence[Token], frame_shift_ms: float) -> list[float]:
+    """Student minus teacher in milliseconds, for each unit that both emitted.
+
+    Units are matched by the alignment with the fewest edits between the two sequences of ids; only
+    equal ids count.
+    """
+    if not teacher or not student:
+        return []
+    # jiwer aligns words: each id is written as one.
+    teacher_ids, student_ids = (" ".join(str(token.id) for token in tokens) for tokens in (teacher, student))
+    (chunks,) = jiwer.process_words(teacher_ids, student_ids).alignments
+    offsets = []
+    for chunk in chunks:
+        if chunk.type == "equal":
+            pairs = zip(
+                teacher[chunk.ref_start_idx : chunk.ref_end_idx],
+                student[chunk.hyp_start_idx : chunk.hyp_end_idx],
+                strict=True,
+            )
+            offsets += [(theirs.frame - ours.frame) * frame_shift_ms for ours, theirs in pairs]
+    return offsets
+
+
+def spike_histogram(
+    pairs: Iterable[tuple[Sequence[Token], Sequence[Token]]], frame_shift_ms: float
+) -> SpikeHistogram:
+    """Offsets over many utterances, each a pair of (teacher's tokens, student's tokens)."""
+    counts: Counter[float] = Counter()
+    teacher_spikes = student_spikes = 0
+    for teacher, student in pairs:
+        counts.update(spike_offsets(teacher, student, frame_shift_ms))
+        teacher_spikes += len(teacher)
+        student_spikes += len(student)
+    offsets = sorted(counts)
+    return SpikeHistogram(
+        frame_shift_ms, offsets, [counts[ms] for ms in offsets], teacher_spikes, student_spikes
+    )
+
+
+def draw(histogram: SpikeHistogram, *, width: int = 40, reach_frames: int = 10) -> list[str]:
+    """The histogram as lines of text; what lies beyond `reach_frames` is summed up at the ends."""
+    shift, reach_ms = histogram.frame_shift_ms, reach_frames * histogram.frame_shift_ms
+    bins: Counter[float] = Counter()
+    for ms, count in zip(histogram.offsets_ms, histogram.counts, strict=True):
+        bins[max(-reach_ms, min(reach_ms, ms))] += count
+    if not bins:
+        return ["no spike of the student matches one of the teacher"]
+    highest = max(bins.values())
+    first, last = round(min(bins) / shift), round(max(bins) / shift)
+    lines = []
+    for frame in range(min(first, 0), max(last, 0) + 1):
+        count = bins[frame * shift]
+        beyond = {-reach_frames: "≤", reach_frames: "≥"}.get(frame, " ")
+        bar = "█" * max(round(width * count / highest), 1 if count else 0)
+        lines.append(
+            f"{beyond}{frame * shift:+6.0f} ms {count:6d} {100 * count / histogram.matched:5.1f} % {bar}"
+        )
+    return lines
+
+
+def write_histogram(path: Path, histogram: SpikeHistogram) -> None:
+    """Write it as JSON, with its median for a reader who has no program at hand."""
+    content = {**asdict(histogram), "median_ms": histogram.median_ms, "matched": histogram.matched}
+    commit_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_histogram(path: Path) -> SpikeHistogram:
+    """What `write_histogram` wrote.
+
+    Raises:
+        ConfigError: the file cannot be read or is something else.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return SpikeHistogram(**{name: content[name] for name in SpikeHistogram.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("not a histogram of spike offsets", where=path, got=repr(error)) from error

@@ -1,0 +1,191 @@
+"""Error rates by hand, a model that counts bursts of noise, and speed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdasr.decoding import Token
+from kdasr.errors import ConfigError, DamagedShardError, ShardError
+from kdasr.evaluation import (
+    count_errors,
+    error_rates,
+    evaluate,
+    evaluate_transcriber,
+    measure_rtf,
+    one_torch_thread,
+    write_hypotheses,
+)
+from kdasr.interfaces import Utterance
+from kdasr.shards import write_shards
+from kdasr.text import CharUnits
+
+BURST_SAMPLES = 4_800
+
+
+def bursts(count: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """`count` bursts of noise, each followed by as much silence."""
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, (count, BURST_SAMPLES)).astype(np.float32)
+    return np.concatenate([noise, np.zeros_like(noise)], axis=1).ravel()
+
+
+class BurstCounter:
+    """An acoustic model that hears an "a" in each burst: loud frames are "a", quiet ones blank."""
+
+    config: dict[str, Any]
+    vocab_size = 29
+    subsampling = 4
+
+    def __init__(self) -> None:
+        self.config = {}
+        self.batch_sizes: list[int] = []
+
+    def offline(
+        self, features_btf: torch.Tensor, lengths_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.batch_sizes.append(len(features_btf))
+        loud_bt = features_btf.mean(dim=2)[:, ::4] > -10.0
+        probs_btv = torch.full((*loud_bt.shape, self.vocab_size), 1e-6)
+        probs_btv[..., 0] = torch.where(loud_bt, 1e-4, 1.0)
+        probs_btv[..., 3] = torch.where(loud_bt, 1.0, 1e-4)
+        return probs_btv.log(), (lengths_b + 3) // 4
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    """Three shards: five utterances with a transcript (one of them wrong by a letter), one without."""
+    texts = ["a", "aa", "aaa", "aaab", None, "aa"]
+    counts = [1, 2, 3, 3, 2, 2]
+    utterances = [
+        Utterance(f"u-{index}", bursts(count, index), text, "someone")
+        for index, (count, text) in enumerate(zip(counts, texts, strict=True))
+    ]
+    return write_shards(utterances, tmp_path / "shards", max_utterances=2)
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "wer", "cer"),
+    [
+        (["a b c d"], ["a x c d e"], 100 * 2 / 4, 100 * 3 / 7),  # one substitution, one insertion
+        (["a b", "c d"], ["a b", ""], 50.0, 50.0),  # summed over the set, not averaged
+        (["ab", ""], ["ab", "x y"], 200.0, 150.0),  # words heard in silence are insertions
+        (["ab"], ["ab"], 0.0, 0.0),
+    ],
+)
+def test_error_rates_by_hand(references: list[str], hypotheses: list[str], wer: float, cer: float) -> None:
+    assert error_rates(references, hypotheses) == pytest.approx((wer, cer))
+
+
+def test_errors_are_counted_by_kind() -> None:
+    errors = count_errors(["one two three four", "five"], ["one too three", "five six seven"])
+    assert (errors.words, errors.substitutions, errors.deletions, errors.insertions) == (5, 1, 1, 2)
+
+
+def test_no_reference_word_means_no_rate() -> None:
+    with pytest.raises(ConfigError, match="hold no word"):
+        error_rates(["", " "], ["a", ""])
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+@pytest.mark.parametrize("batch_utterances", [1, 4, 100])
+def test_a_model_is_scored_alike_in_any_batch(
+    decoder: str, batch_utterances: int, shards: list[Path]
+) -> None:
+    model = BurstCounter()
+    result = evaluate(model, CharUnits(), shards, decoder=decoder, batch_utterances=batch_utterances)
+    assert [heard.key for heard in result.heard] == ["u-0", "u-1", "u-2", "u-3", "u-5"]
+    assert [heard.hypothesis for heard in result.heard] == ["a", "aa", "aaa", "aaa", "aa"]
+    assert result.errors == (5, 1, 0, 0, 12, 1)
+    assert (result.wer, result.cer) == pytest.approx((20.0, 100 / 12))
+    assert result.without_transcript == 1
+    assert result.audio_seconds == pytest.approx(11 * 2 * BURST_SAMPLES / 16_000)
+    assert max(model.batch_sizes) == min(batch_utterances, 5)
+
+
+def test_greedy_keeps_the_spikes(shards: list[Path]) -> None:
+    result = evaluate(BurstCounter(), CharUnits(), shards)
+    spikes = result.heard[2].tokens
+    assert spikes is not None and all(isinstance(token, Token) for token in spikes)
+    # A burst begins every 600 ms: 15 output frames.
+    assert [token.id for token in spikes] == [3, 3, 3]
+    assert [token.frame for token in spikes] == pytest.approx([0, 15, 30], abs=1)
+
+
+def test_any_function_can_be_scored(shards: list[Path]) -> None:
+    seen: list[str] = []
+
+    def transcribe(utterance: Utterance) -> str:
+        seen.append(utterance.key)
+        return utterance.text or ""
+
+    result = evaluate_transcriber(transcribe, shards)
+    assert result.wer == 0.0 and result.heard[0].tokens is None
+    assert seen == ["u-0", "u-1", "u-2", "u-3", "u-5"]
+
+
+def test_an_unknown_decoder_is_refused(shards: list[Path]) -> None:
+    with pytest.raises(ConfigError, match="expected greedy or beam; got 'viterbi'"):
+        evaluate(BurstCounter(), CharUnits(), shards, decoder="viterbi")
+
+
+def test_shards_without_transcripts_cannot_be_scored(tmp_path: Path) -> None:
+    paths = write_shards([Utterance("u", bursts(1, 0))], tmp_path / "unlabelled")
+    with pytest.raises(ShardError, match="no utterance has a transcript") as refusal:
+        evaluate(BurstCounter(), CharUnits(), paths)
+    assert str(paths[0]) in str(refusal.value)
+    with pytest.raises(ShardError, match="no shards"):
+        evaluate_transcriber(lambda utterance: "", [])
+
+
+def test_a_damaged_shard_stops_the_evaluation(shards: list[Path]) -> None:
+    data = bytearray(shards[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    shards[1].write_bytes(data)
+    with pytest.raises(DamagedShardError) as refusal:
+        evaluate(BurstCounter(), CharUnits(), shards)
+    assert shards[1].name in str(refusal.value)
+
+
+def test_hypotheses_are_one_json_line_each(shards: list[Path], tmp_path: Path) -> None:
+    result = evaluate(BurstCounter(), CharUnits(), shards)
+    write_hypotheses(tmp_path / "new" / "student-1.jsonl", result)
+    rows: Sequence[dict[str, Any]] = [
+        json.loads(line) for line in (tmp_path / "new" / "student-1.jsonl").read_text().splitlines()
+    ]
+    assert rows[3] == {"key": "u-3", "reference": "aaab", "hypothesis": "aaa", "errors": 1}
+    assert sum(row["errors"] for row in rows) == 1 and len(rows) == 5
+
+
+def test_rtf_is_the_median_time_on_one_thread() -> None:
+    threads: list[int] = []
+    pauses = iter([0.2, 0.02, 0.06, 0.02])
+
+    def work() -> None:
+        threads.append(torch.get_num_threads())
+        time.sleep(next(pauses))
+
+    torch.set_num_threads(2)
+    try:
+        rtf = measure_rtf(work, audio_seconds=2.0, repeats=3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [1, 1, 1, 1]
+    assert 0.01 <= rtf < 0.03
+
+
+def test_threads_come_back_after_an_error() -> None:
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError), one_torch_thread():
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

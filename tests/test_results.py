@@ -1,0 +1,90 @@
+"""results.json: replaced by model and seed, whole at any moment, refused when it is something else."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdasr.errors import ConfigError
+from kdasr.results import ROW_FIELDS, append_result, read_results
+
+
+def row(model: str = "teacher", seed: int = 1, **more: Any) -> dict[str, Any]:
+    values = {"wer": 4.2, "cer": 1.1, "params": 1000, "bytes": 4000, "rtf": 0.01, "latency_ms": None}
+    return {"model": model, "seed": seed, "train_steps": 700, **values, **more}
+
+
+def test_rows_come_back_in_order_with_what_else_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "mini" / "results.json"
+    append_result(path, row("teacher", substitutions=3))
+    append_result(path, row("student_distilled", rtf=None))
+    rows = json.loads(path.read_text())
+    assert rows == read_results(path)
+    assert [found["model"] for found in rows] == ["teacher", "student_distilled"]
+    assert set(ROW_FIELDS) <= set(rows[0]) and rows[0]["substitutions"] == 3
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_row_replaces_the_older_one_of_its_model_and_seed(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for model, seed, wer in [
+        ("teacher", 1, 9.0),
+        ("student", 1, 8.0),
+        ("teacher", 2, 7.0),
+        ("teacher", 1, 6.0),
+    ]:
+        append_result(path, row(model, seed, wer=wer))
+    found = [(item["model"], item["seed"], item["wer"]) for item in read_results(path)]
+    assert found == [("teacher", 1, 6.0), ("student", 1, 8.0), ("teacher", 2, 7.0)]
+
+
+def test_no_file_has_no_rows(tmp_path: Path) -> None:
+    assert read_results(tmp_path / "results.json") == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("wer", "lacks a field"), (math.nan, "wer of a result row is no number"), (None, "wer of a result row")],
+)
+def test_a_row_without_its_numbers_is_refused(damage: Any, message: str, tmp_path: Path) -> None:
+    bad = row()
+    if damage == "wer":
+        del bad["wer"]
+    else:
+        bad["wer"] = damage
+    with pytest.raises(ConfigError, match=message):
+        append_result(tmp_path / "results.json", bad)
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("content", ["[", "{}", "[1]", '[{"model": "teacher"}]'])
+def test_a_foreign_file_is_refused_and_left_alone(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"results\.json"):
+        append_result(path, row())
+    assert path.read_text() == content
+
+
+def append_ten(path: Path, model: str) -> None:
+    for seed in range(10):
+        append_result(path, row(model, seed))
+
+
+def test_two_processes_lose_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=append_ten, args=(path, model)) for model in ("a", "b", "c")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert all(process.exitcode == 0 for process in processes)
+    assert {(item["model"], item["seed"]) for item in read_results(path)} == {
+        (model, seed) for model in "abc" for seed in range(10)
+    }
