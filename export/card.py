@@ -1,0 +1,89 @@
+"""`model.json`: the card of an exported model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from export import commit_file, temporary_name
+from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, NUM_MEL_BINS, feature_hash
+from kdasr.interfaces import StreamingModel
+from kdasr.streaming import TorchChunkModel, algorithmic_latency_ms
+from kdasr.text import BLANK_SYMBOL, Units
+
+CARD_FORMAT = "kdasr-export"
+CARD_VERSION = 1
+
+
+def build_card(
+    student: StreamingModel,
+    units: Units,
+    *,
+    name: str,
+    metadata: dict[str, str],
+    figures: dict[str, Any],
+) -> dict[str, Any]:
+    """What a user of the files has to know, and the figures that were measured at export.
+
+    Args:
+        metadata: what the ONNX files carry.
+        figures: for `float32` and `int8`: file name, bytes, sha256, agreement, WER if measured.
+    """
+    frame_ms = FRAME_SHIFT_MS * student.subsampling
+    return {
+        "format": CARD_FORMAT,
+        "version": CARD_VERSION,
+        "name": name,
+        "student": {
+            "class": f"{type(student).__module__}.{type(student).__qualname__}",
+            "config": student.config,
+            "weights_sha256": metadata["weights_sha256"],
+            "parameters": sum(p.numel() for p in student.parameters())
+            if hasattr(student, "parameters")
+            else None,
+            "state_floats": int(metadata["state_floats"]),
+        },
+        "units": {"count": units.vocab_size, "blank": BLANK_SYMBOL, "blank_id": 0, "hash": units.hash},
+        "streaming": {
+            "shift_feature_frames": student.shift,
+            "window_feature_frames": student.window,
+            "chunk_ms": student.chunk_frames * frame_ms,
+            "lookahead_ms": student.lookahead_frames * frame_ms,
+            "output_frame_ms": frame_ms,
+            "latency_ms": algorithmic_latency_ms(TorchChunkModel(student)),
+        },
+        "features": {
+            "kind": "Kaldi fbank, natural log, no normalisation",
+            "sample_rate_hz": 16_000,
+            "samples": "mono, float, [-1, 1]",
+            "mel_bins": NUM_MEL_BINS,
+            "low_hz": 20,
+            "high_hz": 7_600,
+            "window_ms": 25,
+            "hop_samples": HOP_SAMPLES,
+            "window": "povey",
+            "preemphasis": 0.97,
+            "remove_dc": True,
+            "dither": 0,
+            "snip_edges": False,
+            "hash": feature_hash(),
+        },
+        "contract": "sherpa-onnx zipformer2_ctc, one stack of one layer",
+        "metadata": metadata,
+        "files": figures,
+        "run": {
+            "kdasr": "kdasr transcribe --model . --stream FILE.wav",
+            # Its defaults put half a second of silence before the audio; the right padding
+            # flushes the last window (the test for a ready window is strict, so one frame more).
+            "sherpa-onnx": "sherpa-onnx --tokens=tokens.txt --zipformer2-ctc-model=model.onnx "
+            f"--left-padding=0 --right-padding={(student.window + 2) / 100:g} FILE.wav",
+        },
+    }
+
+
+def write_card(card: dict[str, Any], path: Path) -> None:
+    """Writes the card last: its presence says that the export is complete."""
+    temporary = temporary_name(path)
+    temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    commit_file(temporary, path)

@@ -1,0 +1,114 @@
+"""The metadata of an exported ONNX file: what sherpa-onnx reads, and what kdasr adds.
+
+Metadata values are strings. sherpa-onnx reads the first group and ignores the second; kdasr reads
+both and refuses a file that lacks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.packing import ENCODER_DIM, LEFT_CONTEXT_LEN, StateLayout
+from kdasr.errors import ModelError
+from kdasr.features import feature_hash
+from kdasr.interfaces import StreamingModel
+
+FORMAT = "kdasr-onnx"
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a runtime has to know of a model, in feature frames (10 ms) where it is about time."""
+
+    window: int
+    shift: int
+    subsampling: int
+    vocab_size: int
+    units_hash: str
+    weights_sha256: str
+    feature_hash: str
+    state_floats: int
+
+
+def build_metadata(
+    model: StreamingModel, layout: StateLayout, *, units_hash: str, weights_sha256: str
+) -> dict[str, str]:
+    """All metadata of the file for `model`."""
+    sherpa = {
+        "model_type": "zipformer2",
+        "version": 1,
+        "T": model.window,
+        "decode_chunk_len": model.shift,
+        "num_encoder_layers": 1,
+        "encoder_dims": ENCODER_DIM,
+        "query_head_dims": 1,
+        "value_head_dims": 1,
+        "num_heads": 1,
+        "cnn_module_kernels": layout.kernel,
+        "left_context_len": LEFT_CONTEXT_LEN,
+    }
+    own = {
+        "kdasr_format": FORMAT,
+        "kdasr_version": VERSION,
+        "subsampling": model.subsampling,
+        "vocab_size": model.vocab_size,
+        "units_hash": units_hash,
+        "weights_sha256": weights_sha256,
+        "feature_hash": feature_hash(),
+        "state_floats": layout.num_floats,
+    }
+    return {name: str(value) for name, value in {**sherpa, **own}.items()}
+
+
+def read_metadata(metadata: dict[str, str], path: Path) -> ModelFacts:
+    """The facts in a file's metadata.
+
+    Raises:
+        ModelError: the file is not from kdasr, is of another version, was made for other features,
+            or lacks an entry.
+    """
+    fix = "Export the model again with this version of kdasr."
+    if metadata.get("kdasr_format") != FORMAT:
+        raise ModelError(
+            "not a streaming model that kdasr exported",
+            where=path,
+            expected=f"kdasr_format = {FORMAT} in its metadata",
+            got=f"the entries {sorted(metadata) or 'none'}",
+            fix=fix,
+        )
+    if metadata.get("kdasr_version") != VERSION:
+        raise ModelError(
+            "a model file of another version",
+            where=path,
+            expected=VERSION,
+            got=metadata.get("kdasr_version"),
+            fix=fix,
+        )
+    try:
+        facts = ModelFacts(
+            window=int(metadata["T"]),
+            shift=int(metadata["decode_chunk_len"]),
+            subsampling=int(metadata["subsampling"]),
+            vocab_size=int(metadata["vocab_size"]),
+            units_hash=metadata["units_hash"],
+            weights_sha256=metadata["weights_sha256"],
+            feature_hash=metadata["feature_hash"],
+            state_floats=int(metadata["state_floats"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise ModelError("its metadata is incomplete", where=path, got=str(error), fix=fix) from error
+    if facts.feature_hash != feature_hash():
+        raise ModelError(
+            "made for other features", where=path, expected=feature_hash(), got=facts.feature_hash, fix=fix
+        )
+    return facts
+
+
+def set_metadata(model: Any, metadata: dict[str, str]) -> None:
+    """Replaces the metadata of an ONNX model."""
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)

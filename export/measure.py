@@ -1,0 +1,74 @@
+"""Speed on one core, chunk by chunk: audio in, real-time factor and time per chunk out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.errors import AudioError
+from kdasr.evaluation import one_torch_thread
+from kdasr.features import HOP_SAMPLES, NUM_MEL_BINS, StreamingLogMel
+from kdasr.streaming import ChunkModel
+
+WARM_UP_CHUNKS = 5
+
+
+@dataclass(frozen=True)
+class ChunkTiming:
+    """How long a model takes on one core, features included.
+
+    Attributes:
+        rtf: seconds of computing for each second of audio.
+        p50_ms, p95_ms, p99_ms: percentiles of the time from the last sample of a chunk to its
+            log-probabilities.
+        num_chunks: chunks measured.
+        chunk_ms: audio in each.
+    """
+
+    rtf: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    num_chunks: int
+    chunk_ms: float
+
+
+def measure_chunks(model: ChunkModel, samples: NDArray[np.float32], *, min_chunks: int = 200) -> ChunkTiming:
+    """Runs `model` over `samples` (repeated until there are `min_chunks`), one chunk at a time.
+
+    Torch is held to one thread meanwhile; ONNX Runtime models have their own setting, which is
+    one by default.
+
+    Raises:
+        AudioError: no samples.
+    """
+    if len(samples) == 0:
+        raise AudioError("there is no audio to measure with", expected="at least one sample", got=0)
+    chunk_samples = model.shift * HOP_SAMPLES
+    needed = chunk_samples * (min_chunks + WARM_UP_CHUNKS) + model.window * HOP_SAMPLES
+    audio = np.resize(samples, needed)  # repeats
+    with one_torch_thread():
+        seconds = np.array(list(_chunk_seconds(model, audio, chunk_samples)))[WARM_UP_CHUNKS:]
+    p50, p95, p99 = (float(1000 * value) for value in np.percentile(seconds, (50, 95, 99)))
+    chunk_s = chunk_samples / SAMPLE_RATE_HZ
+    return ChunkTiming(float(seconds.mean()) / chunk_s, p50, p95, p99, len(seconds), 1000 * chunk_s)
+
+
+def _chunk_seconds(model: ChunkModel, samples: NDArray[np.float32], chunk_samples: int) -> Iterator[float]:
+    """Seconds that each chunk took, features and model together."""
+    log_mel, state = StreamingLogMel(), model.initial_state(1)
+    pending_tf = np.zeros((0, NUM_MEL_BINS), np.float32)
+    for start in range(0, len(samples) - chunk_samples + 1, chunk_samples):
+        began = time.perf_counter()
+        features_tf = log_mel.accept(samples[start : start + chunk_samples]).numpy()
+        pending_tf = np.concatenate([pending_tf, features_tf])
+        if len(pending_tf) < model.window:
+            continue
+        _, state = model.step(np.ascontiguousarray(pending_tf[None, : model.window]), state)
+        pending_tf = pending_tf[model.shift :]
+        yield time.perf_counter() - began

@@ -1,0 +1,151 @@
+"""A student's own state in the shape of sherpa-onnx's `zipformer2_ctc` contract.
+
+The contract has eight state tensors per encoder layer, made for the Zipformer, and lets their
+sizes be chosen by metadata. Any streaming student fits when it declares one stack of one layer
+and packs every float of its state into the two convolution caches, which are batch-first:
+
+    conv1 ‖ conv2, each (B, ENCODER_DIM, S): all float tensors, flattened and zero-padded
+    processed (B,) int64: the student's own count
+    key, nonlin, val1, val2, embed: passed through, as small as the contract allows
+
+The runtime starts every tensor at zero, so a student's initial state has to be zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdasr.errors import ExportError
+from kdasr.interfaces import StreamingModel
+
+ENCODER_DIM = 4
+LEFT_CONTEXT_LEN = 1
+EMBED_SHAPE = (128, 3, 19)
+
+STATE_NAMES = ("key", "nonlin", "val1", "val2", "conv1", "conv2", "embed", "processed")
+BATCH_AXIS = {"key": 1, "nonlin": 1, "val1": 1, "val2": 1, "conv1": 0, "conv2": 0, "embed": 0, "processed": 0}
+COUNTER = "processed"
+
+
+class PackedState(NamedTuple):
+    """The contract's state tensors, in the order in which the runtime binds them."""
+
+    key: Tensor
+    nonlin: Tensor
+    val1: Tensor
+    val2: Tensor
+    conv1: Tensor
+    conv2: Tensor
+    embed: Tensor
+    processed: Tensor
+
+
+class StateLayout:
+    """Where each tensor of a student's NamedTuple state lies among the packed floats.
+
+    Args:
+        model: a streaming student.
+
+    Raises:
+        ExportError: its state is not a NamedTuple of batch-first float32 tensors that start at
+            zero, with at most one int64 tensor called `processed`.
+
+    Attributes:
+        num_floats: floats of state for each stream.
+        rows: S, the last axis of conv1 and conv2.
+    """
+
+    def __init__(self, model: StreamingModel) -> None:
+        state = model.initial_state(1)
+        where = f"state of {type(model).__name__}"
+        if not hasattr(state, "_fields"):
+            raise ExportError(
+                "not a NamedTuple", where=where, expected="a NamedTuple of tensors", got=type(state).__name__
+            )
+        self._state_type = type(state)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for name, one, two in zip(state._fields, state, model.initial_state(2), strict=True):
+            _check_tensor(name, one, two, where)
+            if name != COUNTER:
+                self._shapes[name] = tuple(one.shape[1:])
+        self.num_floats = sum(math.prod(shape) for shape in self._shapes.values())
+        self.rows = max(1, math.ceil(self.num_floats / (2 * ENCODER_DIM)))
+
+    @property
+    def kernel(self) -> int:
+        """`cnn_module_kernels` of the metadata: the runtime makes the caches K // 2 long."""
+        return 2 * self.rows
+
+    def initial(self, batch_size: int = 1) -> PackedState:
+        """The packed state before the first window: zeros, as the runtime makes them."""
+        context, rows = LEFT_CONTEXT_LEN, self.rows
+        return PackedState(
+            key=torch.zeros(context, batch_size, 1),
+            nonlin=torch.zeros(1, batch_size, context, 3 * ENCODER_DIM // 4),
+            val1=torch.zeros(context, batch_size, 1),
+            val2=torch.zeros(context, batch_size, 1),
+            conv1=torch.zeros(batch_size, ENCODER_DIM, rows),
+            conv2=torch.zeros(batch_size, ENCODER_DIM, rows),
+            embed=torch.zeros(batch_size, *EMBED_SHAPE),
+            processed=torch.zeros(batch_size, dtype=torch.int64),
+        )
+
+    def unpack(self, packed: PackedState) -> Any:
+        """The student's own state."""
+        floats_bn = torch.cat([packed.conv1.flatten(1), packed.conv2.flatten(1)], dim=1)
+        tensors: dict[str, Tensor] = {}
+        start = 0
+        for name, shape in self._shapes.items():
+            size = math.prod(shape)
+            part = floats_bn[:, start : start + size]
+            # An empty axis leaves -1 without a meaning, so the batch size is read off the input.
+            tensors[name] = part.reshape(-1, *shape) if size else part.new_zeros(floats_bn.shape[0], *shape)
+            start += size
+        if COUNTER in self._state_type._fields:
+            tensors[COUNTER] = packed.processed
+        return self._state_type(**tensors)
+
+    def pack(self, state: Any, previous: PackedState) -> PackedState:
+        """The contract's tensors of the student's next state; the unused ones pass through."""
+        parts = [getattr(state, name).flatten(1) for name, shape in self._shapes.items() if math.prod(shape)]
+        half = ENCODER_DIM * self.rows
+        floats_bn = functional.pad(torch.cat(parts, dim=1), (0, 2 * half - self.num_floats))
+        return PackedState(
+            key=previous.key + 0,
+            nonlin=previous.nonlin + 0,
+            val1=previous.val1 + 0,
+            val2=previous.val2 + 0,
+            conv1=floats_bn[:, :half].reshape(-1, ENCODER_DIM, self.rows),
+            conv2=floats_bn[:, half:].reshape(-1, ENCODER_DIM, self.rows),
+            embed=previous.embed + 0,
+            processed=state.processed if COUNTER in self._state_type._fields else previous.processed + 0,
+        )
+
+
+def _check_tensor(name: str, one: Tensor, two: Tensor, where: str) -> None:
+    """Refuses a state tensor that the contract has no room for. `one` and `two` are it at batch
+    size 1 and 2."""
+    place = f"{where}, field {name!r}"
+    expected_dtype = torch.int64 if name == COUNTER else torch.float32
+    if one.dtype != expected_dtype:
+        raise ExportError(
+            "a state tensor of the wrong type", where=place, expected=expected_dtype, got=one.dtype
+        )
+    if one.dim() < 1 or tuple(two.shape) != (2, *one.shape[1:]) or one.shape[0] != 1:
+        raise ExportError(
+            "the batch is not on axis 0", where=place, expected="(B, ...)", got=f"{tuple(one.shape)} at B = 1"
+        )
+    if name == COUNTER and one.dim() != 1:
+        raise ExportError("a counter has one axis", where=place, expected="(B,)", got=tuple(one.shape))
+    if bool((one != 0).any()):
+        raise ExportError(
+            "the initial state is not zero",
+            where=place,
+            expected="zeros, because the runtime starts with them",
+            fix="Store the difference to the initial value, and add it inside the model.",
+        )

@@ -1,0 +1,136 @@
+"""Does an exported model compute what the torch student computes? Measured, not assumed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.decoding import collapse
+from kdasr.errors import ExportError
+from kdasr.features import log_mel
+from kdasr.streaming import ChunkModel
+
+TOLERANCE = 1e-3
+BATCH_SIZES = (1, 3)
+MIN_CHUNKS = 24
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models are apart over the same chunks.
+
+    Attributes:
+        max_abs_difference: largest difference of any log-probability.
+        same_argmax: fraction of output frames whose most probable class agrees.
+        tokens_identical: whether all decoded token sequences are the same.
+        num_chunks: chunks compared at each batch size.
+        batch_sizes: the batch sizes compared.
+    """
+
+    max_abs_difference: float
+    same_argmax: float
+    tokens_identical: bool
+    num_chunks: int
+    batch_sizes: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def probe_features(num_frames: int, batch_size: int, seed: int = 0) -> NDArray[np.float32]:
+    """(B, num_frames, 80) log-mel of made-up sound: voiced bursts, hiss and pauses at several
+    loudnesses, so that the comparison sees features of the range that real audio has."""
+    return np.stack(
+        [
+            log_mel(probe_sound(num_frames * SAMPLE_RATE_HZ // 100, seed + row)).numpy()
+            for row in range(batch_size)
+        ]
+    )
+
+
+def probe_sound(num_samples: int, seed: int) -> NDArray[np.float32]:
+    """(num_samples,) of made-up sound, the same for the same seed."""
+    random = np.random.default_rng(seed)
+    time_s = np.arange(num_samples) / SAMPLE_RATE_HZ
+    sound = 10 ** random.uniform(-5, -2) * random.standard_normal(num_samples)
+    for start in range(0, num_samples - 4000, 4000):
+        length = int(random.integers(1500, 4000))
+        piece = slice(start, start + length)
+        if random.random() < 0.25:
+            burst = 0.1 * random.standard_normal(length)
+        else:
+            pitch_hz = random.uniform(80, 300) * (1 + 0.1 * time_s[:length])
+            harmonics = [
+                random.uniform(0, 0.2) * np.sin(2 * np.pi * pitch_hz * n * time_s[:length])
+                for n in range(1, 16)
+            ]
+            burst = np.sum(harmonics, axis=0)
+        sound[piece] += random.uniform(0.05, 1) * np.hanning(length) * burst
+    return np.clip(sound, -1, 1).astype(np.float32)
+
+
+def run_chunks(model: ChunkModel, features_btf: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(B, T', V) log-probs of all windows that fit into the features, with state carried over."""
+    state = model.initial_state(len(features_btf))
+    log_probs = []
+    for start in range(0, features_btf.shape[1] - model.window + 1, model.shift):
+        window_btf = np.ascontiguousarray(features_btf[:, start : start + model.window])
+        log_probs_btv, state = model.step(window_btf, state)
+        log_probs.append(log_probs_btv)
+    return np.concatenate(log_probs, axis=1)
+
+
+def compare(
+    reference: ChunkModel,
+    candidate: ChunkModel,
+    *,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+    num_chunks: int = MIN_CHUNKS,
+) -> Agreement:
+    """How far `candidate` is from `reference` on made-up sound, chunk by chunk.
+
+    Raises:
+        ExportError: the two do not even give arrays of one shape, or one of them is not finite.
+    """
+    worst, same, frames, identical = 0.0, 0, 0, True
+    for batch_size in batch_sizes:
+        features_btf = probe_features(
+            reference.window + (num_chunks - 1) * reference.shift, batch_size, seed=batch_size
+        )
+        want_btv, got_btv = run_chunks(reference, features_btf), run_chunks(candidate, features_btf)
+        if want_btv.shape != got_btv.shape:
+            raise ExportError(
+                "the exported model gives another shape", expected=want_btv.shape, got=got_btv.shape
+            )
+        if not (np.isfinite(want_btv).all() and np.isfinite(got_btv).all()):
+            raise ExportError(
+                "a log-probability is not finite",
+                where="original" if not np.isfinite(want_btv).all() else "exported model",
+                fix="The weights are broken: choose another checkpoint.",
+            )
+        worst = max(worst, float(np.abs(want_btv - got_btv).max()))
+        want_bt, got_bt = want_btv.argmax(-1), got_btv.argmax(-1)
+        same, frames = same + int((want_bt == got_bt).sum()), frames + want_bt.size
+        identical &= all(
+            collapse(want.tolist()) == collapse(got.tolist())
+            for want, got in zip(want_bt, got_bt, strict=True)
+        )
+    return Agreement(worst, same / frames, identical, num_chunks, batch_sizes)
+
+
+def require_parity(agreement: Agreement, where: str, tolerance: float = TOLERANCE) -> None:
+    """Raises:
+    ExportError: the difference is not below `tolerance`, or the tokens differ."""
+    if not agreement.max_abs_difference < tolerance or not agreement.tokens_identical:
+        raise ExportError(
+            "the exported model does not compute what the original computes",
+            where=where,
+            expected=f"log-probs within {tolerance:g} and the same tokens",
+            got=f"a difference of {agreement.max_abs_difference:.3g}, "
+            f"tokens {'the same' if agreement.tokens_identical else 'different'}",
+            fix="The file was not written. Report the student's class and config.",
+        )

@@ -1,0 +1,242 @@
+"""PCM in, partial text out: a streaming student run chunk by chunk, as on the device.
+
+`StreamingSession` turns ragged pieces of 16 kHz audio into feature windows, steps a `ChunkModel`
+over them, and decodes greedily as it goes. At the end the feature stream is padded with
+`LOG_MEL_FLOOR` rows to whole windows and only the frames of real audio are kept, which is exactly
+what `StreamingModel.offline` computes: the streamed text equals the offline text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from kdasr.decoding import GreedyStream, Token
+from kdasr.errors import AudioError, ModelError
+from kdasr.features import FRAME_SHIFT_MS, LOG_MEL_FLOOR, NUM_MEL_BINS, StreamingLogMel
+from kdasr.interfaces import StreamingModel
+from kdasr.text import Units
+
+# Half of the 25 ms analysis window plus half of the 10 ms hop: the audio that a centred feature
+# frame needs beyond its own 10 ms (snip_edges=false).
+FEATURE_LOOKAHEAD_MS = 17.5
+
+# Floating point audio may overshoot 1 after resampling; a peak like this is integer PCM.
+_PEAK_OF_UNSCALED_PCM = 100.0
+
+
+class ChunkModel(Protocol):
+    """A streaming model behind one call, whatever runs it (torch, ONNX Runtime, ExecuTorch).
+
+    Attributes:
+        shift: feature frames (10 ms) between the starts of two windows.
+        window: feature frames that one call sees; `window - shift` of them are lookahead.
+        subsampling: feature frames for each output frame.
+        vocab_size: classes including blank (id 0).
+    """
+
+    shift: int
+    window: int
+    subsampling: int
+    vocab_size: int
+
+    def initial_state(self, batch_size: int = 1) -> Any:
+        """The state before the first window."""
+        ...
+
+    def step(self, features_btf: NDArray[np.float32], state: Any) -> tuple[NDArray[np.float32], Any]:
+        """One window (B, window, 80) of raw log-mel to log-probs (B, shift / subsampling, V) and
+        the next state. The state passed in is not changed."""
+        ...
+
+
+def algorithmic_latency_ms(model: ChunkModel) -> float:
+    """Milliseconds of audio that must exist before the first word of a window can be decoded:
+    chunk + lookahead + the reach of the feature window."""
+    return model.window * FRAME_SHIFT_MS + FEATURE_LOOKAHEAD_MS
+
+
+class TorchChunkModel:
+    """A torch `StreamingModel` as a `ChunkModel`, in evaluation mode and without gradients.
+
+    Args:
+        student: any streaming student.
+
+    Raises:
+        ModelError: the model is not a streaming one (a full-context teacher, say).
+    """
+
+    def __init__(self, student: StreamingModel) -> None:
+        if not isinstance(student, StreamingModel):
+            raise ModelError(
+                "this model cannot run chunk by chunk",
+                where=type(student).__name__,
+                expected="a streaming student with initial_state() and forward(features, state)",
+                fix="Transcribe with it without --stream, or choose a student.",
+            )
+        self.student = student
+        self.shift, self.window = student.shift, student.window
+        self.subsampling, self.vocab_size = student.subsampling, student.vocab_size
+        if isinstance(student, torch.nn.Module):
+            student.eval()
+
+    def initial_state(self, batch_size: int = 1) -> Any:
+        return self.student.initial_state(batch_size)
+
+    @torch.inference_mode()
+    def step(self, features_btf: NDArray[np.float32], state: Any) -> tuple[NDArray[np.float32], Any]:
+        log_probs_btv, state = self.student.forward(torch.from_numpy(features_btf), state)
+        return log_probs_btv.numpy(), state
+
+
+def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np.float32]:
+    """Samples as (N,) float32, or an error that says what is wrong with them.
+
+    Args:
+        samples: mono 16 kHz floating point samples in [-1, 1]; may be empty.
+        where: what to name in an error.
+
+    Raises:
+        AudioError: more than one channel, integers, NaN or infinite values, or a scale that is
+            plainly that of integer PCM.
+    """
+    array = np.asarray(samples)
+    if array.ndim != 1:
+        raise AudioError(
+            "the samples are not mono",
+            where=where,
+            expected="one axis (N,)",
+            got=f"shape {array.shape}",
+            fix="Mix the channels down, or read the file with kdasr.audio.load.",
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(
+            "the samples are not floating point",
+            where=where,
+            expected="float32 in [-1, 1]",
+            got=array.dtype,
+            fix="Divide 16-bit samples by 32768.",
+        )
+    array = np.require(array, np.float32, ["W"])  # torch wants memory it may write to: pipes give none
+    if not np.isfinite(array).all():
+        first = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise AudioError("the samples hold NaN or infinity", where=where, got=f"{array[first]} at {first}")
+    if array.size and float(np.abs(array).max()) > _PEAK_OF_UNSCALED_PCM:
+        raise AudioError(
+            "the samples are not scaled",
+            where=where,
+            expected="values in [-1, 1]",
+            got=f"a peak of {np.abs(array).max():.0f}",
+            fix="Divide 16-bit samples by 32768.",
+        )
+    return array
+
+
+class StreamingSession:
+    """One stream of audio: feed pieces of any size, read the text so far.
+
+    Args:
+        model: what to run.
+        units: the model's units.
+        keep_log_probs: keep every output frame (needed for tests and alignments, not for text).
+        where: what to name in errors about the audio.
+
+    Raises:
+        ModelError: the model's classes and the units do not fit each other.
+
+    Attributes:
+        tokens: tokens so far; `Token.frame` counts output frames from the start of the stream.
+        num_frames: output frames so far.
+    """
+
+    def __init__(
+        self, model: ChunkModel, units: Units, *, keep_log_probs: bool = False, where: str = "audio stream"
+    ) -> None:
+        if model.vocab_size != units.vocab_size:
+            raise ModelError(
+                "the model and its units do not fit each other",
+                where=where,
+                expected=f"{model.vocab_size} classes",
+                got=f"{units.vocab_size} units",
+                fix="Use the units that are saved beside the model.",
+            )
+        self.model, self.units, self.where = model, units, where
+        self._keep_log_probs = keep_log_probs
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything: the next sample is the first of a new stream."""
+        self.tokens: list[Token] = []
+        self.num_frames = 0
+        self._state = self.model.initial_state(1)
+        self._features = StreamingLogMel()
+        self._pending_tf = np.zeros((0, NUM_MEL_BINS), np.float32)
+        self._num_features = 0
+        self._decoder = GreedyStream()
+        self._log_probs: list[NDArray[np.float32]] = []
+        self._text = ""
+        self._finished = False
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return self._text
+
+    @property
+    def log_probs_tv(self) -> NDArray[np.float32]:
+        """(T', V) log-probs of all output frames so far; asks for `keep_log_probs=True`."""
+        if not self._keep_log_probs:
+            raise ModelError("log-probs were not kept", fix="Create the session with keep_log_probs=True.")
+        empty = np.zeros((0, self.model.vocab_size), np.float32)
+        return np.concatenate([empty, *self._log_probs])
+
+    def accept(self, samples: ArrayLike) -> str:
+        """Takes the next samples, runs every window that is complete, and gives the text so far.
+
+        Args:
+            samples: (n,) float32 in [-1, 1] at 16 kHz; any n, zero included.
+
+        Raises:
+            AudioError: bad samples (see `check_samples`), or the stream is finished. Nothing of
+                a refused piece is used: the session goes on with the next one.
+        """
+        if self._finished:
+            raise AudioError("the stream is finished", where=self.where, fix="Call reset() first.")
+        self._push(self._features.accept(check_samples(samples, self.where)))
+        while len(self._pending_tf) >= self.model.window:
+            self._run_window(self.model.shift // self.model.subsampling)
+        return self._text
+
+    def finish(self) -> str:
+        """Ends the stream: runs what is left of the audio and gives the whole text."""
+        if self._finished:
+            return self._text
+        self._push(self._features.flush())
+        num_frames = -(-self._num_features // self.model.subsampling)
+        while self.num_frames < num_frames:
+            missing = max(0, self.model.window - len(self._pending_tf))
+            self._pending_tf = np.pad(self._pending_tf, ((0, missing), (0, 0)), constant_values=LOG_MEL_FLOOR)
+            self._run_window(num_frames - self.num_frames)
+        self._finished = True
+        return self._text
+
+    def _push(self, features_tf: torch.Tensor) -> None:
+        self._num_features += len(features_tf)
+        self._pending_tf = np.concatenate([self._pending_tf, features_tf.numpy()])
+
+    def _run_window(self, max_frames: int) -> None:
+        """Steps over the first window of what is pending; counts at most `max_frames` of it."""
+        window_btf = np.ascontiguousarray(self._pending_tf[None, : self.model.window])
+        log_probs_btv, self._state = self.model.step(window_btf, self._state)
+        self._pending_tf = self._pending_tf[self.model.shift :]
+        log_probs_tv = log_probs_btv[0, :max_frames]
+        self.num_frames += len(log_probs_tv)
+        if self._keep_log_probs:
+            self._log_probs.append(log_probs_tv)
+        new = self._decoder.feed(log_probs_tv)
+        if new:
+            self.tokens.extend(new)
+            self._text = self.units.decode([token.id for token in self.tokens])

@@ -1,0 +1,148 @@
+"""An exported folder that is not whole is refused with the reason."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.contract import set_metadata
+from export.runtime import OnnxChunkModel, load_onnx
+from export.to_onnx import export_onnx
+from kdasr.errors import MissingDependencyError, ModelError
+from tests.export.small_models import UNITS, recurrent
+
+
+@pytest.fixture(scope="module")
+def _exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    export_onnx(recurrent(), UNITS, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(_exported: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(_exported, tmp_path / "model"))
+
+
+def change_metadata(path: Path, **changes: str) -> None:
+    model = onnx.load(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    set_metadata(model, {**metadata, **changes})
+    onnx.save(model, path)
+
+
+def test_a_folder_means_its_float_file_and_a_file_means_itself(folder: Path) -> None:
+    assert OnnxChunkModel(folder).path == folder / "model.onnx"
+    assert load_onnx(folder / "model.int8.onnx")[0].path == folder / "model.int8.onnx"
+
+
+def test_facts_and_initial_state_come_from_the_file(folder: Path) -> None:
+    model = OnnxChunkModel(folder)
+    assert (model.shift, model.window, model.subsampling, model.vocab_size) == (12, 16, 4, 29)
+    assert model.facts.units_hash == UNITS.hash and model.facts.state_floats == 4 * 80 + 24
+    state = model.initial_state(3)
+    assert [array.shape for array in state[4:]] == [(3, 4, 43), (3, 4, 43), (3, 128, 3, 19), (3,)]
+    assert state[7].dtype == np.int64 and not any(array.any() for array in state)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_truncated_file_is_refused(folder: Path, keep: float) -> None:
+    path = folder / "model.onnx"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(ModelError, match=r"model\.onnx: .*(cannot read|not a streaming model)"):
+        load_onnx(folder)
+
+
+def test_bytes_that_are_not_onnx_are_refused(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(np.random.default_rng(0).bytes(5_000))
+    with pytest.raises(ModelError, match="ONNX Runtime cannot read the file"):
+        load_onnx(folder)
+
+
+def test_a_model_of_others_is_refused(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "alien", [value], [out])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "alien.onnx",
+    )
+    with pytest.raises(ModelError, match="not a streaming model that kdasr exported"):
+        OnnxChunkModel(tmp_path / "alien.onnx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kdasr_version": "99"}, "another version; expected 1; got 99"),
+        ({"T": "many"}, "its metadata is incomplete"),
+        ({"feature_hash": "0" * 16}, "made for other features"),
+    ],
+)
+def test_metadata_is_checked(folder: Path, changes: dict[str, str], message: str) -> None:
+    change_metadata(folder / "model.onnx", **changes)
+    with pytest.raises(ModelError, match=message):
+        OnnxChunkModel(folder)
+
+
+def test_units_of_another_model_are_refused(folder: Path) -> None:
+    change_metadata(folder / "model.onnx", units_hash="f" * 64)
+    with pytest.raises(ModelError, match="the units are of another model"):
+        load_onnx(folder)
+
+
+def test_missing_units_are_named(folder: Path) -> None:
+    (folder / "units.json").unlink()
+    with pytest.raises(ModelError, match=r"units cannot be used.*units\.json"):
+        load_onnx(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], "do not match the units in line 2"),
+        (lambda lines: lines[:-1], "expected 29 lines; got 28"),
+        (lambda lines: [*lines, "extra 29"], "expected 29 lines; got 30"),
+        (lambda lines: ["<blk> 28", *lines[1:]], "in line 1"),
+    ],
+)
+def test_tokens_that_do_not_match_are_refused(folder: Path, edit: object, message: str) -> None:
+    path = folder / "tokens.txt"
+    assert callable(edit)
+    path.write_text("\n".join(edit(path.read_text().splitlines())) + "\n")
+    with pytest.raises(ModelError, match=message):
+        load_onnx(folder)
+
+
+def test_missing_tokens_are_named(folder: Path) -> None:
+    (folder / "tokens.txt").unlink()
+    with pytest.raises(ModelError, match=r"tokens\.txt: the tokens cannot be read"):
+        load_onnx(folder)
+
+
+def test_no_file_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such model file"):
+        OnnxChunkModel(tmp_path / "model.onnx")
+
+
+def test_without_onnxruntime_the_pip_line_is_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(MissingDependencyError, match=r"'onnxruntime'.*pip install 'kdasr\[export\]'"):
+        OnnxChunkModel(folder)
+
+
+def test_the_card_names_a_command_that_exists(folder: Path) -> None:
+    run = json.loads((folder / "model.json").read_text())["run"]
+    assert run["kdasr"].startswith("kdasr transcribe --model ")
+    assert "--zipformer2-ctc-model=model.onnx" in run["sherpa-onnx"]

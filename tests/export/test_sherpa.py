@@ -1,0 +1,132 @@
+"""Stock sherpa-onnx decodes an exported folder to the text, tokens and times of our own session."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from export.parity import probe_sound
+from export.runtime import load_onnx
+from export.to_onnx import export_onnx
+from kdasr.streaming import StreamingSession, TorchChunkModel
+from tests.export.small_models import STUDENTS, UNITS
+
+PROGRAM = Path(__file__).with_name("sherpa_decode.py")
+NUM_SAMPLES = (40_000, 24_123, 31_321)
+
+
+def utterance(num_samples: int, seed: int) -> Any:
+    """Made-up speech that ends in silence: so the zeros that flush sherpa's last window look like
+    more of the same, and both sides see equal features up to the end."""
+    samples = np.concatenate([probe_sound(num_samples, seed), np.zeros(2_000, np.float32)])
+    return (np.round(samples * 32_767) / 32_768).astype(np.float32)  # what a 16-bit file holds
+
+
+@pytest.fixture(scope="module", params=sorted(STUDENTS))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp(request.param)
+    student = STUDENTS[request.param](lead_nats=6.0)
+    export_onnx(student, UNITS, folder)
+    wavs = []
+    for seed, num_samples in enumerate(NUM_SAMPLES):
+        samples = utterance(num_samples, seed + 20)
+        # Its readiness test is strict: one window and a frame of silence flush the last frames.
+        flushed = np.concatenate([samples, np.zeros((student.window + 2) * 160, np.float32)])
+        wavs.append(folder / f"{seed}.wav")
+        soundfile.write(wavs[-1], flushed, 16_000, subtype="PCM_16")
+    return student, folder, wavs
+
+
+def sherpa(folder: Any, wavs: Any, mode: str = "whole", file: Any = "model.onnx") -> Any:
+    command = [sys.executable, PROGRAM, folder / file, folder / "tokens.txt", mode, *wavs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def sessions(model: Any) -> Any:
+    for seed, num_samples in enumerate(NUM_SAMPLES):
+        session = StreamingSession(model, UNITS, keep_log_probs=True)
+        session.accept(utterance(num_samples, seed + 20))
+        session.finish()
+        yield session
+
+
+def assert_same(session: Any, result: Any) -> None:
+    """Up to the end of the audio; sherpa also decodes the silence that flushes it."""
+    ends = session.num_frames * 0.04
+    kept = [
+        (token, time)
+        for token, time in zip(result["tokens"], result["timestamps"], strict=True)
+        if time < ends - 0.02
+    ]
+    assert [token.replace(" ", "▁") for token, _ in kept] == [
+        UNITS.symbols[token.id] for token in session.tokens
+    ]
+    assert np.allclose(
+        [time for _, time in kept], [0.04 * token.frame for token in session.tokens], atol=2e-3
+    )
+    # sherpa strips punctuation from the start of its text, a leading apostrophe with it.
+    assert " ".join(result["text"].split()).startswith(session.text.lstrip("' "))
+
+
+def assert_no_near_ties(session: Any) -> None:
+    """A tie could fall either way with the last bit, and would say nothing about the export."""
+    best = np.sort(session.log_probs_tv, axis=1)[:, -2:]
+    assert (best[:, 1] - best[:, 0]).min() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["whole", "ragged", "batch"])
+def test_sherpa_gives_the_same_text_tokens_and_times(exported: Any, mode: str) -> None:
+    student, folder, wavs = exported
+    for session, result in zip(sessions(TorchChunkModel(student)), sherpa(folder, wavs, mode), strict=True):
+        assert_no_near_ties(session)
+        assert len(session.tokens) >= 8
+        assert_same(session, result)
+
+
+def test_sherpa_runs_int8_as_onnxruntime_does(exported: Any) -> None:
+    _, folder, wavs = exported
+    model, _ = load_onnx(folder / "model.int8.onnx")
+    for session, result in zip(sessions(model), sherpa(folder, wavs, file="model.int8.onnx"), strict=True):
+        assert_same(session, result)
+
+
+def test_sherpa_command_line_gives_the_same_text(exported: Any) -> None:
+    student, folder, wavs = exported
+    program = shutil.which("sherpa-onnx", path=str(Path(sys.executable).parent))
+    assert program, "the package sherpa-onnx-bin of the dev extra is not installed"
+    command = [
+        program,
+        f"--tokens={folder / 'tokens.txt'}",
+        f"--zipformer2-ctc-model={folder / 'model.onnx'}",
+    ]
+    padding = ["--left-padding=0", "--right-padding=0"]
+    done = subprocess.run(
+        [*command, *padding, *wavs], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    lines = re.findall(r"^\{.*\}$", done.stderr + done.stdout, re.MULTILINE)
+    results = [json.loads(line) for line in lines]
+    assert len(results) == len(wavs)
+    for session, result in zip(sessions(TorchChunkModel(student)), results, strict=True):
+        assert_same(session, result)
+
+
+def test_the_comparison_notices_other_features(exported: Any) -> None:
+    """The negative control: audio at another loudness is other features and other tokens."""
+    student, folder, wavs = exported
+    session = StreamingSession(TorchChunkModel(student), UNITS)
+    session.accept(utterance(NUM_SAMPLES[0], 20) * 0.25)
+    session.finish()
+    with pytest.raises(AssertionError):
+        assert_same(session, sherpa(folder, wavs[:1])[0])

@@ -1,0 +1,266 @@
+"""An export computes what torch computes, or there is no file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import export.to_onnx
+from export.parity import compare, probe_sound
+from export.runtime import OnnxChunkModel, load_onnx
+from export.to_onnx import export_onnx
+from kdasr.errors import ExportError, MissingDependencyError
+from kdasr.streaming import StreamingSession, TorchChunkModel
+from tests.export.small_models import STUDENTS, UNITS, RecurrentStudent, conformer, recurrent
+
+FILES = {"model.onnx", "model.int8.onnx", "tokens.txt", "units.json", "model.json"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One export of each student."""
+    made = {}
+    for kind, build in STUDENTS.items():
+        folder = tmp_path_factory.mktemp(kind)
+        made[kind] = (build(), folder, export_onnx(build(), UNITS, folder, weights_sha256="ab" * 32))
+    return made
+
+
+@pytest.mark.parametrize("kind", sorted(STUDENTS))
+def test_the_folder_holds_what_the_card_says(folders: Any, kind: str) -> None:
+    student, folder, exported = folders[kind]
+    assert {path.name for path in folder.iterdir()} == FILES
+    card = json.loads((folder / "model.json").read_text())
+    assert card == json.loads(json.dumps(exported.card))
+    for name in ("float32", "int8"):
+        facts = card["files"][name]
+        data = (folder / facts["file"]).read_bytes()
+        assert facts["bytes"] == len(data) and facts["sha256"] == hashlib.sha256(data).hexdigest()
+    parity = card["files"]["float32"]["parity_with_torch"]
+    assert parity["max_abs_difference"] < 1e-3 and parity["tokens_identical"]
+    assert parity["batch_sizes"] == [1, 3] and parity["num_chunks"] >= 20
+    assert card["streaming"]["latency_ms"] == 10 * student.window + 17.5
+    assert card["student"]["weights_sha256"] == "ab" * 32
+    assert card["units"] == {"count": 29, "blank": "<blk>", "blank_id": 0, "hash": UNITS.hash}
+    assert (folder / "tokens.txt").read_text().splitlines()[:3] == ["<blk> 0", "▁ 1", "' 2"]
+
+
+@pytest.mark.parametrize("kind", sorted(STUDENTS))
+def test_the_files_have_the_shapes_of_the_contract(folders: Any, kind: str) -> None:
+    _, folder, _ = folders[kind]
+    model = onnx.load(folder / "model.onnx")
+    meta = {entry.key: entry.value for entry in model.metadata_props}
+    encoder_dims, kernel, left = (
+        int(meta[key]) for key in ("encoder_dims", "cnn_module_kernels", "left_context_len")
+    )
+    shapes = [
+        [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim] for entry in model.graph.input
+    ]
+    assert shapes[0] == ["batch", int(meta["T"]), 80]
+    assert shapes[1:] == [
+        [left, "batch", int(meta["query_head_dims"]) * int(meta["num_heads"])],
+        [1, "batch", left, 3 * encoder_dims // 4],
+        [left, "batch", int(meta["value_head_dims"]) * int(meta["num_heads"])],
+        [left, "batch", int(meta["value_head_dims"]) * int(meta["num_heads"])],
+        ["batch", encoder_dims, kernel // 2],
+        ["batch", encoder_dims, kernel // 2],
+        ["batch", 128, 3, 19],
+        ["batch"],
+    ]
+    assert len(model.graph.output) == len(model.graph.input)
+    assert meta["model_type"] == "zipformer2" and meta["num_encoder_layers"] == "1"
+
+
+@pytest.mark.parametrize("kind", sorted(STUDENTS))
+def test_streams_of_a_batch_do_not_touch_each_other(folders: Any, kind: str) -> None:
+    _, folder, _ = folders[kind]
+    model = OnnxChunkModel(folder)
+    random = np.random.default_rng(0)
+    chunks = random.standard_normal((6, 3, model.window, 80)).astype(np.float32)
+    together, state = [], model.initial_state(3)
+    for chunk in chunks:
+        log_probs, state = model.step(chunk, state)
+        together.append(log_probs[1])
+    alone, state = [], model.initial_state()
+    for chunk in chunks:
+        log_probs, state = model.step(chunk[1:2], state)
+        alone.append(log_probs[0])
+    assert np.abs(np.array(together) - np.array(alone)).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", sorted(STUDENTS))
+def test_text_from_pcm_is_that_of_torch(folders: Any, kind: str) -> None:
+    student, folder, _ = folders[kind]
+    model, units = load_onnx(folder)
+    samples = probe_sound(40_000, 8)
+    ours, theirs = StreamingSession(TorchChunkModel(student), UNITS), StreamingSession(model, units)
+    ours.accept(samples), theirs.accept(samples)
+    assert len(ours.finish()) > 10 and ours.text == theirs.finish()
+    assert [token[:2] for token in ours.tokens] == [token[:2] for token in theirs.tokens]
+
+
+def test_int8_quantises_matrix_products_only(folders: Any) -> None:
+    _, folder, exported = folders["conformer"]
+    model = onnx.load(folder / "model.int8.onnx")
+    quantised = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
+    assert len(quantised) >= 10
+    assert not {node.op_type for node in model.graph.node} & {"ConvInteger", "QLinearConv"}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    scales = [tensor for name, tensor in weights.items() if name.endswith("_scale")]
+    assert any(list(scale.dims) and scale.dims[0] > 1 for scale in scales), "one scale for each channel"
+    agreement = exported.card["files"]["int8"]["agreement_with_torch"]
+    assert agreement["max_abs_difference"] > 0 and agreement["same_argmax"] > 0.9
+
+
+class Drifting(RecurrentStudent):
+    """Computes in Python what tracing freezes: the export cannot agree."""
+
+    calls = 0
+
+    def forward(self, features_btf: Any, state: Any) -> Any:
+        self.calls += 1
+        log_probs, state = super().forward(features_btf, state)
+        return (log_probs + 0.01 * self.calls * torch.arange(log_probs.shape[-1])).log_softmax(-1), state
+
+
+def test_missed_parity_leaves_no_file_and_tells_the_figure(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ExportError, match=r"log-probs within 0.001.*a difference of [0-9.]+"):
+        export_onnx(Drifting(vocab_size=29), UNITS, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_the_earlier_one(tmp_path: Path) -> None:
+    export_onnx(recurrent(), UNITS, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ExportError):
+        export_onnx(Drifting(vocab_size=29), UNITS, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_nan_weights_are_not_exported(tmp_path: Path) -> None:
+    student = recurrent()
+    with torch.no_grad():
+        student.head.weight[3, 3] = float("nan")
+    with pytest.raises(ExportError, match="original: a log-probability is not finite"):
+        export_onnx(student, UNITS, tmp_path)
+
+
+def test_the_gate_measures_both_files_and_refuses_a_rise(tmp_path: Path) -> None:
+    seen = []
+
+    def gate(model: Any) -> Any:
+        seen.append(model.path.name)
+        return 10.0 + 0.4 * len(seen)
+
+    card = export_onnx(recurrent(), UNITS, tmp_path, gate=gate).card
+    assert len(seen) == 2 and "int8" in seen[1] and "int8" not in seen[0]
+    assert card["files"]["float32"]["wer_percent"] == 10.4
+    assert card["files"]["int8"]["wer_rise_points"] == pytest.approx(0.4)
+    with pytest.raises(ExportError, match=r"at most 0.3 points.*0.40 points"):
+        export_onnx(recurrent(), UNITS, tmp_path / "other", gate=gate, max_wer_rise=0.3)
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_without_int8_there_is_one_model_and_no_stale_one(tmp_path: Path) -> None:
+    export_onnx(recurrent(), UNITS, tmp_path)
+    exported = export_onnx(recurrent(), UNITS, tmp_path, int8=False)
+    assert exported.int8_path is None and "int8" not in exported.card["files"]
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"}
+
+
+class NotZero(RecurrentStudent):
+    def initial_state(self, batch_size: Any = 1) -> Any:
+        return super().initial_state(batch_size)._replace(hidden_bd=torch.ones(batch_size, self.width))
+
+
+class TimeFirst(RecurrentStudent):
+    def initial_state(self, batch_size: Any = 1) -> Any:
+        return super().initial_state(batch_size)._replace(hidden_bd=torch.zeros(1, batch_size, self.width))
+
+
+class HalfPrecision(RecurrentStudent):
+    def initial_state(self, batch_size: Any = 1) -> Any:
+        return (
+            super().initial_state(batch_size)._replace(hidden_bd=torch.zeros(batch_size, self.width).half())
+        )
+
+
+class PlainTuple(RecurrentStudent):
+    def initial_state(self, batch_size: Any = 1) -> Any:
+        return tuple(super().initial_state(batch_size))
+
+
+class OddCounterState(NamedTuple):
+    hidden_bd: torch.Tensor
+    processed: torch.Tensor
+
+
+class OddCounter(RecurrentStudent):
+    def initial_state(self, batch_size: Any = 1) -> Any:
+        return OddCounterState(torch.zeros(batch_size, 2), torch.zeros(batch_size, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("student_class", "message"),
+    [
+        (NotZero, "field 'hidden_bd': the initial state is not zero"),
+        (TimeFirst, "field 'hidden_bd': the batch is not on axis 0"),
+        (HalfPrecision, "field 'hidden_bd': a state tensor of the wrong type"),
+        (PlainTuple, "not a NamedTuple"),
+        (OddCounter, "field 'processed': a counter has one axis"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, student_class: Any, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_onnx(student_class(vocab_size=29), UNITS, tmp_path)
+
+
+class DataDependent(RecurrentStudent):
+    def forward(self, features_btf: Any, state: Any) -> Any:
+        torch._assert_async(torch.linalg.matrix_exp(features_btf[0, :2, :2]).isfinite().all())
+        return super().forward(features_btf + torch.linalg.matrix_exp(features_btf[0, :2, :2]).sum(), state)
+
+
+def test_an_operation_that_onnx_lacks_is_an_export_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="DataDependent: torch cannot export this student"):
+        export_onnx(DataDependent(vocab_size=29), UNITS, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_units_of_another_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="expected 30 units; got 29"):
+        export_onnx(conformer(vocab_size=30), UNITS, tmp_path)
+
+
+def test_a_missing_package_is_named_with_its_pip_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export.importlib.import_module
+
+    def without_onnx(name: Any) -> Any:
+        if name.split(".")[0] == "onnx":
+            raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
+        return real(name)
+
+    monkeypatch.setattr(export.importlib, "import_module", without_onnx)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'kdasr\[export\]'"):
+        export_onnx(recurrent(), UNITS, tmp_path)
+
+
+def test_compare_sees_a_wrong_state() -> None:
+    student = TorchChunkModel(conformer())
+
+    class Forgetful(TorchChunkModel):
+        def step(self, features_btf: Any, state: Any) -> Any:
+            return super().step(features_btf, self.initial_state(len(features_btf)))
+
+    agreement = compare(student, Forgetful(conformer()))
+    assert agreement.max_abs_difference > 0.1 and not agreement.tokens_identical

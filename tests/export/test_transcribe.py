@@ -1,0 +1,120 @@
+"""Text from files, by a model folder and by an exported one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from export.parity import probe_sound
+from export.to_onnx import export_onnx
+from export.transcribe import open_recogniser, transcribe
+from kdasr.errors import AudioError, ConfigError, ModelError
+from kdasr.models import save_model
+from tests.export.small_models import UNITS, conformer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    save_model(root / "torch", conformer(), UNITS)
+    export_onnx(conformer(), UNITS, root / "onnx")
+    return root
+
+
+@pytest.fixture(scope="module")
+def wavs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("audio")
+    paths = []
+    for seed, num_samples in enumerate((30_000, 47_123)):
+        paths.append(folder / f"{seed}.wav")
+        soundfile.write(paths[-1], probe_sound(num_samples, seed), 16_000)
+    return paths
+
+
+def test_all_ways_give_one_text(models: Path, wavs: list[Path]) -> None:
+    expected = list(transcribe(wavs, models / "torch"))
+    assert [file for file, _ in expected] == wavs
+    assert all(len(text) > 5 for _, text in expected)
+    for model in ("torch", "onnx", "onnx/model.onnx"):
+        for stream in (False, True):
+            assert list(transcribe(wavs, models / model, stream=stream)) == expected
+
+
+def test_partials_lead_to_the_text(models: Path, wavs: list[Path]) -> None:
+    heard: list[tuple[Path, str]] = []
+    results = transcribe(wavs, models / "onnx", stream=True, on_partial=lambda *item: heard.append(item))
+    for file, text in results:
+        partials = [partial for name, partial in heard if name == file]
+        assert len(partials) > 2 and partials == sorted(set(partials), key=len)
+        assert all(text.startswith(partial) for partial in partials)
+
+
+def test_int8_gives_text_too(models: Path, wavs: list[Path]) -> None:
+    texts = [text for _, text in transcribe(wavs, models / "onnx" / "model.int8.onnx", stream=True)]
+    assert all(len(text) > 5 for text in texts)
+
+
+def test_the_size_of_pieces_does_not_matter(models: Path, wavs: list[Path]) -> None:
+    texts = {tuple(transcribe(wavs, models / "onnx", stream=True, piece_ms=size)) for size in (1, 37, 5_000)}
+    assert len(texts) == 1
+
+
+def test_other_rates_and_channels_are_converted(models: Path, tmp_path: Path) -> None:
+    samples = probe_sound(32_000, 3)
+    soundfile.write(tmp_path / "mono.wav", samples, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "stereo.wav", np.stack([samples, samples], 1), 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "8k.wav", samples[::2], 8_000)
+    names = [tmp_path / name for name in ("mono.wav", "stereo.wav", "8k.wav")]
+    (_, mono), (_, stereo), (_, narrow) = transcribe(names, models / "torch", stream=True)
+    assert mono == stereo and len(narrow) > 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["torch", "onnx"])
+def test_a_single_sample_and_silence_are_answered(
+    models: Path, tmp_path: Path, model: str, stream: bool
+) -> None:
+    soundfile.write(tmp_path / "one.wav", np.zeros(1, np.float32), 16_000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000, np.float32), 16_000)
+    results = dict(transcribe(sorted(tmp_path.glob("*.wav")), models / model, stream=stream))
+    assert results[tmp_path / "one.wav"] == ""
+    assert isinstance(results[tmp_path / "silent.wav"], str)
+
+
+def test_an_empty_file_is_named(models: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
+    with pytest.raises(AudioError, match=r"empty\.wav"):
+        list(transcribe([tmp_path / "empty.wav"], models / "onnx"))
+
+
+def test_a_folder_without_a_model_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no model here.*a folder without them"):
+        open_recogniser(tmp_path)
+    with pytest.raises(ModelError, match="got nothing"):
+        open_recogniser(tmp_path / "nowhere")
+
+
+def test_a_teacher_transcribes_whole_files_only(models: Path, wavs: list[Path], tmp_path: Path) -> None:
+    class Offline(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = conformer()
+
+        def offline(self, *features_and_lengths: torch.Tensor) -> object:
+            return self.student.offline(*features_and_lengths)
+
+    recogniser = open_recogniser(models / "torch")
+    teacher = type(recogniser)(Path("teacher"), UNITS, Offline(), None)  # type: ignore[arg-type]
+    samples = soundfile.read(wavs[0], dtype="float32")[0]
+    assert teacher.transcribe(samples) == recogniser.transcribe(samples)
+    with pytest.raises(ModelError, match="teacher: this model cannot run chunk by chunk.*without --stream"):
+        teacher.session()
+
+
+def test_a_piece_of_no_length_is_refused(models: Path, wavs: list[Path]) -> None:
+    with pytest.raises(ConfigError, match="piece_ms"):
+        list(transcribe(wavs, models / "onnx", stream=True, piece_ms=0))

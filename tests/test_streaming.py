@@ -1,0 +1,189 @@
+"""A session gives the text of the whole utterance, however the audio arrives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.parity import probe_sound
+from kdasr.decoding import greedy
+from kdasr.errors import AudioError, ModelError
+from kdasr.features import log_mel
+from kdasr.streaming import StreamingSession, TorchChunkModel, algorithmic_latency_ms, check_samples
+from tests.export.small_models import STUDENTS, UNITS, conformer
+
+
+def offline(student: Any, samples: Any) -> Any:
+    features = log_mel(samples)[None]
+    with torch.no_grad():
+        log_probs, frames = student.offline(features, torch.tensor([features.shape[1]]))
+    return log_probs[0].numpy(), greedy(log_probs, frames)[0]
+
+
+def stream(student: Any, samples: Any, sizes: Any) -> Any:
+    session = StreamingSession(TorchChunkModel(student), UNITS, keep_log_probs=True)
+    start = 0
+    for size in sizes:
+        session.accept(samples[start : start + size])
+        start += size
+    session.accept(samples[start:])
+    session.finish()
+    return session
+
+
+def positions(tokens: Any) -> Any:
+    return [(token.id, token.frame) for token in tokens]
+
+
+@pytest.mark.parametrize("kind", sorted(STUDENTS))
+@pytest.mark.parametrize("num_samples", [1, 79, 80, 399, 5_280, 5_281, 16_000, 47_123])
+def test_stream_equals_offline_for_every_tail(kind: str, num_samples: int) -> None:
+    student, samples = STUDENTS[kind](), probe_sound(48_000, 5)[:num_samples]
+    session = stream(student, samples, [700] * 100)
+    if num_samples < 80:
+        assert session.text == "" and session.num_frames == 0
+        return
+    log_probs, tokens = offline(student, samples)
+    assert session.log_probs_tv.shape == log_probs.shape
+    assert np.abs(session.log_probs_tv - log_probs).max() < 1e-4
+    assert positions(session.tokens) == positions(tokens)
+    assert session.text == UNITS.decode([token.id for token in tokens])
+
+
+def test_the_comparison_is_about_real_text() -> None:
+    session = stream(conformer(), probe_sound(48_000, 5), [])
+    assert len(set(session.text)) > 3 and " " in session.text
+    blanks = (session.log_probs_tv.argmax(1) == 0).mean()
+    assert 0.1 < blanks < 0.9
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"chunk_frames": 1, "lookahead_frames": 0, "left_context_frames": 1},
+        {"chunk_frames": 2, "lookahead_frames": 3, "left_context_frames": 25},
+        {"chunk_frames": 25, "lookahead_frames": 2, "left_context_frames": 4},
+    ],
+)
+def test_stream_equals_offline_for_other_chunks(changes: Any) -> None:
+    student, samples = conformer(**changes), probe_sound(30_000, 6)
+    session = stream(student, samples, [1_601] * 5)
+    log_probs, tokens = offline(student, samples)
+    assert np.abs(session.log_probs_tv - log_probs).max() < 1e-4
+    assert positions(session.tokens) == positions(tokens)
+
+
+_CONFORMER = conformer()
+_SAMPLES = probe_sound(20_000, 7)
+_WHOLE = stream(_CONFORMER, _SAMPLES, [])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 6_000)), max_size=12))
+def test_any_cut_gives_the_same_bits_of_text(sizes: Any) -> None:
+    session = stream(_CONFORMER, _SAMPLES, sizes)
+    assert session.text == _WHOLE.text
+    assert positions(session.tokens) == positions(_WHOLE.tokens)
+    assert np.abs(session.log_probs_tv - _WHOLE.log_probs_tv).max() < 1e-4
+
+
+def test_the_future_does_not_change_the_past() -> None:
+    other = _SAMPLES.copy()
+    other[12_000:] = probe_sound(8_000, 99)
+    changed = stream(_CONFORMER, other, [])
+    # A frame sees its chunk and the lookahead: sample 12,000 first matters in frame 18 - 4 - 1.
+    first = (12_000 - 200) // 640 - _CONFORMER.chunk_frames - _CONFORMER.lookahead_frames
+    assert np.array_equal(changed.log_probs_tv[:first], _WHOLE.log_probs_tv[:first])
+    assert not np.allclose(changed.log_probs_tv[first + 6 :], _WHOLE.log_probs_tv[first + 6 :], atol=1e-2)
+
+
+def test_partial_text_grows_while_audio_arrives() -> None:
+    session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS)
+    partials = [session.accept(_SAMPLES[start : start + 1_600]) for start in range(0, 20_000, 1_600)]
+    final = session.finish()
+    assert len(set(partials)) > 4 and partials[0] == ""
+    assert all(final.startswith(partial) for partial in partials)
+    assert session.finish() == final
+
+
+def test_reset_begins_a_new_stream() -> None:
+    session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS)
+    session.accept(probe_sound(9_000, 1))
+    session.finish()
+    session.reset()
+    assert (session.text, session.tokens, session.num_frames) == ("", [], 0)
+    session.accept(_SAMPLES)
+    assert session.finish() == _WHOLE.text
+
+
+def test_silence_and_nothing_are_answered() -> None:
+    session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS)
+    assert session.finish() == "" and session.num_frames == 0
+    session.reset()
+    session.accept(np.zeros(0, np.float32))
+    session.accept(np.zeros(16_000, np.float32))
+    session.finish()
+    assert session.num_frames == 25
+
+
+def test_clipped_and_overshooting_audio_is_decoded() -> None:
+    session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS)
+    session.accept(np.clip(_SAMPLES * 50, -1, 1))
+    session.accept(np.full(1_000, 1.2, np.float32))
+    assert isinstance(session.finish(), str) and session.num_frames == 33
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.array([0.0, np.nan, 0.0], np.float32), "NaN or infinity; got nan at 1"),
+        (np.array([np.inf], np.float64), "NaN or infinity"),
+        (np.zeros((10, 2), np.float32), "not mono"),
+        (np.zeros(10, np.int16), "not floating point"),
+        (np.full(10, 12_000.0, np.float32), "not scaled"),
+    ],
+)
+def test_bad_samples_are_refused_and_the_session_goes_on(bad: Any, message: str) -> None:
+    session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS, where="kitchen.wav")
+    session.accept(_SAMPLES[:7_000])
+    with pytest.raises(AudioError, match=f"kitchen.wav: .*{message}"):
+        session.accept(bad)
+    session.accept(_SAMPLES[7_000:])
+    assert session.finish() == _WHOLE.text
+
+
+def test_read_only_samples_are_copied() -> None:
+    frozen = np.frombuffer(_SAMPLES.tobytes(), np.float32)
+    assert not frozen.flags.writeable and check_samples(frozen).flags.writeable
+    assert check_samples([0.0, 0.5]).dtype == np.float32
+
+
+def test_a_finished_stream_takes_no_more() -> None:
+    session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS)
+    session.finish()
+    with pytest.raises(AudioError, match="reset"):
+        session.accept(_SAMPLES)
+
+
+def test_log_probs_are_kept_only_on_request() -> None:
+    with pytest.raises(ModelError, match="keep_log_probs"):
+        _ = StreamingSession(TorchChunkModel(_CONFORMER), UNITS).log_probs_tv
+
+
+def test_units_of_another_model_are_refused() -> None:
+    with pytest.raises(ModelError, match="expected 30 classes; got 29 units"):
+        StreamingSession(TorchChunkModel(conformer(vocab_size=UNITS.vocab_size + 1)), UNITS)
+
+
+def test_a_model_without_state_cannot_stream() -> None:
+    with pytest.raises(ModelError, match="Linear: this model cannot run chunk by chunk"):
+        TorchChunkModel(torch.nn.Linear(2, 2))
+
+
+def test_algorithmic_latency_counts_chunk_lookahead_and_window() -> None:
+    assert algorithmic_latency_ms(TorchChunkModel(_CONFORMER)) == 4 * 40 + 1 * 40 + 17.5
