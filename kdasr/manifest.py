@@ -1,0 +1,184 @@
+"""The manifest of an audio shard: what a tar must hold, and where each utterance lies in it.
+
+{"format": "kdasr-audio-shard", "version": 1, "count": 2, "seconds": 4.5, "bytes": 81920,
+ "sha256": "...", "description": "...",
+ "utterances": [[key, num_samples, flac_offset, flac_bytes, json_offset, json_bytes, crc32], ...]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from kdasr.errors import DamagedShardError, ManifestError
+
+FORMAT = "kdasr-audio-shard"
+VERSION = 1
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """Where one utterance lies in its tar: byte offsets of the member data, not of the headers.
+
+    Attributes:
+        crc32: zlib.crc32 of the flac bytes followed by the json bytes.
+    """
+
+    key: str
+    num_samples: int
+    flac_offset: int
+    flac_bytes: int
+    json_offset: int
+    json_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A tar whose manifest has been read and checked against it.
+
+    Attributes:
+        path: the tar.
+        count: utterances.
+        seconds: audio in all.
+        sha256: of the tar, in hex.
+        bytes: size of the tar.
+        entries: one for each utterance, in the order of the tar.
+        description: what the writer said that this is.
+    """
+
+    path: Path
+    count: int
+    seconds: float
+    sha256: str
+    bytes: int
+    entries: tuple[ShardEntry, ...]
+    description: str = ""
+
+
+def manifest_path(shard_path: Path) -> Path:
+    """The manifest of the tar at `shard_path`."""
+    return shard_path.with_suffix(".json")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(path: Path) -> Shard:
+    """The manifest beside the tar at `path`, checked in itself; the tar is not looked at.
+
+    Raises:
+        ManifestError: missing, unreadable or inconsistent.
+    """
+    manifest = manifest_path(path)
+    try:
+        fields: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        found = (fields["format"], fields["version"])
+    except FileNotFoundError:
+        raise missing_manifest(path) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _bad_manifest(manifest, "a JSON object with format and version", error) from error
+    if found != (FORMAT, VERSION):
+        raise _bad_manifest(manifest, f"{FORMAT} version {VERSION}", f"{found[0]} version {found[1]}")
+    try:
+        entries = tuple(ShardEntry(*_typed(row)) for row in fields["utterances"])
+        shard = Shard(
+            path=path,
+            count=int(fields["count"]),
+            seconds=float(fields["seconds"]),
+            sha256=str(fields["sha256"]),
+            bytes=int(fields["bytes"]),
+            entries=entries,
+            description=str(fields.get("description", "")),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise _bad_manifest(manifest, "count, seconds, bytes, sha256, utterances", error) from error
+    _check_consistency(manifest, shard)
+    return shard
+
+
+def manifest_text(shard: Shard) -> str:
+    """The JSON that `read_manifest` turns into `shard` again; the same shard gives the same text."""
+    rows = ",\n  ".join(json.dumps(astuple(entry)) for entry in shard.entries)
+    fields = {
+        "format": FORMAT,
+        "version": VERSION,
+        "description": shard.description,
+        "count": shard.count,
+        "seconds": shard.seconds,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+    }
+    head = json.dumps(fields, indent=1)[:-2]
+    return f'{head},\n "utterances": [\n  {rows}\n ]\n}}\n'
+
+
+def _typed(row: list[Any]) -> list[Any]:
+    key, *numbers = row
+    if not isinstance(key, str) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise TypeError(f"an utterance of a key and whole numbers, not {row}")
+    return row
+
+
+def _check_consistency(manifest: Path, shard: Shard) -> None:
+    if len(shard.entries) != shard.count:
+        raise _bad_manifest(manifest, f"{shard.count} utterances", len(shard.entries))
+    if len({entry.key for entry in shard.entries}) != shard.count:
+        raise _bad_manifest(manifest, "each key once", "a key twice")
+    for entry in shard.entries:
+        if not KEY_PATTERN.fullmatch(entry.key):
+            raise _bad_manifest(manifest, f"keys of {KEY_PATTERN.pattern}", repr(entry.key))
+        if max(entry.flac_offset + entry.flac_bytes, entry.json_offset + entry.json_bytes) > shard.bytes:
+            raise _bad_manifest(manifest, f"members within {shard.bytes} bytes", entry.key)
+
+
+def _bad_manifest(manifest: Path, expected: object, got: object) -> ManifestError:
+    fix = "Prepare the corpus again, or copy shard and manifest again."
+    return ManifestError("the manifest cannot be used", where=manifest, expected=expected, got=got, fix=fix)
+
+
+def missing_manifest(path: Path) -> ManifestError:
+    """The error for a tar without its manifest."""
+    return ManifestError(
+        "the manifest is missing, so the shard may be unfinished",
+        where=path,
+        expected=manifest_path(path).name,
+        fix="Prepare the corpus again, or copy the manifest too.",
+    )
+
+
+def damaged(path: Path, expected: object, got: object) -> DamagedShardError:
+    """The error for a tar that does not hold what its manifest says."""
+    fix = "The shard is damaged or belongs to another manifest: copy or prepare it again."
+    return DamagedShardError(
+        "the shard is not what its manifest says", where=path, expected=expected, got=got, fix=fix
+    )
+
+
+def read_members(file: BinaryIO, path: Path, entry: ShardEntry) -> tuple[bytes, bytes]:
+    """The flac and the json bytes of one utterance from the open tar at `path`.
+
+    Raises:
+        DamagedShardError: they are not the bytes that were written.
+    """
+    file.seek(entry.flac_offset)
+    flac = file.read(entry.flac_bytes)
+    file.seek(entry.json_offset)
+    meta_json = file.read(entry.json_bytes)
+    crc32 = zlib.crc32(meta_json, zlib.crc32(flac))
+    if crc32 != entry.crc32:
+        raise damaged(path, f"crc32 {entry.crc32} for {entry.key}", crc32)
+    return flac, meta_json

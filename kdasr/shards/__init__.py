@@ -1,0 +1,26 @@
+"""Utterances in, WebDataset audio shards out, and back: write, verify, read.
+
+    DIR/shard-000000.tar     KEY.flac KEY.json KEY.flac KEY.json ... (16 kHz mono, 16 bit)
+    DIR/shard-000000.json    the manifest (kdasr/manifest.py), written last
+    DIR/dropped.json         what `kdasr prepare` left out, and why
+    DIR/prepared.json        what `kdasr prepare` made the folder from
+
+A damaged tar can give half of its members without any exception, so a tar is trusted only beside
+its manifest, and a tar without one is an unfinished shard. The manifest's byte offsets allow random
+access; its checksum for each utterance finds damage on lazy reads too.
+"""
+
+from kdasr.manifest import Shard, ShardEntry
+from kdasr.shards.reader import list_shards, open_shard, read_shard, read_utterance, verify_folder
+from kdasr.shards.writer import write_shards
+
+__all__ = [
+    "Shard",
+    "ShardEntry",
+    "list_shards",
+    "open_shard",
+    "read_shard",
+    "read_utterance",
+    "verify_folder",
+    "write_shards",
+]

@@ -1,0 +1,146 @@
+"""A folder of audio shards in, utterances out; damage is found and named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from kdasr import audio
+from kdasr.errors import AudioError, DamagedShardError, ManifestError, ShardError
+from kdasr.interfaces import Utterance
+from kdasr.manifest import (
+    Shard,
+    ShardEntry,
+    damaged,
+    manifest_path,
+    missing_manifest,
+    read_manifest,
+    read_members,
+    sha256_of,
+)
+
+SHARD_PATTERN = re.compile(r"shard-\d{6}\.tar")
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """The tars of a folder, sorted.
+
+    Raises:
+        ShardError: no such folder, or no shards in it.
+        ManifestError: a tar without manifest, or a manifest without tar.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ShardError("there is no such folder of audio shards", where=folder)
+    tars = sorted(path for path in folder.iterdir() if SHARD_PATTERN.fullmatch(path.name))
+    for path in tars:
+        if not manifest_path(path).exists():
+            raise missing_manifest(path)
+    for manifest in sorted(folder.glob("shard-*.json")):
+        if not manifest.with_suffix(".tar").exists():
+            raise ManifestError(
+                "the shard of this manifest is missing",
+                where=manifest,
+                expected=manifest.with_suffix(".tar").name,
+                fix="Copy the shard again, or prepare the corpus again.",
+            )
+    if not tars:
+        raise ShardError(
+            "the folder holds no audio shards",
+            where=folder,
+            expected="shard-000000.tar, ...",
+            fix="Run `kdasr prepare` first, or name the folder of one split.",
+        )
+    return tars
+
+
+def open_shard(path: Path, *, verify: bool = False) -> Shard:
+    """The shard at `path` with its manifest checked against the file.
+
+    The size is always compared; `verify=True` reads the whole tar and compares its sha256 too.
+
+    Raises:
+        ManifestError: the manifest is missing, unreadable, or inconsistent in itself.
+        DamagedShardError: the tar is missing or not the one that the manifest describes.
+    """
+    path = Path(path)
+    shard = read_manifest(path)
+    if not path.is_file():
+        raise DamagedShardError("the audio shard is missing", where=path)
+    if path.stat().st_size != shard.bytes:
+        raise damaged(path, f"{shard.bytes} bytes", f"{path.stat().st_size} bytes")
+    if verify and (found := sha256_of(path)) != shard.sha256:
+        raise damaged(path, f"sha256 {shard.sha256}", found)
+    return shard
+
+
+def read_utterance(shard: Shard, entry: ShardEntry) -> Utterance:
+    """One utterance by its place in the tar, decoded.
+
+    Raises:
+        DamagedShardError: the bytes there are not those that were written.
+    """
+    try:
+        with shard.path.open("rb") as file:
+            return _read_entry(file, shard.path, entry)
+    except OSError as error:
+        raise DamagedShardError("the audio shard cannot be read", where=shard.path, got=error) from error
+
+
+def read_shard(path: Path, *, verify: bool = True) -> Iterator[Utterance]:
+    """All utterances of the shard at `path`, in order; with `verify` hashed before the first one.
+
+    Raises:
+        ManifestError, DamagedShardError: as `open_shard` and `read_utterance`.
+    """
+    shard = open_shard(path, verify=verify)
+    with shard.path.open("rb") as file:
+        for entry in shard.entries:
+            yield _read_entry(file, shard.path, entry)
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """Everything that is wrong with a folder of shards; an empty list if nothing is.
+
+    Each tar is hashed. Also found: missing manifests and tars, gaps in the numbering, the same key
+    in two shards, and temporary files that a killed writer left.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return [f"{folder}: there is no such folder"]
+    problems: list[str] = [f"{path}: left over from a killed writer" for path in sorted(folder.glob("*.tmp"))]
+    stems = sorted({path.stem for path in folder.glob("shard-*.*") if path.suffix in (".tar", ".json")})
+    if not stems:
+        problems.append(f"{folder}: the folder holds no audio shards")
+    expected_stems = [f"shard-{number:06d}" for number in range(len(stems))]
+    if stems != expected_stems:
+        missing = sorted(set(expected_stems) - set(stems))
+        problems.append(f"{folder}: the numbering has gaps; missing {', '.join(missing)}")
+    seen: dict[str, str] = {}
+    for stem in stems:
+        try:
+            shard = open_shard(folder / f"{stem}.tar", verify=True)
+        except ShardError as error:
+            problems.append(str(error))
+            continue
+        for entry in shard.entries:
+            if (other := seen.setdefault(entry.key, stem)) != stem:
+                problems.append(f"{shard.path}: the key {entry.key} is in {other}.tar too")
+    return problems
+
+
+def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Utterance:
+    flac, meta_json = read_members(file, path, entry)
+    try:
+        samples = audio.decode(flac, f"{path}:{entry.key}.flac")
+        meta = json.loads(meta_json)
+        key, text, speaker = meta["key"], meta.get("text"), meta.get("speaker")
+    except (AudioError, ValueError, KeyError, TypeError) as error:
+        raise DamagedShardError(f"{entry.key} cannot be decoded", where=path, got=error) from error
+    if key != entry.key or len(samples) != entry.num_samples:
+        expected = f"{entry.key} of {entry.num_samples} samples"
+        raise damaged(path, expected, f"{key} of {len(samples)}")
+    return Utterance(key=entry.key, samples=samples, text=text, speaker=speaker)

@@ -1,0 +1,244 @@
+"""Utterances in, a folder of audio shards out: complete, checked and with the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from kdasr import audio
+from kdasr.errors import AudioError, DamagedShardError, ShardError
+from kdasr.interfaces import Utterance
+from kdasr.manifest import (
+    KEY_PATTERN,
+    Shard,
+    ShardEntry,
+    damaged,
+    manifest_path,
+    manifest_text,
+    read_manifest,
+    read_members,
+    sha256_of,
+)
+from kdasr.storage import commit_bytes
+
+
+def write_shards(
+    utterances: Iterable[Utterance],
+    out_dir: Path,
+    *,
+    max_utterances: int = 500,
+    max_seconds: float = 3600.0,
+    description: str = "",
+) -> list[Path]:
+    """Utterances to `out_dir/shard-*.tar` with manifests; the paths of the tars, in order.
+
+    The same utterances give the same bytes. A shard is closed once it holds `max_utterances` or
+    `max_seconds`. It gets its final name only when all its bytes are on disk and were read back,
+    so a killed writer leaves at most `*.tmp` and a tar without manifest; the same call made again
+    finishes the work. Other shards are never mixed in: where the folder already holds a complete
+    shard with other bytes, the call fails and changes nothing of it.
+
+    Raises:
+        ShardError: no utterances, a bad or repeated key, or other shards are in the folder.
+        AudioError: an utterance without samples or with NaN/infinite samples.
+        OSError: the disk is full or not writable; no unfinished shard is left under its final name.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    with _progress(description or out_dir.name) as advance:
+        source = _checked(utterances, advance)
+        for first in source:
+            path = out_dir / f"shard-{len(paths):06d}.tar"
+            one_shard = _up_to(first, source, max_utterances, max_seconds)
+            _write_shard(one_shard, path, description)
+            paths.append(path)
+    if not paths:
+        raise ShardError("there are no utterances to write", where=out_dir)
+    _refuse_others(out_dir, paths)
+    return paths
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    temporary.replace(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _checked(utterances: Iterable[Utterance], advance: Callable[[float], None]) -> Iterator[Utterance]:
+    seen: set[str] = set()
+    for utterance in utterances:
+        key = utterance.key
+        if not KEY_PATTERN.fullmatch(key):
+            fix = "Use 1 to 200 letters, digits, `-` and `_`: keys become names inside the tar."
+            raise ShardError("the key cannot be used", where=repr(key), fix=fix)
+        if key in seen:
+            raise ShardError("two utterances have the same key", where=key, expected="each key once")
+        seen.add(key)
+        yield utterance
+        advance(len(utterance.samples) / audio.SAMPLE_RATE_HZ)
+
+
+def _up_to(
+    first: Utterance, source: Iterator[Utterance], max_utterances: int, max_seconds: float
+) -> Iterator[Utterance]:
+    """`first` and what follows it, until one shard is full."""
+    count, seconds, utterance = 0, 0.0, first
+    while True:
+        yield utterance
+        count, seconds = count + 1, seconds + len(utterance.samples) / audio.SAMPLE_RATE_HZ
+        if count >= max_utterances or seconds >= max_seconds:
+            return
+        following = next(source, None)
+        if following is None:
+            return
+        utterance = following
+
+
+def _write_shard(utterances: Iterable[Utterance], path: Path, description: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            written = _write_tar(utterances, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shard = _describe(temporary, path, written, description)
+        if manifest_path(path).exists() and read_manifest(path).sha256 != shard.sha256:
+            raise _other_shard(path)
+        _rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    commit_bytes(manifest_path(path), manifest_text(shard).encode())
+
+
+class _Written(NamedTuple):
+    key: str
+    num_samples: int
+    crc32: int
+
+
+def _write_tar(utterances: Iterable[Utterance], file: BinaryIO) -> list[_Written]:
+    written: list[_Written] = []
+    # GNU format: keys may be longer than the 100 characters of a plain header.
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for utterance in utterances:
+            flac, meta = _encode(utterance)
+            _add(tar, f"{utterance.key}.flac", flac)
+            _add(tar, f"{utterance.key}.json", meta)
+            crc32 = zlib.crc32(meta, zlib.crc32(flac))
+            written.append(_Written(utterance.key, len(utterance.samples), crc32))
+    return written
+
+
+def _encode(utterance: Utterance) -> tuple[bytes, bytes]:
+    try:
+        flac = audio.encode_flac(utterance.samples)
+    except AudioError as error:
+        raise AudioError(error.what, where=utterance.key) from error
+    num_samples = len(utterance.samples)
+    meta: dict[str, object] = {
+        "key": utterance.key,
+        "duration": num_samples / audio.SAMPLE_RATE_HZ,
+        "num_samples": num_samples,
+        "sample_rate": audio.SAMPLE_RATE_HZ,
+        "speaker": utterance.speaker,
+    }
+    if utterance.text is not None:
+        meta["text"] = utterance.text
+    return flac, json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # owner, group and time stay at their zero defaults: same bytes
+    info.size, info.mode = len(data), 0o444
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _describe(temporary: Path, final: Path, written: list[_Written], description: str) -> Shard:
+    """The manifest of a tar just written, made from what is read back from the disk."""
+    members = _members_of(temporary)
+    expected_names = [f"{item.key}.{kind}" for item in written for kind in ("flac", "json")]
+    if [member.name for member in members] != expected_names:
+        raise damaged(temporary, f"{len(expected_names)} members in order", f"{len(members)} members")
+    entries = []
+    with temporary.open("rb") as file:
+        for item, flac, meta in zip(written, members[::2], members[1::2], strict=True):
+            place = (flac.offset_data, flac.size, meta.offset_data, meta.size)
+            entry = ShardEntry(item.key, item.num_samples, *place, item.crc32)
+            read_members(file, temporary, entry)
+            entries.append(entry)
+    num_samples = sum(entry.num_samples for entry in entries)
+    return Shard(
+        path=final,
+        count=len(entries),
+        seconds=num_samples / audio.SAMPLE_RATE_HZ,
+        sha256=sha256_of(temporary),
+        bytes=temporary.stat().st_size,
+        entries=tuple(entries),
+        description=description,
+    )
+
+
+def _members_of(path: Path) -> list[tarfile.TarInfo]:
+    """The members of a tar, found by walking it strictly to its very end.
+
+    Raises:
+        DamagedShardError: a header is damaged or the file is cut.
+    """
+    try:
+        with tarfile.open(path, "r:", errorlevel=2) as tar:
+            return tar.getmembers()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DamagedShardError("the tar cannot be read", where=path, got=error) from error
+
+
+def _refuse_others(out_dir: Path, paths: list[Path]) -> None:
+    mine = {path.stem for path in paths}
+    for path in sorted(out_dir.glob("shard-*.*")):
+        if path.stem not in mine and path.suffix in (".tar", ".json"):
+            raise _other_shard(path)
+
+
+def _other_shard(path: Path) -> ShardError:
+    return ShardError(
+        "the folder already holds a shard with other content",
+        where=path,
+        expected="an empty folder, or the same shards",
+        fix="Name another folder, or delete this one.",
+    )
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[Callable[[float], None]]:
+    """A line on a terminal's stderr that counts utterances and hours; nothing elsewhere."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed:,} utterances, {task.fields[hours]:.2f} h"),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=None, hours=0.0)
+        seconds = 0.0
+
+        def advance(more_seconds: float) -> None:
+            nonlocal seconds
+            seconds += more_seconds
+            progress.update(task, advance=1, hours=seconds / 3600)
+
+        yield advance
