@@ -1,0 +1,114 @@
+"""A work folder in, one HTML page out: the table, the plots, and what was misheard."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdasr.errors import ConfigError
+from kdasr.report.plots import plot_dev_wer, plot_error_rates, plot_losses, plot_spikes, read_log
+from kdasr.report.table import COLUMNS, Line, improvement, lines_of
+from kdasr.results import HYPOTHESES_FOLDER, RESULTS_FILE, read_results
+from kdasr.spikes import SPIKES_FILE, read_histogram
+from kdasr.storage import commit_bytes
+
+PAGE_FILE, PLOTS_FOLDER = "report.html", "plots"
+_WORST_UTTERANCES = 8
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
+th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+table.text td, table.text th { text-align: left; vertical-align: top }
+img { max-width: 100%; margin: .5rem 0 }
+"""
+
+
+def write_report(work_dir: Path) -> Path:
+    """Write report.html and its plots from what a work folder holds by now.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: there are neither results nor training logs, or a file is something else.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    work_dir = Path(work_dir)
+    lines = lines_of(read_results(work_dir / RESULTS_FILE))
+    logs = {path.parent.name: read_log(path) for path in sorted(work_dir.glob("**/train.jsonl"))}
+    if not lines and not logs:
+        raise ConfigError(
+            "nothing to report on",
+            where=work_dir,
+            expected=f"{RESULTS_FILE} or a training log train.jsonl",
+            fix="Run `kdasr run` first, or name the folder it worked in.",
+        )
+    plots = work_dir / PLOTS_FOLDER
+    drawn = {
+        "Word error rates": plot_error_rates(plots / "wer.png", lines) and "wer.png",
+        "Losses": plot_losses(plots / "losses.png", logs) and "losses.png",
+        "Learning": plot_dev_wer(plots / "dev_wer.png", logs) and "dev_wer.png",
+    }
+    if (spikes := work_dir / SPIKES_FILE).exists():
+        drawn["Spikes"] = plot_spikes(plots / "spikes.png", read_histogram(spikes)) and "spikes.png"
+    sections = [_results(lines), *(_picture(title, name) for title, name in drawn.items() if name)]
+    sections += _misheard(work_dir / HYPOTHESES_FOLDER)
+    title = html.escape(f"kdasr: {work_dir.name}")
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+        + "\n".join(sections)
+        + "\n</body></html>\n"
+    )
+    commit_bytes(work_dir / PAGE_FILE, page.encode())
+    return work_dir / PAGE_FILE
+
+
+def _results(lines: Sequence[Line]) -> str:
+    if not lines:
+        return "<p>No model has been evaluated yet.</p>"
+    seeds = sorted({row["seed"] for line in lines for row in line.rows})
+    note = f"<p>Seeds: {', '.join(map(str, seeds))}. {html.escape(improvement(lines) or '')}</p>"
+    return _table(COLUMNS, [line.cells() for line in lines]) + note
+
+
+def _picture(title: str, name: str) -> str:
+    heading = html.escape(title)
+    return f'<h2>{heading}</h2><img src="{PLOTS_FOLDER}/{name}" alt="{heading}">'
+
+
+def _misheard(folder: Path) -> Iterator[str]:
+    """For each model, the utterances with the most word errors."""
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = _read_hypotheses(path)
+        wrong = sorted((row for row in rows if row["errors"]), key=lambda row: (-row["errors"], row["key"]))
+        yield f"<h2>Misheard by {html.escape(path.stem)}: {len(wrong)} of {len(rows)} utterances</h2>"
+        if wrong:
+            shown = wrong[:_WORST_UTTERANCES]
+            cells = [(row["key"], row["reference"], row["hypothesis"], str(row["errors"])) for row in shown]
+            yield _table(("utterance", "said", "heard", "word errors"), cells, "text")
+
+
+def _read_hypotheses(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        complete = all({"key", "reference", "hypothesis", "errors"} <= set(row) for row in rows)
+    except (ValueError, TypeError) as error:
+        raise ConfigError("not a file of hypotheses", where=path, got=str(error)) from error
+    if not complete:
+        raise ConfigError(
+            "not a file of hypotheses", where=path, expected="key, reference, hypothesis, errors"
+        )
+    return rows
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], css_class: str = "numbers") -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in rows)
+    return f'<table class="{css_class}">{row(columns, "th")}\n{body}</table>'

@@ -1,0 +1,177 @@
+"""Training logs, result rows and spike offsets in, PNG files out. The only place that draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdasr.errors import ConfigError, MissingDependencyError
+from kdasr.report.table import Line
+from kdasr.spikes import SpikeHistogram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Log = list[dict[str, Any]]
+
+_DPI = 130
+_COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a4f9e", "#e0912f", "#4d4d4d")
+_REACH_FRAMES = 10
+
+
+def read_log(path: Path) -> Log:
+    """Rows of a training log. A last line that is cut short, as of a run in progress, is left out.
+
+    Raises:
+        ConfigError: another line is not a JSON object with a step.
+    """
+    rows: Log = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ConfigError("not a line of JSON", where=f"{path}:{number}", got=str(error)) from error
+        if not isinstance(row, dict) or "step" not in row:
+            raise ConfigError("not a row of a training log", where=f"{path}:{number}", expected="a step")
+        rows.append(row)
+    return rows
+
+
+def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
+    """One panel for each training run: every loss term over the steps, smoothed. False if there is
+    nothing to draw."""
+    shown = {name: terms for name, log in logs.items() if (terms := _loss_terms(log))}
+    if not shown:
+        return False
+    figure, panels = _figure(len(shown), width=4.6, height=3.4)
+    for axes, (name, terms) in zip(panels, shown.items(), strict=True):
+        for (term, (steps, values)), colour in zip(terms.items(), _colours(len(terms)), strict=True):
+            window = max(1, len(steps) // 50)
+            axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.7)
+            axes.plot(steps, _smooth(values, window), color=colour, linewidth=1.6, label=term)
+        axes.set(title=name, xlabel="step", ylabel="loss (nats per output frame)", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="both", labelsize=8)
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+    return True
+
+
+def plot_dev_wer(path: Path, logs: Mapping[str, Log]) -> bool:
+    """Dev WER over the steps, all training runs in one panel. False if there is nothing to draw."""
+    shown = {name: _column(log, "dev_wer") for name, log in logs.items()}
+    shown = {name: curve for name, curve in shown.items() if len(curve[0])}
+    if not shown:
+        return False
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    for (name, (steps, values)), colour in zip(shown.items(), _colours(len(shown)), strict=True):
+        axes.plot(steps, values, color=colour, marker="o", markersize=3, label=name)
+    axes.set(title="Word errors on the dev set while training", xlabel="step", ylabel="dev WER %")
+    axes.set_ylim(bottom=0, top=min(105.0, axes.get_ylim()[1]))
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+    return True
+
+
+def plot_spikes(path: Path, histogram: SpikeHistogram) -> bool:
+    """Spike offsets as bars, one for each frame. False if there is nothing to draw."""
+    if not histogram.matched:
+        return False
+    shift = histogram.frame_shift_ms
+    percent = np.zeros(2 * _REACH_FRAMES + 1)
+    for ms, count in zip(histogram.offsets_ms, histogram.counts, strict=True):
+        frame = int(np.clip(round(ms / shift), -_REACH_FRAMES, _REACH_FRAMES))
+        percent[frame + _REACH_FRAMES] += 100 * count / histogram.matched
+    figure, (axes,) = _figure(1, width=6.4, height=3.4)
+    axes.bar(
+        np.arange(-_REACH_FRAMES, _REACH_FRAMES + 1) * shift, percent, width=0.8 * shift, color=_COLOURS[0]
+    )
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    assert histogram.median_ms is not None
+    axes.axvline(histogram.median_ms, color=_COLOURS[1], linewidth=1.2, linestyle="--")
+    axes.set(
+        title=f"Student's spikes against the teacher's (median {histogram.median_ms:+.0f} ms, "
+        f"{histogram.matched} of {histogram.teacher_spikes})",
+        xlabel=f"student later → (ms; the outermost bars hold all beyond ±{_REACH_FRAMES * shift:.0f})",
+        ylabel="spikes %",
+    )
+    _save(figure, path)
+    return True
+
+
+def plot_error_rates(path: Path, lines: Sequence[Line]) -> bool:
+    """WER of each model as a bar, each seed as a dot. False if there is nothing to draw."""
+    if not lines:
+        return False
+    figure, (axes,) = _figure(1, width=7.2, height=0.9 + 0.45 * len(lines))
+    places = np.arange(len(lines))[::-1]
+    means = [line.mean("wer") or 0.0 for line in lines]
+    axes.barh(places, means, color=_COLOURS[0], height=0.62)
+    for place, mean, line in zip(places, means, lines, strict=True):
+        seeds = line.values("wer")
+        if len(seeds) > 1:
+            axes.plot(seeds, [place] * len(seeds), "o", color="black", markersize=3.5)
+        axes.annotate(
+            f"{mean:.1f}",
+            (max([mean, *seeds]), place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.set(yticks=places, yticklabels=[line.label for line in lines], xlabel="WER %")
+    axes.margins(x=0.1)
+    _save(figure, path)
+    return True
+
+
+def _loss_terms(log: Log) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    names = sorted({name for row in log for name in row if "/" in name})
+    return {name: _column(log, name) for name in names}
+
+
+def _column(log: Log, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rows = [(row["step"], row[name]) for row in log if row.get(name) is not None]
+    steps, values = zip(*rows, strict=True) if rows else ((), ())
+    return np.array(steps), np.array(values)
+
+
+def _smooth(values: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
+    """Centred moving average; at the ends over what there is."""
+    ones = np.ones(window)
+    sums = np.convolve(values, ones, mode="same")
+    return np.asarray(sums / np.convolve(np.ones(len(values)), ones, mode="same"))
+
+
+def _colours(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, without a window: this also runs where there is no screen."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "report") from error
+    figure = Figure(figsize=(width * panels, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="both", color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)

@@ -1,0 +1,146 @@
+"""Result rows in, a table out: one line for each model, over all of its seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kdasr.results import RESULTS_FILE, read_results
+from kdasr.spikes import SPIKES_FILE, draw, read_histogram
+
+COLUMNS = ("model", "WER %", "CER %", "params", "size", "RTF (1 core)", "latency")
+LABELS = {
+    "teacher": "teacher (full context)",
+    "student_labelled_only": "student, labels only",
+    "student_distilled": "student, distilled",
+    "student_distilled_streaming": "student, distilled, chunk by chunk",
+    "onnx_float32": "exported ONNX float32",
+    "onnx_int8": "exported ONNX int8",
+}
+_NOTHING = "–"
+# Rich takes a pipe for 80 columns wide, which would break the table's lines.
+_MIN_COLUMNS = 110
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The rows of one model.
+
+    Attributes:
+        model: its name in the results.
+        rows: one for each seed, in the order they were written.
+    """
+
+    model: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        return LABELS.get(self.model, self.model)
+
+    def values(self, field: str) -> list[float]:
+        """The field over all seeds that have it."""
+        return [row[field] for row in self.rows if row[field] is not None]
+
+    def mean(self, field: str) -> float | None:
+        """Mean over the seeds, or None where no seed has the field."""
+        values = self.values(field)
+        return statistics.fmean(values) if values else None
+
+    def cells(self) -> tuple[str, ...]:
+        """What the table shows, in the order of COLUMNS; `mean ± standard deviation` of several seeds."""
+        return (
+            self.label,
+            _spread(self.values("wer")),
+            _spread(self.values("cer")),
+            _count(self.mean("params")),
+            _size(self.mean("bytes")),
+            _format(self.mean("rtf"), ".4f"),
+            _format(self.mean("latency_ms"), ".0f", " ms"),
+        )
+
+
+def lines_of(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    """Rows gathered by model: the known ones in the order of LABELS, then the others as they came."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    known = [model for model in LABELS if model in by_model]
+    others = [model for model in by_model if model not in LABELS]
+    return [Line(model, by_model[model]) for model in known + others]
+
+
+def improvement(lines: Sequence[Line]) -> str | None:
+    """What distillation brought, in one sentence; None where one of the two students is missing."""
+    wer = {line.model: line.mean("wer") for line in lines}
+    before, after = wer.get("student_labelled_only"), wer.get("student_distilled")
+    if before is None or after is None or before == 0:
+        return None
+    relative = 100 * (before - after) / before
+    return (
+        f"Distillation took the student from {before:.1f} to {after:.1f} % WER: "
+        f"{abs(relative):.0f} % relative {'better' if relative >= 0 else 'worse'} than labels alone."
+    )
+
+
+def print_results(work_dir: Path, console: Console | None = None) -> None:
+    """Print the results of a work folder, and its spike offsets where there are some.
+
+    Raises:
+        ConfigError: results.json or the histogram is something else.
+    """
+    console = console or Console()
+    if console.width < _MIN_COLUMNS and not console.is_terminal:
+        console.width = _MIN_COLUMNS
+    path = Path(work_dir) / RESULTS_FILE
+    lines = lines_of(read_results(path))
+    if not lines:
+        console.print(f"no results in {path} yet")
+        return
+    seeds = sorted({row["seed"] for line in lines for row in line.rows})
+    table = Table(title=f"{path} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})")
+    for index, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line.cells())
+    console.print(table)
+    if sentence := improvement(lines):
+        console.print(sentence)
+    _print_spikes(Path(work_dir) / SPIKES_FILE, console)
+
+
+def _print_spikes(path: Path, console: Console) -> None:
+    if not path.exists():
+        return
+    histogram = read_histogram(path)
+    median = "" if histogram.median_ms is None else f"; median {histogram.median_ms:+.0f} ms"
+    console.print(
+        f"\nSpikes of the student against the teacher's (later is +): {histogram.matched} of "
+        f"{histogram.teacher_spikes} matched{median}"
+    )
+    for line in draw(histogram):
+        console.print(line, markup=False, highlight=False)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return _format(values[0] if values else None, ".1f")
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def _format(value: float | None, form: str, unit: str = "") -> str:
+    return _NOTHING if value is None else f"{value:{form}}{unit}"
+
+
+def _count(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:,.0f}"
+
+
+def _size(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"

@@ -1,0 +1,222 @@
+"""The table by hand, the plots as pixels, the page as HTML, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+
+from kdasr.decoding import Token
+from kdasr.errors import ConfigError, MissingDependencyError
+from kdasr.report import print_results, write_report
+from kdasr.report.plots import read_log
+from kdasr.report.table import improvement, lines_of
+from kdasr.results import append_result
+from kdasr.spikes import spike_histogram, write_histogram
+
+WER = {
+    "teacher": 3.0,
+    "student_labelled_only": 30.0,
+    "student_distilled": 21.0,
+    "onnx_int8": 21.25,
+    "mine": 50.0,
+}
+
+
+def result(model: str, seed: int, wer: float, **more: Any) -> dict[str, Any]:
+    row = {"model": model, "seed": seed, "wer": wer, "cer": wer / 2, "train_steps": 600, "params": 905_000}
+    return {**row, "bytes": 3_650_000, "rtf": 0.01234, "latency_ms": 345.0, **more}
+
+
+def work_folder(folder: Path, seeds: tuple[int, ...] = (1,)) -> Path:
+    """A finished run: results, two training logs, spikes, hypotheses."""
+    for model in ("mine", "onnx_int8", "student_distilled", "student_labelled_only", "teacher"):
+        for seed in seeds:
+            whole = {"latency_ms": None} if model == "teacher" else {}
+            append_result(folder / "results.json", result(model, seed, WER[model] + seed, **whole))
+    for name, streams in [
+        ("teacher", ["labelled/ctc"]),
+        ("student", ["labelled/ctc", "unlabelled/soft_labels"]),
+    ]:
+        log = folder / "checkpoints" / name / "train.jsonl"
+        log.parent.mkdir(parents=True)
+        rows: list[dict[str, Any]] = []
+        for step in range(1, 301):
+            rows.append({"step": step, streams[step % len(streams)]: 3 * 0.99**step + 0.1 * (step % 7)})
+            if step % 100 == 0:
+                rows.append({"step": step, "dev_loss": 1.0, "dev_wer": 100 - step / 4})
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    teacher = [Token(unit, 10 * unit, -0.1) for unit in range(1, 9)]
+    late = [token._replace(frame=token.frame + token.id % 4) for token in teacher]
+    write_histogram(folder / "spike_offsets.json", spike_histogram([(teacher, late)], 40.0))
+    heard = [("u-1", "one two", "one two", 0), ("u-2", "three <b>", "tree", 2)]
+    (folder / "hypotheses").mkdir()
+    (folder / "hypotheses" / "student_distilled-1.jsonl").write_text(
+        "".join(
+            json.dumps({"key": key, "reference": said, "hypothesis": got, "errors": errors}) + "\n"
+            for key, said, got, errors in heard
+        )
+    )
+    return folder
+
+
+def printed(folder: Path) -> str:
+    stream = io.StringIO()
+    print_results(folder, Console(file=stream))
+    return stream.getvalue()
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of the printed table."""
+    return [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in text.splitlines()
+        if line[0:1] == "│"
+    ]
+
+
+def test_the_table_has_a_line_for_each_model_in_order(tmp_path: Path) -> None:
+    text = printed(work_folder(tmp_path))
+    assert cells(text) == [
+        ["teacher (full context)", "4.0", "2.0", "0.91 M", "3.6 MB", "0.0123", "–"],
+        ["student, labels only", "31.0", "15.5", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
+        ["student, distilled", "22.0", "11.0", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
+        ["exported ONNX int8", "22.2", "11.1", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
+        ["mine", "51.0", "25.5", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
+    ]
+    assert "from 31.0 to 22.0 % WER: 29 % relative better" in text
+    assert "8 of 8 matched; median +60 ms" in text
+    assert "+80 ms" in text and "25.0 % ███" in text
+
+
+def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
+    text = printed(work_folder(tmp_path, seeds=(1, 2, 3)))
+    assert cells(text)[0][:2] == ["teacher (full context)", "5.0 ± 1.0"]
+    assert "(seeds 1, 2, 3)" in text
+
+
+def test_worse_is_called_worse() -> None:
+    lines = lines_of([result("student_labelled_only", 1, 20.0), result("student_distilled", 1, 25.0)])
+    sentence = improvement(lines)
+    assert sentence is not None and sentence.endswith("25 % relative worse than labels alone.")
+    assert improvement(lines[:1]) is None
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
+    assert "no results in" in printed(tmp_path)
+    with pytest.raises(ConfigError, match="nothing to report on"):
+        write_report(tmp_path)
+
+
+def read_png(path: Path) -> NDArray[np.float32]:
+    from matplotlib.image import imread
+
+    pixels: NDArray[np.float32] = imread(path)[..., :3]
+    return pixels
+
+
+def coverage(pixels: NDArray[np.float32], colour: str) -> float:
+    """Share of the pixels that have a colour."""
+    wanted = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    return float((np.abs(pixels - wanted).max(axis=-1) < 0.02).mean())
+
+
+class Page(HTMLParser):
+    """Collects the images and the text of a page, and checks that its tags close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(str(dict(attrs)["src"]))
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_shows_table_plots_and_what_was_misheard(tmp_path: Path) -> None:
+    path = write_report(work_folder(tmp_path / "mini", seeds=(1, 2)))
+    page = Page(path.read_text(encoding="utf-8"))
+    assert path == tmp_path / "mini" / "report.html" and page.open == []
+    assert page.images == ["plots/wer.png", "plots/losses.png", "plots/dev_wer.png", "plots/spikes.png"]
+    assert {"student, distilled", "22.5 ± 0.7", "u-2", "three <b>", "tree"} <= set(page.words)
+    assert "u-1" not in page.words  # it was heard right
+    pictures = {name: read_png(path.parent / name) for name in page.images}
+    # Bars and curves are there, in their colours, and leave most of the picture white.
+    assert coverage(pictures["plots/wer.png"], "#1b6ca8") > 0.1
+    assert coverage(pictures["plots/spikes.png"], "#1b6ca8") > 0.05
+    assert all(
+        coverage(pixels, "#d1495b") > 0.0005 for name, pixels in pictures.items() if name[6:] != "wer.png"
+    )
+    assert all(coverage(pixels, "#ffffff") > 0.3 for pixels in pictures.values())
+
+
+def test_a_longer_bar_is_a_higher_error_rate(tmp_path: Path) -> None:
+    append_result(tmp_path / "results.json", result("teacher", 1, 10.0))
+    append_result(tmp_path / "results.json", result("mine", 1, 40.0))
+    write_report(tmp_path)
+    blue = (
+        np.abs(read_png(tmp_path / "plots" / "wer.png") - np.array([0x1B, 0x6C, 0xA8]) / 255).max(axis=-1)
+        < 0.02
+    )
+    widths = blue.sum(axis=1)
+    upper, lower = (widths[blue.any(axis=1)][index] for index in (3, -3))
+    assert lower == pytest.approx(4 * upper, rel=0.05)
+
+
+def test_a_run_in_progress_can_be_reported_on(tmp_path: Path) -> None:
+    log = tmp_path / "checkpoints" / "teacher" / "train.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 1, "labelled/ctc": 2.0}\n{"step": 2, "labelled/ctc": 1.5}\n{"step": 3, "labe')
+    assert [row["step"] for row in read_log(log)] == [1, 2]
+    page = Page(write_report(tmp_path).read_text())
+    assert page.images == ["plots/losses.png"]
+    assert "No model has been evaluated yet." in page.words
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("checkpoints/a/train.jsonl", '{"step": 1}\nnonsense\n{"step": 3}\n'),
+        ("checkpoints/a/train.jsonl", '{"loss": 1}\n'),
+        ("hypotheses/a-1.jsonl", '{"key": "u"}\n'),
+        ("hypotheses/a-1.jsonl", "nonsense\n"),
+        ("spike_offsets.json", "{}"),
+        ("results.json", "{}"),
+    ],
+)
+def test_a_foreign_file_is_named(name: str, content: str, tmp_path: Path) -> None:
+    append_result(tmp_path / "results.json", result("teacher", 1, 10.0))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError) as refusal:
+        write_report(tmp_path)
+    assert name in str(refusal.value)
+
+
+def test_without_matplotlib_the_pip_line_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work_folder(tmp_path)
+    for module in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'kdasr\[report\]'"):
+        write_report(tmp_path)
+    assert "teacher (full context)" in printed(tmp_path)
