@@ -40,7 +40,7 @@ def commit_bytes(path: Path, data: bytes) -> None:
             raise StorageError(
                 "the disk gave back other bytes than were written", where=attempt, fix="Check the disk."
             )
-        os.replace(attempt, path)
+        attempt.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             attempt.unlink()

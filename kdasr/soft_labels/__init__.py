@@ -12,6 +12,7 @@ The format is specified in docs/soft-labels.md.
 from kdasr.soft_labels.batch import pad_soft_labels
 from kdasr.soft_labels.codecs import CODECS, Codec, Full, Sampled, TopK, TopP, make_codec
 from kdasr.soft_labels.container import FORMAT_VERSION, Failure
+from kdasr.soft_labels.planes import concatenate
 from kdasr.soft_labels.shard import (
     Header,
     LabelFolder,
@@ -37,6 +38,7 @@ __all__ = [
     "TopK",
     "TopP",
     "check_header",
+    "concatenate",
     "label_path",
     "make_codec",
     "manifest_path",

@@ -9,6 +9,7 @@ random so that the expected target is the full posterior.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.interfaces import SoftLabels
-from kdasr.soft_labels.planes import BLANK_ID, Layout
+from kdasr.soft_labels.planes import BLANK_ID, Layout, split_run
 
 #: How far from 1 the mass of a frame may be before it is called "not a distribution".
 NORMALISATION_TOLERANCE_NATS = 1e-2
@@ -55,6 +56,12 @@ class Codec(Protocol):
         """
         ...
 
+    def encode_many(
+        self, log_probs: Sequence[NDArray[np.float32] | Tensor], keys: Sequence[str]
+    ) -> list[SoftLabels | SoftLabelError]:
+        """As `encode` for several utterances at once; an utterance's error takes its place."""
+        ...
+
 
 class _CodecBase:
     """What all codecs share; each is a frozen dataclass of its parameters."""
@@ -68,16 +75,34 @@ class _CodecBase:
     def layout(self, vocab_size: int) -> Layout:
         raise NotImplementedError
 
-    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+    def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
+        """What is kept of a run of frames that joins `utterances` (key, frames)."""
         raise NotImplementedError
 
     def encode(self, log_probs_tv: NDArray[np.float32] | Tensor, key: str = "") -> SoftLabels:
-        log_probs = torch.as_tensor(log_probs_tv).detach().float()
-        if log_probs.ndim != 2:
-            raise SoftLabelError("log-probs must have axes (T, V)", got=tuple(log_probs.shape))
-        layout = self.layout(log_probs.shape[1])
-        check_posteriors(log_probs)
-        return layout.quantise(self.select(log_probs, key))
+        result = self.encode_many([log_probs_tv], [key])[0]
+        if isinstance(result, SoftLabelError):
+            raise result
+        return result
+
+    def encode_many(
+        self, log_probs: Sequence[NDArray[np.float32] | Tensor], keys: Sequence[str]
+    ) -> list[SoftLabels | SoftLabelError]:
+        utterances = [torch.as_tensor(item).detach().float() for item in log_probs]
+        for item in utterances:
+            if item.ndim != 2:
+                raise SoftLabelError("log-probs must have axes (T, V)", got=tuple(item.shape))
+        if not utterances:
+            return []
+        # One pass over the frames of all utterances: each alone would spend its time in overhead.
+        run, lengths = torch.cat(utterances), [len(item) for item in utterances]
+        problems = [_posterior_problem(mass) for mass in torch.logsumexp(run, dim=1).cpu().split(lengths)]
+        good = [i for i, problem in enumerate(problems) if problem is None]
+        if len(good) < len(utterances):
+            run = torch.cat([run[:0], *(utterances[i] for i in good)])
+        labels = self.layout(run.shape[1]).quantise(self.select(run, [(keys[i], lengths[i]) for i in good]))
+        pieces = iter(split_run(labels, [lengths[i] for i in good]))
+        return [problem if problem is not None else next(pieces) for problem in problems]
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,7 @@ class TopP(_CodecBase):
     def layout(self, vocab_size: int) -> Layout:
         return _truncated_layout(vocab_size, self.cap, self.step_nats, self.floor_nats)
 
-    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+    def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
         blank = log_probs_tv[:, BLANK_ID]
         # Where blank alone is enough (most frames of a sharp teacher) no class is searched for.
         rows = torch.nonzero(blank.exp() < self.mass).flatten()
@@ -141,7 +166,7 @@ class TopK(_CodecBase):
     def layout(self, vocab_size: int) -> Layout:
         return _truncated_layout(vocab_size, self.k, self.step_nats, self.floor_nats)
 
-    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+    def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
         others = log_probs_tv[:, 1:].clone()
         values, indices = others.topk(min(self.k - 1, others.shape[1]), dim=1)
         rows = torch.arange(len(others), device=others.device)
@@ -158,7 +183,7 @@ class Full(_CodecBase):
     def layout(self, vocab_size: int) -> Layout:
         return Layout("floats", vocab_size, vocab_size, implicit_ids=True)
 
-    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+    def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
         num_frames, vocab_size = log_probs_tv.shape
         return SoftLabels(
             np.full(num_frames, vocab_size, np.int64),
@@ -193,14 +218,11 @@ class Sampled(_CodecBase):
     def layout(self, vocab_size: int) -> Layout:
         return Layout("draws", vocab_size, min(vocab_size, self.num_draws + 1), num_draws=self.num_draws)
 
-    def select(self, log_probs_tv: Tensor, key: str) -> SoftLabels:
+    def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
         probs = log_probs_tv.cpu().double().exp().numpy()
         cumulative = np.cumsum(probs, axis=1)
         cumulative /= cumulative[:, -1:]
-        digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
-        offsets = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))).random(
-            (len(probs), 1)
-        )
+        offsets = np.concatenate([np.zeros((0, 1)), *(self._offsets(*item) for item in utterances)])
         points_below = np.ceil(cumulative * self.num_draws - offsets).astype(np.int64)
         points_below[:, -1] = self.num_draws
         draws = np.diff(points_below, axis=1, prepend=0)
@@ -214,6 +236,11 @@ class Sampled(_CodecBase):
             log_draws,
             np.full(len(probs), -np.inf, np.float32),
         )
+
+    def _offsets(self, key: str, num_frames: int) -> NDArray[np.float64]:
+        digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
+        generator = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little")))
+        return generator.random((num_frames, 1))
 
 
 CODECS: dict[str, type[_CodecBase]] = {cls.name: cls for cls in (TopP, TopK, Full, Sampled)}
@@ -239,18 +266,18 @@ def make_codec(name: str, params: dict[str, Any]) -> Codec:
     return codec
 
 
-def check_posteriors(log_probs_tv: Tensor) -> None:
-    """Raise SoftLabelError unless every frame is a distribution."""
-    mass = torch.logsumexp(log_probs_tv, dim=1)
-    bad = torch.nonzero(~(mass.abs() <= NORMALISATION_TOLERANCE_NATS)).flatten()
-    if len(bad):
-        first = int(bad[0])
-        raise SoftLabelError(
-            f"{len(bad)} of {len(mass)} frames are no probability distributions (the first is frame {first})",
-            expected="log-probabilities whose exp sums to 1",
-            got=f"a log-sum of {float(mass[first]):.4g}",
-            fix="Check the teacher for NaN, and that it ends in log_softmax.",
-        )
+def _posterior_problem(log_mass_t: Tensor) -> SoftLabelError | None:
+    """An error unless every frame, given the log-sum of its probabilities, is a distribution."""
+    bad = torch.nonzero(~(log_mass_t.abs() <= NORMALISATION_TOLERANCE_NATS)).flatten()
+    if not len(bad):
+        return None
+    first = int(bad[0])
+    return SoftLabelError(
+        f"the posteriors of {len(bad)} of {len(log_mass_t)} frames do not sum to 1"
+        f" (the first is frame {first}: log-sum {float(log_mass_t[first]):.4g})",
+        expected="log-probabilities of a distribution",
+        fix="Check the teacher for NaN, and that it ends in log_softmax.",
+    )
 
 
 def _assemble(

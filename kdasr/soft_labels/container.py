@@ -22,12 +22,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import zstandard
 
 from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import SoftLabels
-from kdasr.soft_labels.planes import Layout, concatenate
+from kdasr.soft_labels.planes import Layout, concatenate, cut, frame_starts
 
 FORMAT_VERSION = 1
 MAGIC = b"KDASR-SL"
@@ -194,17 +193,9 @@ def _cut_blocks(labels: list[SoftLabels], layout: Layout) -> Iterable[SoftLabels
     run = concatenate(labels)
     most_per_frame = layout.raw_bytes(1, min(layout.max_kept, layout.vocab_size) - 1)
     block_frames = max(1, min(_BLOCK_FRAMES, 16 * _BLOCK_RAW_BYTES // most_per_frame))
-    starts = np.concatenate([[0], np.cumsum(run.kept_counts)])
+    starts = frame_starts(run)
     for first in range(0, run.num_frames, block_frames):
         yield cut(run, starts, first, min(first + block_frames, run.num_frames))
-
-
-def cut(run: SoftLabels, starts: np.ndarray[Any, Any], first: int, last: int) -> SoftLabels:
-    """Frames `first` to `last` of a run whose frame t begins at entry `starts[t]`."""
-    entries = slice(int(starts[first]), int(starts[last]))
-    return SoftLabels(
-        run.kept_counts[first:last], run.ids[entries], run.log_probs[entries], run.tail_log_probs[first:last]
-    )
 
 
 def _compress(raw: bytes) -> bytes:

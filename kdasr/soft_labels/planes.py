@@ -7,6 +7,7 @@ docs/soft-labels.md specifies every plane; this file and that document must agre
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -297,6 +298,25 @@ def concatenate(items: Sequence[SoftLabels]) -> SoftLabels:
         np.concatenate([item.log_probs for item in items]),
         np.concatenate([item.tail_log_probs for item in items]),
     )
+
+
+def cut(run: SoftLabels, starts: Ints, first: int, last: int) -> SoftLabels:
+    """Frames `first` to `last` of a run whose frame t begins at entry `starts[t]`."""
+    entries = slice(int(starts[first]), int(starts[last]))
+    return SoftLabels(
+        run.kept_counts[first:last], run.ids[entries], run.log_probs[entries], run.tail_log_probs[first:last]
+    )
+
+
+def frame_starts(run: SoftLabels) -> Ints:
+    """(T + 1,) first entry of every frame, and the end."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(run.kept_counts)])
+
+
+def split_run(run: SoftLabels, lengths: Sequence[int]) -> list[SoftLabels]:
+    """The inverse of `concatenate`, given the frames of each utterance."""
+    starts, edges = frame_starts(run), [0, *itertools.accumulate(lengths)]
+    return [cut(run, starts, first, last) for first, last in itertools.pairwise(edges)]
 
 
 def _to_planes(values: Ints, width: int) -> bytes:

@@ -23,7 +23,7 @@ from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels import container
 from kdasr.soft_labels.codecs import Codec, make_codec
 from kdasr.soft_labels.container import FORMAT_VERSION, Failure, canonical_json
-from kdasr.soft_labels.planes import BLANK_ID, concatenate
+from kdasr.soft_labels.planes import BLANK_ID, concatenate, cut, frame_starts
 from kdasr.storage import commit_bytes, read_range
 
 SUFFIX = ".kdsl"
@@ -229,7 +229,7 @@ class LabelShard:
             end = min(last, self._index.first_frames[number + 1])
             run, starts = self._block(number)
             offset = self._index.first_frames[number]
-            parts.append(container.cut(run, starts, first - offset, end - offset))
+            parts.append(cut(run, starts, first - offset, end - offset))
             first, number = end, number + 1
         return concatenate(parts) if parts else _no_frames()
 
@@ -251,7 +251,7 @@ class LabelShard:
             self._blocks.move_to_end(number)
             return self._blocks[number]
         run = container.read_block(self._read, self._index, number, self._layout, self._where)
-        starts = np.concatenate([[0], np.cumsum(run.kept_counts)])
+        starts = frame_starts(run)
         self._blocks[number] = (run, starts)
         if len(self._blocks) > _CACHED_BLOCKS:
             self._blocks.popitem(last=False)
