@@ -70,7 +70,7 @@ class _CodecBase:
 
     @property
     def params(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        return asdict(self)  # type: ignore[call-overload]
 
     def layout(self, vocab_size: int) -> Layout:
         raise NotImplementedError
@@ -303,8 +303,10 @@ def _assemble(
 
 
 def _truncated_layout(vocab_size: int, most: int, step_nats: float, floor_nats: float) -> Layout:
-    kind = "levels" if step_nats > 0 else "floats"
-    return Layout(kind, vocab_size, min(most, vocab_size), step_nats, floor_nats)
+    most = min(most, vocab_size)
+    if step_nats == 0:
+        return Layout("floats", vocab_size, most)
+    return Layout("levels", vocab_size, most, step_nats, floor_nats)
 
 
 def _check_steps(step_nats: float, floor_nats: float) -> None:

@@ -7,13 +7,11 @@
 from __future__ import annotations
 
 import bisect
-import functools
 import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from kdasr.soft_labels import container
 from kdasr.soft_labels.codecs import Codec, make_codec
 from kdasr.soft_labels.container import FORMAT_VERSION, Failure, canonical_json
 from kdasr.soft_labels.planes import BLANK_ID, concatenate, cut, frame_starts
-from kdasr.storage import commit_bytes, read_range
+from kdasr.storage import Location, Place, locate
 
 SUFFIX = ".kdsl"
 MANIFEST_FORMAT = "kdasr-soft-labels"
@@ -91,7 +89,7 @@ _REMEDIES = {
 
 
 def write_label_shard(
-    path: Path,
+    path: Place | Location,
     header: Header,
     items: Iterable[tuple[str, SoftLabels | Failure]],
     *,
@@ -110,15 +108,15 @@ def write_label_shard(
     Raises:
         StorageError, OSError: it could not be stored; what was there before is still there.
     """
-    items = list(items)
+    items, file = list(items), locate(path)
     layout = header.make_codec().layout(header.vocab_size)
     data = container.build(asdict(header), layout, items)
-    _check_reads_back(path, data, items)
+    _check_reads_back(str(path), data, items)
     labels = [item for _, item in items if isinstance(item, SoftLabels)]
     manifest = {
         "format": MANIFEST_FORMAT,
         "version": FORMAT_VERSION,
-        "file": path.name,
+        "file": file.name,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "config_hash": header.config_hash,
@@ -129,15 +127,16 @@ def write_label_shard(
         "failed": [[key, item.reason] for key, item in items if isinstance(item, Failure)],
         **(extra or {}),
     }
+    manifest_file = manifest_of(file)
     # An old manifest must not vouch for new bytes, not even for a moment.
-    manifest_path(path).unlink(missing_ok=True)
-    commit_bytes(path, data)
-    commit_bytes(manifest_path(path), json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
+    manifest_file.remove()
+    file.commit(data)
+    manifest_file.commit(json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n", create_only=True)
     return manifest
 
 
 def open_label_shard(
-    path: Path, expect: Mapping[str, object] | None = None, *, verify: bool = False
+    path: Place | Location, expect: Mapping[str, object] | None = None, *, verify: bool = False
 ) -> LabelShard:
     """Open a finished label shard.
 
@@ -149,26 +148,28 @@ def open_label_shard(
         DamagedLabelsError: no manifest, or the file is not what the manifest says.
         LabelMismatchError: a field differs from `expect`; the message names it and the remedy.
     """
-    manifest = read_manifest(path)
-    file_bytes = path.stat().st_size if path.exists() else -1
-    if file_bytes != manifest["bytes"]:
+    file, manifest = locate(path), read_manifest(path)
+    file_bytes = file.size()
+    if file_bytes is None or file_bytes != manifest["bytes"]:
         raise DamagedLabelsError(
             "the file's size is not what its manifest says",
-            where=path,
+            where=str(file),
             expected=f"{manifest['bytes']} bytes",
-            got=f"{file_bytes} bytes" if file_bytes >= 0 else "no file",
+            got="no file" if file_bytes is None else f"{file_bytes} bytes",
             fix="Run `kdasr label` again: it redoes damaged shards only.",
         )
-    if verify and hashlib.sha256(path.read_bytes()).hexdigest() != manifest["sha256"]:
+    if verify and hashlib.sha256(file.read_all()).hexdigest() != manifest["sha256"]:
         raise DamagedLabelsError(
             "the file's sha256 is not what its manifest says",
-            where=path,
+            where=str(file),
             fix="Run `kdasr label` again: it redoes damaged shards only.",
         )
-    shard = LabelShard(functools.partial(read_range, path), file_bytes, str(path))
+    shard = LabelShard(file.read_range, file_bytes, str(file))
     if asdict(shard.header) != manifest.get("header"):
-        raise DamagedLabelsError("file and manifest have different headers", where=path, fix="Label again.")
-    check_header(shard.header, expect or {}, str(path))
+        raise DamagedLabelsError(
+            "file and manifest have different headers", where=str(file), fix="Label again."
+        )
+    check_header(shard.header, expect or {}, str(file))
     return shard
 
 
@@ -269,44 +270,46 @@ class LabelFolder:
         SoftLabelError: no such folder.
     """
 
-    def __init__(self, folder: Path, *, expect: Mapping[str, object] | None = None) -> None:
-        self.folder, self._expect = Path(folder), dict(expect or {})
-        if not self.folder.is_dir():
+    def __init__(self, folder: Place, *, expect: Mapping[str, object] | None = None) -> None:
+        self.folder, self._expect = locate(folder), dict(expect or {})
+        if not self.folder.is_folder():
             raise SoftLabelError(
-                "no such folder of soft labels", where=folder, fix="Run `kdasr label` first."
+                "no such folder of soft labels", where=str(folder), fix="Run `kdasr label` first."
             )
 
-    def shard_for(self, audio_path: Path, audio_sha256: str) -> LabelShard:
+    def shard_for(self, audio_path: Place, audio_sha256: str) -> LabelShard:
         """The labels of an audio shard, checked to be of exactly that audio.
 
         Raises:
             DamagedLabelsError, LabelMismatchError: see `open_label_shard`.
         """
-        path = label_path(self.folder, audio_path)
-        return open_label_shard(path, {**self._expect, "audio_sha256": audio_sha256})
+        file = label_file(self.folder, locate(audio_path).name)
+        return open_label_shard(file, {**self._expect, "audio_sha256": audio_sha256})
 
 
-def label_path(folder: Path, audio_path: Path) -> Path:
-    """Where the labels of an audio shard are."""
-    return Path(folder) / f"{Path(audio_path).stem}{SUFFIX}"
+def label_file(folder: Place | Location, audio_name: str) -> Location:
+    """Where in `folder` the labels of the audio shard named `audio_name` are."""
+    return locate(folder).child(audio_name.removesuffix(".tar") + SUFFIX)
 
 
-def manifest_path(path: Path) -> Path:
+def manifest_of(path: Place | Location) -> Location:
     """The manifest of a label shard."""
-    return path.with_suffix(".json")
+    file = locate(path)
+    return file.sibling(file.name.removesuffix(SUFFIX) + ".json")
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Place | Location) -> dict[str, Any]:
     """The manifest of the label shard `path`.
 
     Raises:
         DamagedLabelsError: there is none, or it is none.
         LabelMismatchError: it is of another format version.
     """
-    manifest = manifest_path(path)
+    file = manifest_of(path)
+    manifest = str(file)
     fix = "Run `kdasr label` (again): it does what is missing or damaged."
     try:
-        content = json.loads(manifest.read_bytes())
+        content = json.loads(file.read_all())
     except FileNotFoundError as error:
         raise DamagedLabelsError("not labelled: there is no manifest", where=manifest, fix=fix) from error
     except (ValueError, RecursionError) as error:
@@ -326,13 +329,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_reads_back(path: Path, data: bytes, items: list[tuple[str, SoftLabels | Failure]]) -> None:
+def _check_reads_back(where: str, data: bytes, items: list[tuple[str, SoftLabels | Failure]]) -> None:
     """What is about to be stored must decode to the very labels that were given."""
 
     def read(start: int, num_bytes: int) -> bytes:
         return data[start : start + num_bytes]
 
-    shard = LabelShard(read, len(data), str(path))
+    shard = LabelShard(read, len(data), where)
     for key, item in items:
         if isinstance(item, SoftLabels):
             got = shard.read(key)
@@ -343,7 +346,7 @@ def _check_reads_back(path: Path, data: bytes, items: list[tuple[str, SoftLabels
             if not same:
                 raise SoftLabelError(
                     f"the labels of {key} do not survive storing",
-                    where=path,
+                    where=where,
                     fix="Encode them with the codec that the header names.",
                 )
 
