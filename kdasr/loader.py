@@ -28,6 +28,10 @@ from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_uttera
 from kdasr.soft_labels import LabelFolder, LabelShard, pad_soft_labels
 from kdasr.text import Units
 
+# Lengths are taken this much longer or shorter when an epoch is sorted, so that batches differ
+# between epochs; it is also about what padding costs.
+_LENGTH_NOISE = 0.05
+
 
 class Item(NamedTuple):
     shard: Shard
@@ -309,8 +313,6 @@ def cut_epoch(frames: NDArray[np.int64], batch_frames: int, seed: int, epoch: in
             size = 0
         size += 1
     sizes.append(size)
-    # Neighbours in length swap places within a window of about four batches.
-    noise = rng.uniform(0, 4 * max(sizes), len(order))
-    order = order[np.argsort(np.arange(len(order)) + noise, kind="stable")]
+    order = np.argsort(frames * rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, len(frames)), kind="stable")
     batches = np.split(order, np.cumsum(sizes)[:-1])
     return [batches[i].tolist() for i in rng.permutation(len(batches))]

@@ -6,9 +6,7 @@ done elsewhere; here paths, units, streams and models are put together and check
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,26 +14,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_prep import prepare as prepare_corpus
 from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS, feature_hash
 from kdasr.loader import Stream, texts_of
 from kdasr.models import load_model
-from kdasr.recipe import Recipe, load_recipe, stage_arguments
+from kdasr.shards import list_shards
 from kdasr.soft_labels import LabelFolder
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Optimisation, Training
 
-Losses = Mapping[str, Sequence[Any]]
+Losses = Mapping[str, Mapping[str, Any]]
 
 
-def prepare(*, name: str, out: str, corpus: str | None = None, seed: int = 1, **settings: Any) -> dict[str, Any]:
+def prepare(
+    *, name: str, out: str, corpus: str | None = None, seed: int = 1, **settings: Any
+) -> dict[str, Any]:
     """Write a corpus as audio shards; `settings` are those of the corpus."""
     if corpus is None and name != "synth":
         raise ConfigError(
             f"the corpus {name} needs the folder it lies in", where="corpus", fix="Add --corpus DIR."
         )
-    shards = prepare_corpus(name, corpus=Path(corpus) if corpus else None, out=Path(out), seed=seed, **settings)
+    from data_prep import prepare as prepare_corpus
+
+    shards = prepare_corpus(
+        name, corpus=Path(corpus) if corpus else None, out=Path(out), seed=seed, **settings
+    )
     return {split: len(paths) for split, paths in shards.items()}
 
 
@@ -69,7 +72,7 @@ def train(
     whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`.
     """
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
-    built = model(vocab_size=units_built.vocab_size) if isinstance(model, _partials()) else model
+    built = model(vocab_size=units_built.vocab_size) if isinstance(model, functools.partial) else model
     cache_bytes = int(cache_gigabytes * 2**30 / 2)
     streams = {
         "labelled": Stream(
@@ -84,7 +87,13 @@ def train(
     }
     if any(stream == "unlabelled" for stream, _ in schedule):
         streams["unlabelled"] = _unlabelled(
-            unlabelled, labels, built, units_built, batch_seconds=batch_seconds, seed=seed, cache_bytes=cache_bytes
+            unlabelled,
+            labels,
+            built,
+            units_built,
+            batch_seconds=batch_seconds,
+            seed=seed,
+            cache_bytes=cache_bytes,
         )
     training = Training(
         name=name,
@@ -96,7 +105,9 @@ def train(
             "labelled": _weighted("labelled_losses", labelled_losses),
             "unlabelled": _weighted("unlabelled_losses", unlabelled_losses or {}),
         },
-        dev=Stream([Path(folder) for folder in dev], batch_seconds, seed, units=units_built, cache_bytes=2**28),
+        dev=Stream(
+            [Path(folder) for folder in dev], batch_seconds, seed, units=units_built, cache_bytes=2**28
+        ),
         optimisation=optimisation,
         augment=augment,
         seed=seed,
@@ -117,7 +128,10 @@ def make_units(units: str | Mapping[str, Any], labelled: Sequence[Path], seed: i
     if kind == "sentencepiece":
         return train_sentencepiece(texts_of(labelled), vocab_size=int(units["vocab_size"]), seed=seed)
     raise ConfigError(
-        "units of an unknown kind", where="units", expected="characters, sentencepiece, or a model folder", got=units
+        "units of an unknown kind",
+        where="units",
+        expected="characters, sentencepiece, or a model folder",
+        got=units,
     )
 
 
@@ -143,14 +157,68 @@ def _unlabelled(
 
 def _weighted(name: str, losses: Losses) -> dict[str, tuple[float, Any]]:
     for term, entry in losses.items():
-        if len(entry) != 2 or not isinstance(entry[0], int | float) or not callable(entry[1]):
+        if set(entry) != {"weight", "loss"} or not callable(entry["loss"]):
             raise ConfigError(
-                "a loss is a weight and a function", where=f"{name}.{term}", expected="[1.0, !name:kdasr.losses.…]"
+                "a loss is a weight and a function",
+                where=f"{name}.{term}",
+                expected="{weight: 1.0, loss: !name:kdasr.losses.NAME }",
             )
-    return {term: (float(entry[0]), entry[1]) for term, entry in losses.items()}
+    return {term: (float(entry["weight"]), entry["loss"]) for term, entry in losses.items()}
 
 
-def _partials() -> Any:
-    import functools
+def export(
+    *,
+    model: str,
+    out: str,
+    name: str = "student",
+    int8: bool = True,
+    dev: Sequence[str] = (),
+    max_wer_rise: float = 0.5,
+) -> dict[str, Any]:
+    """Export the student in folder `model` as ONNX to `out`; see `export.to_onnx.export_onnx`.
 
-    return functools.partial
+    With `dev`, folders of labelled shards, an int8 file whose WER is `max_wer_rise` points worse is
+    refused.
+    """
+    from export.gate import wer_gate
+    from export.to_onnx import export_onnx
+
+    loaded = load_model(Path(model))
+    shards = [path for folder in dev for path in list_shards(Path(folder))]
+    exported = export_onnx(
+        loaded.model,
+        loaded.units,
+        Path(out),
+        weights_sha256=loaded.card["weights_sha256"],
+        name=name,
+        int8=int8,
+        gate=wer_gate(loaded.units, shards) if shards else None,
+        max_wer_rise=max_wer_rise,
+    )
+    return {"float32": str(exported.float_path), "int8": str(exported.int8_path), **exported.card["files"]}
+
+
+def evaluate(
+    *,
+    test: Sequence[str],
+    models: Mapping[str, Mapping[str, Any]],
+    results: str,
+    seed: int = 1,
+    decoder: str = "greedy",
+    spikes: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Measure models on test shards and add their rows to `results` (a results.json).
+
+    `models` maps a row's name to `{path: MODEL, chunk_by_chunk: false, trained: FOLDER}`: `path` is
+    a model folder or an .onnx file, `trained` the folder it was exported from. `spikes` names two
+    rows, teacher and student, whose spikes to compare.
+    """
+    from kdasr.scoreboard import Scoreboard
+
+    shards = [path for folder in test for path in list_shards(Path(folder))]
+    board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder)
+    rows = {name: board.add(name, **settings) for name, settings in models.items()}
+    if spikes is not None:
+        board.compare_spikes(*spikes)
+    board.write_example()
+    return {name: f"WER {row['wer']:.2f} %" for name, row in rows.items()}

@@ -263,9 +263,7 @@ class CtcBrain(sb.Brain):  # type: ignore[misc]
         result: tuple[Tensor, Tensor] = self.modules["offline"](features, batch.feature_lengths_b)
         return result
 
-    def compute_objectives(
-        self, predictions: tuple[Tensor, Tensor], batch: Batch, stage: sb.Stage
-    ) -> Tensor:
+    def compute_objectives(self, predictions: tuple[Tensor, Tensor], batch: Batch, stage: sb.Stage) -> Tensor:
         log_probs_btv, lengths_b = predictions
         stream = "labelled" if batch.soft_labels is None else "unlabelled"
         if stage != sb.Stage.TRAIN:
@@ -277,6 +275,7 @@ class CtcBrain(sb.Brain):  # type: ignore[misc]
         }
         if stage == sb.Stage.TRAIN:
             self.terms = {f"{stream}/{name}": term.detach() for name, term in terms.items()}
+            self.keys = batch.keys
         return torch.stack(list(terms.values())).sum()
 
     def check_loss_isfinite(self, loss: Tensor) -> None:
@@ -284,11 +283,11 @@ class CtcBrain(sb.Brain):  # type: ignore[misc]
             return
         step = self.epoch_start + self.step - 1
         raise NonFiniteLossError(
-            f"the loss became {float(loss)} in step {step}",
+            f"the loss became {loss.item()} in step {step}",
             where=self.training.name,
             got={name: float(value) for name, value in self.terms.items()},
             fix=f"The last good checkpoint is kept in {self.training.checkpoints}. Lower "
-            "peak_learning_rate or max_gradient_norm, or look at the audio of this step's keys in the log.",
+            f"peak_learning_rate, or look at the audio of this batch: {', '.join(self.keys)}",
         )
 
     def on_fit_batch_end(self, batch: Batch, outputs: Any, loss: Tensor, should_step: bool) -> None:

@@ -1,0 +1,135 @@
+"""Models and test shards in; rows of results.json, hypotheses, a spike histogram and an example out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from export.measure import measure_chunks
+from export.transcribe import Recogniser, open_recogniser
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.errors import ConfigError
+from kdasr.evaluation import Result, evaluate, evaluate_transcriber, measure_rtf, write_hypotheses
+from kdasr.features import FRAME_SHIFT_MS
+from kdasr.interfaces import Utterance
+from kdasr.models import WEIGHTS_FILE, load_model
+from kdasr.results import HYPOTHESES_FOLDER, append_result
+from kdasr.shards import read_shard
+from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
+from kdasr.streaming import algorithmic_latency_ms
+
+EXAMPLE_FILE = "example.wav"
+# Long enough to time a model, short enough not to be waited for.
+_TIMED_SECONDS = 60
+
+
+class Scoreboard:
+    """Rows of results for models that hear the same test shards.
+
+    Args:
+        shards: tars of labelled test shards.
+        results: the results.json to add rows to; hypotheses and the rest go beside it.
+        seed: of the run, for the rows.
+        decoder: for whole utterances, "greedy" or "beam".
+    """
+
+    def __init__(self, shards: Sequence[Path], results: Path, *, seed: int, decoder: str = "greedy") -> None:
+        self.shards, self.results, self.seed, self.decoder = list(shards), results, seed, decoder
+        self.heard: dict[str, Result] = {}
+        self.subsampling = 0
+        self.timed = self._timed_samples()
+
+    def add(
+        self, name: str, *, path: str, chunk_by_chunk: bool = False, trained: str | None = None
+    ) -> dict[str, Any]:
+        """Measure the model at `path` and write its row.
+
+        Raises:
+            ModelError: there is no model that can be used so.
+            ShardError: the test shards are damaged or have no transcripts.
+        """
+        recogniser = open_recogniser(Path(path))
+        card = load_model(Path(trained or path)).card
+        result = self._hear(recogniser, chunk_by_chunk)
+        self.heard[name] = result
+        write_hypotheses(self.results.parent / HYPOTHESES_FOLDER / f"{name}-{self.seed}.jsonl", result)
+        row = {
+            "model": name,
+            "wer": round(result.wer, 3),
+            "cer": round(result.cer, 3),
+            "params": card["parameters"],
+            "bytes": _weights_file(Path(path)).stat().st_size,
+            "latency_ms": algorithmic_latency_ms(recogniser.chunk_model) if recogniser.chunk_model else None,
+            "seed": self.seed,
+            "train_steps": card["training"]["train_steps"],
+            **self._speed(recogniser, chunk_by_chunk),
+            **self._same_text(name),
+        }
+        append_result(self.results, row)
+        return row
+
+    def compare_spikes(self, teacher: str, student: str) -> None:
+        """Write the histogram of the student's spikes against the teacher's on the test audio."""
+        for name in (teacher, student):
+            if name not in self.heard:
+                raise ConfigError(f"spikes of {name!r} cannot be compared", expected=", ".join(self.heard))
+        pairs = [
+            (ours.tokens or [], theirs.tokens or [])
+            for ours, theirs in zip(self.heard[teacher].heard, self.heard[student].heard, strict=True)
+        ]
+        frame_ms = FRAME_SHIFT_MS * self.subsampling
+        write_histogram(self.results.parent / SPIKES_FILE, spike_histogram(pairs, frame_ms))
+
+    def write_example(self) -> Path:
+        """Keep one test utterance as WAV, to be transcribed live."""
+        utterances = (utterance for path in self.shards for utterance in read_shard(path))
+        example = next(one for one in utterances if len((one.text or "").split()) >= 3)
+        path = self.results.parent / EXAMPLE_FILE
+        soundfile.write(path, example.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+        return path
+
+    def _hear(self, recogniser: Recogniser, chunk_by_chunk: bool) -> Result:
+        if recogniser.offline_model is not None and not chunk_by_chunk:
+            self.subsampling = recogniser.offline_model.subsampling
+            return evaluate(recogniser.offline_model, recogniser.units, self.shards, decoder=self.decoder)
+
+        def stream(utterance: Utterance) -> str:
+            session = recogniser.session(where=utterance.key)
+            session.accept(utterance.samples)
+            return session.finish()
+
+        return evaluate_transcriber(stream, self.shards)
+
+    def _speed(self, recogniser: Recogniser, chunk_by_chunk: bool) -> dict[str, float]:
+        samples = np.concatenate(self.timed)
+        if recogniser.chunk_model is not None and (chunk_by_chunk or recogniser.offline_model is None):
+            timing = measure_chunks(recogniser.chunk_model, samples)
+            return {"rtf": timing.rtf, "chunk_p50_ms": timing.p50_ms, "chunk_p95_ms": timing.p95_ms}
+        seconds = len(samples) / SAMPLE_RATE_HZ
+        return {"rtf": measure_rtf(lambda: [recogniser.transcribe(one) for one in self.timed], seconds)}
+
+    def _same_text(self, name: str) -> dict[str, int]:
+        """How many texts differ from the same student's over whole utterances."""
+        whole = self.heard.get(name.removesuffix("_streaming"))
+        if not name.endswith("_streaming") or whole is None:
+            return {}
+        pairs = zip(self.heard[name].heard, whole.heard, strict=True)
+        return {"texts_unlike_offline": sum(one.hypothesis != other.hypothesis for one, other in pairs)}
+
+    def _timed_samples(self) -> list[NDArray[np.float32]]:
+        timed: list[NDArray[np.float32]] = []
+        for path in self.shards:
+            for utterance in read_shard(path):
+                timed.append(utterance.samples)
+                if sum(map(len, timed)) > _TIMED_SECONDS * SAMPLE_RATE_HZ:
+                    return timed
+        return timed
+
+
+def _weights_file(path: Path) -> Path:
+    return path / WEIGHTS_FILE if path.is_dir() else path

@@ -1,0 +1,192 @@
+"""Losses against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdasr.errors import ConfigError, LabelMismatchError
+from kdasr.interfaces import Batch, SoftLabelBatch
+from kdasr.losses import ctc, frame_weights, partition_cross_entropy, soft_cross_entropy
+from kdasr.soft_labels import Full, TopP, pad_soft_labels
+
+
+def labels_from(rows: list[list[dict[int, float]]], tails: list[list[float]]) -> SoftLabelBatch:
+    """Soft labels from probabilities: utterances of frames of {id: p}, and tail masses."""
+    frames, kept = max(map(len, rows)), max(len(frame) for row in rows for frame in row)
+    ids = torch.zeros(len(rows), frames, kept, dtype=torch.int64)
+    log_probs, tail = (
+        torch.full((len(rows), frames, kept), -math.inf),
+        torch.full((len(rows), frames), -math.inf),
+    )
+    for b, row in enumerate(rows):
+        for t, frame in enumerate(row):
+            for k, (unit, probability) in enumerate(frame.items()):
+                ids[b, t, k], log_probs[b, t, k] = unit, math.log(probability)
+            tail[b, t] = math.log(tails[b][t]) if tails[b][t] else -math.inf
+    return SoftLabelBatch(ids, log_probs, tail, torch.tensor([len(row) for row in rows]))
+
+
+def batch_of(labels: SoftLabelBatch) -> Batch:
+    size = len(labels.lengths_b)
+    return Batch(
+        [f"utt{i}" for i in range(size)], torch.zeros(size, 1, 80), torch.ones(size), soft_labels=labels
+    )
+
+
+def logs(*frames: list[float]) -> Tensor:
+    return torch.tensor([list(frames)]).log()
+
+
+def test_partition_cross_entropy_by_hand() -> None:
+    labels = labels_from([[{0: 0.7, 2: 0.2}]], [[0.1]])
+    student = logs([0.5, 0.1, 0.25, 0.15])
+    expected = -(0.7 * math.log(0.5) + 0.2 * math.log(0.25) + 0.1 * math.log(0.1 + 0.15))
+    assert float(partition_cross_entropy(student, labels)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_full_labels_give_the_full_cross_entropy() -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(7, 12).log_softmax(-1)
+    student = torch.randn(1, 7, 12).log_softmax(-1)
+    labels = pad_soft_labels([Full().encode(teacher)])
+    expected = -(teacher.exp() * student[0]).sum(-1).mean()
+    loss = soft_cross_entropy(student, torch.tensor([7]), batch_of(labels))
+    torch.testing.assert_close(loss, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_truncated_labels_are_least_where_student_equals_teacher() -> None:
+    """The tail bucket makes the target unbiased: the gradient vanishes at the teacher."""
+    torch.manual_seed(1)
+    logits = (3 * torch.randn(1, 20, 30)).requires_grad_()
+    labels = pad_soft_labels(
+        [TopP(mass=0.8, cap=6, step_nats=1e-3).encode(logits[0].log_softmax(-1).detach())]
+    )
+    soft_cross_entropy(logits.log_softmax(-1), torch.tensor([20]), batch_of(labels)).backward()
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) < 1e-4
+
+
+def test_gradient_by_finite_differences() -> None:
+    labels = labels_from([[{0: 0.7, 2: 0.2}, {0: 0.1, 3: 0.9}], [{0: 1.0}]], [[0.1, 0.0], [0.0]])
+    labels = SoftLabelBatch(
+        labels.ids_btk, labels.log_probs_btk.double(), labels.tail_log_probs_bt.double(), labels.lengths_b
+    )
+    logits = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        return partition_cross_entropy(x.log_softmax(-1), labels).sum()
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+def test_delay_pairs_a_later_student_frame_with_the_teacher() -> None:
+    labels = labels_from([[{0: 1.0}, {1: 1.0}, {0: 1.0}]], [[0.0] * 3])
+    student = logs([0.9, 0.1], [0.8, 0.2], [0.3, 0.7])
+    loss = soft_cross_entropy(student, torch.tensor([3]), batch_of(labels), delay_frames=1)
+    # Teacher frames 0 and 1 against student frames 1 and 2.
+    assert float(loss) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2, rel=1e-6)
+
+
+def test_padding_counts_for_nothing() -> None:
+    labels = labels_from([[{0: 1.0}, {1: 1.0}, {1: 1.0}], [{1: 1.0}]], [[0.0] * 3, [0.0]])
+    student = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]).log().expand(2, 3, 2).clone()
+    lengths = torch.tensor([3, 1])
+    loss = soft_cross_entropy(student, lengths, batch_of(labels))
+    changed = student.clone()
+    changed[1, 1:] = torch.tensor([0.01, 0.99]).log()
+    assert float(loss) == pytest.approx(-math.log(0.9 * 0.8 * 0.5 * 0.1) / 4, rel=1e-6)
+    assert float(soft_cross_entropy(changed, lengths, batch_of(labels))) == float(loss)
+
+
+def test_a_delay_longer_than_the_audio_gives_zero_not_nan() -> None:
+    labels = labels_from([[{0: 1.0}]], [[0.0]])
+    student = logs([0.9, 0.1]).requires_grad_()
+    loss = soft_cross_entropy(student, torch.tensor([1]), batch_of(labels), delay_frames=3)
+    loss.backward()
+    assert float(loss) == 0.0 and student.grad is not None and bool((student.grad == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("all", [1, 1, 1, 1, 1, 1]),
+        ("eliminate", [0, 0, 1, 0, 0, 0]),
+        ("symmetric", [0, 1, 1, 1, 0, 0]),
+        ("downweight", [0.25, 0.25, 1, 0.25, 0.25, 0.25]),
+    ],
+)
+def test_blank_policies(policy: str, expected: list[float]) -> None:
+    blank, spike = {0: 0.9, 1: 0.1}, {0: 0.3, 2: 0.7}
+    labels = labels_from([[blank, blank, spike, blank, blank, blank]], [[0.0] * 6])
+    weights = frame_weights(labels, policy, 0.25, 1)  # type: ignore[arg-type]
+    assert weights.tolist() == [expected]
+
+
+def test_only_blank_under_eliminate_is_zero() -> None:
+    labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
+    loss = soft_cross_entropy(
+        logs([0.5, 0.5], [0.5, 0.5]), torch.tensor([2]), batch_of(labels), blank_policy="eliminate"
+    )
+    assert float(loss) == 0.0
+
+
+def test_labels_of_other_audio_are_refused_by_key() -> None:
+    labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
+    with pytest.raises(LabelMismatchError, match=r"utt0.*expected 3 frames; got 2 frames"):
+        soft_cross_entropy(torch.zeros(1, 3, 2), torch.tensor([3]), batch_of(labels))
+
+
+def test_unknown_policy_is_refused() -> None:
+    labels = labels_from([[{0: 1.0}]], [[0.0]])
+    with pytest.raises(ConfigError, match="symmetric"):
+        soft_cross_entropy(
+            torch.zeros(1, 1, 2),
+            torch.tensor([1]),
+            batch_of(labels),
+            blank_policy="none",  # type: ignore[arg-type]
+        )
+
+
+def test_ctc_by_hand_and_per_frame() -> None:
+    """Two frames, one unit: p = a1 b2 + b1 a2 + a1 a2."""
+    student = logs([0.4, 0.6], [0.7, 0.3])
+    batch = Batch(["a"], torch.zeros(1, 8, 80), torch.tensor([8]), torch.tensor([[1]]), torch.tensor([1]))
+    probability = 0.6 * 0.7 + 0.4 * 0.3 + 0.6 * 0.3
+    assert float(ctc(student, torch.tensor([2]), batch)) == pytest.approx(
+        -math.log(probability) / 2, rel=1e-6
+    )
+
+
+def test_ctc_of_too_short_audio_is_zero_not_infinite() -> None:
+    batch = Batch(["a"], torch.zeros(1, 4, 80), torch.tensor([4]), torch.tensor([[1, 1]]), torch.tensor([2]))
+    assert float(ctc(logs([0.4, 0.6]), torch.tensor([1]), batch)) == 0.0
+
+
+def test_memory_does_not_grow_with_vocabulary_times_kept() -> None:
+    """40 frames x 5,000 classes x 500 kept would be 400 MB if they were ever crossed."""
+    frames, vocab, kept = 40, 5_000, 500
+    ids = torch.from_numpy(
+        np.stack([np.random.default_rng(t).permutation(vocab)[:kept] for t in range(frames)])
+    )
+    labels = SoftLabelBatch(
+        ids[None],
+        torch.full((1, frames, kept), math.log(1 / kept)),
+        torch.full((1, frames), -math.inf),
+        torch.tensor([frames]),
+    )
+    largest = 0
+
+    def watch(tensor: Tensor) -> Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    student = torch.randn(1, frames, vocab, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(watch, lambda tensor: tensor):
+        partition_cross_entropy(student.log_softmax(-1), labels).sum().backward()
+    assert largest <= frames * max(vocab, kept)
