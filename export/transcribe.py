@@ -11,18 +11,45 @@ import torch
 from numpy.typing import NDArray
 
 from export.runtime import FLOAT_FILE, load_onnx
-from kdasr.audio import SAMPLE_RATE_HZ, load
-from kdasr.decoding import greedy
+from export.sources import pieces_of
+from kdasr.audio import load
+from kdasr.decoding import Token, greedy
 from kdasr.errors import ConfigError, ModelError
-from kdasr.features import log_mel
+from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import AcousticModel, StreamingModel
 from kdasr.models import CARD_FILE, WEIGHTS_FILE, load_model
-from kdasr.streaming import ChunkModel, StreamingSession, TorchChunkModel
+from kdasr.streaming import (
+    ChunkModel,
+    EndpointingSession,
+    EndpointRules,
+    StreamingSession,
+    TorchChunkModel,
+    Word,
+    set_chunk_ms,
+    words_of,
+)
 from kdasr.text import Units
 
 DEFAULT_PIECE_MS = 100
 
 Partial = Callable[[Path, str], None]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was heard in one source.
+
+    Attributes:
+        source: the file, or a name for a live source.
+        text: the text so far (partial), or of a whole segment.
+        words: its words with times in seconds; empty in a partial.
+        final: False where the text may still grow or change.
+    """
+
+    source: str
+    text: str
+    words: list[Word]
+    final: bool
 
 
 @dataclass(frozen=True)
@@ -41,8 +68,8 @@ class Recogniser:
     offline_model: AcousticModel | None
     chunk_model: ChunkModel | None
 
-    def session(self, *, keep_log_probs: bool = False, where: str = "audio stream") -> StreamingSession:
-        """A new stream.
+    def streaming_model(self) -> ChunkModel:
+        """The model chunk by chunk.
 
         Raises:
             ModelError: the model needs the whole utterance.
@@ -55,42 +82,89 @@ class Recogniser:
                 got=type(self.offline_model).__name__,
                 fix="Transcribe with it without --stream, or choose a student.",
             )
-        return StreamingSession(self.chunk_model, self.units, keep_log_probs=keep_log_probs, where=where)
+        return self.chunk_model
 
-    def transcribe(self, samples: NDArray[np.float32], where: str = "audio") -> str:
-        """The text of a whole utterance. A torch model sees all of it in one pass; an exported
+    def session(self, *, keep_log_probs: bool = False, where: str = "audio stream") -> StreamingSession:
+        """A new stream. Raises ModelError as `streaming_model` does."""
+        return StreamingSession(
+            self.streaming_model(), self.units, keep_log_probs=keep_log_probs, where=where
+        )
+
+    def recognise(self, samples: NDArray[np.float32], where: str = "audio") -> list[Token]:
+        """The tokens of a whole utterance. A torch model sees all of it in one pass; an exported
         one, which has no such pass, chunk by chunk, which gives the same."""
         if self.offline_model is None:
             session = self.session(where=where)
             session.accept(samples)
-            return session.finish()
+            session.finish()
+            return session.tokens
         features_btf = log_mel(samples)[None]
         lengths_b = torch.tensor([features_btf.shape[1]])
         if not int(lengths_b):
-            return ""
+            return []
         with torch.inference_mode():
             log_probs_btv, frames_b = self.offline_model.offline(features_btf, lengths_b)
-        return self.units.decode([token.id for token in greedy(log_probs_btv, frames_b)[0]])
+        return greedy(log_probs_btv, frames_b)[0]
+
+    def transcribe(self, samples: NDArray[np.float32], where: str = "audio") -> str:
+        """The text of a whole utterance."""
+        return self.units.decode([token.id for token in self.recognise(samples, where)])
+
+    def words(self, tokens: Iterable[Token]) -> list[Word]:
+        """Words with times of the tokens of this model."""
+        model = self.offline_model or self.streaming_model()
+        return words_of(tokens, self.units, FRAME_SHIFT_MS * model.subsampling / 1000)
+
+    def listen(
+        self, pieces: Iterable[NDArray[np.float32]], source: str, rules: EndpointRules | None = None
+    ) -> Iterator[Transcript]:
+        """Partial and final transcripts of audio as it arrives.
+
+        Args:
+            pieces: samples at 16 kHz, any number at a time.
+            source: what to call the audio.
+            rules: cut it into segments at pauses; None gives one final transcript at the end,
+                even an empty one.
+        """
+        session = EndpointingSession(self.streaming_model(), self.units, rules, where=source)
+        before = ""
+        for piece in pieces:
+            for segment in session.accept(piece):
+                yield Transcript(source, segment.text, segment.words, True)
+            if session.partial != before:
+                before = session.partial
+                yield Transcript(source, before, [], False)
+        segments = session.finish()
+        for segment in segments:
+            yield Transcript(source, segment.text, segment.words, True)
+        if rules is None and not segments:
+            yield Transcript(source, "", [], True)
 
 
-def open_recogniser(path: Path, num_threads: int = 1) -> Recogniser:
+def open_recogniser(path: Path, num_threads: int = 1, chunk_ms: int | None = None) -> Recogniser:
     """Whatever is at `path`: a model folder, an export folder, or an `.onnx` file in one.
 
     Args:
         num_threads: threads of ONNX Runtime; torch keeps its own setting.
+        chunk_ms: audio in a chunk; None for the model's own. An exported file has its size fixed.
 
     Raises:
         ModelError: there is no model, or it cannot be used.
+        ConfigError: the model cannot have such chunks.
         MissingDependencyError: it is an ONNX file, and onnxruntime is not installed.
     """
     path = Path(path)
     if path.suffix == ".onnx" or (path / FLOAT_FILE).is_file():
         model, units = load_onnx(path, num_threads)
+        _check_chunk_ms(chunk_ms, model, path)
         return Recogniser(path, units, None, model)
     if path.is_dir() and ((path / WEIGHTS_FILE).exists() or (path / CARD_FILE).exists()):
         loaded = load_model(path)
-        chunk_model = TorchChunkModel(loaded.model) if isinstance(loaded.model, StreamingModel) else None
-        return Recogniser(path, loaded.units, loaded.model, chunk_model)
+        if not isinstance(loaded.model, StreamingModel):
+            return Recogniser(path, loaded.units, loaded.model, None)
+        if chunk_ms is not None:
+            set_chunk_ms(loaded.model, chunk_ms)
+        return Recogniser(path, loaded.units, loaded.model, TorchChunkModel(loaded.model))
     raise ModelError(
         "there is no model here",
         where=path,
@@ -122,30 +196,26 @@ def transcribe(
         ModelError: the model cannot be used, or not chunk by chunk.
         ConfigError: `piece_ms` is not positive.
     """
-    if piece_ms < 1:
-        raise ConfigError("a piece of audio must last", where="piece_ms", expected=">= 1", got=piece_ms)
     recogniser = open_recogniser(model_path)
     for file in map(Path, files):
         samples = load(file)
-        if stream:
-            yield file, _stream_file(recogniser, file, samples, on_partial, piece_ms)
-        else:
+        if not stream:
             yield file, recogniser.transcribe(samples, str(file))
+            continue
+        for heard in recogniser.listen(pieces_of(samples, piece_ms), str(file)):
+            if heard.final:
+                yield file, heard.text
+            elif on_partial is not None:
+                on_partial(file, heard.text)
 
 
-def _stream_file(
-    recogniser: Recogniser,
-    file: Path,
-    samples: NDArray[np.float32],
-    on_partial: Partial | None,
-    piece_ms: int,
-) -> str:
-    session = recogniser.session(where=str(file))
-    piece_samples = piece_ms * SAMPLE_RATE_HZ // 1000
-    before = ""
-    for start in range(0, len(samples), piece_samples):
-        text = session.accept(samples[start : start + piece_samples])
-        if on_partial is not None and text != before:
-            on_partial(file, text)
-        before = text
-    return session.finish()
+def _check_chunk_ms(chunk_ms: int | None, model: ChunkModel, path: Path) -> None:
+    fixed_ms = model.shift * FRAME_SHIFT_MS
+    if chunk_ms is not None and chunk_ms != fixed_ms:
+        raise ConfigError(
+            "the chunk of an exported model is fixed",
+            where=path,
+            expected=f"--chunk-ms {fixed_ms}",
+            got=chunk_ms,
+            fix="Export the student again with the chunk you want, or use its torch folder.",
+        )

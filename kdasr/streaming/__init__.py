@@ -1,0 +1,36 @@
+"""PCM in, text out, chunk by chunk, as on a device.
+
+models      ChunkModel, and torch students as such
+session     StreamingSession: pieces of audio in, the text so far out
+words       tokens to words with times
+endpoint    EndpointingSession: a stream without an end, cut into segments at pauses
+resampler   StreamingResampler: other sample rates, piece by piece
+"""
+
+from kdasr.streaming.endpoint import EndpointingSession, EndpointRules, Segment
+from kdasr.streaming.models import (
+    FEATURE_LOOKAHEAD_MS,
+    ChunkModel,
+    TorchChunkModel,
+    algorithmic_latency_ms,
+    set_chunk_ms,
+)
+from kdasr.streaming.resampler import StreamingResampler
+from kdasr.streaming.session import StreamingSession, check_samples
+from kdasr.streaming.words import Word, words_of
+
+__all__ = [
+    "FEATURE_LOOKAHEAD_MS",
+    "ChunkModel",
+    "EndpointRules",
+    "EndpointingSession",
+    "Segment",
+    "StreamingResampler",
+    "StreamingSession",
+    "TorchChunkModel",
+    "Word",
+    "algorithmic_latency_ms",
+    "check_samples",
+    "set_chunk_ms",
+    "words_of",
+]

@@ -1,0 +1,136 @@
+"""A stream without an end, cut into segments where the speaker pauses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from numpy.typing import ArrayLike
+
+from kdasr.errors import ConfigError
+from kdasr.features import FRAME_SHIFT_MS
+from kdasr.streaming.models import ChunkModel
+from kdasr.streaming.session import StreamingSession
+from kdasr.streaming.words import Word, split_words, words_of
+from kdasr.text import Units
+
+
+@dataclass(frozen=True)
+class EndpointRules:
+    """When a segment ends.
+
+    Attributes:
+        min_silence_s: seconds without a new unit after which a segment is over.
+        max_segment_s: seconds after which a segment is cut, before its last word.
+    """
+
+    min_silence_s: float = 1.0
+    max_segment_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("min_silence_s", "max_segment_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    "an endpoint rule is a positive time", where=name, expected="> 0", got=getattr(self, name)
+                )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What was said between two pauses.
+
+    Attributes:
+        text: its words.
+        words: the same with times, in seconds from the start of the stream.
+    """
+
+    text: str
+    words: list[Word]
+
+    @property
+    def start_s(self) -> float:
+        return self.words[0].start_s
+
+    @property
+    def end_s(self) -> float:
+        return self.words[-1].end_s
+
+
+class EndpointingSession:
+    """A `StreamingSession` that hands over its text in segments, so that it can run for ever.
+
+    The model's state runs on across the cuts: all segments together are the words of one
+    uninterrupted session.
+
+    Args:
+        model: what to run.
+        units: its units.
+        rules: when a segment ends; None never ends one before the stream does.
+        where: what to name in errors about the audio.
+    """
+
+    def __init__(
+        self,
+        model: ChunkModel,
+        units: Units,
+        rules: EndpointRules | None = EndpointRules(),
+        *,
+        where: str = "audio stream",
+    ) -> None:
+        self._session = StreamingSession(model, units, where=where)
+        self._rules = rules
+        self._frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
+
+    @property
+    def partial(self) -> str:
+        """The text of the segment that is not over yet."""
+        return self._session.text
+
+    @property
+    def partial_words(self) -> list[Word]:
+        """The words of the segment that is not over yet."""
+        return words_of(self._session.tokens, self._session.units, self._frame_s)
+
+    def accept(self, samples: ArrayLike) -> list[Segment]:
+        """Takes the next samples and gives the segments that are over; see
+        `StreamingSession.accept` for the samples and the errors."""
+        self._session.accept(samples)
+        segments = []
+        while (count := self._tokens_of_segment()) > 0:
+            segments += self._segment(count)
+        return segments
+
+    def finish(self) -> list[Segment]:
+        """Ends the stream and gives what is left."""
+        self._session.finish()
+        segments = []
+        while (count := self._tokens_of_segment()) > 0:
+            segments += self._segment(count)
+        return segments + self._segment(len(self._session.tokens))
+
+    def _tokens_of_segment(self) -> int:
+        """How many of the waiting tokens make a segment that is over; 0 if none does.
+
+        Pauses are looked for between tokens too: a long piece may hold several segments. What
+        comes after a token never decides whether the length rule applies to it, so the cuts do
+        not depend on the sizes of the pieces.
+        """
+        tokens = self._session.tokens
+        if self._rules is None or not tokens:
+            return 0
+        ends = [token.frame for token in tokens[1:]] + [self._session.num_frames]
+        for count, (token, end) in enumerate(zip(tokens, ends, strict=True), start=1):
+            if (token.frame + 1 - tokens[0].frame) * self._frame_s >= self._rules.max_segment_s:
+                return self._before_last_word(count)
+            if (end - token.frame - 1) * self._frame_s >= self._rules.min_silence_s:
+                return count
+        return 0
+
+    def _before_last_word(self, count: int) -> int:
+        """The cut at or before `count` that halves no word, or `count` where one word fills all."""
+        words = split_words(self._session.tokens[:count], self._session.units)
+        return self._session.tokens.index(words[-1][0]) if len(words) > 1 else count
+
+    def _segment(self, count: int) -> list[Segment]:
+        """Takes `count` tokens as a segment; none where they hold no word."""
+        words = words_of(self._session.take(count), self._session.units, self._frame_s)
+        return [Segment(" ".join(word.text for word in words), words)] if words else []

@@ -1,0 +1,101 @@
+"""The models that a session can step: what they have in common, and those that torch runs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdasr.errors import ConfigError, ModelError
+from kdasr.features import FRAME_SHIFT_MS
+from kdasr.interfaces import StreamingModel
+
+# Half of the 25 ms analysis window plus half of the 10 ms hop: the audio that a centred feature
+# frame needs beyond its own 10 ms (snip_edges=false).
+FEATURE_LOOKAHEAD_MS = 17.5
+
+
+class ChunkModel(Protocol):
+    """A streaming model behind one call, whatever runs it (torch, ONNX Runtime, ExecuTorch).
+
+    Attributes:
+        shift: feature frames (10 ms) between the starts of two windows.
+        window: feature frames that one call sees; `window - shift` of them are lookahead.
+        subsampling: feature frames for each output frame.
+        vocab_size: classes including blank (id 0).
+    """
+
+    shift: int
+    window: int
+    subsampling: int
+    vocab_size: int
+
+    def initial_state(self, batch_size: int = 1) -> Any:
+        """The state before the first window."""
+        ...
+
+    def step(self, features_btf: NDArray[np.float32], state: Any) -> tuple[NDArray[np.float32], Any]:
+        """One window (B, window, 80) of raw log-mel to log-probs (B, shift / subsampling, V) and
+        the next state. The state passed in is not changed."""
+        ...
+
+
+def algorithmic_latency_ms(model: ChunkModel) -> float:
+    """Milliseconds of audio that must exist before the first word of a window can be decoded:
+    chunk + lookahead + the reach of the feature window."""
+    return model.window * FRAME_SHIFT_MS + FEATURE_LOOKAHEAD_MS
+
+
+class TorchChunkModel:
+    """A torch `StreamingModel` as a `ChunkModel`, in evaluation mode and without gradients.
+
+    Args:
+        student: any streaming student.
+
+    Raises:
+        ModelError: the model is not a streaming one (a full-context teacher, say).
+    """
+
+    def __init__(self, student: StreamingModel) -> None:
+        if not isinstance(student, StreamingModel):
+            raise ModelError(
+                "this model cannot run chunk by chunk",
+                where=type(student).__name__,
+                expected="a streaming student with initial_state() and forward(features, state)",
+                fix="Transcribe with it without --stream, or choose a student.",
+            )
+        self.student = student
+        self.shift, self.window = student.shift, student.window
+        self.subsampling, self.vocab_size = student.subsampling, student.vocab_size
+        if isinstance(student, torch.nn.Module):
+            student.eval()
+
+    def initial_state(self, batch_size: int = 1) -> Any:
+        return self.student.initial_state(batch_size)
+
+    @torch.inference_mode()
+    def step(self, features_btf: NDArray[np.float32], state: Any) -> tuple[NDArray[np.float32], Any]:
+        log_probs_btv, state = self.student.forward(torch.from_numpy(features_btf), state)
+        return log_probs_btv.numpy(), state
+
+
+def set_chunk_ms(student: StreamingModel, chunk_ms: int) -> None:
+    """Changes how much audio `student` takes at a time; lookahead and left context stay.
+
+    A student that was trained with one chunk size runs with any, but is as good as its training
+    only near that size.
+
+    Raises:
+        ConfigError: not a positive multiple of one output frame.
+    """
+    frame_ms = FRAME_SHIFT_MS * student.subsampling
+    if chunk_ms < frame_ms or chunk_ms % frame_ms:
+        raise ConfigError(
+            "a chunk is a whole number of output frames",
+            where="chunk_ms",
+            expected=f"a positive multiple of {frame_ms}",
+            got=chunk_ms,
+        )
+    student.chunk_frames = chunk_ms // frame_ms

@@ -1,0 +1,66 @@
+"""Samples at another rate in, samples at 16 kHz out, piece by piece."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.errors import ConfigError
+
+# Input samples on either side that reach into an output sample: torchaudio's default filter is
+# six zero crossings wide, counted at the lower of the two rates; one more for rounding.
+_ZERO_CROSSINGS = 7
+
+
+class StreamingResampler:
+    """`kdasr.audio.resample` for audio that arrives in pieces; equal to it over the whole.
+
+    Args:
+        from_hz: sample rate of what arrives.
+        to_hz: sample rate of what is given out.
+
+    Raises:
+        ConfigError: a rate that is not positive.
+    """
+
+    def __init__(self, from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> None:
+        if from_hz < 1 or to_hz < 1:
+            raise ConfigError("a sample rate is positive", expected=">= 1 Hz", got=(from_hz, to_hz))
+        divisor = math.gcd(from_hz, to_hz)
+        self._from_hz, self._to_hz = from_hz, to_hz
+        # Blocks of so many input samples give a whole number of output samples.
+        self._block_in, self._block_out = from_hz // divisor, to_hz // divisor
+        reach = math.ceil(_ZERO_CROSSINGS * from_hz / min(from_hz, to_hz))
+        self._context = math.ceil(reach / self._block_in) * self._block_in
+        self._history = np.zeros(0, np.float32)
+        self._history_before = 0  # samples of the history that have been given out already
+
+    def accept(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n,) further samples to those (m,) at the new rate that are now certain; m may be 0."""
+        if self._from_hz == self._to_hz:
+            return samples
+        self._history = np.concatenate([self._history, samples])
+        certain = len(self._history) - self._history_before - self._context
+        return self._emit(max(0, certain // self._block_in * self._block_in), final=False)
+
+    def flush(self) -> NDArray[np.float32]:
+        """The rest: beyond the end there is silence."""
+        if self._from_hz == self._to_hz:
+            return np.zeros(0, np.float32)
+        return self._emit(len(self._history) - self._history_before, final=True)
+
+    def _emit(self, count_in: int, *, final: bool) -> NDArray[np.float32]:
+        if count_in == 0:
+            return np.zeros(0, np.float32)
+        start = self._history_before
+        end = len(self._history) if final else start + count_in + self._context
+        resampled = resample(self._history[:end], self._from_hz, self._to_hz)
+        skip = start // self._block_in * self._block_out
+        count_out = None if final else count_in // self._block_in * self._block_out
+        keep_from = max(0, start + count_in - self._context)
+        self._history = self._history[keep_from:]
+        self._history_before = start + count_in - keep_from
+        return resampled[skip : None if count_out is None else skip + count_out]

@@ -1,0 +1,60 @@
+"""Tokens with frames in, words with times out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from kdasr.decoding import Token
+from kdasr.text import WORD_START, Units
+
+
+class Word(NamedTuple):
+    """One word of a stream.
+
+    Attributes:
+        text: as in the transcript.
+        start_s, end_s: seconds from the start of the stream, from the first unit's spike to the
+            end of the last unit's. A CTC model spikes where it is sure of a unit, which is some
+            tens of milliseconds after its sound began.
+        confidence: geometric mean of the probabilities of its units.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float
+
+
+def split_words(tokens: Iterable[Token], units: Units) -> list[list[Token]]:
+    """The tokens of each word; a unit that is the mark of a word start alone belongs to none."""
+    words: list[list[Token]] = [[]]
+    for token in tokens:
+        symbol = units.symbols[token.id]
+        if symbol.startswith(WORD_START):
+            words.append([])
+        if symbol != WORD_START:
+            words[-1].append(token)
+    return [word for word in words if word]
+
+
+def words_of(tokens: Iterable[Token], units: Units, frame_s: float = 0.04) -> list[Word]:
+    """Words with times; joined by spaces they are `units.decode` of the tokens.
+
+    Args:
+        frame_s: seconds of an output frame.
+    """
+    return [
+        Word(
+            units.decode([token.id for token in word]),
+            round(word[0].frame * frame_s, 3),
+            round((word[-1].frame + 1) * frame_s, 3),
+            round(_mean_probability(word), 4),
+        )
+        for word in split_words(tokens, units)
+    ]
+
+
+def _mean_probability(tokens: list[Token]) -> float:
+    return math.exp(sum(token.log_prob for token in tokens) / len(tokens))

@@ -1,0 +1,164 @@
+"""What is printed for files, pipes and microphones."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import export.show
+from export.parity import probe_sound
+from export.show import Request, show_transcripts
+from export.to_onnx import export_onnx
+from export.transcribe import open_recogniser
+from kdasr.errors import AudioError, ConfigError
+from kdasr.models import save_model
+from tests.export.small_models import UNITS, conformer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("show")
+    save_model(root / "torch", conformer(), UNITS)
+    export_onnx(conformer(), UNITS, root / "onnx")
+    soundfile.write(root / "a.wav", probe_sound(40_000, 1), 16_000)
+    soundfile.write(root / "b.wav", probe_sound(30_000, 2), 16_000)
+    return root
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(request: Request, **changes: Any) -> tuple[list[str], list[str]]:
+    out, err = io.StringIO(), io.StringIO()
+    show_transcripts(request, **{"out": out, "err": err, **changes})
+    return out.getvalue().splitlines(), err.getvalue().splitlines()
+
+
+def files(place: Path) -> tuple[str, ...]:
+    return str(place / "a.wav"), str(place / "b.wav")
+
+
+def test_a_line_for_each_file_and_partials_beside_them(place: Path) -> None:
+    expected = [f"{name}\t{text(place, name)}" for name in files(place)]
+    assert shown(Request(place / "torch", files(place))) == (expected, [])
+    out, err = shown(Request(place / "onnx", files(place), stream=True))
+    assert out == expected
+    assert len(err) > 6 and all(line.endswith(" …") for line in err)
+    assert err[0].startswith(files(place)[0] + "\t")
+
+
+def text(place: Path, name: str) -> str:
+    return open_recogniser(place / "torch").transcribe(soundfile.read(name, dtype="float32")[0])
+
+
+def test_json_lines_hold_words_that_make_up_the_text(place: Path) -> None:
+    for stream in (False, True):
+        request = Request(place / "torch", files(place), stream=stream, json_lines=True)
+        lines = [json.loads(line) for line in shown(request)[0]]
+        final = [line for line in lines if line["type"] == "final"]
+        assert [line["source"] for line in final] == list(files(place))
+        for line in final:
+            assert line["text"] == text(place, line["source"])
+            assert " ".join(word["word"] for word in line["words"]) == line["text"]
+            assert all(0 <= word["start"] < word["end"] <= 2.6 for word in line["words"])
+            assert all(0 < word["confidence"] <= 1 for word in line["words"])
+        assert (len(lines) > len(final)) == stream
+
+
+def test_torch_and_onnx_give_the_same_times(place: Path) -> None:
+    lines = [
+        [json.loads(line)["words"] for line in shown(Request(model, files(place), json_lines=True))[0]]
+        for model in (place / "torch", place / "onnx")
+    ]
+    for torch_words, onnx_words in zip(*lines, strict=True):
+        for one, two in zip(torch_words, onnx_words, strict=True):
+            assert one["confidence"] == pytest.approx(two.pop("confidence"), abs=1e-3)
+            assert {key: one[key] for key in two} == two
+
+
+def test_a_pipe_gives_the_text_of_the_file(place: Path) -> None:
+    name = files(place)[0]
+    data = (soundfile.read(name, dtype="int16")[0]).astype("<i2").tobytes()
+    out, _ = shown(Request(place / "onnx", ("-",), endpoint=False), stdin=io.BytesIO(data))
+    assert out == [f"-\t{text(place, name)}"]
+
+
+def test_a_pipe_is_cut_at_pauses_by_itself_and_a_file_on_request(place: Path, tmp_path: Path) -> None:
+    pause = np.zeros(32_000, np.float32)
+    audio = np.concatenate([probe_sound(20_000, 1), pause, probe_sound(20_000, 2), pause])
+    soundfile.write(tmp_path / "two.wav", audio, 16_000)
+    rules = {"min_silence_s": 0.5}
+    data = soundfile.read(tmp_path / "two.wav", dtype="int16")[0].astype("<i2").tobytes()
+    piped, _ = shown(Request(place / "onnx", ("-",), **rules), stdin=io.BytesIO(data))
+    name = str(tmp_path / "two.wav")
+    whole, _ = shown(Request(place / "onnx", (name,), stream=True, **rules))
+    cut, _ = shown(Request(place / "onnx", (name,), endpoint=True, **rules))
+    assert len(whole) == 1 and len(cut) >= 2
+    assert [line.split("\t")[1] for line in cut] == [line.split("\t")[1] for line in piped]
+
+
+def test_the_microphone_is_shown_until_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def speak(**settings: Any) -> Any:
+        assert settings == {"device": "kitchen", "piece_ms": 100}
+        yield probe_sound(40_000, 1)
+        yield np.zeros(48_000, np.float32)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.show, "microphone_pieces", speak)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        show_transcripts(Request(place / "onnx", microphone=True, device="kitchen"), out=out, err=err)
+    assert out.getvalue().startswith("microphone\t") and "microphone\t" in err.getvalue()
+
+
+def test_a_terminal_line_is_written_over(place: Path) -> None:
+    out, err = io.StringIO(), Terminal()
+    show_transcripts(Request(place / "onnx", files(place)[:1], stream=True), out=out, err=err)
+    parts = err.getvalue().split("\r\x1b[K")
+    assert parts[0] == "" and parts[-1] == "" and len(parts) > 4
+    assert "\n" not in err.getvalue()
+
+
+def test_another_rate_is_resampled_and_said_so(place: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "8k.wav", probe_sound(20_000, 1)[::2], 8_000)
+    out, err = shown(Request(place / "onnx", (str(tmp_path / "8k.wav"),)))
+    assert len(out) == 1 and err == [f"{tmp_path / '8k.wav'}: resampled from 8000 Hz to 16000 Hz"]
+
+
+def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
+    recogniser = open_recogniser(place / "torch", chunk_ms=80)
+    assert recogniser.streaming_model().shift == 8
+    assert len(shown(Request(place / "torch", files(place), chunk_ms=1_000, stream=True))[0]) == 2
+    assert len(shown(Request(place / "onnx", files(place), chunk_ms=160))[0]) == 2
+    with pytest.raises(
+        ConfigError, match=r"the chunk of an exported model is fixed; expected --chunk-ms 160"
+    ):
+        shown(Request(place / "onnx", files(place), chunk_ms=320))
+    with pytest.raises(ConfigError, match="a positive multiple of 40; got 50"):
+        shown(Request(place / "torch", files(place), chunk_ms=50))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "nothing to transcribe"),
+        ({"sources": ("-", "-")}, "a live source is listened to alone"),
+        ({"sources": ("a.wav",), "microphone": True}, "got a.wav --microphone"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(place: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        show_transcripts(Request(place / "onnx", **changes))
+
+
+def test_a_missing_file_is_named(place: Path) -> None:
+    with pytest.raises(AudioError, match=r"nowhere\.wav: the audio file cannot be read"):
+        shown(Request(place / "onnx", (files(place)[0], "nowhere.wav")))

@@ -1,0 +1,135 @@
+"""Live audio from a pipe and from a (pretended) microphone."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.parity import probe_sound
+from export.sources import microphone_pieces, pcm_pieces, pieces_of
+from kdasr.audio import resample
+from kdasr.errors import AudioError, ConfigError, MissingDependencyError
+
+
+class Pipe(io.RawIOBase):
+    """Gives out a stream in reads of odd sizes, as a pipe does."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._sizes = iter([1, 1, 333, 0, 2_001] * 1_000)
+
+    def read1(self, size: int) -> bytes:
+        take = min(size, max(1, next(self._sizes)))
+        piece, self._data = self._data[:take], self._data[take:]
+        return piece
+
+
+def pcm(samples: np.ndarray[Any, Any]) -> bytes:
+    return np.rint(samples * 32_767).astype("<i2").tobytes()
+
+
+def test_pcm_is_scaled_and_cut_nowhere() -> None:
+    data = np.array([0, 1, -1, 32_767, -32_768, 12_345] * 500, "<i2")
+    heard = np.concatenate(list(pcm_pieces(Pipe(data.tobytes()))))
+    assert heard.dtype == np.float32
+    assert np.array_equal(heard, data / 32_768)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 44_100])
+def test_pcm_of_other_rates_is_resampled(rate_hz: int) -> None:
+    samples = probe_sound(20_000, 1)
+    heard = np.concatenate(list(pcm_pieces(Pipe(pcm(samples)), rate_hz=rate_hz)))
+    expected = resample((np.rint(samples * 32_767) / 32_768).astype(np.float32), rate_hz)
+    assert len(heard) == len(expected) and np.abs(heard - expected).max() < 1e-6
+
+
+def test_pieces_are_no_longer_than_asked_for() -> None:
+    stream = io.BytesIO(pcm(np.zeros(4_000, np.float32)))
+    assert [len(piece) for piece in pcm_pieces(stream, piece_ms=100)] == [1_600, 1_600, 800, 0, 0]
+
+
+def test_half_a_sample_at_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    heard = np.concatenate(list(pcm_pieces(io.BytesIO(b"\x01\x00\x02\x00\x03"))))
+    assert np.array_equal(heard, np.array([1, 2]) / 32_768)
+    assert "in the middle of a sample" in caplog.text
+
+
+def test_a_single_sample_is_not_lost() -> None:
+    assert np.array_equal(np.concatenate(list(pcm_pieces(io.BytesIO(b"\x00\x40")))), [0.5])
+
+
+def test_an_empty_pipe_is_silence() -> None:
+    assert sum(len(piece) for piece in pcm_pieces(io.BytesIO(b""))) == 0
+
+
+@pytest.mark.parametrize(("head", "name"), [(b"RIFF", "WAV"), (b"fLaC", "FLAC"), (b"OggS", "Ogg")])
+def test_a_file_in_place_of_raw_samples_is_refused(head: bytes, name: str) -> None:
+    with pytest.raises(AudioError, match=f"this is a {name} file, not raw samples"):
+        list(pcm_pieces(Pipe(head + bytes(1_000))))
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a sample rate is positive"):
+        list(pcm_pieces(io.BytesIO(b""), rate_hz=0))
+    with pytest.raises(ConfigError, match="piece_ms"):
+        list(pieces_of(np.zeros(10, np.float32), 0))
+
+
+class FakeStream:
+    """sounddevice.InputStream: calls back with ten pieces when it is opened."""
+
+    settings: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, *, callback: Callable[..., None], **settings: Any) -> None:
+        type(self).settings = settings
+        self._callback = callback
+
+    def __enter__(self) -> None:
+        for number in range(10):
+            frames = np.full((1_600, 1), number / 10, np.float32)
+            self._callback(frames, 1_600, None, "input overflow" if number == 3 else "")
+            frames[:] = 99  # the library reuses its buffer
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.fixture
+def sounddevice(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
+    fake = types.SimpleNamespace(InputStream=FakeStream, PortAudioError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)  # type: ignore[arg-type]
+    yield fake
+
+
+def test_microphone_gives_what_the_device_gives(
+    sounddevice: types.SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    pieces = list(islice(microphone_pieces(device=2), 10))
+    assert [float(piece[0]) for piece in pieces] == pytest.approx([n / 10 for n in range(10)])
+    assert all(piece.shape == (1_600,) for piece in pieces)
+    assert FakeStream.settings["samplerate"] == 16_000 and FakeStream.settings["device"] == 2
+    assert "input overflow" in caplog.text
+
+
+def test_a_microphone_that_is_not_there_is_said_so(sounddevice: types.SimpleNamespace) -> None:
+    def refuse(**settings: object) -> None:
+        raise RuntimeError("Error querying device -1")
+
+    sounddevice.InputStream = refuse
+    with pytest.raises(
+        AudioError, match=r"device kitchen: .*Error querying device -1.*python -m sounddevice"
+    ):
+        next(microphone_pieces(device="kitchen"))
+
+
+def test_without_sounddevice_the_pip_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
+    with pytest.raises(MissingDependencyError, match=r"pip install 'kdasr\[mic\]'"):
+        next(microphone_pieces())

@@ -1,0 +1,101 @@
+"""Segments end at pauses, lose no word, and do not depend on how the audio arrives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from export.parity import probe_sound
+from kdasr.errors import ConfigError
+from kdasr.streaming import EndpointingSession, EndpointRules, Segment, StreamingSession, TorchChunkModel
+from tests.export.small_models import UNITS, conformer
+from tests.streaming.scripted import FRAME_SAMPLES, Scripted, silence, spell
+
+
+def run(script: dict[int, str], frames: int, rules: EndpointRules | None, piece: int = 640) -> list[Segment]:
+    session = EndpointingSession(Scripted(script), UNITS, rules)
+    audio, segments = silence(frames), []
+    for start in range(0, len(audio), piece):
+        segments += session.accept(audio[start : start + piece])
+    return segments + session.finish()
+
+
+TWO = {**spell("one two", 5), **spell("three", 60)}
+
+
+@pytest.mark.parametrize("piece", [160, 640, 5_000, 10**6])
+def test_a_pause_ends_a_segment(piece: int) -> None:
+    first, second = run(TWO, 100, EndpointRules(min_silence_s=1.0), piece)
+    assert first.text == "one two" and second.text == "three"
+    assert (first.start_s, first.end_s) == (5 * 0.04, 18 * 0.04)
+    assert second.start_s == pytest.approx(60 * 0.04)
+    assert [word.text for word in first.words] == ["one", "two"]
+
+
+def test_a_shorter_pause_does_not() -> None:
+    (only,) = run(TWO, 100, EndpointRules(min_silence_s=2.0))
+    assert only.text == "one twothree"  # the script holds no word mark between them
+
+
+def test_the_segment_comes_as_soon_as_the_pause_is_long_enough() -> None:
+    session = EndpointingSession(Scripted(TWO), UNITS, EndpointRules(min_silence_s=0.4))
+    # The last letter is in frame 17; ten blank frames later, at the end of frame 27, it is over.
+    # Features lag by one window's reach, and two frames make a chunk.
+    assert session.accept(silence(27)) == [] and session.partial == "one two"
+    assert [segment.text for segment in session.accept(silence(3))] == ["one two"]
+    assert session.partial == "" and session.partial_words == []
+
+
+@pytest.mark.parametrize("piece", [640, 7_777, 10**6])
+def test_speech_without_a_pause_is_cut_between_words(piece: int) -> None:
+    script = spell("aa bb cc dd ee ff", 0, spacing=5)  # a letter every 0.2 s
+    segments = run(script, 90, EndpointRules(min_silence_s=0.9, max_segment_s=1.5), piece)
+    assert " ".join(segment.text for segment in segments) == "aa bb cc dd ee ff"
+    assert all(segment.end_s - segment.start_s < 1.5 for segment in segments)
+    assert len(segments) == 3
+
+
+def test_one_endless_word_is_cut_all_the_same() -> None:
+    segments = run(spell("a" + "ba" * 10, 0, spacing=4), 90, EndpointRules(max_segment_s=1.0))
+    assert "".join(segment.text for segment in segments) == "a" + "ba" * 10
+    assert len(segments) > 2
+
+
+def test_without_rules_the_end_of_the_stream_ends_the_segment() -> None:
+    (only,) = run(TWO, 200, None)
+    assert only.text == "one twothree"
+
+
+def test_silence_gives_no_segment() -> None:
+    assert run({}, 200, EndpointRules()) == []
+    assert run({5: "▁"}, 200, EndpointRules()) == []
+
+
+def test_all_segments_together_are_the_uninterrupted_text() -> None:
+    student, samples = conformer(), probe_sound(160_000, 4)
+    whole = StreamingSession(TorchChunkModel(student), UNITS)
+    whole.accept(samples)
+    session = EndpointingSession(
+        TorchChunkModel(student), UNITS, EndpointRules(min_silence_s=0.3, max_segment_s=1.0)
+    )
+    segments = session.accept(samples[:70_000]) + session.accept(samples[70_000:]) + session.finish()
+    assert len(segments) > 5
+    assert "".join(segment.text for segment in segments).replace(" ", "") == whole.finish().replace(" ", "")
+    starts = [segment.start_s for segment in segments]
+    assert starts == sorted(starts) and starts[-1] > 6
+
+
+def test_memory_of_an_endless_stream_is_constant() -> None:
+    session = EndpointingSession(Scripted(dict.fromkeys(range(0, 10**6, 40), "a")), UNITS)
+    count = 0
+    for _ in range(200):
+        count += len(session.accept(np.zeros(50 * FRAME_SAMPLES, np.float32)))
+    inner = session._session
+    assert count > 200 and len(inner.tokens) <= 2
+    assert len(inner._pending_tf) <= inner.model.window and len(inner._features._history) < 2_000
+
+
+@pytest.mark.parametrize("rules", [{"min_silence_s": 0.0}, {"max_segment_s": -1.0}])
+def test_rules_are_positive(rules: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(rules))):
+        EndpointRules(**rules)

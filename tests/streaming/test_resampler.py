@@ -1,0 +1,43 @@
+"""Piece by piece gives what the whole gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from export.parity import probe_sound
+from kdasr.audio import resample
+from kdasr.errors import ConfigError
+from kdasr.streaming import StreamingResampler
+
+
+@pytest.mark.parametrize("from_hz", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("pieces", [[1] * 50, [1_000, 0, 37, 9_000], [160] * 100, [10**6]])
+def test_pieces_equal_the_whole(from_hz: int, pieces: list[int]) -> None:
+    samples = probe_sound(20_001, from_hz)
+    resampler, start, out = StreamingResampler(from_hz), 0, []
+    for size in [*pieces, len(samples)]:
+        out.append(resampler.accept(samples[start : start + size]))
+        start += size
+    out.append(resampler.flush())
+    whole = resample(samples, from_hz)
+    assert len(np.concatenate(out)) == len(whole)
+    assert np.abs(np.concatenate(out) - whole).max() < 1e-6
+
+
+def test_most_comes_at_once_and_little_is_kept() -> None:
+    resampler = StreamingResampler(44_100)
+    for _ in range(100):
+        resampler.accept(np.zeros(4_410, np.float32))
+    assert len(resampler.accept(np.zeros(4_410, np.float32))) == pytest.approx(1_600, abs=170)
+    assert len(resampler._history) < 4_410
+
+
+def test_nothing_in_gives_nothing_out() -> None:
+    resampler = StreamingResampler(8_000)
+    assert len(resampler.accept(np.zeros(0, np.float32))) == 0 and len(resampler.flush()) == 0
+
+
+def test_a_rate_is_positive() -> None:
+    with pytest.raises(ConfigError, match="positive"):
+        StreamingResampler(0)
