@@ -1,0 +1,84 @@
+"""An accelerator gives what the CPU gives. Needs torch and pytest alone beside the source tree."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kdasr.decoding import greedy
+from kdasr.interfaces import Batch, SoftLabelBatch
+from kdasr.losses import ctc, soft_cross_entropy
+from kdasr.students.conformer import ChunkConformer
+from kdasr.teachers.conformer import ConformerTeacher
+
+pytestmark = pytest.mark.device
+
+LENGTHS = [403, 250, 64]
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    if not torch.accelerator.is_available():
+        pytest.fail("there is no accelerator here; `make test` runs everything that needs none")
+    # TensorFloat-32 keeps ten bits of a number, which is no fault of the models compared here.
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.accelerator.current_accelerator()  # type: ignore[return-value]
+
+
+def models() -> list[nn.Module]:
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"vocab_size": 29, "width": 64, "num_layers": 2, "dropout": 0.0}
+    built = [ConformerTeacher(**sizes), ChunkConformer(**sizes)]
+    for model in built:
+        model.set_statistics(torch.full((80,), -8.0), torch.full((80,), 3.0))
+    return [model.eval() for model in built]
+
+
+def batch() -> Batch:
+    """Three utterances with transcripts and with a teacher that is sure of them."""
+    frames = [(length + 3) // 4 for length in LENGTHS]
+    features_btf = torch.randn(3, max(LENGTHS), 80) * 3 - 8
+    ids_btk = torch.randint(0, 29, (3, max(frames), 1)).repeat(1, 1, 2)
+    ids_btk[..., 1] = (ids_btk[..., 0] + 1) % 29
+    log_probs_btk = torch.tensor([0.7, 0.2]).log().expand(3, max(frames), 2)
+    tail_bt = torch.full((3, max(frames)), 0.1).log()
+    labels = SoftLabelBatch(ids_btk, log_probs_btk, tail_bt, torch.tensor(frames))
+    tokens_bu = torch.randint(1, 29, (3, 5))
+    return Batch(
+        ["a", "b", "c"], features_btf, torch.tensor(LENGTHS), tokens_bu, torch.tensor([5, 5, 5]), labels
+    )
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["teacher", "student"])
+def test_log_probs_and_tokens_are_those_of_the_cpu(index: int, device: torch.device) -> None:
+    model, data = models()[index], batch()
+    with torch.inference_mode():
+        expected, lengths_b = model.offline(data.features_btf, data.feature_lengths_b)
+        data.to(device)
+        found, found_b = copy.deepcopy(model).to(device).offline(data.features_btf, data.feature_lengths_b)
+    assert found_b.tolist() == lengths_b.tolist()
+    for row, length in enumerate(lengths_b.tolist()):
+        torch.testing.assert_close(found[row, :length].cpu(), expected[row, :length], atol=2e-3, rtol=0)
+    # Decoding itself is exact: the same log-probs give the same tokens wherever they lie.
+    assert greedy(found, found_b) == greedy(found.cpu(), lengths_b)
+
+
+def test_losses_and_gradients_are_those_of_the_cpu(device: torch.device) -> None:
+    student, data, values = models()[1], batch(), []
+    for place in (torch.device("cpu"), device):
+        model = copy.deepcopy(student).to(place)
+        data.to(place)
+        log_probs_btv, lengths_b = model.offline(data.features_btf, data.feature_lengths_b)
+        loss = ctc(log_probs_btv, lengths_b, data)
+        loss = loss + soft_cross_entropy(log_probs_btv, lengths_b, data, delay_frames=2)
+        loss.backward()
+        gradients = [
+            parameter.grad.norm().cpu() for parameter in model.parameters() if parameter.grad is not None
+        ]
+        values.append(torch.stack([loss.detach().cpu(), *gradients]))
+    assert values[0][0] > 1.0 and len(values[0]) > 20
+    torch.testing.assert_close(values[1], values[0], atol=1e-3, rtol=1e-2)
