@@ -62,7 +62,7 @@ class Heard(NamedTuple):
 
     Attributes:
         key, reference, hypothesis: the utterance, what was said, what was heard.
-        tokens: the spikes behind the hypothesis; None where the decoder has none.
+        tokens: the spikes of the best path, whichever the decoder; None where no model was seen.
     """
 
     key: str
@@ -142,7 +142,7 @@ def evaluate(
 
     Args:
         shards: tars of labelled audio shards.
-        decoder: "greedy" or "beam" (prefix beam search, which gives no spikes).
+        decoder: "greedy" or "beam" (prefix beam search).
         beam: prefixes kept by the beam search.
         batch_utterances: utterances in one pass.
         device: where the model lies.
@@ -158,11 +158,12 @@ def evaluate(
 
     def hear(utterances: Sequence[Utterance]) -> list[tuple[str, list[Token] | None]]:
         log_probs_btv, lengths_b = _run_batch(model, utterances, device)
+        tokens = greedy(log_probs_btv, lengths_b)
         if decoder == "greedy":
-            found = greedy(log_probs_btv, lengths_b)
-            return [(units.decode([token.id for token in tokens]), tokens) for tokens in found]
-        rows = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
-        return [(units.decode(prefix_beam(row[:length], beam)[0].ids), None) for row, length in rows]
+            return [(units.decode([token.id for token in row]), row) for row in tokens]
+        frames = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
+        texts = [units.decode(prefix_beam(row[:length], beam)[0].ids) for row, length in frames]
+        return list(zip(texts, tokens, strict=True))
 
     return _score(shards, hear, batch_utterances)
 

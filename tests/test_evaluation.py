@@ -109,8 +109,9 @@ def test_a_model_is_scored_alike_in_any_batch(
     assert max(model.batch_sizes) == min(batch_utterances, 5)
 
 
-def test_greedy_keeps_the_spikes(shards: list[Path]) -> None:
-    result = evaluate(BurstCounter(), CharUnits(), shards)
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+def test_the_spikes_of_the_best_path_are_kept(decoder: str, shards: list[Path]) -> None:
+    result = evaluate(BurstCounter(), CharUnits(), shards, decoder=decoder)
     spikes = result.heard[2].tokens
     assert spikes is not None and all(isinstance(token, Token) for token in spikes)
     # A burst begins every 600 ms: 15 output frames.
