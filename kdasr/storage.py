@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +25,8 @@ _T = TypeVar("_T")
 
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.2
+_HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
+_LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)-[0-9a-f]{12}\.tmp$")
 
 
 class StorageError(KdasrError):
@@ -96,7 +100,7 @@ def commit_bytes(path: Path, data: bytes) -> None:
         OSError: the disk is full, the folder is not writable, …; no file is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
+    attempt = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
     try:
         _write_through(attempt, data)
         _compare(attempt.read_bytes(), data, str(attempt))
@@ -106,6 +110,14 @@ def commit_bytes(path: Path, data: bytes) -> None:
             attempt.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers of this machine left in a folder: their temporary files."""
+    for path in folder.glob(".*.tmp"):
+        found = _LEFTOVER.search(path.name)
+        if found and found["host"] == _HOST and not Path(f"/proc/{found['pid']}").exists():
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

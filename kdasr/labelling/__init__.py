@@ -1,0 +1,31 @@
+"""Labelling: audio shards and a teacher in, soft-label shards out.
+
+job            `label(...)`: what is to do, the engines, the log, the summary
+foreman        which shard is done when, and what follows when a worker dies
+engines        crews: this process, or processes of this machine
+ray_engine     a crew of Ray actors
+shard_job      one shard: the idempotent function that every engine runs
+batches        which utterances go through the teacher together
+teachers       teachers by description
+audio_source   audio shards at a path or a URL
+progress       bar, log lines, summary
+"""
+
+from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
+from kdasr.labelling.progress import summary_text
+from kdasr.labelling.shard_job import Settings, ShardResult, label_shard
+from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
+
+__all__ = [
+    "ENGINES",
+    "FolderTeacher",
+    "Settings",
+    "ShardResult",
+    "Teacher",
+    "TeacherSource",
+    "find_work",
+    "label",
+    "label_shard",
+    "summary_text",
+    "verify_labels",
+]

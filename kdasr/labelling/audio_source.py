@@ -1,0 +1,55 @@
+"""Audio shards at a local path or a URL: list them, and have one on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdasr.errors import ManifestError, ShardError
+from kdasr.manifest import manifest_path
+from kdasr.shards import list_shards
+from kdasr.storage import Location, Place, is_url, locate
+
+
+def list_audio(folder: Place) -> list[str]:
+    """The audio shards in a folder, sorted.
+
+    Raises:
+        ShardError: no such folder, no shards in it, or one without manifest.
+    """
+    if not is_url(folder):
+        return [str(path) for path in list_shards(Path(folder))]
+    place = locate(folder)
+    names = place.names()
+    tars = [name for name in names if name.startswith("shard-") and name.endswith(".tar")]
+    if not tars:
+        raise ShardError("the folder holds no audio shards", where=str(place), fix="Copy them there first.")
+    for tar in tars:
+        if tar.removesuffix(".tar") + ".json" not in names:
+            raise ManifestError("the manifest is missing", where=str(place.child(tar)), fix="Copy it too.")
+    return [str(place.child(tar)) for tar in tars]
+
+
+@contextmanager
+def local_copy(audio: Place, *, manifest_only: bool = False) -> Iterator[Path]:
+    """A path to the audio shard on this machine: itself, or a copy that lives inside the `with`."""
+    if not is_url(audio):
+        yield Path(audio)
+        return
+    source = locate(audio)
+    with tempfile.TemporaryDirectory(prefix="kdasr-audio-") as folder:
+        path = Path(folder) / source.name
+        if not manifest_only:
+            path.write_bytes(_fetch(source))
+        manifest = manifest_path(path)
+        manifest.write_bytes(_fetch(source.sibling(manifest.name)))
+        yield path
+
+
+def _fetch(source: Location) -> bytes:
+    try:
+        return source.read_all()
+    except FileNotFoundError as error:
+        raise ShardError("no such object", where=str(source), fix="Copy it there again.") from error

@@ -1,0 +1,227 @@
+"""Crews of workers that label shards: this process itself, or processes of this machine.
+
+A crew takes tasks and reports what became of each, its worker's death included; what follows from
+a death (again, look for the culprit, give up) is the foreman's business (`kdasr.labelling.foreman`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+
+from kdasr.errors import ConfigError, KdasrError
+from kdasr.labelling.audio_source import local_copy
+from kdasr.labelling.shard_job import Settings, ShardResult, label_shard, probe
+from kdasr.labelling.teachers import Teacher, TeacherSource
+from kdasr.storage import Place
+
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_READY = "ready"
+_MAX_STILLBORN = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker of a job needs to know.
+
+    Attributes:
+        teacher: how to get the teacher.
+        out: where the labels go.
+        settings: how to label.
+        device: where the teacher runs.
+    """
+
+    teacher: TeacherSource
+    out: Place
+    settings: Settings
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something for one worker to do.
+
+    Attributes:
+        audio: an audio shard.
+        probe_key: None to label the shard; a key to try this utterance alone and keep nothing.
+        exclude: keys not to be tried, with the reasons.
+    """
+
+    audio: str
+    probe_key: str | None = None
+    exclude: Mapping[str, str] = field(default_factory=dict)
+
+
+class Report(NamedTuple):
+    """What became of a task.
+
+    Attributes:
+        task: the task.
+        worker: who had it.
+        kind: `done`; `failed` (an error, and the worker lives); `died` (the worker is gone).
+        result: of a shard that was labelled.
+        reason: of a failure or death.
+        fatal: the failure would meet every other shard too (a full disk, …).
+    """
+
+    task: Task
+    worker: int
+    kind: Literal["done", "failed", "died"]
+    result: ShardResult | None = None
+    reason: str = ""
+    fatal: bool = False
+
+
+class Crew(Protocol):
+    """Workers, numbered from 0; each has at most one task."""
+
+    size: int
+
+    def submit(self, worker: int, task: Task) -> None: ...
+
+    def wait(self) -> Report:
+        """The next report; only called while tasks are out. A dead worker is replaced."""
+        ...
+
+    def stop(self) -> None: ...
+
+
+def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
+    """Do a task here and now; every error an orderly worker can meet becomes a report."""
+    try:
+        with local_copy(task.audio) as path:
+            if task.probe_key is not None:
+                probe(teacher, path, task.probe_key, work.settings)
+                return Report(task, worker, "done")
+            result = label_shard(teacher, path, work.out, work.settings, exclude=task.exclude)
+        return Report(task, worker, "done", result)
+    except (KdasrError, OSError, RuntimeError, ValueError) as error:
+        fatal = isinstance(error, OSError) and error.errno in _FATAL
+        return Report(task, worker, "failed", reason=f"{type(error).__name__}: {error}", fatal=fatal)
+
+
+class InlineCrew:
+    """One worker: this process."""
+
+    size = 1
+
+    def __init__(self, work: Work, teacher: Teacher | None = None) -> None:
+        self._work = work
+        set_threads(work.settings)
+        self._teacher = teacher or work.teacher.load(work.device)
+        self._tasks: deque[Task] = deque()
+
+    def submit(self, worker: int, task: Task) -> None:
+        self._tasks.append(task)
+
+    def wait(self) -> Report:
+        return execute(self._teacher, self._work, self._tasks.popleft(), 0)
+
+    def stop(self) -> None:
+        self._tasks.clear()
+
+
+class ProcessCrew:
+    """Processes of this machine, each with a teacher of its own; one that dies is started anew."""
+
+    def __init__(self, work: Work, size: int) -> None:
+        self.size, self._work = size, work
+        # spawn: a forked child would inherit torch's thread pools in an unknown state.
+        self._context = multiprocessing.get_context("spawn")
+        self._workers = [self._start(number) for number in range(size)]
+        self._tasks: dict[int, Task] = {}
+        self._ready: set[int] = set()
+        self._stillborn = 0
+
+    def submit(self, worker: int, task: Task) -> None:
+        self._tasks[worker] = task
+        # A worker may have died while idle; its death is reported by `wait`.
+        with contextlib.suppress(OSError):
+            self._workers[worker][1].send(task)
+
+    def wait(self) -> Report:
+        while True:
+            busy = {self._workers[number][1]: number for number in self._tasks}
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                report = self._receive(connection, busy[connection])
+                if report is not None:
+                    return report
+
+    def _receive(self, connection: Connection, worker: int) -> Report | None:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            return self._bury(worker)
+        if isinstance(message, Report):
+            del self._tasks[worker]
+            return message
+        if message != _READY:
+            raise ConfigError(f"a worker cannot start: {message}")
+        self._ready.add(worker)
+        self._stillborn = 0
+        return None
+
+    def stop(self) -> None:
+        for process, connection in self._workers:
+            connection.close()
+            process.join(0.2)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+    def _bury(self, worker: int) -> Report | None:
+        """Replace a dead worker; no report if it died before it had begun its task."""
+        process, connection = self._workers[worker]
+        connection.close()
+        process.join()
+        reason = f"the worker process ended with code {process.exitcode}"
+        self._workers[worker] = self._start(worker)
+        if worker in self._ready:
+            self._ready.discard(worker)
+            return Report(self._tasks.pop(worker), worker, "died", reason=reason)
+        self._stillborn += 1
+        if self._stillborn >= _MAX_STILLBORN:
+            raise ConfigError(f"workers cannot start: {reason}", fix="Run `--engine inline` to see why.")
+        self.submit(worker, self._tasks[worker])
+        return None
+
+    def _start(self, number: int) -> tuple[BaseProcess, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(self._work, number, theirs), name=f"label-{number}", daemon=True
+        )
+        process.start()
+        theirs.close()
+        return process, ours
+
+
+def _serve(work: Work, number: int, connection: Any) -> None:
+    """The life of a worker process: ends when its parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_threads(work.settings)
+    with contextlib.suppress(EOFError, OSError):
+        try:
+            teacher = work.teacher.load(work.device)
+        except (KdasrError, OSError, RuntimeError) as error:
+            connection.send(f"{type(error).__name__}: {error}")
+            return
+        connection.send(_READY)
+        while True:
+            connection.send(execute(teacher, work, connection.recv(), number))
+
+
+def set_threads(settings: Settings) -> None:
+    """Give torch the number of threads that the settings ask for."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)

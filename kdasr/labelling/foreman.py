@@ -1,0 +1,128 @@
+"""Gives shards to a crew and decides what follows when a worker dies.
+
+A shard whose worker dies is done again, from its beginning. One that has killed `_MAX_DEATHS`
+workers is searched: each of its utterances is tried alone, and those that kill are left out by name.
+If none does, the shard is put aside and reported.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from kdasr.labelling.audio_source import local_copy
+from kdasr.labelling.engines import Crew, Report, Task
+from kdasr.labelling.shard_job import ShardResult
+from kdasr.manifest import read_manifest
+
+_MAX_DEATHS = 3
+_PROBE_DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one shard.
+
+    Attributes:
+        audio: the audio shard.
+        result: what was labelled, or None.
+        reason: why there is no result.
+        attempts: how often it was begun.
+    """
+
+    audio: str
+    result: ShardResult | None
+    reason: str = ""
+    attempts: int = 1
+
+
+@dataclass
+class _Case:
+    """What is known about one shard."""
+
+    attempts: int = 0
+    deaths: int = 0
+    probes_left: int = 0
+    probe_deaths: dict[str, int] = field(default_factory=dict)
+    culprits: dict[str, str] = field(default_factory=dict)
+    searched: bool = False
+
+
+class Foreman:
+    """Runs shards through a crew; `run` yields each shard's outcome as it comes.
+
+    After a failure that every other shard would meet too (a full disk), what is under way ends and
+    nothing more is begun.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._queue: deque[Task] = deque()
+        self._cases: dict[str, _Case] = {}
+
+    def run(self, shards: Iterable[str]) -> Iterator[Outcome]:
+        self._queue.extend(Task(audio) for audio in shards)
+        self._cases = {task.audio: _Case() for task in self._queue}
+        idle = set(range(self._crew.size))
+        while self._queue or len(idle) < self._crew.size:
+            while self._queue and idle:
+                self._begin(idle.pop())
+            report = self._crew.wait()
+            idle.add(report.worker)
+            outcome = self._probed(report) if report.task.probe_key is not None else self._labelled(report)
+            if outcome is not None:
+                yield outcome
+
+    def _begin(self, worker: int) -> None:
+        task = self._queue.popleft()
+        if task.probe_key is None:
+            self._cases[task.audio].attempts += 1
+        self._crew.submit(worker, task)
+
+    def _labelled(self, report: Report) -> Outcome | None:
+        task, case = report.task, self._cases[report.task.audio]
+        if report.kind != "died":
+            if report.fatal:
+                self._queue.clear()
+            return Outcome(task.audio, report.result, report.reason, case.attempts)
+        case.deaths += 1
+        if case.deaths < _MAX_DEATHS:
+            self._queue.append(task)
+            return None
+        if case.searched:
+            return self._quarantined(task.audio, report.reason)
+        self._search(task.audio)
+        return None
+
+    def _search(self, audio: str) -> None:
+        """Try every utterance alone."""
+        with local_copy(audio, manifest_only=True) as path:
+            keys = [entry.key for entry in read_manifest(path).entries]
+        case = self._cases[audio]
+        case.searched, case.probes_left = True, len(keys)
+        self._queue.extendleft(Task(audio, key) for key in reversed(keys))
+
+    def _probed(self, report: Report) -> Outcome | None:
+        task, case = report.task, self._cases[report.task.audio]
+        key = task.probe_key
+        assert key is not None
+        if report.kind == "died":
+            case.probe_deaths[key] = case.probe_deaths.get(key, 0) + 1
+            if case.probe_deaths[key] < _PROBE_DEATHS:
+                self._queue.appendleft(task)
+                return None
+            case.culprits[key] = f"kills the process that labels it: {report.reason}"
+        case.probes_left -= 1
+        if case.probes_left:
+            return None
+        if not case.culprits:
+            return self._quarantined(task.audio, report.reason)
+        case.deaths = 0
+        self._queue.append(Task(task.audio, exclude=dict(sorted(case.culprits.items()))))
+        return None
+
+    def _quarantined(self, audio: str, reason: str) -> Outcome:
+        case = self._cases[audio]
+        why = f"put aside: killed {case.deaths} workers, and no single utterance of it does: {reason}"
+        return Outcome(audio, None, why, case.attempts)

@@ -1,0 +1,259 @@
+"""`kdasr label`: a folder of audio shards in, a folder of label shards out.
+
+    list shards → skip what is done → engine → one outcome per shard → log, progress, summary
+
+A job may be killed at any moment and run again: what was committed is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from kdasr.errors import ConfigError, KdasrError, LabelMismatchError, SoftLabelError
+from kdasr.labelling.audio_source import list_audio, local_copy
+from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work
+from kdasr.labelling.foreman import Foreman
+from kdasr.labelling.progress import Display, Totals
+from kdasr.labelling.shard_job import Settings, make_header
+from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
+from kdasr.manifest import read_manifest as read_audio_manifest
+from kdasr.soft_labels import Header, label_file, open_label_shard, read_manifest
+from kdasr.storage import Place, is_url, locate, remove_leftovers
+
+ENGINES = ("inline", "processes", "ray")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do.
+
+    Attributes:
+        todo: audio shards without usable labels.
+        done: audio shards that are labelled already.
+        damaged: why labels that exist must be made again, by audio shard.
+        seconds: audio in `todo`.
+    """
+
+    todo: list[str]
+    done: list[str]
+    damaged: dict[str, str]
+    seconds: float
+
+
+def label(
+    *,
+    teacher: str | Path | TeacherSource,
+    audio: Place,
+    out: Place,
+    settings: Settings | None = None,
+    engine: str = "inline",
+    workers: int = 1,
+    device: str = "cpu",
+    shard_index: int = 0,
+    num_shards: int = 1,
+    verify: bool = False,
+    overwrite: bool = False,
+    log: Path | None = None,
+    ray_address: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Label the audio shards in `audio` into `out`, except those that are labelled already.
+
+    Args:
+        teacher: a model folder, or a description of another kind of teacher.
+        audio, out: folders or fsspec URLs; they must differ.
+        settings: how to label; see `Settings`.
+        engine: `inline` (this process), `processes` or `ray`.
+        workers: processes or actors, each with a teacher of its own.
+        device: of the teachers, such as `cpu` or `cuda`.
+        shard_index, num_shards: do only every `num_shards`-th shard, beginning with number
+            `shard_index`, for arrays of cluster jobs.
+        verify: read every label that exists, whole, before believing that it is done.
+        overwrite: make labels of another teacher or with other settings again, in their place.
+        log: where to append one JSON line per shard; `out/log.jsonl` if `out` is a local folder.
+        ray_address: of a Ray cluster.
+        quiet: no progress on the terminal.
+
+    Returns:
+        The closing summary; see `kdasr.labelling.progress.Totals.summary`.
+
+    Raises:
+        ConfigError: arguments that do not fit each other.
+        ShardError: there are no audio shards.
+        LabelMismatchError: `out` holds labels of another teacher or with other settings.
+    """
+    settings = settings or Settings()
+    _check_arguments(audio, out, engine, workers, shard_index, num_shards)
+    source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
+    work = Work(source, out, settings, device)
+    if not is_url(out):
+        remove_leftovers(Path(str(out)))
+    shards = list_audio(audio)[shard_index::num_shards]
+    loaded = source.load(device if engine == "inline" else "cpu")
+    plan = find_work(shards, out, make_header(loaded, settings, "", ""), verify=verify, overwrite=overwrite)
+    totals = Totals(len(shards), len(plan.done))
+    if plan.todo:
+        crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
+        with _log_file(log, out, shard_index, num_shards) as log_file:
+            _run(crew, plan, totals, log_file, Display(plan.seconds, quiet))
+    return totals.summary(_previous(out, plan.done))
+
+
+def find_work(
+    shards: Sequence[str], out: Place, expect: Header, *, verify: bool = False, overwrite: bool = False
+) -> Plan:
+    """Sort shards into done and to do.
+
+    Done means: a manifest exists, it is of this configuration and this audio, and the file has the
+    manifest's size (with `verify`: its sha256, and every utterance decodes).
+
+    Raises:
+        LabelMismatchError: labels of another configuration, unless `overwrite`.
+    """
+    plan = Plan([], [], {}, 0.0)
+    seconds = 0.0
+    for audio in shards:
+        with local_copy(audio, manifest_only=True) as path:
+            shard = read_audio_manifest(path)
+        problem = _why_not_done(out, path.name, shard.sha256, expect, verify, overwrite)
+        if problem is None:
+            plan.done.append(audio)
+            continue
+        plan.todo.append(audio)
+        seconds += shard.seconds
+        if problem:
+            plan.damaged[audio] = problem
+    return Plan(plan.todo, plan.done, plan.damaged, seconds)
+
+
+def verify_labels(audio: Place, out: Place) -> list[str]:
+    """Everything that is wrong with the labels of a folder of audio shards; empty if nothing is."""
+    problems = []
+    for shard in list_audio(audio):
+        with local_copy(shard, manifest_only=True) as path:
+            audio_sha256 = read_audio_manifest(path).sha256
+        try:
+            _read_whole(out, path.name, audio_sha256)
+        except KdasrError as error:
+            problems.append(str(error))
+    leftover = [name for name in locate(out).names() if name.endswith(".tmp")]
+    return problems + [f"{locate(out).child(name)}: left over from a killed job" for name in leftover]
+
+
+def _read_whole(out: Place, audio_name: str, audio_sha256: str) -> None:
+    labels = open_label_shard(label_file(out, audio_name), {"audio_sha256": audio_sha256}, verify=True)
+    for _ in labels:
+        pass
+
+
+def _why_not_done(
+    out: Place, audio_name: str, audio_sha256: str, expect: Header, verify: bool, overwrite: bool
+) -> str | None:
+    """None if done; "" if there are no labels; otherwise what is wrong with them."""
+    file = label_file(out, audio_name)
+    try:
+        manifest = read_manifest(file)
+    except LabelMismatchError as error:
+        if overwrite:
+            return str(error)
+        raise
+    except SoftLabelError as error:
+        return "" if file.size() is None else str(error)
+    if manifest.get("config_hash") != expect.config_hash:
+        if overwrite:
+            return "labelled with another configuration"
+        _raise_difference(manifest, expect, str(file))
+    try:
+        if verify:
+            _read_whole(out, audio_name, audio_sha256)
+        else:
+            open_label_shard(file, {"audio_sha256": audio_sha256})
+    except SoftLabelError as error:
+        return str(error)
+    return None
+
+
+def _raise_difference(manifest: dict[str, Any], expect: Header, where: str) -> None:
+    header = manifest.get("header")
+    found = header if isinstance(header, dict) else {}
+    wanted = json.loads(json.dumps(asdict(expect)))
+    differing = [name for name in wanted if not name.startswith("audio_") and found.get(name) != wanted[name]]
+    raise LabelMismatchError(
+        "this folder holds labels of another configuration: " + (", ".join(differing) or "config_hash"),
+        where=where,
+        expected={name: wanted[name] for name in differing},
+        got={name: found.get(name) for name in differing},
+        fix="Give another `--out`, or `--overwrite true` to make these labels again.",
+    )
+
+
+def _run(crew: Crew, plan: Plan, totals: Totals, log_file: TextIO | None, display: Display) -> None:
+    for audio, problem in plan.damaged.items():
+        display.note(f"again: {Path(audio).name}: {problem}")
+    started = time.perf_counter()
+    try:
+        with display:
+            for outcome in Foreman(crew).run(plan.todo):
+                line = totals.add(outcome, time.perf_counter() - started)
+                display.show(totals, outcome)
+                if log_file is not None:
+                    log_file.write(json.dumps(line) + "\n")
+                    log_file.flush()
+    finally:
+        crew.stop()
+    totals.not_tried = len(plan.todo) - totals.tried
+
+
+def _crew(work: Work, loaded: Teacher, engine: str, workers: int, ray_address: str | None) -> Crew:
+    if engine == "inline":
+        return InlineCrew(work, loaded)
+    if engine == "processes":
+        return ProcessCrew(work, workers)
+    from kdasr.labelling.ray_engine import RayCrew
+
+    return RayCrew(work, workers, ray_address)
+
+
+def _check_arguments(
+    audio: Place, out: Place, engine: str, workers: int, shard_index: int, num_shards: int
+) -> None:
+    if engine not in ENGINES:
+        raise ConfigError("unknown engine", where="engine", expected=", ".join(ENGINES), got=engine)
+    if workers < 1 or not 0 <= shard_index < num_shards:
+        raise ConfigError(
+            "workers or shard numbers out of range",
+            expected="workers >= 1, 0 <= shard_index < num_shards",
+            got=f"workers {workers}, shard_index {shard_index}, num_shards {num_shards}",
+        )
+    if engine == "inline" and workers > 1:
+        raise ConfigError("the inline engine has one worker", where="workers", expected=1, got=workers)
+    if str(audio) == str(out) or (not is_url(audio) and not is_url(out) and _same(Path(audio), Path(out))):
+        raise ConfigError(
+            "labels cannot lie in the folder of their audio", where=str(out), fix="Give another `out`."
+        )
+
+
+def _same(audio: Path, out: Path) -> bool:
+    return audio.resolve() == out.resolve()
+
+
+@contextmanager
+def _log_file(log: Path | None, out: Place, shard_index: int, num_shards: int) -> Iterator[TextIO | None]:
+    if log is None and is_url(out):
+        yield None
+        return
+    part = f"-{shard_index}-of-{num_shards}" if num_shards > 1 else ""
+    path = Path(log) if log is not None else Path(str(out)) / f"log{part}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        yield file
+
+
+def _previous(out: Place, done: Sequence[str]) -> list[dict[str, Any]]:
+    return [read_manifest(label_file(out, Path(audio).name)) for audio in done]

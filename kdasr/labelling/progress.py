@@ -1,0 +1,170 @@
+"""What a labelling job has done so far: live on the terminal, a log line per shard, a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kdasr.labelling.foreman import Outcome
+
+
+@dataclass
+class Totals:
+    """Sums over the shards of one run.
+
+    Attributes:
+        shards: audio shards that this run looks after.
+        done_before: of these, labelled already when it began.
+        not_tried: shards that were not begun because the job stopped.
+    """
+
+    shards: int
+    done_before: int
+    not_tried: int = 0
+    tried: int = 0
+    seconds: float = 0.0
+    wall_s: float = 0.0
+    worker_s: float = 0.0
+    teacher_s: float = 0.0
+    encode_s: float = 0.0
+    padding_s: float = 0.0
+    frames: int = 0
+    bytes: int = 0
+    labelled: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    failed_shards: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def times_real_time(self) -> float:
+        return self.seconds / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def bytes_per_frame(self) -> float:
+        return self.bytes / self.frames if self.frames else 0.0
+
+    def add(self, outcome: Outcome, elapsed_s: float) -> dict[str, Any]:
+        """Count one shard in; returns its line for the log."""
+        self.tried += 1
+        self.wall_s = elapsed_s
+        line = {"audio": outcome.audio, "attempts": outcome.attempts, "elapsed_s": round(elapsed_s, 3)}
+        result = outcome.result
+        if result is None:
+            self.failed_shards[outcome.audio] = outcome.reason
+            return {**line, "event": "failed", "reason": outcome.reason}
+        manifest = result.manifest
+        self._add_manifest(manifest)
+        self.seconds += result.seconds
+        self.worker_s += result.wall_s
+        self.teacher_s += result.teacher_s
+        self.encode_s += result.encode_s
+        self.padding_s += result.padding * result.seconds
+        return {
+            **line,
+            "event": "labelled",
+            "seconds": result.seconds,
+            "wall_s": round(result.wall_s, 3),
+            "teacher_s": round(result.teacher_s, 3),
+            "encode_s": round(result.encode_s, 3),
+            "padding": round(result.padding, 4),
+            "labelled": manifest["labelled"],
+            "failed": dict(manifest["failed"]),
+            "frames": manifest["frames"],
+            "bytes": manifest["bytes"],
+            "sha256": manifest["sha256"],
+        }
+
+    def _add_manifest(self, manifest: dict[str, Any]) -> None:
+        self.labelled += manifest["labelled"]
+        self.failed.update(dict(manifest["failed"]))
+        self.frames += manifest["frames"]
+        self.bytes += manifest["bytes"]
+
+    def summary(self, previous: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
+        """The run in figures; `previous` are manifests of shards that were done before it.
+
+        Counts of utterances, frames and bytes include earlier runs; speeds are of this one.
+        """
+        whole = Totals(self.shards, self.done_before)
+        for manifest in previous:
+            whole._add_manifest(manifest)
+            whole.seconds += float(manifest.get("seconds", 0.0))
+        return {
+            "shards": self.shards,
+            "shards_done_before": self.done_before,
+            "shards_labelled": self.tried - len(self.failed_shards),
+            "shards_failed": self.failed_shards,
+            "shards_not_tried": self.not_tried,
+            "labelled": self.labelled + whole.labelled,
+            "failed": {**whole.failed, **self.failed},
+            "hours": (self.seconds + whole.seconds) / 3600,
+            "frames": self.frames + whole.frames,
+            "bytes": self.bytes + whole.bytes,
+            "bytes_per_frame": round((self.bytes + whole.bytes) / max(1, self.frames + whole.frames), 3),
+            "wall_s": round(self.wall_s, 3),
+            "times_real_time": round(self.times_real_time, 1),
+            "teacher_share": round(self.teacher_s / self.worker_s, 4) if self.worker_s else 0.0,
+            "encode_share": round(self.encode_s / self.worker_s, 4) if self.worker_s else 0.0,
+            "padding": round(self.padding_s / self.seconds, 4) if self.seconds else 0.0,
+        }
+
+
+class Display:
+    """A progress bar over the hours of audio to label."""
+
+    def __init__(self, seconds: float, quiet: bool) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+        self._progress = Progress(
+            TextColumn("labelling"),
+            BarColumn(),
+            TextColumn("{task.completed:.2f}/{task.total:.2f} h"),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet,
+        )
+        self._bar = self._progress.add_task("labelling", total=seconds / 3600, speed="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def show(self, totals: Totals, outcome: Outcome) -> None:
+        """Bring the bar up to date after a shard."""
+        if outcome.result is None:
+            self.note(f"failed: {outcome.audio}: {outcome.reason}")
+        speed = f"{totals.times_real_time:,.0f} × real time, {totals.bytes_per_frame:.2f} bytes/frame"
+        self._progress.update(self._bar, completed=totals.seconds / 3600, speed=speed)
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """A summary for people."""
+    lines = [
+        f"{summary['shards_labelled']} shards labelled, {summary['shards_done_before']} were done before"
+        f" ({summary['hours']:.2f} h, {summary['labelled']} utterances in all)",
+        f"{summary['bytes']:,} bytes, {summary['bytes_per_frame']:.2f} a frame",
+    ]
+    if summary["shards_labelled"]:
+        shares = f"teacher {summary['teacher_share']:.0%} of the time, codec {summary['encode_share']:.0%}"
+        lines.append(
+            f"{summary['times_real_time']:,.0f} × real time; {shares}; {summary['padding']:.1%} padding"
+        )
+    lines += [f"not labelled: {key}: {reason}" for key, reason in summary["failed"].items()]
+    lines += [f"shard failed: {audio}: {reason}" for audio, reason in summary["shards_failed"].items()]
+    if summary["shards_not_tried"]:
+        lines.append(f"{summary['shards_not_tried']} shards were not tried: run it again once this is solved")
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""A crew of Ray Core actors, on this machine or a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdasr.errors import MissingDependencyError
+from kdasr.labelling.engines import Report, Task, Work, execute, set_threads
+
+
+class RayCrew:
+    """Actors with a teacher each; one that dies is created anew.
+
+    Not ActorPool, which never replaces a dead actor, and not Ray Data, which retries for ever.
+    Tasks name shards and carry no audio; each actor reads and writes by itself.
+
+    Args:
+        work: what to do. Places in it must mean the same on every node.
+        size: number of actors.
+        address: of a running cluster; None joins the one the environment names, or starts one here.
+    """
+
+    def __init__(self, work: Work, size: int, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingDependencyError("ray", "ray") from error
+        self._ray, self.size, self._work = ray, size, work
+        self._started_here = not ray.is_initialized()
+        if self._started_here:
+            _connect(ray, address, size)
+        gpus = 1 if work.device.startswith("cuda") else 0
+        # No restarts or retries by Ray: the foreman counts deaths, and only it tries again.
+        self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
+        self._actors = [self._start(number) for number in range(size)]
+        self._tasks: dict[Any, tuple[int, Task]] = {}
+
+    def submit(self, worker: int, task: Task) -> None:
+        self._tasks[self._actors[worker].execute.remote(task)] = (worker, task)
+
+    def wait(self) -> Report:
+        ready, _ = self._ray.wait(list(self._tasks), num_returns=1)
+        worker, task = self._tasks.pop(ready[0])
+        try:
+            report: Report = self._ray.get(ready[0])
+            return report
+        except self._ray.exceptions.RayActorError:
+            self._actors[worker] = self._start(worker)
+            return Report(task, worker, "died", reason="the actor died")
+        except self._ray.exceptions.RayTaskError as error:
+            return Report(task, worker, "failed", reason=f"{type(error.cause).__name__}: {error.cause}")
+
+    def stop(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._started_here:
+            self._ray.shutdown()
+
+    def _start(self, number: int) -> Any:
+        return self._actor_class.remote(self._work, number)
+
+
+class _Worker:
+    def __init__(self, work: Work, number: int) -> None:
+        set_threads(work.settings)
+        self._teacher = work.teacher.load(work.device)
+        self._work, self._number = work, number
+
+    def execute(self, task: Task) -> Report:
+        return execute(self._teacher, self._work, task, self._number)
+
+
+def _connect(ray: Any, address: str | None, num_cpus: int) -> None:
+    options = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
+    if address is not None:
+        ray.init(address=address, log_to_driver=False)
+        return
+    try:
+        ray.init(address="auto", log_to_driver=False)
+    except ConnectionError:
+        ray.init(num_cpus=num_cpus, **options)
