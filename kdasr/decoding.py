@@ -157,7 +157,7 @@ def _advance(
             stay_unit[row] = np.logaddexp(stay_unit[row], grow[parent, prefix[-1]])
             grow[parent, prefix[-1]] = -np.inf
     scores = np.concatenate([np.logaddexp(stay_blank, stay_unit), grow.ravel()])
-    best = np.argsort(-scores, kind="stable")[:beam]
+    best = np.argpartition(-scores, beam - 1)[:beam] if beam < len(scores) else np.arange(len(scores))
     best = best[scores[best] > -np.inf]
     new_blank = np.concatenate([stay_blank, np.full(grow.size, -np.inf)])[best]
     new_unit = np.concatenate([stay_unit, grow.ravel()])[best]
