@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export import commit_file, temporary_name
 from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, NUM_MEL_BINS, feature_hash
@@ -12,6 +12,10 @@ from kdasr.interfaces import StreamingModel
 from kdasr.streaming import TorchChunkModel, algorithmic_latency_ms
 from kdasr.text import BLANK_SYMBOL, Units
 
+if TYPE_CHECKING:
+    from export.publish import Format
+
+CARD_FILE = "model.json"
 CARD_FORMAT = "kdasr-export"
 CARD_VERSION = 1
 
@@ -21,13 +25,13 @@ def build_card(
     units: Units,
     *,
     name: str,
-    metadata: dict[str, str],
+    format: Format,
     figures: dict[str, Any],
 ) -> dict[str, Any]:
     """What a user of the files has to know, and the figures that were measured at export.
 
     Args:
-        metadata: what the ONNX files carry.
+        format: what the files are.
         figures: for `float32` and `int8`: file name, bytes, sha256, agreement, WER if measured.
     """
     frame_ms = FRAME_SHIFT_MS * student.subsampling
@@ -35,14 +39,15 @@ def build_card(
         "format": CARD_FORMAT,
         "version": CARD_VERSION,
         "name": name,
+        "file_format": format.name,
         "student": {
             "class": f"{type(student).__module__}.{type(student).__qualname__}",
             "config": student.config,
-            "weights_sha256": metadata["weights_sha256"],
+            "weights_sha256": format.facts["weights_sha256"],
             "parameters": sum(p.numel() for p in student.parameters())
             if hasattr(student, "parameters")
             else None,
-            "state_floats": int(metadata["state_floats"]),
+            "state_floats": int(format.facts["state_floats"]),
         },
         "units": {"count": units.vocab_size, "blank": BLANK_SYMBOL, "blank_id": 0, "hash": units.hash},
         "streaming": {
@@ -69,16 +74,9 @@ def build_card(
             "snip_edges": False,
             "hash": feature_hash(),
         },
-        "contract": "sherpa-onnx zipformer2_ctc, one stack of one layer",
-        "metadata": metadata,
+        "metadata": format.facts,
         "files": figures,
-        "run": {
-            "kdasr": "kdasr transcribe --model . --stream FILE.wav",
-            # Its defaults put half a second of silence before the audio; the right padding
-            # flushes the last window (the test for a ready window is strict, so one frame more).
-            "sherpa-onnx": "sherpa-onnx --tokens=tokens.txt --zipformer2-ctc-model=model.onnx "
-            f"--left-padding=0 --right-padding={(student.window + 2) / 100:g} FILE.wav",
-        },
+        "run": format.run,
     }
 
 

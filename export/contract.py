@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from export.packing import ENCODER_DIM, LEFT_CONTEXT_LEN, StateLayout
 from kdasr.errors import ModelError
@@ -105,10 +104,3 @@ def read_metadata(metadata: dict[str, str], path: Path) -> ModelFacts:
             "made for other features", where=path, expected=feature_hash(), got=facts.feature_hash, fix=fix
         )
     return facts
-
-
-def set_metadata(model: Any, metadata: dict[str, str]) -> None:
-    """Replaces the metadata of an ONNX model."""
-    del model.metadata_props[:]
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)

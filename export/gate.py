@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.to_onnx import Gate
+from export.publish import Gate
 from kdasr.evaluation import evaluate_transcriber
 from kdasr.interfaces import Utterance
 from kdasr.streaming import ChunkModel, StreamingSession

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import AudioError
 from kdasr.evaluation import one_torch_thread
-from kdasr.features import HOP_SAMPLES, NUM_MEL_BINS, StreamingLogMel
+from kdasr.features import HOP_SAMPLES
 from kdasr.streaming import ChunkModel
 
 WARM_UP_CHUNKS = 5
@@ -61,14 +61,9 @@ def measure_chunks(model: ChunkModel, samples: NDArray[np.float32], *, min_chunk
 
 def _chunk_seconds(model: ChunkModel, samples: NDArray[np.float32], chunk_samples: int) -> Iterator[float]:
     """Seconds that each chunk took, features and model together."""
-    log_mel, state = StreamingLogMel(), model.initial_state(1)
-    pending_tf = np.zeros((0, NUM_MEL_BINS), np.float32)
+    front_end, state = model.front_end(), model.initial_state(1)
     for start in range(0, len(samples) - chunk_samples + 1, chunk_samples):
         began = time.perf_counter()
-        features_tf = log_mel.accept(samples[start : start + chunk_samples]).numpy()
-        pending_tf = np.concatenate([pending_tf, features_tf])
-        if len(pending_tf) < model.window:
-            continue
-        _, state = model.step(np.ascontiguousarray(pending_tf[None, : model.window]), state)
-        pending_tf = pending_tf[model.shift :]
-        yield time.perf_counter() - began
+        for window in front_end.accept(samples[start : start + chunk_samples]):
+            _, state = model.step(window, state)
+            yield time.perf_counter() - began

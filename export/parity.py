@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import collapse
 from kdasr.errors import ExportError
-from kdasr.features import log_mel
-from kdasr.streaming import ChunkModel
+from kdasr.features import HOP_SAMPLES
+from kdasr.streaming import ChunkModel, SampleWindow
 
 TOLERANCE = 1e-3
 BATCH_SIZES = (1, 3)
@@ -41,19 +41,14 @@ class Agreement:
         return asdict(self)
 
 
-def probe_features(num_frames: int, batch_size: int, seed: int = 0) -> NDArray[np.float32]:
-    """(B, num_frames, 80) log-mel of made-up sound: voiced bursts, hiss and pauses at several
-    loudnesses, so that the comparison sees features of the range that real audio has."""
-    return np.stack(
-        [
-            log_mel(probe_sound(num_frames * SAMPLE_RATE_HZ // 100, seed + row)).numpy()
-            for row in range(batch_size)
-        ]
-    )
+def probe_sounds(num_samples: int, batch_size: int, seed: int = 0) -> list[NDArray[np.float32]]:
+    """Different made-up sounds of one length."""
+    return [probe_sound(num_samples, seed + row) for row in range(batch_size)]
 
 
 def probe_sound(num_samples: int, seed: int) -> NDArray[np.float32]:
-    """(num_samples,) of made-up sound, the same for the same seed."""
+    """(num_samples,) of made-up sound, the same for the same seed: voiced bursts, hiss and pauses
+    at several loudnesses, so that a comparison sees features of the range that real audio has."""
     random = np.random.default_rng(seed)
     time_s = np.arange(num_samples) / SAMPLE_RATE_HZ
     sound = 10 ** random.uniform(-5, -2) * random.standard_normal(num_samples)
@@ -73,15 +68,26 @@ def probe_sound(num_samples: int, seed: int) -> NDArray[np.float32]:
     return np.clip(sound, -1, 1).astype(np.float32)
 
 
-def run_chunks(model: ChunkModel, features_btf: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B, T', V) log-probs of all windows that fit into the features, with state carried over."""
-    state = model.initial_state(len(features_btf))
+def run_chunks(model: ChunkModel, sounds: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """(B, T', V) log-probs of sounds of one length, as a batch, with the state carried over."""
+    front_ends = [model.front_end() for _ in sounds]
+    rows = [
+        [*front_end.accept(sound), *front_end.finish()]
+        for front_end, sound in zip(front_ends, sounds, strict=True)
+    ]
+    state = model.initial_state(len(sounds))
     log_probs = []
-    for start in range(0, features_btf.shape[1] - model.window + 1, model.shift):
-        window_btf = np.ascontiguousarray(features_btf[:, start : start + model.window])
-        log_probs_btv, state = model.step(window_btf, state)
+    for windows in zip(*rows, strict=True):
+        log_probs_btv, state = model.step(_stack(windows), state)
         log_probs.append(log_probs_btv)
     return np.concatenate(log_probs, axis=1)
+
+
+def _stack(windows: tuple[Any, ...]) -> Any:
+    """Windows of single streams to one of a batch."""
+    if isinstance(windows[0], SampleWindow):
+        return SampleWindow(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
+    return np.concatenate(windows)
 
 
 def compare(
@@ -98,10 +104,10 @@ def compare(
     """
     worst, same, frames, identical = 0.0, 0, 0, True
     for batch_size in batch_sizes:
-        features_btf = probe_features(
-            reference.window + (num_chunks - 1) * reference.shift, batch_size, seed=batch_size
-        )
-        want_btv, got_btv = run_chunks(reference, features_btf), run_chunks(candidate, features_btf)
+        # A little less than whole chunks: the end of a stream is compared too.
+        num_samples = num_chunks * reference.shift * HOP_SAMPLES - 1_000
+        sounds = probe_sounds(num_samples, batch_size, seed=batch_size)
+        want_btv, got_btv = run_chunks(reference, sounds), run_chunks(candidate, sounds)
         if want_btv.shape != got_btv.shape:
             raise ExportError(
                 "the exported model gives another shape", expected=want_btv.shape, got=got_btv.shape

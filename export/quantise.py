@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from export import require
-from export.contract import set_metadata
+from export.graph import set_metadata
 
 
 def quantise_dynamic(source: Path, target: Path, metadata: dict[str, str]) -> None:

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from export import require
 from export.contract import read_metadata
 from export.packing import BATCH_AXIS, STATE_NAMES
+from export.publish import TOKENS_FILE
 from kdasr.errors import ModelError, UnitsError
+from kdasr.streaming import FeatureWindows
 from kdasr.text import Units, load_units
 
 FLOAT_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
-TOKENS_FILE = "tokens.txt"
-CARD_FILE = "model.json"
 
 OnnxState = list[NDArray[Any]]
 
@@ -65,6 +65,9 @@ class OnnxChunkModel:
             shape[BATCH_AXIS[name]] = batch_size
             state.append(np.zeros(shape, np.int64 if entry.type == "tensor(int64)" else np.float32))
         return state
+
+    def front_end(self) -> FeatureWindows:
+        return FeatureWindows(self.window, self.shift)
 
     def step(
         self, features_btf: NDArray[np.float32], state: OnnxState

@@ -17,6 +17,7 @@ from kdasr.streaming.models import (
 )
 from kdasr.streaming.resampler import StreamingResampler
 from kdasr.streaming.session import StreamingSession, check_samples
+from kdasr.streaming.windows import FeatureWindows, FrontEnd, SampleWindow, SampleWindows
 from kdasr.streaming.words import Word, words_of
 
 __all__ = [
@@ -24,6 +25,10 @@ __all__ = [
     "ChunkModel",
     "EndpointRules",
     "EndpointingSession",
+    "FeatureWindows",
+    "FrontEnd",
+    "SampleWindow",
+    "SampleWindows",
     "Segment",
     "StreamingResampler",
     "StreamingSession",

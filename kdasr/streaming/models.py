@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdasr.errors import ConfigError, ModelError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import StreamingModel
+from kdasr.streaming.windows import FeatureWindows, FrontEnd
 
 # Half of the 25 ms analysis window plus half of the 10 ms hop: the audio that a centred feature
 # frame needs beyond its own 10 ms (snip_edges=false).
@@ -36,9 +37,14 @@ class ChunkModel(Protocol):
         """The state before the first window."""
         ...
 
-    def step(self, features_btf: NDArray[np.float32], state: Any) -> tuple[NDArray[np.float32], Any]:
-        """One window (B, window, 80) of raw log-mel to log-probs (B, shift / subsampling, V) and
-        the next state. The state passed in is not changed."""
+    def front_end(self) -> FrontEnd:
+        """What cuts one stream of samples into the windows that `step` takes."""
+        ...
+
+    def step(self, window: Any, state: Any) -> tuple[NDArray[np.float32], Any]:
+        """One window, as `front_end` gives it (stacked along the batch axis for more streams than
+        one), to log-probs (B, shift / subsampling, V) and the next state. The state passed in is
+        not changed."""
         ...
 
 
@@ -74,6 +80,9 @@ class TorchChunkModel:
 
     def initial_state(self, batch_size: int = 1) -> Any:
         return self.student.initial_state(batch_size)
+
+    def front_end(self) -> FeatureWindows:
+        return FeatureWindows(self.window, self.shift)
 
     @torch.inference_mode()
     def step(self, features_btf: NDArray[np.float32], state: Any) -> tuple[NDArray[np.float32], Any]:

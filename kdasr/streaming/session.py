@@ -8,13 +8,13 @@ what `StreamingModel.offline` computes: the streamed text equals the offline tex
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from kdasr.decoding import GreedyStream, Token
 from kdasr.errors import AudioError, ModelError
-from kdasr.features import LOG_MEL_FLOOR, NUM_MEL_BINS, StreamingLogMel
 from kdasr.streaming.models import ChunkModel
 from kdasr.text import Units
 
@@ -102,9 +102,7 @@ class StreamingSession:
         self.tokens: list[Token] = []
         self.num_frames = 0
         self._state = self.model.initial_state(1)
-        self._features = StreamingLogMel()
-        self._pending_tf = np.zeros((0, NUM_MEL_BINS), np.float32)
-        self._num_features = 0
+        self._front_end = self.model.front_end()
         self._decoder = GreedyStream()
         self._log_probs: list[NDArray[np.float32]] = []
         self._text = ""
@@ -135,21 +133,17 @@ class StreamingSession:
         """
         if self._finished:
             raise AudioError("the stream is finished", where=self.where, fix="Call reset() first.")
-        self._push(self._features.accept(check_samples(samples, self.where)))
-        while len(self._pending_tf) >= self.model.window:
-            self._run_window(self.model.shift // self.model.subsampling)
+        for window in self._front_end.accept(check_samples(samples, self.where)):
+            self._step(window, self.model.shift // self.model.subsampling)
         return self._text
 
     def finish(self) -> str:
         """Ends the stream: runs what is left of the audio and gives the whole text."""
         if self._finished:
             return self._text
-        self._push(self._features.flush())
-        num_frames = -(-self._num_features // self.model.subsampling)
-        while self.num_frames < num_frames:
-            missing = max(0, self.model.window - len(self._pending_tf))
-            self._pending_tf = np.pad(self._pending_tf, ((0, missing), (0, 0)), constant_values=LOG_MEL_FLOOR)
-            self._run_window(num_frames - self.num_frames)
+        for window in self._front_end.finish():
+            num_frames = -(-self._front_end.num_features // self.model.subsampling)
+            self._step(window, num_frames - self.num_frames)
         self._finished = True
         return self._text
 
@@ -161,15 +155,9 @@ class StreamingSession:
         self._text = self.units.decode([token.id for token in self.tokens])
         return taken
 
-    def _push(self, features_tf: torch.Tensor) -> None:
-        self._num_features += len(features_tf)
-        self._pending_tf = np.concatenate([self._pending_tf, features_tf.numpy()])
-
-    def _run_window(self, max_frames: int) -> None:
-        """Steps over the first window of what is pending; counts at most `max_frames` of it."""
-        window_btf = np.ascontiguousarray(self._pending_tf[None, : self.model.window])
-        log_probs_btv, self._state = self.model.step(window_btf, self._state)
-        self._pending_tf = self._pending_tf[self.model.shift :]
+    def _step(self, window: Any, max_frames: int) -> None:
+        """Steps over one window, and counts at most `max_frames` of what comes out."""
+        log_probs_btv, self._state = self.model.step(window, self._state)
         log_probs_tv = log_probs_btv[0, :max_frames]
         self.num_frames += len(log_probs_tv)
         if self._keep_log_probs:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.contract import set_metadata
+from export.graph import set_metadata
 from export.runtime import OnnxChunkModel, load_onnx
 from export.to_onnx import export_onnx
 from kdasr.errors import MissingDependencyError, ModelError

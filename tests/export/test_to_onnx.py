@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 
-import export.to_onnx
+import export
 from export.parity import compare, probe_sound
 from export.runtime import OnnxChunkModel, load_onnx
 from export.to_onnx import export_onnx

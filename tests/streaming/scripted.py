@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdasr.streaming import FeatureWindows
 from kdasr.text import CharUnits
 
 UNITS = CharUnits()
@@ -29,6 +30,9 @@ class Scripted:
 
     def initial_state(self, batch_size: int = 1) -> int:
         return 0
+
+    def front_end(self) -> FeatureWindows:
+        return FeatureWindows(self.window, self.shift)
 
     def step(self, features_btf: NDArray[np.float32], state: Any) -> tuple[NDArray[np.float32], Any]:
         log_probs = np.full((1, 2, self.vocab_size), -20.0, np.float32)

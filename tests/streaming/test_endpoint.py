@@ -92,7 +92,10 @@ def test_memory_of_an_endless_stream_is_constant() -> None:
         count += len(session.accept(np.zeros(50 * FRAME_SAMPLES, np.float32)))
     inner = session._session
     assert count > 200 and len(inner.tokens) <= 2
-    assert len(inner._pending_tf) <= inner.model.window and len(inner._features._history) < 2_000
+    assert (
+        len(inner._front_end._pending_tf) <= inner.model.window
+        and len(inner._front_end._features._history) < 2_000
+    )
 
 
 @pytest.mark.parametrize("rules", [{"min_silence_s": 0.0}, {"max_segment_s": -1.0}])

@@ -65,4 +65,4 @@ def test_eight_hours_without_drift_or_growth() -> None:
     assert len(set(minutes[0].argmax(1).tolist())) > 3
     assert peaks_kib[-1] - peaks_kib[10] < 20_000
     inner = session._session
-    assert len(inner.tokens) < 500 and len(inner._pending_tf) < 2 * model.window
+    assert len(inner.tokens) < 500 and len(inner._front_end._pending_tf) < 2 * model.window

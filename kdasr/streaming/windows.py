@@ -1,0 +1,147 @@
+"""Samples in pieces of any size in, the windows that a chunk model steps over out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.features import (
+    HOP_SAMPLES,
+    LOG_MEL_FLOOR,
+    NUM_MEL_BINS,
+    WINDOW_SAMPLES,
+    StreamingLogMel,
+    num_frames,
+)
+
+# A feature frame is centred on its hop: so many samples of its window lie before it.
+LEFT_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
+# Samples of a window of features beyond 160 for each frame.
+EXTRA_SAMPLES = WINDOW_SAMPLES - HOP_SAMPLES
+
+
+class FrontEnd(Protocol):
+    """Cuts one stream of audio into windows."""
+
+    @property
+    def num_features(self) -> int:
+        """Feature frames (10 ms) so far; once `finish` has begun, those of the whole stream."""
+        ...
+
+    def accept(self, samples: NDArray[np.float32]) -> Iterator[Any]:
+        """The windows that these further samples complete, each with a batch axis of 1."""
+        ...
+
+    def finish(self) -> Iterator[Any]:
+        """The windows of what is left; beyond the end they hold digital silence."""
+        ...
+
+
+class FeatureWindows:
+    """(1, window, 80) windows of log-mel, `shift` frames apart.
+
+    Args:
+        window, shift: feature frames.
+    """
+
+    def __init__(self, window: int, shift: int) -> None:
+        self._window, self._shift = window, shift
+        self._features = StreamingLogMel()
+        self._pending_tf = np.zeros((0, NUM_MEL_BINS), np.float32)
+        self._first = 0  # feature frame that the pending ones begin with
+        self._num_features = 0
+
+    @property
+    def num_features(self) -> int:
+        return self._num_features
+
+    def accept(self, samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        self._push(self._features.accept(samples).numpy())
+        while len(self._pending_tf) >= self._window:
+            yield self._pop()
+
+    def finish(self) -> Iterator[NDArray[np.float32]]:
+        self._push(self._features.flush().numpy())
+        while self._first < self._num_features:
+            missing = max(0, self._window - len(self._pending_tf))
+            self._pending_tf = np.pad(self._pending_tf, ((0, missing), (0, 0)), constant_values=LOG_MEL_FLOOR)
+            yield self._pop()
+
+    def _push(self, features_tf: NDArray[np.float32]) -> None:
+        self._num_features += len(features_tf)
+        self._pending_tf = np.concatenate([self._pending_tf, features_tf])
+
+    def _pop(self) -> NDArray[np.float32]:
+        window_btf = np.ascontiguousarray(self._pending_tf[None, : self._window])
+        self._pending_tf = self._pending_tf[self._shift :]
+        self._first += self._shift
+        return window_btf
+
+
+class SampleWindow(NamedTuple):
+    """The samples that a window of features is made from.
+
+    Attributes:
+        samples_bn: (B, 160 * window + 240) float32.
+        valid_frames_b: (B,) float32, how many of the window's frames are of real audio; the model
+            takes the floor of the log-mel for the others.
+    """
+
+    samples_bn: NDArray[np.float32]
+    valid_frames_b: NDArray[np.float32]
+
+
+class SampleWindows:
+    """`SampleWindow`s for a model that makes its own features, `160 * shift` samples apart.
+
+    Window k holds samples [160 * shift * k - 120, …): the audio is mirrored before its start and
+    after its end, as `kdasr.features` does.
+
+    Args:
+        window, shift: feature frames.
+    """
+
+    def __init__(self, window: int, shift: int) -> None:
+        self._window, self._shift = window, shift
+        self._size = window * HOP_SAMPLES + EXTRA_SAMPLES
+        self._pending = np.zeros(0, np.float32)
+        self._num_samples = 0
+        self._started = False  # whether the mirrored start is in front of the pending samples
+        self._first = 0
+
+    @property
+    def num_features(self) -> int:
+        return num_frames(self._num_samples)
+
+    def accept(self, samples: NDArray[np.float32]) -> Iterator[SampleWindow]:
+        self._num_samples += len(samples)
+        self._pending = np.concatenate([self._pending, samples])
+        if not self._started and len(self._pending) >= LEFT_SAMPLES:
+            self._pending = np.pad(self._pending, (LEFT_SAMPLES, 0), mode="symmetric")
+            self._started = True
+        while self._started and len(self._pending) >= self._size:
+            yield self._pop(self._window)
+
+    def finish(self) -> Iterator[SampleWindow]:
+        if self.num_features == 0:
+            return
+        # The last frame's window reaches so far past the end: half a window at most.
+        self._pending = np.pad(
+            self._pending, (0 if self._started else LEFT_SAMPLES, WINDOW_SAMPLES // 2), mode="symmetric"
+        )
+        self._started = True
+        while self._first < self.num_features:
+            missing = max(0, self._size - len(self._pending))
+            self._pending = np.pad(self._pending, (0, missing))
+            yield self._pop(min(self._window, self.num_features - self._first))
+
+    def _pop(self, valid_frames: int) -> SampleWindow:
+        window = SampleWindow(
+            np.ascontiguousarray(self._pending[None, : self._size]), np.array([valid_frames], np.float32)
+        )
+        self._pending = self._pending[self._shift * HOP_SAMPLES :]
+        self._first += self._shift
+        return window
