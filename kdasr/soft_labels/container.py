@@ -34,8 +34,8 @@ END_MAGIC = b"KDSL-END"
 _START = struct.Struct("<8sII")
 _FOOTER = struct.Struct("<QII32s8s")
 _BLOCK_FRAMES = 8192
-_BLOCK_RAW_BYTES = 1 << 20
-_MAX_RAW_BYTES = 1 << 26
+_MAX_BLOCK_FRAMES = 1 << 16
+_MAX_RAW_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 1 << 20
 _ZSTD_LEVEL = 9
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
@@ -148,7 +148,7 @@ def read_block(read: ReadRange, index: Index, number: int, layout: Layout, where
     """The labels of one block."""
     offset, num_bytes, frames, entries = index.blocks[number]
     raw_bytes = layout.raw_bytes(frames, entries)
-    if raw_bytes > _MAX_RAW_BYTES:
+    if raw_bytes > _MAX_RAW_BYTES or frames > _MAX_BLOCK_FRAMES:
         raise DamagedLabelsError(f"block {number} claims to be too large", where=where, got=raw_bytes)
     try:
         return layout.unpack(_decompress(read(offset, num_bytes), raw_bytes, where), frames, entries)
@@ -192,7 +192,7 @@ def _cut_blocks(labels: list[SoftLabels], layout: Layout) -> Iterable[SoftLabels
         return
     run = concatenate(labels)
     most_per_frame = layout.raw_bytes(1, min(layout.max_kept, layout.vocab_size) - 1)
-    block_frames = max(1, min(_BLOCK_FRAMES, 16 * _BLOCK_RAW_BYTES // most_per_frame))
+    block_frames = max(1, min(_BLOCK_FRAMES, _MAX_RAW_BYTES // most_per_frame))
     starts = frame_starts(run)
     for first in range(0, run.num_frames, block_frames):
         yield cut(run, starts, first, min(first + block_frames, run.num_frames))

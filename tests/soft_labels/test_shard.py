@@ -1,0 +1,279 @@
+"""Label shards: commit, read by key, refuse what does not belong or is damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels import (
+    Codec,
+    Failure,
+    Full,
+    LabelFolder,
+    Sampled,
+    TopK,
+    TopP,
+    container,
+    manifest_of,
+    open_label_shard,
+    pad_soft_labels,
+    write_label_shard,
+)
+from kdasr.storage import locate
+from tests.soft_labels.posteriors import make_header, posteriors
+
+LENGTHS = (40, 1, 130, 7)
+
+
+def labels_of(codec: Codec, lengths: tuple[int, ...] = LENGTHS) -> dict[str, SoftLabels]:
+    return {f"utt-{i}": codec.encode(posteriors(n, seed=i), f"utt-{i}") for i, n in enumerate(lengths)}
+
+
+def write(folder: Path, codec: Codec | None = None, **header: Any) -> tuple[Path, dict[str, SoftLabels]]:
+    codec = codec or TopP()
+    labels = labels_of(codec)
+    path = folder / "shard-000000.kdsl"
+    items = [*labels.items(), ("broken", Failure("NaN in its posteriors"))]
+    write_label_shard(path, make_header(codec, **header), items, extra={"seconds": 7.0})
+    return path, labels
+
+
+def assert_same(got: SoftLabels, wanted: SoftLabels) -> None:
+    for name in ("kept_counts", "ids", "log_probs", "tail_log_probs"):
+        assert np.array_equal(getattr(got, name), getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize(
+    "codec", [TopP(), TopP(step_nats=0.0), TopK(6), Full(), Sampled()], ids=lambda c: c.name
+)
+def test_what_is_read_is_what_was_encoded_whatever_the_order(tmp_path: Path, codec: Codec) -> None:
+    path, labels = write(tmp_path, codec)
+    shard = open_label_shard(path, {"units_hash": "b" * 64}, verify=True)
+    assert shard.keys == ["utt-0", "utt-1", "utt-2", "utt-3", "broken"]
+    for key in reversed(labels):
+        assert_same(shard.read(key), labels[key])
+    assert {key: shard.num_frames(key) for key in labels} == dict(zip(labels, LENGTHS, strict=True))
+
+
+def test_utterances_that_span_blocks_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "_BLOCK_FRAMES", 16)
+    path, labels = write(tmp_path)
+    shard = open_label_shard(path)
+    for key, wanted in labels.items():
+        assert_same(shard.read(key), wanted)
+    assert [key for key, _ in shard] == list(labels)
+
+
+def test_reading_one_utterance_reads_a_small_part_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "_BLOCK_FRAMES", 64)
+    codec = TopP()
+    labels = labels_of(codec, (60,) * 100)
+    path = tmp_path / "shard-000000.kdsl"
+    write_label_shard(path, make_header(codec), labels.items())
+    data, bytes_read = path.read_bytes(), []
+
+    def read(start: int, num_bytes: int) -> bytes:
+        bytes_read.append(num_bytes)
+        return data[start : start + num_bytes]
+
+    from kdasr.soft_labels import LabelShard
+
+    shard = LabelShard(read, len(data), str(path))
+    bytes_read.clear()
+    assert_same(shard.read("utt-50"), labels["utt-50"])
+    assert sum(bytes_read) < len(data) / 20
+
+
+def test_the_same_labels_give_the_same_bytes(tmp_path: Path) -> None:
+    first, _ = write(tmp_path / "a")
+    second, _ = write(tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.with_suffix(".json").read_bytes() == second.with_suffix(".json").read_bytes()
+
+
+def test_the_manifest_counts_and_names_what_failed(tmp_path: Path) -> None:
+    path, labels = write(tmp_path)
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    assert manifest["labelled"] == 4 and manifest["utterances"] == 5
+    assert manifest["frames"] == sum(LENGTHS)
+    assert manifest["failed"] == [["broken", "NaN in its posteriors"]]
+    assert manifest["bytes"] == path.stat().st_size
+    assert manifest["seconds"] == 7.0
+
+
+def test_reading_a_failed_utterance_says_why(tmp_path: Path) -> None:
+    shard = open_label_shard(write(tmp_path)[0])
+    assert shard.failures == {"broken": "NaN in its posteriors"}
+    assert "broken" not in shard and "utt-0" in shard
+    with pytest.raises(SoftLabelError, match="broken was not labelled: NaN in its posteriors"):
+        shard.read("broken")
+    with pytest.raises(SoftLabelError, match="no utterance utt-9"):
+        shard.read("utt-9")
+
+
+@pytest.mark.parametrize(
+    ("field", "wanted", "advice"),
+    [
+        ("teacher_hash", "e" * 64, "another teacher"),
+        ("units_hash", "e" * 64, "same units"),
+        ("vocab_size", 31, "same units"),
+        ("feature_hash", "other", "label again"),
+        ("subsampling", 2, "subsampling"),
+        ("frame_shift_ms", 20, "frame rate"),
+        ("audio_sha256", "e" * 64, "audio has changed"),
+        ("codec", "full", "Label again"),
+    ],
+)
+def test_labels_of_something_else_are_refused_by_name_with_advice(
+    tmp_path: Path, field: str, wanted: object, advice: str
+) -> None:
+    path, _ = write(tmp_path)
+    with pytest.raises(LabelMismatchError, match=field) as caught:
+        open_label_shard(path, {field: wanted})
+    assert advice in str(caught.value)
+    assert str(wanted) in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_labels_of_a_newer_format_are_refused(tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(LabelMismatchError, match="format version"):
+        open_label_shard(path)
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    data = bytearray(path.read_bytes())
+    data[8] = 2
+    path.write_bytes(data)
+    with pytest.raises(LabelMismatchError, match="format version"):
+        open_label_shard(path)
+
+
+def test_a_shard_without_manifest_does_not_exist(tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(DamagedLabelsError, match="kdasr label"):
+        open_label_shard(path)
+
+
+@pytest.mark.parametrize(
+    "manifest", ["", "[]", '{"format": "kdasr-soft-labels"}', "[" * 100_000, '{"format": 1}']
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, manifest: str) -> None:
+    path, _ = write(tmp_path)
+    path.with_suffix(".json").write_text(manifest)
+    with pytest.raises(SoftLabelError):
+        open_label_shard(path)
+
+
+def test_truncated_files_and_flipped_bits_are_found(tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(DamagedLabelsError, match="size"):
+        open_label_shard(path)
+    for place in range(0, len(whole), 37):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedLabelsError, match="sha256"):
+            open_label_shard(path, verify=True)
+        with pytest.raises(SoftLabelError):
+            for _ in open_label_shard(path):
+                pass
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    path.unlink()
+    with pytest.raises(DamagedLabelsError, match="no file"):
+        open_label_shard(path)
+
+
+def test_keys_that_are_no_keys_or_come_twice_are_refused(tmp_path: Path) -> None:
+    labels = TopP().encode(posteriors(3))
+    for items in ([("../up", labels)], [("a", labels), ("a", labels)], [("", labels)]):
+        with pytest.raises(SoftLabelError, match="key"):
+            write_label_shard(tmp_path / "shard-000000.kdsl", make_header(TopP()), items)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_another_codec_than_the_header_says_are_not_stored(tmp_path: Path) -> None:
+    labels = TopP(step_nats=0.05).encode(posteriors(30))
+    with pytest.raises(SoftLabelError, match="do not survive"):
+        write_label_shard(tmp_path / "shard-000000.kdsl", make_header(TopP(step_nats=0.25)), [("a", labels)])
+
+
+def test_a_folder_gives_the_labels_of_an_audio_shard_and_checks_the_audio(tmp_path: Path) -> None:
+    write(tmp_path)
+    folder = LabelFolder(tmp_path, expect={"subsampling": 4})
+    shard = folder.shard_for(Path("elsewhere/shard-000000.tar"), "d" * 64)
+    assert len(shard) == 5
+    with pytest.raises(LabelMismatchError, match="audio_sha256"):
+        folder.shard_for(Path("shard-000000.tar"), "0" * 64)
+    with pytest.raises(LabelMismatchError, match="subsampling"):
+        LabelFolder(tmp_path, expect={"subsampling": 8}).shard_for(Path("shard-000000.tar"), "d" * 64)
+    with pytest.raises(SoftLabelError, match="kdasr label"):
+        LabelFolder(tmp_path / "nothing")
+
+
+def test_the_configuration_hash_ignores_the_audio_and_nothing_else() -> None:
+    header = make_header(TopP())
+    assert dataclasses.replace(header, audio_sha256="0" * 64).config_hash == header.config_hash
+    for change in ({"teacher_hash": "0"}, {"codec_params": TopP(cap=8).params}, {"settings": {"a": 1}}):
+        assert dataclasses.replace(header, **change).config_hash != header.config_hash
+
+
+def test_a_shard_in_which_everything_failed_is_a_shard(tmp_path: Path) -> None:
+    path = tmp_path / "shard-000000.kdsl"
+    write_label_shard(path, make_header(TopP()), [("a", Failure("silence")), ("b", Failure("noise"))])
+    shard = open_label_shard(path, verify=True)
+    assert shard.failures == {"a": "silence", "b": "noise"}
+    assert list(shard) == []
+
+
+def test_labels_lie_in_a_store_of_objects_too() -> None:
+    labels = labels_of(TopP())
+    place = locate("memory://labels-test/shard-000003.kdsl")
+    write_label_shard(place, make_header(TopP()), labels.items())
+    assert manifest_of(place).name == "shard-000003.json"
+    shard = LabelFolder("memory://labels-test").shard_for(Path("shard-000003.tar"), "d" * 64)
+    for key, wanted in labels.items():
+        assert_same(shard.read(key), wanted)
+
+
+def test_padding_puts_every_entry_in_its_place() -> None:
+    first = TopK(3).encode(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log())
+    second = TopP(0.9, 2, 0.0).encode(torch.tensor([[0.95, 0.03, 0.01, 0.01], [0.3, 0.1, 0.4, 0.2]]).log())
+    batch = pad_soft_labels([first, second])
+    assert batch.lengths_b.tolist() == [1, 2]
+    assert batch.ids_btk.tolist() == [[[0, 1, 2], [0, 0, 0]], [[0, 0, 0], [0, 2, 0]]]
+    probs = batch.log_probs_btk.exp()
+    assert probs[0].tolist() == [pytest.approx([0.5, 0.3, 0.15]), [0, 0, 0]]
+    assert probs[1].tolist() == [pytest.approx([0.95, 0, 0]), pytest.approx([0.3, 0.4, 0])]
+    tail = batch.tail_log_probs_bt.exp().tolist()
+    assert tail == [pytest.approx([0.05, 0]), pytest.approx([0.05, 0.3])]
+
+
+def test_padding_agrees_with_a_plain_loop() -> None:
+    items = list(labels_of(TopP()).values())
+    batch = pad_soft_labels(items)
+    for row, item in enumerate(items):
+        start = 0
+        for t, count in enumerate(item.kept_counts):
+            assert batch.ids_btk[row, t, :count].tolist() == item.ids[start : start + count].tolist()
+            assert (
+                batch.log_probs_btk[row, t, :count].tolist() == item.log_probs[start : start + count].tolist()
+            )
+            assert torch.isneginf(batch.log_probs_btk[row, t, count:]).all()
+            start += int(count)
