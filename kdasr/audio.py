@@ -26,8 +26,8 @@ class Decoded(NamedTuple):
     """Decoded audio and the sample rate that it was stored with.
 
     Attributes:
-        samples: (N,) float32 in [-1, 1], mono, at `SAMPLE_RATE_HZ`.
-        source_rate_hz: the rate of the file; other than `SAMPLE_RATE_HZ` means it was resampled.
+        samples: (N,) float32 in [-1, 1], mono, at the rate that was asked for.
+        source_rate_hz: the rate of the file; another one means that it was resampled.
     """
 
     samples: NDArray[np.float32]
@@ -46,14 +46,14 @@ def decode(data: bytes, where: str) -> NDArray[np.float32]:
     return decode_with_rate(data, where).samples
 
 
-def decode_with_rate(data: bytes, where: str) -> Decoded:
-    """As `decode`, telling also which sample rate the audio had."""
+def decode_with_rate(data: bytes, where: str, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
+    """As `decode`, at `rate_hz`, telling also which sample rate the audio had."""
     if not data:
         raise AudioError("the audio is empty", where=where, expected="an audio file", got="0 bytes")
     _refuse_cut_wav(data, where)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            promised_frames, rate_hz = file.frames, file.samplerate
+            promised_frames, source_rate_hz = file.frames, file.samplerate
             frames_nc = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(
@@ -65,7 +65,7 @@ def decode_with_rate(data: bytes, where: str) -> Decoded:
         ) from error
     _check_frames(frames_nc, promised_frames, where)
     mono = frames_nc[:, 0] if frames_nc.shape[1] == 1 else frames_nc.mean(axis=1, dtype=np.float32)
-    return Decoded(resample(np.ascontiguousarray(mono), rate_hz), rate_hz)
+    return Decoded(resample(np.ascontiguousarray(mono), source_rate_hz, rate_hz), source_rate_hz)
 
 
 def load(path: Path) -> NDArray[np.float32]:
@@ -95,7 +95,7 @@ def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int = SAMPLE_RAT
     return np.asarray(resampled.numpy(), dtype=np.float32)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _resampler(from_hz: int, to_hz: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Kept between calls: to build the filter costs more than to apply it to one utterance."""
     resampler: Callable[[torch.Tensor], torch.Tensor] = import_torchaudio().transforms.Resample(

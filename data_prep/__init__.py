@@ -1,0 +1,94 @@
+"""A corpus in, a folder of audio shards for each of its splits out.
+
+    OUT/SPLIT/shard-000000.tar, shard-000000.json, ...    see kdasr/shards
+    OUT/SPLIT/dropped.json     what was left out, and why
+    OUT/SPLIT/prepared.json    what it was made from; written last, so its presence means complete
+
+One module of this folder is one corpus. It has
+
+    Settings                            a frozen dataclass; every field is a setting of `kdasr prepare`
+    NEEDS_CORPUS                        whether it reads a folder
+    splits(settings, corpus)            the names of its splits
+    prepare(settings, corpus, *, split, seed, dropped)    its utterances, in a fixed order
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from data_prep.support.prepared import fingerprint_of, prepare_split
+from data_prep.support.settings import parse_settings
+from kdasr.errors import ConfigError, CorpusError
+
+__all__ = ["corpora", "prepare", "settings_of"]
+
+
+def corpora() -> dict[str, str]:
+    """Name to module of every corpus: the files of this folder."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return {file.stem: f"{__name__}.{file.stem}" for file in files if file.stem != "__init__"}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of a corpus with their defaults.
+
+    Raises:
+        ConfigError: there is no such corpus.
+    """
+    return dataclasses.asdict(_module_of(name).Settings())
+
+
+def prepare(
+    name: str, *, corpus: Path | None = None, out: Path, seed: int = 1, **settings: Any
+) -> dict[str, list[Path]]:
+    """Write every split of a corpus as shards to `out/SPLIT`; returns the tars of each split.
+
+    The same corpus, settings and seed give the same bytes. A split that is complete is left as it
+    is, an unfinished one is finished; one made from something else is an error, never mixed in.
+
+    Raises:
+        ConfigError: an unknown corpus, an unknown or bad setting, or `out` was made with others.
+        CorpusError: the corpus is missing or not what it should be.
+    """
+    module = _module_of(name)
+    parsed = parse_settings(module.Settings, settings, f"prepare {name}")
+    corpus = _checked_corpus(module, name, corpus)
+    source: dict[str, Any] = {
+        "corpus": name,
+        "seed": seed,
+        "settings": json.loads(json.dumps(dataclasses.asdict(parsed))),
+        "files": fingerprint_of(corpus),
+    }
+    shards = {}
+    for split in module.splits(parsed, corpus):
+        utterances = functools.partial(module.prepare, parsed, corpus, split=split, seed=seed)
+        shards[split] = prepare_split(
+            utterances,
+            Path(out) / split,
+            {**source, "split": split},
+            max_utterances=parsed.max_shard_utterances,
+        )
+    return shards
+
+
+def _module_of(name: str) -> ModuleType:
+    if name not in corpora():
+        raise ConfigError("unknown corpus", where=name, expected=f"one of {', '.join(corpora())}")
+    return importlib.import_module(corpora()[name])
+
+
+def _checked_corpus(module: ModuleType, name: str, corpus: Path | None) -> Path | None:
+    if not module.NEEDS_CORPUS:
+        return None
+    if corpus is None:
+        raise ConfigError(f"{name} needs the folder of the corpus", fix="Add --corpus DIR.")
+    if not Path(corpus).is_dir():
+        fix = "Check --corpus: it is the folder that holds the corpus."
+        raise CorpusError("the corpus folder is missing", where=corpus, expected="a folder", fix=fix)
+    return Path(corpus)

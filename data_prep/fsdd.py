@@ -1,0 +1,296 @@
+"""Free Spoken Digit Dataset: strings of digits joined from one speaker's real recordings.
+
+`corpus` is any checkout of the dataset: recordings/{digit}_{speaker}_{number}.wav at 8 kHz
+(Jackson et al., https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0).
+
+Splits: `labelled`, `unlabelled` (no transcripts), `dev` (recordings of the labelled speakers that
+`labelled` never uses), `test`. Speakers are chosen by name, and a test speaker occurs nowhere else.
+`dev` and `test` are the recordings as they are, with pauses between them. `labelled` and
+`unlabelled` may be perturbed into new pseudo-speakers and joined by synthetic strings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import synth
+from data_prep.support.dropped import Dropped
+from data_prep.support.grammar import DIGITS
+from data_prep.support.noise import Samples, add_noise, check_kinds, make_noise, rms
+from data_prep.support.perturb import stretch_and_warp, tilt_timbre
+from data_prep.support.seeding import rng_for
+from kdasr.audio import SAMPLE_RATE_HZ, decode_with_rate, resample
+from kdasr.errors import AudioError, ConfigError, CorpusError
+from kdasr.interfaces import Utterance
+
+SPLITS = ("labelled", "unlabelled", "dev", "test")
+NEEDS_CORPUS = True
+RATE_HZ = 8_000
+_NAME = re.compile(r"(\d)_([A-Za-z0-9-]+)_(\d+)\.wav")
+_EDGE_SECONDS = (0.05, 0.25)
+_PEAK = 0.98
+# Resampling is by whole percents: a filter for each ratio is built once.
+_SPEED_STEP_HZ = RATE_HZ // 100
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What can be set.
+
+    Attributes:
+        labelled_speakers, unlabelled_speakers, test_speakers: names, as in the file names.
+        labelled_minutes, unlabelled_minutes, dev_minutes, test_minutes: audio made from recordings.
+        digits: range of the digits in a string.
+        pause_seconds: range of the pause between two digits.
+        floor_db: level of the faint noise in pauses, relative to the speech of the string.
+        dev_share: part of the labelled speakers' recordings kept for `dev`.
+        labelled_augment_probability, unlabelled_augment_probability: how many strings are perturbed
+            into a pseudo-speaker, each by its own draw from the ranges that follow.
+        speed: factor on pitch and formants, by resampling.
+        tempo: factor on how fast the string is spoken in the end, whatever the speed.
+        warp: factor on the formants alone.
+        timbre_db: strength of a random smooth filter.
+        gain_db: range of the change of level.
+        noise_probability, noise, snr_db: how many perturbed strings have noise, which kinds, and how loud.
+        synthetic_minutes, synthetic_unlabelled_minutes: espeak-ng digit strings added to `labelled`
+            and to `unlabelled`, with different voices, cut off at the 4 kHz of the recordings.
+        max_shard_utterances: utterances in one shard.
+    """
+
+    labelled_speakers: tuple[str, ...] = ("george", "jackson")
+    unlabelled_speakers: tuple[str, ...] = ("nicolas",)
+    test_speakers: tuple[str, ...] = ("theo",)
+    labelled_minutes: float = 20.0
+    unlabelled_minutes: float = 20.0
+    dev_minutes: float = 2.0
+    test_minutes: float = 4.0
+    digits: tuple[int, int] = (3, 7)
+    pause_seconds: tuple[float, float] = (0.0, 0.3)
+    floor_db: float = -45.0
+    dev_share: float = 0.1
+    labelled_augment_probability: float = 0.9
+    unlabelled_augment_probability: float = 0.9
+    speed: tuple[float, float] = (0.85, 1.18)
+    tempo: tuple[float, float] = (0.8, 1.1)
+    warp: tuple[float, float] = (0.9, 1.12)
+    timbre_db: float = 6.0
+    gain_db: tuple[float, float] = (-12.0, 6.0)
+    noise_probability: float = 0.5
+    noise: tuple[str, ...] = ("white", "pink", "brown", "hum", "fan")
+    snr_db: tuple[float, float] = (8.0, 30.0)
+    synthetic_minutes: float = 0.0
+    synthetic_unlabelled_minutes: float = 0.0
+    max_shard_utterances: int = 200
+
+    def __post_init__(self) -> None:
+        check_kinds(self.noise, "noise")
+        training = {*self.labelled_speakers, *self.unlabelled_speakers}
+        if both := sorted(training & set(self.test_speakers)):
+            raise ConfigError(
+                f"the speaker {', '.join(both)} is in test and in training",
+                where="test_speakers",
+                expected="speakers that are neither labelled nor unlabelled",
+            )
+        if self.dev_minutes > 0 and not 0 < self.dev_share < 1:
+            raise ConfigError("dev_share is out of range", expected="between 0 and 1", got=self.dev_share)
+
+    def speakers(self, split: str) -> tuple[str, ...]:
+        names: tuple[str, ...] = getattr(self, f"{'labelled' if split == 'dev' else split}_speakers")
+        return names
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    digit: int
+    speaker: str
+    samples: Samples
+
+
+def splits(settings: Settings, corpus: Path | None) -> tuple[str, ...]:
+    """The splits that have speakers and minutes."""
+    return tuple(
+        split for split in SPLITS if settings.speakers(split) and getattr(settings, f"{split}_minutes") > 0
+    )
+
+
+def prepare(
+    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped
+) -> Iterator[Utterance]:
+    """The utterances of one split: real strings first, then synthetic ones.
+
+    Raises:
+        CorpusError: no recordings below `corpus`, or an unknown speaker.
+    """
+    recordings = _load(settings, corpus, split, seed, dropped)
+    seconds_left = 60 * getattr(settings, f"{split}_minutes")
+    strings = _strings(settings, recordings, rng_for(seed, "fsdd", split, "strings"))
+    for index in count():
+        if seconds_left <= 0:
+            break
+        string = next(strings)
+        samples = _join(settings, string, rng_for(seed, "fsdd", split, "join", index))
+        if split in ("labelled", "unlabelled"):
+            samples = _perturb(
+                settings, samples, split, len(string), rng_for(seed, "fsdd", split, "perturb", index)
+            )
+        else:
+            samples = resample(samples, RATE_HZ)
+        text = " ".join(DIGITS[recording.digit] for recording in string)
+        seconds_left -= len(samples) / SAMPLE_RATE_HZ
+        yield Utterance(
+            key=f"fsdd-{split}-{index:06d}",
+            samples=samples,
+            text=None if split == "unlabelled" else text,
+            speaker=string[0].speaker,
+        )
+    yield from _synthetic(settings, split, seed)
+
+
+def _synthetic(settings: Settings, split: str, seed: int) -> Iterator[Utterance]:
+    minutes = {
+        "labelled": settings.synthetic_minutes,
+        "unlabelled": settings.synthetic_unlabelled_minutes,
+    }.get(split, 0.0)
+    voices = synth.Settings(
+        labelled_minutes=minutes,
+        unlabelled_minutes=minutes,
+        labelled_voices=36,
+        unlabelled_voices=36,
+        dev_voices=0,
+        test_voices=0,
+        vocabulary="digits",
+        comma_probability=0.4,
+        labelled_noise=settings.noise,
+        unlabelled_noise=settings.noise,
+        labelled_snr_db=settings.snr_db,
+        unlabelled_snr_db=settings.snr_db,
+        bandwidth_hz=RATE_HZ / 2,
+    )
+    if minutes > 0:
+        for utterance in synth.prepare(voices, None, split=split, seed=seed, dropped=Dropped()):
+            yield dataclasses.replace(utterance, key=f"fsdd-{utterance.key}")
+
+
+def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Dropped) -> list[_Recording]:
+    """The recordings that a split may use, decoded at 8 kHz; all of the dataset would be 20 MB."""
+    found = _find(corpus, dropped)
+    wanted = settings.speakers(split)
+    if unknown := sorted(set(wanted) - set(found)):
+        raise CorpusError(
+            f"there is no speaker {', '.join(unknown)}",
+            where=corpus,
+            expected=f"one of {', '.join(sorted(found))}",
+            fix=f"Check {split}_speakers.",
+        )
+    recordings = []
+    for speaker in wanted:
+        paths = found[speaker]
+        if speaker in settings.labelled_speakers:
+            paths = _kept_for(
+                split, speaker, paths, settings.dev_share if settings.dev_minutes > 0 else 0, seed
+            )
+        for path in paths:
+            try:
+                samples, rate_hz = decode_with_rate(path.read_bytes(), path.name, RATE_HZ)
+            except (AudioError, OSError) as error:
+                dropped.add(str(path.relative_to(corpus)), str(error))
+                continue
+            dropped.note_rate(rate_hz, RATE_HZ)
+            recordings.append(_Recording(int(path.name[0]), speaker, samples))
+    if not recordings:
+        raise CorpusError(
+            "no recording can be used", where=corpus, fix=f"See {split}_speakers and dev_share."
+        )
+    return recordings
+
+
+def _find(corpus: Path, dropped: Dropped) -> dict[str, list[Path]]:
+    folder = corpus / "recordings" if (corpus / "recordings").is_dir() else corpus
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.glob("*.wav")):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found[match[2]].append(path)
+        else:
+            dropped.add(str(path.relative_to(corpus)), "the name is not {digit}_{speaker}_{number}.wav")
+    if not found:
+        raise CorpusError(
+            "this is not a checkout of the Free Spoken Digit Dataset",
+            where=corpus,
+            expected="recordings/{digit}_{speaker}_{number}.wav",
+            got=f"{len(dropped.items)} other wav files",
+            fix="Check --corpus.",
+        )
+    return found
+
+
+def _kept_for(split: str, speaker: str, paths: list[Path], dev_share: float, seed: int) -> list[Path]:
+    """The recordings of a labelled speaker for `dev`, or all others; the same share of each digit."""
+    kept: list[Path] = []
+    for digit in range(10):
+        of_digit = [path for path in paths if path.name[0] == str(digit)]
+        order = rng_for(seed, "fsdd", "dev", speaker, digit).permutation(len(of_digit))
+        num_dev = int(np.ceil(dev_share * len(of_digit)))
+        chosen = order[:num_dev] if split == "dev" else order[num_dev:]
+        kept += [of_digit[position] for position in sorted(chosen)]
+    return kept
+
+
+def _strings(
+    settings: Settings, recordings: list[_Recording], rng: np.random.Generator
+) -> Iterator[list[_Recording]]:
+    """Endless strings of one speaker each. No recording comes again before all of its speaker have."""
+    by_speaker: dict[str, list[_Recording]] = defaultdict(list)
+    for recording in recordings:
+        by_speaker[recording.speaker].append(recording)
+    names = sorted(by_speaker)
+    decks: dict[str, list[_Recording]] = {name: [] for name in names}
+    for turn in count():
+        name = names[turn % len(names)]
+        deck, length = decks[name], int(rng.integers(*settings.digits, endpoint=True))
+        while len(deck) < length:
+            deck[:0] = [by_speaker[name][position] for position in rng.permutation(len(by_speaker[name]))]
+        yield [deck.pop() for _ in range(length)]
+
+
+def _join(settings: Settings, string: list[_Recording], rng: np.random.Generator) -> Samples:
+    """(N,) at 8 kHz: the recordings with pauses of faint noise before, between and after."""
+    level = rms(np.concatenate([recording.samples for recording in string]))
+    floor = level * 10 ** (settings.floor_db / 20)
+
+    def pause(seconds: tuple[float, float]) -> Samples:
+        num_samples = int(rng.uniform(*seconds) * RATE_HZ)
+        return np.float32(floor) * rng.standard_normal(num_samples, dtype=np.float32)
+
+    parts = [pause(_EDGE_SECONDS)]
+    for recording in string:
+        parts += [recording.samples, pause(settings.pause_seconds)]
+    return np.concatenate([*parts[:-1], pause(_EDGE_SECONDS)])
+
+
+def _perturb(
+    settings: Settings, samples: Samples, split: str, num_digits: int, rng: np.random.Generator
+) -> Samples:
+    """(N,) at 8 kHz to 16 kHz, spoken by a pseudo-speaker; or as it is, by its probability."""
+    if rng.random() >= getattr(settings, f"{split}_augment_probability"):
+        return resample(samples, RATE_HZ)
+    level = rms(samples)
+    speed_hz = round(rng.uniform(*settings.speed) * RATE_HZ / _SPEED_STEP_HZ) * _SPEED_STEP_HZ
+    tempo = rng.uniform(*settings.tempo) * RATE_HZ / speed_hz
+    samples = stretch_and_warp(samples, RATE_HZ, tempo=tempo, warp=rng.uniform(*settings.warp))
+    samples = tilt_timbre(samples, RATE_HZ, settings.timbre_db, rng)
+    samples = samples * np.float32(level / max(rms(samples), 1e-9))
+    if settings.noise and rng.random() < settings.noise_probability:
+        noise = make_noise(str(rng.choice(settings.noise)), rng, len(samples), RATE_HZ)
+        samples = add_noise(samples, noise, rng.uniform(*settings.snr_db), level)
+    samples = resample(samples, speed_hz)
+    gain = min(10 ** (rng.uniform(*settings.gain_db) / 20), _PEAK / float(np.abs(samples).max()))
+    return samples * np.float32(gain)

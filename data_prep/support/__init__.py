@@ -1,0 +1,1 @@
+"""What several corpora share: settings, drops, speech synthesis, noise, perturbation."""

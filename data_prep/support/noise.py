@@ -1,0 +1,137 @@
+"""Generated background noise by kind, and how it is laid under speech at a given SNR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.errors import ConfigError
+
+Samples = NDArray[np.float32]
+Noise = Callable[[np.random.Generator, int, int], Samples]
+
+
+def make_noise(kind: str, rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """(num_samples,) of unit RMS. `kind` is one of `NOISE_KINDS`."""
+    noise = NOISE_KINDS[kind](rng, num_samples, rate_hz).astype(np.float32)
+    return noise / max(rms(noise), 1e-9)
+
+
+def add_noise(speech: Samples, noise: Samples, snr_db: float, speech_rms: float) -> Samples:
+    """Speech over noise of unit RMS; the SNR is that of `speech_rms`, silences not counted."""
+    return speech + noise * np.float32(speech_rms * 10 ** (-snr_db / 20))
+
+
+def rms(samples: Samples) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+
+
+def check_kinds(kinds: tuple[str, ...], setting: str, *more: str) -> None:
+    """Raises ConfigError unless every kind is one of `NOISE_KINDS` or `more`."""
+    known = (*NOISE_KINDS, *more)
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise ConfigError(f"unknown noise {', '.join(unknown)}", where=setting, expected=", ".join(known))
+
+
+def shape_spectrum(
+    samples: Samples, rate_hz: int, gain: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> Samples:
+    """`samples` with each frequency multiplied by `gain(frequency in Hz)`."""
+    padded = 1 << (len(samples) - 1).bit_length()  # a power of two: odd lengths can be 50 x slower
+    spectrum = np.fft.rfft(samples, padded) * gain(np.fft.rfftfreq(padded, 1 / rate_hz))
+    return np.fft.irfft(spectrum, padded)[: len(samples)].astype(np.float32)
+
+
+def _coloured(exponent: float, lowest_hz: float = 20.0) -> Noise:
+    """Noise whose power falls with frequency to the power of `exponent`: 1 pink, 2 brown, -2 violet."""
+
+    def make(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+        white = rng.standard_normal(num_samples, dtype=np.float32)
+        return shape_spectrum(white, rate_hz, lambda hz: np.maximum(hz, lowest_hz) ** (-exponent / 2))
+
+    return make
+
+
+def _white(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    return rng.standard_normal(num_samples, dtype=np.float32)
+
+
+def _seconds(num_samples: int, rate_hz: int) -> NDArray[np.float32]:
+    return (np.arange(num_samples) / rate_hz).astype(np.float32)
+
+
+def _hum(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """Mains: a low tone with harmonics that fade."""
+    base_hz = rng.choice([50.0, 60.0]) * rng.choice([1, 2])
+    seconds, hum = _seconds(num_samples, rate_hz), np.zeros(num_samples, np.float32)
+    for harmonic in range(1, 13):
+        phase, level = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.0) / harmonic
+        hum += np.float32(level) * np.sin(2 * np.pi * base_hz * harmonic * seconds + phase, dtype=np.float32)
+    return hum + 0.05 * _white(rng, num_samples, rate_hz)
+
+
+def _fan(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """A band of noise that swells a few times each second."""
+    centre_hz, width_hz = rng.uniform(300, 1500), rng.uniform(200, 800)
+    white = _white(rng, num_samples, rate_hz)
+    band = shape_spectrum(white, rate_hz, lambda hz: np.exp(-0.5 * ((hz - centre_hz) / width_hz) ** 2))
+    swell = 1 + 0.5 * np.sin(2 * np.pi * rng.uniform(4, 12) * _seconds(num_samples, rate_hz))
+    return (band * swell).astype(np.float32)
+
+
+def _engine(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """A sawtooth whose speed drifts, over a rumble."""
+    seconds = _seconds(num_samples, rate_hz)
+    drift_hz, drift = rng.uniform(0.1, 0.5), rng.uniform(0.05, 0.2)
+    speed_hz = rng.uniform(25, 70) * (1 + drift * np.sin(2 * np.pi * drift_hz * seconds))
+    turns = np.cumsum(speed_hz, dtype=np.float64) / rate_hz + rng.uniform()
+    sawtooth = (2 * (turns % 1) - 1).astype(np.float32)
+    rumble = _coloured(2.0)(rng, num_samples, rate_hz)
+    return sawtooth / rms(sawtooth) + rumble / rms(rumble)
+
+
+def _wind(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """Low noise in gusts that come and go over a second or so."""
+    low = _coloured(3.0, lowest_hz=60.0)(rng, num_samples, rate_hz)
+    knots = np.exp(rng.normal(0, 0.8, size=num_samples // rate_hz * 2 + 3))
+    gusts = np.interp(np.arange(num_samples), np.arange(len(knots)) * rate_hz / 2, knots)
+    return (low * gusts).astype(np.float32)
+
+
+def _crackle(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """Sparse clicks of random strength, each ringing for a few milliseconds."""
+    clicks = np.zeros(num_samples, np.float32)
+    count = max(1, rng.poisson(rng.uniform(15, 60) * num_samples / rate_hz))
+    clicks[rng.integers(0, num_samples, size=count)] = rng.standard_normal(count) * rng.exponential(
+        size=count
+    )
+    centre_hz = rng.uniform(800, 0.35 * rate_hz)
+    rung = shape_spectrum(clicks, rate_hz, lambda hz: 1 / (1 + ((hz - centre_hz) / 400) ** 2))
+    return rung + np.float32(0.1 * rms(rung)) * _white(rng, num_samples, rate_hz)
+
+
+def _chirps(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """A tone that sweeps up and down, as of an alarm, over faint white noise."""
+    low_hz = rng.uniform(400, 900)
+    sweep_hz = low_hz * rng.uniform(1.5, 2.5) - low_hz
+    position = np.sin(2 * np.pi * rng.uniform(0.5, 3) * _seconds(num_samples, rate_hz) + rng.uniform(0, 6))
+    turns = np.cumsum(low_hz + sweep_hz * (0.5 + 0.5 * position), dtype=np.float64) / rate_hz
+    tone = np.sin(2 * np.pi * (turns % 1)).astype(np.float32)
+    return tone + 0.1 * _white(rng, num_samples, rate_hz)
+
+
+NOISE_KINDS: dict[str, Noise] = {
+    "white": _white,
+    "pink": _coloured(1.0),
+    "brown": _coloured(2.0),
+    "violet": _coloured(-2.0),
+    "hum": _hum,
+    "fan": _fan,
+    "engine": _engine,
+    "wind": _wind,
+    "crackle": _crackle,
+    "chirps": _chirps,
+}

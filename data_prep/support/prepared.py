@@ -1,0 +1,162 @@
+"""Utterances of one split in, its finished folder out; what is finished is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_prep.support.dropped import Dropped
+from kdasr.errors import ConfigError, ShardError
+from kdasr.interfaces import Utterance
+from kdasr.shards import Shard, open_shard, write_shards
+from kdasr.storage import commit_bytes
+
+FORMAT = "kdasr-prepared"
+# Raise it when the same settings give other audio than before.
+GENERATION = 1
+PREPARED, PREPARING, DROPPED = "prepared.json", "preparing.json", "dropped.json"
+
+
+def prepare_split(
+    utterances: Callable[..., Iterator[Utterance]],
+    folder: Path,
+    source: dict[str, Any],
+    *,
+    max_utterances: int,
+) -> list[Path]:
+    """Write `utterances(dropped=...)` to `folder`, unless it holds them already; returns the tars.
+
+    Args:
+        source: JSON that tells what the utterances are made from: same source, same bytes.
+
+    Raises:
+        ConfigError: the folder was made from another source, or by something else.
+    """
+    source = {**source, "generation": GENERATION}
+    finished = _finished(folder, source)
+    if finished:
+        return finished
+    _clear_unfinished(folder, source)
+    folder.mkdir(parents=True, exist_ok=True)
+    _commit(folder / PREPARING, {"source": source})
+    dropped = Dropped()
+    paths = write_shards(
+        utterances(dropped=dropped),
+        folder,
+        max_utterances=max_utterances,
+        description=f"{source['corpus']} {source['split']}",
+    )
+    shards = [open_shard(path) for path in paths]
+    _commit(folder / DROPPED, dropped.as_json())
+    _commit(folder / PREPARED, _summary(source, shards, dropped))
+    (folder / PREPARING).unlink()
+    _tell(folder, shards, dropped)
+    return paths
+
+
+def fingerprint_of(corpus: Path | None) -> dict[str, Any] | None:
+    """Count, size and a hash of the paths and sizes of all files below `corpus`; contents are not read."""
+    if corpus is None:
+        return None
+    digest, count, num_bytes = hashlib.sha256(), 0, 0
+    for parent, folders, files in os.walk(corpus):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(parent, name)
+            size = path.stat().st_size if path.exists() else -1
+            digest.update(f"{path.relative_to(corpus)}\0{size}\n".encode(errors="surrogateescape"))
+            count, num_bytes = count + 1, num_bytes + max(size, 0)
+    return {"count": count, "bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def _finished(folder: Path, source: dict[str, Any]) -> list[Path]:
+    """The tars of a folder that is complete; none if it must be made (again)."""
+    record = _read(folder / PREPARED)
+    if record is None:
+        return []
+    if record.get("source") != source:
+        raise _made_otherwise(folder, record.get("source") or {}, source)
+    paths = [folder / shard["name"] for shard in record["shards"]]
+    try:
+        hashes = [open_shard(path).sha256 for path in paths]
+    except ShardError:
+        return []
+    return paths if hashes == [shard["sha256"] for shard in record["shards"]] else []
+
+
+def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:
+    """Make way for shards: leave those of the same source, remove those of an unfinished other one."""
+    leftovers = [path for path in folder.glob("shard-*") if path.suffix in (".tar", ".json")]
+    if not leftovers or (folder / PREPARED).exists():
+        return
+    record = _read(folder / PREPARING)
+    if record is None:
+        raise ConfigError(
+            "the folder holds shards that were not written by `kdasr prepare`",
+            where=folder,
+            expected="an empty folder",
+            fix="Name another folder with --out.",
+        )
+    if record.get("source") != source:
+        for path in leftovers:
+            path.unlink()
+
+
+def _summary(source: dict[str, Any], shards: list[Shard], dropped: Dropped) -> dict[str, Any]:
+    rows = [
+        {"name": shard.path.name, "count": shard.count, "seconds": shard.seconds, "sha256": shard.sha256}
+        for shard in shards
+    ]
+    return {
+        "format": FORMAT,
+        "source": source,
+        "count": sum(shard.count for shard in shards),
+        "seconds": sum(shard.seconds for shard in shards),
+        "dropped": len(dropped.items),
+        "notes": dict(sorted(dropped.notes.items())),
+        "shards": rows,
+    }
+
+
+def _tell(folder: Path, shards: list[Shard], dropped: Dropped) -> None:
+    """One line on stderr for each split."""
+    count, hours = sum(shard.count for shard in shards), sum(shard.seconds for shard in shards) / 3600
+    parts = [f"{folder}: {count} utterances, {hours:.2f} h, {len(shards)} shards"]
+    if dropped.items:
+        parts.append(f"{len(dropped.items)} left out (see {DROPPED})")
+    parts += [f"{number} {note}" for note, number in sorted(dropped.notes.items())]
+    Console(stderr=True, highlight=False, soft_wrap=True).print("; ".join(parts), markup=False)
+
+
+def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:
+    before, after = _flat(old), _flat(new)
+    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    return ConfigError(
+        "the folder was prepared from something else",
+        where=folder,
+        expected=", ".join(f"{name}={after.get(name)}" for name in changed),
+        got=", ".join(f"{name}={before.get(name)}" for name in changed),
+        fix="Name another folder with --out, or delete this one.",
+    )
+
+
+def _flat(source: dict[str, Any]) -> dict[str, Any]:
+    return {**source, "settings": None, **source.get("settings", {})}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _commit(path: Path, fields: dict[str, Any]) -> None:
+    commit_bytes(path, json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")

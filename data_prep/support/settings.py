@@ -1,0 +1,94 @@
+"""Setting values from YAML or a command line in, a corpus's typed Settings out."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from kdasr.errors import ConfigError
+
+SettingsT = TypeVar("SettingsT")
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def parse_settings(settings_class: type[SettingsT], values: Mapping[str, Any], where: str) -> SettingsT:
+    """An instance of the dataclass `settings_class`; what `values` leaves out keeps its default.
+
+    Numbers may come as text, and lists as text with commas, as they do from a command line.
+
+    Raises:
+        ConfigError: an unknown setting, a value of the wrong type, or one that the class refuses.
+    """
+    known = {field.name for field in dataclasses.fields(settings_class)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(
+            f"unknown setting {', '.join(unknown)}",
+            where=where,
+            expected=f"one of {', '.join(sorted(known))}",
+            fix="Check the spelling.",
+        )
+    hints = typing.get_type_hints(settings_class)
+    return settings_class(**{name: _convert(value, hints[name], name) for name, value in values.items()})
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None or value == "none":
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    try:
+        if typing.get_origin(hint) is tuple:
+            return _convert_tuple(value, typing.get_args(hint))
+        return _convert_scalar(value, hint)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            "the value cannot be used", where=f"--{name}", expected=_describe(hint), got=repr(value)
+        ) from error
+
+
+def _convert_tuple(value: Any, item_hints: tuple[Any, ...]) -> tuple[Any, ...]:
+    items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        items = [items]
+    if item_hints[-1] is Ellipsis:
+        return tuple(_convert_scalar(item, item_hints[0]) for item in items)
+    if len(items) != len(item_hints):
+        raise ValueError(f"{len(item_hints)} values are needed")
+    return tuple(_convert_scalar(item, hint) for item, hint in zip(items, item_hints, strict=True))
+
+
+def _convert_scalar(value: Any, hint: Any) -> Any:
+    if hint is bool:
+        return _convert_truth(value)
+    if isinstance(value, bool):
+        raise TypeError("a truth value is not a number or a name")
+    if hint is int and float(value) != int(float(value)):
+        raise ValueError("a whole number is needed")
+    if hint is int:
+        return int(float(value))
+    if hint is float:
+        return float(value)
+    if not isinstance(value, str | int):
+        raise TypeError("a text is needed")
+    return str(value)
+
+
+def _convert_truth(value: Any) -> bool:
+    if str(value).lower() not in _TRUTHS:
+        raise ValueError("true or false is needed")
+    return _TRUTHS[str(value).lower()]
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if typing.get_origin(hint) is tuple:
+        first, *rest = typing.get_args(hint)
+        return (
+            f"a list of {'texts' if first is str else 'numbers'}"
+            if Ellipsis in rest
+            else "two numbers: low,high"
+        )
+    return names[hint]

@@ -1,0 +1,235 @@
+"""Speech that espeak-ng speaks: digit strings and commands, in noise, with new voices in each split.
+
+Splits: `labelled`, `unlabelled` (no transcripts), `dev` (voices of its own, the noises of
+`labelled`), `test` (voices and noises that occur nowhere else). A voice is a variant of espeak-ng;
+every voice speaks with any of the accents. Utterance i of a split depends on the seed, the settings
+and i alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.support import espeak, grammar
+from data_prep.support.dropped import Dropped
+from data_prep.support.noise import Samples, add_noise, check_kinds, make_noise, rms, shape_spectrum
+from data_prep.support.seeding import rng_for
+from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.errors import ConfigError
+from kdasr.interfaces import Utterance
+
+SPLITS = ("labelled", "unlabelled", "dev", "test")
+NEEDS_CORPUS = False
+BABBLE = "babble"
+_BABBLE_CLIPS = 12
+_BABBLE_SPEAKERS = 4
+_PEAK = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What can be set.
+
+    Attributes:
+        labelled_minutes, unlabelled_minutes, dev_minutes, test_minutes: audio in each split.
+        vocabulary: "commands" (half digit strings, half commands) or "digits".
+        oh_probability: how often a zero is called "oh".
+        labelled_voices, unlabelled_voices, dev_voices, test_voices: voices in each split, all different.
+        words_per_minute, pitch: ranges that each utterance draws from, in espeak-ng's units. Much
+            faster speech has words with fewer 40 ms frames than letters, which CTC cannot spell.
+        comma_probability: how often there is a pause between two digits.
+        labelled_noise, unlabelled_noise, dev_noise, test_noise: kinds of noise of each split, of
+            those in `data_prep.support.noise` and "babble" (other voices of the same split).
+        labelled_snr_db, unlabelled_snr_db, dev_snr_db, test_snr_db: ranges of the SNR.
+        noise_probability: how many utterances have noise at all.
+        reverb_probability, reverb_seconds: how many are in a room, and its reverberation time.
+        level_db: range of the speech level in dB below full scale.
+        edge_seconds: range of the silence before and after.
+        bandwidth_hz: what lies above is cut off; 4000 sounds like a telephone.
+        max_shard_utterances: utterances in one shard.
+    """
+
+    labelled_minutes: float = 20.0
+    unlabelled_minutes: float = 80.0
+    dev_minutes: float = 2.0
+    test_minutes: float = 8.0
+    vocabulary: str = "commands"
+    oh_probability: float = 0.0
+    labelled_voices: int = 14
+    unlabelled_voices: int = 36
+    dev_voices: int = 6
+    test_voices: int = 14
+    words_per_minute: tuple[float, float] = (120.0, 185.0)
+    pitch: tuple[float, float] = (25.0, 75.0)
+    comma_probability: float = 0.1
+    labelled_noise: tuple[str, ...] = ("white", "pink", "hum")
+    unlabelled_noise: tuple[str, ...] = ("white", "pink", "hum", "brown", "fan", BABBLE)
+    dev_noise: tuple[str, ...] = ("white", "pink", "hum")
+    test_noise: tuple[str, ...] = ("engine", "wind", "crackle", "chirps", "violet")
+    labelled_snr_db: tuple[float, float] = (5.0, 30.0)
+    unlabelled_snr_db: tuple[float, float] = (0.0, 25.0)
+    dev_snr_db: tuple[float, float] = (5.0, 30.0)
+    test_snr_db: tuple[float, float] = (5.0, 25.0)
+    noise_probability: float = 0.9
+    reverb_probability: float = 0.3
+    reverb_seconds: tuple[float, float] = (0.1, 0.4)
+    level_db: tuple[float, float] = (-32.0, -16.0)
+    edge_seconds: tuple[float, float] = (0.05, 0.3)
+    bandwidth_hz: float = 8000.0
+    max_shard_utterances: int = 200
+
+    def __post_init__(self) -> None:
+        if self.vocabulary not in ("commands", "digits"):
+            raise ConfigError("unknown vocabulary", expected="commands or digits", got=self.vocabulary)
+        if not 500 <= self.bandwidth_hz <= SAMPLE_RATE_HZ / 2:
+            raise ConfigError("bandwidth_hz is out of range", expected="500 to 8000", got=self.bandwidth_hz)
+        for split in SPLITS:
+            check_kinds(getattr(self, f"{split}_noise"), f"{split}_noise", BABBLE)
+        if self.num_voices > len(espeak.VARIANTS):
+            raise ConfigError(
+                "there are not that many voices",
+                expected=f"at most {len(espeak.VARIANTS)} in all splits together",
+                got=self.num_voices,
+            )
+
+    @property
+    def num_voices(self) -> int:
+        return sum(getattr(self, f"{split}_voices") for split in SPLITS)
+
+
+def splits(settings: Settings, corpus: Path | None) -> tuple[str, ...]:
+    """The splits that have any minutes."""
+    return tuple(split for split in SPLITS if getattr(settings, f"{split}_minutes") > 0)
+
+
+def prepare(
+    settings: Settings, corpus: Path | None, *, split: str, seed: int, dropped: Dropped
+) -> Iterator[Utterance]:
+    """The utterances of one split; nothing is read and nothing is ever dropped."""
+    speaker = _Speaker.of_split(settings, split, seed)
+    seconds_left = 60 * getattr(settings, f"{split}_minutes")
+    index = 0
+    while seconds_left > 0:
+        utterance = speaker.utterance(index)
+        yield utterance
+        seconds_left -= len(utterance.samples) / SAMPLE_RATE_HZ
+        index += 1
+
+
+def voices_of(settings: Settings, split: str, seed: int) -> tuple[str, ...]:
+    """The variants that speak in one split; those of two splits never overlap."""
+    shuffled = rng_for(seed, "synth", "voices").permutation(np.array(espeak.VARIANTS))
+    start = sum(getattr(settings, f"{other}_voices") for other in SPLITS[: SPLITS.index(split)])
+    return tuple(shuffled[start : start + getattr(settings, f"{split}_voices")].tolist())
+
+
+@dataclass(slots=True)
+class _Speaker:
+    """Speaks the utterances of one split."""
+
+    settings: Settings
+    split: str
+    seed: int
+    voices: tuple[str, ...]
+    noises: tuple[str, ...]
+    snr_db: tuple[float, float]
+    babble: list[Samples] = field(default_factory=list)
+
+    @classmethod
+    def of_split(cls, settings: Settings, split: str, seed: int) -> _Speaker:
+        voices = voices_of(settings, split, seed)
+        if not voices:
+            raise ConfigError("the split has no voices", where=f"{split}_voices", expected="at least 1")
+        noises, snr_db = getattr(settings, f"{split}_noise"), getattr(settings, f"{split}_snr_db")
+        return cls(settings, split, seed, voices, noises, snr_db)
+
+    def utterance(self, index: int) -> Utterance:
+        rng = rng_for(self.seed, "synth", self.split, index)
+        settings = self.settings
+        text = grammar.sentence(settings.vocabulary, settings.oh_probability)(rng)
+        speech, voice = self._speak(_with_pauses(text, settings.comma_probability, rng), rng)
+        speech_rms = rms(speech)
+        speech = _between_silences(speech, settings.edge_seconds, rng)
+        if rng.random() < settings.reverb_probability:
+            speech = _reverberate(speech, rng.uniform(*settings.reverb_seconds), rng)
+        if self.noises and rng.random() < settings.noise_probability:
+            noise = self._noise(str(rng.choice(self.noises)), rng, len(speech))
+            speech = add_noise(speech, noise, rng.uniform(*self.snr_db), speech_rms)
+        gain = 10 ** (rng.uniform(*settings.level_db) / 20) / speech_rms
+        gain = min(gain, _PEAK / float(np.abs(speech).max()))
+        return Utterance(
+            key=f"synth-{self.split}-{index:06d}",
+            samples=_band_limited(speech * np.float32(gain), settings.bandwidth_hz),
+            text=None if self.split == "unlabelled" else text,
+            speaker=voice,
+        )
+
+    def _speak(self, text: str, rng: np.random.Generator) -> tuple[Samples, str]:
+        voice = f"{rng.choice(espeak.ACCENTS)}+{rng.choice(self.voices)}"
+        speech = espeak.speak(
+            text,
+            voice,
+            words_per_minute=round(rng.uniform(*self.settings.words_per_minute)),
+            pitch=round(rng.uniform(*self.settings.pitch)),
+            pitch_range=round(rng.uniform(30, 70)),
+        )
+        return _trimmed(resample(speech, espeak.ESPEAK_RATE_HZ)), voice
+
+    def _noise(self, kind: str, rng: np.random.Generator, num_samples: int) -> Samples:
+        if kind != BABBLE:
+            return make_noise(kind, rng, num_samples, SAMPLE_RATE_HZ)
+        if not self.babble:
+            self.babble = [self._babble_clip(number) for number in range(_BABBLE_CLIPS)]
+        mixed = np.zeros(num_samples, np.float32)
+        for clip_index in rng.choice(len(self.babble), size=_BABBLE_SPEAKERS, replace=False):
+            clip = np.roll(self.babble[clip_index], rng.integers(len(self.babble[clip_index])))
+            mixed += np.resize(clip, num_samples)
+        return mixed / np.float32(max(rms(mixed), 1e-9))
+
+    def _babble_clip(self, number: int) -> Samples:
+        """Some seconds of one voice that speaks without a pause."""
+        rng = rng_for(self.seed, "synth", self.split, "babble", number)
+        say = grammar.sentence(self.settings.vocabulary, self.settings.oh_probability)
+        clip, _ = self._speak(" ".join(say(rng) for _ in range(4)), rng)
+        return clip / np.float32(rms(clip))
+
+
+def _with_pauses(text: str, probability: float, rng: np.random.Generator) -> str:
+    """A comma makes espeak-ng pause; within a command it would sound wrong."""
+    words = text.split()
+    if not set(words) <= {*grammar.DIGITS, "oh"}:
+        return text
+    return " ".join(word + "," * int(rng.random() < probability) for word in words)
+
+
+def _trimmed(speech: Samples) -> Samples:
+    """Without the silence that espeak-ng puts around: below 1 % of the peak."""
+    loud = np.flatnonzero(np.abs(speech) > 0.01 * np.abs(speech).max())
+    return speech[loud[0] : loud[-1] + 1]
+
+
+def _between_silences(speech: Samples, seconds: tuple[float, float], rng: np.random.Generator) -> Samples:
+    before, after = (int(rng.uniform(*seconds) * SAMPLE_RATE_HZ) for _ in range(2))
+    return np.pad(speech, (before, after))
+
+
+def _reverberate(speech: Samples, seconds: float, rng: np.random.Generator) -> Samples:
+    """The speech, and a tail of noise that falls by 60 dB in `seconds`."""
+    num_samples = int(seconds * SAMPLE_RATE_HZ)
+    decay = 10 ** (-3 * np.arange(num_samples) / num_samples)
+    room = rng.standard_normal(num_samples) * decay
+    room *= rng.uniform(0.2, 0.7) / np.linalg.norm(room)
+    room[0] = 1.0
+    padded = 1 << (len(speech) + num_samples - 1).bit_length()
+    spectrum = np.fft.rfft(speech, padded) * np.fft.rfft(room, padded)
+    return np.fft.irfft(spectrum, padded)[: len(speech)].astype(np.float32)
+
+
+def _band_limited(samples: Samples, bandwidth_hz: float) -> Samples:
+    if bandwidth_hz >= SAMPLE_RATE_HZ / 2:
+        return samples
+    return shape_spectrum(samples, SAMPLE_RATE_HZ, lambda hz: (hz < bandwidth_hz).astype(np.float64))
