@@ -1,4 +1,4 @@
-"""A tiny teacher and tiny audio shards for the tests of labelling; importable by worker processes."""
+"""A tiny teacher and tiny audio shards for the tests of labelling; importable by workers."""
 
 from __future__ import annotations
 

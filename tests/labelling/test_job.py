@@ -1,0 +1,216 @@
+"""The job: what is done is not done again, what is damaged is, and everything is accounted for."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdasr.errors import ConfigError, LabelMismatchError, ShardError
+from kdasr.labelling import Settings, label, summary_text, verify_labels
+from kdasr.labelling import job as job_module
+from kdasr.soft_labels import TopK, TopP, open_label_shard
+from tests.labelling.tiny import TinySource, make_audio
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    make_audio(tmp_path / "audio", 12, per_shard=4)
+    return tmp_path / "audio"
+
+
+def run(audio: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return label(**{"teacher": TinySource(), "audio": audio, "out": out, "quiet": True, **changes})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
+
+
+def test_a_job_labels_everything_and_sums_it_up(audio: Path, tmp_path: Path) -> None:
+    summary = run(audio, tmp_path / "labels")
+    assert (summary["shards"], summary["shards_labelled"], summary["labelled"]) == (3, 3, 12)
+    assert summary["failed"] == {} and summary["shards_failed"] == {} and summary["shards_not_tried"] == 0
+    sizes = [path.stat().st_size for path in (tmp_path / "labels").glob("*.kdsl")]
+    assert summary["bytes"] == sum(sizes)
+    assert summary["bytes_per_frame"] == pytest.approx(sum(sizes) / summary["frames"], abs=1e-3)
+    assert 0 < summary["teacher_share"] < 1 and summary["times_real_time"] > 1
+    assert summary["padding"] <= 0.05
+    assert "3 shards labelled" in summary_text(summary)
+    assert verify_labels(audio, tmp_path / "labels") == []
+
+
+def test_the_log_has_a_line_for_every_shard(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "labels")
+    lines = [json.loads(line) for line in (tmp_path / "labels" / "log.jsonl").read_text().splitlines()]
+    assert [Path(line["audio"]).name for line in lines] == [f"shard-{i:06d}.tar" for i in range(3)]
+    assert all(line["event"] == "labelled" and line["labelled"] == 4 for line in lines)
+
+
+def test_a_second_run_does_nothing_and_says_the_same(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(audio, tmp_path / "labels")
+    before = files(tmp_path / "labels")
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("nothing is to do")
+
+    monkeypatch.setattr(job_module, "_crew", refuse)
+    second = run(audio, tmp_path / "labels", verify=True)
+    assert files(tmp_path / "labels") == before
+    assert second["shards_done_before"] == 3 and second["shards_labelled"] == 0
+    for name in ("labelled", "frames", "bytes", "bytes_per_frame", "failed"):
+        assert second[name] == first[name]
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "no manifest", "empty manifest", "no file", "other audio"])
+def test_only_what_is_damaged_is_done_again(audio: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "labels"
+    run(audio, out)
+    before = files(out)
+    path, manifest = out / "shard-000001.kdsl", out / "shard-000001.json"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "bit":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "empty manifest":
+        manifest.write_bytes(b"")
+    elif damage == "no file":
+        path.unlink()
+    else:
+        text = manifest.read_text()
+        sha256 = json.loads(text)["header"]["audio_sha256"]
+        manifest.write_text(text.replace(sha256, "0" * 64))
+    assert len(verify_labels(audio, out)) == 1
+    summary = run(audio, out, verify=damage == "bit")
+    assert (summary["shards_labelled"], summary["shards_done_before"]) == (1, 2)
+    assert files(out) == before
+    assert verify_labels(audio, out) == []
+
+
+def test_changed_audio_is_labelled_again(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "labels")
+    for path in audio.iterdir():
+        path.unlink()
+    make_audio(audio, 12, per_shard=4, seed=1)
+    assert len(verify_labels(audio, tmp_path / "labels")) == 3
+    assert run(audio, tmp_path / "labels")["shards_labelled"] == 3
+    assert verify_labels(audio, tmp_path / "labels") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"teacher": TinySource(seed=1)}, "teacher_hash"),
+        ({"settings": Settings(codec=TopP(mass=0.9))}, "codec_params"),
+        ({"settings": Settings(codec=TopK())}, "codec"),
+        ({"settings": Settings(window_seconds=30)}, "settings"),
+    ],
+)
+def test_labels_of_another_configuration_are_not_replaced_unasked(
+    audio: Path, tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    run(audio, tmp_path / "labels")
+    before = files(tmp_path / "labels")
+    with pytest.raises(LabelMismatchError, match=field) as caught:
+        run(audio, tmp_path / "labels", **change)
+    assert "overwrite" in str(caught.value)
+    assert files(tmp_path / "labels") == before
+    assert run(audio, tmp_path / "labels", overwrite=True, **change)["shards_labelled"] == 3
+    assert files(tmp_path / "labels") != before
+
+
+def test_batch_size_is_no_part_of_the_configuration(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "labels")
+    assert run(audio, tmp_path / "labels", settings=Settings(batch_seconds=5))["shards_done_before"] == 3
+
+
+def test_an_array_of_jobs_labels_every_shard_once(audio: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    run(audio, whole)
+    parts = [run(audio, tmp_path / "parts", shard_index=i, num_shards=2) for i in range(2)]
+    assert [part["shards_labelled"] for part in parts] == [2, 1]
+    assert files(tmp_path / "parts") == files(whole)
+    assert (tmp_path / "parts" / "log-1-of-2.jsonl").exists()
+
+
+def test_a_damaged_audio_shard_is_reported_and_the_others_are_labelled(audio: Path, tmp_path: Path) -> None:
+    damaged = audio / "shard-000001.tar"
+    data = bytearray(damaged.read_bytes())
+    data[3000] ^= 1
+    damaged.write_bytes(data)
+    summary = run(audio, tmp_path / "labels")
+    assert summary["shards_labelled"] == 2
+    (reason,) = summary["shards_failed"].values()
+    assert "shard-000001.tar" in reason and "sha256" in reason
+    assert "shard failed" in summary_text(summary)
+    with pytest.raises(Exception, match="not labelled"):
+        open_label_shard(tmp_path / "labels" / "shard-000001.kdsl")
+
+
+def test_leftovers_of_a_killed_job_are_removed_and_those_of_a_living_one_are_not(
+    audio: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    out.mkdir()
+    host = "".join(c for c in socket.gethostname() if c.isalnum()) or "host"
+    dead = out / f".shard-000000.kdsl.{host}-4194000-0123456789ab.tmp"
+    alive = out / f".shard-000000.kdsl.{host}-{os.getpid()}-0123456789ab.tmp"
+    for path in (dead, alive):
+        path.write_bytes(b"half")
+    run(audio, out)
+    assert not dead.exists() and alive.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"engine": "magic"}, "magic"),
+        ({"workers": 0}, "workers"),
+        ({"workers": 2}, "one worker"),
+        ({"shard_index": 2, "num_shards": 2}, "shard_index"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    audio: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(audio, tmp_path / "labels", **change)
+
+
+def test_labels_cannot_lie_in_the_folder_of_their_audio(audio: Path) -> None:
+    before = files(audio)
+    with pytest.raises(ConfigError, match="folder of their audio"):
+        run(audio, audio / ".." / audio.name)
+    assert files(audio) == before
+
+
+def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardError, match="no audio shards"):
+        run(tmp_path / "empty", tmp_path / "labels")
+
+
+def test_audio_and_labels_may_both_lie_in_a_store_of_objects(audio: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for path in audio.iterdir():
+        memory.pipe_file(f"/job-test/audio/{path.name}", path.read_bytes())
+    run(audio, tmp_path / "local")
+    summary = run("memory://job-test/audio", "memory://job-test/labels")  # type: ignore[arg-type]
+    assert summary["shards_labelled"] == 3
+    for name, data in files(tmp_path / "local").items():
+        assert memory.cat_file(f"/job-test/labels/{name}") == data
+    again = run("memory://job-test/audio", "memory://job-test/labels", verify=True)  # type: ignore[arg-type]
+    assert again["shards_done_before"] == 3
+    assert verify_labels("memory://job-test/audio", "memory://job-test/labels") == []

@@ -1,0 +1,165 @@
+"""One shard: labels are the teacher's posteriors, whatever else is in the shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdasr.errors import ConfigError, DamagedShardError
+from kdasr.features import log_mel
+from kdasr.interfaces import Utterance
+from kdasr.labelling import Settings, label_shard
+from kdasr.shards import read_shard, write_shards
+from kdasr.soft_labels import Full, LabelShard, TopP, open_label_shard
+from tests.labelling.tiny import TinySource, make_audio
+
+TEACHER = TinySource().load("cpu")
+
+
+def labels_for(audio: Path, out: Path, settings: Settings | None = None, **kwargs: Any) -> LabelShard:
+    label_shard(TEACHER, audio, out, settings or Settings(codec=Full()), **kwargs)
+    return open_label_shard(out / f"{audio.stem}.kdsl", verify=True)
+
+
+def test_labels_are_what_the_teacher_says_of_each_utterance_alone(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 6, per_shard=6)
+    labels = labels_for(audio, tmp_path / "labels")
+    for utterance in read_shard(audio):
+        features = log_mel(utterance.samples)
+        wanted, frames = TEACHER.model.offline(features[None], torch.tensor([len(features)]))
+        got = labels.read(utterance.key)
+        assert got.num_frames == int(frames[0])
+        assert got.log_probs.reshape(wanted.shape[1:]) == pytest.approx(wanted[0].detach().numpy(), abs=1e-4)
+
+
+def test_long_utterances_are_labelled_in_windows_like_short_ones(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 3, per_shard=3)
+    whole = labels_for(audio, tmp_path / "whole")
+    settings = Settings(codec=Full(), window_seconds=0.4, overlap_seconds=0.16)
+    windows = labels_for(audio, tmp_path / "windows", settings)
+    # The tiny teacher looks at single output frames, so windows cannot change anything.
+    for key, wanted in whole:
+        assert windows.read(key).log_probs == pytest.approx(wanted.log_probs, abs=1e-4)
+
+
+def test_batch_size_changes_labels_by_no_more_than_float_noise(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 8, per_shard=8)
+    small = labels_for(audio, tmp_path / "small", Settings(codec=Full(), batch_seconds=0.5))
+    large = labels_for(audio, tmp_path / "large", Settings(codec=Full(), batch_seconds=100))
+    for key, wanted in small:
+        assert large.read(key).log_probs == pytest.approx(wanted.log_probs, abs=1e-4)
+
+
+def test_the_same_shard_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 4)
+    (again,) = make_audio(tmp_path / "elsewhere" / "audio", 4)
+    for source, name in ((audio, "a"), (again, "b")):
+        label_shard(TEACHER, source, tmp_path / name, Settings())
+    for name in ("shard-000000.kdsl", "shard-000000.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def odd_audio(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    sizes = {"short": 70, "one-frame": 160, "plain": 16_000, "long": 16_000 * 100}
+    items = [Utterance(k, (0.1 * rng.standard_normal(n)).astype(np.float32)) for k, n in sizes.items()]
+    items.append(Utterance("silence", np.zeros(8_000, np.float32)))
+    return write_shards(items, folder, description="odd")[0]
+
+
+def test_very_short_very_long_and_silent_audio_is_labelled_or_named(tmp_path: Path) -> None:
+    audio = odd_audio(tmp_path / "audio")
+    labels = labels_for(audio, tmp_path / "labels", Settings(codec=TopP()))
+    assert list(labels.failures) == ["short"]
+    assert "too short" in labels.failures["short"]
+    frames = {key: labels.num_frames(key) for key in labels.keys if key in labels}
+    assert frames == {"one-frame": 1, "plain": 25, "long": 2500, "silence": 13}
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"), [("raise", "RuntimeError: a poison utterance"), ("nan", "do not sum to 1")]
+)
+def test_a_poison_utterance_is_named_and_its_neighbours_are_labelled(
+    tmp_path: Path, poison: str, reason: str
+) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 6, per_shard=6, loud=(2,))
+    result = label_shard(TinySource(poison=poison).load("cpu"), audio, tmp_path / "labels", Settings())
+    assert [key for key, _ in result.manifest["failed"]] == ["utt-002"]
+    assert reason in result.manifest["failed"][0][1]
+    assert result.manifest["labelled"] == 5
+
+
+def test_an_utterance_that_cannot_be_decoded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 4)
+    from kdasr.labelling import shard_job
+
+    read = shard_job.read_utterance
+
+    def broken(shard: Any, entry: Any) -> Utterance:
+        if entry.key == "utt-001":
+            raise DamagedShardError("utt-001 cannot be decoded", where=shard.path)
+        return read(shard, entry)
+
+    monkeypatch.setattr(shard_job, "read_utterance", broken)
+    labels = labels_for(audio, tmp_path / "labels")
+    assert labels.failures == {"utt-001": "unusable audio: utt-001 cannot be decoded"}
+    assert len(list(labels)) == 3
+
+
+def test_excluded_utterances_keep_their_place_and_reason(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 4)
+    labels = labels_for(audio, tmp_path / "labels", exclude={"utt-002": "kills"})
+    assert labels.keys == ["utt-000", "utt-001", "utt-002", "utt-003"]
+    assert labels.failures == {"utt-002": "kills"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "zeros", "empty"])
+def test_a_damaged_audio_shard_is_not_labelled(tmp_path: Path, damage: str) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 4)
+    data = bytearray(audio.read_bytes())
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    elif damage == "bit":
+        data[len(data) // 2] ^= 1
+    elif damage == "zeros":
+        data[1024:2048] = bytes(1024)
+    else:
+        data.clear()
+    audio.write_bytes(data)
+    with pytest.raises(DamagedShardError, match=r"shard-000000\.tar"):
+        label_shard(TEACHER, audio, tmp_path / "labels", Settings())
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_teacher_with_the_wrong_number_of_frames_is_noticed(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 2)
+    teacher = TinySource().load("cpu")
+    model: Any = teacher.model
+    offline = model.offline
+    model.offline = lambda x, n: (offline(x, n)[0], offline(x, n)[1] - 1)
+    result = label_shard(teacher, audio, tmp_path / "labels", Settings())
+    assert len(result.manifest["failed"]) == 2
+    assert "frames instead of" in result.manifest["failed"][0][1]
+
+
+def test_half_precision_labels_are_close_and_marked(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 4)
+    exact = labels_for(audio, tmp_path / "exact")
+    rough = labels_for(audio, tmp_path / "rough", Settings(codec=Full(), precision="bfloat16"))
+    assert rough.header.settings["precision"] == "bfloat16"
+    assert rough.header.config_hash != exact.header.config_hash
+    for key, wanted in exact:
+        assert rough.read(key).log_probs == pytest.approx(wanted.log_probs, abs=0.1)
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="precision"):
+        Settings(precision="int3")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="overlap"):
+        Settings(window_seconds=4, overlap_seconds=5)
