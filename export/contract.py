@@ -15,6 +15,7 @@ from kdasr.features import feature_hash
 from kdasr.interfaces import StreamingModel
 
 FORMAT = "kdasr-onnx"
+WAVE_FORMAT = "kdasr-wave-onnx"
 VERSION = "1"
 
 
@@ -49,9 +50,19 @@ def build_metadata(
         "cnn_module_kernels": layout.kernel,
         "left_context_len": LEFT_CONTEXT_LEN,
     }
+    sherpa_strings = {name: str(value) for name, value in sherpa.items()}
+    own = own_metadata(model, layout, units_hash=units_hash, weights_sha256=weights_sha256)
+    return {**sherpa_strings, "kdasr_format": FORMAT, **own}
+
+
+def own_metadata(
+    model: StreamingModel, layout: StateLayout, *, units_hash: str, weights_sha256: str
+) -> dict[str, str]:
+    """What every kdasr export says of itself, whatever its format."""
     own = {
-        "kdasr_format": FORMAT,
         "kdasr_version": VERSION,
+        "T": model.window,
+        "decode_chunk_len": model.shift,
         "subsampling": model.subsampling,
         "vocab_size": model.vocab_size,
         "units_hash": units_hash,
@@ -59,10 +70,10 @@ def build_metadata(
         "feature_hash": feature_hash(),
         "state_floats": layout.num_floats,
     }
-    return {name: str(value) for name, value in {**sherpa, **own}.items()}
+    return {name: str(value) for name, value in own.items()}
 
 
-def read_metadata(metadata: dict[str, str], path: Path) -> ModelFacts:
+def read_metadata(metadata: dict[str, str], path: Path, format: str = FORMAT) -> ModelFacts:
     """The facts in a file's metadata.
 
     Raises:
@@ -70,11 +81,11 @@ def read_metadata(metadata: dict[str, str], path: Path) -> ModelFacts:
             or lacks an entry.
     """
     fix = "Export the model again with this version of kdasr."
-    if metadata.get("kdasr_format") != FORMAT:
+    if metadata.get("kdasr_format") != format:
         raise ModelError(
             "not a streaming model that kdasr exported",
             where=path,
-            expected=f"kdasr_format = {FORMAT} in its metadata",
+            expected=f"kdasr_format = {format} in its metadata",
             got=f"the entries {sorted(metadata) or 'none'}",
             fix=fix,
         )

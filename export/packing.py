@@ -57,6 +57,7 @@ class StateLayout:
 
     Attributes:
         num_floats: floats of state for each stream.
+        has_counter: whether the state has a `processed`.
         rows: S, the last axis of conv1 and conv2.
     """
 
@@ -73,6 +74,7 @@ class StateLayout:
             _check_tensor(name, one, two, where)
             if name != COUNTER:
                 self._shapes[name] = tuple(one.shape[1:])
+        self.has_counter = COUNTER in state._fields
         self.num_floats = sum(math.prod(shape) for shape in self._shapes.values())
         self.rows = max(1, math.ceil(self.num_floats / (2 * ENCODER_DIM)))
 
@@ -95,9 +97,13 @@ class StateLayout:
             processed=torch.zeros(batch_size, dtype=torch.int64),
         )
 
-    def unpack(self, packed: PackedState) -> Any:
-        """The student's own state."""
-        floats_bn = torch.cat([packed.conv1.flatten(1), packed.conv2.flatten(1)], dim=1)
+    def unflatten(self, floats_bn: Tensor, counter_b: Tensor) -> Any:
+        """The student's own state.
+
+        Args:
+            floats_bn: (B, num_floats or more); what is beyond is not looked at.
+            counter_b: (B,) int64.
+        """
         tensors: dict[str, Tensor] = {}
         start = 0
         for name, shape in self._shapes.items():
@@ -106,15 +112,26 @@ class StateLayout:
             # An empty axis leaves -1 without a meaning, so the batch size is read off the input.
             tensors[name] = part.reshape(-1, *shape) if size else part.new_zeros(floats_bn.shape[0], *shape)
             start += size
-        if COUNTER in self._state_type._fields:
-            tensors[COUNTER] = packed.processed
+        if self.has_counter:
+            tensors[COUNTER] = counter_b
         return self._state_type(**tensors)
+
+    def flatten(self, state: Any, counter_b: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's state as (B, num_floats) and its (B,) counter; `counter_b` is passed on
+        where it has none."""
+        parts = [getattr(state, name).flatten(1) for name, shape in self._shapes.items() if math.prod(shape)]
+        return torch.cat(parts, dim=1), state.processed if self.has_counter else counter_b + 0
+
+    def unpack(self, packed: PackedState) -> Any:
+        """The student's own state, from the tensors of the contract."""
+        floats_bn = torch.cat([packed.conv1.flatten(1), packed.conv2.flatten(1)], dim=1)
+        return self.unflatten(floats_bn, packed.processed)
 
     def pack(self, state: Any, previous: PackedState) -> PackedState:
         """The contract's tensors of the student's next state; the unused ones pass through."""
-        parts = [getattr(state, name).flatten(1) for name, shape in self._shapes.items() if math.prod(shape)]
+        floats_bn, counter_b = self.flatten(state, previous.processed)
         half = ENCODER_DIM * self.rows
-        floats_bn = functional.pad(torch.cat(parts, dim=1), (0, 2 * half - self.num_floats))
+        floats_bn = functional.pad(floats_bn, (0, 2 * half - self.num_floats))
         return PackedState(
             key=previous.key + 0,
             nonlin=previous.nonlin + 0,
@@ -123,7 +140,7 @@ class StateLayout:
             conv1=floats_bn[:, :half].reshape(-1, ENCODER_DIM, self.rows),
             conv2=floats_bn[:, half:].reshape(-1, ENCODER_DIM, self.rows),
             embed=previous.embed + 0,
-            processed=state.processed if COUNTER in self._state_type._fields else previous.processed + 0,
+            processed=counter_b,
         )
 
 

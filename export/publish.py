@@ -68,6 +68,18 @@ class Export:
     card: dict[str, Any]
 
 
+def check_units(student: StreamingModel, units: Units) -> None:
+    """Raises:
+    ExportError: `units` are not those of `student`."""
+    if units.vocab_size != student.vocab_size:
+        raise ExportError(
+            "the units do not fit the student",
+            expected=f"{student.vocab_size} units",
+            got=units.vocab_size,
+            fix="Give the units that the student was trained with.",
+        )
+
+
 def publish(
     format: Format,
     student: StreamingModel,

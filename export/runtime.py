@@ -1,4 +1,4 @@
-"""An exported ONNX file run chunk by chunk by ONNX Runtime, as a `ChunkModel`."""
+"""Exported ONNX files run chunk by chunk by ONNX Runtime, as `ChunkModel`s."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import require
-from export.contract import read_metadata
+from export.contract import WAVE_FORMAT, read_metadata
 from export.packing import BATCH_AXIS, STATE_NAMES
-from export.publish import TOKENS_FILE
-from kdasr.errors import ModelError, UnitsError
-from kdasr.streaming import FeatureWindows
-from kdasr.text import Units, load_units
+from kdasr.errors import ModelError
+from kdasr.streaming import FeatureWindows, SampleWindow, SampleWindows
 
 FLOAT_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
+WAVE_FLOAT_FILE = "model.wave.onnx"
+WAVE_INT8_FILE = "model.wave.int8.onnx"
+WAVE_INPUTS = ["samples", "valid_frames", "state"]
+WAVE_OUTPUTS = ["log_probs", "new_state"]
 
 OnnxState = list[NDArray[Any]]
 
@@ -26,7 +28,7 @@ class OnnxChunkModel:
     """An ONNX file in the `zipformer2_ctc` contract, on the CPU.
 
     Args:
-        path: the file, or the folder that holds `model.onnx`.
+        path: the file.
         num_threads: threads of one call; 1 is what a device has to spare and what is measured.
 
     Raises:
@@ -39,9 +41,8 @@ class OnnxChunkModel:
     """
 
     def __init__(self, path: Path, num_threads: int = 1) -> None:
-        path = Path(path)
-        self.path = path / FLOAT_FILE if path.is_dir() else path
-        self._session = _open_session(self.path, num_threads)
+        self.path = path
+        self._session = open_session(path, num_threads)
         metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self.facts = read_metadata(metadata, self.path)
         self.shift, self.window = self.facts.shift, self.facts.window
@@ -78,7 +79,54 @@ class OnnxChunkModel:
         return log_probs_btv, next_state
 
 
-def _open_session(path: Path, num_threads: int) -> Any:
+class OnnxWaveModel:
+    """A waveform-in ONNX file, on the CPU, as a `ChunkModel`.
+
+    Args:
+        path: the file.
+        num_threads: threads of one call.
+
+    Raises:
+        ModelError: no file, a damaged one, or one of another kind.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, num_threads: int = 1) -> None:
+        self.path = path
+        self._session = open_session(path, num_threads)
+        metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.facts = read_metadata(metadata, path, WAVE_FORMAT)
+        self.shift, self.window = self.facts.shift, self.facts.window
+        self.subsampling, self.vocab_size = self.facts.subsampling, self.facts.vocab_size
+        names = [entry.name for entry in self._session.get_inputs()]
+        if names != WAVE_INPUTS:
+            raise ModelError(
+                "not the inputs of a waveform model", where=path, expected=WAVE_INPUTS, got=names
+            )
+
+    def initial_state(self, batch_size: int = 1) -> NDArray[np.float32]:
+        return np.zeros((batch_size, self.facts.state_floats + 1), np.float32)
+
+    def front_end(self) -> SampleWindows:
+        return SampleWindows(self.window, self.shift)
+
+    def step(
+        self, window: SampleWindow, state: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        log_probs_btv, state = self._session.run(
+            WAVE_OUTPUTS,
+            dict(zip(WAVE_INPUTS, (window.samples_bn, window.valid_frames_b, state), strict=True)),
+        )
+        return log_probs_btv, state
+
+
+def open_session(path: Path, num_threads: int) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Raises:
+        ModelError: no file, or not one that ONNX Runtime reads.
+        MissingDependencyError: onnxruntime is not installed.
+    """
     runtime = require("onnxruntime")
     if not path.is_file():
         raise ModelError(
@@ -97,65 +145,3 @@ def _open_session(path: Path, num_threads: int) -> Any:
             got=str(error).strip().splitlines()[0][:200],
             fix="It is damaged, truncated or not an ONNX file: export or copy it again.",
         ) from error
-
-
-def load_onnx(path: Path, num_threads: int = 1) -> tuple[OnnxChunkModel, Units]:
-    """An exported model and its units, checked to belong together.
-
-    Args:
-        path: an export folder (then its float32 file is used) or an `.onnx` file in one.
-
-    Raises:
-        ModelError: the model cannot be used, or units or tokens.txt beside it are of another model.
-    """
-    model = OnnxChunkModel(path, num_threads)
-    folder = model.path.parent
-    try:
-        units = load_units(folder)
-    except UnitsError as error:
-        raise ModelError(
-            f"its units cannot be used: {error}",
-            where=folder,
-            fix="Keep the files of an export together; they are one folder.",
-        ) from error
-    if units.hash != model.facts.units_hash or units.vocab_size != model.vocab_size:
-        raise ModelError(
-            "the units are of another model",
-            where=folder,
-            expected=f"units {model.facts.units_hash[:12]}… with {model.vocab_size} classes",
-            got=f"{units.hash[:12]}… with {units.vocab_size}",
-            fix="Export the model again into an empty folder.",
-        )
-    check_tokens_file(folder / TOKENS_FILE, units)
-    return model, units
-
-
-def check_tokens_file(path: Path, units: Units) -> None:
-    """Checks that `tokens.txt`, which other runtimes read, says what the units say.
-
-    Raises:
-        ModelError: it is missing, malformed or different.
-    """
-    fix = "Export the model again; tokens.txt must not be edited."
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError("the tokens cannot be read", where=path, got=error, fix=fix) from error
-    expected = [f"{symbol} {unit}" for unit, symbol in enumerate(units.symbols)]
-    for number, (want, got) in enumerate(zip(expected, lines, strict=False), start=1):
-        if want != got:
-            raise ModelError(
-                f"the tokens do not match the units in line {number}",
-                where=path,
-                expected=repr(want),
-                got=repr(got),
-                fix=fix,
-            )
-    if len(lines) != len(expected):
-        raise ModelError(
-            "the tokens do not match the units",
-            where=path,
-            expected=f"{len(expected)} lines",
-            got=len(lines),
-            fix=fix,
-        )

@@ -21,10 +21,9 @@ from export.contract import build_metadata
 from export.graph import write_graph
 from export.packing import BATCH_AXIS, STATE_NAMES, PackedState, StateLayout
 from export.parity import TOLERANCE
-from export.publish import MAX_WER_RISE, Export, Gate, publish
+from export.publish import MAX_WER_RISE, Export, Gate, check_units, publish
 from export.quantise import quantise_dynamic
 from export.runtime import FLOAT_FILE, INT8_FILE, OnnxChunkModel
-from kdasr.errors import ExportError
 from kdasr.features import NUM_MEL_BINS
 from kdasr.interfaces import StreamingModel
 from kdasr.text import Units
@@ -82,18 +81,6 @@ class _ContractModule(nn.Module):
         packed = PackedState(*states)
         log_probs_btv, state = self.student.forward(x, self.layout.unpack(packed))
         return (log_probs_btv, *self.layout.pack(state, packed))
-
-
-def check_units(student: StreamingModel, units: Units) -> None:
-    """Raises:
-    ExportError: `units` are not those of `student`."""
-    if units.vocab_size != student.vocab_size:
-        raise ExportError(
-            "the units do not fit the student",
-            expected=f"{student.vocab_size} units",
-            got=units.vocab_size,
-            fix="Give the units that the student was trained with.",
-        )
 
 
 def export_onnx(

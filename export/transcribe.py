@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.runtime import FLOAT_FILE, load_onnx
+from export.load import exported_file, load_exported
+from export.runtime import FLOAT_FILE
 from export.sources import pieces_of
 from kdasr.audio import load
 from kdasr.decoding import Token, greedy
@@ -154,8 +155,8 @@ def open_recogniser(path: Path, num_threads: int = 1, chunk_ms: int | None = Non
         MissingDependencyError: it is an ONNX file, and onnxruntime is not installed.
     """
     path = Path(path)
-    if path.suffix == ".onnx" or (path / FLOAT_FILE).is_file():
-        model, units = load_onnx(path, num_threads)
+    if (file := exported_file(path)) is not None:
+        model, units = load_exported(file, num_threads)
         _check_chunk_ms(chunk_ms, model, path)
         return Recogniser(path, units, None, model)
     if path.is_dir() and ((path / WEIGHTS_FILE).exists() or (path / CARD_FILE).exists()):

@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 from export.graph import set_metadata
-from export.runtime import OnnxChunkModel, load_onnx
+from export.load import exported_file, load_exported
+from export.runtime import OnnxChunkModel
 from export.to_onnx import export_onnx
 from kdasr.errors import MissingDependencyError, ModelError
 from tests.export.small_models import UNITS, recurrent
@@ -38,13 +39,14 @@ def change_metadata(path: Path, **changes: str) -> None:
     onnx.save(model, path)
 
 
-def test_a_folder_means_its_float_file_and_a_file_means_itself(folder: Path) -> None:
-    assert OnnxChunkModel(folder).path == folder / "model.onnx"
-    assert load_onnx(folder / "model.int8.onnx")[0].path == folder / "model.int8.onnx"
+def test_a_folder_means_its_float_file_and_a_file_means_itself(folder: Path, tmp_path: Path) -> None:
+    assert exported_file(folder) == folder / "model.onnx"
+    assert exported_file(folder / "model.int8.onnx") == folder / "model.int8.onnx"
+    assert exported_file(tmp_path) is None
 
 
 def test_facts_and_initial_state_come_from_the_file(folder: Path) -> None:
-    model = OnnxChunkModel(folder)
+    model = OnnxChunkModel(folder / "model.onnx")
     assert (model.shift, model.window, model.subsampling, model.vocab_size) == (12, 16, 4, 29)
     assert model.facts.units_hash == UNITS.hash and model.facts.state_floats == 4 * 80 + 24
     state = model.initial_state(3)
@@ -58,13 +60,13 @@ def test_a_truncated_file_is_refused(folder: Path, keep: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
     with pytest.raises(ModelError, match=r"model\.onnx: .*(cannot read|not a streaming model)"):
-        load_onnx(folder)
+        load_exported(folder / "model.onnx")
 
 
 def test_bytes_that_are_not_onnx_are_refused(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(np.random.default_rng(0).bytes(5_000))
     with pytest.raises(ModelError, match="ONNX Runtime cannot read the file"):
-        load_onnx(folder)
+        load_exported(folder / "model.onnx")
 
 
 def test_a_model_of_others_is_refused(tmp_path: Path) -> None:
@@ -90,19 +92,19 @@ def test_a_model_of_others_is_refused(tmp_path: Path) -> None:
 def test_metadata_is_checked(folder: Path, changes: dict[str, str], message: str) -> None:
     change_metadata(folder / "model.onnx", **changes)
     with pytest.raises(ModelError, match=message):
-        OnnxChunkModel(folder)
+        OnnxChunkModel(folder / "model.onnx")
 
 
 def test_units_of_another_model_are_refused(folder: Path) -> None:
     change_metadata(folder / "model.onnx", units_hash="f" * 64)
     with pytest.raises(ModelError, match="the units are of another model"):
-        load_onnx(folder)
+        load_exported(folder / "model.onnx")
 
 
 def test_missing_units_are_named(folder: Path) -> None:
     (folder / "units.json").unlink()
     with pytest.raises(ModelError, match=r"units cannot be used.*units\.json"):
-        load_onnx(folder)
+        load_exported(folder / "model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -119,13 +121,13 @@ def test_tokens_that_do_not_match_are_refused(folder: Path, edit: object, messag
     assert callable(edit)
     path.write_text("\n".join(edit(path.read_text().splitlines())) + "\n")
     with pytest.raises(ModelError, match=message):
-        load_onnx(folder)
+        load_exported(folder / "model.onnx")
 
 
 def test_missing_tokens_are_named(folder: Path) -> None:
     (folder / "tokens.txt").unlink()
     with pytest.raises(ModelError, match=r"tokens\.txt: the tokens cannot be read"):
-        load_onnx(folder)
+        load_exported(folder / "model.onnx")
 
 
 def test_no_file_is_said_so(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_without_onnxruntime_the_pip_line_is_given(folder: Path, monkeypatch: py
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(MissingDependencyError, match=r"'onnxruntime'.*pip install 'kdasr\[export\]'"):
-        OnnxChunkModel(folder)
+        OnnxChunkModel(folder / "model.onnx")
 
 
 def test_the_card_names_a_command_that_exists(folder: Path) -> None:

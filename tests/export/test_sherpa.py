@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from export.load import load_exported
 from export.parity import probe_sound
-from export.runtime import load_onnx
 from export.to_onnx import export_onnx
 from kdasr.streaming import StreamingSession, TorchChunkModel
 from tests.export.small_models import STUDENTS, UNITS
@@ -96,7 +96,7 @@ def test_sherpa_gives_the_same_text_tokens_and_times(exported: Any, mode: str) -
 
 def test_sherpa_runs_int8_as_onnxruntime_does(exported: Any) -> None:
     _, folder, wavs = exported
-    model, _ = load_onnx(folder / "model.int8.onnx")
+    model, _ = load_exported(folder / "model.int8.onnx")
     for session, result in zip(sessions(model), sherpa(folder, wavs, file="model.int8.onnx"), strict=True):
         assert_same(session, result)
 

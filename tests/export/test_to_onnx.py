@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import export
+from export.load import load_exported
 from export.parity import compare, probe_sound
-from export.runtime import OnnxChunkModel, load_onnx
+from export.runtime import OnnxChunkModel
 from export.to_onnx import export_onnx
 from kdasr.errors import ExportError, MissingDependencyError
 from kdasr.streaming import StreamingSession, TorchChunkModel
@@ -81,7 +82,7 @@ def test_the_files_have_the_shapes_of_the_contract(folders: Any, kind: str) -> N
 @pytest.mark.parametrize("kind", sorted(STUDENTS))
 def test_streams_of_a_batch_do_not_touch_each_other(folders: Any, kind: str) -> None:
     _, folder, _ = folders[kind]
-    model = OnnxChunkModel(folder)
+    model = OnnxChunkModel(folder / "model.onnx")
     random = np.random.default_rng(0)
     chunks = random.standard_normal((6, 3, model.window, 80)).astype(np.float32)
     together, state = [], model.initial_state(3)
@@ -98,7 +99,7 @@ def test_streams_of_a_batch_do_not_touch_each_other(folders: Any, kind: str) -> 
 @pytest.mark.parametrize("kind", sorted(STUDENTS))
 def test_text_from_pcm_is_that_of_torch(folders: Any, kind: str) -> None:
     student, folder, _ = folders[kind]
-    model, units = load_onnx(folder)
+    model, units = load_exported(folder / "model.onnx")
     samples = probe_sound(40_000, 8)
     ours, theirs = StreamingSession(TorchChunkModel(student), UNITS), StreamingSession(model, units)
     ours.accept(samples), theirs.accept(samples)

@@ -1,0 +1,86 @@
+"""A streaming student in, an ONNX file that takes 16 kHz samples out: for runtimes without Kaldi
+features, the web page among them. The interface is in `export.wave`.
+
+    OUT/model.wave.onnx, OUT/model.wave.int8.onnx, OUT/tokens.txt, OUT/units.json, OUT/model.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export import require
+from export.contract import WAVE_FORMAT, own_metadata
+from export.graph import write_graph
+from export.packing import StateLayout
+from export.publish import MAX_WER_RISE, Export, Gate, check_units, publish
+from export.quantise import quantise_dynamic
+from export.runtime import WAVE_FLOAT_FILE, WAVE_INPUTS, WAVE_INT8_FILE, WAVE_OUTPUTS, OnnxWaveModel
+from export.wave import WaveStudent
+from kdasr.interfaces import StreamingModel
+from kdasr.text import Units
+
+
+class WaveOnnxFormat:
+    """`export.publish.Format` of the waveform-in graph."""
+
+    name = "wave-onnx"
+    float_file, int8_file = WAVE_FLOAT_FILE, WAVE_INT8_FILE
+    # The transform sums 400 products in float32 in another order than an FFT does.
+    tolerance = 5e-3
+
+    def __init__(self, student: StreamingModel, units: Units, weights_sha256: str) -> None:
+        layout = StateLayout(student)
+        self._module = WaveStudent(student, layout)
+        self.facts = {
+            "kdasr_format": WAVE_FORMAT,
+            **own_metadata(student, layout, units_hash=units.hash, weights_sha256=weights_sha256),
+            "num_samples": str(self._module.num_samples),
+        }
+        self.run = {
+            "kdasr": f"kdasr transcribe --model {WAVE_FLOAT_FILE} --stream FILE.wav",
+            "web": "kdasr demo-page --model .",
+        }
+
+    def write_float(self, path: Path) -> None:
+        write_graph(
+            self._module,
+            self._module.example(2),
+            path,
+            inputs=WAVE_INPUTS,
+            outputs=WAVE_OUTPUTS,
+            dynamic_axes={name: {0: "batch"} for name in (*WAVE_INPUTS, *WAVE_OUTPUTS)},
+            metadata=self.facts,
+        )
+
+    def write_int8(self, path: Path, float_path: Path) -> None:
+        quantise_dynamic(float_path, path, self.facts)
+
+    def open(self, path: Path) -> OnnxWaveModel:
+        return OnnxWaveModel(path)
+
+
+def export_wave_onnx(
+    student: StreamingModel,
+    units: Units,
+    out_dir: Path,
+    *,
+    weights_sha256: str = "",
+    name: str = "student",
+    int8: bool = True,
+    gate: Gate | None = None,
+    max_wer_rise: float = MAX_WER_RISE,
+) -> Export:
+    """Exports `student` to waveform-in ONNX; arguments and errors as `export.to_onnx.export_onnx`."""
+    require("onnx")
+    require("onnxruntime")
+    check_units(student, units)
+    return publish(
+        WaveOnnxFormat(student, units, weights_sha256),
+        student,
+        units,
+        out_dir,
+        name=name,
+        int8=int8,
+        gate=gate,
+        max_wer_rise=max_wer_rise,
+    )
