@@ -18,9 +18,13 @@ import dataclasses
 import functools
 import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from data_prep.support.prepared import fingerprint_of, prepare_split
 from data_prep.support.settings import parse_settings
@@ -66,15 +70,27 @@ def prepare(
         "files": fingerprint_of(corpus),
     }
     shards = {}
-    for split in module.splits(parsed, corpus):
-        utterances = functools.partial(module.prepare, parsed, corpus, split=split, seed=seed)
-        shards[split] = prepare_split(
-            utterances,
-            Path(out) / split,
-            {**source, "split": split},
-            max_utterances=parsed.max_shard_utterances,
-        )
+    with _one_thread():
+        for split in module.splits(parsed, corpus):
+            utterances = functools.partial(module.prepare, parsed, corpus, split=split, seed=seed)
+            shards[split] = prepare_split(
+                utterances,
+                Path(out) / split,
+                {**source, "split": split},
+                max_utterances=parsed.max_shard_utterances,
+            )
     return shards
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Utterances are too short to share among threads: on a busy machine that is 5 x slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _module_of(name: str) -> ModuleType:

@@ -11,6 +11,7 @@ from kdasr.errors import ConfigError
 
 Samples = NDArray[np.float32]
 Noise = Callable[[np.random.Generator, int, int], Samples]
+GainOfHz = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def make_noise(kind: str, rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
@@ -36,12 +37,11 @@ def check_kinds(kinds: tuple[str, ...], setting: str, *more: str) -> None:
         raise ConfigError(f"unknown noise {', '.join(unknown)}", where=setting, expected=", ".join(known))
 
 
-def shape_spectrum(
-    samples: Samples, rate_hz: int, gain: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> Samples:
+def shape_spectrum(samples: Samples, rate_hz: int, gain: GainOfHz) -> Samples:
     """`samples` with each frequency multiplied by `gain(frequency in Hz)`."""
     padded = 1 << (len(samples) - 1).bit_length()  # a power of two: odd lengths can be 50 x slower
-    spectrum = np.fft.rfft(samples, padded) * gain(np.fft.rfftfreq(padded, 1 / rate_hz))
+    frequencies_hz = np.fft.rfftfreq(padded, 1 / rate_hz).astype(np.float64)
+    spectrum = np.fft.rfft(samples, padded) * gain(frequencies_hz)
     return np.fft.irfft(spectrum, padded)[: len(samples)].astype(np.float32)
 
 
