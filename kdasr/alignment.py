@@ -1,0 +1,101 @@
+"""A transcript and a model's log-probabilities in, the frames of each unit out: CTC forced alignment.
+
+The Viterbi path through the states of one transcript (Graves et al. 2006, section 4, with max in
+place of sum): blank, unit, blank, unit, …, blank. torchaudio's version needs a compiled part.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdasr.decoding import BLANK_ID, Token
+from kdasr.errors import UnitsError
+
+
+class AlignedUnit(NamedTuple):
+    """One unit of a transcript on the best path.
+
+    Attributes:
+        id: class id.
+        first_frame: output frame in which the path enters the unit.
+        end_frame: the frame after the last one it spends there.
+        log_prob: mean natural log-probability of the unit in these frames.
+    """
+
+    id: int
+    first_frame: int
+    end_frame: int
+    log_prob: float
+
+    def as_token(self) -> Token:
+        """The unit as a decoder would have emitted it, in its first frame."""
+        return Token(self.id, self.first_frame, self.log_prob)
+
+
+def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") -> list[AlignedUnit]:
+    """The most probable alignment of a transcript.
+
+    Args:
+        log_probs_tv: (T, V) natural log-probabilities of one utterance, valid frames only.
+        ids: its units, none of them blank.
+        where: what to name in errors.
+
+    Raises:
+        UnitsError: more units than frames can hold (equal neighbours need a blank between them),
+            or an id that is blank or beyond the vocabulary.
+    """
+    num_frames, vocab_size = log_probs_tv.shape
+    if not ids:
+        return []
+    if not all(BLANK_ID < unit < vocab_size for unit in ids):
+        raise UnitsError(
+            "an id cannot be aligned", where=where, expected=f"1 to {vocab_size - 1}", got=list(ids)
+        )
+    needed = len(ids) + sum(one == two for one, two in itertools.pairwise(ids))
+    if needed > num_frames:
+        raise UnitsError(
+            "the transcript is longer than the audio",
+            where=where,
+            expected=f"at most {num_frames} frames",
+            got=f"{len(ids)} units that need {needed}",
+            fix="The transcript belongs to other audio, or the audio is cut.",
+        )
+    states_t = _best_path(log_probs_tv.double(), ids).tolist()
+    return [_unit(index, states_t, log_probs_tv, unit) for index, unit in enumerate(ids)]
+
+
+def _best_path(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
+    """(T,) states of the best path; state 2 u + 1 is unit u, even states are blank."""
+    labels_s = torch.full((2 * len(ids) + 1,), BLANK_ID)
+    labels_s[1::2] = torch.tensor(ids)
+    emissions_ts = log_probs_tv[:, labels_s]
+    # A blank may be left out between two units that differ.
+    may_skip_s = torch.zeros(len(labels_s), dtype=torch.bool)
+    may_skip_s[3::2] = labels_s[3::2] != labels_s[1:-2:2]
+    nothing = log_probs_tv.new_tensor(-torch.inf)
+    score_s = torch.full_like(emissions_ts[0], -torch.inf)
+    score_s[:2] = emissions_ts[0, :2]
+    steps_ts = torch.zeros(emissions_ts.shape, dtype=torch.long)
+    for frame in range(1, len(emissions_ts)):
+        previous = torch.nn.functional.pad(score_s, (2, 0), value=-torch.inf)
+        arrivals = torch.stack([score_s, previous[1:-1], torch.where(may_skip_s, previous[:-2], nothing)])
+        best_s, steps_ts[frame] = arrivals.max(dim=0)
+        score_s = best_s + emissions_ts[frame]
+    state = len(labels_s) - 1 if score_s[-1] >= score_s[-2] else len(labels_s) - 2
+    path = [state]
+    for frame in range(len(emissions_ts) - 1, 0, -1):
+        state -= int(steps_ts[frame, state])
+        path.append(state)
+    return torch.tensor(path[::-1])
+
+
+def _unit(index: int, states_t: list[int], log_probs_tv: Tensor, unit: int) -> AlignedUnit:
+    state = 2 * index + 1
+    first = states_t.index(state)
+    end = first + states_t.count(state)
+    return AlignedUnit(unit, first, end, float(log_probs_tv[first:end, unit].mean()))

@@ -1,0 +1,79 @@
+"""The alignment is the best of all alignments."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from kdasr.alignment import align
+from kdasr.decoding import collapse, greedy
+from kdasr.errors import UnitsError
+
+
+def probabilities(*rows: list[float]) -> torch.Tensor:
+    return torch.tensor(rows).log()
+
+
+def best_by_trying_all(log_probs: torch.Tensor, ids: list[int]) -> float:
+    frames, vocab = log_probs.shape
+    paths = (p for p in itertools.product(range(vocab), repeat=frames) if collapse(p) == ids)
+    return max(sum(float(log_probs[t, unit]) for t, unit in enumerate(path)) for path in paths)
+
+
+def test_units_lie_where_they_are_probable() -> None:
+    log_probs = probabilities(
+        [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]
+    )
+    one, two = align(log_probs, [1, 2])
+    assert one[:3] == (1, 1, 3) and two[:3] == (2, 4, 5)
+    assert one.log_prob == pytest.approx(float(torch.tensor([0.8, 0.7]).log().mean()))
+    assert two.as_token()[:2] == (2, 4)
+
+
+@pytest.mark.parametrize("ids", [[1], [1, 2], [1, 1], [2, 1, 2], [1, 1, 2, 2], [2, 2, 2]])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_path_is_better(ids: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    log_probs = torch.randn(6, 3).mul(2).log_softmax(-1)
+    aligned = align(log_probs, ids)
+    frames = [0] * 6
+    for unit in aligned:
+        frames[unit.first_frame : unit.end_frame] = [unit.id] * (unit.end_frame - unit.first_frame)
+    assert collapse(frames) == ids
+    score = sum(float(log_probs[t, unit]) for t, unit in enumerate(frames))
+    assert score == pytest.approx(best_by_trying_all(log_probs, ids), abs=1e-5)
+
+
+def test_a_greedy_transcript_aligns_to_its_own_spikes() -> None:
+    torch.manual_seed(1)
+    log_probs = torch.randn(1, 60, 5).mul(4).log_softmax(-1)
+    tokens = greedy(log_probs, [60])[0]
+    aligned = align(log_probs[0], [token.id for token in tokens])
+    assert [unit.as_token()[:2] for unit in aligned] == [token[:2] for token in tokens]
+
+
+def test_equal_neighbours_need_a_blank_between_them() -> None:
+    sure_of_one = probabilities(*[[0.1, 0.9]] * 3)
+    first, second = align(sure_of_one, [1, 1])
+    assert (first.first_frame, first.end_frame, second.first_frame) == (0, 1, 2)
+
+
+def test_an_empty_transcript_has_no_units() -> None:
+    assert align(torch.zeros(4, 3), []) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "ids", "message"),
+    [
+        (2, [1, 2, 1], "u7: the transcript is longer than the audio; expected at most 2 frames; got 3 units"),
+        (2, [1, 1], "2 units that need 3"),
+        (0, [1], "at most 0 frames"),
+        (4, [0], "an id cannot be aligned"),
+        (4, [3], "expected 1 to 2"),
+    ],
+)
+def test_what_cannot_be_aligned_is_refused(frames: int, ids: list[int], message: str) -> None:
+    with pytest.raises(UnitsError, match=message):
+        align(torch.zeros(frames, 3), ids, where="u7")
