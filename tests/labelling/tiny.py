@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
@@ -28,16 +29,17 @@ class TinyTeacher(nn.Module):
 
     Args:
         seed: of the weights.
+        die_once: a file; if it is not there yet, make it and kill the process.
         poison: what utterances louder than `_LOUD` do: nothing, `raise`, `nan`, or `kill` the process.
     """
 
     subsampling = SUBSAMPLING
     vocab_size = VOCAB_SIZE
 
-    def __init__(self, seed: int = 0, poison: str = "") -> None:
+    def __init__(self, seed: int = 0, poison: str = "", die_once: str = "") -> None:
         super().__init__()
         self.config: dict[str, Any] = {"seed": seed}
-        self.poison = poison
+        self.poison, self.die_once = poison, die_once
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(80 * SUBSAMPLING, VOCAB_SIZE, generator=generator) * 0.02)
 
@@ -47,6 +49,9 @@ class TinyTeacher(nn.Module):
         x = torch.nn.functional.pad(features_btf, (0, 0, 0, padding), value=-15.9424)
         stacked = x.reshape(len(x), -1, SUBSAMPLING * 80)
         log_probs = (stacked @ self.weight).log_softmax(-1)
+        if self.die_once and not Path(self.die_once).exists():
+            Path(self.die_once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.poison:
             self._poison(features_btf, log_probs)
         return log_probs, frames_b
@@ -68,10 +73,14 @@ class TinySource:
 
     seed: int = 0
     poison: str = ""
+    die_once: str = ""
+    broken_in_workers: bool = False
 
     def load(self, device: str) -> Teacher:
+        if self.broken_in_workers and multiprocessing.parent_process() is not None:
+            raise RuntimeError("no such device")
         name = hashlib.sha256(f"tiny {self.seed}".encode()).hexdigest()
-        model = TinyTeacher(self.seed, self.poison).eval()
+        model = TinyTeacher(self.seed, self.poison, self.die_once).eval()
         return Teacher(model, "TinyTeacher", name, "u" * 64, feature_hash())
 
 
