@@ -27,7 +27,8 @@ from kdasr.storage import Place
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _READY = "ready"
-_MAX_STILLBORN = 3
+#: Workers in a row that die before they are ready, until the job gives up.
+MAX_STILLBORN = 3
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class ProcessCrew:
             self._ready.discard(worker)
             return Report(self._tasks.pop(worker), worker, "died", reason=reason)
         self._stillborn += 1
-        if self._stillborn >= _MAX_STILLBORN:
+        if self._stillborn >= MAX_STILLBORN:
             raise ConfigError(f"workers cannot start: {reason}", fix="Run `--engine inline` to see why.")
         self.submit(worker, self._tasks[worker])
         return None

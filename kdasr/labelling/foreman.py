@@ -43,6 +43,7 @@ class _Case:
 
     attempts: int = 0
     deaths: int = 0
+    num_keys: int = 0
     probes_left: int = 0
     probe_deaths: dict[str, int] = field(default_factory=dict)
     culprits: dict[str, str] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class Foreman:
         with local_copy(audio, manifest_only=True) as path:
             keys = [entry.key for entry in read_manifest(path).entries]
         case = self._cases[audio]
-        case.searched, case.probes_left = True, len(keys)
+        case.searched, case.num_keys, case.probes_left = True, len(keys), len(keys)
         self._queue.extendleft(Task(audio, key) for key in reversed(keys))
 
     def _probed(self, report: Report) -> Outcome | None:
@@ -116,7 +117,8 @@ class Foreman:
         case.probes_left -= 1
         if case.probes_left:
             return None
-        if not case.culprits:
+        # If every one of them kills, it is not they: the machine, the memory, the teacher.
+        if not case.culprits or 1 < len(case.culprits) == len(case.probe_deaths) == case.num_keys:
             return self._quarantined(task.audio, report.reason)
         case.deaths = 0
         self._queue.append(Task(task.audio, exclude=dict(sorted(case.culprits.items()))))

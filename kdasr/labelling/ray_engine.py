@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdasr.errors import MissingDependencyError
-from kdasr.labelling.engines import Report, Task, Work, execute, set_threads
+from kdasr.errors import ConfigError, MissingDependencyError
+from kdasr.labelling.engines import MAX_STILLBORN, Report, Task, Work, execute, set_threads
 
 
 class RayCrew:
@@ -32,6 +32,8 @@ class RayCrew:
         gpus = 1 if work.device.startswith("cuda") else 0
         # No restarts or retries by Ray: the foreman counts deaths, and only it tries again.
         self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
+        self._stillborn = 0
+        self._ready: dict[int, Any] = {}
         self._actors = [self._start(number) for number in range(size)]
         self._tasks: dict[Any, tuple[int, Task]] = {}
 
@@ -39,16 +41,32 @@ class RayCrew:
         self._tasks[self._actors[worker].execute.remote(task)] = (worker, task)
 
     def wait(self) -> Report:
-        ready, _ = self._ray.wait(list(self._tasks), num_returns=1)
-        worker, task = self._tasks.pop(ready[0])
+        while True:
+            ready, _ = self._ray.wait(list(self._tasks), num_returns=1)
+            worker, task = self._tasks.pop(ready[0])
+            try:
+                report: Report = self._ray.get(ready[0])
+                return report
+            except self._ray.exceptions.RayActorError as error:
+                died_at_work = self._replace(worker, error)
+                if died_at_work:
+                    return Report(task, worker, "died", reason="the actor died")
+                self.submit(worker, task)
+            except self._ray.exceptions.RayTaskError as error:
+                return Report(task, worker, "failed", reason=f"{type(error.cause).__name__}: {error.cause}")
+
+    def _replace(self, worker: int, error: Exception) -> bool:
+        """A new actor in a dead one's place; whether the dead one had ever been ready."""
         try:
-            report: Report = self._ray.get(ready[0])
-            return report
+            self._ray.get(self._ready[worker])
+            self._stillborn = 0
         except self._ray.exceptions.RayActorError:
-            self._actors[worker] = self._start(worker)
-            return Report(task, worker, "died", reason="the actor died")
-        except self._ray.exceptions.RayTaskError as error:
-            return Report(task, worker, "failed", reason=f"{type(error.cause).__name__}: {error.cause}")
+            self._stillborn += 1
+            if self._stillborn >= MAX_STILLBORN:
+                reason = str(error).strip().splitlines()[-1]
+                raise ConfigError(f"a worker cannot start: {reason}") from error
+        self._actors[worker] = self._start(worker)
+        return self._stillborn == 0
 
     def stop(self) -> None:
         for actor in self._actors:
@@ -57,7 +75,9 @@ class RayCrew:
             self._ray.shutdown()
 
     def _start(self, number: int) -> Any:
-        return self._actor_class.remote(self._work, number)
+        actor: Any = self._actor_class.remote(self._work, number)
+        self._ready[number] = actor.ready.remote()
+        return actor
 
 
 class _Worker:
@@ -65,6 +85,9 @@ class _Worker:
         set_threads(work.settings)
         self._teacher = work.teacher.load(work.device)
         self._work, self._number = work, number
+
+    def ready(self) -> bool:
+        return True
 
     def execute(self, task: Task) -> Report:
         return execute(self._teacher, self._work, task, self._number)

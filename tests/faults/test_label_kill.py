@@ -172,7 +172,7 @@ def test_an_utterance_that_kills_the_process_is_found_and_named(tmp_path: Path) 
 def test_a_teacher_that_cannot_start_stops_the_job_with_its_reason(audio: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such device"):
         label(
-            teacher=TinySource(broken_in_workers=True),
+            teacher=TinySource(driver_pid=os.getpid()),
             audio=audio,
             out=tmp_path / "labels",
             engine="processes",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,10 @@ class TinyTeacher(nn.Module):
     subsampling = SUBSAMPLING
     vocab_size = VOCAB_SIZE
 
-    def __init__(self, seed: int = 0, poison: str = "", die_once: str = "") -> None:
+    def __init__(self, seed: int = 0, poison: str = "", die_once: str = "", pause_s: float = 0.0) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"seed": seed}
-        self.poison, self.die_once = poison, die_once
+        self.poison, self.die_once, self.pause_s = poison, die_once, pause_s
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(80 * SUBSAMPLING, VOCAB_SIZE, generator=generator) * 0.02)
 
@@ -49,6 +49,7 @@ class TinyTeacher(nn.Module):
         x = torch.nn.functional.pad(features_btf, (0, 0, 0, padding), value=-15.9424)
         stacked = x.reshape(len(x), -1, SUBSAMPLING * 80)
         log_probs = (stacked @ self.weight).log_softmax(-1)
+        time.sleep(self.pause_s)
         if self.die_once and not Path(self.die_once).exists():
             Path(self.die_once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -69,18 +70,19 @@ class TinyTeacher(nn.Module):
 
 @dataclass(frozen=True)
 class TinySource:
-    """Describes a `TinyTeacher`."""
+    """Describes a `TinyTeacher`; with `driver_pid` it cannot be loaded in any other process."""
 
     seed: int = 0
     poison: str = ""
     die_once: str = ""
-    broken_in_workers: bool = False
+    driver_pid: int = 0
+    pause_s: float = 0.0
 
     def load(self, device: str) -> Teacher:
-        if self.broken_in_workers and multiprocessing.parent_process() is not None:
+        if self.driver_pid not in (0, os.getpid()):
             raise RuntimeError("no such device")
         name = hashlib.sha256(f"tiny {self.seed}".encode()).hexdigest()
-        model = TinyTeacher(self.seed, self.poison, self.die_once).eval()
+        model = TinyTeacher(self.seed, self.poison, self.die_once, self.pause_s).eval()
         return Teacher(model, "TinyTeacher", name, "u" * 64, feature_hash())
 
 
