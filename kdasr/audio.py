@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -18,8 +21,11 @@ from kdasr.errors import AudioError
 
 SAMPLE_RATE_HZ = 16_000
 _PCM16_SCALE = 32_768.0
-_UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
+# A stream written to a pipe does not know its length: such headers hold one of these.
+_UNKNOWN_BYTES = (0, 0xFFFFFFFF)
 _UNKNOWN_FRAMES = 2**62
+_BLOCK_SECONDS = 60.0
+_COPY_AGAIN = "Copy the file again from its source."
 
 
 class Decoded(NamedTuple):
@@ -41,31 +47,16 @@ def decode(data: bytes, where: str) -> NDArray[np.float32]:
     sample rates resampled. `where` names the audio in errors.
 
     Raises:
-        AudioError: no bytes, not decodable, cut short, no samples, or NaN/infinite samples.
+        AudioError: no bytes, not decodable, cut short (as far as the format tells: ogg does not),
+            no samples, or NaN/infinite samples.
     """
     return decode_with_rate(data, where).samples
 
 
 def decode_with_rate(data: bytes, where: str, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
     """As `decode`, at `rate_hz`, telling also which sample rate the audio had."""
-    if not data:
-        raise AudioError("the audio is empty", where=where, expected="an audio file", got="0 bytes")
-    _refuse_cut_wav(data, where)
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            promised_frames, source_rate_hz = file.frames, file.samplerate
-            frames_nc = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(
-            "the audio cannot be decoded",
-            where=where,
-            expected="wav, flac, ogg, mp3 or opus",
-            got=f"{len(data)} bytes ({error})",
-            fix="The file is damaged or of another type: replace it or remove it.",
-        ) from error
-    _check_frames(frames_nc, promised_frames, where)
-    mono = frames_nc[:, 0] if frames_nc.shape[1] == 1 else frames_nc.mean(axis=1, dtype=np.float32)
-    return Decoded(resample(np.ascontiguousarray(mono), source_rate_hz, rate_hz), source_rate_hz)
+    with _opened(io.BytesIO(data), where) as file:
+        return _joined(_segments(file, None, where), file.samplerate, rate_hz)
 
 
 def load(path: Path) -> NDArray[np.float32]:
@@ -77,13 +68,23 @@ def load(path: Path) -> NDArray[np.float32]:
     return load_with_rate(path).samples
 
 
-def load_with_rate(path: Path) -> Decoded:
-    """As `load`, telling also which sample rate the file had."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise AudioError("the audio file cannot be read", where=path, got=error.strerror) from error
-    return decode_with_rate(data, str(path))
+def load_with_rate(path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
+    """As `load`, at `rate_hz`, telling also which sample rate the file had."""
+    with _stream(path) as stream, _opened(stream, str(path)) as file:
+        return _joined(_segments(file, None, str(path)), file.samplerate, rate_hz)
+
+
+def load_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[Decoded]:
+    """The audio file at `path` in equal segments of at most `max_seconds`.
+
+    One segment at a time is held in memory.
+
+    Raises:
+        AudioError: as `load`; of a file that is cut short, the segments before the cut come first.
+    """
+    with _stream(path) as stream, _opened(stream, str(path)) as file:
+        for frames_nc in _segments(file, max_seconds, str(path)):
+            yield _joined([frames_nc], file.samplerate, rate_hz)
 
 
 def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:
@@ -93,15 +94,6 @@ def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int = SAMPLE_RAT
     with torch.no_grad():
         resampled = _resampler(from_hz, to_hz)(torch.from_numpy(np.array(samples, dtype=np.float32)))
     return np.asarray(resampled.numpy(), dtype=np.float32)
-
-
-@lru_cache(maxsize=64)
-def _resampler(from_hz: int, to_hz: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Kept between calls: to build the filter costs more than to apply it to one utterance."""
-    resampler: Callable[[torch.Tensor], torch.Tensor] = import_torchaudio().transforms.Resample(
-        from_hz, to_hz
-    )
-    return resampler
 
 
 def encode_flac(samples: NDArray[np.float32]) -> bytes:
@@ -122,41 +114,101 @@ def encode_flac(samples: NDArray[np.float32]) -> bytes:
     return buffer.getvalue()
 
 
-def _refuse_cut_wav(data: bytes, where: str) -> None:
+@lru_cache(maxsize=64)
+def _resampler(from_hz: int, to_hz: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Kept between calls: to build the filter costs more than to apply it to one utterance."""
+    make: Callable[[int, int], Callable[[torch.Tensor], torch.Tensor]]
+    make = import_torchaudio().transforms.Resample
+    return make(from_hz, to_hz)
+
+
+class _Forward(soundfile.SoundFile):
+    """Read from beginning to end only: a FLAC that does not know its length cannot seek to it."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextmanager
+def _opened(stream: BinaryIO, where: str) -> Iterator[soundfile.SoundFile]:
+    """libsndfile's view of a stream that is not empty, not cut and holds samples."""
+    num_bytes = stream.seek(0, os.SEEK_END)
+    if num_bytes == 0:
+        raise AudioError("the audio is empty", where=where, expected="an audio file", got="0 bytes")
+    _refuse_cut_wav(stream, num_bytes, where)
+    stream.seek(0)
+    try:
+        with _Forward(stream) as file:
+            if file.frames == 0:
+                expected, got = "at least one sample", "a header alone"
+                raise AudioError("the audio holds no samples", where=where, expected=expected, got=got)
+            yield file
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioError(
+            "the audio cannot be decoded",
+            where=where,
+            expected="a whole wav, flac, ogg, mp3 or opus file",
+            got=f"{num_bytes} bytes ({error})",
+            fix="The file is damaged, cut short or of another type: replace it or remove it.",
+        ) from error
+
+
+def _segments(
+    file: soundfile.SoundFile, max_seconds: float | None, where: str
+) -> Iterator[NDArray[np.float32]]:
+    """(n, channels) frames, block after block, to the end."""
+    known = file.frames < _UNKNOWN_FRAMES
+    longest = max(1, int((max_seconds or _BLOCK_SECONDS) * file.samplerate))
+    # Equal parts: a last one of a few samples would be of no use.
+    num_frames = math.ceil(file.frames / math.ceil(file.frames / longest)) if known else longest
+    position = 0
+    while not known or position < file.frames:
+        frames_nc = file.read(num_frames, dtype="float32", always_2d=True)
+        position += len(frames_nc)
+        if not np.isfinite(frames_nc).all():
+            raise AudioError(
+                "the audio holds NaN or infinite samples", where=where, expected="finite samples"
+            )
+        if len(frames_nc):
+            yield frames_nc
+        if len(frames_nc) < num_frames:
+            break
+    if position == 0 or (known and position < file.frames):
+        expected, got = f"{file.frames if known else 'some'} frames", position
+        raise AudioError("the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN)
+
+
+def _joined(blocks: Iterable[NDArray[np.float32]], from_hz: int, to_hz: int) -> Decoded:
+    frames_nc = np.concatenate(list(blocks))
+    mono = frames_nc[:, 0] if frames_nc.shape[1] == 1 else frames_nc.mean(axis=1, dtype=np.float32)
+    return Decoded(resample(np.ascontiguousarray(mono), from_hz, to_hz), from_hz)
+
+
+@contextmanager
+def _stream(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with Path(path).open("rb") as stream:
+            yield stream
+    except OSError as error:
+        raise AudioError("the audio file cannot be read", where=path, got=error.strerror) from error
+
+
+def _refuse_cut_wav(stream: BinaryIO, num_bytes: int, where: str) -> None:
     """libsndfile reads a cut WAV without a word; its data chunk says how long it should be."""
-    if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+    stream.seek(0)
+    head = stream.read(12)
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return
     position = 12
-    while position + 8 <= len(data):
-        name, size = (
-            data[position : position + 4],
-            int.from_bytes(data[position + 4 : position + 8], "little"),
-        )
-        available = len(data) - position - 8
-        if name == b"data":
-            # Streams written to a pipe promise nothing: they hold 0 or the largest number.
-            if available < size and size not in _UNKNOWN_LENGTHS:
+    while position + 8 <= num_bytes:
+        stream.seek(position)
+        chunk = stream.read(8)
+        size, available = int.from_bytes(chunk[4:], "little"), num_bytes - position - 8
+        if chunk[:4] == b"data":
+            if available < size and size not in _UNKNOWN_BYTES:
+                expected, got = f"{size} bytes of samples", f"{available} bytes"
                 raise AudioError(
-                    "the audio is cut short",
-                    where=where,
-                    expected=f"{size} bytes of samples",
-                    got=f"{available} bytes",
-                    fix="Copy the file again from its source.",
+                    "the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN
                 )
             return
         position += 8 + size + size % 2
-
-
-def _check_frames(frames_nc: NDArray[np.float32], promised_frames: int, where: str) -> None:
-    if len(frames_nc) == 0:
-        raise AudioError("the audio holds no samples", where=where, expected="at least one sample", got=0)
-    if len(frames_nc) < promised_frames < _UNKNOWN_FRAMES:
-        raise AudioError(
-            "the audio is cut short",
-            where=where,
-            expected=f"{promised_frames} frames",
-            got=f"{len(frames_nc)} frames",
-            fix="Copy the file again from its source.",
-        )
-    if not np.isfinite(frames_nc).all():
-        raise AudioError("the audio holds NaN or infinite samples", where=where, expected="finite samples")

@@ -1,0 +1,167 @@
+"""kdasr.audio: what is decoded, resampled, refused and written back."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from kdasr.audio import (
+    SAMPLE_RATE_HZ,
+    decode,
+    decode_with_rate,
+    encode_flac,
+    load,
+    load_segments,
+    load_with_rate,
+    resample,
+)
+from kdasr.errors import AudioError
+
+FORMATS = {
+    "wav": ("WAV", "PCM_16"),
+    "wav_float": ("WAV", "FLOAT"),
+    "flac": ("FLAC", "PCM_16"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+def tone(seconds: float, rate_hz: int = SAMPLE_RATE_HZ, pitch_hz: float = 440.0) -> NDArray[np.float32]:
+    return (0.3 * np.sin(2 * np.pi * pitch_hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(
+        np.float32
+    )
+
+
+def encoded(samples: NDArray[np.float32], rate_hz: int = SAMPLE_RATE_HZ, kind: str = "wav") -> bytes:
+    container, subtype = FORMATS[kind]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate_hz, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_gives_the_tone_back(kind: str) -> None:
+    samples = tone(1.0, 48_000)
+    decoded, rate_hz = decode_with_rate(encoded(samples, 48_000, kind), kind)
+    assert rate_hz == 48_000
+    assert decoded.dtype == np.float32
+    assert abs(len(decoded) - SAMPLE_RATE_HZ) <= 0.08 * SAMPLE_RATE_HZ
+    spectrum = np.abs(np.fft.rfft(decoded[4000:12000]))
+    assert np.argmax(spectrum) * SAMPLE_RATE_HZ / 8000 == 440
+    assert np.abs(decoded[4000:12000]).max() == pytest.approx(0.3, abs=0.02)
+
+
+def test_flac_gives_back_the_rounded_samples_exactly() -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, 5001).astype(np.float32)
+    expected = np.clip(np.rint(samples.astype(np.float64) * 32768), -32768, 32767) / 32768
+    np.testing.assert_array_equal(decode(encode_flac(samples), "x"), expected.astype(np.float32))
+
+
+def test_flac_clips_instead_of_wrapping_around() -> None:
+    decoded = decode(encode_flac(np.array([2.0, -2.0, 0.0], np.float32)), "x")
+    np.testing.assert_array_equal(decoded, np.array([32767 / 32768, -1.0, 0.0], np.float32))
+
+
+def test_the_same_samples_give_the_same_flac() -> None:
+    assert encode_flac(tone(0.5)) == encode_flac(tone(0.5))
+
+
+def test_channels_are_averaged() -> None:
+    stereo = np.stack([np.full(1000, 0.5), np.full(1000, -0.25)], axis=1).astype(np.float32)
+    np.testing.assert_allclose(decode(encoded(stereo, kind="wav_float"), "x"), 0.125)
+
+
+@pytest.mark.parametrize("from_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
+def test_resampling_keeps_a_tone_and_the_duration(from_hz: int) -> None:
+    samples = tone(0.25, from_hz)
+    resampled = resample(samples, from_hz)
+    assert len(resampled) == -(-len(samples) * SAMPLE_RATE_HZ // from_hz)
+    np.testing.assert_allclose(resampled[500:3500], tone(0.25)[500:3500], atol=2e-3)
+
+
+def test_resampling_removes_what_the_new_rate_cannot_hold() -> None:
+    assert np.abs(resample(tone(0.25, 44_100, 12_000.0), 44_100)[500:3500]).max() < 0.01
+
+
+def test_another_rate_can_be_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(tone(0.5, 8_000), 8_000))
+    samples, rate_hz = load_with_rate(path, 8_000)
+    assert (len(samples), rate_hz) == (4000, 8_000)
+    assert len(load(path)) == 8000
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_cut_audio_is_refused_by_name(kind: str, share: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32)
+    data = encoded(noise, kind=kind)
+    with pytest.raises(AudioError, match=r"here\.x.*(cut short|cannot be decoded)"):
+        decode(data[: int(len(data) * share)], "here.x")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the audio is empty"),
+        (b"not audio at all, but text", "cannot be decoded"),
+        (encoded(tone(0.0)), "holds no samples"),
+        (encoded(tone(0.1))[:30], "cannot be decoded"),
+        (encoded(np.array([0.0, np.nan], np.float32), kind="wav_float"), "NaN or infinite"),
+        (encoded(np.array([0.0, np.inf], np.float32), kind="wav_float"), "NaN or infinite"),
+    ],
+)
+def test_what_is_no_audio_is_refused_by_name(data: bytes, message: str) -> None:
+    with pytest.raises(AudioError, match=f"^some-name: .*{message}"):
+        decode(data, "some-name")
+
+
+def test_a_wav_that_never_knew_its_length_is_read() -> None:
+    data = bytearray(encoded(tone(0.1)))
+    position = data.index(b"data") + 4
+    data[position : position + 4] = b"\xff\xff\xff\xff"
+    assert len(decode(bytes(data), "piped.wav")) == 1600
+
+
+def test_a_flac_that_never_knew_its_length_is_read() -> None:
+    data = bytearray(encoded(tone(0.5), kind="flac"))
+    # STREAMINFO holds the count of samples in the low 36 bits of bytes 18 to 25.
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    np.testing.assert_allclose(decode(bytes(data), "piped.flac"), tone(0.5), atol=2e-5)
+
+
+def test_a_missing_file_is_an_audio_error(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"absent\.wav.*cannot be read.*No such file"):
+        load(tmp_path / "absent.wav")
+
+
+@pytest.mark.parametrize("samples", [np.zeros(0, np.float32), np.array([np.nan], np.float32)])
+def test_nothing_and_nan_cannot_be_stored(samples: NDArray[np.float32]) -> None:
+    with pytest.raises(AudioError):
+        encode_flac(samples)
+
+
+def test_segments_are_equal_and_join_to_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    path.write_bytes(encoded(tone(10.0), kind="flac"))
+    segments = [segment.samples for segment in load_segments(path, 3.0)]
+    assert [len(segment) for segment in segments] == [40_000] * 4
+    np.testing.assert_array_equal(np.concatenate(segments), load(path))
+
+
+def test_of_a_cut_file_the_segments_before_the_cut_come_first(tmp_path: Path) -> None:
+    path = tmp_path / "cut.mp3"
+    noise = np.random.default_rng(0).normal(0, 0.1, 160_000).astype(np.float32)
+    data = encoded(noise, kind="mp3")
+    path.write_bytes(data[: len(data) // 2])
+    segments = load_segments(path, 2.0)
+    assert len(next(segments).samples) == 32_000
+    with pytest.raises(AudioError, match=r"cut\.mp3.*cut short"):
+        list(segments)
