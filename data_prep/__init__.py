@@ -67,7 +67,7 @@ def prepare(
         "corpus": name,
         "seed": seed,
         "settings": json.loads(json.dumps(dataclasses.asdict(parsed))),
-        "files": fingerprint_of(corpus),
+        "files": fingerprint_of(corpus, without=Path(out)),
     }
     shards = {}
     with _one_thread():

@@ -27,7 +27,7 @@ from data_prep.support.grammar import DIGITS
 from data_prep.support.noise import Samples, add_noise, check_kinds, make_noise, rms
 from data_prep.support.perturb import stretch_and_warp, tilt_timbre
 from data_prep.support.seeding import rng_for
-from kdasr.audio import SAMPLE_RATE_HZ, decode_with_rate, resample
+from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate, resample
 from kdasr.errors import AudioError, ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
@@ -199,9 +199,9 @@ def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Drop
             )
         for path in paths:
             try:
-                samples, rate_hz = decode_with_rate(path.read_bytes(), path.name, RATE_HZ)
-            except (AudioError, OSError) as error:
-                dropped.add(str(path.relative_to(corpus)), str(error))
+                samples, rate_hz = load_with_rate(path, RATE_HZ)
+            except AudioError as error:
+                dropped.add_error(str(path.relative_to(corpus)), error)
                 continue
             dropped.note_rate(rate_hz, RATE_HZ)
             recordings.append(_Recording(int(path.name[0]), speaker, samples))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from kdasr.errors import KdasrError
+
 
 @dataclass(slots=True)
 class Dropped:
@@ -20,7 +22,17 @@ class Dropped:
 
     def add(self, what: str, reason: str) -> None:
         """`what` (a file relative to the corpus, or a key) is left out because of `reason`."""
+        # Names of files need not be UTF-8; what is written about them must be.
+        what, reason = (text.encode("utf-8", "replace").decode() for text in (what, reason))
         self.items.append((what, reason))
+
+    def add_error(self, what: str, error: KdasrError, more: str = "") -> None:
+        """`what` is left out because of an error; its path is not repeated, so that the same corpus
+        in another place gives the same record."""
+        facts = [error.what]
+        facts += [f"expected {error.expected}"] if error.expected is not None else []
+        facts += [f"got {error.got}"] if error.got is not None else []
+        self.add(what, "; ".join(facts) + more)
 
     def note_rate(self, source_rate_hz: int, expected_rate_hz: int) -> None:
         """Count a file whose sample rate was not the expected one and which was resampled."""

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.support.dropped import Dropped
-from kdasr.errors import ConfigError, ShardError
+from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.shards import Shard, open_shard, write_shards
 from kdasr.storage import commit_bytes
@@ -47,7 +47,7 @@ def prepare_split(
     _commit(folder / PREPARING, {"source": source})
     dropped = Dropped()
     paths = write_shards(
-        utterances(dropped=dropped),
+        _some(utterances(dropped=dropped), folder, dropped),
         folder,
         max_utterances=max_utterances,
         description=f"{source['corpus']} {source['split']}",
@@ -60,19 +60,43 @@ def prepare_split(
     return paths
 
 
-def fingerprint_of(corpus: Path | None) -> dict[str, Any] | None:
-    """Count, size and a hash of the paths and sizes of all files below `corpus`; contents are not read."""
+def fingerprint_of(corpus: Path | None, *, without: Path) -> dict[str, Any] | None:
+    """Count, size and a hash of the paths and sizes of all files below `corpus`, contents unread.
+
+    What lies in `without` is left out: shards may be written into the corpus itself.
+    """
     if corpus is None:
         return None
     digest, count, num_bytes = hashlib.sha256(), 0, 0
     for parent, folders, files in os.walk(corpus):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not _same(Path(parent, name), without)
+        )
         for name in sorted(files):
             path = Path(parent, name)
             size = path.stat().st_size if path.exists() else -1
             digest.update(f"{path.relative_to(corpus)}\0{size}\n".encode(errors="surrogateescape"))
             count, num_bytes = count + 1, num_bytes + max(size, 0)
     return {"count": count, "bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _some(utterances: Iterator[Utterance], folder: Path, dropped: Dropped) -> Iterator[Utterance]:
+    """All of them; it is an error if there are none."""
+    first = next(utterances, None)
+    if first is None:
+        reasons = "; ".join(f"{what}: {reason}" for what, reason in dropped.items[:3])
+        raise CorpusError(
+            "no utterance can be used",
+            where=folder.name,
+            got=f"{len(dropped.items)} left out, such as {reasons}" if reasons else "an empty corpus",
+            fix="Check --corpus.",
+        )
+    yield first
+    yield from utterances
 
 
 def _finished(folder: Path, source: dict[str, Any]) -> list[Path]:
