@@ -127,11 +127,7 @@ def write_label_shard(
         "failed": [[key, item.reason] for key, item in items if isinstance(item, Failure)],
         **(extra or {}),
     }
-    manifest_file = manifest_of(file)
-    # An old manifest must not vouch for new bytes, not even for a moment.
-    manifest_file.remove()
-    file.commit(data)
-    manifest_file.commit(json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n", create_only=True)
+    _commit(file, data, json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
     return manifest
 
 
@@ -327,6 +323,26 @@ def read_manifest(path: Place | Location) -> dict[str, Any]:
     if not isinstance(content.get("bytes"), int) or not isinstance(content.get("sha256"), str):
         raise DamagedLabelsError("a manifest without size or sha256", where=manifest, fix=fix)
     return content
+
+
+def _commit(file: Location, data: bytes, manifest: bytes) -> None:
+    """Labels first, their manifest last; what is there already is left alone."""
+    manifest_file = manifest_of(file)
+    found = _bytes_at(manifest_file)
+    if found is not None and found != manifest:
+        # An old manifest must not vouch for new bytes, not even for a moment.
+        manifest_file.remove()
+    if _bytes_at(file) != data:
+        file.commit(data)
+    if found != manifest:
+        manifest_file.commit(manifest, create_only=True)
+
+
+def _bytes_at(file: Location) -> bytes | None:
+    try:
+        return file.read_all()
+    except FileNotFoundError:
+        return None
 
 
 def _check_reads_back(where: str, data: bytes, items: list[tuple[str, SoftLabels | Failure]]) -> None:

@@ -1,0 +1,254 @@
+"""Full disks and failing object stores: an error that says so, nothing half done, and then it goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdasr import storage
+from kdasr.labelling import label, summary_text, verify_labels
+from kdasr.storage import RemoteLocation, StorageError, locate
+from tests.labelling.tiny import TinySource, make_audio
+
+NUM_SHARDS = 5
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    make_audio(tmp_path / "audio", NUM_SHARDS * 2, per_shard=2)
+    return tmp_path / "audio"
+
+
+def run(audio: Any, out: Any) -> dict[str, Any]:
+    return label(teacher=TinySource(), audio=audio, out=out, quiet=True)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.startswith("log")}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A folder with room for 12 KiB, and a function that gives it more.
+
+    A real tmpfs where this user may mount one; otherwise writes fail as a full disk's do.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+    if mounted:
+        yield (
+            folder,
+            lambda: subprocess.run(["mount", "-o", "remount,size=1m", str(folder)], check=True) and None,
+        )
+        subprocess.run(["umount", str(folder)], check=True)
+        return
+    original, room = storage._write_through, [12 << 10]
+
+    def write(path: Path, data: bytes) -> None:
+        used = sum(p.stat().st_size for p in folder.iterdir())
+        original(path, data[: max(0, room[0] - used)])
+        if used + len(data) > room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(storage, "_write_through", write)
+    yield folder, lambda: room.__setitem__(0, 1 << 20)
+
+
+def test_a_full_disk_stops_the_job_and_the_next_run_finishes_it(
+    audio: Path, tmp_path: Path, small_disk: tuple[Path, Callable[[], None]]
+) -> None:
+    disk, enlarge = small_disk
+    summary = run(audio, disk / ".")
+    done = len(list(disk.glob("*.json")))
+    assert 0 < done < NUM_SHARDS
+    (reason,) = summary["shards_failed"].values()
+    assert "No space left on device" in reason
+    assert summary["shards_not_tried"] == NUM_SHARDS - done - 1
+    assert "not tried" in summary_text(summary)
+    assert list(disk.glob("*.tmp")) == [] and list(disk.glob(".*.tmp")) == []
+    enlarge()
+    assert run(audio, disk)["shards_done_before"] == done
+    run(audio, tmp_path / "wanted")
+    assert files(disk) == files(tmp_path / "wanted")
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_for_people(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(storage, "_write_through", refuse)
+    summary = run(audio, tmp_path / "labels")
+    assert summary["shards_not_tried"] == NUM_SHARDS - 1
+    assert "Permission denied" in next(iter(summary["shards_failed"].values()))
+
+
+def test_a_disk_that_gives_back_other_bytes_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = storage._write_through
+
+    def corrupt(path: Path, data: bytes) -> None:
+        original(path, data[:-1] + bytes([data[-1] ^ 1]))
+
+    monkeypatch.setattr(storage, "_write_through", corrupt)
+    with pytest.raises(StorageError, match="other bytes"):
+        storage.commit_bytes(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- object stores --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The URL of an empty bucket on a real S3 server in this process."""
+    from moto.server import ThreadedMotoServer
+
+    saved = {name: os.environ.get(name) for name in S3_ENVIRONMENT}
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ.update({**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://{host}:{port}"})
+    import fsspec
+
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir("labels-test")
+    yield "s3://labels-test"
+    server.stop()
+    for name, value in saved.items():
+        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+S3_ENVIRONMENT = {
+    "AWS_ENDPOINT_URL": "",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+def upload(folder: Path, url: str) -> None:
+    for path in folder.iterdir():
+        locate(f"{url}/{path.name}").commit(path.read_bytes())
+
+
+def remote_files(url: str) -> dict[str, bytes]:
+    place = locate(url)
+    return {name: place.child(name).read_all() for name in place.names()}
+
+
+def test_audio_in_s3_and_labels_in_s3(s3: str, audio: Path, tmp_path: Path) -> None:
+    upload(audio, f"{s3}/plain/audio")
+    summary = run(f"{s3}/plain/audio", f"{s3}/plain/labels")
+    assert summary["shards_labelled"] == NUM_SHARDS
+    run(audio, tmp_path / "wanted")
+    assert remote_files(f"{s3}/plain/labels") == files(tmp_path / "wanted")
+    assert run(f"{s3}/plain/audio", f"{s3}/plain/labels")["shards_done_before"] == NUM_SHARDS
+    assert verify_labels(f"{s3}/plain/audio", f"{s3}/plain/labels") == []
+
+
+def test_damaged_labels_in_s3_are_done_again(s3: str, audio: Path) -> None:
+    out = f"{s3}/damaged"
+    run(audio, out)
+    before = remote_files(out)
+    place = locate(f"{out}/shard-000002.kdsl")
+    place.commit(b"rubbish")
+    locate(f"{out}/shard-000003.json").remove()
+    assert len(verify_labels(audio, out)) == 2
+    assert run(audio, out)["shards_labelled"] == 2
+    assert remote_files(out) == before
+
+
+def test_two_writers_of_one_object_the_second_does_not_overwrite(s3: str) -> None:
+    place = locate(f"{s3}/race/manifest.json")
+    place.commit(b"first", create_only=True)
+    place.commit(b"first", create_only=True)
+    with pytest.raises(StorageError, match="another writer"):
+        place.commit(b"second", create_only=True)
+    assert place.read_all() == b"first"
+
+
+def test_many_jobs_on_the_same_bucket_leave_one_set_of_labels(s3: str, audio: Path, tmp_path: Path) -> None:
+    out, errors = f"{s3}/many", []
+
+    def job() -> None:
+        summary = run(audio, out)
+        errors.extend(summary["shards_failed"].values())
+
+    threads = [threading.Thread(target=job) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    run(audio, tmp_path / "wanted")
+    assert remote_files(out) == files(tmp_path / "wanted")
+
+
+def flaky(fs: Any, monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
+    """Make every `every`-th request of each kind fail, before or after it was carried out."""
+    failures: list[str] = []
+    for name in ("pipe_file", "cat_file", "info", "ls", "rm_file"):
+        original, calls = getattr(fs, name), [0]
+
+        def request(*args: Any, _f: Any = original, _c: Any = calls, _n: str = name, **kwargs: Any) -> Any:
+            _c[0] += 1
+            fails = _c[0] % every == 0
+            if fails and _c[0] % 2:
+                failures.append(_n)
+                raise OSError(errno.ECONNRESET, "injected: before")
+            result = _f(*args, **kwargs)
+            if fails:
+                failures.append(_n)
+                raise OSError(errno.ETIMEDOUT, "injected: after")
+            return result
+
+        monkeypatch.setattr(fs, name, request)
+    return failures
+
+
+def test_a_store_that_fails_now_and_then_is_asked_again(
+    s3: str, audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(audio, f"{s3}/flaky/audio")
+    monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.001)
+    fs = locate(s3)
+    assert isinstance(fs, RemoteLocation)
+    failures = flaky(fs.fs, monkeypatch, every=3)
+    summary = run(f"{s3}/flaky/audio", f"{s3}/flaky/labels")
+    assert summary["shards_failed"] == {} and summary["shards_labelled"] == NUM_SHARDS
+    assert {"pipe_file", "cat_file"} <= set(failures)
+    monkeypatch.undo()
+    run(audio, tmp_path / "wanted")
+    assert remote_files(f"{s3}/flaky/labels") == files(tmp_path / "wanted")
+
+
+def test_a_store_that_is_down_fails_shard_by_shard_with_the_address(
+    s3: str, audio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.001)
+    fs = locate(s3)
+    assert isinstance(fs, RemoteLocation)
+
+    def down(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ECONNREFUSED, "nobody there")
+
+    monkeypatch.setattr(fs.fs, "pipe_file", down)
+    summary = run(audio, f"{s3}/down")
+    assert len(summary["shards_failed"]) == NUM_SHARDS
+    assert all("s3://labels-test/down/" in reason for reason in summary["shards_failed"].values())
+
+
+def test_a_url_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(StorageError, match="unknown kind of URL"):
+        locate("nonsense://bucket/labels")
