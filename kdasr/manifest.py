@@ -19,6 +19,8 @@ from kdasr.errors import DamagedShardError, ManifestError
 
 FORMAT = "kdasr-audio-shard"
 VERSION = 1
+# Beside the shards that `kdasr prepare` writes: the first while it works, the second when it is done.
+PREPARING, PREPARED = "preparing.json", "prepared.json"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _BLOCK_BYTES = 1 << 20
 

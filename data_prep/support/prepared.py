@@ -14,13 +14,14 @@ from rich.console import Console
 from data_prep.support.dropped import Dropped
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
+from kdasr.manifest import PREPARED, PREPARING
 from kdasr.shards import Shard, open_shard, write_shards
 from kdasr.storage import commit_bytes
 
 FORMAT = "kdasr-prepared"
 # Raise it when the same settings give other audio than before.
 GENERATION = 1
-PREPARED, PREPARING, DROPPED = "prepared.json", "preparing.json", "dropped.json"
+DROPPED = "dropped.json"
 
 
 def prepare_split(
@@ -41,6 +42,7 @@ def prepare_split(
     source = {**source, "generation": GENERATION}
     finished = _finished(folder, source)
     if finished:
+        (folder / PREPARING).unlink(missing_ok=True)
         return finished
     _clear_unfinished(folder, source)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,7 @@ def _finished(folder: Path, source: dict[str, Any]) -> list[Path]:
 
 def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:
     """Make way for shards: leave those of the same source, remove those of an unfinished other one."""
-    leftovers = [path for path in folder.glob("shard-*") if path.suffix in (".tar", ".json")]
+    leftovers = [path for path in folder.glob("shard-*") if path.suffix in (".tar", ".json", ".tmp")]
     if not leftovers or (folder / PREPARED).exists():
         return
     record = _read(folder / PREPARING)

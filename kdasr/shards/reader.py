@@ -12,6 +12,8 @@ from kdasr import audio
 from kdasr.errors import AudioError, DamagedShardError, ManifestError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import (
+    PREPARED,
+    PREPARING,
     Shard,
     ShardEntry,
     damaged,
@@ -29,12 +31,16 @@ def list_shards(folder: Path) -> list[Path]:
     """The tars of a folder, sorted.
 
     Raises:
-        ShardError: no such folder, or no shards in it.
-        ManifestError: a tar without manifest, or a manifest without tar.
+        ShardError: no such folder, no shards in it, or `kdasr prepare` has not finished with it.
+        ManifestError: a tar without manifest, a manifest without tar, or not the shards that
+            `kdasr prepare` recorded.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ShardError("there is no such folder of audio shards", where=folder)
+    if (folder / PREPARING).exists():
+        fix = "Run the same `kdasr prepare` again: it finishes what it began."
+        raise ShardError("the corpus is not completely prepared", where=folder, fix=fix)
     tars = sorted(path for path in folder.iterdir() if SHARD_PATTERN.fullmatch(path.name))
     for path in tars:
         if not manifest_path(path).exists():
@@ -54,7 +60,24 @@ def list_shards(folder: Path) -> list[Path]:
             expected="shard-000000.tar, ...",
             fix="Run `kdasr prepare` first, or name the folder of one split.",
         )
+    if problem := _differs_from_record(folder):
+        raise ManifestError(problem, where=folder / PREPARED, fix="Copy all shards, or prepare again.")
     return tars
+
+
+def _differs_from_record(folder: Path) -> str:
+    """What `kdasr prepare` recorded and the folder lacks, or the other way round; nothing if all is well."""
+    try:
+        record = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
+        recorded = {str(shard["name"]) for shard in record["shards"]}
+    except FileNotFoundError:
+        return ""  # a folder that was written by other means
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"the record of `kdasr prepare` cannot be read ({error!r})"
+    found = {path.name for path in folder.glob("shard-*.tar")}
+    missing, more = sorted(recorded - found), sorted(found - recorded)
+    parts = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{', '.join(more)} unknown"] * bool(more)
+    return f"the shards are not those that were prepared: {'; '.join(parts)}" if parts else ""
 
 
 def open_shard(path: Path, *, verify: bool = False) -> Shard:
@@ -119,6 +142,10 @@ def verify_folder(folder: Path) -> list[str]:
     if stems != expected_stems:
         missing = sorted(set(expected_stems) - set(stems))
         problems.append(f"{folder}: the numbering has gaps; missing {', '.join(missing)}")
+    if problem := _differs_from_record(folder):
+        problems.append(f"{folder / PREPARED}: {problem}")
+    if (folder / PREPARING).exists():
+        problems.append(f"{folder}: not completely prepared")
     seen: dict[str, str] = {}
     for stem in stems:
         try:

@@ -8,7 +8,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kdasr import audio
-from kdasr.errors import AudioError, DamagedShardError, ShardError
+from kdasr.errors import AudioError, DamagedShardError, ManifestError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import (
     KEY_PATTERN,
@@ -49,9 +49,9 @@ def write_shards(
     shard with other bytes, the call fails and changes nothing of it.
 
     Raises:
-        ShardError: no utterances, a bad or repeated key, or other shards are in the folder.
+        ShardError: no utterances, a bad or repeated key, other shards are in the folder, or the disk
+            is full or not writable.
         AudioError: an utterance without samples or with NaN/infinite samples.
-        OSError: the disk is full or not writable; no unfinished shard is left under its final name.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -116,13 +116,24 @@ def _write_shard(utterances: Iterable[Utterance], path: Path, description: str) 
             file.flush()
             os.fsync(file.fileno())
         shard = _describe(temporary, path, written, description)
-        if manifest_path(path).exists() and read_manifest(path).sha256 != shard.sha256:
+        if _holds_other(path, shard):
             raise _other_shard(path)
         _rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    commit_bytes(manifest_path(path), manifest_text(shard).encode())
+        commit_bytes(manifest_path(path), manifest_text(shard).encode())
+    except OSError as error:
+        fix = "Nothing unfinished is left: make room or name another folder, and run it again."
+        raise ShardError("the audio shard cannot be written", where=path, got=error, fix=fix) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _holds_other(path: Path, shard: Shard) -> bool:
+    """Whether a complete shard with other bytes has this name already."""
+    try:
+        return path.exists() and read_manifest(path).sha256 != shard.sha256
+    except ManifestError:
+        return False
 
 
 class _Written(NamedTuple):

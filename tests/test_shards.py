@@ -1,0 +1,213 @@
+"""kdasr.shards and kdasr.manifest: what is written is read back, and other tools can read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from kdasr.audio import decode
+from kdasr.errors import AudioError, ManifestError, ShardError
+from kdasr.interfaces import Utterance
+from kdasr.manifest import manifest_path, manifest_text, read_manifest, sha256_of
+from kdasr.shards import list_shards, open_shard, read_shard, read_utterance, verify_folder, write_shards
+
+
+def utterance(key: str, num_samples: int = 4000, **more: str | None) -> Utterance:
+    samples = np.random.default_rng(num_samples).normal(0, 0.1, num_samples)
+    return Utterance(key, (np.rint(samples * 32768) / 32768).astype(np.float32), **more)
+
+
+def utterances(count: int) -> list[Utterance]:
+    return [utterance(f"u{index}", 4000 + index, text=f"it's {'abcdefgh'[index]}") for index in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five utterances in three shards."""
+    write_shards(utterances(5), tmp_path, max_utterances=2, description="five")
+    return tmp_path
+
+
+def test_what_was_written_is_read_in_order(folder: Path) -> None:
+    read = [one for path in list_shards(folder) for one in read_shard(path)]
+    assert [one.key for one in read] == ["u0", "u1", "u2", "u3", "u4"]
+    for one, original in zip(read, utterances(5), strict=True):
+        np.testing.assert_array_equal(one.samples, original.samples)
+        assert (one.text, one.speaker) == (original.text, None)
+
+
+def test_any_utterance_can_be_read_by_its_place(folder: Path) -> None:
+    shard = open_shard(folder / "shard-000001.tar")
+    read = read_utterance(shard, shard.entries[1])
+    assert read.key == "u3"
+    np.testing.assert_array_equal(read.samples, utterances(5)[3].samples)
+
+
+def test_text_and_speaker_come_back_and_no_text_stays_no_text(tmp_path: Path) -> None:
+    write_shards([utterance("a", text="café", speaker="en-us+m3"), utterance("b")], tmp_path)
+    first, second = read_shard(tmp_path / "shard-000000.tar")
+    assert (first.text, first.speaker) == ("café", "en-us+m3")
+    assert (second.text, second.speaker) == (None, None)
+    with tarfile.open(tmp_path / "shard-000000.tar") as tar:
+        meta = json.loads(tar.extractfile("b.json").read())  # type: ignore[union-attr]
+    assert meta == {"key": "b", "duration": 0.25, "num_samples": 4000, "sample_rate": 16000, "speaker": None}
+
+
+def test_the_manifest_says_what_the_tar_holds(folder: Path) -> None:
+    shards = [open_shard(path, verify=True) for path in list_shards(folder)]
+    assert [shard.count for shard in shards] == [2, 2, 1]
+    assert shards[0].seconds == 8001 / 16000
+    assert shards[0].description == "five"
+    for shard in shards:
+        assert shard.sha256 == sha256_of(shard.path)
+        data = shard.path.read_bytes()
+        assert shard.bytes == len(data)
+        with tarfile.open(shard.path) as tar:
+            members = {member.name: member for member in tar}
+        for entry in shard.entries:
+            flac, meta = members[f"{entry.key}.flac"], members[f"{entry.key}.json"]
+            assert (entry.flac_offset, entry.flac_bytes) == (flac.offset_data, flac.size)
+            assert (entry.json_offset, entry.json_bytes) == (meta.offset_data, meta.size)
+            samples = decode(data[entry.flac_offset : entry.flac_offset + entry.flac_bytes], entry.key)
+            assert len(samples) == entry.num_samples
+
+
+def test_a_manifest_survives_being_written_and_read(folder: Path) -> None:
+    path = folder / "shard-000000.tar"
+    shard = read_manifest(path)
+    assert manifest_path(path).read_text() == manifest_text(shard)
+    assert json.loads(manifest_text(shard))["format"] == "kdasr-audio-shard"
+
+
+def test_webdataset_reads_the_shards(folder: Path) -> None:
+    urls = [str(path) for path in list_shards(folder)]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert [sample["__key__"] for sample in samples] == ["u0", "u1", "u2", "u3", "u4"]
+    assert json.loads(samples[2]["json"])["text"] == "it's c"
+    np.testing.assert_array_equal(decode(samples[2]["flac"], "u2"), utterances(5)[2].samples)
+
+
+def test_the_same_utterances_give_the_same_bytes(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    write_shards(iter(utterances(5)), other, max_utterances=2, description="five")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    assert len(names) == 6
+    for name in names:
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_shard_is_closed_by_seconds_too(tmp_path: Path) -> None:
+    paths = write_shards((utterance(f"u{i}", 16_000) for i in range(5)), tmp_path, max_seconds=2.0)
+    assert [open_shard(path).seconds for path in paths] == [2.0, 2.0, 1.0]
+
+
+def test_at_most_one_shard_of_utterances_is_held(tmp_path: Path) -> None:
+    alive: list[int] = []
+
+    def source() -> Iterator[Utterance]:
+        for index in range(6):
+            done = len(list(tmp_path.glob("shard-*.json")))
+            alive.append(index - 2 * done)
+            yield utterance(f"u{index}")
+
+    write_shards(source(), tmp_path, max_utterances=2)
+    assert max(alive) <= 2
+
+
+def test_long_keys_are_kept(tmp_path: Path) -> None:
+    key = "k" * 200
+    (path,) = write_shards([utterance(key)], tmp_path)
+    assert [one.key for one in read_shard(path)] == [key]
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "../up", "ä", "k" * 201, "a b", "a\n"])
+def test_keys_that_could_mean_something_else_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ShardError, match="the key cannot be used"):
+        write_shards([utterance("fine"), utterance(key)], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_may_come_once(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"^a: two utterances have the same key"):
+        write_shards([utterance("a"), utterance("b"), utterance("a")], tmp_path, max_utterances=1)
+
+
+def test_audio_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    silent = dataclasses.replace(utterance("a"), samples=np.zeros(0, np.float32))
+    with pytest.raises(AudioError, match="^a: only finite, non-empty audio"):
+        write_shards([silent], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no utterances"):
+        write_shards([], tmp_path)
+
+
+def test_writing_the_same_again_changes_nothing(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_shards(utterances(5), folder, max_utterances=2, description="five")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_other_content_is_never_mixed_in(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ShardError, match=r"shard-000000\.tar.*already holds a shard with other content"):
+        write_shards([utterance("new")], folder)
+    with pytest.raises(ShardError, match=r"shard-000001\.\w+: .*other content"):
+        write_shards(utterances(2), folder, description="five")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_list_shards_wants_a_folder_with_shards(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no such folder"):
+        list_shards(tmp_path / "absent")
+    with pytest.raises(ShardError, match=r"holds no audio shards.*shard-000000\.tar"):
+        list_shards(tmp_path)
+
+
+def test_list_shards_misses_a_manifest_or_a_tar(folder: Path) -> None:
+    manifest = (folder / "shard-000001.json").read_bytes()
+    (folder / "shard-000001.json").unlink()
+    with pytest.raises(ManifestError, match=r"shard-000001\.tar: the manifest is missing"):
+        list_shards(folder)
+    (folder / "shard-000001.json").write_bytes(manifest)
+    (folder / "shard-000001.tar").unlink()
+    with pytest.raises(ManifestError, match=r"shard-000001\.json: the shard of this manifest is missing"):
+        list_shards(folder)
+
+
+def test_a_good_folder_has_no_problems(folder: Path) -> None:
+    assert verify_folder(folder) == []
+
+
+def test_verify_folder_names_every_problem(folder: Path) -> None:
+    (folder / "shard-000009.json").write_text("{}")
+    (folder / ".shard-000003.json.1-a.tmp").write_bytes(b"")
+    data = bytearray((folder / "shard-000001.tar").read_bytes())
+    data[2000] ^= 1
+    (folder / "shard-000001.tar").write_bytes(data)
+    (folder / "shard-000004.tar").write_bytes((folder / "shard-000000.tar").read_bytes())
+    (folder / "shard-000004.json").write_bytes((folder / "shard-000000.json").read_bytes())
+    problems = "\n".join(verify_folder(folder))
+    assert "shard-000003.json.1-a.tmp: left over" in problems
+    assert "missing shard-000003" in problems
+    assert "shard-000001.tar: the shard is not what its manifest says" in problems
+    assert "shard-000009.json: the manifest cannot be used" in problems
+    assert "the key u0 is in shard-000000.tar too" in problems
+    assert "shard-000002" not in problems
+
+
+def test_verify_folder_of_nothing(tmp_path: Path) -> None:
+    assert "no such folder" in verify_folder(tmp_path / "absent")[0]
+    assert "holds no audio shards" in verify_folder(tmp_path)[0]
