@@ -257,6 +257,8 @@ def _score(
 def _batches(shards: Sequence[Path], size: int) -> Iterator[list[Utterance]]:
     total = sum(open_shard(path).count for path in shards)
     utterances = (utterance for path in shards for utterance in read_shard(path))
-    shown = iter(track(utterances, "evaluating", total=total, console=Console(stderr=True), transient=True))
+    console = Console(stderr=True)
+    quiet = not console.is_terminal  # a log file gets no progress bar
+    shown = iter(track(utterances, "evaluating", total, console=console, transient=True, disable=quiet))
     while batch := list(islice(shown, size)):
         yield batch
