@@ -1,0 +1,187 @@
+"""`kdasr demo-page`: serves the page in `export/web` with a model, on this machine only.
+
+ONNX Runtime for browsers comes from npm when the page is first served, and is kept in the user's
+cache folder; nothing of it is part of this project.
+"""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE
+from export.to_wave_onnx import export_wave_onnx
+from kdasr.errors import ConfigError, ModelError
+from kdasr.models import load_model
+
+RUNTIME_PACKAGE = "onnxruntime-web"
+RUNTIME_VERSION = "1.30.0"
+PAGE_FOLDER = Path(__file__).with_name("web")
+_RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+_TYPES = {
+    ".mjs": "text/javascript",
+    ".js": "text/javascript",
+    ".wasm": "application/wasm",
+    ".svg": "image/svg+xml",
+    ".onnx": "application/octet-stream",
+}
+
+
+def runtime_folder(cache: Path | None = None) -> Path:
+    """The folder of ONNX Runtime's browser files, installed by npm where it is not there yet.
+
+    Args:
+        cache: where to keep it; None for `$XDG_CACHE_HOME/kdasr`, or `~/.cache/kdasr`.
+
+    Raises:
+        ConfigError: npm is missing or fails; the message holds what to do.
+    """
+    home = os.environ.get("XDG_CACHE_HOME")
+    cache = cache or (Path(home) if home else Path.home() / ".cache") / "kdasr"
+    prefix = cache / f"{RUNTIME_PACKAGE}-{RUNTIME_VERSION}"
+    folder = prefix / "node_modules" / RUNTIME_PACKAGE / "dist"
+    if all((folder / name).is_file() for name in _RUNTIME_FILES):
+        return folder
+    npm = shutil.which("npm")
+    wanted = f"{RUNTIME_PACKAGE}@{RUNTIME_VERSION}"
+    if npm is None:
+        raise ConfigError(
+            "npm is not installed",
+            expected=f"npm, to install {wanted}",
+            fix=f"Install Node.js, or put {', '.join(_RUNTIME_FILES)} of {wanted} into {folder}",
+        )
+    prefix.mkdir(parents=True, exist_ok=True)
+    command = [npm, "install", "--prefix", str(prefix), "--ignore-scripts", "--no-audit", "--no-fund", wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not (folder / _RUNTIME_FILES[0]).is_file():
+        said = done.stderr.strip().splitlines() or ["no message"]
+        raise ConfigError(f"npm could not install {wanted}", where=prefix, got=said[-1])
+    return folder
+
+
+def model_folder(model: Path, scratch: Path) -> Path:
+    """A folder with a waveform-in export: `model` itself, or an export of the student in it.
+
+    Args:
+        scratch: where to export to.
+
+    Raises:
+        ModelError: there is no model, or an export of another kind.
+        ExportError: the student cannot be exported.
+    """
+    if (model / WAVE_FLOAT_FILE).is_file():
+        return model
+    if (model / FLOAT_FILE).is_file():
+        raise ModelError(
+            "this export takes features, and a browser has none",
+            where=model,
+            expected=WAVE_FLOAT_FILE,
+            got=FLOAT_FILE,
+            fix="Name the folder of the student, or export it with --format wave-onnx.",
+        )
+    loaded = load_model(model)
+    export_wave_onnx(
+        loaded.model,
+        loaded.units,
+        scratch,
+        weights_sha256=loaded.card["weights_sha256"],
+        name=model.name,
+    )
+    return scratch
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    """Files of three folders: the page at /, the runtime at /ort/, the model at /model/."""
+
+    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, **_TYPES}  # noqa: RUF012
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, *arguments: object, folders: dict[str, Path], **settings: object) -> None:
+        self._folders = folders
+        super().__init__(*arguments, **settings)  # type: ignore[arg-type]
+
+    def translate_path(self, path: str) -> str:
+        """The file for a URL path; a name that is not there for all that the folders do not hold."""
+        parts = path.split("?")[0].split("#")[0].strip("/").split("/")
+        root, names = (
+            (self._folders[parts[0]], parts[1:]) if parts[0] in self._folders else (PAGE_FOLDER, parts)
+        )
+        name = names[0] or "index.html" if len(names) == 1 else "missing"
+        # One flat name: nothing outside the three folders can be asked for.
+        return (
+            str(root / name)
+            if name == Path(name).name and not name.startswith(".")
+            else str(root / "missing")
+        )
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Says nothing: a page asks for a dozen files."""
+
+
+class DemoPage:
+    """The page being served; a context manager.
+
+    Args:
+        model: a student's folder, or a folder with its waveform-in export.
+        port: of this machine's loopback address; 0 takes a free one.
+        runtime: folder of ONNX Runtime's browser files; None installs it by npm if need be.
+
+    Raises:
+        ConfigError: the port is taken, or the runtime cannot be installed.
+        ModelError: there is no model that can be served.
+
+    Attributes:
+        url: where the page is.
+    """
+
+    def __init__(self, model: Path, *, port: int = 8000, runtime: Path | None = None) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="kdasr-page-")
+        try:
+            folders = {
+                "ort": runtime or runtime_folder(),
+                "model": model_folder(Path(model), Path(self._scratch.name)),
+            }
+            self._server = http.server.ThreadingHTTPServer(
+                ("127.0.0.1", port), partial(_Handler, folders=folders)
+            )
+        except OSError as error:
+            self._scratch.cleanup()
+            raise ConfigError(
+                "the page cannot be served",
+                where=f"port {port}",
+                got=error.strerror,
+                fix="Choose another --port.",
+            ) from error
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
+
+    def serve(self) -> None:
+        """Serves until interrupted."""
+        self._server.serve_forever()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.serve, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        self._scratch.cleanup()

@@ -1,0 +1,195 @@
+// The page: buttons, text and figures. Computing is in worker.js.
+
+import { decodeFile, encodeWav, openMicrophone, play, RATE } from "./audio.js";
+import { Bars, loudness, percentile } from "./meters.js";
+
+const PIECE = RATE / 10;
+const PAUSE_SECONDS = 1.0;
+
+const $ = (id) => document.getElementById(id);
+const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+const levels = new Bars($("loudness"), 1);
+let times = null; // bars of chunk times, once the length of a chunk is known
+let ready = null; // what the worker said of the model
+let heard = []; // pieces of samples of this recording
+let chunkTimes = [];
+let stopMicrophone = null;
+let stopPlaying = null;
+let busy = false;
+
+function status(text, state) {
+  $("status").textContent = text;
+  $("status").dataset.state = state;
+}
+
+function fail(error) {
+  status(error.message ?? String(error), "error");
+  setBusy(false);
+}
+
+function setBusy(value) {
+  busy = value;
+  $("file").disabled = value || !ready;
+  $("precision").disabled = value || !ready;
+  $("microphone").disabled = !ready || (value && !stopMicrophone);
+}
+
+function begin(name, minSilence) {
+  heard = [];
+  chunkTimes = [];
+  levels.clear();
+  times.clear();
+  $("hint").hidden = true;
+  $("segments").replaceChildren();
+  $("partial").hidden = false;
+  $("partial").textContent = "";
+  $("source").textContent = name;
+  $("copy").disabled = $("save").disabled = true;
+  setBusy(true);
+  worker.postMessage({ type: "start", minSilence });
+}
+
+function feed(samples) {
+  heard.push(samples);
+  levels.push(loudness(samples));
+  worker.postMessage({ type: "samples", samples });
+}
+
+// ------------------------------------------------------------------ sources
+
+async function toggleMicrophone() {
+  if (stopMicrophone) {
+    const stop = stopMicrophone;
+    stopMicrophone = null;
+    $("microphone").setAttribute("aria-pressed", "false");
+    $("microphone").querySelector("span").textContent = "Speak";
+    await stop();
+    status("finishing", "working");
+    worker.postMessage({ type: "finish" });
+    return;
+  }
+  begin("microphone", PAUSE_SECONDS);
+  try {
+    stopMicrophone = await openMicrophone(feed);
+  } catch (error) {
+    fail(new Error(`The microphone cannot be used: ${error.message}`));
+    return;
+  }
+  $("microphone").disabled = false;
+  $("microphone").setAttribute("aria-pressed", "true");
+  $("microphone").querySelector("span").textContent = "Stop";
+  status("listening", "listening");
+}
+
+async function transcribeFile(file) {
+  if (!file || busy || !ready) return;
+  begin(file.name, null);
+  status("working", "working");
+  try {
+    const { mono, buffer } = await decodeFile(file);
+    if ($("listen").checked) await feedAlong(mono, buffer);
+    else for (let start = 0; start < mono.length; start += PIECE) feed(mono.slice(start, start + PIECE));
+    worker.postMessage({ type: "finish" });
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// Feeds the samples while the file is heard, at the pace of a clock.
+async function feedAlong(mono, buffer) {
+  stopPlaying = play(buffer, () => (stopPlaying = null));
+  const began = performance.now();
+  for (let start = 0; start < mono.length; start += PIECE) {
+    const due = began + (1000 * (start + PIECE)) / RATE;
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, due - performance.now())));
+    feed(mono.slice(start, start + PIECE));
+  }
+}
+
+// ------------------------------------------------------------------ what the worker says
+
+const says = {
+  ready(data) {
+    ready = data;
+    times = new Bars($("chunks"), data.chunkMs);
+    $("latency").textContent = `${Math.round(data.card.streaming.latency_ms)} ms`;
+    $("size").textContent = `${(data.bytes / 1e6).toFixed(1)} MB`;
+    const parameters = data.card.student.parameters;
+    $("size-what").textContent = parameters ? `${(parameters / 1e6).toFixed(2)} M parameters` : "model";
+    if (!data.card.files.int8) $("precision").replaceChildren(new Option("32 bit", "float32"));
+    status("ready", "ready");
+    setBusy(false);
+  },
+  update(data) {
+    showText(data);
+    showChunks(data);
+  },
+  final(data) {
+    showText(data);
+    showChunks(data);
+    $("partial").hidden = true;
+    $("copy").disabled = $("save").disabled = false;
+    document.body.dataset.text = data.segments.map((segment) => segment.text).join(" ");
+    status("ready", "ready");
+    setBusy(false);
+  },
+  error: fail,
+};
+
+worker.onmessage = ({ data }) => says[data.type](data);
+worker.onerror = (event) => fail(new Error(event.message || "The worker could not be started"));
+
+function showText({ segments, partial }) {
+  const list = $("segments");
+  for (const segment of segments.slice(list.children.length)) {
+    const item = document.createElement("li");
+    const time = document.createElement("time");
+    const text = document.createElement("span");
+    const minutes = Math.floor(segment.start / 60);
+    time.textContent = `${minutes}:${(segment.start % 60).toFixed(1).padStart(4, "0")}`;
+    text.textContent = segment.text;
+    item.append(time, text);
+    list.append(item);
+  }
+  $("partial").textContent = partial;
+}
+
+function showChunks({ chunks, seconds }) {
+  for (const milliseconds of chunks) {
+    chunkTimes.push(milliseconds);
+    times.push(milliseconds);
+  }
+  if (!chunkTimes.length) return;
+  $("p50").textContent = `${percentile(chunkTimes, 0.5).toFixed(1)} ms`;
+  $("p95").textContent = `${percentile(chunkTimes, 0.95).toFixed(1)} ms`;
+  const computed = chunkTimes.reduce((sum, value) => sum + value, 0) / 1000;
+  $("rtf").textContent = `${((100 * computed) / Math.max(seconds, 0.1)).toFixed(1)} %`;
+}
+
+// ------------------------------------------------------------------ the rest of the page
+
+$("microphone").onclick = () => toggleMicrophone().catch(fail);
+$("file").onchange = ({ target }) => transcribeFile(target.files[0]).finally(() => (target.value = ""));
+$("choose").onkeydown = ({ key }) => (key === "Enter" || key === " ") && $("file").click();
+$("precision").onchange = ({ target }) => {
+  status("loading the model", "loading");
+  setBusy(true);
+  worker.postMessage({ type: "load", precision: target.value });
+};
+$("copy").onclick = () => navigator.clipboard.writeText(document.body.dataset.text);
+$("save").onclick = () => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(encodeWav(heard));
+  link.download = "heard.wav";
+  link.click();
+  URL.revokeObjectURL(link.href);
+};
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    document.body.classList.toggle("dropping", name === "dragover");
+    if (name === "drop") transcribeFile(event.dataTransfer.files[0]);
+  });
+}
+worker.postMessage({ type: "load", precision: "int8" });
+navigator.serviceWorker?.register("sw.js").catch(() => {}); // private windows have none: then no offline use

@@ -1,0 +1,95 @@
+// One stream of audio: pieces of samples in, text so far out. The twin of
+// kdasr.streaming.EndpointingSession, with greedy CTC decoding.
+
+import { SampleWindows } from "./windows.js";
+
+const BLANK = 0;
+const WORD_START = "\u2581";
+
+export class Session {
+  // model: { window, shift, subsampling, vocabSize, initialState(), step(window, state) }
+  // minSilence: seconds without a new unit that end a segment, or null for one segment.
+  constructor(model, symbols, minSilence = null) {
+    this.model = model;
+    this.symbols = symbols;
+    this.minSilence = minSilence;
+    this.frameSeconds = 0.01 * model.subsampling;
+    this.frontEnd = new SampleWindows(model.window, model.shift);
+    this.state = model.initialState();
+    this.tokens = [];
+    this.segments = [];
+    this.numFrames = 0;
+    this.lastId = BLANK;
+  }
+
+  get text() {
+    return decode(this.tokens, this.symbols);
+  }
+
+  // onChunk(milliseconds) is called for every chunk that was computed.
+  async accept(samples, onChunk = () => {}) {
+    for (const window of this.frontEnd.accept(samples)) await this.#step(window, Infinity, onChunk);
+    this.#cut();
+  }
+
+  async finish(onChunk = () => {}) {
+    for (const window of this.frontEnd.finish()) {
+      const frames = Math.ceil(this.frontEnd.numFeatures / this.model.subsampling);
+      await this.#step(window, frames - this.numFrames, onChunk);
+    }
+    this.#cut();
+    this.#commit(this.tokens.length);
+  }
+
+  async #step(window, maxFrames, onChunk) {
+    const began = performance.now();
+    const { logProbs, frames, state } = await this.model.step(window, this.state);
+    this.state = state;
+    const count = Math.min(frames, maxFrames);
+    for (let frame = 0; frame < count; frame++) this.#emit(logProbs, frame);
+    onChunk(performance.now() - began);
+  }
+
+  #emit(logProbs, frame) {
+    const start = frame * this.model.vocabSize;
+    let best = 0;
+    for (let id = 1; id < this.model.vocabSize; id++) {
+      if (logProbs[start + id] > logProbs[start + best]) best = id;
+    }
+    if (best !== BLANK && best !== this.lastId) this.tokens.push({ id: best, frame: this.numFrames });
+    this.lastId = best;
+    this.numFrames += 1;
+  }
+
+  // Ends every segment that a long enough pause follows.
+  #cut() {
+    if (this.minSilence === null) return;
+    for (let i = 0; i < this.tokens.length; i++) {
+      const end = i + 1 < this.tokens.length ? this.tokens[i + 1].frame : this.numFrames;
+      if ((end - this.tokens[i].frame - 1) * this.frameSeconds >= this.minSilence) {
+        this.#commit(i + 1);
+        i = -1;
+      }
+    }
+  }
+
+  #commit(count) {
+    const taken = this.tokens.splice(0, count);
+    const text = decode(taken, this.symbols);
+    if (text) this.segments.push({ text, start: taken[0].frame * this.frameSeconds });
+  }
+}
+
+export function decode(tokens, symbols) {
+  const joined = tokens.map((token) => symbols[token.id]).join("");
+  return joined.replaceAll(WORD_START, " ").split(" ").filter(Boolean).join(" ");
+}
+
+export function parseTokens(text) {
+  const symbols = [];
+  for (const line of text.split("\n")) {
+    const cut = line.lastIndexOf(" ");
+    if (cut > 0) symbols[Number(line.slice(cut + 1))] = line.slice(0, cut);
+  }
+  return symbols;
+}

@@ -1,0 +1,94 @@
+// Loads the model and computes beside the page, so that the page stays fluent.
+// in:  {type: "load", precision} {type: "start", minSilence} {type: "samples", samples} {type: "finish"}
+// out: {type: "ready", …} {type: "update", …} {type: "final", …} {type: "error", message}
+
+import * as ort from "./ort/ort.wasm.min.mjs";
+import { Session, parseTokens } from "./session.js";
+
+ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
+ort.env.wasm.numThreads = 1;
+
+let model = null;
+let symbols = null;
+let session = null;
+let chunks = [];
+let queue = Promise.resolve();
+
+const handlers = { load, start, samples, finish };
+
+self.onmessage = ({ data }) => {
+  queue = queue.then(() => handlers[data.type](data)).catch((error) => {
+    self.postMessage({ type: "error", message: String(error.message ?? error) });
+  });
+};
+
+async function fetched(path) {
+  const response = await fetch(new URL(path, import.meta.url));
+  if (!response.ok) throw new Error(`${path} cannot be loaded (${response.status})`);
+  return response;
+}
+
+async function load({ precision }) {
+  const began = performance.now();
+  const card = await (await fetched("./model/model.json")).json();
+  symbols = parseTokens(await (await fetched("./model/tokens.txt")).text());
+  const file = card.files[precision] ?? card.files.float32;
+  const bytes = new Uint8Array(await (await fetched(`./model/${file.file}`)).arrayBuffer());
+  const runtime = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  model = chunkModel(runtime, card.metadata);
+  await model.step({ samples: new Float32Array(model.numSamples), validFrames: model.window }, model.initialState());
+  self.postMessage({
+    type: "ready",
+    card,
+    file: file.file,
+    bytes: file.bytes,
+    chunkMs: 10 * model.shift,
+    milliseconds: performance.now() - began,
+  });
+}
+
+function chunkModel(runtime, metadata) {
+  const stateSize = Number(metadata.state_floats) + 1;
+  const numSamples = Number(metadata.num_samples);
+  return {
+    window: Number(metadata.T),
+    shift: Number(metadata.decode_chunk_len),
+    subsampling: Number(metadata.subsampling),
+    vocabSize: Number(metadata.vocab_size),
+    numSamples,
+    initialState: () => new Float32Array(stateSize),
+    async step(window, state) {
+      const out = await runtime.run({
+        samples: new ort.Tensor("float32", window.samples, [1, numSamples]),
+        valid_frames: new ort.Tensor("float32", [window.validFrames], [1]),
+        state: new ort.Tensor("float32", state, [1, stateSize]),
+      });
+      return { logProbs: out.log_probs.data, frames: out.log_probs.dims[1], state: out.new_state.data };
+    },
+  };
+}
+
+function start({ minSilence }) {
+  session = new Session(model, symbols, minSilence);
+  chunks = [];
+}
+
+async function samples({ samples }) {
+  await session.accept(samples, (milliseconds) => chunks.push(milliseconds));
+  report("update");
+}
+
+async function finish() {
+  await session.finish((milliseconds) => chunks.push(milliseconds));
+  report("final");
+}
+
+function report(type) {
+  self.postMessage({
+    type,
+    partial: session.text,
+    segments: session.segments,
+    seconds: session.frontEnd.numSamples / 16000,
+    chunks: chunks.splice(0),
+  });
+}

@@ -1,0 +1,173 @@
+"""The page in a headless Chromium gives the text of `kdasr transcribe`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from export.demo_page import DemoPage
+from export.parity import probe_sound
+from export.to_wave_onnx import export_wave_onnx
+from export.transcribe import transcribe
+from kdasr.models import save_model
+from tests.export.small_models import UNITS, conformer
+
+pytestmark = pytest.mark.web
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("page")
+    save_model(root / "student", conformer(), UNITS)
+    export_wave_onnx(conformer(), UNITS, root / "wave")
+    soundfile.write(root / "a.wav", probe_sound(75_123, 1), 16_000)
+    soundfile.write(root / "b.flac", np.stack([probe_sound(50_000, 2)] * 2, 1), 16_000)
+    soundfile.write(root / "microphone.wav", probe_sound(160_000, 3), 48_000)
+    return root
+
+
+@pytest.fixture(scope="module")
+def url(place: Path) -> Iterator[str]:
+    with DemoPage(place / "wave", port=0) as page:
+        yield page.url
+
+
+@pytest.fixture(scope="module")
+def browser(place: Path) -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "install a browser: apt-get install chromium"
+    arguments = [
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={place / 'microphone.wav'}%noloop",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*arguments, "--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1000, "height": 900}, permissions=["microphone"])
+    page = context.new_page()
+    complaints: list[Any] = []
+    page.on("pageerror", lambda error: complaints.append(error))
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.goto(url)
+    wait_until(page, "ready")
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def wait_until(page: Page, state: str) -> None:
+    page.wait_for_function(
+        "state => [state, 'error'].includes(document.querySelector('#status').dataset.state)", arg=state
+    )
+    assert page.locator("#status").get_attribute("data-state") == state, page.locator("#status").inner_text()
+
+
+def choose(page: Page, precision: str) -> None:
+    page.select_option("#precision", precision)
+    wait_until(page, "ready")
+
+
+def text_of(page: Page, file: Path) -> str:
+    page.evaluate("delete document.body.dataset.text")
+    page.set_input_files("#file", file)
+    page.wait_for_function("document.body.dataset.text !== undefined")
+    return str(page.evaluate("document.body.dataset.text"))
+
+
+@pytest.mark.parametrize("name", ["a.wav", "b.flac"])
+def test_a_file_gives_the_text_of_the_command_line(page: Page, place: Path, name: str) -> None:
+    choose(page, "float32")
+    text = text_of(page, place / name)
+    assert len(text) > 10
+    for model in ("student", "wave"):
+        assert dict(transcribe([place / name], place / model, stream=True)) == {place / name: text}
+
+
+def test_8_bit_weights_give_nearly_the_same_text(page: Page, place: Path) -> None:
+    """Nearly: activations are rounded to 8 bits, so the last bit of a float, in which processors
+    differ, may move a class of this untrained model."""
+    choose(page, "int8")
+    ((_, expected),) = transcribe([place / "a.wav"], place / "wave" / "model.wave.int8.onnx")
+    assert jiwer.cer(expected, text_of(page, place / "a.wav")) < 0.15
+
+
+def test_figures_and_segments_are_shown(page: Page, place: Path) -> None:
+    text = text_of(page, place / "a.wav")
+    assert page.locator("#segments li span").all_inner_texts() == [text]
+    assert page.locator("#latency").inner_text() == "218 ms"
+    assert "M parameters" in page.locator("#size-what").inner_text()
+    for figure in ("p50", "p95"):
+        assert 0 < float(page.locator(f"#{figure}").inner_text().removesuffix(" ms")) < 160
+    assert 0 < float(page.locator("#rtf").inner_text().removesuffix(" %")) < 100
+
+
+def test_partial_text_appears_while_one_listens_along(page: Page, place: Path) -> None:
+    choose(page, "float32")
+    page.check("#listen")
+    page.set_input_files("#file", place / "a.wav")
+    seen = set()
+    for _ in range(30):
+        page.wait_for_timeout(100)
+        seen.add(page.locator("#partial").inner_text())
+    assert len(seen - {""}) > 3
+    page.wait_for_function("document.body.dataset.text !== undefined")
+    ((_, expected),) = transcribe([place / "a.wav"], place / "wave")
+    assert page.evaluate("document.body.dataset.text") == expected
+
+
+def test_the_microphone_gives_the_text_of_what_it_heard(page: Page, place: Path, tmp_path: Path) -> None:
+    choose(page, "float32")
+    page.click("#microphone")
+    wait_until(page, "listening")
+    page.wait_for_function("document.querySelector('#partial').textContent.length > 8", timeout=20_000)
+    page.click("#microphone")
+    page.wait_for_function("document.body.dataset.text !== undefined")
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(tmp_path / "heard.wav")
+    heard, rate_hz = soundfile.read(tmp_path / "heard.wav", dtype="float32")
+    assert rate_hz == 16_000 and len(heard) > 8_000 and np.abs(heard).max() > 0.05
+    ((_, expected),) = transcribe([tmp_path / "heard.wav"], place / "wave")
+    assert page.evaluate("document.body.dataset.text").replace(" ", "") == expected.replace(" ", "") != ""
+
+
+def test_the_page_works_without_a_network_once_loaded(page: Page, place: Path) -> None:
+    before = text_of(page, place / "a.wav")
+    page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+    page.wait_for_function("navigator.serviceWorker.controller !== null")
+    page.context.set_offline(True)
+    page.reload()
+    wait_until(page, "ready")
+    assert text_of(page, place / "a.wav") == before
+    page.context.set_offline(False)
+
+
+def test_a_file_that_is_no_audio_is_said_so(page: Page, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.wav").write_bytes(b"Dear Sir")
+    page.set_input_files("#file", tmp_path / "letter.wav")
+    page.wait_for_function("document.querySelector('#status').dataset.state === 'error'")
+    assert "letter.wav is not audio" in page.locator("#status").inner_text()
+    assert len(text_of(page, place / "a.wav")) > 10
+
+
+def test_silence_a_single_sample_and_another_rate_are_answered(page: Page, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "one.wav", np.zeros(1), 16_000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    soundfile.write(tmp_path / "narrow.wav", probe_sound(30_000, 1)[::2], 8_000)
+    assert text_of(page, tmp_path / "one.wav") == ""
+    assert isinstance(text_of(page, tmp_path / "silent.wav"), str)
+    assert len(text_of(page, tmp_path / "narrow.wav")) > 5
