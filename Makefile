@@ -16,14 +16,15 @@ STAMP := $(VENV)/.installed
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help setup demo test check format test-device constraints clean
+.PHONY: help setup demo test check format test-device test-accelerator constraints clean
 
 help:
 	@echo "make demo         teacher, soft labels, streaming student, export: the whole way, about 15 minutes"
 	@echo "make test         every test"
 	@echo "make check        format, lint, types, import order and the fast tests"
 	@echo "make format       put the code into the project's format"
-	@echo "make test-device  the tests that need an accelerator, with the interpreter \$$DEVICE_PYTHON"
+	@echo "make test-device  the tests that need Chromium and Node.js: the web page, the npm build of sherpa-onnx"
+	@echo "make test-accelerator  the tests that need an accelerator, with the interpreter \$$DEVICE_PYTHON"
 	@echo "make constraints  write constraints.txt anew from the bounds in pyproject.toml"
 	@echo "make clean        remove the environment and caches (runs/ stays)"
 
@@ -40,28 +41,34 @@ demo: setup
 	$(BIN)/kdasr run recipes/mini $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not device" $(ARGS)
+	$(BIN)/python -m pytest -m "not device and not web" $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not device" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not device and not web" $(ARGS)
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Chromium and Node.js come from the system (apt-get install chromium nodejs npm); npm packages are
+# fetched when first needed and kept in the user's cache folder.
+test-device: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]'
+	$(BIN)/python -m pytest -m web $(ARGS)
+
 # Machines with an accelerator bring their own torch, so no environment is made for this.
 DEVICE_PYTHON ?= python3
-test-device:
+test-accelerator:
 	$(DEVICE_PYTHON) -m pytest -m device $(ARGS)
 
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet -e '.[export,report,ray,mic,dev]'
+	build/constraints/bin/python -m pip install --quiet -e '.[export,report,ray,mic,web,dev]'
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 		| sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f >> build/constraints.txt

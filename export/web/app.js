@@ -111,7 +111,7 @@ async function feedAlong(mono, buffer) {
 const says = {
   ready(data) {
     ready = data;
-    times = new Bars($("chunks"), data.chunkMs);
+    times = new Bars($("chunks"), data.chunkMs / 10);
     $("latency").textContent = `${Math.round(data.card.streaming.latency_ms)} ms`;
     $("size").textContent = `${(data.bytes / 1e6).toFixed(1)} MB`;
     const parameters = data.card.student.parameters;

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jiwer
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from export.demo_page import DemoPage
 from export.parity import probe_sound
@@ -19,6 +18,9 @@ from export.to_wave_onnx import export_wave_onnx
 from export.transcribe import transcribe
 from kdasr.models import save_model
 from tests.export.small_models import UNITS, conformer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.web
 
@@ -44,6 +46,9 @@ def url(place: Path) -> Iterator[str]:
 def browser(place: Path) -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "install a browser: apt-get install chromium"
+    # Here, because the package is there for these tests alone.
+    from playwright.sync_api import sync_playwright
+
     arguments = [
         "--use-fake-ui-for-media-stream",
         "--use-fake-device-for-media-stream",
