@@ -7,9 +7,6 @@ cache folder; nothing of it is part of this project.
 from __future__ import annotations
 
 import http.server
-import os
-import shutil
-import subprocess
 import tempfile
 import threading
 from functools import partial
@@ -17,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from export.npm import npm_package
 from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE
 from export.to_wave_onnx import export_wave_onnx
 from kdasr.errors import ConfigError, ModelError
@@ -25,7 +23,6 @@ from kdasr.models import load_model
 RUNTIME_PACKAGE = "onnxruntime-web"
 RUNTIME_VERSION = "1.30.0"
 PAGE_FOLDER = Path(__file__).with_name("web")
-_RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 _TYPES = {
     ".mjs": "text/javascript",
     ".js": "text/javascript",
@@ -33,38 +30,6 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".onnx": "application/octet-stream",
 }
-
-
-def runtime_folder(cache: Path | None = None) -> Path:
-    """The folder of ONNX Runtime's browser files, installed by npm where it is not there yet.
-
-    Args:
-        cache: where to keep it; None for `$XDG_CACHE_HOME/kdasr`, or `~/.cache/kdasr`.
-
-    Raises:
-        ConfigError: npm is missing or fails; the message holds what to do.
-    """
-    home = os.environ.get("XDG_CACHE_HOME")
-    cache = cache or (Path(home) if home else Path.home() / ".cache") / "kdasr"
-    prefix = cache / f"{RUNTIME_PACKAGE}-{RUNTIME_VERSION}"
-    folder = prefix / "node_modules" / RUNTIME_PACKAGE / "dist"
-    if all((folder / name).is_file() for name in _RUNTIME_FILES):
-        return folder
-    npm = shutil.which("npm")
-    wanted = f"{RUNTIME_PACKAGE}@{RUNTIME_VERSION}"
-    if npm is None:
-        raise ConfigError(
-            "npm is not installed",
-            expected=f"npm, to install {wanted}",
-            fix=f"Install Node.js, or put {', '.join(_RUNTIME_FILES)} of {wanted} into {folder}",
-        )
-    prefix.mkdir(parents=True, exist_ok=True)
-    command = [npm, "install", "--prefix", str(prefix), "--ignore-scripts", "--no-audit", "--no-fund", wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not (folder / _RUNTIME_FILES[0]).is_file():
-        said = done.stderr.strip().splitlines() or ["no message"]
-        raise ConfigError(f"npm could not install {wanted}", where=prefix, got=said[-1])
-    return folder
 
 
 def model_folder(model: Path, scratch: Path) -> Path:
@@ -150,7 +115,7 @@ class DemoPage:
         self._scratch = tempfile.TemporaryDirectory(prefix="kdasr-page-")
         try:
             folders = {
-                "ort": runtime or runtime_folder(),
+                "ort": runtime or npm_package(RUNTIME_PACKAGE, RUNTIME_VERSION) / "dist",
                 "model": model_folder(Path(model), Path(self._scratch.name)),
             }
             self._server = http.server.ThreadingHTTPServer(

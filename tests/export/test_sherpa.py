@@ -75,8 +75,9 @@ def assert_same(session: Any, result: Any) -> None:
     assert np.allclose(
         [time for _, time in kept], [0.04 * token.frame for token in session.tokens], atol=2e-3
     )
-    # sherpa strips punctuation from the start of its text, a leading apostrophe with it.
-    assert " ".join(result["text"].split()).startswith(session.text.lstrip("' "))
+    # sherpa 2 strips punctuation from the start of its text, a leading apostrophe with it.
+    text = " ".join(result["text"].split()).lstrip("' ")
+    assert text.startswith(session.text.lstrip("' "))
 
 
 def assert_no_near_ties(session: Any) -> None:

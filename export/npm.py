@@ -1,0 +1,47 @@
+"""Packages of the npm registry that are used at run time and are no part of this project."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from kdasr.errors import ConfigError
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/kdasr`, or `~/.cache/kdasr`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "kdasr"
+
+
+def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
+    """The folder of an npm package, installed where it is not there yet. Its scripts do not run.
+
+    Args:
+        cache: where to keep it; None for `cache_folder()`.
+
+    Raises:
+        ConfigError: npm is missing or fails; the message holds what to do.
+    """
+    prefix = (cache or cache_folder()) / f"{name}-{version}"
+    folder = prefix / "node_modules" / name
+    # npm writes its lock file last: a package beside one is whole.
+    if (prefix / "package-lock.json").is_file() and folder.is_dir():
+        return folder
+    wanted = f"{name}@{version}"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ConfigError(
+            "npm is not installed",
+            expected=f"npm, to install {wanted}",
+            fix=f"Install Node.js with npm, or run elsewhere: npm install --prefix {prefix} {wanted}",
+        )
+    prefix.mkdir(parents=True, exist_ok=True)
+    command = [npm, "install", "--prefix", str(prefix), "--ignore-scripts", "--no-audit", "--no-fund", wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not folder.is_dir():
+        said = done.stderr.strip().splitlines() or ["no message"]
+        raise ConfigError(f"npm could not install {wanted}", where=prefix, got=said[-1])
+    return folder

@@ -1,0 +1,119 @@
+"""The demo page's server gives the page, the runtime and the model, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import export.npm
+from export.demo_page import PAGE_FOLDER, DemoPage
+from export.npm import npm_package
+from export.to_onnx import export_onnx
+from export.to_wave_onnx import export_wave_onnx
+from kdasr.errors import ConfigError, ModelError
+from kdasr.models import save_model
+from tests.export.small_models import UNITS, conformer, recurrent
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runtime")
+    (folder / "ort.wasm.min.mjs").write_text("export default 1;")
+    (folder / "ort-wasm-simd-threaded.wasm").write_bytes(b"\0asm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoPage]:
+    root = tmp_path_factory.mktemp("model")
+    (root / "secret.txt").write_text("no")
+    export_wave_onnx(recurrent(), UNITS, root / "wave", name="little")
+    with DemoPage(root / "wave", port=0, runtime=runtime) as served:
+        yield served
+
+
+def get(url: str) -> tuple[str, bytes]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.headers["Content-Type"], answer.read()
+
+
+def test_page_runtime_and_model_are_served(page: DemoPage) -> None:
+    assert b"kdasr" in get(page.url)[1]
+    kind, script = get(page.url + "app.js")
+    assert "javascript" in kind and script == (PAGE_FOLDER / "app.js").read_bytes()
+    assert get(page.url + "ort/ort.wasm.min.mjs") == ("text/javascript", b"export default 1;")
+    assert get(page.url + "ort/ort-wasm-simd-threaded.wasm")[0] == "application/wasm"
+    card = json.loads(get(page.url + "model/model.json")[1])
+    assert card["name"] == "little"
+    for entry in card["files"].values():
+        assert len(get(page.url + "model/" + entry["file"])[1]) == entry["bytes"]
+
+
+def test_every_file_that_the_page_keeps_is_there(page: DemoPage) -> None:
+    worker = (PAGE_FOLDER / "sw.js").read_text()
+    listed = worker[worker.index("SHELL = [") : worker.index("];")]
+    names = set(listed.split('"')[1::2])
+    own = {path.name for path in PAGE_FOLDER.iterdir()} - {"sw.js", "index.html"}
+    assert own | {"./"} == {name for name in names if "/" not in name or name == "./"}
+    for name in own:
+        get(page.url + name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../secret.txt", "model/../secret.txt", "model/%2e%2e/secret.txt", "model/", "ort", "x/y/z", ".git"],
+)
+def test_nothing_else_is_served(page: DemoPage, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(page.url + path)
+
+
+def test_only_this_machine_can_connect(page: DemoPage) -> None:
+    assert page._server.server_address[0] == "127.0.0.1"
+
+
+def test_a_student_is_exported_first(runtime: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "student", conformer(), UNITS)
+    with DemoPage(tmp_path / "student", port=0, runtime=runtime) as served:
+        assert json.loads(get(served.url + "model/model.json")[1])["name"] == "student"
+
+
+def test_an_export_with_features_is_refused(runtime: Path, tmp_path: Path) -> None:
+    export_onnx(recurrent(), UNITS, tmp_path, int8=False)
+    with pytest.raises(ModelError, match="a browser has none.*--format wave-onnx"):
+        DemoPage(tmp_path, port=0, runtime=runtime)
+
+
+def test_a_taken_port_is_said_so(page: DemoPage, runtime: Path, tmp_path: Path) -> None:
+    export_wave_onnx(recurrent(), UNITS, tmp_path, int8=False)
+    port = page._server.server_address[1]
+    with pytest.raises(ConfigError, match=rf"port {port}: the page cannot be served.*Choose another --port"):
+        DemoPage(tmp_path, port=int(port), runtime=runtime)
+
+
+def test_without_npm_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export.npm.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"npm is not installed.*onnxruntime-web@1\.0\.0"):
+        npm_package("onnxruntime-web", "1.0.0", cache=tmp_path)
+
+
+def test_a_failing_npm_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "npm"
+    program.write_text("#!/bin/sh\necho 'npm error 404 no such version' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(export.npm.shutil, "which", lambda name: str(program))
+    with pytest.raises(ConfigError, match="npm error 404 no such version"):
+        npm_package("some", "1", cache=tmp_path / "cache")
+
+
+def test_what_is_installed_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "some-1" / "node_modules" / "some"
+    folder.mkdir(parents=True)
+    (tmp_path / "some-1" / "package-lock.json").write_text("{}")
+    monkeypatch.setattr(export.npm.shutil, "which", lambda name: None)
+    assert npm_package("some", "1", cache=tmp_path) == folder
