@@ -7,63 +7,72 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 VENV ?= .venv
 ARGS ?=
-EXTRAS := export,report,dev
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
+# What the demo needs, what the tests need besides, and what the tests of the web page need besides.
+DEMO := $(VENV)/.demo-installed
+DEV := $(VENV)/.dev-installed
+WEB := $(VENV)/.web-installed
 
 # glibc gives large temporaries back to the kernel and asks for them again: a page fault for every
 # 4 KiB of every batch of features. Keeping them makes log-mel up to four times faster.
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help setup demo test check format test-device test-accelerator constraints clean
+.PHONY: help setup demo test check format test-device test-gpu constraints clean
 
 help:
-	@echo "make demo         teacher, soft labels, streaming student, export: the whole way, about 15 minutes"
-	@echo "make test         every test"
+	@echo "make demo         teacher, soft labels, streaming student, export: the whole way"
+	@echo "make test         every test that needs neither a browser nor an accelerator"
 	@echo "make check        format, lint, types, import order and the fast tests"
 	@echo "make format       put the code into the project's format"
-	@echo "make test-device  the tests that need Chromium and Node.js: the web page, the npm build of sherpa-onnx"
-	@echo "make test-accelerator  the tests that need an accelerator, with the interpreter \$$DEVICE_PYTHON"
+	@echo "make test-device  the tests of the web page, in a Chromium browser that is installed already"
+	@echo "make test-gpu     the tests that need an accelerator, with the interpreter \$$GPU_PYTHON"
 	@echo "make constraints  write constraints.txt anew from the bounds in pyproject.toml"
 	@echo "make clean        remove the environment and caches (runs/ stays)"
 
-setup: $(STAMP)
+setup: $(DEV)
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdasr needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Say which to use: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
-	@echo "Installing into $(VENV) (a minute or two; 2 GB, most of it torch)"
+	@echo "Installing into $(VENV) (about a minute; 2 GB, most of it torch)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(INSTALL) '.[synth,export,report]'
 	@touch $@
 
-demo: setup
+$(DEV): $(DEMO)
+	@echo "Installing what the tests need (about half a minute)"
+	@$(INSTALL) '.[synth,export,report,ray,dev]'
+	@touch $@
+
+$(WEB): $(DEV)
+	@$(INSTALL) '.[dev-web]'
+	@touch $@
+
+demo: $(DEMO)
 	$(BIN)/kdasr run recipes/mini $(ARGS)
 
-test: setup
-	$(BIN)/python -m pytest -m "not device and not web" $(ARGS)
+test: $(DEV)
+	$(BIN)/python -m pytest -m "not web and not gpu" $(ARGS)
 
-check: setup
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not device and not web" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not web and not gpu" $(ARGS)
 
-format: setup
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Chromium and Node.js come from the system (apt-get install chromium nodejs npm); npm packages are
-# fetched when first needed and kept in the user's cache folder.
-test-device: setup
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]'
+test-device: $(WEB)
 	$(BIN)/python -m pytest -m web $(ARGS)
 
 # Machines with an accelerator bring their own torch, so no environment is made for this.
-DEVICE_PYTHON ?= python3
-test-accelerator:
-	$(DEVICE_PYTHON) -m pytest -m device $(ARGS)
+GPU_PYTHON ?= python3
+test-gpu:
+	$(GPU_PYTHON) -m pytest -m gpu $(ARGS)
 
 constraints:
 	rm -rf build/constraints

@@ -15,7 +15,7 @@ from kdasr.losses import ctc, soft_cross_entropy
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
 
-pytestmark = pytest.mark.device
+pytestmark = pytest.mark.gpu
 
 LENGTHS = [403, 250, 64]
 
