@@ -11,14 +11,22 @@ audio_source   audio shards at a path or a URL
 progress       bar, log lines, summary
 """
 
+from kdasr.labelling.filters import DurationLimits, Filter, MinConfidence, MinSpikes
 from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
 from kdasr.labelling.progress import summary_text
+from kdasr.labelling.selection import Selection, select
 from kdasr.labelling.shard_job import Settings, ShardResult, label_shard
-from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
+from kdasr.labelling.teachers import Ensemble, FolderTeacher, Teacher, TeacherSource
 
 __all__ = [
     "ENGINES",
+    "DurationLimits",
+    "Ensemble",
+    "Filter",
     "FolderTeacher",
+    "MinConfidence",
+    "MinSpikes",
+    "Selection",
     "Settings",
     "ShardResult",
     "Teacher",
@@ -26,6 +34,7 @@ __all__ = [
     "find_work",
     "label",
     "label_shard",
+    "select",
     "summary_text",
     "verify_labels",
 ]

@@ -207,7 +207,7 @@ def _run(crew: Crew, plan: Plan, totals: Totals, log_file: TextIO | None, displa
                     log_file.flush()
     finally:
         crew.stop()
-    totals.not_tried = len(plan.todo) - totals.tried
+    totals.not_tried = [audio for audio in plan.todo if audio not in totals.tried]
 
 
 def _crew(work: Work, loaded: Teacher, engine: str, workers: int, ray_address: str | None) -> Crew:

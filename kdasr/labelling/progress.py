@@ -21,12 +21,13 @@ class Totals:
         shards: audio shards that this run looks after.
         done_before: of these, labelled already when it began.
         not_tried: shards that were not begun because the job stopped.
+        tried: shards whose outcome is known.
     """
 
     shards: int
     done_before: int
-    not_tried: int = 0
-    tried: int = 0
+    not_tried: list[str] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
     seconds: float = 0.0
     wall_s: float = 0.0
     worker_s: float = 0.0
@@ -49,7 +50,7 @@ class Totals:
 
     def add(self, outcome: Outcome, elapsed_s: float) -> dict[str, Any]:
         """Count one shard in; returns its line for the log."""
-        self.tried += 1
+        self.tried.add(outcome.audio)
         self.wall_s = elapsed_s
         line = {"audio": outcome.audio, "attempts": outcome.attempts, "elapsed_s": round(elapsed_s, 3)}
         result = outcome.result
@@ -96,7 +97,7 @@ class Totals:
         return {
             "shards": self.shards,
             "shards_done_before": self.done_before,
-            "shards_labelled": self.tried - len(self.failed_shards),
+            "shards_labelled": len(self.tried) - len(self.failed_shards),
             "shards_failed": self.failed_shards,
             "shards_not_tried": self.not_tried,
             "labelled": self.labelled + whole.labelled,
@@ -166,5 +167,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines += [f"not labelled: {key}: {reason}" for key, reason in summary["failed"].items()]
     lines += [f"shard failed: {audio}: {reason}" for audio, reason in summary["shards_failed"].items()]
     if summary["shards_not_tried"]:
-        lines.append(f"{summary['shards_not_tried']} shards were not tried: run it again once this is solved")
+        lines.append(
+            f"{len(summary['shards_not_tried'])} shards were not tried: run it again once this is solved"
+        )
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from kdasr.errors import ConfigError, KdasrError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, LOG_MEL_FLOOR, log_mel, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
+from kdasr.labelling.filters import Filter
 from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_utterance
 from kdasr.soft_labels import Codec, Failure, Header, TopP, concatenate, label_file, write_label_shard
@@ -37,6 +38,7 @@ class Settings:
         overlap_seconds: … that overlap by this much.
         precision: of the forward pass; log-probs are always made float32.
         threads: CPU threads of the forward pass; None leaves torch's own choice.
+        filters: what not to keep; see `kdasr.labelling.filters`.
     """
 
     codec: Codec = field(default_factory=TopP)
@@ -45,6 +47,7 @@ class Settings:
     overlap_seconds: float = 4.8
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: int | None = None
+    filters: tuple[Filter, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:
@@ -144,6 +147,7 @@ def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha
             "precision": settings.precision,
             "window_seconds": settings.window_seconds,
             "overlap_seconds": settings.overlap_seconds,
+            "filters": [[item.name, item.params] for item in settings.filters],
         },
     )
 
@@ -190,7 +194,9 @@ class _ShardRun:
             return Failure(self._failures[key])
         pieces = self._pieces[number]
         assert len(pieces) == self._num_segments[number], key
-        return concatenate([pieces[first] for first in sorted(pieces)])
+        labels = concatenate([pieces[first] for first in sorted(pieces)])
+        reason = next((why for item in self._settings.filters if (why := item.after(labels))), None)
+        return labels if reason is None else Failure(reason)
 
     def _segments(self) -> Iterator[Segment]:
         subsampling = self._teacher.model.subsampling
@@ -200,13 +206,17 @@ class _ShardRun:
             frames = num_frames(entry.num_samples)
             if entry.key in self._failures:
                 continue
-            if frames == 0:
-                seconds = entry.num_samples / SAMPLE_RATE_HZ
-                self._failures[entry.key] = f"too short: {seconds:.4f} s are less than one frame"
+            if reason := self._unwanted(frames, entry.num_samples / SAMPLE_RATE_HZ):
+                self._failures[entry.key] = reason
                 continue
             segments = cut_segments(number, frames, window, overlap, subsampling)
             self._num_segments[number] = len(segments)
             yield from segments
+
+    def _unwanted(self, frames: int, seconds: float) -> str | None:
+        if frames == 0:
+            return f"too short: {seconds:.4f} s are less than one frame"
+        return next((why for item in self._settings.filters if (why := item.before(seconds))), None)
 
     # -- audio ------------------------------------------------------------------------------
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
+from kdasr.errors import UnitsError
 from kdasr.features import feature_hash
 from kdasr.interfaces import AcousticModel
 from kdasr.models import load_model
+from kdasr.teachers.ensemble import EnsembleTeacher
 
 
 @dataclass(frozen=True)
@@ -64,5 +68,48 @@ class FolderTeacher:
             str(card["weights_sha256"]),
             str(card["units_hash"]),
             feature_hash(),
+            torch.device(device),
+        )
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several model folders as one teacher; see `kdasr.teachers.ensemble.EnsembleTeacher`.
+
+    Attributes:
+        folders: of models with the same units.
+        weights, average, temperatures: of the ensemble.
+    """
+
+    folders: Sequence[str | Path]
+    weights: Sequence[float] | None = None
+    average: Literal["linear", "log"] = "linear"
+    temperatures: Sequence[float] | None = None
+
+    def load(self, device: str) -> Teacher:
+        """The ensemble on `device`.
+
+        Raises:
+            ModelError: a folder holds no model, or a damaged one.
+            ConfigError, UnitsError: the models do not fit each other.
+        """
+        members = [FolderTeacher(Path(folder)).load(device) for folder in self.folders]
+        model = EnsembleTeacher(
+            [member.model for member in members], self.weights, self.average, self.temperatures
+        )
+        units = {str(folder): m.units_hash for folder, m in zip(self.folders, members, strict=True)}
+        if len(set(units.values())) > 1:
+            raise UnitsError(
+                "the teachers of an ensemble have different units",
+                got=units,
+                fix="Train them with the units of one of them.",
+            )
+        recipe = (model.weights, model.average, model.temperatures, [m.weights_hash for m in members])
+        return Teacher(
+            model,
+            "ensemble of " + ", ".join(member.name for member in members),
+            hashlib.sha256(repr(recipe).encode()).hexdigest(),
+            members[0].units_hash,
+            members[0].feature_hash,
             torch.device(device),
         )

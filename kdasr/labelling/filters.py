@@ -1,0 +1,163 @@
+"""Which utterances are worth learning from: each filter gives the reason why one is dropped, or None.
+
+Filters see an utterance's length and its soft labels, nothing else, so they can run while labelling
+or afterwards on what is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from kdasr.errors import ConfigError
+from kdasr.interfaces import SoftLabels
+
+Measure = Literal["best_path", "spikes", "entropy"]
+MEASURES: tuple[Measure, ...] = ("best_path", "spikes", "entropy")
+
+
+class Confidence(NamedTuple):
+    """How sure a teacher is of an utterance.
+
+    Attributes:
+        best_path: geometric mean of the best class's probability over all frames; 0 to 1.
+        spikes: the same over the frames whose best class is not blank; 0 if there are none.
+        entropy: mean entropy of the stored posterior in nats (the tail counts as one class); 0 is
+            the surest.
+        num_spikes: frames whose best class is not blank.
+    """
+
+    best_path: float
+    spikes: float
+    entropy: float
+    num_spikes: int
+
+
+def confidence(labels: SoftLabels) -> Confidence:
+    """How sure the teacher is; of labels without frames, not at all."""
+    if labels.num_frames == 0:
+        return Confidence(0.0, 0.0, 0.0, 0)
+    starts = np.cumsum(labels.kept_counts) - labels.kept_counts
+    best_t = np.maximum.reduceat(labels.log_probs, starts).astype(np.float64)
+    # Blank is the first class of every frame.
+    spike_t = labels.log_probs[starts] < best_t
+    kept_p, tail_p = (
+        np.exp(labels.log_probs.astype(np.float64)),
+        np.exp(labels.tail_log_probs.astype(np.float64)),
+    )
+    with np.errstate(invalid="ignore"):
+        kept_terms = np.where(kept_p > 0, kept_p * labels.log_probs, 0.0)
+        tail_terms = np.where(tail_p > 0, tail_p * labels.tail_log_probs, 0.0)
+    entropy = -(kept_terms.sum() + tail_terms.sum()) / labels.num_frames
+    num_spikes = int(spike_t.sum())
+    spikes = float(np.exp(best_t[spike_t].mean())) if num_spikes else 0.0
+    return Confidence(float(np.exp(best_t.mean())), spikes, float(entropy), num_spikes)
+
+
+def score(labels: SoftLabels, measure: Measure) -> float:
+    """A measure of confidence, larger for surer."""
+    found = confidence(labels)
+    return -found.entropy if measure == "entropy" else float(getattr(found, measure))
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Keeps or drops utterances.
+
+    Attributes:
+        name: how headers call it.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def params(self) -> dict[str, Any]: ...
+
+    def before(self, seconds: float) -> str | None:
+        """Why an utterance of this length is dropped unheard, or None."""
+        ...
+
+    def after(self, labels: SoftLabels) -> str | None:
+        """Why an utterance with these labels is dropped, or None."""
+        ...
+
+
+class _FilterBase:
+    name: ClassVar[str]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload]
+
+    def before(self, seconds: float) -> str | None:
+        return None
+
+    def after(self, labels: SoftLabels) -> str | None:
+        return None
+
+
+@dataclass(frozen=True)
+class DurationLimits(_FilterBase):
+    """Drops what is shorter than `min_seconds` or longer than `max_seconds`."""
+
+    name: ClassVar[str] = "duration"
+    min_seconds: float = 0.0
+    max_seconds: float = float("1e9")
+
+    def before(self, seconds: float) -> str | None:
+        if self.min_seconds <= seconds <= self.max_seconds:
+            return None
+        return f"filtered: {seconds:.2f} s are not within {self.min_seconds:g} to {self.max_seconds:g} s"
+
+
+@dataclass(frozen=True)
+class MinConfidence(_FilterBase):
+    """Drops what the teacher is not sure of.
+
+    Attributes:
+        threshold: smallest `best_path` or `spikes` (0 to 1), or largest `entropy` (nats).
+        measure: see `Confidence`.
+    """
+
+    name: ClassVar[str] = "confidence"
+    threshold: float
+    measure: Measure = "best_path"
+
+    def __post_init__(self) -> None:
+        check_measure(self.measure)
+
+    def after(self, labels: SoftLabels) -> str | None:
+        found = float(getattr(confidence(labels), self.measure))
+        if self.measure == "entropy":
+            return f"filtered: entropy {found:.3f} > {self.threshold:g}" if found > self.threshold else None
+        return (
+            f"filtered: {self.measure} {found:.3f} < {self.threshold:g}" if found < self.threshold else None
+        )
+
+
+@dataclass(frozen=True)
+class MinSpikes(_FilterBase):
+    """Drops silence, noise and music: what has fewer than `per_second` non-blank frames a second.
+
+    Attributes:
+        per_second: smallest rate.
+        frames_per_second: label frames in a second.
+    """
+
+    name: ClassVar[str] = "spikes"
+    per_second: float = 0.5
+    frames_per_second: float = 25.0
+
+    def after(self, labels: SoftLabels) -> str | None:
+        rate = confidence(labels).num_spikes * self.frames_per_second / max(1, labels.num_frames)
+        if rate >= self.per_second:
+            return None
+        return f"filtered: {rate:.2f} non-blank frames a second < {self.per_second:g}"
+
+
+def check_measure(measure: str) -> None:
+    """Raise ConfigError for an unknown measure."""
+    if measure not in MEASURES:
+        raise ConfigError("unknown measure", where="measure", expected=", ".join(MEASURES), got=measure)

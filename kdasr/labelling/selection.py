@@ -1,0 +1,145 @@
+"""The best hours of many: label shards in, label shards out in which the rest is left out by name.
+
+Two passes over the stored labels and none over the audio: one to find the score at which the
+budget is reached, one to write. What was not chosen keeps its place with a reason, as what failed
+does, so a reader needs to know nothing about selections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.errors import ConfigError
+from kdasr.interfaces import SoftLabels
+from kdasr.labelling.audio_source import list_audio, local_copy
+from kdasr.labelling.filters import Measure, check_measure, score
+from kdasr.manifest import Shard, read_manifest
+from kdasr.soft_labels import Failure, LabelFolder, LabelShard, label_file, write_label_shard
+from kdasr.storage import Place
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen.
+
+    Attributes:
+        hours: audio chosen.
+        hours_before: audio that had labels.
+        chosen, dropped: utterances.
+        threshold: the lowest score chosen; larger is surer.
+    """
+
+    hours: float
+    hours_before: float
+    chosen: int
+    dropped: int
+    threshold: float
+
+
+def select(
+    *, audio: Place, labels: Place, out: Place, hours: float, measure: Measure = "best_path"
+) -> Selection:
+    """Write the labels of the surest `hours` hours of `audio` from folder `labels` to `out`.
+
+    Args:
+        audio: the audio shards that were labelled.
+        labels: their labels.
+        out: another folder.
+        hours: the budget; the last utterance that still fits is the last one chosen.
+        measure: what "sure" means; see `kdasr.labelling.filters.Confidence`.
+
+    Raises:
+        ConfigError: no positive budget, an unknown measure, or `out` is `labels`.
+        SoftLabelError: labels are missing, damaged or of other audio.
+    """
+    check_measure(measure)
+    if hours <= 0 or str(labels) == str(out):
+        raise ConfigError("a selection needs a positive budget and a folder of its own", where=str(out))
+    seconds, scores = _measure_all(audio, labels, measure)
+    chosen, threshold = _choose(seconds, scores, hours * 3600)
+    done = 0
+    for shard, found in _pairs(audio, labels):
+        count = len(found.keys) - len(found.failures)
+        _write(
+            shard,
+            found,
+            out,
+            chosen[done : done + count],
+            scores[done : done + count],
+            threshold,
+            measure,
+            hours,
+        )
+        done += count
+    return Selection(
+        hours=float(seconds[chosen].sum()) / 3600,
+        hours_before=float(seconds.sum()) / 3600,
+        chosen=int(chosen.sum()),
+        dropped=int((~chosen).sum()),
+        threshold=threshold,
+    )
+
+
+def _pairs(audio: Place, labels: Place) -> Iterator[tuple[Shard, LabelShard]]:
+    folder = LabelFolder(labels)
+    for place in list_audio(audio):
+        with local_copy(place, manifest_only=True) as path:
+            shard = read_manifest(path)
+        yield shard, folder.shard_for(Path(shard.path.name), shard.sha256)
+
+
+def _measure_all(
+    audio: Place, labels: Place, measure: Measure
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    seconds, scores = [], []
+    for shard, found in _pairs(audio, labels):
+        samples = {entry.key: entry.num_samples for entry in shard.entries}
+        for key, item in found:
+            seconds.append(samples[key] / SAMPLE_RATE_HZ)
+            scores.append(score(item, measure))
+    return np.array(seconds), np.array(scores)
+
+
+def _choose(
+    seconds: NDArray[np.float64], scores: NDArray[np.float64], budget_s: float
+) -> tuple[NDArray[np.bool_], float]:
+    """The surest utterances that fit the budget; equal scores in the order of the shards."""
+    order = np.argsort(-scores, kind="stable")
+    fits = np.cumsum(seconds[order]) <= budget_s
+    chosen = np.zeros(len(scores), bool)
+    chosen[order[fits]] = True
+    return chosen, float(scores[chosen].min()) if chosen.any() else float("inf")
+
+
+def _write(
+    shard: Shard,
+    labels: LabelShard,
+    out: Place,
+    chosen: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    threshold: float,
+    measure: Measure,
+    hours: float,
+) -> dict[str, Any]:
+    verdicts = iter(zip(chosen, scores, strict=True))
+
+    def items() -> Iterator[tuple[str, SoftLabels | Failure]]:
+        for key in labels.keys:
+            if key in labels.failures:
+                yield key, Failure(labels.failures[key])
+                continue
+            keep, value = next(verdicts)
+            reason = f"not selected: {measure} {value:.4f}, and {hours:g} h begin at {threshold:.4f}"
+            yield key, labels.read(key) if keep else Failure(reason)
+
+    settings = {**labels.header.settings, "selection": {"measure": measure, "hours": hours}}
+    header = replace(labels.header, settings=settings)
+    file = label_file(out, shard.path.name)
+    return write_label_shard(file, header, items(), extra={"seconds": round(shard.seconds, 3)})

@@ -1,0 +1,151 @@
+"""Filters and selection: confidence by hand, reasons by name, budgets kept."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdasr.errors import ConfigError, LabelMismatchError
+from kdasr.labelling import (
+    DurationLimits,
+    Filter,
+    MinConfidence,
+    MinSpikes,
+    Settings,
+    label,
+    select,
+    verify_labels,
+)
+from kdasr.labelling.filters import confidence, score
+from kdasr.shards import open_shard
+from kdasr.soft_labels import Full, TopP, open_label_shard
+from tests.labelling.tiny import TinySource, make_audio
+
+LABELS = Full().encode(torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.9, 0.05, 0.05]]).log())
+
+
+def test_confidence_is_hand_computable() -> None:
+    found = confidence(LABELS)
+    assert found.best_path == pytest.approx((0.8 * 0.5 * 0.9) ** (1 / 3))
+    assert found.spikes == pytest.approx(0.5)
+    assert found.num_spikes == 1
+    rows = [[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.9, 0.05, 0.05]]
+    assert found.entropy == pytest.approx(-sum(p * math.log(p) for row in rows for p in row) / 3)
+    assert score(LABELS, "entropy") == -found.entropy
+
+
+def test_the_tail_counts_as_one_class_and_silence_has_no_spikes() -> None:
+    labels = TopP(mass=0.5, cap=1, step_nats=0.0).encode(torch.tensor([[0.7, 0.2, 0.1]]).log())
+    assert confidence(labels).entropy == pytest.approx(-(0.7 * math.log(0.7) + 0.3 * math.log(0.3)))
+    assert confidence(labels)[1] == 0.0
+    no_frames = Full().encode(torch.zeros(0, 3))
+    assert confidence(no_frames) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (MinConfidence(0.8), "best_path 0.711 < 0.8"),
+        (MinConfidence(0.7), None),
+        (MinConfidence(0.6, "spikes"), "spikes 0.500 < 0.6"),
+        (MinConfidence(0.5, "entropy"), "entropy 0.688 > 0.5"),
+        (MinSpikes(per_second=9), "8.33 non-blank frames a second < 9"),
+        (MinSpikes(per_second=8), None),
+        (DurationLimits(), None),
+    ],
+)
+def test_filters_say_why(item: Filter, reason: str | None) -> None:
+    found = item.after(LABELS)
+    assert found == reason if reason is None else reason in str(found)
+
+
+def test_duration_limits_need_no_labels() -> None:
+    limits = DurationLimits(1.0, 20.0)
+    assert limits.before(0.5) == "filtered: 0.50 s are not within 1 to 20 s"
+    assert limits.before(21) is not None and limits.before(5) is None
+
+
+def test_unknown_measures_are_refused() -> None:
+    with pytest.raises(ConfigError, match="loudness"):
+        MinConfidence(0.5, "loudness")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    make_audio(tmp_path / "audio", 12, per_shard=4)
+    return tmp_path / "audio"
+
+
+def run(audio: Path, out: Path, *filters: Filter) -> dict[str, Any]:
+    return label(teacher=TinySource(), audio=audio, out=out, quiet=True, settings=Settings(filters=filters))
+
+
+def test_filters_of_a_job_drop_with_reasons_and_are_part_of_its_configuration(
+    audio: Path, tmp_path: Path
+) -> None:
+    seconds = {e.key: e.num_samples / 16000 for p in audio.glob("*.tar") for e in open_shard(p).entries}
+    long = {key for key, value in seconds.items() if value > 1.0}
+    assert 0 < len(long) < 12
+    summary = run(audio, tmp_path / "labels", DurationLimits(max_seconds=1.0))
+    assert set(summary["failed"]) == long
+    assert all("not within 0 to 1 s" in reason for reason in summary["failed"].values())
+    header = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl").header
+    assert header.settings["filters"] == [["duration", {"min_seconds": 0.0, "max_seconds": 1.0}]]
+    with pytest.raises(LabelMismatchError, match="settings"):
+        run(audio, tmp_path / "labels")
+
+
+def test_a_confidence_filter_keeps_what_is_above_it(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "all")
+    scores = {
+        key: confidence(item).best_path
+        for path in sorted((tmp_path / "all").glob("*.kdsl"))
+        for key, item in open_label_shard(path)
+    }
+    middle = float(np.median(list(scores.values())))
+    summary = run(audio, tmp_path / "sure", MinConfidence(middle))
+    assert set(summary["failed"]) == {key for key, value in scores.items() if value < middle}
+
+
+def test_a_selection_holds_the_surest_hours_and_names_the_rest(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "all")
+    total_s = sum(open_shard(path).seconds for path in audio.glob("*.tar"))
+    budget = total_s / 2 / 3600
+    chosen = select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=budget)
+    assert chosen.chosen + chosen.dropped == 12 and chosen.dropped > 0
+    assert budget - 1.5 / 3600 < chosen.hours <= budget
+    assert chosen.hours_before == pytest.approx(total_s / 3600)
+    kept: list[float] = []
+    dropped: list[float] = []
+    for path in sorted((tmp_path / "all").glob("*.kdsl")):
+        best = open_label_shard(tmp_path / "best" / path.name, verify=True)
+        for key, item in open_label_shard(path):
+            (kept if key in best else dropped).append(confidence(item).best_path)
+            if key in best:
+                assert np.array_equal(best.read(key).log_probs, item.log_probs)
+            else:
+                assert "not selected: best_path" in best.failures[key]
+        assert best.header.settings["selection"]["measure"] == "best_path"
+    assert min(kept) >= max(dropped)
+    assert verify_labels(audio, tmp_path / "best") == []
+
+
+def test_a_budget_larger_than_what_there_is_keeps_everything(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "all")
+    chosen = select(
+        audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=1000, measure="entropy"
+    )
+    assert (chosen.chosen, chosen.dropped) == (12, 0)
+
+
+def test_a_selection_without_budget_or_folder_of_its_own_is_refused(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "all")
+    with pytest.raises(ConfigError, match="budget"):
+        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=0)
+    with pytest.raises(ConfigError, match="folder of its own"):
+        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "all", hours=1)
