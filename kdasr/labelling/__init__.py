@@ -13,6 +13,7 @@ progress       bar, log lines, summary
 
 from kdasr.labelling.filters import DurationLimits, Filter, MinConfidence, MinSpikes
 from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
+from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
 from kdasr.labelling.selection import Selection, select
 from kdasr.labelling.shard_job import Settings, ShardResult, label_shard
@@ -26,14 +27,18 @@ __all__ = [
     "FolderTeacher",
     "MinConfidence",
     "MinSpikes",
+    "Prediction",
     "Selection",
     "Settings",
     "ShardResult",
     "Teacher",
     "TeacherSource",
+    "compare",
     "find_work",
     "label",
     "label_shard",
+    "plan",
+    "plan_text",
     "select",
     "summary_text",
     "verify_labels",

@@ -19,6 +19,7 @@ from kdasr.errors import ConfigError, KdasrError, LabelMismatchError, SoftLabelE
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work
 from kdasr.labelling.foreman import Foreman
+from kdasr.labelling.planning import compare
 from kdasr.labelling.progress import Display, Totals
 from kdasr.labelling.shard_job import Settings, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
@@ -102,7 +103,9 @@ def label(
         crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
         with _log_file(log, out, shard_index, num_shards) as log_file:
             _run(crew, plan, totals, log_file, Display(plan.seconds, quiet))
-    return totals.summary(_previous(out, plan.done))
+    summary = totals.summary(_previous(out, plan.done))
+    summary["compared_with_plan"] = compare(out, summary)
+    return summary
 
 
 def find_work(

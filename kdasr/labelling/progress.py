@@ -164,6 +164,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines.append(
             f"{summary['times_real_time']:,.0f} × real time; {shares}; {summary['padding']:.1%} padding"
         )
+    if summary.get("compared_with_plan"):
+        lines.append(summary["compared_with_plan"])
     lines += [f"not labelled: {key}: {reason}" for key, reason in summary["failed"].items()]
     lines += [f"shard failed: {audio}: {reason}" for audio, reason in summary["shards_failed"].items()]
     if summary["shards_not_tried"]:

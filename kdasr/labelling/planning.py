@@ -1,0 +1,189 @@
+"""What a labelling job will take: a sample of shards is labelled for real, the rest is arithmetic.
+
+The sample's labels are thrown away; the manifests of all shards are read for their hours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdasr.errors import ConfigError
+from kdasr.labelling.audio_source import list_audio, local_copy
+from kdasr.labelling.engines import set_threads
+from kdasr.labelling.shard_job import Settings, ShardResult, label_shard
+from kdasr.labelling.teachers import FolderTeacher, TeacherSource
+from kdasr.manifest import read_manifest
+from kdasr.storage import Place, locate
+
+PREDICTION_FILE = "plan.json"
+_BYTES_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a job will take.
+
+    Attributes:
+        shards: audio shards in all.
+        sampled_shards: shards that were labelled to find out.
+        hours: audio in all.
+        frames: label frames.
+        bytes: labels with their manifests.
+        bytes_per_frame: of the labels alone.
+        times_real_time: of one worker.
+        worker_hours: time of all workers together; GPU-hours if a worker is a GPU.
+        wall_hours: with `workers` of them.
+        cost: worker_hours times the price of one.
+        spread: relative standard error of the speed, from the differences between the sampled
+            shards; 0 if only one was sampled.
+        workers: how many will work.
+    """
+
+    shards: int
+    sampled_shards: int
+    hours: float
+    frames: int
+    bytes: int
+    bytes_per_frame: float
+    times_real_time: float
+    worker_hours: float
+    wall_hours: float
+    cost: float
+    spread: float
+    workers: int
+
+
+def plan(
+    *,
+    teacher: str | Path | TeacherSource,
+    audio: Place,
+    out: Place | None = None,
+    settings: Settings | None = None,
+    workers: int = 1,
+    device: str = "cpu",
+    sample_shards: int = 3,
+    price_per_worker_hour: float = 0.0,
+) -> Prediction:
+    """Label `sample_shards` shards, spread over all, and predict the whole job from them.
+
+    Args:
+        out: where the job's labels will go; the prediction is kept there, to be compared with the
+            facts when the job ends.
+        price_per_worker_hour: in any currency.
+
+    Raises:
+        ConfigError: nothing to sample.
+        ShardError: no audio shards, or a damaged one in the sample.
+    """
+    settings = settings or Settings()
+    if sample_shards < 1 or workers < 1:
+        raise ConfigError(
+            "a plan needs a sample and workers", got=f"{sample_shards} shards, {workers} workers"
+        )
+    shards = list_audio(audio)
+    seconds = [_seconds(shard) for shard in shards]
+    sample = sorted({round(i) for i in np.linspace(0, len(shards) - 1, min(sample_shards, len(shards)))})
+    source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
+    results = _label_sample(source, [shards[i] for i in sample], settings, device)
+    prediction = _extrapolate(results, sum(seconds), len(shards), workers, price_per_worker_hour)
+    if out is not None:
+        file = locate(out).child(PREDICTION_FILE)
+        file.commit(json.dumps(asdict(prediction), indent=1).encode() + b"\n")
+    return prediction
+
+
+def compare(out: Place, summary: dict[str, Any]) -> str | None:
+    """A sentence on how the plan kept in `out` compares with a job's summary; None without a plan."""
+    try:
+        predicted = json.loads(locate(out).child(PREDICTION_FILE).read_all())
+    except (FileNotFoundError, ValueError):
+        return None
+    facts = [("bytes/frame", float(predicted["bytes_per_frame"]), float(summary["bytes_per_frame"]))]
+    if summary["shards_labelled"] == predicted["shards"]:
+        speed = float(predicted["times_real_time"]) * predicted["workers"]
+        facts.append(("× real time", speed, float(summary["times_real_time"])))
+    said = [
+        f"{name} {fact:,.2f} ({fact / plan - 1:+.0%} of the plan's {plan:,.2f})" for name, plan, fact in facts
+    ]
+    return "compared with the plan: " + ", ".join(said)
+
+
+def plan_text(prediction: Prediction) -> str:
+    """A prediction for people."""
+    p = prediction
+    lines = [
+        f"{p.shards} shards, {p.hours:,.2f} h of audio ({p.sampled_shards} shards were labelled to find out)",
+        f"labels: {_size(p.bytes)} ({p.bytes_per_frame:.2f} bytes a frame, {p.frames:,} frames)",
+        f"speed of one worker: {p.times_real_time:,.0f} × real time (± {p.spread:.0%})",
+        f"time: {p.worker_hours:,.2f} worker-hours, {p.wall_hours:,.2f} h with {p.workers} workers",
+    ]
+    if p.cost:
+        lines.append(f"cost: {p.cost:,.2f}")
+    return "\n".join(lines)
+
+
+def _label_sample(
+    source: TeacherSource, shards: Sequence[str], settings: Settings, device: str
+) -> list[ShardResult]:
+    set_threads(settings)
+    teacher = source.load(device)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="kdasr-plan-") as folder:
+        for number, shard in enumerate(shards):
+            started = time.perf_counter()
+            with local_copy(shard) as path:
+                # The first shard also pays for warming up, once for a whole job: do it twice.
+                for _ in range(2 if number == 0 else 1):
+                    started = time.perf_counter() if number == 0 else started
+                    result = label_shard(teacher, path, Path(folder), settings)
+            result.wall_s = time.perf_counter() - started
+            results.append(result)
+    return results
+
+
+def _extrapolate(
+    results: Sequence[ShardResult], seconds: float, shards: int, workers: int, price: float
+) -> Prediction:
+    sampled_s = sum(result.seconds for result in results)
+    speeds = np.array([result.seconds / result.wall_s for result in results])
+    speed = sampled_s / sum(result.wall_s for result in results)
+    frames = sum(result.manifest["frames"] for result in results)
+    label_bytes = sum(result.manifest["bytes"] for result in results)
+    manifest_bytes = sum(len(json.dumps(result.manifest)) for result in results) / len(results)
+    scale = seconds / sampled_s
+    worker_hours = seconds / speed / 3600
+    # Workers take whole shards: the last round is as long as any.
+    rounds = math.ceil(shards / workers)
+    return Prediction(
+        shards=shards,
+        sampled_shards=len(results),
+        hours=seconds / 3600,
+        frames=round(frames * scale),
+        bytes=round(label_bytes * scale + manifest_bytes * shards),
+        bytes_per_frame=label_bytes / max(1, frames),
+        times_real_time=speed,
+        worker_hours=worker_hours,
+        wall_hours=worker_hours / shards * rounds,
+        cost=worker_hours * price,
+        spread=float(speeds.std(ddof=1) / speeds.mean() / math.sqrt(len(speeds))) if len(speeds) > 1 else 0.0,
+        workers=workers,
+    )
+
+
+def _seconds(shard: str) -> float:
+    with local_copy(shard, manifest_only=True) as path:
+        return read_manifest(path).seconds
+
+
+def _size(num_bytes: float) -> str:
+    power = min(int(math.log(max(1.0, num_bytes), 1000)), len(_BYTES_UNITS) - 1)
+    return f"{num_bytes / 1000**power:.4g} {_BYTES_UNITS[power]}"

@@ -1,0 +1,73 @@
+"""Plans: the arithmetic by hand, and a prediction that the job itself confirms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdasr.errors import ConfigError
+from kdasr.labelling import ShardResult, compare, label, plan, plan_text, summary_text
+from kdasr.labelling.planning import _extrapolate
+from tests.labelling.tiny import TinySource, make_audio
+
+
+def result(seconds: float, wall_s: float, frames: int, num_bytes: int) -> ShardResult:
+    return ShardResult("shard", {"frames": frames, "bytes": num_bytes}, seconds, wall_s)
+
+
+def test_the_arithmetic_is_hand_computable() -> None:
+    results = [result(1800, 18, 45_000, 200_000), result(5400, 54, 135_000, 700_000)]
+    found = _extrapolate(results, seconds=72_000, shards=20, workers=8, price=3.0)
+    assert found.times_real_time == pytest.approx(100)
+    assert found.worker_hours == pytest.approx(0.2)
+    assert found.cost == pytest.approx(0.6)
+    assert found.frames == 1_800_000
+    assert found.bytes_per_frame == pytest.approx(5.0)
+    assert found.bytes == pytest.approx(9_000_000, rel=1e-3)
+    # 20 shards on 8 workers take three rounds of a twentieth of the work each.
+    assert found.wall_hours == pytest.approx(0.2 / 20 * 3)
+    assert found.spread == 0.0
+    text = plan_text(found)
+    assert "20 shards, 20.00 h" in text and "9.001 MB" in text and "cost: 0.60" in text
+
+
+def test_bytes_and_frames_come_true_when_every_shard_was_sampled(tmp_path: Path) -> None:
+    make_audio(tmp_path / "audio", 12, per_shard=3)
+    out = tmp_path / "labels"
+    found = plan(teacher=TinySource(), audio=tmp_path / "audio", out=out, sample_shards=9)
+    assert (found.shards, found.sampled_shards) == (4, 4)
+    assert json.loads((out / "plan.json").read_text())["frames"] == found.frames
+    summary = label(teacher=TinySource(), audio=tmp_path / "audio", out=out, quiet=True)
+    assert summary["frames"] == found.frames
+    assert summary["bytes_per_frame"] == pytest.approx(found.bytes_per_frame, abs=1e-3)
+    size = sum(path.stat().st_size for path in out.glob("shard-*"))
+    assert found.bytes == pytest.approx(size, rel=0.2)
+    verdict = summary["compared_with_plan"]
+    assert verdict == compare(out, summary) and verdict in summary_text(summary)
+    assert (
+        verdict is not None
+        and "bytes/frame" in verdict
+        and "0% of the plan" in verdict
+        and "× real time" in verdict
+    )
+
+
+def test_a_sample_predicts_the_hours_of_all(tmp_path: Path) -> None:
+    make_audio(tmp_path / "audio", 20, per_shard=2)
+    found = plan(teacher=TinySource(), audio=tmp_path / "audio", sample_shards=3, workers=2)
+    assert (found.shards, found.sampled_shards, found.workers) == (10, 3, 2)
+    assert 0.5 < found.hours * 3600 / 20 < 1.5
+    assert found.wall_hours == pytest.approx(found.worker_hours / 2)
+    assert found.frames == pytest.approx(found.hours * 3600 * 25, rel=0.05)
+
+
+def test_without_a_plan_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    assert compare(tmp_path, {}) is None
+
+
+def test_a_plan_without_a_sample_is_refused(tmp_path: Path) -> None:
+    make_audio(tmp_path / "audio", 2)
+    with pytest.raises(ConfigError, match="sample"):
+        plan(teacher=TinySource(), audio=tmp_path / "audio", sample_shards=0)
