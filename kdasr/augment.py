@@ -35,6 +35,7 @@ class SpecAugment(nn.Module):
         max_gain_nats: float = 0.0,
     ) -> None:
         super().__init__()
+        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         transforms = import_torchaudio().transforms
         self.masks = nn.Sequential(
             *[transforms.FrequencyMasking(max_frequency_bins, iid_masks=True)] * num_frequency_masks,

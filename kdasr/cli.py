@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(rest)
         if settings and not arguments.takes_settings:
-            raise ConfigError(f"unknown option --{next(iter(settings))}", fix=f"See kdasr {arguments.verb} --help.")
+            raise ConfigError(
+                f"unknown option --{next(iter(settings))}", fix=f"See kdasr {arguments.verb} --help."
+            )
         return int(arguments.run(arguments, settings) or 0)
     except KdasrError as error:
         print(f"kdasr: {error}", file=sys.stderr)
@@ -102,10 +104,29 @@ def _settings(rest: Sequence[str]) -> dict[str, Any]:
 
 def _run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.pipeline import run_folder
-    from kdasr.report import print_results
+    from kdasr.report import print_results, write_report
 
     work_dir = run_folder(arguments.folder, settings)
+    _transcribe_live(work_dir)
     print_results(work_dir)
+    print(f"report: {write_report(work_dir)}")
+
+
+def _transcribe_live(work_dir: Path) -> None:
+    """Show what the exported student makes of the example WAV, chunk by chunk as it is spoken."""
+    from export.transcribe import transcribe
+
+    example, model = work_dir / "example.wav", work_dir / "export" / "onnx" / "model.int8.onnx"
+    if not example.exists() or not model.exists():
+        return
+    print(f"$ kdasr transcribe --stream --model {model} {example}")
+    partials: list[str] = []
+    for file, text in transcribe(
+        [example], model, stream=True, on_partial=lambda _, text: partials.append(text)
+    ):
+        for partial in partials[:-1]:
+            print(f"  {partial} …")
+        print(f"{file}\t{text}\n")
 
 
 def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

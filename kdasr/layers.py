@@ -63,8 +63,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        hidden = self.dropout(functional.silu(self.up(self.norm(x_btd))))
-        return self.dropout(self.down(hidden))
+        return self.dropout(self.down(functional.silu(self.up(self.norm(x_btd)))))
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,6 +100,13 @@ class Stream:
     def seconds(self) -> float:
         """Audio in one epoch."""
         return sum(item.entry.num_samples for item in self.items) * FRAME_SHIFT_MS / HOP_SAMPLES / 1000
+
+    def fingerprint(self) -> list[Any]:
+        """What decides the batches: the audio, the labels and the settings."""
+        shards = {item.shard.path: item.shard.sha256 for item in self.items}
+        labels = [self._label_shards[path].header.config_hash for path in self._label_shards]
+        settings = [self.batch_seconds, self.seed, self.speeds, self.max_utterances, self.exclude_longer_s]
+        return [sorted(shards.values()), labels, settings, len(self.items)]
 
     def batch(self, position: int) -> Batch:
         """The `position`-th batch since the beginning of training."""

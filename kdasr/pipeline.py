@@ -31,7 +31,9 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
 _console = Console(stderr=True)
 
 
-def run_recipe(path: Path, settings: Mapping[str, Any], *, expected_stage: str | None = None) -> dict[str, Any]:
+def run_recipe(
+    path: Path, settings: Mapping[str, Any], *, expected_stage: str | None = None
+) -> dict[str, Any]:
     """Run one recipe, whether or not it has been run before (its verb may still find it done).
 
     Raises:
@@ -54,7 +56,7 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
     listed = run_stages(Path(folder), settings)
     recipes = [(stage, load_recipe(stage.path, stage.settings)) for stage in listed]
     for _, recipe in recipes:
-        _arguments(recipe)
+        check_recipe(recipe)
     work_dir = _work_dir(recipes)
     inputs = ""
     for stage, recipe in recipes:
@@ -71,11 +73,15 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def _call(recipe: Recipe) -> dict[str, Any]:
-    return VERBS[recipe.stage](**_arguments(recipe))
+    return VERBS[recipe.stage](**check_recipe(recipe))
 
 
-def _arguments(recipe: Recipe) -> dict[str, Any]:
-    """The keys of the recipe as its verb takes them; all others are refused."""
+def check_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The keys of the recipe as its verb takes them.
+
+    Raises:
+        ConfigError: an unknown stage, a key that its verb does not take, or one that it needs.
+    """
     if recipe.stage not in VERBS:
         raise ConfigError("an unknown stage", where=recipe.path, expected=", ".join(VERBS), got=recipe.stage)
     parameters = inspect.signature(VERBS[recipe.stage]).parameters.values()
@@ -93,7 +99,9 @@ def _work_dir(recipes: list[tuple[Stage, Recipe]]) -> Path:
     folders = {str(recipe.arguments.get("work_dir")) for _, recipe in recipes}
     if len(folders) != 1 or "None" in folders:
         raise ConfigError(
-            "the stages of a run share one work_dir", expected="the same work_dir in each", got=sorted(folders)
+            "the stages of a run share one work_dir",
+            expected="the same work_dir in each",
+            got=sorted(folders),
         )
     return Path(folders.pop())
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import TaggedScalar
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from kdasr.errors import ConfigError
@@ -76,13 +76,12 @@ def load_recipe(path: Path, settings: Mapping[str, Any] | None = None) -> Recipe
     """
     path = Path(path)
     known = _parse(path)
-    overrides: dict[str, Any] = {}
     for name, value in (settings or {}).items():
-        _check_known(path, name, known)
-        _merge(overrides, name.split("."), value)
+        _set(path, known, name, value)
+    document = io.StringIO()
+    YAML().dump(known, document)
     try:
-        with path.open() as file:
-            text = resolve_references(file, overrides).getvalue()
+        text = resolve_references(io.StringIO(document.getvalue())).getvalue()
         built = load_hyperpyyaml(io.StringIO(text))
     except ConfigError:
         raise
@@ -132,12 +131,12 @@ def run_stages(folder: Path, overrides: Mapping[str, Any]) -> list[Stage]:
     used: set[str] = set()
     result = []
     for stage in stages:
-        keys = top_level_keys(stage.path)
+        content = _parse(stage.path)
         settings = dict(stage.settings)
         for name, value in overrides.items():
             head, _, rest = name.partition(".")
             target = rest if head in (stage.name, stage.path.stem) and rest else name
-            if target.split(".")[0] in keys:
+            if _place(content, target) is not None:
                 settings[target] = value
                 used.add(name)
         result.append(Stage(stage.name, stage.path, settings))
@@ -169,22 +168,25 @@ def _parse(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_known(path: Path, name: str, known: Mapping[str, Any]) -> None:
-    place: Any = known
-    for part in name.split("."):
-        # What stands behind a reference is not known before it is resolved.
-        if isinstance(place, TaggedScalar):
-            return
-        if not isinstance(place, Mapping) or part not in place:
-            options = sorted(str(key) for key in place) if isinstance(place, Mapping) else None
-            raise ConfigError(f"unknown setting {name!r}", where=path, expected=options)
-        place = place[part]
+def _place(content: Any, name: str) -> Any:
+    """The mapping that holds the dotted `name`, or None where there is no such setting.
+
+    A class that the YAML names may be given further arguments; whether it takes them shows when it is
+    built.
+    """
+    *parents, last = name.split(".")
+    place = content
+    for part in parents:
+        place = place[part] if isinstance(place, dict) and part in place else None
+    tagged = isinstance(place, CommentedMap) and bool(place.tag.value)
+    return place if isinstance(place, dict) and (last in place or tagged) else None
 
 
-def _merge(overrides: dict[str, Any], names: Sequence[str], value: Any) -> None:
-    for name in names[:-1]:
-        overrides = overrides.setdefault(name, {})
-    overrides[names[-1]] = value
+def _set(path: Path, content: Any, name: str, value: Any) -> None:
+    place = _place(content, name)
+    if place is None:
+        raise ConfigError(f"unknown setting {name!r}", where=path, expected=", ".join(map(str, content)))
+    place[name.rpartition(".")[2]] = value
 
 
 def _stage(run_file: Path, entry: Any) -> Stage:

@@ -7,6 +7,7 @@ done elsewhere; here paths, units, streams and models are put together and check
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, feature_hash
+from kdasr.labelling import Settings, summary_text
+from kdasr.labelling import label as label_shards
 from kdasr.loader import Stream, texts_of
 from kdasr.models import load_model
 from kdasr.shards import list_shards
@@ -113,7 +116,7 @@ def train(
         seed=seed,
         checkpoints=Path(checkpoints),
         num_workers=num_workers,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device or default_device(),
     )
     return training.run(Path(out))
 
@@ -164,6 +167,54 @@ def _weighted(name: str, losses: Losses) -> dict[str, tuple[float, Any]]:
                 expected="{weight: 1.0, loss: !name:kdasr.losses.NAME }",
             )
     return {term: (float(entry["weight"]), entry["loss"]) for term, entry in losses.items()}
+
+
+def label(
+    *,
+    teacher: str,
+    audio: str,
+    out: str,
+    settings: Settings | None = None,
+    engine: str = "inline",
+    workers: int = 1,
+    device: str | None = None,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    verify: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a teacher's soft labels beside unlabelled shards; see `kdasr.labelling.label`.
+
+    Raises:
+        SoftLabelError: some shards could not be labelled; they are named, all others are done.
+    """
+    summary = label_shards(
+        teacher=teacher,
+        audio=audio,
+        out=out,
+        settings=settings,
+        engine=engine,
+        workers=workers,
+        device=device or default_device(),
+        shard_index=shard_index,
+        num_shards=num_shards,
+        verify=verify,
+        overwrite=overwrite,
+    )
+    print(summary_text(summary), file=sys.stderr)
+    if left := {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}:
+        raise SoftLabelError(
+            f"{len(left)} shards have no labels",
+            where=out,
+            got="; ".join(f"{name}: {reason}" for name, reason in left.items()),
+            fix="Run the same command again once the cause is gone: what is done is not done again.",
+        )
+    return summary
+
+
+def default_device() -> str:
+    """The accelerator where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def export(

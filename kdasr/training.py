@@ -9,13 +9,15 @@ killed and resumed gives the same losses, to the bit, as training that was not.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ import_torchaudio()
 import speechbrain as sb  # noqa: E402  (needs torchaudio to import)
 from speechbrain.utils.checkpoints import Checkpointer  # noqa: E402
 from speechbrain.utils.epoch_loop import EpochCounter  # noqa: E402
+
+LOG_FILE, FINGERPRINT_FILE = "train.jsonl", "fingerprint.txt"
 
 Loss = Callable[[Tensor, Tensor, Batch], Tensor]
 WeightedLosses = Mapping[str, tuple[float, Loss]]
@@ -124,7 +128,7 @@ class Training:
         """
         self._check()
         batches = ScheduledBatches(self.streams, self.schedule)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._set_aside_other_checkpoints()
         brain = CtcBrain(self)
         if not brain.has_checkpoint():
             assert isinstance(self.model, nn.Module)
@@ -142,6 +146,33 @@ class Training:
         }
         save_model(out, self.model, self.units, extra={"training": facts, **(card or {})})
         return facts
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the course of training; checkpoints of another are not resumed."""
+        content = {
+            "model": [type(self.model).__qualname__, self.model.config],
+            "units": self.units.hash,
+            "streams": {name: stream.fingerprint() for name, stream in self.streams.items()},
+            "schedule": [list(block) for block in self.schedule],
+            "losses": {name: _described(terms) for name, terms in self.losses.items()},
+            "optimisation": asdict(self.optimisation),
+            "augment": [str(self.augment), getattr(self.augment, "config", None)],
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    def _set_aside_other_checkpoints(self) -> None:
+        """Move checkpoints that belong to other settings or data out of the way; they are kept."""
+        marker = self.checkpoints / FINGERPRINT_FILE
+        found = marker.read_text().strip() if marker.exists() else None
+        if found is not None and found != self.fingerprint():
+            aside = self.checkpoints.with_name(f"{self.checkpoints.name}.{found}")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.checkpoints.replace(aside)
+            (aside / LOG_FILE).unlink(missing_ok=True)
+            Console(stderr=True).print(f"{self.name}: checkpoints of other settings are now in {aside}")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        marker.write_text(self.fingerprint() + "\n")
 
     def _check(self) -> None:
         for name in {stream for stream, _ in self.schedule}:
@@ -188,7 +219,7 @@ class CtcBrain(sb.Brain):  # type: ignore[misc]
         self.model: Any = training.model
         self.interval, self.last_step = optimisation.eval_every, optimisation.steps
         self.counter = EpochCounter(math.ceil(self.last_step / self.interval))
-        self.log = TrainingLog(training.checkpoints / "train.jsonl")
+        self.log = TrainingLog(training.checkpoints / LOG_FILE)
         self.seconds_before = 0.0
         torch.manual_seed(training.seed)
         super().__init__(
@@ -358,6 +389,17 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
     import jiwer
 
     return 100.0 * float(jiwer.wer(list(references), list(hypotheses)))
+
+
+def _described(terms: WeightedLosses) -> dict[str, list[Any]]:
+    """Losses by what they are called with; two runs with the same description compute the same."""
+    described: dict[str, list[Any]] = {}
+    for name, (weight, loss) in terms.items():
+        function, settings = loss, {}
+        if isinstance(loss, functools.partial):
+            function, settings = loss.func, dict(loss.keywords)
+        described[name] = [weight, getattr(function, "__qualname__", type(function).__qualname__), settings]
+    return described
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -63,7 +63,9 @@ def losses(checkpoints: Path) -> list[dict[str, float]]:
 
 
 class StopAt:
-    """A loss that fails at its n-th training call, as a killed process would stop."""
+    """A loss that fails at its n-th training call, as a killed process would stop; it passes for `ctc`."""
+
+    __qualname__ = ctc.__qualname__
 
     def __init__(self, call: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.calls_left, self.error = call, error
@@ -120,6 +122,14 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(data: Path, tmp_pat
     assert kept
     for path in kept:
         assert all(torch.isfinite(t).all() for t in torch.load(path, weights_only=True).values())
+
+
+def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp_path: Path) -> None:
+    training(data, tmp_path / "c", steps=6).run(tmp_path / "model")
+    first = training(data, tmp_path / "c", steps=6).fingerprint()
+    training(data, tmp_path / "c", steps=6, peak_learning_rate=1e-3).run(tmp_path / "model")
+    assert len([row for row in losses(tmp_path / "c") if "labelled/ctc" in row]) == 6
+    assert list((tmp_path / f"c.{first}").glob("CKPT*"))
 
 
 def test_the_best_checkpoint_becomes_the_model(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""This machine in, a list of what works on it out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kdasr.compat import MISSING_WITHOUT_EXTENSION, import_torchaudio, torchaudio_extension_works
+
+_PACKAGES = {
+    "torch": "",
+    "torchaudio": "",
+    "speechbrain": "",
+    "webdataset": "",
+    "sentencepiece": "",
+    "soundfile": "",
+    "espeakng-loader": "",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "matplotlib": "report",
+    "ray": "ray",
+    "sounddevice": "mic",
+}
+
+
+def diagnosis() -> list[tuple[str, str]]:
+    """(what, how it is) for each part that kdasr can use."""
+    rows = [("python", platform.python_version())]
+    rows += [(name, _version(name, extra)) for name, extra in _PACKAGES.items()]
+    import_torchaudio()
+    missing = ", ".join(MISSING_WITHOUT_EXTENSION)
+    extension = (
+        "works" if torchaudio_extension_works() else f"not beside this torch; without it: no {missing}"
+    )
+    rows.append(("torchaudio's compiled extension", extension))
+    rows.append(("threads of torch", str(torch.get_num_threads())))
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    rows.append(("accelerator", cuda))
+    return rows
+
+
+def print_diagnosis() -> None:
+    """Print `diagnosis` as a table."""
+    table = Table(show_header=False)
+    for row in diagnosis():
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
+def _version(name: str, extra: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"not installed: pip install 'kdasr[{extra}]'" if extra else "not installed"

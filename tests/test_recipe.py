@@ -1,0 +1,163 @@
+"""Recipes: settings by name, unknown keys refused by name, every YAML of the repository builds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdasr.errors import ConfigError
+from kdasr.pipeline import check_recipe
+from kdasr.recipe import RUN_FILE, load_recipe, parse_value, run_stages, stage_arguments
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+ALL = sorted(path for path in RECIPES.rglob("*.yaml") if path.name != RUN_FILE)
+RUNS = sorted(RECIPES.rglob(RUN_FILE))
+
+SIMPLE = """
+stage: train
+work_dir: runs/x
+steps: 3
+out: !ref <work_dir>/model
+inner: {width: 4, deep: {rate: 0.1}}
+loss: !name:kdasr.losses.soft_cross_entropy
+    delay_frames: 2
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_recipes_were_found() -> None:
+    assert {"mini", "fsdd"} <= {path.parent.name for path in ALL}
+    assert RUNS
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_recipe_builds_with_keys_its_stage_takes(path: Path) -> None:
+    check_recipe(load_recipe(path))
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("#") and any("kdasr " in line for line in lines[:6])
+    assert len(lines) < 120
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.parent.name)
+def test_every_run_lists_recipes_that_build(path: Path) -> None:
+    stages = run_stages(path.parent, {"seed": 7})
+    for stage in stages:
+        check_recipe(load_recipe(stage.path, stage.settings))
+    assert len({stage.name for stage in stages}) == len(stages)
+
+
+def test_settings_replace_values_and_reach_into_mappings(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", SIMPLE)
+    recipe = load_recipe(path, {"work_dir": "elsewhere", "inner.deep.rate": 0.5, "loss.delay_frames": 4})
+    assert recipe.arguments["out"] == "elsewhere/model"
+    assert recipe.arguments["inner"] == {"width": 4, "deep": {"rate": 0.5}}
+    assert recipe.arguments["loss"].keywords == {"delay_frames": 4}
+    assert recipe.stage == "train"
+
+
+@pytest.mark.parametrize("name", ["stepz", "inner.depth", "inner.width.more", "nothing.here"])
+def test_an_unknown_setting_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "r.yaml", SIMPLE)
+    with pytest.raises(ConfigError, match=rf"r\.yaml: unknown setting '{name}'"):
+        load_recipe(path, {name: 1})
+
+
+def test_an_argument_that_a_class_does_not_take_is_refused(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "r.yaml", "stage: train\naugment: !new:kdasr.augment.SpecAugment\n    max_warp: 0.1\n"
+    )
+    with pytest.raises(ConfigError, match=r"cannot be built.*max_wrap"):
+        load_recipe(path, {"augment.max_wrap": 0.2})
+
+
+def test_a_key_that_nothing_uses_is_refused_but_a_referenced_one_is_not(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        write(tmp_path / "r.yaml", "stage: train\nwork_dir: w\nout: !ref <work_dir>/m\nstepz: 3\n")
+    )
+    with pytest.raises(ConfigError, match=r"unknown key 'stepz'.*expected for stage train: out, steps"):
+        stage_arguments(recipe, ["out", "steps"], [])
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path / "r.yaml", "stage: train\n"))
+    with pytest.raises(ConfigError, match="lacks the key 'out'"):
+        stage_arguments(recipe, ["out"], ["out"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stage: [train", "not valid YAML"),
+        ("just text", "not a mapping"),
+        ("steps: 3", "names no stage"),
+        ("stage: train\nx: !new:kdasr.no.such.Thing {}", "cannot be built"),
+        ("stage: train\nx: !ref <nowhere>", "cannot be built"),
+    ],
+)
+def test_bad_yaml_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe(write(tmp_path / "bad.yaml", text))
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml.*cannot be read"):
+        load_recipe(tmp_path / "gone.yaml")
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    write(tmp_path / "one.yaml", "stage: prepare\nwork_dir: w\nseed: 1\nname: synth\n")
+    write(tmp_path / "two.yaml", "stage: train\nwork_dir: w\nseed: 1\nsteps: 5\n")
+    entry = "{recipe: two.yaml, name: again, set: {steps: 9}}"
+    write(tmp_path / RUN_FILE, f"stages: [one.yaml, two.yaml, {entry}]\n")
+    return tmp_path
+
+
+def test_settings_go_to_the_stages_that_have_them(run_folder: Path) -> None:
+    stages = run_stages(run_folder, {"seed": 2, "again.steps": 1, "work_dir": "v"})
+    assert [(s.name, dict(s.settings)) for s in stages] == [
+        ("one", {"seed": 2, "work_dir": "v"}),
+        ("two", {"seed": 2, "work_dir": "v"}),
+        ("again", {"seed": 2, "work_dir": "v", "steps": 1}),
+    ]
+
+
+def test_a_setting_of_the_command_line_beats_that_of_the_run(run_folder: Path) -> None:
+    assert run_stages(run_folder, {"steps": 2})[2].settings["steps"] == 2
+
+
+def test_a_setting_that_no_stage_has_is_refused(run_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no stage has the setting 'sedd'.*seed"):
+        run_stages(run_folder, {"sedd": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: []", "lists no stages"),
+        ("stages: [gone.yaml]", "no such recipe"),
+        ("stages: [{recipe: one.yaml, seet: 1}]", "unknown key 'seet'"),
+        ("stages: [3]", "cannot be read"),
+    ],
+)
+def test_a_bad_run_is_one_clear_error(run_folder: Path, text: str, message: str) -> None:
+    write(run_folder / RUN_FILE, text)
+    with pytest.raises(ConfigError, match=message):
+        run_stages(run_folder, {})
+
+
+def test_values_of_the_command_line_are_yaml() -> None:
+    assert [parse_value(text) for text in ("3", "0.5", "true", "[a, b]", "a/b")] == [
+        3,
+        0.5,
+        True,
+        ["a", "b"],
+        "a/b",
+    ]
+    assert parse_value("[oops") == "[oops"
