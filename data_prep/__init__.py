@@ -9,6 +9,7 @@ One module of this folder is one corpus. It has
     Settings                            a frozen dataclass; every field is a setting of `kdasr prepare`
     NEEDS_CORPUS                        whether it reads a folder
     splits(settings, corpus)            the names of its splits
+    scope(settings, corpus, split)      the settings and the folder that this split depends on
     prepare(settings, corpus, *, split, seed, dropped)    its utterances, in a fixed order
 """
 
@@ -63,21 +64,20 @@ def prepare(
     module = _module_of(name)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)
-    source: dict[str, Any] = {
-        "corpus": name,
-        "seed": seed,
-        "settings": json.loads(json.dumps(dataclasses.asdict(parsed))),
-        "files": fingerprint_of(corpus, without=Path(out)),
-    }
     shards = {}
     with _one_thread():
         for split in module.splits(parsed, corpus):
-            utterances = functools.partial(module.prepare, parsed, corpus, split=split, seed=seed)
+            scope, folder = module.scope(parsed, corpus, split)
+            source = {
+                "corpus": name,
+                "split": split,
+                "seed": seed,
+                "settings": json.loads(json.dumps(dataclasses.asdict(scope))),
+                "files": fingerprint_of(folder, without=Path(out)),
+            }
+            utterances = functools.partial(module.prepare, scope, corpus, split=split, seed=seed)
             shards[split] = prepare_split(
-                utterances,
-                Path(out) / split,
-                {**source, "split": split},
-                max_utterances=parsed.max_shard_utterances,
+                utterances, Path(out) / split, source, max_utterances=parsed.max_shard_utterances
             )
     return shards
 

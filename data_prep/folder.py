@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from data_prep.support.dropped import Dropped
+from data_prep.support.settings import check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ, load_segments
 from kdasr.errors import AudioError, ConfigError, CorpusError
 from kdasr.interfaces import Utterance
@@ -39,6 +40,7 @@ class Settings:
     max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.max_seconds is not None and self.max_seconds < max(1.0, self.min_seconds):
             raise ConfigError("max_seconds is too short", expected="at least 1 s", got=self.max_seconds)
 
@@ -56,6 +58,11 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
             expected=f"files that end in {', '.join(EXTENSIONS)}",
         )
     return ("unlabelled",)
+
+
+def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]:
+    """All settings and the whole folder."""
+    return settings, corpus
 
 
 def prepare(

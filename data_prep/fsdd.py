@@ -12,7 +12,6 @@ Splits: `labelled`, `unlabelled` (no transcripts), `dev` (recordings of the labe
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,23 +21,32 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import synth
+from data_prep.support.digit_recordings import Recording, find_recordings, load_recordings
 from data_prep.support.dropped import Dropped
 from data_prep.support.grammar import DIGITS
 from data_prep.support.noise import Samples, add_noise, check_kinds, make_noise, rms
 from data_prep.support.perturb import stretch_and_warp, tilt_timbre
 from data_prep.support.seeding import rng_for
-from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate, resample
-from kdasr.errors import AudioError, ConfigError, CorpusError
+from data_prep.support.settings import check_numbers
+from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
 NEEDS_CORPUS = True
 RATE_HZ = 8_000
-_NAME = re.compile(r"(\d)_([A-Za-z0-9-]+)_(\d+)\.wav")
-_EDGE_SECONDS = (0.05, 0.25)
-_PEAK = 0.98
+_EDGE_SECONDS, _PEAK = (0.05, 0.25), 0.98
 # Resampling is by whole percents: a filter for each ratio is built once.
 _SPEED_STEP_HZ = RATE_HZ // 100
+
+_LIMITS = (
+    ("digits", 1, 100),
+    ("dev_share", 0.01, 0.9),
+    ("speed", 0.5, 2.0),
+    ("tempo", 0.5, 2.0),
+    ("warp", 0.5, 2.0),
+    ("timbre_db", 0.0, 40.0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,7 @@ class Settings:
     max_shard_utterances: int = 200
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_kinds(self.noise, "noise")
         training = {*self.labelled_speakers, *self.unlabelled_speakers}
         if both := sorted(training & set(self.test_speakers)):
@@ -99,26 +108,27 @@ class Settings:
                 where="test_speakers",
                 expected="speakers that are neither labelled nor unlabelled",
             )
-        if self.dev_minutes > 0 and not 0 < self.dev_share < 1:
-            raise ConfigError("dev_share is out of range", expected="between 0 and 1", got=self.dev_share)
+        for name, lowest, highest in _LIMITS:
+            value = getattr(self, name)
+            if not all(lowest <= number <= highest for number in np.atleast_1d(value)):
+                expected = f"from {lowest} to {highest}"
+                raise ConfigError("the value is out of range", where=name, expected=expected, got=value)
 
     def speakers(self, split: str) -> tuple[str, ...]:
         names: tuple[str, ...] = getattr(self, f"{'labelled' if split == 'dev' else split}_speakers")
         return names
 
 
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    digit: int
-    speaker: str
-    samples: Samples
-
-
-def splits(settings: Settings, corpus: Path | None) -> tuple[str, ...]:
+def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
     """The splits that have speakers and minutes."""
     return tuple(
         split for split in SPLITS if settings.speakers(split) and getattr(settings, f"{split}_minutes") > 0
     )
+
+
+def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]:
+    """All settings and the whole folder."""
+    return settings, corpus
 
 
 def prepare(
@@ -127,10 +137,10 @@ def prepare(
     """The utterances of one split: real strings first, then synthetic ones.
 
     Raises:
-        CorpusError: no recordings below `corpus`, or an unknown speaker.
+        CorpusError: no recordings in `corpus`, or an unknown speaker.
     """
-    recordings = _load(settings, corpus, split, seed, dropped)
     seconds_left = 60 * getattr(settings, f"{split}_minutes")
+    recordings = _load(settings, corpus, split, seed, dropped)
     strings = _strings(settings, recordings, rng_for(seed, "fsdd", split, "strings"))
     for index in count():
         if seconds_left <= 0:
@@ -155,10 +165,8 @@ def prepare(
 
 
 def _synthetic(settings: Settings, split: str, seed: int) -> Iterator[Utterance]:
-    minutes = {
-        "labelled": settings.synthetic_minutes,
-        "unlabelled": settings.synthetic_unlabelled_minutes,
-    }.get(split, 0.0)
+    wanted = {"labelled": settings.synthetic_minutes, "unlabelled": settings.synthetic_unlabelled_minutes}
+    minutes = wanted.get(split, 0.0)
     voices = synth.Settings(
         labelled_minutes=minutes,
         unlabelled_minutes=minutes,
@@ -179,10 +187,9 @@ def _synthetic(settings: Settings, split: str, seed: int) -> Iterator[Utterance]
             yield dataclasses.replace(utterance, key=f"fsdd-{utterance.key}")
 
 
-def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Dropped) -> list[_Recording]:
+def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Dropped) -> list[Recording]:
     """The recordings that a split may use, decoded at 8 kHz; all of the dataset would be 20 MB."""
-    found = _find(corpus, dropped)
-    wanted = settings.speakers(split)
+    found, wanted = find_recordings(corpus, dropped), settings.speakers(split)
     if unknown := sorted(set(wanted) - set(found)):
         raise CorpusError(
             f"there is no speaker {', '.join(unknown)}",
@@ -190,46 +197,18 @@ def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Drop
             expected=f"one of {', '.join(sorted(found))}",
             fix=f"Check {split}_speakers.",
         )
-    recordings = []
+    paths: list[Path] = []
     for speaker in wanted:
-        paths = found[speaker]
-        if speaker in settings.labelled_speakers:
-            paths = _kept_for(
-                split, speaker, paths, settings.dev_share if settings.dev_minutes > 0 else 0, seed
-            )
-        for path in paths:
-            try:
-                samples, rate_hz = load_with_rate(path, RATE_HZ)
-            except AudioError as error:
-                dropped.add_error(str(path.relative_to(corpus)), error)
-                continue
-            dropped.note_rate(rate_hz, RATE_HZ)
-            recordings.append(_Recording(int(path.name[0]), speaker, samples))
+        of_speaker = found[speaker]
+        if speaker in settings.labelled_speakers and settings.dev_minutes > 0:
+            of_speaker = _kept_for(split, speaker, of_speaker, settings.dev_share, seed)
+        paths += of_speaker
+    recordings = load_recordings(paths, corpus, RATE_HZ, dropped)
     if not recordings:
         raise CorpusError(
             "no recording can be used", where=corpus, fix=f"See {split}_speakers and dev_share."
         )
     return recordings
-
-
-def _find(corpus: Path, dropped: Dropped) -> dict[str, list[Path]]:
-    folder = corpus / "recordings" if (corpus / "recordings").is_dir() else corpus
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.glob("*.wav")):
-        match = _NAME.fullmatch(path.name)
-        if match:
-            found[match[2]].append(path)
-        else:
-            dropped.add(str(path.relative_to(corpus)), "the name is not {digit}_{speaker}_{number}.wav")
-    if not found:
-        raise CorpusError(
-            "this is not a checkout of the Free Spoken Digit Dataset",
-            where=corpus,
-            expected="recordings/{digit}_{speaker}_{number}.wav",
-            got=f"{len(dropped.items)} other wav files",
-            fix="Check --corpus.",
-        )
-    return found
 
 
 def _kept_for(split: str, speaker: str, paths: list[Path], dev_share: float, seed: int) -> list[Path]:
@@ -245,14 +224,14 @@ def _kept_for(split: str, speaker: str, paths: list[Path], dev_share: float, see
 
 
 def _strings(
-    settings: Settings, recordings: list[_Recording], rng: np.random.Generator
-) -> Iterator[list[_Recording]]:
+    settings: Settings, recordings: list[Recording], rng: np.random.Generator
+) -> Iterator[list[Recording]]:
     """Endless strings of one speaker each. No recording comes again before all of its speaker have."""
-    by_speaker: dict[str, list[_Recording]] = defaultdict(list)
+    by_speaker: dict[str, list[Recording]] = defaultdict(list)
     for recording in recordings:
         by_speaker[recording.speaker].append(recording)
     names = sorted(by_speaker)
-    decks: dict[str, list[_Recording]] = {name: [] for name in names}
+    decks: dict[str, list[Recording]] = {name: [] for name in names}
     for turn in count():
         name = names[turn % len(names)]
         deck, length = decks[name], int(rng.integers(*settings.digits, endpoint=True))
@@ -261,7 +240,7 @@ def _strings(
         yield [deck.pop() for _ in range(length)]
 
 
-def _join(settings: Settings, string: list[_Recording], rng: np.random.Generator) -> Samples:
+def _join(settings: Settings, string: list[Recording], rng: np.random.Generator) -> Samples:
     """(N,) at 8 kHz: the recordings with pauses of faint noise before, between and after."""
     level = rms(np.concatenate([recording.samples for recording in string]))
     floor = level * 10 ** (settings.floor_db / 20)

@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
+from data_prep.support.settings import check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
 from kdasr.errors import AudioError, ConfigError, CorpusError, UnitsError
 from kdasr.interfaces import Utterance
@@ -37,6 +39,7 @@ class Settings:
     max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.subset and (unknown := sorted(set(self.unlabelled) - set(self.subset))):
             raise ConfigError(
                 f"{', '.join(unknown)} is to be unlabelled but not among the subsets",
@@ -66,46 +69,53 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
     return settings.subset or tuple(found)
 
 
+def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]:
+    """A subset does not depend on which others there are."""
+    unlabelled = (split,) if split in settings.unlabelled else ()
+    return dataclasses.replace(settings, subset=(split,), unlabelled=unlabelled), _subsets(corpus)[split]
+
+
 def prepare(
     settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped
 ) -> Iterator[Utterance]:
-    """The utterances of one subset, chapter by chapter, sorted by path."""
-    seen: set[str] = set()
+    """The utterances of one subset, chapter by chapter, sorted by path.
+
+    Of an unlabelled subset the transcripts are not looked at.
+    """
+    labelled, seen = split not in settings.unlabelled, set[str]()
     for chapter in sorted(path for path in _subsets(corpus)[split].glob("*/*") if path.is_dir()):
-        texts = _transcripts(chapter, corpus, dropped)
+        texts = _transcripts(chapter, corpus, dropped) if labelled else {}
         for path in sorted(chapter.glob("*.flac")):
-            text = texts.pop(path.stem, None)
-            name = str(path.relative_to(corpus))
-            if reason := _unusable(path.stem, text, seen):
-                dropped.add(name, reason)
-                continue
+            name, key = str(path.relative_to(corpus)), path.stem
+            text = texts.pop(key, None)
             try:
+                _check_key(key, seen)
+                normal_text = _usable(text) if labelled else None
                 samples, rate_hz = load_with_rate(path)
-                normal_text = normalise(text or "")
-            except (AudioError, UnitsError) as error:
+            except (AudioError, UnitsError, CorpusError) as error:
                 dropped.add_error(name, error)
                 continue
-            seen.add(path.stem)
+            seen.add(key)
             dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-            yield Utterance(
-                key=path.stem,
-                samples=samples,
-                text=None if split in settings.unlabelled else normal_text,
-                speaker=chapter.parent.name,
-            )
+            yield Utterance(key=key, samples=samples, text=normal_text, speaker=chapter.parent.name)
         for key in texts:
             dropped.add(f"{chapter.relative_to(corpus)}/{key}.flac", "transcript without audio")
 
 
-def _unusable(key: str, text: str | None, seen: set[str]) -> str:
-    """Why an audio file is left out, or nothing."""
-    if text is None:
-        return "audio without transcript"
+def _check_key(key: str, seen: set[str]) -> None:
     if key in seen:
-        return "the same key was found before"
+        raise CorpusError("the same key was found before")
     if not KEY_PATTERN.fullmatch(key):
-        return f"the name is not {KEY_PATTERN.pattern}"
-    return ""
+        raise CorpusError("the name cannot be a key", expected=KEY_PATTERN.pattern)
+
+
+def _usable(text: str | None) -> str:
+    """The normalised transcript; an error says why there is none."""
+    if text is None:
+        raise CorpusError("audio without transcript")
+    if not (normal_text := normalise(text)):
+        raise CorpusError("an empty transcript")
+    return normal_text
 
 
 def _subsets(corpus: Path) -> dict[str, Path]:
@@ -128,9 +138,6 @@ def _transcripts(chapter: Path, corpus: Path, dropped: Dropped) -> dict[str, str
                 continue
             if key in texts:
                 dropped.add(where, f"a second transcript of {key}")
-            elif not text.strip():
-                dropped.add(where, f"an empty transcript of {key}")
-                texts[key] = ""
             else:
                 texts[key] = text
     return texts

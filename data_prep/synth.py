@@ -18,6 +18,7 @@ from data_prep.support import espeak, grammar
 from data_prep.support.dropped import Dropped
 from data_prep.support.noise import Samples, add_noise, check_kinds, make_noise, rms, shape_spectrum
 from data_prep.support.seeding import rng_for
+from data_prep.support.settings import check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ, resample
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Utterance
@@ -83,6 +84,7 @@ class Settings:
     max_shard_utterances: int = 200
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.vocabulary not in ("commands", "digits"):
             raise ConfigError("unknown vocabulary", expected="commands or digits", got=self.vocabulary)
         if not 500 <= self.bandwidth_hz <= SAMPLE_RATE_HZ / 2:
@@ -104,6 +106,11 @@ class Settings:
 def splits(settings: Settings, corpus: Path | None) -> tuple[str, ...]:
     """The splits that have any minutes."""
     return tuple(split for split in SPLITS if getattr(settings, f"{split}_minutes") > 0)
+
+
+def scope(settings: Settings, corpus: Path | None, split: str) -> tuple[Settings, Path | None]:
+    """All settings and no folder."""
+    return settings, corpus
 
 
 def prepare(

@@ -76,9 +76,10 @@ def speak(
         encoded = text.encode()
         arguments = (encoded, len(encoded) + 1, 0, 0, 0, _CHARACTERS_UTF8, None, None)
         _call(library.espeak_Synth(*arguments), f"speak {text!r}")
-    if not blocks:
+    samples = np.frombuffer(b"".join(blocks), dtype=np.int16)
+    if not samples.any():
         raise SpeechSynthesisError("espeak-ng spoke nothing", where=voice, got=repr(text))
-    return np.frombuffer(b"".join(blocks), dtype=np.int16).astype(np.float32) / 32_768.0
+    return samples.astype(np.float32) / np.float32(32_768)
 
 
 def _call(result: int, deed: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -32,6 +33,39 @@ def parse_settings(settings_class: type[SettingsT], values: Mapping[str, Any], w
         )
     hints = typing.get_type_hints(settings_class)
     return settings_class(**{name: _convert(value, hints[name], name) for name, value in values.items()})
+
+
+def check_numbers(settings: Any) -> None:
+    """Refuse numbers that cannot be what their names say; for `__post_init__` of a Settings.
+
+    Ranges run from low to high; minutes, voices and seconds are not negative; probabilities and
+    shares lie between 0 and 1; a shard holds at least one utterance.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        numbers = [
+            number for number in (value if isinstance(value, tuple) else (value,)) if _is_number(number)
+        ]
+        problem = ""
+        if numbers != sorted(numbers):
+            problem = "low,high with low first"
+        elif field.name.endswith(("minutes", "voices", "seconds")) and any(number < 0 for number in numbers):
+            problem = "not less than 0"
+        elif field.name.endswith(("probability", "share")) and not all(
+            0 <= number <= 1 for number in numbers
+        ):
+            problem = "from 0 to 1"
+        elif field.name == "max_shard_utterances" and value < 1:
+            problem = "at least 1"
+        if problem:
+            raise ConfigError("the value is out of range", where=field.name, expected=problem, got=value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
@@ -69,6 +103,8 @@ def _convert_scalar(value: Any, hint: Any) -> Any:
         raise ValueError("a whole number is needed")
     if hint is int:
         return int(float(value))
+    if hint is float and not math.isfinite(float(value)):
+        raise ValueError("a finite number is needed")
     if hint is float:
         return float(value)
     if not isinstance(value, str | int):

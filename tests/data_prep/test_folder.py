@@ -1,0 +1,142 @@
+"""data_prep.folder: any audio below a folder, with keys from its paths."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_prep import prepare
+from data_prep.folder import key_of
+from kdasr.audio import load
+from kdasr.errors import ConfigError, CorpusError
+from kdasr.interfaces import Utterance
+from kdasr.manifest import KEY_PATTERN
+from tests.data_prep.fakes import bytes_below, read_folder, record_of, write_tone
+
+
+def prepared(corpus: Path, **settings: Any) -> list[Utterance]:
+    out = corpus.parent / "out"
+    prepare("folder", corpus=corpus, out=out, **settings)
+    return read_folder(out / "unlabelled")
+
+
+def readable(utterance: Utterance) -> str:
+    """The key without its hash."""
+    name, _, number = utterance.key.rsplit("-", 2)
+    return f"{name}-{number}"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return tmp_path / "corpus"
+
+
+def test_all_kinds_of_audio_are_found_in_order(corpus: Path) -> None:
+    for name in ("b/2.flac", "a/1.WAV", "c.mp3", "b/a/3.ogg", "top.wav"):
+        write_tone(corpus / name, 0.5)
+    noise = np.random.default_rng(0).normal(0, 0.1, 48_000)
+    soundfile.write(corpus / "d.opus", noise, 48_000, format="OGG", subtype="OPUS")
+    for name in ("notes.txt", "cover.jpg", ".hidden.wav", ".cache/x.wav"):
+        (corpus / name).parent.mkdir(exist_ok=True)
+        (corpus / name).write_bytes(b"not audio")
+    utterances = prepared(corpus)
+    names = ["c-0000", "d-0000", "top-0000", "a_1-0000", "b_2-0000", "b_a_3-0000"]
+    assert [readable(one) for one in utterances] == names
+    assert all(one.text is None and one.speaker is None for one in utterances)
+    np.testing.assert_array_equal(utterances[2].samples, load(corpus / "top.wav"))
+    record = record_of(corpus.parent / "out" / "unlabelled")
+    assert (record["dropped"], record["notes"]) == (0, {"resampled from 48000 Hz": 1})
+
+
+def test_names_that_look_alike_have_different_keys(corpus: Path) -> None:
+    names = ["a/b.wav", "a_b.wav", "a b.wav", "a-b.wav", "a.b.wav", "a_b.flac", "ä_b.wav", "é_b.wav"]
+    for name in names:
+        write_tone(corpus / name, 0.3)
+    keys = [one.key for one in prepared(corpus)]
+    assert len(set(keys)) == len(names)
+    assert all(KEY_PATTERN.fullmatch(key) for key in keys)
+
+
+def test_a_key_is_short_readable_and_fixed() -> None:
+    assert key_of(PurePath("talks/Monday 1.mp3")) == "talks_Monday_1-e93d5b82"
+    assert len(key_of(PurePath("x" * 300 + "/" + "y" * 300 + ".wav"))) <= 160
+
+
+def test_adding_a_file_changes_no_other_key(corpus: Path) -> None:
+    write_tone(corpus / "b.wav", 0.3)
+    (before,) = prepared(corpus)
+    write_tone(corpus / "a.wav", 0.3)
+    prepare("folder", corpus=corpus, out=corpus.parent / "again")
+    assert before.key in [one.key for one in read_folder(corpus.parent / "again" / "unlabelled")]
+
+
+def test_long_files_are_cut_into_equal_segments(corpus: Path) -> None:
+    write_tone(corpus / "long.flac", 5.0)
+    write_tone(corpus / "short.flac", 1.0)
+    utterances = prepared(corpus, max_seconds=2)
+    assert [readable(one) for one in utterances] == ["long-0000", "long-0001", "long-0002", "short-0000"]
+    assert [len(one.samples) for one in utterances] == [26_667, 26_667, 26_666, 16_000]
+    joined = np.concatenate([one.samples for one in utterances[:3]])
+    np.testing.assert_array_equal(joined, load(corpus / "long.flac"))
+
+
+def test_cutting_can_be_turned_off(corpus: Path) -> None:
+    write_tone(corpus / "long.wav", 65.0)
+    assert [len(one.samples) for one in prepared(corpus, max_seconds="none")] == [65 * 16_000]
+
+
+def test_what_cannot_be_used_is_counted(corpus: Path) -> None:
+    for name in ("good.wav", "cut.wav", "long.mp3"):
+        write_tone(corpus / name, 6.0)
+    (corpus / "cut.wav").write_bytes((corpus / "cut.wav").read_bytes()[:5000])
+    data = (corpus / "long.mp3").read_bytes()
+    (corpus / "long.mp3").write_bytes(data[: len(data) // 2])
+    (corpus / "empty.flac").write_bytes(b"")
+    (corpus / "text.ogg").write_bytes(b"this is text")
+    write_tone(corpus / "click.wav", 0.05)
+    utterances = prepared(corpus, max_seconds=2.0)
+    names = [readable(one) for one in utterances]
+    assert names[:3] == ["good-0000", "good-0001", "good-0002"]
+    assert names[3:] in (["long-0000"], ["long-0000", "long-0001"])
+    record = record_of(corpus.parent / "out" / "unlabelled", "dropped.json")
+    reasons = {item["file"]: item["reason"] for item in record["dropped"]}
+    assert list(reasons) == ["click.wav", "cut.wav", "empty.flac", "long.mp3", "text.ogg"]
+    assert reasons["click.wav"] == "0.050 s is shorter than min_seconds"
+    assert reasons["cut.wav"].startswith("the audio is cut short")
+    assert reasons["empty.flac"].startswith("the audio is empty")
+    assert reasons["long.mp3"].endswith(f"{len(names) - 3} segments before that are kept")
+    assert reasons["text.ogg"].startswith("the audio cannot be decoded")
+
+
+def test_stereo_and_other_rates_become_mono_at_16_khz(corpus: Path) -> None:
+    corpus.mkdir()
+    stereo = np.stack([np.full(22_050, 0.5), np.full(22_050, -0.1)], axis=1)
+    soundfile.write(corpus / "s.wav", stereo, 22_050)
+    (utterance,) = prepared(corpus)
+    assert len(utterance.samples) == 16_000
+    np.testing.assert_allclose(utterance.samples[1000:15000], 0.2, atol=1e-3)
+
+
+def test_a_folder_without_audio_is_refused(corpus: Path) -> None:
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("hello")
+    with pytest.raises(CorpusError, match=r"no audio in this folder; expected files that end in \.wav"):
+        prepared(corpus)
+
+
+def test_segments_of_less_than_a_second_are_refused(corpus: Path) -> None:
+    write_tone(corpus / "a.wav", 0.5)
+    with pytest.raises(ConfigError, match=r"max_seconds is too short; expected at least 1 s"):
+        prepared(corpus, max_seconds=0.1)
+
+
+def test_the_same_folder_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    for name in ("b.wav", "a/c.mp3"):
+        write_tone(corpus / name, 1.0, 44_100)
+    for name in ("one", "two"):
+        prepare("folder", corpus=corpus, out=tmp_path / name)
+    assert bytes_below(tmp_path / "one") == bytes_below(tmp_path / "two")

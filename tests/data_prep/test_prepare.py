@@ -1,0 +1,198 @@
+"""data_prep.prepare: any corpus, its settings, and what happens on the second call."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep import corpora, prepare, settings_of
+from kdasr.errors import ConfigError, CorpusError, ShardError
+from kdasr.shards import list_shards, write_shards
+from tests.data_prep.fakes import bytes_below, make_librispeech, read_folder, record_of, write_tone
+
+SHORT = {"labelled_minutes": 0.1, "unlabelled_minutes": 0.1, "dev_minutes": 0.1, "test_minutes": 0.1}
+
+
+def test_the_corpora_are_found() -> None:
+    assert {"synth", "fsdd", "librispeech", "folder"} <= set(corpora())
+    assert "support" not in corpora()
+
+
+@pytest.mark.parametrize("name", corpora())
+def test_every_corpus_keeps_the_contract(name: str) -> None:
+    module = importlib.import_module(corpora()[name])
+    assert isinstance(module.NEEDS_CORPUS, bool)
+    assert list(inspect.signature(module.splits).parameters) == ["settings", "corpus"]
+    parameters = list(inspect.signature(module.prepare).parameters)
+    assert parameters == ["settings", "corpus", "split", "seed", "dropped"]
+    assert list(inspect.signature(module.scope).parameters) == ["settings", "corpus", "split"]
+    fields = [field.name for field in dataclasses.fields(module.Settings)]
+    assert list(settings_of(name)) == fields
+    for field in fields:
+        assert field in module.Settings.__doc__, f"{field} is not documented"
+
+
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"^nonesuch: unknown corpus; expected one of .*fsdd.*synth"):
+        prepare("nonesuch", out=Path("unused"))
+    with pytest.raises(ConfigError, match=r"unknown setting colour; expected one of .*labelled_minutes"):
+        prepare("synth", out=Path("unused"), colour="red")
+
+
+def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fsdd needs the folder.*--corpus DIR"):
+        prepare("fsdd", out=tmp_path)
+    with pytest.raises(CorpusError, match="absent: the corpus folder is missing"):
+        prepare("fsdd", corpus=tmp_path / "absent", out=tmp_path)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return make_librispeech(tmp_path / "corpus")
+
+
+def test_the_second_call_redoes_nothing(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = prepare("librispeech", corpus=corpus, out=out)
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert prepare("librispeech", corpus=corpus, out=out) == first
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamps
+    assert first["dev-clean-2"] == [out / "dev-clean-2" / "shard-000000.tar"]
+
+
+def test_the_corpus_may_lie_elsewhere_and_the_bytes_are_the_same(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        corpus = make_librispeech(tmp_path / name / "corpus")
+        (corpus / "LibriSpeech/dev-clean-2/84/121/84-121-0001.flac").write_bytes(b"")
+        prepare("librispeech", corpus=corpus, out=tmp_path / name / "out")
+    one, two = bytes_below(tmp_path / "one" / "out"), bytes_below(tmp_path / "two" / "out")
+    assert one == two
+    assert len(one) == 8
+
+
+def test_the_record_says_what_was_made(corpus: Path, tmp_path: Path) -> None:
+    (tar,) = prepare("librispeech", corpus=corpus, out=tmp_path / "out", subset="dev-clean-2")["dev-clean-2"]
+    record = record_of(tar.parent)
+    assert (record["count"], record["seconds"], record["dropped"]) == (2, 1.1, 0)
+    assert record["source"]["settings"]["subset"] == ["dev-clean-2"]
+    assert record["source"]["files"]["count"] == 3
+    assert not (tar.parent / "preparing.json").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncate", "delete", "delete_manifest", "damage_manifest", "delete_record"]
+)
+def test_what_is_damaged_is_made_again(corpus: Path, tmp_path: Path, damage: str) -> None:
+    prepare("librispeech", corpus=corpus, out=tmp_path)
+    before = bytes_below(tmp_path)
+    tar = tmp_path / "train-clean-5" / "shard-000000.tar"
+    match damage:
+        case "truncate":
+            tar.write_bytes(tar.read_bytes()[:5000])
+        case "delete":
+            tar.unlink()
+        case "delete_manifest":
+            tar.with_suffix(".json").unlink()
+        case "damage_manifest":
+            tar.with_suffix(".json").write_text("{")
+        case "delete_record":
+            (tar.parent / "prepared.json").rename(tar.parent / "preparing.json")
+    prepare("librispeech", corpus=corpus, out=tmp_path)
+    assert bytes_below(tmp_path) == before
+
+
+def test_other_settings_are_refused_and_named(corpus: Path, tmp_path: Path) -> None:
+    prepare("librispeech", corpus=corpus, out=tmp_path / "out")
+    before = bytes_below(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"train-clean-5: .*something else; expected .*unlabelled=\['train"):
+        prepare("librispeech", corpus=corpus, out=tmp_path / "out", unlabelled="train-clean-5")
+    with pytest.raises(ConfigError, match=r"expected seed=2; got seed=1\. Name another folder"):
+        prepare("librispeech", corpus=corpus, out=tmp_path / "out", seed=2)
+    write_tone(corpus / "LibriSpeech/dev-clean-2/84/121/84-121-0009.flac", 0.5)
+    with pytest.raises(ConfigError, match="dev-clean-2: .*expected files="):
+        prepare("librispeech", corpus=corpus, out=tmp_path / "out")
+    assert bytes_below(tmp_path / "out") == before
+
+
+def test_a_subset_may_be_added_later(corpus: Path, tmp_path: Path) -> None:
+    prepare("librispeech", corpus=corpus, out=tmp_path / "out", subset="dev-clean-2")
+    before = bytes_below(tmp_path / "out" / "dev-clean-2")
+    write_tone(corpus / "LibriSpeech/train-clean-5/19/198/19-198-0009.flac", 0.5)
+    assert list(prepare("librispeech", corpus=corpus, out=tmp_path / "out")) == [
+        "dev-clean-2",
+        "train-clean-5",
+    ]
+    assert bytes_below(tmp_path / "out" / "dev-clean-2") == before
+
+
+def test_an_unfinished_folder_of_other_settings_is_made_afresh(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare("librispeech", corpus=corpus, out=out, max_shard_utterances=1)
+    folder = out / "train-clean-5"
+    (folder / "prepared.json").rename(folder / "preparing.json")
+    (folder / "shard-000007.tar.tmp").write_bytes(b"half")
+    with pytest.raises(ShardError, match="not completely prepared"):
+        list_shards(folder)
+    (out / "dev-clean-2" / "prepared.json").unlink()
+    for path in (out / "dev-clean-2").iterdir():
+        path.unlink()
+    prepare("librispeech", corpus=corpus, out=out)
+    names = ["dropped.json", "prepared.json", "shard-000000.json", "shard-000000.tar"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert len(read_folder(folder)) == 4
+
+
+def test_foreign_shards_are_left_alone(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "train-clean-5"
+    write_shards(read_folder_of(corpus, tmp_path), folder)
+    before = bytes_below(folder)
+    with pytest.raises(ConfigError, match=r"train-clean-5: .*not written by `kdasr prepare`"):
+        prepare("librispeech", corpus=corpus, out=tmp_path)
+    assert bytes_below(folder) == before
+
+
+def read_folder_of(corpus: Path, tmp_path: Path) -> list[object]:
+    prepare("librispeech", corpus=corpus, out=tmp_path / "other", subset="dev-clean-2")
+    return list(read_folder(tmp_path / "other" / "dev-clean-2"))
+
+
+def test_shards_may_be_written_into_the_corpus(corpus: Path) -> None:
+    first = prepare("librispeech", corpus=corpus, out=corpus / "shards")
+    assert prepare("librispeech", corpus=corpus, out=corpus / "shards") == first
+
+
+def test_the_summary_counts_what_happened(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chapter = corpus / "LibriSpeech/dev-clean-2/84/121"
+    write_tone(chapter / "84-121-0000.flac", 0.5, 44_100)
+    (chapter / "84-121-0001.flac").write_bytes(b"")
+    prepare("librispeech", corpus=corpus, out=tmp_path / "out", subset="dev-clean-2")
+    said = capsys.readouterr().err
+    assert "1 utterances" in said
+    assert "1 left out (see dropped.json)" in said
+    assert "1 resampled from 44100 Hz" in said
+    record = record_of(tmp_path / "out" / "dev-clean-2")
+    assert record["notes"] == {"resampled from 44100 Hz": 1}
+    dropped = record_of(tmp_path / "out" / "dev-clean-2", "dropped.json")
+    assert dropped["count"] == 1
+    assert dropped["dropped"][0]["file"].endswith("84-121-0001.flac")
+
+
+def test_a_corpus_of_which_nothing_can_be_used_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.wav").write_bytes(b"no")
+    with pytest.raises(CorpusError, match=r"no utterance can be used.*1 left out, such as a\.wav: the audio"):
+        prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
+
+
+def test_numbers_and_lists_may_come_as_text(tmp_path: Path) -> None:
+    prepare("synth", out=tmp_path, **{**SHORT, "labelled_minutes": "0.05"}, labelled_noise="pink,hum")
+    source = json.loads((tmp_path / "labelled" / "prepared.json").read_text())["source"]
+    assert source["settings"]["labelled_minutes"] == 0.05
+    assert source["settings"]["labelled_noise"] == ["pink", "hum"]
