@@ -120,10 +120,24 @@ class Settings:
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
-    """The splits that have speakers and minutes."""
-    return tuple(
+    """The splits that have speakers and minutes.
+
+    Raises:
+        CorpusError: no recordings in `corpus`, or an unknown speaker.
+    """
+    used = tuple(
         split for split in SPLITS if settings.speakers(split) and getattr(settings, f"{split}_minutes") > 0
     )
+    found = find_recordings(corpus, Dropped())
+    for split in used:
+        if unknown := sorted(set(settings.speakers(split)) - set(found)):
+            raise CorpusError(
+                f"there is no speaker {', '.join(unknown)}",
+                where=corpus,
+                expected=f"one of {', '.join(sorted(found))}",
+                fix=f"Check {split}_speakers.",
+            )
+    return used
 
 
 def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]:
@@ -137,7 +151,7 @@ def prepare(
     """The utterances of one split: real strings first, then synthetic ones.
 
     Raises:
-        CorpusError: no recordings in `corpus`, or an unknown speaker.
+        CorpusError: none of the recordings can be used.
     """
     seconds_left = 60 * getattr(settings, f"{split}_minutes")
     recordings = _load(settings, corpus, split, seed, dropped)
@@ -189,16 +203,9 @@ def _synthetic(settings: Settings, split: str, seed: int) -> Iterator[Utterance]
 
 def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Dropped) -> list[Recording]:
     """The recordings that a split may use, decoded at 8 kHz; all of the dataset would be 20 MB."""
-    found, wanted = find_recordings(corpus, dropped), settings.speakers(split)
-    if unknown := sorted(set(wanted) - set(found)):
-        raise CorpusError(
-            f"there is no speaker {', '.join(unknown)}",
-            where=corpus,
-            expected=f"one of {', '.join(sorted(found))}",
-            fix=f"Check {split}_speakers.",
-        )
+    found = find_recordings(corpus, dropped)
     paths: list[Path] = []
-    for speaker in wanted:
+    for speaker in settings.speakers(split):
         of_speaker = found[speaker]
         if speaker in settings.labelled_speakers and settings.dev_minutes > 0:
             of_speaker = _kept_for(split, speaker, of_speaker, settings.dev_share, seed)

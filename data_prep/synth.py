@@ -97,6 +97,14 @@ class Settings:
                 expected=f"at most {len(espeak.VARIANTS)} in all splits together",
                 got=self.num_voices,
             )
+        human = len(espeak.VARIANTS) - len(espeak.NOT_HUMAN)
+        if self.test_voices + self.dev_voices > human:
+            raise ConfigError(
+                "there are not that many human voices",
+                where="test_voices, dev_voices",
+                expected=f"at most {human} together",
+                got=self.test_voices + self.dev_voices,
+            )
 
     @property
     def num_voices(self) -> int:
@@ -128,10 +136,19 @@ def prepare(
 
 
 def voices_of(settings: Settings, split: str, seed: int) -> tuple[str, ...]:
-    """The variants that speak in one split; those of two splits never overlap."""
-    shuffled = rng_for(seed, "synth", "voices").permutation(np.array(espeak.VARIANTS))
-    start = sum(getattr(settings, f"{other}_voices") for other in SPLITS[: SPLITS.index(split)])
-    return tuple(shuffled[start : start + getattr(settings, f"{split}_voices")].tolist())
+    """The variants that speak in one split; those of two splits never overlap, and those that are no
+    human voice speak in `labelled` and `unlabelled` only."""
+    shuffled = rng_for(seed, "synth", "voices").permutation(np.array(espeak.VARIANTS)).tolist()
+    human = [voice for voice in shuffled if voice not in espeak.NOT_HUMAN]
+    heard_once = human[: settings.test_voices + settings.dev_voices]
+    others = [voice for voice in shuffled if voice not in heard_once]
+    pools = {
+        "test": heard_once[: settings.test_voices],
+        "dev": heard_once[settings.test_voices :],
+        "labelled": others[: settings.labelled_voices],
+        "unlabelled": others[settings.labelled_voices :][: settings.unlabelled_voices],
+    }
+    return tuple(pools[split])
 
 
 @dataclass(slots=True)

@@ -34,6 +34,14 @@ VARIANTS = (
     "paul", "quincy", "rob", "robert", "shelby", "steph", "steph2", "steph3", "travis", "zac",
 )
 # fmt: on
+# Variants whose definition moves one of the first three formants to less than 75 or more than 130 % of
+# its place, beyond any vocal tract: good for variety in training, no measure of a recogniser.
+# fmt: off
+NOT_HUMAN = frozenset({
+    "Andy", "AnxiousAndy", "Jacky", "Lee", "Marco", "Michael", "Tweaky", "belinda", "boris", "gustave",
+    "kaukovalta", "linda", "marcelo", "shelby", "travis", "zac",
+})
+# fmt: on
 
 _SYNCHRONOUS = 2
 _RATE, _PITCH, _PITCH_RANGE = 1, 3, 4

@@ -38,8 +38,18 @@ def prepare_split(
 
     Raises:
         ConfigError: the folder was made from another source, or by something else.
+        ShardError: the folder cannot be written.
     """
-    source = {**source, "generation": GENERATION}
+    try:
+        return _prepare_split(utterances, folder, {**source, "generation": GENERATION}, max_utterances)
+    except OSError as error:
+        fix = "Make room, check the permissions, and run the same again: it goes on where it stopped."
+        raise ShardError("the split cannot be written", where=folder, got=error, fix=fix) from error
+
+
+def _prepare_split(
+    utterances: Callable[..., Iterator[Utterance]], folder: Path, source: dict[str, Any], max_utterances: int
+) -> list[Path]:
     finished = _finished(folder, source)
     if finished:
         (folder / PREPARING).unlink(missing_ok=True)

@@ -215,6 +215,7 @@ def test_an_unknown_speaker_is_refused_with_the_known_ones(corpus: Path, tmp_pat
         CorpusError, match=r"no speaker zoe; expected one of ann, bob, cat, dan\. Check test_speakers"
     ):
         prepare("fsdd", corpus=corpus, out=tmp_path, **{**SPEAKERS, **MINUTES, "test_speakers": "zoe"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_test_speaker_may_not_be_trained_on() -> None:

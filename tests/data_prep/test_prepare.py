@@ -191,6 +191,12 @@ def test_a_corpus_of_which_nothing_can_be_used_is_an_error(tmp_path: Path) -> No
         prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
 
 
+def test_a_folder_that_cannot_be_written_is_named(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file where a folder should be")
+    with pytest.raises(ShardError, match=r"out/dev-clean-2: the split cannot be written; got .*Make room"):
+        prepare("librispeech", corpus=corpus, out=tmp_path / "out")
+
+
 def test_numbers_and_lists_may_come_as_text(tmp_path: Path) -> None:
     prepare("synth", out=tmp_path, **{**SHORT, "labelled_minutes": "0.05"}, labelled_noise="pink,hum")
     source = json.loads((tmp_path / "labelled" / "prepared.json").read_text())["source"]
