@@ -26,7 +26,7 @@ help:
 	@echo "make test         every test that needs neither a browser nor an accelerator"
 	@echo "make check        format, lint, types, import order and the fast tests"
 	@echo "make format       put the code into the project's format"
-	@echo "make test-device  the tests of the web page, in a Chromium browser that is installed already"
+	@echo "make test-device  the tests that need Chromium and Node.js: the web page, the npm build of sherpa-onnx"
 	@echo "make test-gpu     the tests that need an accelerator, with the interpreter \$$GPU_PYTHON"
 	@echo "make constraints  write constraints.txt anew from the bounds in pyproject.toml"
 	@echo "make clean        remove the environment and caches (runs/ stays)"
@@ -66,6 +66,8 @@ format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Chromium and Node.js come from the system (apt-get install chromium nodejs npm); npm packages are
+# fetched when first needed and kept in the user's cache folder.
 test-device: $(WEB)
 	$(BIN)/python -m pytest -m web $(ARGS)
 
@@ -77,7 +79,7 @@ test-gpu:
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet -e '.[export,report,ray,mic,web,dev]'
+	build/constraints/bin/python -m pip install --quiet -e '.[synth,export,report,ray,mic,cloud,dev,dev-web]'
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 		| sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f >> build/constraints.txt
