@@ -96,7 +96,11 @@ class _CodecBase:
             return []
         # One pass over the frames of all utterances: each alone would spend its time in overhead.
         run, lengths = torch.cat(utterances), [len(item) for item in utterances]
-        problems = [_posterior_problem(mass) for mass in torch.logsumexp(run, dim=1).cpu().split(lengths)]
+        log_mass = torch.logsumexp(run, dim=1).cpu()
+        problems: list[SoftLabelError | None] = [None] * len(utterances)
+        # NaN fails the comparison, so it is put the other way round.
+        if not bool((log_mass.abs() <= NORMALISATION_TOLERANCE_NATS).all()):
+            problems = [_posterior_problem(mass) for mass in log_mass.split(lengths)]
         good = [i for i, problem in enumerate(problems) if problem is None]
         if len(good) < len(utterances):
             run = torch.cat([run[:0], *(utterances[i] for i in good)])

@@ -37,7 +37,7 @@ _BLOCK_FRAMES = 8192
 _MAX_BLOCK_FRAMES = 1 << 16
 _MAX_RAW_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 1 << 20
-_ZSTD_LEVEL = 9
+_ZSTD_LEVEL = 15
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 #: Reads `num_bytes` from `start`: random access to the file, wherever it is.

@@ -1,0 +1,106 @@
+"""Dense posteriors of a real teacher (and student) over some minutes of real shards, to measure with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdasr.errors import ConfigError
+from kdasr.features import LOG_MEL_FLOOR, log_mel
+from kdasr.interfaces import AcousticModel
+from kdasr.labelling.batches import cut_segments, make_batches
+from kdasr.models import load_model
+from kdasr.shards import list_shards, open_shard, read_utterance
+
+_BATCH_FRAMES = 12_000
+
+
+@dataclass
+class Bank:
+    """Utterances with what the models say of them.
+
+    Attributes:
+        keys: of the utterances.
+        teacher: (T, V) log-probs of each.
+        student: the same of a student, or None.
+        audio_s: length of the audio in all.
+        feature_s: time that decoding and log-mel took.
+        teacher_s: time of the teacher's bare forward passes.
+    """
+
+    keys: list[str]
+    teacher: list[Tensor]
+    student: list[Tensor] | None
+    audio_s: float
+    feature_s: float
+    teacher_s: float
+
+    @property
+    def num_frames(self) -> int:
+        return sum(map(len, self.teacher))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.teacher[0].shape[1]
+
+
+def fill(teacher_dir: Path, audio: Path, student_dir: Path | None, minutes: float) -> Bank:
+    """The first `minutes` of the shards in `audio` through teacher and student."""
+    teacher = load_model(teacher_dir)
+    started = time.process_time()
+    keys, features, audio_s = _features(audio, minutes * 60)
+    feature_s = time.process_time() - started
+    posteriors, teacher_s = _posteriors(teacher.model, features)
+    student = None
+    if student_dir is not None:
+        loaded = load_model(student_dir)
+        if loaded.card["units_hash"] != teacher.card["units_hash"]:
+            raise ConfigError("student and teacher have different units", where=str(student_dir))
+        student = _posteriors(loaded.model, features)[0]
+    return Bank(keys, posteriors, student, audio_s, feature_s, teacher_s)
+
+
+def _features(audio: Path, seconds: float) -> tuple[list[str], list[Tensor], float]:
+    keys, features, total = [], [], 0.0
+    for key, samples_s, item in _utterances(audio):
+        if total >= seconds:
+            break
+        keys.append(key)
+        features.append(item)
+        total += samples_s
+    return keys, features, total
+
+
+def _utterances(audio: Path) -> Iterator[tuple[str, float, Tensor]]:
+    for path in list_shards(audio):
+        shard = open_shard(path)
+        for entry in shard.entries:
+            yield entry.key, entry.num_samples / 16_000, log_mel(read_utterance(shard, entry).samples)
+
+
+def _posteriors(model: AcousticModel, features: list[Tensor]) -> tuple[list[Tensor], float]:
+    """Log-probs (T, V) of each utterance, and the time of the forward passes."""
+    found: list[Tensor] = [torch.empty(0)] * len(features)
+    spent_s = 0.0
+    whole = [
+        segment
+        for number, item in enumerate(features)
+        for segment in cut_segments(number, len(item), 1 << 30, 0, model.subsampling)
+    ]
+    for batch in make_batches(whole, _BATCH_FRAMES):
+        lengths_b = torch.tensor([segment.frames for segment in batch])
+        batch_btf = torch.full((len(batch), int(lengths_b.max()), features[0].shape[1]), LOG_MEL_FLOOR)
+        for row, segment in zip(batch_btf, batch, strict=True):
+            row[: segment.frames] = features[segment.number]
+        started = time.process_time()
+        with torch.inference_mode():
+            log_probs_btv, frames_b = model.offline(batch_btf, lengths_b)
+        spent_s += time.process_time() - started
+        for segment, row, count in zip(batch, log_probs_btv, frames_b.tolist(), strict=True):
+            found[segment.number] = row[:count].clone()
+    return found, spent_s

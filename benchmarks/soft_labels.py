@@ -1,0 +1,342 @@
+"""What soft labels cost and what they lose, measured on a trained teacher.
+
+    python -m benchmarks.soft_labels --work-dir runs/mini
+
+prints a table, one row for each codec and setting, beside the plain ways of storing posteriors and
+the entropy bound, then throughputs; everything is also written to WORK_DIR/soft_labels.json.
+
+    bytes/frame    of the whole label file: header, index and checksums included
+    KL             KL(full || stored) in nats a frame, on the partition that the loss sees (kept
+                   classes and the tail); of a renormalised top-k KL(stored || full), the other
+                   way round is infinite
+    gradient       error of the gradient of the student's loss with respect to its logits: root mean
+                   square over frames, relative to the gradient with the full posterior
+    ×RT            times real time on one core, by the CPU's clock
+    bias           the same of the mean over all frames: what averaging over data does not cure
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.posterior_bank import Bank, fill
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels import Codec, Full, Header, LabelShard, Sampled, TopK, TopP, container, pad_soft_labels
+
+FRAMES_PER_HOUR = 25 * 3600
+CODECS: list[Codec] = [
+    Full(),
+    TopK(20),
+    TopK(8, step_nats=0.25),
+    TopP(0.999, 16, 0.05),
+    TopP(0.999, 16, 0.25),
+    TopP(0.99, 32, 0.25),
+    TopP(0.99, 16, 0.1),
+    TopP(0.99, 16, 0.25),
+    TopP(0.99, 16, 0.5),
+    TopP(0.99, 16, 1.0),
+    TopP(0.98, 16, 0.25),
+    TopP(0.95, 16, 0.25),
+    TopP(0.9, 16, 0.5),
+    TopP(0.5, 16, 1.0),
+    Sampled(12),
+    Sampled(50),
+]
+
+
+@dataclass
+class Row:
+    """One way of storing posteriors."""
+
+    name: str
+    bytes_per_frame: float
+    mb_per_hour: float
+    tb_per_million_hours: float
+    kept_per_frame: float | None
+    kl_nats: float | None
+    gradient_error: float | None
+    gradient_bias: float | None
+    encode_times_real_time: float | None = None
+    decode_times_real_time: float | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, print, write; returns the rows."""
+    options = _options(arguments)
+    torch.set_num_threads(1)
+    bank = fill(options.teacher, options.audio, options.student, options.minutes)
+    rows = [*_plain_rows(bank), *(_codec_row(codec, bank) for codec in CODECS)]
+    rows.append(_entropy_row(TopP(), bank, order=0))
+    rows.append(_entropy_row(TopP(), bank, order=1))
+    facts = {
+        "teacher": str(options.teacher),
+        "student": str(options.student) if options.student else "the teacher at temperature 2",
+        "audio_minutes": bank.audio_s / 60,
+        "frames": bank.num_frames,
+        "vocab_size": bank.vocab_size,
+        **_sharpness(bank),
+        "log_mel_times_real_time": bank.audio_s / bank.feature_s,
+        "teacher_times_real_time": bank.audio_s / bank.teacher_s,
+    }
+    _print(rows, facts)
+    content = {"facts": facts, "rows": [asdict(row) for row in rows]}
+    (options.work_dir / "soft_labels.json").write_text(json.dumps(content, indent=1) + "\n")
+    return rows
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run")
+    parser.add_argument("--teacher", type=Path, help="default: WORK_DIR/teacher")
+    parser.add_argument("--audio", type=Path, help="default: WORK_DIR/shards/unlabelled")
+    parser.add_argument("--student", type=Path, help="default: WORK_DIR/student_distilled, if there")
+    parser.add_argument("--minutes", type=float, default=60, help="of audio to measure on")
+    options = parser.parse_args(arguments)
+    options.teacher = options.teacher or options.work_dir / "teacher"
+    options.audio = options.audio or options.work_dir / "shards" / "unlabelled"
+    student = options.student or options.work_dir / "student_distilled"
+    options.student = student if options.student or student.is_dir() else None
+    return options
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def _codec_row(codec: Codec, bank: Bank) -> Row:
+    started = time.process_time()
+    encoded = codec.encode_many(bank.teacher, bank.keys)
+    labels = [item for item in encoded if isinstance(item, SoftLabels)]
+    assert len(labels) == len(encoded), "the teacher's posteriors are distributions"
+    header = Header(
+        "t", "0" * 64, "0" * 64, bank.vocab_size, "0" * 16, 10.0, 4, codec.name, codec.params, "", "0" * 64
+    )
+    data = container.build(asdict(header), codec.layout(bank.vocab_size), zip(bank.keys, labels, strict=True))
+    encode_s = time.process_time() - started
+    started = time.process_time()
+    shard = LabelShard(lambda start, count: data[start : start + count], len(data), "memory")
+    stored = [shard.read(key) for key in bank.keys]
+    for first in range(0, len(stored), 16):
+        pad_soft_labels(stored[first : first + 16])
+    decode_s = time.process_time() - started
+    found, errors = _losses(stored, bank)
+    kl: float | None = found
+    if isinstance(codec, Sampled):
+        kl = None  # one draw says nothing about the distribution it came from
+    params = ", ".join(f"{value:g}" for value in codec.params.values())
+    row = _row(f"{codec.name}({params})", len(data), bank, sum(len(item.ids) for item in stored), kl, errors)
+    row.encode_times_real_time = bank.audio_s / encode_s
+    row.decode_times_real_time = bank.audio_s / decode_s
+    return row
+
+
+def _plain_rows(bank: Bank) -> list[Row]:
+    frames = bank.num_frames
+    half = [item.half().float() for item in bank.teacher]
+    rows = [
+        _row("dense fp16", 2 * bank.vocab_size * frames, bank, frames * bank.vocab_size, *_dense(half, bank))
+    ]
+    count = min(20, bank.vocab_size)
+    top = [_renormalised(item, count) for item in bank.teacher]
+    # 16-bit id and fp16 value, as distillation kits store them.
+    rows.append(
+        _row(
+            "top-20 id + fp16, renormalised",
+            4 * count * frames,
+            bank,
+            count * frames,
+            *_dense(top, bank, True),
+        )
+    )
+    return rows
+
+
+def _entropy_row(codec: TopP, bank: Bank, order: int) -> Row:
+    """Bits that an ideal coder of the given order would need for the planes of `codec`."""
+    labels = [item for item in codec.encode_many(bank.teacher, bank.keys) if isinstance(item, SoftLabels)]
+    layout = codec.layout(bank.vocab_size)
+    run = container.concatenate(labels)
+    frames, entries = run.num_frames, len(run.ids) - run.num_frames
+    raw = np.frombuffer(layout.pack(run), np.uint8)
+    widths = [layout.count_bytes, *[layout.value_bytes] * 2]
+    sizes = [frames] * sum(widths) + [entries] * (layout.id_bytes + layout.value_bytes)
+    planes = np.split(raw, np.cumsum(sizes)[:-1])
+    bits = sum(_entropy_bits(plane, order) for plane in planes)
+    return _row(
+        f"order-{order} entropy of {codec.name}({codec.mass:g}, {codec.cap}, {codec.step_nats:g})",
+        bits / 8,
+        bank,
+        len(run.ids),
+        None,
+        None,
+    )
+
+
+def _row(
+    name: str,
+    num_bytes: float,
+    bank: Bank,
+    kept: int,
+    kl: float | None,
+    errors: tuple[float, float] | None,
+) -> Row:
+    per_frame = num_bytes / bank.num_frames
+    return Row(
+        name,
+        per_frame,
+        per_frame * FRAMES_PER_HOUR / 1e6,
+        per_frame * FRAMES_PER_HOUR * 1e6 / 1e12,
+        kept / bank.num_frames,
+        kl,
+        errors[0] if errors else None,
+        errors[1] if errors else None,
+    )
+
+
+# -- what is lost ---------------------------------------------------------------------------------
+
+
+def _student(bank: Bank, number: int) -> Tensor:
+    if bank.student is not None:
+        return bank.student[number].double()
+    return (bank.teacher[number].double() / 2).log_softmax(-1)
+
+
+class _GradientError:
+    """Collects gradients of the loss by the student's logits: with full and with stored posteriors."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._square_error = self._square = 0.0
+        self._mean_error, self._mean = torch.zeros(vocab_size).double(), torch.zeros(vocab_size).double()
+
+    def add(self, full_tv: Tensor, stored_tv: Tensor) -> None:
+        error = stored_tv - full_tv
+        self._square_error += float(error.square().sum())
+        self._square += float(full_tv.square().sum())
+        self._mean_error += error.sum(0)
+        self._mean += full_tv.sum(0)
+
+    def result(self) -> tuple[float, float]:
+        return (
+            math.sqrt(self._square_error / self._square),
+            float(self._mean_error.norm() / self._mean.norm()),
+        )
+
+
+def _losses(stored: list[SoftLabels], bank: Bank) -> tuple[float, tuple[float, float]]:
+    """KL on the partition and gradient errors of the partition cross-entropy."""
+    errors, kl = _GradientError(bank.vocab_size), 0.0
+    for number, labels in enumerate(stored):
+        p_tv, q_tv = bank.teacher[number].double().exp(), _student(bank, number).exp()
+        kept_tv, target_tv, tail_t = _scattered(labels, bank.vocab_size)
+        kl += _partition_kl(p_tv, kept_tv, target_tv, tail_t)
+        # d/dlogits of -(sum target log q + tail log q_tail) for targets that sum to `mass`.
+        q_rest_tv = torch.where(kept_tv, 0.0, q_tv)
+        spread_tv = q_rest_tv / q_rest_tv.sum(1, keepdim=True).clamp_min(1e-300) * tail_t[:, None]
+        mass_t1 = target_tv.sum(1, keepdim=True) + tail_t[:, None]
+        errors.add(q_tv - p_tv, q_tv * mass_t1 - target_tv - spread_tv)
+    return kl / bank.num_frames, errors.result()
+
+
+def _scattered(labels: SoftLabels, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which classes are kept (T, V), their probabilities (T, V), and the tail's (T,)."""
+    batch = pad_soft_labels([labels])
+    ids_tk, log_probs_tk = batch.ids_btk[0], batch.log_probs_btk[0].double()
+    target_tv = torch.zeros(len(ids_tk), vocab_size).double().scatter_add_(1, ids_tk, log_probs_tk.exp())
+    kept_tv = torch.zeros(len(ids_tk), vocab_size, dtype=torch.bool).scatter_(1, ids_tk, True)
+    return kept_tv, target_tv, batch.tail_log_probs_bt[0].double().exp()
+
+
+def _partition_kl(p_tv: Tensor, kept_tv: Tensor, target_tv: Tensor, tail_t: Tensor) -> float:
+    p_tail_t = torch.where(kept_tv, 0.0, p_tv).sum(1)
+    tiny = 1e-300
+    kept = torch.where(
+        kept_tv & (target_tv > 0), p_tv * (p_tv.clamp_min(tiny) / target_tv.clamp_min(tiny)).log(), 0.0
+    )
+    tail = torch.where(tail_t > 0, p_tail_t * (p_tail_t.clamp_min(tiny) / tail_t.clamp_min(tiny)).log(), 0.0)
+    return float(kept.sum() + tail.sum())
+
+
+def _renormalised(log_probs_tv: Tensor, count: int) -> Tensor:
+    values, indices = log_probs_tv.topk(count, dim=1)
+    rest = torch.full_like(log_probs_tv, -torch.inf)
+    return rest.scatter(1, indices, values.log_softmax(-1).half().float())
+
+
+def _dense(stored: list[Tensor], bank: Bank, reverse: bool = False) -> tuple[float, tuple[float, float]]:
+    """KL and gradient errors of dense targets; `reverse` for targets with zeros."""
+    errors, kl = _GradientError(bank.vocab_size), 0.0
+    for number, item in enumerate(stored):
+        p_log, t_log = bank.teacher[number].double(), item.double()
+        first, second = (t_log, p_log) if reverse else (p_log, t_log)
+        kl += float(torch.where(first.exp() > 0, first.exp() * (first - second), 0.0).sum())
+        q_tv = _student(bank, number).exp()
+        errors.add(q_tv - p_log.exp(), q_tv * t_log.exp().sum(1, keepdim=True) - t_log.exp())
+    return kl / bank.num_frames, errors.result()
+
+
+def _entropy_bits(plane: NDArray[np.uint8], order: int) -> float:
+    def bits(values: NDArray[np.int64]) -> float:
+        counts = np.bincount(values).astype(np.float64)
+        counts = counts[counts > 0]
+        return float(-(counts * np.log2(counts / counts.sum())).sum())
+
+    values = plane.astype(np.int64)
+    if order == 0 or len(values) < 2:
+        return bits(values)
+    return bits(values[:-1] * 256 + values[1:]) - bits(values[:-1])
+
+
+def _sharpness(bank: Bank) -> dict[str, float]:
+    run = torch.cat(bank.teacher)
+    return {
+        "mean_best_probability": float(run.max(1).values.exp().mean()),
+        "blank_best_share": float((run.argmax(1) == 0).float().mean()),
+        "entropy_nats": float(-(run.exp() * run).sum(1).mean()),
+    }
+
+
+# -- printing -------------------------------------------------------------------------------------
+
+
+def _print(rows: list[Row], facts: dict[str, object]) -> None:
+    console = Console(width=150)
+    table = Table(title="Soft labels: what they cost and what they lose")
+    columns: list[tuple[str, Callable[[Row], object], str]] = [
+        ("stored as", lambda row: row.name, "{}"),
+        ("bytes/frame", lambda row: row.bytes_per_frame, "{:.2f}"),
+        ("MB/h", lambda row: row.mb_per_hour, "{:.3f}"),
+        ("TB/1M h", lambda row: row.tb_per_million_hours, "{:.3f}"),
+        ("kept", lambda row: row.kept_per_frame, "{:.2f}"),
+        ("KL nats", lambda row: row.kl_nats, "{:.1e}"),
+        ("gradient", lambda row: row.gradient_error, "{:.2%}"),
+        ("bias", lambda row: row.gradient_bias, "{:.2%}"),
+        ("encode ×RT", lambda row: row.encode_times_real_time, "{:,.0f}"),
+        ("decode ×RT", lambda row: row.decode_times_real_time, "{:,.0f}"),
+    ]
+    for title, _, _ in columns:
+        table.add_column(title, justify="left" if title == "stored as" else "right")
+    for row in rows:
+        cells = [(form, value(row)) for _, value, form in columns]
+        table.add_row(*("" if value is None else form.format(value) for form, value in cells))
+    console.print(table)
+    for name, value in facts.items():
+        console.print(
+            f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value}", markup=False
+        )
+
+
+if __name__ == "__main__":
+    main()
