@@ -73,7 +73,8 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def _call(recipe: Recipe) -> dict[str, Any]:
-    return VERBS[recipe.stage](**check_recipe(recipe))
+    arguments = check_recipe(recipe)
+    return VERBS[recipe.stage](**arguments)
 
 
 def check_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -90,9 +91,11 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     named = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     accepted = [parameter.name for parameter in named]
     if open_ended:
-        accepted += [key for key in recipe.arguments if key != "work_dir"]
+        accepted += list(recipe.arguments)
     required = [parameter.name for parameter in named if parameter.default is parameter.empty]
-    return stage_arguments(recipe, accepted, required)
+    arguments = stage_arguments(recipe, [*accepted, "work_dir"], required)
+    arguments.pop("work_dir", None)
+    return arguments
 
 
 def _work_dir(recipes: list[tuple[Stage, Recipe]]) -> Path:

@@ -1,0 +1,75 @@
+"""The command line: every verb explains itself, and a mistake is one line, never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdasr.cli import build_parser, main
+from tests.speech import shards
+
+ROOT = Path(__file__).parents[1]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What the command says on stderr when it refuses."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for verb in ("run", "prepare", "train", "label", "evaluate", "export", "transcribe", "report", "doctor"):
+        assert f"\n    {verb}" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "no.yaml"], "no.yaml: the recipe cannot be read"),
+        (["train", "{root}/recipes/mini/teacher.yaml", "--stepz", "3"], "unknown setting 'stepz'"),
+        (["train", "{root}/recipes/mini/teacher.yaml", "--steps"], "--steps needs a value"),
+        (["train", "{root}/recipes/mini/label.yaml"], "recipe of another stage"),
+        (["run", "{root}/recipes/mini", "--stepz", "3"], "no stage has the setting 'stepz'"),
+        (["run", "{root}/recipes"], "run.yaml"),
+        (["prepare", "synth"], "--out is missing"),
+        (["prepare", "nothing", "--out", "{tmp}/x"], "nothing"),
+        (["prepare", "fsdd", "--out", "{tmp}/x"], "needs the folder it lies in"),
+        (["prepare", "fsdd", "--corpus", "{tmp}/gone", "--out", "{tmp}/x"], "gone"),
+        (["prepare", "synth", "--out", "{tmp}/x", "--minutes", "3"], "minutes"),
+        (["transcribe", "--model", "{tmp}/gone", "x.wav"], "there is no model here"),
+        (["export", "--model", "{tmp}/gone"], "--model DIR --out DIR"),
+        (["doctor", "--fast", "1"], "unknown option --fast"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], message: str
+) -> None:
+    told = fails(capsys, *(word.format(root=ROOT, tmp=tmp_path) for word in argv))
+    assert told.startswith("kdasr: ") and message in told
+
+
+def test_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = shards(tmp_path / "audio", 4)
+    assert main(["verify", str(folder)]) == 0
+    tar = folder / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    capsys.readouterr()
+    assert main(["verify", str(folder)]) == 1
+    assert "shard-000000.tar" in capsys.readouterr().out
+
+
+def test_doctor_tells_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert "torchaudio's compiled extension" in capsys.readouterr().out
+
+
+def test_verbs_that_take_recipes_say_that_keys_are_options() -> None:
+    help_text = build_parser()._subparsers._group_actions[0].choices["train"].format_help()  # type: ignore
+    assert "--KEY VALUE" in help_text

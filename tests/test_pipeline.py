@@ -1,0 +1,85 @@
+"""Running stages: in order, once, and again only where something changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdasr import pipeline
+from kdasr.errors import ConfigError, KdasrError
+from kdasr.recipe import RUN_FILE
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the stages that ran; the verbs themselves are replaced by this list."""
+    names: list[str] = []
+
+    def verb(*, name: str, size: int = 1, fail: bool = False) -> dict[str, Any]:
+        names.append(f"{name}:{size}")
+        if fail:
+            raise KdasrError("broken")
+        return {"size": size}
+
+    monkeypatch.setattr(pipeline, "VERBS", {"train": verb})
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("one", "two", "three"):
+        text = f"stage: train\nwork_dir: {tmp_path}/work\nname: {name}\nsize: 1\nfail: false\n"
+        (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / RUN_FILE).write_text("stages: [one.yaml, two.yaml, three.yaml]\n")
+    return tmp_path
+
+
+def test_stages_run_in_order_and_once(folder: Path, ran: list[str]) -> None:
+    assert pipeline.run_folder(folder, {}) == folder / "work"
+    pipeline.run_folder(folder, {})
+    assert ran == ["one:1", "two:1", "three:1"]
+
+
+def test_a_change_reruns_its_stage_and_all_after_it(folder: Path, ran: list[str]) -> None:
+    pipeline.run_folder(folder, {})
+    ran.clear()
+    pipeline.run_folder(folder, {"two.size": 5})
+    assert ran == ["two:5", "three:1"]
+
+
+def test_a_failed_stage_runs_again_and_those_before_it_do_not(folder: Path, ran: list[str]) -> None:
+    with pytest.raises(KdasrError):
+        pipeline.run_folder(folder, {"two.fail": True})
+    ran.clear()
+    pipeline.run_folder(folder, {})
+    assert ran == ["two:1", "three:1"]
+
+
+def test_a_marker_that_is_not_one_counts_for_nothing(folder: Path, ran: list[str]) -> None:
+    pipeline.run_folder(folder, {})
+    (folder / "work/.done/three.json").write_text('{"inp')
+    ran.clear()
+    pipeline.run_folder(folder, {})
+    assert ran == ["three:1"]
+
+
+def test_a_bad_key_in_the_last_stage_is_found_before_the_first_runs(folder: Path, ran: list[str]) -> None:
+    with (folder / "three.yaml").open("a") as file:
+        file.write("siez: 3\n")
+    with pytest.raises(ConfigError, match=r"three\.yaml: unknown key 'siez'"):
+        pipeline.run_folder(folder, {})
+    assert ran == []
+
+
+def test_stages_must_share_their_work_folder(folder: Path, ran: list[str]) -> None:
+    with pytest.raises(ConfigError, match="share one work_dir"):
+        pipeline.run_folder(folder, {"two.work_dir": "elsewhere"})
+    assert ran == []
+
+
+def test_an_unknown_stage_is_refused(folder: Path) -> None:
+    (folder / "one.yaml").write_text("stage: distil\nwork_dir: w\n")
+    with pytest.raises(ConfigError, match=r"unknown stage.*prepare, train"):
+        pipeline.run_recipe(folder / "one.yaml", {})
