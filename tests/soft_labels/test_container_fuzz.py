@@ -1,4 +1,4 @@
-"""Label files from strangers: whatever the bytes, the only error is SoftLabelError, and memory stays small."""
+"""Label files from strangers: whatever the bytes, the only error is SoftLabelError; memory stays small."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_the_same_labels_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_manifest_counts_and_names_what_failed(tmp_path: Path) -> None:
-    path, labels = write(tmp_path)
+    path, _ = write(tmp_path)
     manifest = json.loads(path.with_suffix(".json").read_text())
     assert manifest["labelled"] == 4 and manifest["utterances"] == 5
     assert manifest["frames"] == sum(LENGTHS)
