@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import islice, pairwise
+from pathlib import Path
 
+import espeakng_loader
 import numpy as np
 import pytest
 
@@ -59,6 +62,29 @@ def test_no_voice_is_in_two_splits(seed: int) -> None:
             assert accent in espeak.ACCENTS
             assert variant in voices[split]
     assert len(set().union(*map(set, voices.values()))) == settings.num_voices
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_dev_and_test_are_spoken_by_human_voices_alone(seed: int) -> None:
+    measured = {*voices_of(Settings(), "dev", seed), *voices_of(Settings(), "test", seed)}
+    assert measured.isdisjoint(espeak.NOT_HUMAN)
+    assert len(measured) == Settings().dev_voices + Settings().test_voices
+
+
+def test_the_voices_that_are_not_human_are_those_whose_formants_lie_elsewhere() -> None:
+    folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+    moved = set()
+    for variant in espeak.VARIANTS:
+        definition = (folder / variant).read_text(errors="replace")
+        percents = re.findall(r"^\s*formant\s+[123]\s+(\d+)", definition, re.MULTILINE)
+        if not all(75 <= int(percent) <= 130 for percent in percents):
+            moved.add(variant)
+    assert moved == espeak.NOT_HUMAN
+
+
+def test_more_measured_voices_than_human_ones_are_refused() -> None:
+    with pytest.raises(ConfigError, match="test_voices, dev_voices: .*not that many human voices"):
+        Settings(labelled_voices=1, unlabelled_voices=1, dev_voices=10, test_voices=60)
 
 
 def test_another_seed_gives_other_voices_and_other_words() -> None:
