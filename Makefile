@@ -19,7 +19,7 @@ WEB := $(VENV)/.web-installed
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help setup demo test check format test-device test-gpu constraints clean
+.PHONY: help setup demo test check format test-device test-executorch test-gpu constraints clean
 
 help:
 	@echo "make demo         teacher, soft labels, streaming student, export: the whole way"
@@ -27,6 +27,7 @@ help:
 	@echo "make check        format, lint, types, import order and the fast tests"
 	@echo "make format       put the code into the project's format"
 	@echo "make test-device  the tests that need Chromium and Node.js: the web page, the npm build of sherpa-onnx"
+	@echo "make test-executorch  the tests of the ExecuTorch export, in an environment of their own"
 	@echo "make test-gpu     the tests that need an accelerator, with the interpreter \$$GPU_PYTHON"
 	@echo "make constraints  write constraints.txt anew from the bounds in pyproject.toml"
 	@echo "make clean        remove the environment and caches (runs/ stays)"
@@ -53,14 +54,14 @@ demo: $(DEMO)
 	$(BIN)/kdasr run recipes/mini $(ARGS)
 
 test: $(DEV)
-	$(BIN)/python -m pytest -m "not web and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not web and not executorch and not gpu" $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not web and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not web and not executorch and not gpu" $(ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff format .
@@ -70,6 +71,13 @@ format: $(DEV)
 # fetched when first needed and kept in the user's cache folder.
 test-device: $(WEB)
 	$(BIN)/python -m pytest -m web $(ARGS)
+
+# ExecuTorch pins packages that other extras want in other versions.
+test-executorch:
+	$(PYTHON) -m venv build/executorch
+	build/executorch/bin/python -m pip install --quiet --disable-pip-version-check \
+		-e '.[export,executorch]' pytest pytest-timeout
+	build/executorch/bin/python -m pytest -m executorch $(ARGS) tests/export/test_to_executorch.py
 
 # Machines with an accelerator bring their own torch, so no environment is made for this.
 GPU_PYTHON ?= python3

@@ -16,6 +16,7 @@ from kdasr.interfaces import StreamingModel
 
 FORMAT = "kdasr-onnx"
 WAVE_FORMAT = "kdasr-wave-onnx"
+EXECUTORCH_FORMAT = "kdasr-executorch"
 VERSION = "1"
 
 

@@ -6,14 +6,23 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from export.publish import Export
+from export.to_executorch import export_executorch
 from export.to_onnx import export_onnx
 from export.to_wave_onnx import export_wave_onnx
 from kdasr.errors import ConfigError
 
 Exporter = Callable[..., Export]
 
-FORMATS: dict[str, Exporter] = {"onnx": export_onnx, "wave-onnx": export_wave_onnx}
-_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "wave-onnx": ("onnx", "onnxruntime")}
+FORMATS: dict[str, Exporter] = {
+    "onnx": export_onnx,
+    "wave-onnx": export_wave_onnx,
+    "executorch": export_executorch,
+}
+_PACKAGES = {
+    "onnx": ("onnx", "onnxruntime"),
+    "wave-onnx": ("onnx", "onnxruntime"),
+    "executorch": ("executorch", "torchao"),
+}
 
 
 def exporter(name: str) -> Exporter:

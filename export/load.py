@@ -7,18 +7,21 @@ from pathlib import Path
 from export.contract import WAVE_FORMAT
 from export.publish import TOKENS_FILE
 from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE, OnnxChunkModel, OnnxWaveModel, open_session
+from export.to_executorch import FLOAT_FILE as EXECUTORCH_FILE
+from export.to_executorch import ExecutorchModel
 from kdasr.errors import ModelError, UnitsError
 from kdasr.text import Units, load_units
 
-ExportedModel = OnnxChunkModel | OnnxWaveModel
+ExportedModel = OnnxChunkModel | OnnxWaveModel | ExecutorchModel
 
 
 def exported_file(path: Path) -> Path | None:
     """The model file that `path` means: itself, or the float32 file of an export folder; None where
     it is neither."""
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", ".pte"):
         return path
-    return next((path / name for name in (FLOAT_FILE, WAVE_FLOAT_FILE) if (path / name).is_file()), None)
+    names = (FLOAT_FILE, WAVE_FLOAT_FILE, EXECUTORCH_FILE)
+    return next((path / name for name in names if (path / name).is_file()), None)
 
 
 def load_exported(path: Path, num_threads: int = 1) -> tuple[ExportedModel, Units]:
@@ -30,9 +33,7 @@ def load_exported(path: Path, num_threads: int = 1) -> tuple[ExportedModel, Unit
     Raises:
         ModelError: the model cannot be used, or units or tokens.txt beside it are of another model.
     """
-    metadata = dict(open_session(path, num_threads).get_modelmeta().custom_metadata_map)
-    kind = OnnxWaveModel if metadata.get("kdasr_format") == WAVE_FORMAT else OnnxChunkModel
-    model = kind(path, num_threads)
+    model = _open(path, num_threads)
     folder = model.path.parent
     try:
         units = load_units(folder)
@@ -52,6 +53,14 @@ def load_exported(path: Path, num_threads: int = 1) -> tuple[ExportedModel, Unit
         )
     check_tokens_file(folder / TOKENS_FILE, units)
     return model, units
+
+
+def _open(path: Path, num_threads: int) -> ExportedModel:
+    if path.suffix == ".pte":
+        return ExecutorchModel(path)
+    metadata = dict(open_session(path, num_threads).get_modelmeta().custom_metadata_map)
+    kind = OnnxWaveModel if metadata.get("kdasr_format") == WAVE_FORMAT else OnnxChunkModel
+    return kind(path, num_threads)
 
 
 def check_tokens_file(path: Path, units: Units) -> None:

@@ -29,6 +29,7 @@ class Format(Protocol):
         name: as `kdasr export --format` calls it.
         float_file, int8_file: names in the folder.
         tolerance: largest difference of a log-probability from torch that float32 may show.
+        batch_sizes: batch sizes that it takes and is compared at.
         run: for the card: what runs the file, and the command.
         facts: what the file says of itself, for the card.
     """
@@ -37,6 +38,7 @@ class Format(Protocol):
     float_file: str
     int8_file: str
     tolerance: float
+    batch_sizes: tuple[int, ...]
     run: dict[str, str]
     facts: dict[str, str]
 
@@ -106,16 +108,20 @@ def publish(
     try:
         format.write_float(float_temporary)
         candidate = format.open(float_temporary)
-        parity = compare(reference, candidate)
+        parity = compare(reference, candidate, batch_sizes=format.batch_sizes)
         require_parity(parity, str(float_path), format.tolerance)
         figures: dict[str, Any] = {"float32": {"parity_with_torch": parity.as_dict()}}
         if gate is not None:
             figures["float32"]["wer_percent"] = gate(candidate)
         if int8:
             format.write_int8(int8_temporary, float_temporary)
-            figures["int8"] = _int8_figures(
-                reference, format.open(int8_temporary), figures["float32"], gate, max_wer_rise, int8_path
-            )
+            candidate = format.open(int8_temporary)
+            agreement = compare(reference, candidate, batch_sizes=format.batch_sizes)
+            _require_resemblance(agreement, int8_path)
+            figures["int8"] = {"agreement_with_torch": agreement.as_dict()}
+            if gate is not None:
+                before = figures["float32"]["wer_percent"]
+                figures["int8"].update(_gated(candidate, gate, before, max_wer_rise, int8_path))
         _retire(format, out_dir)
         units.save(out_dir)
         write_tokens_txt(units, out_dir / TOKENS_FILE)
@@ -132,35 +138,25 @@ def publish(
     return Export(float_path, int8_path if int8 else None, card)
 
 
-def _int8_figures(
-    reference: ChunkModel,
-    candidate: ChunkModel,
-    float_figures: dict[str, Any],
-    gate: Gate | None,
-    max_wer_rise: float,
-    where: Path,
+def _gated(
+    candidate: ChunkModel, gate: Gate, float_wer: float, max_wer_rise: float, where: Path
 ) -> dict[str, Any]:
-    """How far the int8 model is from the original.
+    """The WER of an int8 model, and how much it is above that of float32.
 
     Raises:
-        ExportError: too far.
+        ExportError: it is too much.
     """
-    agreement = compare(reference, candidate)
-    _require_resemblance(agreement, where)
-    figures: dict[str, Any] = {"agreement_with_torch": agreement.as_dict()}
-    if gate is not None:
-        figures["wer_percent"] = gate(candidate)
-        figures["wer_rise_points"] = rise = figures["wer_percent"] - float_figures["wer_percent"]
-        if not rise <= max_wer_rise:
-            raise ExportError(
-                "int8 costs too much accuracy",
-                where=where,
-                expected=f"at most {max_wer_rise:g} points of WER more than float32",
-                got=f"{rise:.2f} points ({float_figures['wer_percent']:.2f} % to "
-                f"{figures['wer_percent']:.2f} %)",
-                fix="No file was written. Export without int8, or raise the limit.",
-            )
-    return figures
+    wer = gate(candidate)
+    rise = wer - float_wer
+    if not rise <= max_wer_rise:
+        raise ExportError(
+            "int8 costs too much accuracy",
+            where=where,
+            expected=f"at most {max_wer_rise:g} points of WER more than float32",
+            got=f"{rise:.2f} points ({float_wer:.2f} % to {wer:.2f} %)",
+            fix="No file was written. Export without int8, or raise the limit.",
+        )
+    return {"wer_percent": wer, "wer_rise_points": rise}
 
 
 def _require_resemblance(agreement: Agreement, where: Path) -> None:

@@ -20,7 +20,7 @@ from export import require
 from export.contract import build_metadata
 from export.graph import write_graph
 from export.packing import BATCH_AXIS, STATE_NAMES, PackedState, StateLayout
-from export.parity import TOLERANCE
+from export.parity import BATCH_SIZES, TOLERANCE
 from export.publish import MAX_WER_RISE, Export, Gate, check_units, publish
 from export.quantise import quantise_dynamic
 from export.runtime import FLOAT_FILE, INT8_FILE, OnnxChunkModel
@@ -35,6 +35,7 @@ class OnnxFormat:
     name = "onnx"
     float_file, int8_file = FLOAT_FILE, INT8_FILE
     tolerance = TOLERANCE
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
 
     def __init__(self, student: StreamingModel, units: Units, weights_sha256: str) -> None:
         self._student, self._layout = student, StateLayout(student)

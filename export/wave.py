@@ -73,11 +73,13 @@ class WaveStudent(nn.Module):
     Args:
         student: a streaming student.
         layout: of its state.
+        float_counter: hand the student its counter as float32. A quantiser that turns the numbers
+            in a graph into float32 constants leaves no other way.
     """
 
-    def __init__(self, student: StreamingModel, layout: StateLayout) -> None:
+    def __init__(self, student: StreamingModel, layout: StateLayout, *, float_counter: bool = False) -> None:
         super().__init__()
-        self.student, self.layout = student, layout
+        self.student, self.layout, self.float_counter = student, layout, float_counter
         self.log_mel = FoldedLogMel()
 
     @property
@@ -102,7 +104,7 @@ class WaveStudent(nn.Module):
         position = torch.arange(self.student.window, dtype=torch.float32)
         beyond = position[None, :, None] >= valid_frames_b[:, None, None]
         features_btf = self.log_mel(samples_bn).masked_fill(beyond, LOG_MEL_FLOOR)
-        counter_b = state_bn[:, -1].to(torch.int64)
+        counter_b = state_bn[:, -1] if self.float_counter else state_bn[:, -1].to(torch.int64)
         state = self.layout.unflatten(state_bn[:, :-1], counter_b)
         log_probs_btv, state = self.student.forward(features_btf, state)
         floats_bn, counter_b = self.layout.flatten(state, counter_b)

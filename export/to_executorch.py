@@ -1,0 +1,211 @@
+"""A streaming student in, an ExecuTorch program for XNNPACK out: 16 kHz samples in, one stream.
+
+    OUT/model.pte, OUT/model.int8.pte, OUT/tokens.txt, OUT/units.json, OUT/model.json
+
+The method `forward` has the interface of `export.wave` at batch size 1; the constant method
+`kdasr_facts` gives the metadata as the UTF-8 bytes of a JSON object. ExecuTorch brings packages
+that do not go with all of kdasr's own: give it an environment of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export import require
+from export.contract import EXECUTORCH_FORMAT, own_metadata, read_metadata
+from export.packing import StateLayout
+from export.parity import WAVE_TOLERANCE
+from export.publish import MAX_WER_RISE, Export, Gate, check_units, publish
+from export.wave import WaveStudent
+from kdasr.errors import ExportError, ModelError
+from kdasr.interfaces import StreamingModel
+from kdasr.streaming import SampleWindow, SampleWindows
+from kdasr.text import Units
+
+FLOAT_FILE = "model.pte"
+INT8_FILE = "model.int8.pte"
+EXTRA = "executorch"
+_FACTS_METHOD = "kdasr_facts"
+
+
+class ExecutorchModel:
+    """An ExecuTorch program, on the CPU, as a `ChunkModel` for one stream.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ModelError: no file, a damaged one, or one of another kind.
+        MissingDependencyError: executorch is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        runtime = require("executorch.runtime", EXTRA)
+        self.path = path
+        if not path.is_file():
+            raise ModelError("no such model file", where=path)
+        try:
+            # The program is kept, because its methods do not keep it.
+            with _quiet():
+                self._program = runtime.Runtime.get().load_program(str(path))
+                self._forward = self._program.load_method("forward")
+                facts = self._program.load_method(_FACTS_METHOD).execute([])[0]
+            metadata = json.loads(bytes(facts.tolist()))
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                "ExecuTorch cannot run the file",
+                where=path,
+                got=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
+                fix="It is damaged, truncated or of another origin: export or copy it again.",
+            ) from error
+        self.facts = read_metadata(metadata, path, EXECUTORCH_FORMAT)
+        self.shift, self.window = self.facts.shift, self.facts.window
+        self.subsampling, self.vocab_size = self.facts.subsampling, self.facts.vocab_size
+
+    def initial_state(self, batch_size: int = 1) -> torch.Tensor:
+        if batch_size != 1:
+            raise ModelError("this program runs one stream", where=self.path, expected=1, got=batch_size)
+        return torch.zeros(1, self.facts.state_floats + 1)
+
+    def front_end(self) -> SampleWindows:
+        return SampleWindows(self.window, self.shift)
+
+    def step(self, window: SampleWindow, state: torch.Tensor) -> tuple[NDArray[np.float32], torch.Tensor]:
+        inputs = [torch.from_numpy(window.samples_bn), torch.from_numpy(window.valid_frames_b), state]
+        log_probs_btv, state = self._forward.execute(inputs)
+        # The program writes into the same memory again.
+        return log_probs_btv.numpy().copy(), state.clone()
+
+
+class ExecutorchFormat:
+    """`export.publish.Format` of ExecuTorch programs for XNNPACK."""
+
+    name = "executorch"
+    float_file, int8_file = FLOAT_FILE, INT8_FILE
+    tolerance = WAVE_TOLERANCE
+    batch_sizes: tuple[int, ...] = (1,)
+
+    def __init__(self, student: StreamingModel, units: Units, weights_sha256: str) -> None:
+        layout = StateLayout(student)
+        self._module = WaveStudent(student, layout, float_counter=True).eval()
+        self.facts = {
+            "kdasr_format": EXECUTORCH_FORMAT,
+            **own_metadata(student, layout, units_hash=units.hash, weights_sha256=weights_sha256),
+            "num_samples": str(self._module.num_samples),
+        }
+        self.run = {"kdasr": f"kdasr transcribe --model {FLOAT_FILE} --stream FILE.wav"}
+
+    def write_float(self, path: Path) -> None:
+        xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
+        with _explained(self._module), _quiet(), _short_stack() as thread:
+            thread.submit(self._lower, self._module, [xnnpack.XnnpackPartitioner()], path).result()
+
+    def write_int8(self, path: Path, float_path: Path) -> None:
+        """Weights of linear layers in 8 bits, one scale for each output channel; activations are
+        quantised as they come."""
+        xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
+        quantizers = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", EXTRA)
+        pt2e = require("torchao.quantization.pt2e.quantize_pt2e", EXTRA)
+        settings = quantizers.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+        quantizer = quantizers.XNNPACKQuantizer()
+        quantizer.set_module_type(torch.nn.Linear, settings)
+        partitioners = [xnnpack.XnnpackDynamicallyQuantizedPartitioner(), xnnpack.XnnpackPartitioner()]
+
+        def quantise_and_lower() -> None:
+            example = self._module.example(1)
+            prepared = pt2e.prepare_pt2e(torch.export.export(self._module, example).module(), quantizer)
+            prepared(*example)
+            self._lower(pt2e.convert_pt2e(prepared), partitioners, path)
+
+        with _explained(self._module), _quiet(), _short_stack() as thread:
+            thread.submit(quantise_and_lower).result()
+
+    def open(self, path: Path) -> ExecutorchModel:
+        return ExecutorchModel(path)
+
+    def _lower(self, module: torch.nn.Module, partitioners: list[Any], path: Path) -> None:
+        exir = require("executorch.exir", EXTRA)
+        program = torch.export.export(module, self._module.example(1))
+        facts = torch.frombuffer(bytearray(json.dumps(self.facts).encode()), dtype=torch.uint8)
+        lowered = exir.to_edge_transform_and_lower(
+            program, partitioner=partitioners, constant_methods={_FACTS_METHOD: facts}
+        )
+        path.write_bytes(lowered.to_executorch().buffer)
+
+
+def export_executorch(
+    student: StreamingModel,
+    units: Units,
+    out_dir: Path,
+    *,
+    weights_sha256: str = "",
+    name: str = "student",
+    int8: bool = True,
+    gate: Gate | None = None,
+    max_wer_rise: float = MAX_WER_RISE,
+) -> Export:
+    """Exports `student` to ExecuTorch; arguments and errors as `export.to_onnx.export_onnx`."""
+    require("executorch.exir", EXTRA)
+    check_units(student, units)
+    return publish(
+        ExecutorchFormat(student, units, weights_sha256),
+        student,
+        units,
+        out_dir,
+        name=name,
+        int8=int8,
+        gate=gate,
+        max_wer_rise=max_wer_rise,
+    )
+
+
+@contextlib.contextmanager
+def _explained(module: WaveStudent) -> Iterator[None]:
+    """Turns what torch.export and ExecuTorch raise into an ExportError."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise ExportError(
+            "this student cannot be exported to ExecuTorch",
+            where=type(module.student).__name__,
+            got=(str(error).strip() or type(error).__name__).splitlines()[0][:300],
+            fix="Use operations that torch.export and XNNPACK support in forward().",
+        ) from error
+
+
+def _short_stack() -> ThreadPoolExecutor:
+    """A thread to lower a graph in: torch.fx writes down the caller's whole stack for every node of
+    every pass, which takes most of the time where the caller is deep inside something else."""
+    return ThreadPoolExecutor(1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the tool chain's chatter off the terminal: warnings, logs and what its C++ part writes
+    to the standard streams."""
+    logging.disable(logging.WARNING)
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,74 @@
+"""An ExecuTorch program says what torch says. Needs the executorch extra in an environment of its
+own: run by `make test-executorch`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.formats import available_formats
+from export.parity import probe_sound
+from export.to_executorch import export_executorch
+from export.transcribe import open_recogniser
+from kdasr.errors import ModelError
+from kdasr.streaming import StreamingSession, TorchChunkModel
+from tests.export.small_models import STUDENTS, UNITS
+
+pytestmark = [pytest.mark.executorch, pytest.mark.timeout(1_200)]
+
+
+@pytest.fixture(scope="module", params=sorted(STUDENTS))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    export_executorch(STUDENTS[request.param](), UNITS, folder, weights_sha256="cd" * 32)
+    return request.param, folder
+
+
+def test_the_format_is_available() -> None:
+    assert "executorch" in available_formats()
+
+
+def test_parity_is_in_the_card(exported: tuple[str, Path]) -> None:
+    _, folder = exported
+    card = json.loads((folder / "model.json").read_text())
+    assert card["file_format"] == "executorch"
+    parity = card["files"]["float32"]["parity_with_torch"]
+    assert parity["max_abs_difference"] < 5e-3 and parity["tokens_identical"]
+    assert parity["batch_sizes"] == [1]
+    assert card["files"]["int8"]["agreement_with_torch"]["same_argmax"] > 0.9
+    assert {path.name for path in folder.iterdir()} == {
+        "model.pte", "model.int8.pte", "tokens.txt", "units.json", "model.json"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("num_samples", [79, 5_281, 40_000])
+def test_text_is_that_of_torch(exported: tuple[str, Path], num_samples: int) -> None:
+    kind, folder = exported
+    samples = probe_sound(40_000, 8)[:num_samples]
+    ours = StreamingSession(TorchChunkModel(STUDENTS[kind]()), UNITS, keep_log_probs=True)
+    theirs = open_recogniser(folder).session(keep_log_probs=True)
+    ours.accept(samples)
+    for start in range(0, num_samples, 777):
+        theirs.accept(samples[start : start + 777])
+    assert ours.finish() == theirs.finish()
+    assert not ours.num_frames or np.abs(ours.log_probs_tv - theirs.log_probs_tv).max() < 5e-3
+
+
+def test_int8_gives_text(exported: tuple[str, Path]) -> None:
+    recogniser = open_recogniser(exported[1] / "model.int8.pte")
+    assert len(recogniser.transcribe(probe_sound(40_000, 8))) > 10
+
+
+def test_it_runs_one_stream(exported: tuple[str, Path]) -> None:
+    with pytest.raises(ModelError, match="one stream; expected 1; got 2"):
+        open_recogniser(exported[1]).streaming_model().initial_state(2)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 5_000])
+def test_a_truncated_program_is_refused(exported: tuple[str, Path], tmp_path: Path, keep: int) -> None:
+    (tmp_path / "model.pte").write_bytes((exported[1] / "model.pte").read_bytes()[:keep])
+    with pytest.raises(ModelError, match="ExecuTorch cannot run the file"):
+        open_recogniser(tmp_path)
