@@ -16,7 +16,8 @@ from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
 from kdasr.labelling.selection import Selection, select
-from kdasr.labelling.shard_job import Settings, ShardResult, label_shard
+from kdasr.labelling.settings import Settings, ShardResult
+from kdasr.labelling.shard_job import label_shard
 from kdasr.labelling.teachers import Ensemble, FolderTeacher, Teacher, TeacherSource
 
 __all__ = [

@@ -21,7 +21,8 @@ import torch
 
 from kdasr.errors import ConfigError, KdasrError
 from kdasr.labelling.audio_source import local_copy
-from kdasr.labelling.shard_job import Settings, ShardResult, label_shard, probe
+from kdasr.labelling.settings import Settings, ShardResult
+from kdasr.labelling.shard_job import label_shard, probe
 from kdasr.labelling.teachers import Teacher, TeacherSource
 from kdasr.storage import Place
 

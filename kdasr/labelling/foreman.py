@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from kdasr.labelling.audio_source import local_copy
 from kdasr.labelling.engines import Crew, Report, Task
-from kdasr.labelling.shard_job import ShardResult
+from kdasr.labelling.settings import ShardResult
 from kdasr.manifest import read_manifest
 
 _MAX_DEATHS = 3

@@ -21,7 +21,7 @@ from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work
 from kdasr.labelling.foreman import Foreman
 from kdasr.labelling.planning import compare
 from kdasr.labelling.progress import Display, Totals
-from kdasr.labelling.shard_job import Settings, make_header
+from kdasr.labelling.settings import Settings, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest as read_audio_manifest
 from kdasr.soft_labels import Header, label_file, open_label_shard, read_manifest

@@ -19,7 +19,8 @@ import numpy as np
 from kdasr.errors import ConfigError
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.engines import set_threads
-from kdasr.labelling.shard_job import Settings, ShardResult, label_shard
+from kdasr.labelling.settings import Settings, ShardResult
+from kdasr.labelling.shard_job import label_shard
 from kdasr.labelling.teachers import FolderTeacher, TeacherSource
 from kdasr.manifest import read_manifest
 from kdasr.storage import Place, locate

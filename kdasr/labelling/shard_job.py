@@ -6,91 +6,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import ConfigError, KdasrError, SoftLabelError
-from kdasr.features import FRAME_SHIFT_MS, LOG_MEL_FLOOR, log_mel, num_frames
+from kdasr.errors import KdasrError, SoftLabelError
+from kdasr.features import LOG_MEL_FLOOR, log_mel, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
-from kdasr.labelling.filters import Filter
+from kdasr.labelling.settings import PRECISIONS, Settings, ShardResult, make_header
 from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_utterance
-from kdasr.soft_labels import Codec, Failure, Header, TopP, concatenate, label_file, write_label_shard
+from kdasr.soft_labels import Failure, concatenate, label_file, write_label_shard
 from kdasr.storage import Place
-
-_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to label.
-
-    Attributes:
-        codec: what to keep of the posteriors.
-        batch_seconds: audio in one forward pass, padding included.
-        window_seconds: longer utterances are labelled in windows of this length …
-        overlap_seconds: … that overlap by this much.
-        precision: of the forward pass; log-probs are always made float32.
-        threads: CPU threads of the forward pass; None leaves torch's own choice.
-        filters: what not to keep; see `kdasr.labelling.filters`.
-    """
-
-    codec: Codec = field(default_factory=TopP)
-    batch_seconds: float = 120.0
-    window_seconds: float = 40.0
-    overlap_seconds: float = 4.8
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    threads: int | None = None
-    filters: tuple[Filter, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise ConfigError(
-                "unknown precision", where="precision", expected=", ".join(_PRECISIONS), got=self.precision
-            )
-        if not 0 < self.overlap_seconds < self.window_seconds or self.batch_seconds <= 0:
-            raise ConfigError(
-                "window, overlap and batch do not fit each other",
-                expected="0 < overlap_seconds < window_seconds, batch_seconds > 0",
-                got=f"{self.overlap_seconds}, {self.window_seconds}, {self.batch_seconds}",
-            )
-
-    def window_frames(self, subsampling: int) -> int:
-        return _whole_frames(self.window_seconds, subsampling)
-
-    def overlap_frames(self, subsampling: int) -> int:
-        return _whole_frames(self.overlap_seconds, subsampling)
-
-    @property
-    def batch_frames(self) -> int:
-        return int(self.batch_seconds * 1000 / FRAME_SHIFT_MS)
-
-
-@dataclass
-class ShardResult:
-    """What became of one audio shard.
-
-    Attributes:
-        audio: name of the audio shard.
-        manifest: of the label shard.
-        seconds: audio in the shard.
-        wall_s, teacher_s, encode_s: time in all, in the forward pass, in the codec.
-        padding: share of the frames that were padding.
-    """
-
-    audio: str
-    manifest: dict[str, Any]
-    seconds: float
-    wall_s: float = 0.0
-    teacher_s: float = 0.0
-    encode_s: float = 0.0
-    padding: float = 0.0
 
 
 def label_shard(
@@ -126,29 +57,6 @@ def label_shard(
     wall_s = time.perf_counter() - started
     return ShardResult(
         audio_path.name, manifest, shard.seconds, wall_s, run.teacher_s, run.encode_s, run.padding
-    )
-
-
-def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha256: str) -> Header:
-    """The header of labels that `teacher` gives to an audio shard."""
-    return Header(
-        teacher=teacher.name,
-        teacher_hash=teacher.weights_hash,
-        units_hash=teacher.units_hash,
-        vocab_size=teacher.model.vocab_size,
-        feature_hash=teacher.feature_hash,
-        frame_shift_ms=float(FRAME_SHIFT_MS),
-        subsampling=teacher.model.subsampling,
-        codec=settings.codec.name,
-        codec_params=settings.codec.params,
-        audio_file=audio_file,
-        audio_sha256=audio_sha256,
-        settings={
-            "precision": settings.precision,
-            "window_seconds": settings.window_seconds,
-            "overlap_seconds": settings.overlap_seconds,
-            "filters": [[item.name, item.params] for item in settings.filters],
-        },
     )
 
 
@@ -283,7 +191,7 @@ class _ShardRun:
         return [row[:count] for row, count in zip(log_probs_btv, frames, strict=True)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = _PRECISIONS[self._settings.precision]
+        dtype = PRECISIONS[self._settings.precision]
         return torch.autocast(self._teacher.device.type, dtype) if dtype is not None else nullcontext()
 
     def _fail(self, segment: Segment, reason: str) -> None:
@@ -312,12 +220,6 @@ class _ShardRun:
     def _seed_name(self, segment: Segment) -> str:
         key = self._shard.entries[segment.number].key
         return f"{key}@{segment.first}" if segment.first else key
-
-
-def _whole_frames(seconds: float, subsampling: int) -> int:
-    """Feature frames of `seconds`, up to a multiple of twice the subsampling."""
-    unit = 2 * subsampling
-    return -(-int(seconds * 1000 / FRAME_SHIFT_MS) // unit) * unit
 
 
 def _reason(error: BaseException) -> str:

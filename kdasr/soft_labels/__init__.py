@@ -1,8 +1,10 @@
 """Soft labels: a teacher's posteriors in, a few bytes a frame on disk, and back.
 
     codecs      which classes of a posterior are kept, and how finely
+    runs        utterances joined to one run of frames, and cut again
     planes      frames to bytes and back
     container   the file of one shard
+    header      what labels depend on
     shard       commit, open, verify; the folder beside the audio
     batch       padded tensors for training
 
@@ -10,14 +12,14 @@ The format is specified in docs/soft-labels.md.
 """
 
 from kdasr.soft_labels.batch import pad_soft_labels
-from kdasr.soft_labels.codecs import CODECS, Codec, Full, Sampled, TopK, TopP, make_codec
+from kdasr.soft_labels.codec_base import Codec
+from kdasr.soft_labels.codecs import CODECS, Full, Sampled, TopK, TopP, make_codec
 from kdasr.soft_labels.container import FORMAT_VERSION, Failure
-from kdasr.soft_labels.planes import concatenate
+from kdasr.soft_labels.header import Header, check_header
+from kdasr.soft_labels.runs import concatenate
 from kdasr.soft_labels.shard import (
-    Header,
     LabelFolder,
     LabelShard,
-    check_header,
     label_file,
     manifest_of,
     open_label_shard,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kdasr.interfaces import SoftLabelBatch, SoftLabels
-from kdasr.soft_labels.planes import concatenate
+from kdasr.soft_labels.runs import concatenate
 
 
 def pad_soft_labels(items: Sequence[SoftLabels]) -> SoftLabelBatch:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,97 +20,13 @@ from torch import Tensor
 
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.interfaces import SoftLabels
-from kdasr.soft_labels.planes import BLANK_ID, Layout, split_run
-
-#: How far from 1 the mass of a frame may be before it is called "not a distribution".
-NORMALISATION_TOLERANCE_NATS = 1e-2
-
-
-@runtime_checkable
-class Codec(Protocol):
-    """What to keep of a posterior, and how finely.
-
-    Attributes:
-        name: how headers call it.
-    """
-
-    name: ClassVar[str]
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The constructor's keyword arguments, JSON-serialisable."""
-        ...
-
-    def layout(self, vocab_size: int) -> Layout:
-        """How its frames are stored."""
-        ...
-
-    def encode(self, log_probs_tv: NDArray[np.float32] | Tensor, key: str = "") -> SoftLabels:
-        """Posteriors of one utterance, (T, V) natural-log probabilities, to what a reader gets back.
-
-        Args:
-            key: the utterance's name; random codecs draw their seed from it.
-
-        Raises:
-            SoftLabelError: NaN, or frames whose probabilities do not add up to 1.
-        """
-        ...
-
-    def encode_many(
-        self, log_probs: Sequence[NDArray[np.float32] | Tensor], keys: Sequence[str]
-    ) -> list[SoftLabels | SoftLabelError]:
-        """As `encode` for several utterances at once; an utterance's error takes its place."""
-        ...
-
-
-class _CodecBase:
-    """What all codecs share; each is a frozen dataclass of its parameters."""
-
-    name: ClassVar[str]
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload]
-
-    def layout(self, vocab_size: int) -> Layout:
-        raise NotImplementedError
-
-    def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
-        """What is kept of a run of frames that joins `utterances` (key, frames)."""
-        raise NotImplementedError
-
-    def encode(self, log_probs_tv: NDArray[np.float32] | Tensor, key: str = "") -> SoftLabels:
-        result = self.encode_many([log_probs_tv], [key])[0]
-        if isinstance(result, SoftLabelError):
-            raise result
-        return result
-
-    def encode_many(
-        self, log_probs: Sequence[NDArray[np.float32] | Tensor], keys: Sequence[str]
-    ) -> list[SoftLabels | SoftLabelError]:
-        utterances = [torch.as_tensor(item).detach().float() for item in log_probs]
-        for item in utterances:
-            if item.ndim != 2:
-                raise SoftLabelError("log-probs must have axes (T, V)", got=tuple(item.shape))
-        if not utterances:
-            return []
-        # One pass over the frames of all utterances: each alone would spend its time in overhead.
-        run, lengths = torch.cat(utterances), [len(item) for item in utterances]
-        log_mass = torch.logsumexp(run, dim=1).cpu()
-        problems: list[SoftLabelError | None] = [None] * len(utterances)
-        # NaN fails the comparison, so it is put the other way round.
-        if not bool((log_mass.abs() <= NORMALISATION_TOLERANCE_NATS).all()):
-            problems = [_posterior_problem(mass) for mass in log_mass.split(lengths)]
-        good = [i for i, problem in enumerate(problems) if problem is None]
-        if len(good) < len(utterances):
-            run = torch.cat([run[:0], *(utterances[i] for i in good)])
-        labels = self.layout(run.shape[1]).quantise(self.select(run, [(keys[i], lengths[i]) for i in good]))
-        pieces = iter(split_run(labels, [lengths[i] for i in good]))
-        return [problem if problem is not None else next(pieces) for problem in problems]
+from kdasr.soft_labels.codec_base import Codec, CodecBase
+from kdasr.soft_labels.planes import Layout
+from kdasr.soft_labels.runs import BLANK_ID
 
 
 @dataclass(frozen=True)
-class TopP(_CodecBase):
+class TopP(CodecBase):
     """The likeliest classes until they hold `mass`, at most `cap` of them, and the tail's mass.
 
     Log-probs are stored in steps of `step_nats` below the frame's best class and renormalised
@@ -149,7 +65,7 @@ class TopP(_CodecBase):
 
 
 @dataclass(frozen=True)
-class TopK(_CodecBase):
+class TopK(CodecBase):
     """Blank and the likeliest others, `k` classes in every frame, and the tail's mass.
 
     Attributes:
@@ -179,7 +95,7 @@ class TopK(_CodecBase):
 
 
 @dataclass(frozen=True)
-class Full(_CodecBase):
+class Full(CodecBase):
     """Every class, as float32, bit for bit: for exactness tests and small vocabularies."""
 
     name: ClassVar[str] = "full"
@@ -198,7 +114,7 @@ class Full(_CodecBase):
 
 
 @dataclass(frozen=True)
-class Sampled(_CodecBase):
+class Sampled(CodecBase):
     """`num_draws` random draws from each frame's posterior: the target's expectation is exact.
 
     Random sampling as in Sparse Logit Sampling (arXiv 2503.16870), with systematic draws (one
@@ -247,7 +163,7 @@ class Sampled(_CodecBase):
         return generator.random((num_frames, 1))
 
 
-CODECS: dict[str, type[_CodecBase]] = {cls.name: cls for cls in (TopP, TopK, Full, Sampled)}
+CODECS: dict[str, type[CodecBase]] = {cls.name: cls for cls in (TopP, TopK, Full, Sampled)}
 
 
 def make_codec(name: str, params: dict[str, Any]) -> Codec:
@@ -268,20 +184,6 @@ def make_codec(name: str, params: dict[str, Any]) -> Codec:
         raise SoftLabelError(f"codec {name!r} does not take the parameters {params}: {error}") from error
     assert isinstance(codec, Codec)
     return codec
-
-
-def _posterior_problem(log_mass_t: Tensor) -> SoftLabelError | None:
-    """An error unless every frame, given the log-sum of its probabilities, is a distribution."""
-    bad = torch.nonzero(~(log_mass_t.abs() <= NORMALISATION_TOLERANCE_NATS)).flatten()
-    if not len(bad):
-        return None
-    first = int(bad[0])
-    return SoftLabelError(
-        f"the posteriors of {len(bad)} of {len(log_mass_t)} frames do not sum to 1"
-        f" (the first is frame {first}: log-sum {float(log_mass_t[first]):.4g})",
-        expected="log-probabilities of a distribution",
-        fix="Check the teacher for NaN, and that it ends in log_softmax.",
-    )
 
 
 def _assemble(

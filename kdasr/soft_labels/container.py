@@ -26,7 +26,8 @@ import zstandard
 
 from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import SoftLabels
-from kdasr.soft_labels.planes import Layout, concatenate, cut, frame_starts
+from kdasr.soft_labels.planes import Layout
+from kdasr.soft_labels.runs import concatenate, cut, frame_starts
 
 FORMAT_VERSION = 1
 MAGIC = b"KDASR-SL"

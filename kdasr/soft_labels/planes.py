@@ -7,9 +7,7 @@ docs/soft-labels.md specifies every plane; this file and that document must agre
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +16,9 @@ from numpy.typing import NDArray
 
 from kdasr.errors import DamagedLabelsError, SoftLabelError
 from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels.runs import BLANK_ID, Floats, Ints, Parts, join_blank, split_blank
 
-BLANK_ID = 0
 MAX_VOCAB = 65_536
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +88,12 @@ class Layout:
         """What a reader will get back once `labels` are stored."""
         if self.kind != "levels":
             return labels
-        parts = _split(labels)
+        parts = split_blank(labels)
         return self._from_levels(*self._to_levels(parts), parts.extra_counts, parts.ids)
 
     def pack(self, labels: SoftLabels) -> bytes:
         """The planes of a block; `labels` may join several utterances (see `concatenate`)."""
-        parts = _split(labels)
+        parts = split_blank(labels)
         head = b"" if self.implicit_ids else _to_planes(parts.extra_counts, self.count_bytes)
         ids = b"" if self.implicit_ids else _to_planes(parts.ids, self.id_bytes)
         blank, tail, entries = self._to_stored(parts)
@@ -165,7 +160,7 @@ class Layout:
 
     # -- values -----------------------------------------------------------------------------
 
-    def _to_stored(self, parts: _Parts) -> tuple[bytes, bytes, bytes]:
+    def _to_stored(self, parts: Parts) -> tuple[bytes, bytes, bytes]:
         if self.kind == "floats":
             planes = [_float_planes(values) for values in (parts.blank, parts.tail, parts.entries)]
             return planes[0], planes[1], planes[2]
@@ -178,7 +173,7 @@ class Layout:
         blank, tail, entries = (_to_planes(levels, self.value_bytes) for levels in self._to_levels(parts))
         return blank, tail, entries
 
-    def _to_levels(self, parts: _Parts) -> tuple[Ints, Ints, Ints]:
+    def _to_levels(self, parts: Parts) -> tuple[Ints, Ints, Ints]:
         best = parts.blank.astype(np.float64)
         has_extra = parts.extra_counts > 0
         # reduceat over the starts of non-empty frames: empty ones would repeat their neighbour.
@@ -221,7 +216,7 @@ class Layout:
         blank_lp = (nats[blank + bias] - norm).astype(np.float32)
         tail_lp = np.where(complete, -np.inf, nats[tail] - norm).astype(np.float32)
         entry_lp = (nats[entries + bias] - norm[frames]).astype(np.float32)
-        return _join(blank_lp, tail_lp, entry_lp, extra_counts, ids)
+        return join_blank(blank_lp, tail_lp, entry_lp, extra_counts, ids)
 
     def _from_draws(
         self, blank: NDArray[Any], entries: NDArray[Any], extra_counts: Ints, ids: Ints
@@ -233,7 +228,7 @@ class Layout:
         with np.errstate(divide="ignore"):
             table = np.log(np.arange(self.num_draws + 1) / self.num_draws).astype(np.float32)
         tail = np.full(len(blank), -np.inf, np.float32)
-        return _join(table[blank], tail, table[entries], extra_counts, ids)
+        return join_blank(table[blank], tail, table[entries], extra_counts, ids)
 
     def _from_floats(
         self, blank: Floats, tail: Floats, entries: Floats, extra_counts: Ints, ids: Ints
@@ -241,82 +236,7 @@ class Layout:
         for values in (blank, tail, entries):
             if values.size and not bool(np.all(values <= 1e-3)):  # NaN fails the comparison too
                 raise DamagedLabelsError("a stored value is no log-probability", expected="<= 0")
-        return _join(blank, tail, entries, extra_counts, ids)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """Labels with blank apart from the other classes ("entries")."""
-
-    blank: Floats
-    tail: Floats
-    entries: Floats
-    extra_counts: Ints
-    ids: Ints
-    starts: Ints
-
-
-def _split(labels: SoftLabels) -> _Parts:
-    """Take blank, which is the first class of every frame, apart from the rest."""
-    counts = labels.kept_counts
-    starts = np.cumsum(counts) - counts
-    if counts.size and (int(counts.min()) < 1 or not np.all(labels.ids[starts] == BLANK_ID)):
-        raise SoftLabelError("every frame must keep blank, as its first class")
-    is_entry = np.ones(len(labels.ids), bool)
-    is_entry[starts] = False
-    extra = counts - 1
-    return _Parts(
-        labels.log_probs[starts],
-        labels.tail_log_probs,
-        labels.log_probs[is_entry],
-        extra,
-        labels.ids[is_entry],
-        np.cumsum(extra) - extra,
-    )
-
-
-def _join(blank: Floats, tail: Floats, entries: Floats, extra_counts: Ints, ids: Ints) -> SoftLabels:
-    counts = extra_counts + 1
-    starts = np.cumsum(counts) - counts
-    is_entry = np.ones(len(blank) + len(entries), bool)
-    is_entry[starts] = False
-    all_ids = np.full(len(is_entry), BLANK_ID, np.int64)
-    all_ids[is_entry] = ids
-    values = np.empty(len(is_entry), np.float32)
-    values[starts] = blank
-    values[is_entry] = entries
-    return SoftLabels(counts, all_ids, values, tail)
-
-
-def concatenate(items: Sequence[SoftLabels]) -> SoftLabels:
-    """Several utterances as one run of frames."""
-    if len(items) == 1:
-        return items[0]
-    return SoftLabels(
-        np.concatenate([item.kept_counts for item in items]),
-        np.concatenate([item.ids for item in items]),
-        np.concatenate([item.log_probs for item in items]),
-        np.concatenate([item.tail_log_probs for item in items]),
-    )
-
-
-def cut(run: SoftLabels, starts: Ints, first: int, last: int) -> SoftLabels:
-    """Frames `first` to `last` of a run whose frame t begins at entry `starts[t]`."""
-    entries = slice(int(starts[first]), int(starts[last]))
-    return SoftLabels(
-        run.kept_counts[first:last], run.ids[entries], run.log_probs[entries], run.tail_log_probs[first:last]
-    )
-
-
-def frame_starts(run: SoftLabels) -> Ints:
-    """(T + 1,) first entry of every frame, and the end."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(run.kept_counts)])
-
-
-def split_run(run: SoftLabels, lengths: Sequence[int]) -> list[SoftLabels]:
-    """The inverse of `concatenate`, given the frames of each utterance."""
-    starts, edges = frame_starts(run), [0, *itertools.accumulate(lengths)]
-    return [cut(run, starts, first, last) for first, last in itertools.pairwise(edges)]
+        return join_blank(blank, tail, entries, extra_counts, ids)
 
 
 def _to_planes(values: Ints, width: int) -> bytes:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,73 +19,14 @@ import numpy as np
 from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels import container
-from kdasr.soft_labels.codecs import Codec, make_codec
-from kdasr.soft_labels.container import FORMAT_VERSION, Failure, canonical_json
-from kdasr.soft_labels.planes import BLANK_ID, concatenate, cut, frame_starts
+from kdasr.soft_labels.container import FORMAT_VERSION, Failure
+from kdasr.soft_labels.header import Header, check_header, parse_header
+from kdasr.soft_labels.runs import concatenate, cut, frame_starts
 from kdasr.storage import Location, Place, locate
 
 SUFFIX = ".kdsl"
 MANIFEST_FORMAT = "kdasr-soft-labels"
 _CACHED_BLOCKS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the labels are, as stored in every shard.
-
-    Attributes:
-        teacher: the teacher's name, for people.
-        teacher_hash: sha256 of the teacher's weights.
-        units_hash: hash of the units (tokenizer).
-        vocab_size: classes including blank.
-        feature_hash: hash of the features that the teacher heard.
-        frame_shift_ms: time between two feature frames.
-        subsampling: feature frames for each label frame.
-        codec: name of the codec.
-        codec_params: its parameters.
-        audio_file: name of the audio shard.
-        audio_sha256: its sha256.
-        blank_id: always 0.
-        temperature: always 1.0: log-probs are stored untempered.
-        settings: whatever else the labels depend on (precision, batching, filters).
-    """
-
-    teacher: str
-    teacher_hash: str
-    units_hash: str
-    vocab_size: int
-    feature_hash: str
-    frame_shift_ms: float
-    subsampling: int
-    codec: str
-    codec_params: dict[str, Any]
-    audio_file: str
-    audio_sha256: str
-    blank_id: int = BLANK_ID
-    temperature: float = 1.0
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def make_codec(self) -> Codec:
-        return make_codec(self.codec, self.codec_params)
-
-    @property
-    def config_hash(self) -> str:
-        """sha256 of everything but the audio: shards of one labelling run share it."""
-        content = asdict(self)
-        del content["audio_file"], content["audio_sha256"]
-        return hashlib.sha256(canonical_json({"version": FORMAT_VERSION, **content})).hexdigest()
-
-
-#: What a mismatch in a header field means and what to do about it.
-_REMEDIES = {
-    "teacher_hash": "These labels are of another teacher: label with yours into another folder.",
-    "units_hash": "Teacher and student must use the same units: train the student with the teacher's units.",
-    "vocab_size": "Teacher and student must use the same units: train the student with the teacher's units.",
-    "feature_hash": "The teacher heard other features: label again with this version of kdasr.",
-    "frame_shift_ms": "Frame rates differ: use a student with the teacher's frame rate.",
-    "subsampling": "Frame rates differ: use a student with the teacher's subsampling.",
-    "audio_sha256": "The audio has changed since it was labelled: label this shard again.",
-}
 
 
 def write_label_shard(
@@ -169,20 +110,6 @@ def open_label_shard(
     return shard
 
 
-def check_header(header: Header, expect: Mapping[str, object], where: str) -> None:
-    """Raise LabelMismatchError at the first field that is not as expected."""
-    for name, wanted in expect.items():
-        found = getattr(header, name)
-        if found != wanted:
-            raise LabelMismatchError(
-                f"soft labels with another {name}",
-                where=where,
-                expected=wanted,
-                got=found,
-                fix=_REMEDIES.get(name, "Label again with the present settings."),
-            )
-
-
 class LabelShard:
     """One label shard, read by key; opens lazily, keeps decoded blocks.
 
@@ -194,7 +121,7 @@ class LabelShard:
 
     def __init__(self, read: container.ReadRange, file_bytes: int, where: str) -> None:
         self._read, self._where = read, where
-        self.header = _parse_header(container.read_header(read, where), where)
+        self.header = parse_header(container.read_header(read, where), where)
         self._layout = self.header.make_codec().layout(self.header.vocab_size)
         self._index = container.read_index(read, file_bytes, where)
         self.keys = self._index.keys
@@ -365,24 +292,6 @@ def _check_reads_back(where: str, data: bytes, items: list[tuple[str, SoftLabels
                     where=where,
                     fix="Encode them with the codec that the header names.",
                 )
-
-
-def _parse_header(content: dict[str, Any], where: str) -> Header:
-    kinds = {"str": str, "int": int, "float": (int, float), "dict[str, Any]": dict}
-    names = {f.name: kinds[str(f.type)] for f in fields(Header)}
-    if set(content) != set(names):
-        odd = sorted(set(content) ^ set(names))
-        raise DamagedLabelsError(f"unknown or missing header fields: {', '.join(odd)[:200]}", where=where)
-    for name, kind in names.items():
-        if not isinstance(content[name], kind) or isinstance(content[name], bool):  # type: ignore[arg-type]
-            raise DamagedLabelsError(f"header field {name} has the wrong type", where=where)
-    header = Header(**content)
-    if header.blank_id != BLANK_ID or header.temperature != 1.0:
-        raise LabelMismatchError(
-            "blank_id and temperature are fixed in this format", where=where, expected="0 and 1.0"
-        )
-    header.make_codec().layout(header.vocab_size)
-    return header
 
 
 def _no_frames() -> SoftLabels:

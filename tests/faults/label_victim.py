@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from kdasr import storage
 from kdasr.labelling import label, shard_job
 from kdasr.soft_labels import container
+from kdasr.storage import local
 from tests.labelling.tiny import TinySource
 
 #: Every step of the commit protocol, and the work before it: where it is called and by what name.
 STEPS: dict[str, tuple[Any, str]] = {
-    "forget-manifest": (storage.LocalLocation, "remove"),
+    "forget-manifest": (local.LocalLocation, "remove"),
     "build": (container, "build"),
-    "write": (storage, "_write_through"),
+    "write": (local, "_write_through"),
     "fsync": (os, "fsync"),
-    "read-back": (storage, "_compare"),
+    "read-back": (local, "compare"),
     "rename": (Path, "replace"),
-    "sync-folder": (storage, "_sync_folder"),
+    "sync-folder": (local, "_sync_folder"),
     "decode": (shard_job, "read_utterance"),
 }
 
@@ -44,7 +44,7 @@ def kill_before(owner: Any, name: str, count: int) -> None:
 
 def half_written(count: int) -> None:
     """Die in the middle of a write: the first half of the bytes is on disk."""
-    original, calls = storage._write_through, 0
+    original, calls = local._write_through, 0
 
     def write(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -54,7 +54,7 @@ def half_written(count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         original(path, data)
 
-    storage._write_through = write
+    local._write_through = write
 
 
 def label_and_die(audio: Path, out: Path, step: str, count: int) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from kdasr import storage
 from kdasr.labelling import label, summary_text, verify_labels
-from kdasr.storage import RemoteLocation, StorageError, locate
+from kdasr.storage import RemoteLocation, StorageError, commit_bytes, local, locate, remote
 from tests.labelling.tiny import TinySource, make_audio
 
 NUM_SHARDS = 5
@@ -51,7 +50,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
         )
         subprocess.run(["umount", str(folder)], check=True)
         return
-    original, room = storage._write_through, [12 << 10]
+    original, room = local._write_through, [12 << 10]
 
     def write(path: Path, data: bytes) -> None:
         used = sum(p.stat().st_size for p in folder.iterdir())
@@ -59,7 +58,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
         if used + len(data) > room[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(storage, "_write_through", write)
+    monkeypatch.setattr(local, "_write_through", write)
     yield folder, lambda: room.__setitem__(0, 1 << 20)
 
 
@@ -87,7 +86,7 @@ def test_a_folder_that_may_not_be_written_is_an_error_for_people(
     def refuse(path: Path, data: bytes) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(storage, "_write_through", refuse)
+    monkeypatch.setattr(local, "_write_through", refuse)
     summary = run(audio, tmp_path / "labels")
     assert len(summary["shards_not_tried"]) == NUM_SHARDS - 1
     assert "Permission denied" in next(iter(summary["shards_failed"].values()))
@@ -96,14 +95,14 @@ def test_a_folder_that_may_not_be_written_is_an_error_for_people(
 def test_a_disk_that_gives_back_other_bytes_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = storage._write_through
+    original = local._write_through
 
     def corrupt(path: Path, data: bytes) -> None:
         original(path, data[:-1] + bytes([data[-1] ^ 1]))
 
-    monkeypatch.setattr(storage, "_write_through", corrupt)
+    monkeypatch.setattr(local, "_write_through", corrupt)
     with pytest.raises(StorageError, match="other bytes"):
-        storage.commit_bytes(tmp_path / "file", b"content")
+        commit_bytes(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,7 +220,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
     s3: str, audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(audio, f"{s3}/flaky/audio")
-    monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
     fs = locate(s3)
     assert isinstance(fs, RemoteLocation)
     failures = flaky(fs.fs, monkeypatch, every=3)
@@ -236,7 +235,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
 def test_a_store_that_is_down_fails_shard_by_shard_with_the_address(
     s3: str, audio: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
     fs = locate(s3)
     assert isinstance(fs, RemoteLocation)
 

@@ -1,0 +1,111 @@
+"""How to label, what became of a shard, and the header that follows from both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from kdasr.errors import ConfigError
+from kdasr.features import FRAME_SHIFT_MS
+from kdasr.labelling.filters import Filter
+from kdasr.labelling.teachers import Teacher
+from kdasr.soft_labels import Codec, Header, TopP
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to label.
+
+    Attributes:
+        codec: what to keep of the posteriors.
+        batch_seconds: audio in one forward pass, padding included.
+        window_seconds: longer utterances are labelled in windows of this length …
+        overlap_seconds: … that overlap by this much.
+        precision: of the forward pass; log-probs are always made float32.
+        threads: CPU threads of the forward pass; None leaves torch's own choice.
+        filters: what not to keep; see `kdasr.labelling.filters`.
+    """
+
+    codec: Codec = field(default_factory=TopP)
+    batch_seconds: float = 120.0
+    window_seconds: float = 40.0
+    overlap_seconds: float = 4.8
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: int | None = None
+    filters: tuple[Filter, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                "unknown precision", where="precision", expected=", ".join(PRECISIONS), got=self.precision
+            )
+        if not 0 < self.overlap_seconds < self.window_seconds or self.batch_seconds <= 0:
+            raise ConfigError(
+                "window, overlap and batch do not fit each other",
+                expected="0 < overlap_seconds < window_seconds, batch_seconds > 0",
+                got=f"{self.overlap_seconds}, {self.window_seconds}, {self.batch_seconds}",
+            )
+
+    def window_frames(self, subsampling: int) -> int:
+        return _whole_frames(self.window_seconds, subsampling)
+
+    def overlap_frames(self, subsampling: int) -> int:
+        return _whole_frames(self.overlap_seconds, subsampling)
+
+    @property
+    def batch_frames(self) -> int:
+        return int(self.batch_seconds * 1000 / FRAME_SHIFT_MS)
+
+
+@dataclass
+class ShardResult:
+    """What became of one audio shard.
+
+    Attributes:
+        audio: name of the audio shard.
+        manifest: of the label shard.
+        seconds: audio in the shard.
+        wall_s, teacher_s, encode_s: time in all, in the forward pass, in the codec.
+        padding: share of the frames that were padding.
+    """
+
+    audio: str
+    manifest: dict[str, Any]
+    seconds: float
+    wall_s: float = 0.0
+    teacher_s: float = 0.0
+    encode_s: float = 0.0
+    padding: float = 0.0
+
+
+def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha256: str) -> Header:
+    """The header of labels that `teacher` gives to an audio shard."""
+    return Header(
+        teacher=teacher.name,
+        teacher_hash=teacher.weights_hash,
+        units_hash=teacher.units_hash,
+        vocab_size=teacher.model.vocab_size,
+        feature_hash=teacher.feature_hash,
+        frame_shift_ms=float(FRAME_SHIFT_MS),
+        subsampling=teacher.model.subsampling,
+        codec=settings.codec.name,
+        codec_params=settings.codec.params,
+        audio_file=audio_file,
+        audio_sha256=audio_sha256,
+        settings={
+            "precision": settings.precision,
+            "window_seconds": settings.window_seconds,
+            "overlap_seconds": settings.overlap_seconds,
+            "filters": [[item.name, item.params] for item in settings.filters],
+        },
+    )
+
+
+def _whole_frames(seconds: float, subsampling: int) -> int:
+    """Feature frames of `seconds`, up to a multiple of twice the subsampling."""
+    unit = 2 * subsampling
+    return -(-int(seconds * 1000 / FRAME_SHIFT_MS) // unit) * unit

@@ -1,0 +1,94 @@
+"""Runs of frames: several utterances as one, cut again, and blank apart from the other classes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.errors import SoftLabelError
+from kdasr.interfaces import SoftLabels
+
+BLANK_ID = 0
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Labels with blank apart from the other classes ("entries")."""
+
+    blank: Floats
+    tail: Floats
+    entries: Floats
+    extra_counts: Ints
+    ids: Ints
+    starts: Ints
+
+
+def split_blank(labels: SoftLabels) -> Parts:
+    """Take blank, which is the first class of every frame, apart from the rest."""
+    counts = labels.kept_counts
+    starts = np.cumsum(counts) - counts
+    if counts.size and (int(counts.min()) < 1 or not np.all(labels.ids[starts] == BLANK_ID)):
+        raise SoftLabelError("every frame must keep blank, as its first class")
+    is_entry = np.ones(len(labels.ids), bool)
+    is_entry[starts] = False
+    extra = counts - 1
+    return Parts(
+        labels.log_probs[starts],
+        labels.tail_log_probs,
+        labels.log_probs[is_entry],
+        extra,
+        labels.ids[is_entry],
+        np.cumsum(extra) - extra,
+    )
+
+
+def join_blank(blank: Floats, tail: Floats, entries: Floats, extra_counts: Ints, ids: Ints) -> SoftLabels:
+    """The inverse of `split_blank`."""
+    counts = extra_counts + 1
+    starts = np.cumsum(counts) - counts
+    is_entry = np.ones(len(blank) + len(entries), bool)
+    is_entry[starts] = False
+    all_ids = np.full(len(is_entry), BLANK_ID, np.int64)
+    all_ids[is_entry] = ids
+    values = np.empty(len(is_entry), np.float32)
+    values[starts] = blank
+    values[is_entry] = entries
+    return SoftLabels(counts, all_ids, values, tail)
+
+
+def concatenate(items: Sequence[SoftLabels]) -> SoftLabels:
+    """Several utterances as one run of frames."""
+    if len(items) == 1:
+        return items[0]
+    return SoftLabels(
+        np.concatenate([item.kept_counts for item in items]),
+        np.concatenate([item.ids for item in items]),
+        np.concatenate([item.log_probs for item in items]),
+        np.concatenate([item.tail_log_probs for item in items]),
+    )
+
+
+def cut(run: SoftLabels, starts: Ints, first: int, last: int) -> SoftLabels:
+    """Frames `first` to `last` of a run whose frame t begins at entry `starts[t]`."""
+    entries = slice(int(starts[first]), int(starts[last]))
+    return SoftLabels(
+        run.kept_counts[first:last], run.ids[entries], run.log_probs[entries], run.tail_log_probs[first:last]
+    )
+
+
+def frame_starts(run: SoftLabels) -> Ints:
+    """(T + 1,) first entry of every frame, and the end."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(run.kept_counts)])
+
+
+def split_run(run: SoftLabels, lengths: Sequence[int]) -> list[SoftLabels]:
+    """The inverse of `concatenate`, given the frames of each utterance."""
+    starts, edges = frame_starts(run), [0, *itertools.accumulate(lengths)]
+    return [cut(run, starts, first, last) for first, last in itertools.pairwise(edges)]

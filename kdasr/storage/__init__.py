@@ -1,0 +1,37 @@
+"""Bytes at a place (a local path or an fsspec URL), committed so that nobody ever sees half of them.
+
+A place is given as a `Path` or a string; `s3://…`, `gs://…`, `memory://…` and every other URL that
+fsspec knows work like a local path, which needs no fsspec and stays the fast way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdasr.storage.local import LocalLocation, commit_bytes, remove_leftovers
+from kdasr.storage.places import Location, Place, StorageError
+from kdasr.storage.remote import RemoteLocation
+
+__all__ = [
+    "LocalLocation",
+    "Location",
+    "Place",
+    "RemoteLocation",
+    "StorageError",
+    "commit_bytes",
+    "is_url",
+    "locate",
+    "remove_leftovers",
+]
+
+
+def locate(place: Place | Location) -> Location:
+    """The location that a path or URL names."""
+    if isinstance(place, str):
+        return RemoteLocation.at(place) if is_url(place) else LocalLocation(Path(place))
+    return LocalLocation(place) if isinstance(place, Path) else place
+
+
+def is_url(place: Place | Location) -> bool:
+    """Whether a place is a URL rather than a local path."""
+    return isinstance(place, RemoteLocation) or (isinstance(place, str) and "://" in place)

@@ -1,0 +1,109 @@
+"""Paths of this machine: files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdasr.storage.places import compare
+
+_HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
+_LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)-[0-9a-f]{12}\.tmp$")
+
+
+def commit_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at a local `path`, whole or not at all, surviving a crash at any moment.
+
+    A temporary name of its own for every attempt, write, flush, fsync, read back and compare,
+    rename, fsync the folder. Two writers of the same bytes do each other no harm.
+
+    Raises:
+        StorageError: the disk gave back other bytes than were written.
+        OSError: the disk is full, the folder is not writable, …; no file is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempt = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        _write_through(attempt, data)
+        compare(attempt.read_bytes(), data, str(attempt))
+        attempt.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            attempt.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers of this machine left in a folder: their temporary files."""
+    for path in folder.glob(".*.tmp"):
+        found = _LEFTOVER.search(path.name)
+        if found and found["host"] == _HOST and not Path(f"/proc/{found['pid']}").exists():
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class LocalLocation:
+    """A path of this machine."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def child(self, name: str) -> LocalLocation:
+        return LocalLocation(self.path / name)
+
+    def sibling(self, name: str) -> LocalLocation:
+        return LocalLocation(self.path.with_name(name))
+
+    def is_folder(self) -> bool:
+        return self.path.is_dir()
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+
+    def size(self) -> int | None:
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read_range(self, start: int, num_bytes: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(num_bytes)
+
+    def read_all(self) -> bytes:
+        return self.path.read_bytes()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def commit(self, data: bytes, *, create_only: bool = False) -> None:
+        # Locally `create_only` needs nothing more: the last of two writers wins, whole.
+        commit_bytes(self.path, data)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
