@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from export.commands import add_commands
 from kdasr.errors import ConfigError, KdasrError
 
 
@@ -67,11 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("recipe", type=Path, nargs="?", help="a recipe .yaml (or use --model and --out)")
     export.add_argument("--model", type=Path, help="folder of a trained student")
     export.add_argument("--out", type=Path, help="folder for the exported files")
+    export.add_argument("--format", help="onnx (default), wave-onnx or executorch")
+    export.add_argument("--chunk-ms", type=int, help="audio in a chunk (default: the student's own)")
 
-    transcribe = verb("transcribe", _transcribe, "print file<TAB>text for audio files")
-    transcribe.add_argument("--model", type=Path, required=True, help="a model folder, or an .onnx file")
-    transcribe.add_argument("--stream", action="store_true", help="chunk by chunk, showing partial results")
-    transcribe.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    add_commands(verb)
 
     report = verb("report", _report, "write the tables and plots of a work folder")
     report.add_argument("--work-dir", type=Path, required=True)
@@ -158,7 +158,9 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.stages import export
 
     paths = {"model": arguments.model, "out": arguments.out}
-    given = {name: str(path) for name, path in paths.items() if path is not None}
+    given: dict[str, Any] = {name: str(path) for name, path in paths.items() if path is not None}
+    options = {"format": arguments.format, "chunk_ms": arguments.chunk_ms}
+    settings = {**settings, **{name: value for name, value in options.items() if value is not None}}
     if arguments.recipe is not None:
         result = run_recipe(arguments.recipe, {**settings, **given}, expected_stage="export")
     elif len(given) < 2:
@@ -167,16 +169,6 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         result = export(**given, **settings)
     for name, value in result.items():
         print(f"{name}\t{value}")
-
-
-def _transcribe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from export.transcribe import transcribe
-
-    def show(file: Path, text: str) -> None:
-        print(f"{file}\t{text} …", file=sys.stderr, flush=True)
-
-    for file, text in transcribe(arguments.files, arguments.model, stream=arguments.stream, on_partial=show):
-        print(f"{file}\t{text}", flush=True)
 
 
 def _report(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from kdasr.loader import Stream, texts_of
 from kdasr.models import load_model
 from kdasr.shards import list_shards
 from kdasr.soft_labels import LabelFolder
+from kdasr.streaming import set_chunk_ms
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Optimisation, Training
 
@@ -221,22 +222,27 @@ def export(
     *,
     model: str,
     out: str,
+    format: str = "onnx",
+    chunk_ms: int | None = None,
     name: str = "student",
     int8: bool = True,
     dev: Sequence[str] = (),
     max_wer_rise: float = 0.5,
 ) -> dict[str, Any]:
-    """Export the student in folder `model` as ONNX to `out`; see `export.to_onnx.export_onnx`.
+    """Export the student in folder `model` to `out`; see `export.to_onnx.export_onnx`.
 
-    With `dev`, folders of labelled shards, an int8 file whose WER is `max_wer_rise` points worse is
-    refused.
+    `format` is one of `export.formats.FORMATS`; `chunk_ms` is the audio in a chunk, None for the
+    student's own. With `dev`, folders of labelled shards, an int8 file whose WER is `max_wer_rise`
+    points worse is refused.
     """
+    from export.formats import exporter
     from export.gate import wer_gate
-    from export.to_onnx import export_onnx
 
     loaded = load_model(Path(model))
+    if chunk_ms is not None:
+        set_chunk_ms(loaded.model, chunk_ms)
     shards = [path for folder in dev for path in list_shards(Path(folder))]
-    exported = export_onnx(
+    exported = exporter(format)(
         loaded.model,
         loaded.units,
         Path(out),

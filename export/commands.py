@@ -1,0 +1,97 @@
+"""The verbs of the command line that run models: `transcribe`, `demo-page` and `bench device`.
+
+Nothing heavy is imported before a verb runs: `kdasr --help` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Verb = Callable[..., argparse.ArgumentParser]
+
+
+def add_commands(verb: Verb) -> None:
+    """Adds the verbs; `verb(name, run, help)` makes a parser, as `kdasr.cli.build_parser` has it."""
+    _add_transcribe(verb("transcribe", transcribe, "print source<TAB>text for audio"))
+    page = verb("demo-page", demo_page, "serve a page that runs a student in the browser")
+    page.add_argument("--model", type=Path, required=True, help="folder of a student or its wave-onnx export")
+    page.add_argument("--port", type=int, default=8000, help="port on this machine (default 8000)")
+    bench = verb("bench", bench_device, "measure a student on this machine")
+    bench.add_argument("what", choices=["device"], help="speed, memory and delays of every engine")
+    bench.add_argument("--model", type=Path, required=True, help="folder of a student")
+    bench.add_argument("--test", type=Path, help="folder of labelled shards, for WER and delays")
+    bench.add_argument(
+        "--aligner", type=Path, help="folder of the teacher, whose alignment delays are against"
+    )
+    bench.add_argument("--out", type=Path, help="also write the figures there, as JSON")
+
+
+def _add_transcribe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a model folder, an export folder or a file in it"
+    )
+    parser.add_argument("--stream", action="store_true", help="chunk by chunk, showing partial results")
+    parser.add_argument("--chunk-ms", type=int, help="audio in a chunk (a student's folder only)")
+    parser.add_argument("--json", action="store_true", help="JSON lines with word times")
+    parser.add_argument(
+        "--microphone", action="store_true", help="listen until Ctrl-C (pip install 'kdasr[mic]')"
+    )
+    parser.add_argument("--device", help="which microphone, by name or number")
+    parser.add_argument("--rate", type=int, default=16_000, help="sample rate of PCM on standard input")
+    parser.add_argument(
+        "--endpoint",
+        action=argparse.BooleanOptionalAction,
+        help="one line for each stretch between pauses (default: for live audio only)",
+    )
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds of silence that end a stretch")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="audio files; - for raw 16-bit mono PCM on stdin"
+    )
+
+
+def transcribe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """`kdasr transcribe`."""
+    from export.show import Request, show_transcripts
+
+    device = arguments.device
+    show_transcripts(
+        Request(
+            arguments.model,
+            tuple(arguments.files),
+            microphone=arguments.microphone,
+            device=int(device) if device is not None and device.isdigit() else device,
+            stream=arguments.stream,
+            json_lines=arguments.json,
+            endpoint=arguments.endpoint,
+            min_silence_s=arguments.pause,
+            chunk_ms=arguments.chunk_ms,
+            rate_hz=arguments.rate,
+        )
+    )
+
+
+def demo_page(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """`kdasr demo-page`."""
+    from export.demo_page import DemoPage
+
+    page = DemoPage(arguments.model, port=arguments.port)
+    print(f"{page.url}   (Ctrl-C ends it)", flush=True)
+    page.serve()
+
+
+def bench_device(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """`kdasr bench device`."""
+    import json
+
+    from export.bench import bench_device, table
+    from kdasr.shards import list_shards
+    from kdasr.storage import commit_bytes
+
+    shards = list_shards(arguments.test) if arguments.test else ()
+    figures = bench_device(arguments.model, shards=shards, aligner=arguments.aligner)
+    print("\n".join(table(figures)))
+    if arguments.out is not None:
+        commit_bytes(arguments.out, (json.dumps(figures, indent=1) + "\n").encode())

@@ -1,0 +1,117 @@
+"""The verbs that run models, as they are typed."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import soundfile
+
+import export.bench
+import export.demo_page
+from export.parity import probe_sound
+from export.to_onnx import export_onnx
+from kdasr.cli import main
+from kdasr.models import save_model
+from tests.export.small_models import UNITS, conformer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("commands")
+    save_model(root / "student", conformer(), UNITS)
+    export_onnx(conformer(), UNITS, root / "onnx", int8=False)
+    soundfile.write(root / "a.wav", probe_sound(40_000, 1), 16_000)
+    return root
+
+
+def test_transcribe_prints_one_text_for_every_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wav = str(place / "a.wav")
+    for options in (["--model", "student"], ["--model", "onnx"], ["--model", "onnx", "--stream"]):
+        options[1] = str(place / options[1])
+        assert main(["transcribe", *options, wav]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and len(set(lines)) == 1 and lines[0].startswith(f"{wav}\t")
+
+
+def test_json_lines_and_chunk_ms(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, wav = str(place / "student"), str(place / "a.wav")
+    assert main(["transcribe", "--model", model, "--json", "--stream", "--chunk-ms", "80", wav]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["type"] == "final" and lines[-1]["words"] and len(lines) > 3
+
+
+def test_pcm_on_standard_input(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = soundfile.read(place / "a.wav", dtype="int16")[0].astype("<i2").tobytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    assert main(["transcribe", "--model", str(place / "onnx"), "--no-endpoint", "-"]) == 0
+    piped = capsys.readouterr().out
+    main(["transcribe", "--model", str(place / "onnx"), str(place / "a.wav")])
+    assert piped.split("\t")[1] == capsys.readouterr().out.split("\t")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["transcribe", "--model", "MODEL"], "nothing to transcribe"),
+        (["transcribe", "--model", "MODEL", "--chunk-ms", "50", "a.wav"], "a positive multiple of 40"),
+        (["transcribe", "--model", "nowhere", "a.wav"], "there is no model here"),
+        (["export", "--model", "MODEL", "--out", "OUT", "--format", "tflite"], "unknown export format"),
+        (["bench", "device", "--model", "nowhere"], "there is no model in this folder"),
+        (["demo-page", "--model", "ONNX"], "takes features, and a browser has none"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    place: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export.demo_page, "npm_package", lambda name, version: tmp_path)
+    places = {"MODEL": place / "student", "ONNX": place / "onnx", "OUT": tmp_path / "out"}
+    assert main([str(places.get(word, word)) for word in arguments]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told and len(told.splitlines()) == 1
+
+
+def test_export_knows_formats_and_chunks(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "wave"
+    arguments = ["export", "--model", str(place / "student"), "--out", str(out), "--format", "wave-onnx"]
+    assert main([*arguments, "--chunk-ms", "320"]) == 0
+    card = json.loads((out / "model.json").read_text())
+    assert card["file_format"] == "wave-onnx" and card["streaming"]["chunk_ms"] == 320
+    assert main(["transcribe", "--model", str(out), str(place / "a.wav")]) == 0
+    assert "a.wav\t" in capsys.readouterr().out
+
+
+def test_bench_device_prints_and_writes_its_figures(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export.bench, "available_formats", list)
+    out = tmp_path / "figures.json"
+    assert main(["bench", "device", "--model", str(place / "student"), "--out", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert set(figures["engines"]) == {"torch"} and figures["delays"] is None
+    assert "algorithmic latency 217.5 ms" in capsys.readouterr().out
+
+
+def test_demo_page_says_where_it_is(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(page: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.demo_page, "npm_package", lambda name, version: tmp_path)
+    monkeypatch.setattr(export.demo_page.DemoPage, "serve", interrupted)
+    assert main(["demo-page", "--model", str(place / "student"), "--port", "0"]) == 130
+    assert capsys.readouterr().out.startswith("http://127.0.0.1:")
