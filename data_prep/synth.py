@@ -137,11 +137,12 @@ def prepare(
 
 def voices_of(settings: Settings, split: str, seed: int) -> tuple[str, ...]:
     """The variants that speak in one split; those of two splits never overlap, and those that are no
-    human voice speak in `labelled` and `unlabelled` only."""
+    human voice speak only in `labelled` and `unlabelled`, where the human ones do not suffice."""
     shuffled = rng_for(seed, "synth", "voices").permutation(np.array(espeak.VARIANTS)).tolist()
     human = [voice for voice in shuffled if voice not in espeak.NOT_HUMAN]
     heard_once = human[: settings.test_voices + settings.dev_voices]
-    others = [voice for voice in shuffled if voice not in heard_once]
+    strange = [voice for voice in shuffled if voice in espeak.NOT_HUMAN]
+    others = human[len(heard_once) :] + strange
     pools = {
         "test": heard_once[: settings.test_voices],
         "dev": heard_once[settings.test_voices :],

@@ -6,6 +6,7 @@ A loss is called as `loss(log_probs_btv, lengths_b, batch)`; a recipe names it a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -44,6 +45,36 @@ def ctc(log_probs_btv: Tensor, lengths_b: Tensor, batch: Batch) -> Tensor:
         zero_infinity=True,
     )
     return loss / lengths_b.sum()
+
+
+def best_path_ctc(log_probs_btv: Tensor, lengths_b: Tensor, batch: Batch) -> Tensor:
+    """CTC against what the teacher heard: its best path, collapsed (sequence-level distillation with
+    one hypothesis, Kim & Rush 2016, section 3.2; pseudo-labels).
+
+    It leaves the alignment to the student, which frame-level cross-entropy does not, and passes on
+    nothing of the teacher's doubt, which that does: the two go together.
+
+    Args:
+        log_probs_btv: (B, T, V).
+        lengths_b: (B,) output frames.
+        batch: with `soft_labels`.
+
+    Returns:
+        -log p(best paths) over the batch, in nats for each output frame. An utterance in which the
+        teacher heard nothing asks for blanks alone.
+    """
+    labels = batch.soft_labels
+    assert labels is not None
+    units_bt = best_units(labels)
+    previous_bt = functional.pad(units_bt, (1, 0))[:, :-1]
+    position_t = torch.arange(units_bt.shape[1], device=units_bt.device)
+    spikes_bt = (units_bt != 0) & (units_bt != previous_bt) & (position_t < labels.lengths_b[:, None])
+    counts_b = spikes_bt.sum(1)
+    tokens_bu = units_bt.new_zeros(len(counts_b), max(1, int(counts_b.max())))
+    rows, frames = spikes_bt.nonzero(as_tuple=True)
+    tokens_bu[rows, spikes_bt.cumsum(1)[rows, frames] - 1] = units_bt[rows, frames]
+    targets = replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b)
+    return ctc(log_probs_btv, lengths_b, targets)
 
 
 def soft_cross_entropy(
@@ -117,12 +148,17 @@ def partition_cross_entropy(log_probs_btv: Tensor, labels: SoftLabelBatch) -> Te
     return -(kept + tail)
 
 
+def best_units(labels: SoftLabelBatch) -> Tensor:
+    """(B, T) the teacher's most probable class in each frame; blank is 0."""
+    best_bt1 = labels.log_probs_btk.argmax(-1, keepdim=True)
+    return labels.ids_btk.gather(2, best_bt1).squeeze(2)
+
+
 def frame_weights(
     labels: SoftLabelBatch, policy: BlankPolicy, blank_weight: float, spike_margin_frames: int
 ) -> Tensor:
     """(B, T) float weights of the teacher's frames under a blank policy."""
-    best = labels.log_probs_btk.argmax(-1, keepdim=True)
-    spikes_bt = labels.ids_btk.gather(2, best).squeeze(2) != 0
+    spikes_bt = best_units(labels) != 0
     if policy == "all":
         return torch.ones_like(labels.tail_log_probs_bt)
     if policy == "downweight":

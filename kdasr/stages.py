@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdasr.delay import delay_from, measure_offsets
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, feature_hash
 from kdasr.labelling import Settings, summary_text
@@ -62,6 +63,8 @@ def train(
     unlabelled: Sequence[str] = (),
     labels: Sequence[str] = (),
     unlabelled_losses: Losses | None = None,
+    delay_reference: str | None = None,
+    delay_margin_frames: int = 1,
     schedule: Sequence[tuple[str, int]] = (("labelled", 1),),
     speeds: Sequence[float] = (1.0,),
     augment: nn.Module | None = None,
@@ -71,6 +74,9 @@ def train(
     device: str | None = None,
 ) -> dict[str, Any]:
     """Train a teacher or a student; see the arguments of `Training` and `Stream`.
+
+    A loss under `unlabelled_losses` whose `delay_frames` is `auto` gets the delay that is measured
+    between the soft labels and the model in `delay_reference`; see `kdasr.delay`.
 
     `units` is `{kind: characters}`, `{kind: sentencepiece, vocab_size: N}`, or the folder of a model
     whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`.
@@ -89,6 +95,7 @@ def train(
             cache_bytes=cache_bytes,
         )
     }
+    card: dict[str, Any] = {}
     if any(stream == "unlabelled" for stream, _ in schedule):
         streams["unlabelled"] = _unlabelled(
             unlabelled,
@@ -98,6 +105,9 @@ def train(
             batch_seconds=batch_seconds,
             seed=seed,
             cache_bytes=cache_bytes,
+        )
+        unlabelled_losses, card = _with_delay(
+            name, unlabelled_losses or {}, streams["unlabelled"], delay_reference, delay_margin_frames
         )
     training = Training(
         name=name,
@@ -119,7 +129,7 @@ def train(
         num_workers=num_workers,
         device=device or default_device(),
     )
-    return training.run(Path(out))
+    return training.run(Path(out), card=card)
 
 
 def make_units(units: str | Mapping[str, Any], labelled: Sequence[Path], seed: int) -> Units:
@@ -157,6 +167,37 @@ def _unlabelled(
         "subsampling": model.subsampling,
     }
     return Stream([Path(folders[0])], labels=LabelFolder(Path(labels[0]), expect=expect), **settings)
+
+
+def _with_delay(
+    name: str, losses: Losses, stream: Stream, reference: str | None, margin_frames: int
+) -> tuple[Losses, dict[str, Any]]:
+    """The losses with `delay_frames: auto` replaced by what is measured, and that as facts for the card."""
+    waiting = [
+        term
+        for term, entry in losses.items()
+        if isinstance(entry["loss"], functools.partial)
+        and entry["loss"].keywords.get("delay_frames") == "auto"
+    ]
+    if not waiting:
+        return losses, {}
+    if reference is None:
+        raise ConfigError(
+            "an automatic delay needs a model to measure it with",
+            where=f"unlabelled_losses.{waiting[0]}.loss.delay_frames",
+            fix="Name a student trained on transcripts alone as delay_reference, or give a number.",
+        )
+    histogram = measure_offsets(stream, load_model(Path(reference)).model)
+    delay_frames = delay_from(histogram, margin_frames)
+    print(
+        f"{name}: the reference spikes {histogram.median_ms:+.0f} ms from the teacher (median of "
+        f"{histogram.matched} spikes); the teacher is delayed by {delay_frames} frames",
+        file=sys.stderr,
+    )
+    for term in waiting:
+        delayed = functools.partial(losses[term]["loss"], delay_frames=delay_frames)
+        losses = {**losses, term: {**losses[term], "loss": delayed}}
+    return losses, {"delay_frames": delay_frames, "reference_offset_median_ms": histogram.median_ms}
 
 
 def _weighted(name: str, losses: Losses) -> dict[str, tuple[float, Any]]:

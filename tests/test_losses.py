@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import Batch, SoftLabelBatch
-from kdasr.losses import ctc, frame_weights, partition_cross_entropy, soft_cross_entropy
+from kdasr.losses import best_path_ctc, ctc, frame_weights, partition_cross_entropy, soft_cross_entropy
 from kdasr.soft_labels import Full, TopP, pad_soft_labels
 
 
@@ -190,3 +190,21 @@ def test_memory_does_not_grow_with_vocabulary_times_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(watch, lambda tensor: tensor):
         partition_cross_entropy(student.log_softmax(-1), labels).sum().backward()
     assert largest <= frames * max(vocab, kept)
+
+
+def test_best_path_ctc_is_ctc_to_what_the_teacher_heard() -> None:
+    blank, one, two = {0: 0.9, 1: 0.1}, {1: 0.6, 0: 0.4}, {2: 0.7, 0: 0.3}
+    labels = labels_from([[one, one, blank, one, two], [blank, blank, two]], [[0.0] * 5, [0.0] * 3])
+    student = torch.randn(2, 5, 4).log_softmax(-1)
+    lengths = torch.tensor([5, 3])
+    batch = batch_of(labels)
+    expected = Batch(
+        batch.keys, batch.features_btf, lengths, torch.tensor([[1, 1, 2], [2, 0, 0]]), torch.tensor([3, 1])
+    )
+    torch.testing.assert_close(best_path_ctc(student, lengths, batch), ctc(student, lengths, expected))
+
+
+def test_best_path_ctc_of_silence_asks_for_blanks() -> None:
+    labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
+    loss = best_path_ctc(logs([0.5, 0.5], [0.25, 0.75]), torch.tensor([2]), batch_of(labels))
+    assert float(loss) == pytest.approx(-math.log(0.5 * 0.25) / 2, rel=1e-6)
