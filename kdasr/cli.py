@@ -140,7 +140,7 @@ def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     elif arguments.out is None:
         raise ConfigError("the option --out is missing", expected="a folder for the shards")
     else:
-        result = prepare(name=arguments.name, **given, **settings)
+        result = prepare(name=arguments.name, **{**settings, **given})
     for split, shards in result.items():
         print(f"{split}\t{shards} shards")
 

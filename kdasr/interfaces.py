@@ -122,6 +122,14 @@ class AcousticModel(Protocol):
         ...
 
 
+class TrainableModel(AcousticModel, Protocol):
+    """An acoustic model that holds its own normalisation; an nn.Module."""
+
+    def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
+        """Mean and standard deviation (80,) of each mel bin over the training audio."""
+        ...
+
+
 @runtime_checkable
 class StreamingModel(AcousticModel, Protocol):
     """A student: the same weights chunk by chunk, with explicit state.

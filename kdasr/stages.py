@@ -62,6 +62,7 @@ def train(
     seed: int = 1,
     unlabelled: Sequence[str] = (),
     labels: Sequence[str] = (),
+    teacher: str | None = None,
     unlabelled_losses: Losses | None = None,
     delay_reference: str | None = None,
     delay_margin_frames: int = 1,
@@ -79,10 +80,13 @@ def train(
     between the soft labels and the model in `delay_reference`; see `kdasr.delay`.
 
     `units` is `{kind: characters}`, `{kind: sentencepiece, vocab_size: N}`, or the folder of a model
-    whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`.
+    whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`;
+    with `teacher`, a model folder, labels of any other are refused.
     """
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
-    built = model(vocab_size=units_built.vocab_size) if isinstance(model, functools.partial) else model
+    # Here, so that two trainings with the same seed begin with the same weights.
+    torch.manual_seed(seed)
+    built = model(vocab_size=units_built.vocab_size)
     cache_bytes = int(cache_gigabytes * 2**30 / 2)
     streams = {
         "labelled": Stream(
@@ -102,6 +106,7 @@ def train(
             labels,
             built,
             units_built,
+            teacher,
             batch_seconds=batch_seconds,
             seed=seed,
             cache_bytes=cache_bytes,
@@ -150,7 +155,12 @@ def make_units(units: str | Mapping[str, Any], labelled: Sequence[Path], seed: i
 
 
 def _unlabelled(
-    folders: Sequence[str], labels: Sequence[str], model: Any, units: Units, **settings: Any
+    folders: Sequence[str],
+    labels: Sequence[str],
+    model: Any,
+    units: Units,
+    teacher: str | None,
+    **settings: Any,
 ) -> Stream:
     if len(folders) != 1 or len(labels) != 1:
         raise ConfigError(
@@ -159,13 +169,15 @@ def _unlabelled(
             expected="one folder each",
             got=f"{len(folders)} and {len(labels)}",
         )
-    expect = {
+    expect: dict[str, object] = {
         "units_hash": units.hash,
         "vocab_size": units.vocab_size,
         "feature_hash": feature_hash(),
         "frame_shift_ms": FRAME_SHIFT_MS,
         "subsampling": model.subsampling,
     }
+    if teacher is not None:
+        expect["teacher_hash"] = load_model(Path(teacher)).card["weights_sha256"]
     return Stream([Path(folders[0])], labels=LabelFolder(Path(labels[0]), expect=expect), **settings)
 
 

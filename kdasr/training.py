@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Sampler
 from kdasr.compat import import_torchaudio
 from kdasr.decoding import greedy
 from kdasr.errors import ConfigError, NonFiniteLossError
-from kdasr.interfaces import AcousticModel, Batch
+from kdasr.interfaces import Batch, TrainableModel
 from kdasr.loader import ScheduledBatches, Stream, feature_statistics
 from kdasr.models import count_parameters, save_model
 from kdasr.text import Units
@@ -102,7 +102,7 @@ class Training:
     """
 
     name: str
-    model: AcousticModel
+    model: TrainableModel
     units: Units
     streams: dict[str, Stream]
     schedule: Sequence[tuple[str, int]]
@@ -131,8 +131,7 @@ class Training:
         self._set_aside_other_checkpoints()
         brain = CtcBrain(self)
         if not brain.has_checkpoint():
-            assert isinstance(self.model, nn.Module)
-            self.model.set_statistics(*feature_statistics(self.streams["labelled"]))  # type: ignore[operator]
+            self.model.set_statistics(*feature_statistics(self.streams["labelled"]))
         brain.train_on(batches)
         best = brain.recover_best()
         facts = {
@@ -202,15 +201,16 @@ class StepSampler(Sampler[int]):
 class Offline(nn.Module):
     """A model whose `forward` is `offline`: what a wrapper for data parallel or compile can take."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.offline(features_btf, lengths_b)  # type: ignore[operator, no-any-return]
+        result: tuple[Tensor, Tensor] = self.model.offline(features_btf, lengths_b)
+        return result
 
 
-class CtcBrain(sb.Brain):  # type: ignore[misc]
+class CtcBrain(sb.Brain):
     """The steps of a `Training`; an epoch is the interval between two looks at the dev set."""
 
     def __init__(self, training: Training) -> None:

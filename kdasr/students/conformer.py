@@ -116,9 +116,9 @@ class ChunkConformer(nn.Module):
         mask = self._step_mask(state.processed)
         caches: list[tuple[Tensor, Tensor, Tensor]] = []
         for n, layer in enumerate(self.layers):
-            x_btd, *cache = layer.step(
-                x_btd, state.keys_bntd[:, n], state.values_bntd[:, n], state.gated_bntd[:, n], mask
-            )
+            assert isinstance(layer, ConformerLayer)
+            keys, values, gated = state.keys_bntd[:, n], state.values_bntd[:, n], state.gated_bntd[:, n]
+            x_btd, *cache = layer.step(x_btd, keys, values, gated, mask)
             caches.append((cache[0], cache[1], cache[2]))
         keys, values, gated = (torch.stack(parts, dim=1) for parts in zip(*caches, strict=True))
         processed = torch.clamp(state.processed + self.chunk_frames, max=self.left_context_frames)

@@ -1,0 +1,133 @@
+"""Stages put together from paths: the same seed gives the same start, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdasr import stages
+from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError
+from kdasr.losses import ctc, soft_cross_entropy
+from kdasr.models import load_model, save_model
+from kdasr.students.conformer import ChunkConformer
+from kdasr.teachers.conformer import ConformerTeacher
+from kdasr.text import CharUnits, train_sentencepiece
+from kdasr.training import Optimisation
+from tests.speech import shards
+
+STUDENT = functools.partial(ChunkConformer, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3)
+WORDS = ["a b c", "c b a", "b b a c", "a a c", "abc cab bca"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Audio, a random teacher and its labels."""
+    root = tmp_path_factory.mktemp("stages")
+    shards(root / "labelled", 12)
+    shards(root / "dev", 4, first_seed=100)
+    shards(root / "unlabelled", 8, first_seed=200, with_text=False)
+    torch.manual_seed(1)
+    teacher = ConformerTeacher(
+        vocab_size=CharUnits().vocab_size, width=16, num_layers=1, num_heads=2, kernel_frames=3
+    )
+    save_model(root / "teacher", teacher, CharUnits())
+    stages.label(teacher=str(root / "teacher"), audio=str(root / "unlabelled"), out=str(root / "labels"))
+    return root
+
+
+def train(data: Path, out: Path, **changed: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "name": out.name,
+        "out": str(out),
+        "checkpoints": str(out.with_name(f"{out.name}-checkpoints")),
+        "model": STUDENT,
+        "units": {"kind": "characters"},
+        "labelled": [str(data / "labelled")],
+        "dev": [str(data / "dev")],
+        "unlabelled": [str(data / "unlabelled")],
+        "labels": [str(data / "labels")],
+        "teacher": str(data / "teacher"),
+        "optimisation": Optimisation(steps=2, eval_every=2),
+        "labelled_losses": {"ctc": {"weight": 1.0, "loss": ctc}},
+        "unlabelled_losses": {"soft": {"weight": 1.0, "loss": soft_cross_entropy}},
+        "schedule": [["unlabelled", 1], ["labelled", 1]],
+        "batch_seconds": 8.0,
+        "seed": 4,
+        "device": "cpu",
+    }
+    return stages.train(**{**settings, **changed})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(folder).model.state_dict())
+
+
+def test_the_same_seed_begins_with_the_same_weights_whatever_ran_before(data: Path, tmp_path: Path) -> None:
+    frozen = Optimisation(steps=1, eval_every=1, peak_learning_rate=0.0)
+    train(data, tmp_path / "one", optimisation=frozen)
+    torch.rand(5)
+    train(data, tmp_path / "two", optimisation=frozen, schedule=[["labelled", 1]])
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    train(data, tmp_path / "three", optimisation=frozen, seed=5)
+    three = weights(tmp_path / "three")
+    assert not torch.equal(one["head.weight"], three["head.weight"])
+
+
+def test_a_student_of_other_units_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    pieces = train_sentencepiece(WORDS, vocab_size=8, seed=1)
+    save_model(tmp_path / "other", STUDENT(vocab_size=pieces.vocab_size), pieces)
+    with pytest.raises(LabelMismatchError, match=r"units_hash.*same units"):
+        train(data, tmp_path / "model", units=str(tmp_path / "other"))
+
+
+def test_labels_of_another_teacher_are_refused_by_name(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    other = ConformerTeacher(
+        vocab_size=CharUnits().vocab_size, width=16, num_layers=1, num_heads=2, kernel_frames=3
+    )
+    save_model(tmp_path / "other", other, CharUnits())
+    with pytest.raises(LabelMismatchError, match=r"teacher_hash.*another teacher"):
+        train(data, tmp_path / "model", teacher=str(tmp_path / "other"))
+
+
+def test_labels_of_other_audio_are_refused(data: Path, tmp_path: Path) -> None:
+    shards(tmp_path / "unlabelled", 8, first_seed=900, with_text=False)
+    with pytest.raises(LabelMismatchError, match="audio_sha256"):
+        train(data, tmp_path / "model", unlabelled=[str(tmp_path / "unlabelled")])
+
+
+def test_missing_labels_and_missing_audio_are_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DamagedLabelsError, match=r"shard-000000.*kdasr label"):
+        train(data, tmp_path / "model", labels=[str(tmp_path / "empty")])
+    with pytest.raises(ShardError, match="gone"):
+        train(data, tmp_path / "model", labelled=[str(tmp_path / "gone")])
+
+
+def test_a_loss_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"labelled_losses\.ctc"):
+        train(data, tmp_path / "model", labelled_losses={"ctc": {"weight": 1.0}})
+
+
+def test_units_of_an_unknown_kind_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="characters, sentencepiece"):
+        train(data, tmp_path / "model", units={"kind": "phones"})
+
+
+def test_an_automatic_delay_needs_a_reference(data: Path, tmp_path: Path) -> None:
+    soft = functools.partial(soft_cross_entropy, delay_frames="auto")
+    with pytest.raises(ConfigError, match=r"delay_frames.*delay_reference"):
+        train(data, tmp_path / "model", unlabelled_losses={"soft": {"weight": 1.0, "loss": soft}})
+
+
+def test_the_card_tells_how_the_model_was_trained(data: Path, tmp_path: Path) -> None:
+    facts = train(data, tmp_path / "model")
+    card = json.loads((tmp_path / "model/model.json").read_text())
+    assert card["training"] == facts
+    assert facts["train_steps"] == 2 and facts["seed"] == 4 and facts["params"] > 1_000
