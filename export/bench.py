@@ -93,6 +93,7 @@ def bench_device(
     recogniser = open_recogniser(model)
     latency_ms = algorithmic_latency_ms(recogniser.streaming_model())
     utterances = list(islice(_labelled(shards), MAX_UTTERANCES))
+    aligning = open_aligner(aligner, recogniser) if aligner is not None else None
     engines: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         audio = Path(folder) / "timed.wav"
@@ -103,7 +104,7 @@ def bench_device(
             for kind, path in (("float32", exported.float_path), ("int8", exported.int8_path)):
                 if path is not None:
                     engines[f"{name} {kind}"] = {"bytes": _size(path), **_measure(path, audio)}
-    delays = measure_delays(recogniser, utterances, aligner) if utterances else None
+    delays = measure_delays(recogniser, utterances, aligning) if utterances else None
     return {
         "model": str(model),
         "parameters": loaded.card.get("parameters"),
@@ -114,25 +115,21 @@ def bench_device(
 
 
 def measure_delays(
-    recogniser: Recogniser, utterances: Sequence[Utterance], aligner: Path | None = None
+    recogniser: Recogniser, utterances: Sequence[Utterance], aligner: Recogniser | None = None
 ) -> Delays:
-    """Streams every utterance in pieces of 10 ms and compares with what was said when.
-
-    Raises:
-        ModelError: the aligner has other units or is no acoustic model.
-    """
+    """Streams every utterance in pieces of 10 ms and compares with what was said when, as
+    `aligner`, a torch model with the same units, has it."""
     frame_ms = float(FRAME_SHIFT_MS * recogniser.streaming_model().subsampling)
-    aligning = _open_aligner(aligner, recogniser) if aligner is not None else None
     streamed, offline, emission, first = [], [], [], []
     not_aligned = 0
     for utterance in utterances:
         session, shown_ms = _stream(recogniser, utterance)
         streamed.append(session.text)
         offline.append(recogniser.transcribe(utterance.samples, utterance.key))
-        if aligning is None or not session.tokens:
+        if aligner is None or not session.tokens:
             continue
         try:
-            reference = _aligned(aligning, utterance)
+            reference = _aligned(aligner, utterance)
         except UnitsError:
             not_aligned += 1
             continue
@@ -206,7 +203,12 @@ def _stream(recogniser: Recogniser, utterance: Utterance) -> tuple[StreamingSess
     return session, shown_ms
 
 
-def _open_aligner(path: Path, recogniser: Recogniser) -> Recogniser:
+def open_aligner(path: Path, recogniser: Recogniser) -> Recogniser:
+    """The model at `path`, fit to align for `recogniser`.
+
+    Raises:
+        ModelError: it has other units or is no torch model.
+    """
     aligner = open_recogniser(path)
     if aligner.offline_model is None or aligner.units.hash != recogniser.units.hash:
         raise ModelError(

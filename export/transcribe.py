@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from export.load import exported_file, load_exported
-from export.runtime import FLOAT_FILE
 from export.sources import pieces_of
 from kdasr.audio import load
 from kdasr.decoding import Token, greedy
@@ -169,7 +168,7 @@ def open_recogniser(path: Path, num_threads: int = 1, chunk_ms: int | None = Non
     raise ModelError(
         "there is no model here",
         where=path,
-        expected=f"a folder with {WEIGHTS_FILE} or {FLOAT_FILE}, or an .onnx file",
+        expected=f"a folder with {WEIGHTS_FILE} or an exported model, or an .onnx or .pte file",
         got="a folder without them" if path.is_dir() else "a file" if path.exists() else "nothing",
         fix="Name a model folder that `kdasr train` or `kdasr export` wrote.",
     )

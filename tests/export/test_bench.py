@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import export.bench
-from export.bench import bench_device, measure_delays, table
+from export.bench import bench_device, measure_delays, open_aligner, table
 from export.formats import available_formats, exporter
 from export.parity import probe_sound
 from export.transcribe import open_recogniser
@@ -51,7 +51,8 @@ def test_every_engine_is_measured_and_shown(place: Path) -> None:
 
 
 def test_a_model_aligned_by_itself_has_no_emission_delay(place: Path) -> None:
-    delays = measure_delays(open_recogniser(place / "student"), utterances(place), place / "student")
+    student = open_recogniser(place / "student")
+    delays = measure_delays(student, utterances(place), open_aligner(place / "student", student))
     assert (delays.utterances, delays.texts_differ, delays.wer_offline) == (3, 0, 0.0)
     assert delays.wer_streaming == delays.wer_offline
     assert delays.emission_p50_ms == 0 and delays.emission_p90_ms is not None and delays.emission_p90_ms <= 40
@@ -66,7 +67,8 @@ def test_without_an_aligner_there_are_no_delays(place: Path) -> None:
 
 def test_a_transcript_that_does_not_fit_is_counted(place: Path) -> None:
     long = Utterance("long", probe_sound(8_000, 1), text="abcdefghijklmnopqrstuvwxyz")
-    delays = measure_delays(open_recogniser(place / "student"), [long], place / "student")
+    student = open_recogniser(place / "student")
+    delays = measure_delays(student, [long], student)
     assert delays.not_aligned == 1 and delays.emission_p50_ms is None
 
 
@@ -74,7 +76,7 @@ def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> 
     recogniser = open_recogniser(place / "student")
     exporter("onnx")(conformer(), UNITS, tmp_path, int8=False)
     with pytest.raises(ModelError, match="cannot align for the student.*an exported model"):
-        measure_delays(recogniser, utterances(place), tmp_path)
+        open_aligner(tmp_path, recogniser)
 
 
 def test_an_engine_that_dies_is_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
