@@ -39,3 +39,19 @@ def test_the_first_frame_hears_the_last() -> None:
     length = torch.tensor([400])
     before, after = teacher.offline(features, length)[0], teacher.offline(changed, length)[0]
     assert float((before[:, 0] - after[:, 0]).abs().max()) > 1e-6
+
+
+def test_chunked_batches_of_training_hide_the_future() -> None:
+    torch.manual_seed(5)
+    always = ConformerTeacher(
+        vocab_size=9, width=32, num_layers=2, kernel_frames=5, dropout=0.0, chunked_share=1.0, chunk_frames=4
+    ).train()
+    features = torch.randn(1, 160, 80)
+    changed = features.clone()
+    changed[:, 64:] += 5.0
+    length = torch.tensor([160])
+    before, after = always.offline(features, length)[0], always.offline(changed, length)[0]
+    torch.testing.assert_close(before[:, :16], after[:, :16], atol=0, rtol=0)
+    always.eval()
+    before, after = always.offline(features, length)[0], always.offline(changed, length)[0]
+    assert float((before[:, :16] - after[:, :16]).abs().max()) > 1e-4

@@ -18,13 +18,20 @@ from kdasr.layers import (
 
 
 class ConformerTeacher(nn.Module):
-    """Every frame sees the whole utterance.
+    """Every frame attends to the whole utterance.
+
+    In training, a share of the batches is masked in chunks, as a streaming student hears (two-pass
+    training, arXiv 2012.05481, section 3.2). A CTC model that always hears the future may spike
+    anywhere, 280 ms early for one, and otherwise at the end of an utterance than in its middle, and
+    such posteriors teach a streaming student nothing frame by frame. Weights that must also serve
+    chunks keep the spikes at the sounds. For the same reason the convolutions look back only.
 
     Args:
         vocab_size: classes including blank.
         width: D; a multiple of 2 * num_heads.
-        num_layers, num_heads, expansion, kernel_frames, dropout: of the Conformer layers;
-            `kernel_frames` is odd, the convolution looks both ways.
+        num_layers, num_heads, expansion, kernel_frames, dropout: of the Conformer layers.
+        chunked_share: of the training batches that are masked in chunks of `chunk_frames`.
+        chunk_frames: output frames (40 ms) of such a chunk.
     """
 
     subsampling = SUBSAMPLING
@@ -39,11 +46,14 @@ class ConformerTeacher(nn.Module):
         expansion: int = 4,
         kernel_frames: int = 15,
         dropout: float = 0.1,
+        chunked_share: float = 0.5,
+        chunk_frames: int = 8,
     ) -> None:
         super().__init__()
         self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.vocab_size = vocab_size
-        self.padding = (kernel_frames // 2, kernel_frames // 2)
+        self.padding = (kernel_frames - 1, 0)
+        self.chunked_share, self.chunk_frames = chunked_share, chunk_frames
         self.normalise = Normalise()
         self.subsample = Subsampling(width)
         self.layers = nn.ModuleList(
@@ -61,9 +71,12 @@ class ConformerTeacher(nn.Module):
         features = self.normalise(pad_features(features_btf, lengths_b, longest * SUBSAMPLING))
         x_btd = self.subsample(functional.pad(features, (0, 0, SUBSAMPLING_CONTEXT, 0)))
         valid_bt = torch.arange(longest, device=x_btd.device) < lengths_out[:, None]
-        mask, valid_bt1 = valid_bt[:, None, None, :], valid_bt[..., None]
+        mask = valid_bt[:, None, None, :]
+        if self.training and float(torch.rand(())) < self.chunked_share:
+            chunk_t = torch.arange(longest, device=x_btd.device) // self.chunk_frames
+            mask = mask & (chunk_t <= chunk_t[:, None])
         for layer in self.layers:
-            x_btd = layer(x_btd, mask, self.padding, valid_bt1)
+            x_btd = layer(x_btd, mask, self.padding, valid_bt[..., None])
         return self.head(x_btd).log_softmax(dim=-1), lengths_out
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
