@@ -64,6 +64,18 @@ def build_parser() -> argparse.ArgumentParser:
         sub = verb(name, _recipe, text, settings=True)
         sub.add_argument("recipe", type=Path, help="a recipe .yaml")
 
+    plan = verb("plan", _plan, "predict what a label job will cost, from a sample of it", settings=True)
+    plan.add_argument("recipe", type=Path, help="the recipe .yaml of the label job")
+    plan.add_argument("--sample-shards", type=int, default=3, help="shards to label for it (3)")
+    plan.add_argument("--price-per-worker-hour", type=float, default=0.0, help="in any currency")
+
+    select = verb("select", _select, "keep the labels of the surest hours of a folder of labels")
+    select.add_argument("--audio", required=True, help="the audio shards that were labelled")
+    select.add_argument("--labels", required=True, help="their labels")
+    select.add_argument("--out", required=True, help="folder for the labels that are kept")
+    select.add_argument("--hours", type=float, required=True, help="the budget")
+    select.add_argument("--measure", default="best_path", help="best_path, spikes or entropy")
+
     export = verb("export", _export, "export a student for devices", settings=True)
     export.add_argument("recipe", type=Path, nargs="?", help="a recipe .yaml (or use --model and --out)")
     export.add_argument("--model", type=Path, help="folder of a trained student")
@@ -78,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     verify = verb("verify", _verify, "check folders of audio shards against their manifests")
     verify.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    verify.add_argument("--labels", type=Path, help="also check the soft labels of the one folder, here")
 
     verb("doctor", _doctor, "say which parts of kdasr work on this machine")
     return parser
@@ -182,8 +195,43 @@ def _verify(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     from kdasr.shards import verify_folder
 
     problems = [problem for folder in arguments.folders for problem in verify_folder(folder)]
-    print("\n".join(problems) if problems else "all shards are whole")
+    if arguments.labels is not None:
+        from kdasr.labelling import verify_labels
+
+        if len(arguments.folders) != 1:
+            raise ConfigError("labels belong to one folder of audio", where="--labels", got=arguments.folders)
+        problems += verify_labels(arguments.folders[0], arguments.labels)
+    print("\n".join(problems) if problems else "everything is whole")
     return 1 if problems else 0
+
+
+def _plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr import stages
+    from kdasr.labelling import plan_text
+    from kdasr.pipeline import load_arguments
+
+    prediction = stages.plan(
+        load_arguments(arguments.recipe, settings, expected_stage="label"),
+        sample_shards=arguments.sample_shards,
+        price_per_worker_hour=arguments.price_per_worker_hour,
+    )
+    print(plan_text(prediction))
+
+
+def _select(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr.labelling import select
+
+    chosen = select(
+        audio=arguments.audio,
+        labels=arguments.labels,
+        out=arguments.out,
+        hours=arguments.hours,
+        measure=arguments.measure,
+    )
+    print(
+        f"kept {chosen.chosen} utterances, {chosen.hours:.2f} of {chosen.hours_before:.2f} h; "
+        f"the least sure of them scores {chosen.threshold:.3f}"
+    )
 
 
 def _doctor(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@
     │   ├── DamagedLabelsError  its bytes are not what was written
     │   └── LabelMismatchError  it belongs to other audio, another teacher, other units
     ├── UnitsError              text and units do not fit each other
+    ├── StorageError            bytes could not be stored or read (kdasr/storage)
     ├── ModelError              a model folder cannot be loaded
     ├── TrainingError           training cannot go on
     │   └── NonFiniteLossError  the loss became NaN or infinite

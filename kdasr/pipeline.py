@@ -39,6 +39,19 @@ def run_recipe(
     Raises:
         ConfigError: the recipe cannot be read, or is of another stage than `expected_stage`.
     """
+    return _call(_load(path, settings, expected_stage))
+
+
+def load_arguments(path: Path, settings: Mapping[str, Any], *, expected_stage: str) -> dict[str, Any]:
+    """What a recipe's verb would be called with.
+
+    Raises:
+        ConfigError: as `run_recipe`.
+    """
+    return check_recipe(_load(path, settings, expected_stage))
+
+
+def _load(path: Path, settings: Mapping[str, Any], expected_stage: str | None) -> Recipe:
     recipe = load_recipe(path, settings)
     if expected_stage is not None and recipe.stage != expected_stage:
         raise ConfigError(
@@ -48,7 +61,7 @@ def run_recipe(
             got=recipe.stage,
             fix=f"Use `kdasr {recipe.stage}` or `kdasr run`.",
         )
-    return _call(recipe)
+    return recipe
 
 
 def run_folder(folder: Path, settings: Mapping[str, Any]) -> Path:

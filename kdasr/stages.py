@@ -18,8 +18,9 @@ from torch import nn
 from kdasr.delay import delay_from, measure_offsets
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, feature_hash
-from kdasr.labelling import Settings, summary_text
+from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
 from kdasr.labelling import label as label_shards
+from kdasr.labelling import plan as plan_labels
 from kdasr.loader import Stream, texts_of
 from kdasr.models import load_model
 from kdasr.shards import list_shards
@@ -225,7 +226,7 @@ def _weighted(name: str, losses: Losses) -> dict[str, tuple[float, Any]]:
 
 def label(
     *,
-    teacher: str,
+    teacher: str | TeacherSource,
     audio: str,
     out: str,
     settings: Settings | None = None,
@@ -264,6 +265,25 @@ def label(
             fix="Run the same command again once the cause is gone: what is done is not done again.",
         )
     return summary
+
+
+def plan(
+    recipe: Mapping[str, Any], *, sample_shards: int = 3, price_per_worker_hour: float = 0.0
+) -> Prediction:
+    """What a label job would cost: label a few shards and predict hours, bytes and price from them.
+
+    `recipe` holds the arguments of `label`.
+    """
+    return plan_labels(
+        teacher=recipe["teacher"],
+        audio=recipe["audio"],
+        out=recipe["out"],
+        settings=recipe.get("settings"),
+        workers=recipe.get("workers", 1),
+        device=recipe.get("device") or default_device(),
+        sample_shards=sample_shards,
+        price_per_worker_hour=price_per_worker_hour,
+    )
 
 
 def default_device() -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from kdasr.cli import build_parser, main
+from kdasr.models import save_model
+from kdasr.teachers.conformer import ConformerTeacher
+from kdasr.text import CharUnits
 from tests.speech import shards
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +48,8 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["prepare", "synth", "--out", "{tmp}/x", "--minutes", "3"], "minutes"),
         (["transcribe", "--model", "{tmp}/gone", "x.wav"], "there is no model here"),
         (["export", "--model", "{tmp}/gone"], "--model DIR --out DIR"),
+        (["plan", "{root}/recipes/mini/teacher.yaml"], "recipe of another stage"),
+        (["select", "--audio", "{tmp}", "--labels", "a", "--out", "a", "--hours", "1"], "folder of its own"),
         (["doctor", "--fast", "1"], "unknown option --fast"),
     ],
 )  # fmt: skip
@@ -73,3 +78,34 @@ def test_doctor_tells_versions(capsys: pytest.CaptureFixture[str]) -> None:
 def test_verbs_that_take_recipes_say_that_keys_are_options() -> None:
     help_text = build_parser()._subparsers._group_actions[0].choices["train"].format_help()  # type: ignore
     assert "--KEY VALUE" in help_text
+
+
+def test_plan_select_and_verify_the_labels_of_a_job(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    audio, labels, kept = (
+        shards(tmp_path / "audio", 8, with_text=False),
+        tmp_path / "labels",
+        tmp_path / "kept",
+    )
+    teacher = ConformerTeacher(vocab_size=CharUnits().vocab_size, width=16, num_layers=1, num_heads=2)
+    save_model(tmp_path / "teacher", teacher, CharUnits())
+    job = [
+        str(ROOT / "recipes/mini/label.yaml"),
+        "--teacher",
+        str(tmp_path / "teacher"),
+        "--audio",
+        str(audio),
+    ]
+    job += ["--out", str(labels)]
+    assert main(["plan", *job, "--sample-shards", "1"]) == 0
+    assert "bytes" in capsys.readouterr().out
+    assert main(["label", *job]) == 0
+    assert main(["verify", str(audio), "--labels", str(labels)]) == 0
+    place = ["--audio", str(audio), "--labels", str(labels), "--out", str(kept)]
+    assert main(["select", *place, "--hours", "0.001"]) == 0
+    assert "kept" in capsys.readouterr().out and (kept / "shard-000000.kdsl").exists()
+    packed = labels / "shard-000000.kdsl"
+    packed.write_bytes(packed.read_bytes()[:-9])
+    assert main(["verify", str(audio), "--labels", str(labels)]) == 1
+    assert "shard-000000" in capsys.readouterr().out
