@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,10 @@ from kdasr.compat import import_torchaudio
 
 # One thread a process: tests that run side by side would otherwise slow one another down.
 torch.set_num_threads(1)
+
+# A busy machine is no reason to fail; pytest's own timeout catches what hangs.
+hypothesis.settings.register_profile("kdasr", deadline=None)
+hypothesis.settings.load_profile("kdasr")
 
 # hypothesis looks at `__file__` of every module, and SpeechBrain's lazy modules answer any look by
 # importing what may not be installed. Not every machine with an accelerator has SpeechBrain.
