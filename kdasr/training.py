@@ -15,9 +15,8 @@ import json
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +113,12 @@ class Training:
     checkpoints: Path
     num_workers: int = 0
     device: str = "cpu"
-    _started: float = field(default_factory=time.time)
 
     def run(self, out: Path, *, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Train (or go on where a killed run stopped) and write the model folder `out`.
 
         Returns:
-            Facts about the run: steps, dev WER, parameters, seconds.
+            Facts about the run: steps, dev WER, parameters.
 
         Raises:
             NonFiniteLossError: the loss became NaN or infinite; checkpoints are kept.
@@ -141,8 +139,8 @@ class Training:
             "dev_wer": best["wer"],
             "best_step": best["step"],
             "params": count_parameters(brain.model),
-            "train_seconds": round(brain.seconds_before + time.time() - self._started, 1),
         }
+        # No times in the card: the same training gives the same bytes, interrupted or not.
         save_model(out, self.model, self.units, extra={"training": facts, **(card or {})})
         return facts
 
@@ -220,7 +218,6 @@ class CtcBrain(sb.Brain):
         self.interval, self.last_step = optimisation.eval_every, optimisation.steps
         self.counter = EpochCounter(math.ceil(self.last_step / self.interval))
         self.log = TrainingLog(training.checkpoints / LOG_FILE)
-        self.seconds_before = 0.0
         torch.manual_seed(training.seed)
         super().__init__(
             modules={"offline": Offline(self.model)},
