@@ -97,7 +97,7 @@ class Settings:
                 expected=f"at most {len(espeak.VARIANTS)} in all splits together",
                 got=self.num_voices,
             )
-        human = len(espeak.VARIANTS) - len(espeak.NOT_HUMAN)
+        human = len(espeak.VARIANTS) - len(espeak.TRAINING_ONLY)
         if self.test_voices + self.dev_voices > human:
             raise ConfigError(
                 "there are not that many human voices",
@@ -137,11 +137,12 @@ def prepare(
 
 def voices_of(settings: Settings, split: str, seed: int) -> tuple[str, ...]:
     """The variants that speak in one split; those of two splits never overlap, and those that are no
-    human voice speak only in `labelled` and `unlabelled`, where the human ones do not suffice."""
+    human voice, or another synthesiser's, speak only in `labelled` and `unlabelled`, where the others do
+    not suffice."""
     shuffled = rng_for(seed, "synth", "voices").permutation(np.array(espeak.VARIANTS)).tolist()
-    human = [voice for voice in shuffled if voice not in espeak.NOT_HUMAN]
+    human = [voice for voice in shuffled if voice not in espeak.TRAINING_ONLY]
     heard_once = human[: settings.test_voices + settings.dev_voices]
-    strange = [voice for voice in shuffled if voice in espeak.NOT_HUMAN]
+    strange = [voice for voice in shuffled if voice in espeak.TRAINING_ONLY]
     others = human[len(heard_once) :] + strange
     pools = {
         "test": heard_once[: settings.test_voices],

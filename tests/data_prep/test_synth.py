@@ -67,7 +67,7 @@ def test_no_voice_is_in_two_splits(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_dev_and_test_are_spoken_by_human_voices_alone(seed: int) -> None:
     measured = {*voices_of(Settings(), "dev", seed), *voices_of(Settings(), "test", seed)}
-    assert measured.isdisjoint(espeak.NOT_HUMAN)
+    assert measured.isdisjoint(espeak.TRAINING_ONLY)
     assert len(measured) == Settings().dev_voices + Settings().test_voices
 
 
@@ -80,6 +80,13 @@ def test_the_voices_that_are_not_human_are_those_whose_formants_lie_elsewhere() 
         if not all(75 <= int(percent) <= 130 for percent in percents):
             moved.add(variant)
     assert moved == espeak.NOT_HUMAN
+
+
+def test_the_klatt_voices_are_those_that_ask_for_that_synthesiser() -> None:
+    folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+    definitions = {variant: (folder / variant).read_text(errors="replace") for variant in espeak.VARIANTS}
+    asking = {name for name, text in definitions.items() if re.search(r"^\s*klatt\s+\d", text, re.MULTILINE)}
+    assert asking == espeak.KLATT
 
 
 def test_more_measured_voices_than_human_ones_are_refused() -> None:
