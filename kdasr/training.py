@@ -33,13 +33,14 @@ from kdasr.interfaces import Batch, TrainableModel
 from kdasr.loader import ScheduledBatches, Stream, feature_statistics
 from kdasr.models import count_parameters, save_model
 from kdasr.text import Units
+from kdasr.training_log import LOG_FILE, TrainingLog
 
 import_torchaudio()
 import speechbrain as sb  # noqa: E402  (needs torchaudio to import)
 from speechbrain.utils.checkpoints import Checkpointer  # noqa: E402
 from speechbrain.utils.epoch_loop import EpochCounter  # noqa: E402
 
-LOG_FILE, FINGERPRINT_FILE = "train.jsonl", "fingerprint.txt"
+FINGERPRINT_FILE = "fingerprint.txt"
 
 Loss = Callable[[Tensor, Tensor, Batch], Tensor]
 WeightedLosses = Mapping[str, tuple[float, Loss]]
@@ -346,24 +347,6 @@ class CtcBrain(sb.Brain):
         assert batch.tokens_bu is not None and batch.token_lengths_b is not None
         for ids, length in zip(batch.tokens_bu.tolist(), batch.token_lengths_b.tolist(), strict=True):
             self.references.append(units.decode(ids[:length]))
-
-
-class TrainingLog:
-    """One JSON line for each step and each look at the dev set, in order, also after a resume."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def cut(self, last_step: int) -> None:
-        """Forget what came after the checkpoint that training goes on from."""
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= last_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
 
 
 class _OneEpoch(torch.utils.data.Dataset[Batch]):
