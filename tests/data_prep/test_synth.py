@@ -171,8 +171,8 @@ def test_a_narrow_band_has_nothing_above_it() -> None:
 
     wide = first(5, Settings(), "dev")
     narrow = first(5, Settings(bandwidth_hz=4000.0), "dev")
-    assert all(share_above_4_khz(utterance.samples) > 1e-3 for utterance in wide)
-    assert all(share_above_4_khz(utterance.samples) < 1e-3 for utterance in narrow)
+    assert all(share_above_4_khz(utterance.samples) > 1e-4 for utterance in wide)
+    assert all(share_above_4_khz(utterance.samples) < 1e-5 for utterance in narrow)
 
 
 def test_a_room_adds_a_tail_and_keeps_the_words() -> None:
