@@ -27,8 +27,8 @@ from export.transcribe import Recogniser, open_recogniser
 from kdasr.alignment import align
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import Token
+from kdasr.error_rates import error_rates
 from kdasr.errors import ExportError, ModelError, UnitsError
-from kdasr.evaluation import error_rates
 from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import Utterance
 from kdasr.models import load_model

@@ -96,11 +96,6 @@ class Stream:
         frames = [math.ceil(num_frames(item.entry.num_samples) / slowest) for item in self.items]
         self._frames = np.asarray(frames)
 
-    @property
-    def seconds(self) -> float:
-        """Audio in one epoch."""
-        return sum(item.entry.num_samples for item in self.items) * FRAME_SHIFT_MS / HOP_SAMPLES / 1000
-
     def fingerprint(self) -> list[Any]:
         """What decides the batches: the audio, the labels and the settings."""
         shards = {item.shard.path: item.shard.sha256 for item in self.items}

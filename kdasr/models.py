@@ -77,7 +77,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
         ModelError: no model there, a damaged or foreign one, or one of other features.
     """
     folder = Path(folder)
-    card = _read_card(folder)
+    card = read_card(folder)
     if card["feature_hash"] != feature_hash():
         raise ModelError(
             "the model was trained on other features",
@@ -125,7 +125,12 @@ def file_sha256(path: Path) -> str:
         raise ModelError("the file cannot be read", where=path, got=error.strerror) from error
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of the model in `folder`, without loading the model.
+
+    Raises:
+        ModelError: there is no card of this version of kdasr.
+    """
     path = folder / CARD_FILE
     try:
         card: dict[str, Any] = json.loads(path.read_text())

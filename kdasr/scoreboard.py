@@ -17,7 +17,7 @@ from kdasr.errors import ConfigError
 from kdasr.evaluation import Result, evaluate, evaluate_transcriber, measure_rtf, write_hypotheses
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import Utterance
-from kdasr.models import WEIGHTS_FILE, load_model
+from kdasr.models import WEIGHTS_FILE, read_card
 from kdasr.results import HYPOTHESES_FOLDER, append_result
 from kdasr.shards import read_shard
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
@@ -54,7 +54,7 @@ class Scoreboard:
             ShardError: the test shards are damaged or have no transcripts.
         """
         recogniser = open_recogniser(Path(path))
-        card = load_model(Path(trained or path)).card
+        card = read_card(Path(trained or path))
         result = self._hear(recogniser, chunk_by_chunk)
         self.heard[name] = result
         write_hypotheses(self.results.parent / HYPOTHESES_FOLDER / f"{name}-{self.seed}.jsonl", result)

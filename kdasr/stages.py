@@ -22,7 +22,7 @@ from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
 from kdasr.labelling import label as label_shards
 from kdasr.labelling import plan as plan_labels
 from kdasr.loader import Stream, texts_of
-from kdasr.models import load_model
+from kdasr.models import load_model, read_card
 from kdasr.shards import list_shards
 from kdasr.soft_labels import LabelFolder
 from kdasr.streaming import set_chunk_ms
@@ -178,7 +178,7 @@ def _unlabelled(
         "subsampling": model.subsampling,
     }
     if teacher is not None:
-        expect["teacher_hash"] = load_model(Path(teacher)).card["weights_sha256"]
+        expect["teacher_hash"] = read_card(Path(teacher))["weights_sha256"]
     return Stream([Path(folders[0])], labels=LabelFolder(Path(labels[0]), expect=expect), **settings)
 
 

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from kdasr.compat import import_torchaudio
 from kdasr.decoding import greedy
+from kdasr.error_rates import error_rates
 from kdasr.errors import ConfigError, NonFiniteLossError
 from kdasr.interfaces import Batch, TrainableModel
 from kdasr.loader import ScheduledBatches, Stream, feature_statistics
@@ -161,16 +162,16 @@ class Training:
 
     def _set_aside_other_checkpoints(self) -> None:
         """Move checkpoints that belong to other settings or data out of the way; they are kept."""
-        marker = self.checkpoints / FINGERPRINT_FILE
+        marker, fingerprint = self.checkpoints / FINGERPRINT_FILE, self.fingerprint()
         found = marker.read_text().strip() if marker.exists() else None
-        if found is not None and found != self.fingerprint():
+        if found is not None and found != fingerprint:
             aside = self.checkpoints.with_name(f"{self.checkpoints.name}.{found}")
             shutil.rmtree(aside, ignore_errors=True)
             self.checkpoints.replace(aside)
             (aside / LOG_FILE).unlink(missing_ok=True)
             Console(stderr=True).print(f"{self.name}: checkpoints of other settings are now in {aside}")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        marker.write_text(self.fingerprint() + "\n")
+        marker.write_text(fingerprint + "\n")
 
     def _check(self) -> None:
         for name in {stream for stream, _ in self.schedule}:
@@ -219,7 +220,6 @@ class CtcBrain(sb.Brain):
         self.interval, self.last_step = optimisation.eval_every, optimisation.steps
         self.counter = EpochCounter(math.ceil(self.last_step / self.interval))
         self.log = TrainingLog(training.checkpoints / LOG_FILE)
-        torch.manual_seed(training.seed)
         super().__init__(
             modules={"offline": Offline(self.model)},
             opt_class=lambda parameters: torch.optim.AdamW(
@@ -270,9 +270,8 @@ class CtcBrain(sb.Brain):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        done = max(self.counter.current - 1, 0) * self.interval + self.step if self.has_checkpoint() else 0
         self.log.cut(self.optimizer_step)
-        self.progress.update(self.task, completed=done)
+        self.progress.update(self.task, completed=self.optimizer_step)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         self.hypotheses: list[str] = []
@@ -330,7 +329,7 @@ class CtcBrain(sb.Brain):
             self.train_loss = stage_loss
             return
         step = min(self.counter.current * self.interval, self.last_step)
-        wer = word_error_rate(self.references, self.hypotheses)
+        wer, _ = error_rates(self.references, self.hypotheses)
         self.log.write({"step": step, "dev_loss": stage_loss, "dev_wer": wer})
         self.progress.console.print(
             f"{self.training.name}: step {step}/{self.last_step}  train loss {self.train_loss:.3f}  "
@@ -362,13 +361,6 @@ class _OneEpoch(torch.utils.data.Dataset[Batch]):
         if index >= len(self):
             raise IndexError(index)
         return self.stream.batch(index)
-
-
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Word error rate in percent."""
-    import jiwer
-
-    return 100.0 * float(jiwer.wer(list(references), list(hypotheses)))
 
 
 def _described(terms: WeightedLosses) -> dict[str, list[Any]]:

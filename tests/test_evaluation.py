@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from kdasr.decoding import Token
+from kdasr.error_rates import count_errors, error_rates
 from kdasr.errors import ConfigError, DamagedShardError, ShardError
 from kdasr.evaluation import (
-    count_errors,
-    error_rates,
     evaluate,
     evaluate_transcriber,
     measure_rtf,
