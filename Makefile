@@ -29,7 +29,7 @@ help:
 	@echo "make test-device  the tests that need Chromium and Node.js: the web page, the npm build of sherpa-onnx"
 	@echo "make test-executorch  the tests of the ExecuTorch export, in an environment of their own"
 	@echo "make test-gpu     the tests that need an accelerator, with the interpreter \$$GPU_PYTHON"
-	@echo "make constraints  write constraints.txt anew from the bounds in pyproject.toml"
+	@echo "make constraints  write constraints.txt and constraints-executorch.txt anew from the bounds in pyproject.toml"
 	@echo "make clean        remove the environment and caches (runs/ stays)"
 
 setup: $(DEV)
@@ -43,7 +43,7 @@ $(DEMO): pyproject.toml constraints.txt
 
 $(DEV): $(DEMO)
 	@echo "Installing what the tests need (about half a minute)"
-	@$(INSTALL) '.[synth,export,report,ray,dev]'
+	@$(INSTALL) '.[synth,export,report,ray,hf,onnx-teacher,dev]'
 	@touch $@
 
 $(WEB): $(DEV)
@@ -72,11 +72,13 @@ format: $(DEV)
 test-device: $(WEB)
 	$(BIN)/python -m pytest -m web $(ARGS)
 
-# ExecuTorch pins packages that other extras want in other versions.
+# ExecuTorch wants some packages in other versions than the rest.
 test-executorch:
 	$(PYTHON) -m venv build/executorch
+	awk -F== 'NR == FNR { own[$$1] } NR == FNR || !($$1 in own)' constraints-executorch.txt constraints.txt \
+		> build/executorch/constraints.txt
 	build/executorch/bin/python -m pip install --quiet --disable-pip-version-check \
-		-e '.[export,executorch]' pytest pytest-timeout
+		-c build/executorch/constraints.txt -e '.[export,executorch]' pytest pytest-timeout
 	build/executorch/bin/python -m pytest -m executorch $(ARGS) tests/export/test_to_executorch.py
 
 # Machines with an accelerator bring their own torch, so no environment is made for this.
@@ -87,11 +89,20 @@ test-gpu:
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet -e '.[synth,export,report,ray,mic,cloud,dev,dev-web]'
+	build/constraints/bin/python -m pip install --quiet -e '.[synth,export,report,ray,hf,onnx-teacher,mic,cloud,dev,dev-web]'
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 		| sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	grep -v '^antlr4-' constraints.txt > build/constraints/base.txt
+	build/constraints/bin/python -m pip install --quiet -c build/constraints/base.txt \
+		-e '.[export,executorch]' pytest pytest-timeout
+	sed -n '/^#/p' constraints-executorch.txt > build/constraints.txt
+	build/constraints/bin/python -m pip freeze --all --exclude-editable --exclude pip \
+		| sed 's/+[a-z0-9.]*$$//' | grep -vxFf constraints.txt | LC_ALL=C sort -f >> build/constraints.txt
+	mv build/constraints.txt constraints-executorch.txt
 	rm -rf build/constraints
 
 clean:

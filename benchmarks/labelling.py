@@ -4,23 +4,36 @@
 
 labels shards of WORK_DIR/shards/unlabelled with WORK_DIR/teacher (decode, log-mel, batches, forward,
 codec, commit) and compares with the forward passes alone on the same batches, features in memory,
-one after the other in turns so that a noisy machine disturbs both alike. Also: audio shard to log-mel
-on one core.
+one after the other in turns. Three ratios, since three things are bought:
+
+    overhead_wall_percent      what somebody who waits notices. Meaningful where two cores are free:
+                               `load_average` says what else was running
+    overhead_teacher_percent   CPU time of the teacher's own thread: what is left when another core
+                               decodes and encodes. Other programs do not disturb it
+    overhead_cpu_percent       CPU time of all threads: what a machine pays that has no idle core.
+                               It is the teacher's speed over that of the rest, so it falls as
+                               teachers grow: `cpu_percent_of_real_time` is the rest alone
+
+and audio shard to log-mel on one core, by CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from kdasr.features import LOG_MEL_FLOOR, log_mel, num_frames
+from kdasr.features import LOG_MEL_FLOOR, log_mel
 from kdasr.labelling import FolderTeacher, Settings, Teacher, label_shard
 from kdasr.labelling.batches import cut_segments, make_batches
 from kdasr.shards import list_shards, open_shard, read_utterance
@@ -53,23 +66,43 @@ def measure(teacher: Teacher, shards: Sequence[Path], rounds: int) -> dict[str, 
     settings = Settings(threads=1)
     audio_s = sum(open_shard(path).seconds for path in shards)
     feature_cpu_s, prepared = _prepare(teacher, shards, settings)
-    _bare(teacher, prepared[:2])
-    ratios, bare_s, job_s = [], [], []
+    _forward(teacher, prepared[:2])
+    bare, job = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            bare_s.append(_bare(teacher, prepared))
-            started = time.perf_counter()
-            for path in shards:
-                label_shard(teacher, path, Path(folder) / str(number), settings)
-            job_s.append(time.perf_counter() - started)
-            ratios.append(job_s[-1] / bare_s[-1])
+            bare.append(_timed(partial(_forward, teacher, prepared)))
+            job.append(_timed(partial(_label, teacher, shards, Path(folder) / str(number), settings)))
+    ratios = [
+        [there / here for there, here in zip(*pair, strict=True)] for pair in zip(job, bare, strict=True)
+    ]
+    wall, thread, cpu = (100 * (median(column) - 1) for column in zip(*ratios, strict=True))
     return {
         "audio_minutes": audio_s / 60,
+        "load_average": os.getloadavg()[0],
         "log_mel_times_real_time_per_core": audio_s / feature_cpu_s,
-        "bare_forward_times_real_time": audio_s / median(bare_s),
-        "labelling_times_real_time": audio_s / median(job_s),
-        "overhead_percent": 100 * (median(ratios) - 1),
+        "bare_forward_times_real_time": audio_s / median(spent.wall_s for spent in bare),
+        "labelling_times_real_time": audio_s / median(spent.wall_s for spent in job),
+        "overhead_wall_percent": wall,
+        "overhead_teacher_percent": thread,
+        "overhead_cpu_percent": cpu,
+        "cpu_percent_of_real_time": 100
+        * median(there.cpu_s - here.cpu_s for there, here in zip(job, bare, strict=True))
+        / audio_s,
     }
+
+
+class _Spent(NamedTuple):
+    wall_s: float
+    thread_s: float
+    cpu_s: float
+
+
+def _timed(action: Callable[[], object]) -> _Spent:
+    """Time that `action` takes: the clock's, this thread's and all threads'."""
+    clocks = (time.perf_counter, time.thread_time, time.process_time)
+    before = [clock() for clock in clocks]
+    action()
+    return _Spent(*(clock() - start for clock, start in zip(clocks, before, strict=True)))
 
 
 def _prepare(teacher: Teacher, shards: Sequence[Path], settings: Settings) -> tuple[float, Prepared]:
@@ -84,27 +117,29 @@ def _prepare(teacher: Teacher, shards: Sequence[Path], settings: Settings) -> tu
         spent += time.process_time() - started
         segments = [
             segment
-            for number, entry in enumerate(shard.entries)
-            for segment in cut_segments(number, num_frames(entry.num_samples), window, overlap, subsampling)
+            for number, item in enumerate(features)
+            for segment in cut_segments(number, len(item), window, overlap, subsampling)
         ]
         for batch in make_batches(segments, settings.batch_frames):
             lengths_b = torch.tensor([segment.frames for segment in batch])
-            batch_btf = torch.full((len(batch), int(lengths_b.max()), 80), LOG_MEL_FLOOR)
-            for row, segment in zip(batch_btf, batch, strict=True):
-                row[: segment.frames] = features[segment.number][segment.first : segment.last]
+            heard = [features[segment.number][segment.first : segment.last] for segment in batch]
+            batch_btf = pad_sequence(heard, batch_first=True, padding_value=LOG_MEL_FLOOR)
             prepared.append((batch_btf, lengths_b))
     return spent, prepared
 
 
-def _bare(teacher: Teacher, prepared: Prepared) -> float:
-    started = time.perf_counter()
+def _label(teacher: Teacher, shards: Sequence[Path], out: Path, settings: Settings) -> None:
+    for path in shards:
+        label_shard(teacher, path, out, settings)
+
+
+def _forward(teacher: Teacher, prepared: Prepared) -> None:
     with torch.inference_mode():
         for features_btf, lengths_b in prepared:
             log_probs, _ = teacher.model.offline(
                 features_btf.to(teacher.device), lengths_b.to(teacher.device)
             )
     log_probs.sum().item()  # wait for the device
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kdasr.errors import ConfigError
 from kdasr.features import LOG_MEL_FLOOR, log_mel
@@ -94,9 +95,8 @@ def _posteriors(model: AcousticModel, features: list[Tensor]) -> tuple[list[Tens
     ]
     for batch in make_batches(whole, _BATCH_FRAMES):
         lengths_b = torch.tensor([segment.frames for segment in batch])
-        batch_btf = torch.full((len(batch), int(lengths_b.max()), features[0].shape[1]), LOG_MEL_FLOOR)
-        for row, segment in zip(batch_btf, batch, strict=True):
-            row[: segment.frames] = features[segment.number]
+        heard = [features[segment.number] for segment in batch]
+        batch_btf = pad_sequence(heard, batch_first=True, padding_value=LOG_MEL_FLOOR)
         started = time.process_time()
         with torch.inference_mode():
             log_probs_btv, frames_b = model.offline(batch_btf, lengths_b)

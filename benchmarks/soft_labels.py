@@ -50,7 +50,11 @@ CODECS: list[Codec] = [
     TopP(0.98, 16, 0.25),
     TopP(0.95, 16, 0.25),
     TopP(0.9, 16, 0.5),
+    TopP(0.9, 4, 1.0),
     TopP(0.5, 16, 1.0),
+    TopP(0.5, 2, 2.0),
+    TopK(2, step_nats=1.0),
+    Sampled(2),
     Sampled(12),
     Sampled(50),
 ]

@@ -8,6 +8,7 @@ One module of this folder is one corpus. It has
 
     Settings                            a frozen dataclass; every field is a setting of `kdasr prepare`
     NEEDS_CORPUS                        whether it reads a folder
+    GENERATION                          to be raised when the same settings give other audio than before
     splits(settings, corpus)            the names of its splits
     scope(settings, corpus, split)      the settings and the folder that this split depends on
     prepare(settings, corpus, *, split, seed, dropped)    its utterances, in a fixed order
@@ -70,9 +71,10 @@ def prepare(
             scope, folder = module.scope(parsed, corpus, split)
             source = {
                 "corpus": name,
+                "generation": module.GENERATION,
                 "split": split,
                 "seed": seed,
-                "settings": json.loads(json.dumps(dataclasses.asdict(scope))),
+                "settings": _recorded(scope),
                 "files": fingerprint_of(folder, without=Path(out)),
             }
             utterances = functools.partial(module.prepare, scope, corpus, split=split, seed=seed)
@@ -80,6 +82,13 @@ def prepare(
                 utterances, Path(out) / split, source, max_utterances=parsed.max_shard_utterances
             )
     return shards
+
+
+def _recorded(settings: Any) -> dict[str, Any]:
+    """Settings as JSON gives them back; of a language only what is said, so that shards from before
+    languages could be said are still those of the same settings."""
+    found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return {name: value for name, value in found.items() if (name, value) != ("language", None)}
 
 
 @contextmanager

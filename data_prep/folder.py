@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from data_prep.support.dropped import Dropped
-from data_prep.support.settings import check_numbers
+from data_prep.support.settings import check_language, check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ, load_segments
 from kdasr.errors import AudioError, ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
+GENERATION = 1
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _WHOLE_SECONDS = 1e9
 _MAX_NAME = 150
@@ -32,15 +33,18 @@ class Settings:
     Attributes:
         max_seconds: longer files are cut into equal segments of at most that; none: never cut.
         min_seconds: shorter files are left out.
+        language: of the speech, such as en or pt-BR, for filters; none: unknown.
         max_shard_utterances: utterances in one shard.
     """
 
     max_seconds: float | None = 20.0
     min_seconds: float = 0.2
+    language: str | None = None
     max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        check_language(self.language)
         if self.max_seconds is not None and self.max_seconds < max(1.0, self.min_seconds):
             raise ConfigError("max_seconds is too short", expected="at least 1 s", got=self.max_seconds)
 
@@ -83,7 +87,7 @@ def _segments(settings: Settings, path: Path, name: PurePath, dropped: Dropped) 
                 return
             if kept == 0:
                 dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-            yield Utterance(key=f"{key}-{kept:04d}", samples=samples)
+            yield Utterance(key=f"{key}-{kept:04d}", samples=samples, language=settings.language)
             kept += 1
     except AudioError as error:
         dropped.add_error(str(name), error, f"; {kept} segments before that are kept" if kept else "")

@@ -24,16 +24,17 @@ from data_prep import synth
 from data_prep.support.digit_recordings import Recording, find_recordings, load_recordings
 from data_prep.support.dropped import Dropped
 from data_prep.support.grammar import DIGITS
-from data_prep.support.noise import Samples, add_noise, check_kinds, make_noise, rms
 from data_prep.support.perturb import stretch_and_warp, tilt_timbre
 from data_prep.support.seeding import rng_for
 from data_prep.support.settings import check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ, resample
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
+from kdasr.noise import Samples, add_noise, check_kinds, make_noise, rms
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
 NEEDS_CORPUS = True
+GENERATION = 2
 RATE_HZ = 8_000
 _EDGE_SECONDS, _PEAK = (0.05, 0.25), 0.98
 # Resampling is by whole percents: a filter for each ratio is built once.

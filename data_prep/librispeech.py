@@ -1,4 +1,4 @@
-"""LibriSpeech and corpora of the same shape (mini LibriSpeech): each subset becomes a split.
+"""LibriSpeech and corpora of the same shape (mini LibriSpeech): each subset becomes a split, or two.
 
     CORPUS/LibriSpeech/SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac       or CORPUS/SUBSET/...
     CORPUS/LibriSpeech/SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt       ID TRANSCRIPT
@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
-from data_prep.support.settings import check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
+from data_prep.support.settings import check_language, check_numbers
+from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate, resample
 from kdasr.errors import AudioError, ConfigError, CorpusError, UnitsError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
 from kdasr.text import normalise
 
 NEEDS_CORPUS = True
+GENERATION = 1
+HALVES = ("-a", "-b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +33,40 @@ class Settings:
     Attributes:
         subset: the subsets to write, such as train-clean-100; none: all that are found.
         unlabelled: those of them to write without transcripts.
+        halved: those of them whose speakers are parted, every other one, into two splits SUBSET-a and
+            SUBSET-b; for a corpus that has but one subset for development and test.
+        speeds: every utterance is written once at each of these speeds, pitch and all (Ko et al.
+            2015); the key of one at another speed than 1 ends in -sp and the percent. For audio that
+            is to be labelled by a teacher: its labels would not fit a speed chosen in training.
+        language: of the speech, such as en, for filters; none: left unsaid.
         max_shard_utterances: utterances in one shard.
     """
 
     subset: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
+    halved: tuple[str, ...] = ()
+    speeds: tuple[float, ...] = (1.0,)
+    language: str | None = None
     max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if self.subset and (unknown := sorted(set(self.unlabelled) - set(self.subset))):
+        check_language(self.language)
+        for name in ("unlabelled", "halved"):
+            if self.subset and (unknown := sorted(set(getattr(self, name)) - set(self.subset))):
+                raise ConfigError(
+                    f"{', '.join(unknown)} is to be {name} but not among the subsets",
+                    where=name,
+                    expected=f"some of {', '.join(self.subset)}",
+                )
+        if not self.speeds or not all(0.5 <= speed <= 2.0 for speed in self.speeds):
             raise ConfigError(
-                f"{', '.join(unknown)} is to be unlabelled but not among the subsets",
-                where="unlabelled",
-                expected=f"some of {', '.join(self.subset)}",
+                "no such speed", where="speeds", expected="one or more of 0.5 to 2", got=list(self.speeds)
             )
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
-    """The subsets to write.
+    """The subsets to write, halves apart.
 
     Raises:
         CorpusError: the corpus has no subsets, or not those that are asked for.
@@ -62,28 +79,38 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
             expected="LibriSpeech/SUBSET/SPEAKER/CHAPTER/*.flac with *.trans.txt",
             fix="Check --corpus: unpack the archives into it.",
         )
-    if unknown := sorted({*settings.subset, *settings.unlabelled} - set(found)):
+    if unknown := sorted({*settings.subset, *settings.unlabelled, *settings.halved} - set(found)):
         raise CorpusError(
             f"there is no subset {', '.join(unknown)}", where=corpus, expected=f"some of {', '.join(found)}"
         )
-    return settings.subset or tuple(found)
+    names: list[str] = []
+    for subset in settings.subset or tuple(found):
+        names += [subset + half for half in HALVES] if subset in settings.halved else [subset]
+    return tuple(names)
 
 
 def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]:
     """A subset does not depend on which others there are."""
-    unlabelled = (split,) if split in settings.unlabelled else ()
-    return dataclasses.replace(settings, subset=(split,), unlabelled=unlabelled), _subsets(corpus)[split]
+    subset = _subset_of(settings, split)
+    own = dataclasses.replace(
+        settings,
+        subset=(subset,),
+        unlabelled=(subset,) if subset in settings.unlabelled else (),
+        halved=(subset,) if subset in settings.halved else (),
+    )
+    return own, _subsets(corpus)[subset]
 
 
 def prepare(
     settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped
 ) -> Iterator[Utterance]:
-    """The utterances of one subset, chapter by chapter, sorted by path.
+    """The utterances of one split, chapter by chapter, sorted by path.
 
     Of an unlabelled subset the transcripts are not looked at.
     """
-    labelled, seen = split not in settings.unlabelled, set[str]()
-    for chapter in sorted(path for path in _subsets(corpus)[split].glob("*/*") if path.is_dir()):
+    subset = _subset_of(settings, split)
+    labelled, seen = subset not in settings.unlabelled, set[str]()
+    for chapter in _chapters(_subsets(corpus)[subset], split.removeprefix(subset)):
         texts = _transcripts(chapter, corpus, dropped) if labelled else {}
         for path in sorted(chapter.glob("*.flac")):
             name, key = str(path.relative_to(corpus)), path.stem
@@ -97,9 +124,30 @@ def prepare(
                 continue
             seen.add(key)
             dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-            yield Utterance(key=key, samples=samples, text=normal_text, speaker=chapter.parent.name)
+            utterance = Utterance(key, samples, normal_text, chapter.parent.name, settings.language)
+            yield from (_at_speed(utterance, speed) for speed in settings.speeds)
         for key in texts:
             dropped.add(f"{chapter.relative_to(corpus)}/{key}.flac", "transcript without audio")
+
+
+def _subset_of(settings: Settings, split: str) -> str:
+    halves = {subset + half: subset for subset in settings.halved for half in HALVES}
+    return halves.get(split, split)
+
+
+def _chapters(subset: Path, half: str) -> list[Path]:
+    """The chapters of a subset, or of every other of its speakers."""
+    speakers = sorted(path for path in subset.iterdir() if path.is_dir())
+    if half:
+        speakers = speakers[HALVES.index(half) :: len(HALVES)]
+    return sorted(path for speaker in speakers for path in speaker.iterdir() if path.is_dir())
+
+
+def _at_speed(utterance: Utterance, speed: float) -> Utterance:
+    if speed == 1.0:
+        return utterance
+    samples = resample(utterance.samples, round(SAMPLE_RATE_HZ * speed), SAMPLE_RATE_HZ)
+    return dataclasses.replace(utterance, key=f"{utterance.key}-sp{round(100 * speed)}", samples=samples)
 
 
 def _check_key(key: str, seen: set[str]) -> None:

@@ -16,15 +16,16 @@ import numpy as np
 
 from data_prep.support import espeak, grammar
 from data_prep.support.dropped import Dropped
-from data_prep.support.noise import Samples, add_noise, check_kinds, make_noise, rms, shape_spectrum
 from data_prep.support.seeding import rng_for
 from data_prep.support.settings import check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ, resample
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Utterance
+from kdasr.noise import Samples, add_noise, check_kinds, make_noise, reverberate, rms, shape_spectrum
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
 NEEDS_CORPUS = False
+GENERATION = 2
 BABBLE = "babble"
 _BABBLE_CLIPS = 12
 _BABBLE_SPEAKERS = 4
@@ -44,7 +45,7 @@ class Settings:
             faster speech has words with fewer 40 ms frames than letters, which CTC cannot spell.
         comma_probability: how often there is a pause between two digits.
         labelled_noise, unlabelled_noise, dev_noise, test_noise: kinds of noise of each split, of
-            those in `data_prep.support.noise` and "babble" (other voices of the same split).
+            those in `kdasr.noise` and "babble" (other voices of the same split).
         labelled_snr_db, unlabelled_snr_db, dev_snr_db, test_snr_db: ranges of the SNR.
         noise_probability: how many utterances have noise at all.
         reverb_probability, reverb_seconds: how many are in a room, and its reverberation time.
@@ -181,7 +182,7 @@ class _Speaker:
         speech_rms = rms(speech)
         speech = _between_silences(speech, settings.edge_seconds, rng)
         if rng.random() < settings.reverb_probability:
-            speech = _reverberate(speech, rng.uniform(*settings.reverb_seconds), rng)
+            speech = reverberate(speech, SAMPLE_RATE_HZ, rng.uniform(*settings.reverb_seconds), rng)
         if self.noises and rng.random() < settings.noise_probability:
             noise = self._noise(str(rng.choice(self.noises)), rng, len(speech))
             speech = add_noise(speech, noise, rng.uniform(*self.snr_db), speech_rms)
@@ -241,18 +242,6 @@ def _trimmed(speech: Samples) -> Samples:
 def _between_silences(speech: Samples, seconds: tuple[float, float], rng: np.random.Generator) -> Samples:
     before, after = (int(rng.uniform(*seconds) * SAMPLE_RATE_HZ) for _ in range(2))
     return np.pad(speech, (before, after))
-
-
-def _reverberate(speech: Samples, seconds: float, rng: np.random.Generator) -> Samples:
-    """The speech, and a tail of noise that falls by 60 dB in `seconds`."""
-    num_samples = int(seconds * SAMPLE_RATE_HZ)
-    decay = 10 ** (-3 * np.arange(num_samples) / num_samples)
-    room = rng.standard_normal(num_samples) * decay
-    room *= rng.uniform(0.2, 0.7) / np.linalg.norm(room)
-    room[0] = 1.0
-    padded = 1 << (len(speech) + num_samples - 1).bit_length()
-    spectrum = np.fft.rfft(speech, padded) * np.fft.rfft(room, padded)
-    return np.fft.irfft(spectrum, padded)[: len(speech)].astype(np.float32)
 
 
 def _band_limited(samples: Samples, bandwidth_hz: float) -> Samples:

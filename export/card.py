@@ -13,7 +13,7 @@ from kdasr.streaming import TorchChunkModel, algorithmic_latency_ms
 from kdasr.text import BLANK_SYMBOL, Units
 
 if TYPE_CHECKING:
-    from export.publish import Format
+    from export.formats import Format
 
 CARD_FILE = "model.json"
 CARD_FORMAT = "kdasr-export"

@@ -26,6 +26,7 @@ def add_commands(verb: Verb) -> None:
     bench.add_argument(
         "--aligner", type=Path, help="folder of the teacher, whose alignment delays are against"
     )
+    bench.add_argument("--rounds", type=int, default=3, help="how often to time each engine (default 3)")
     bench.add_argument("--out", type=Path, help="also write the figures there, as JSON")
 
 
@@ -91,7 +92,7 @@ def bench_device(arguments: argparse.Namespace, settings: dict[str, Any]) -> Non
     from kdasr.storage import commit_bytes
 
     shards = list_shards(arguments.test) if arguments.test else ()
-    figures = bench_device(arguments.model, shards=shards, aligner=arguments.aligner)
+    figures = bench_device(arguments.model, shards=shards, aligner=arguments.aligner, rounds=arguments.rounds)
     print("\n".join(table(figures)))
     if arguments.out is not None:
         commit_bytes(arguments.out, (json.dumps(figures, indent=1) + "\n").encode())

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from export.npm import npm_package
+from export.publish import export_student
 from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE
-from export.to_wave_onnx import export_wave_onnx
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import load_model
 
@@ -53,10 +53,11 @@ def model_folder(model: Path, scratch: Path) -> Path:
             fix="Name the folder of the student, or export it with --format wave-onnx.",
         )
     loaded = load_model(model)
-    export_wave_onnx(
+    export_student(
         loaded.model,
         loaded.units,
         scratch,
+        format="wave-onnx",
         weights_sha256=loaded.card["weights_sha256"],
         name=model.name,
     )

@@ -1,32 +1,60 @@
-"""The formats that `kdasr export --format` knows."""
+"""The formats that `kdasr export --format` knows, and what each of them has to be able to do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
 
-from export.publish import Export
-from export.to_executorch import export_executorch
-from export.to_onnx import export_onnx
-from export.to_wave_onnx import export_wave_onnx
+from export.to_executorch import ExecutorchFormat
+from export.to_onnx import OnnxFormat
+from export.to_wave_onnx import WaveOnnxFormat
 from kdasr.errors import ConfigError
-
-Exporter = Callable[..., Export]
-
-FORMATS: dict[str, Exporter] = {
-    "onnx": export_onnx,
-    "wave-onnx": export_wave_onnx,
-    "executorch": export_executorch,
-}
-_PACKAGES = {
-    "onnx": ("onnx", "onnxruntime"),
-    "wave-onnx": ("onnx", "onnxruntime"),
-    "executorch": ("executorch", "torchao"),
-}
+from kdasr.streaming import ChunkModel
 
 
-def exporter(name: str) -> Exporter:
-    """The function that writes the format called `name`: (student, units, folder, **settings).
+class Format(Protocol):
+    """A file format for one student.
+
+    Attributes:
+        name: as `kdasr export --format` calls it.
+        extra: of pyproject.toml, with the packages below.
+        packages: what writing the format imports.
+        float_file, int8_file: names in the folder.
+        tolerance: largest difference of a log-probability from torch that float32 may show.
+        batch_sizes: batch sizes that it takes and is compared at.
+        run: for the card: what runs the file, and the command.
+        facts: what the file says of itself, for the card.
+    """
+
+    name: str
+    extra: str
+    packages: tuple[str, ...]
+    float_file: str
+    int8_file: str
+    tolerance: float
+    batch_sizes: tuple[int, ...]
+    run: dict[str, str]
+    facts: dict[str, str]
+
+    def write_float(self, path: Path) -> None:
+        """Writes the student in float32. Raises ExportError where it cannot be."""
+        ...
+
+    def write_int8(self, path: Path, float_path: Path) -> None:
+        """Writes it with 8-bit weights; `float_path` is what `write_float` wrote."""
+        ...
+
+    def open(self, path: Path) -> ChunkModel:
+        """A file that was written, ready to run."""
+        ...
+
+
+FORMATS = {kind.name: kind for kind in (OnnxFormat, WaveOnnxFormat, ExecutorchFormat)}
+
+
+def format_class(name: str) -> type[OnnxFormat] | type[WaveOnnxFormat] | type[ExecutorchFormat]:
+    """The class of the format called `name`.
 
     Raises:
         ConfigError: there is no such format.
@@ -38,4 +66,4 @@ def exporter(name: str) -> Exporter:
 
 def available_formats() -> list[str]:
     """The formats whose packages are installed."""
-    return [name for name in FORMATS if all(find_spec(package) for package in _PACKAGES[name])]
+    return [name for name, kind in FORMATS.items() if all(find_spec(package) for package in kind.packages)]

@@ -24,6 +24,8 @@ class ChunkTiming:
 
     Attributes:
         rtf: seconds of computing for each second of audio.
+        cpu_rtf: the same in seconds of processor time, which other programs on the machine do not
+            lengthen; on an idle one it is `rtf`.
         p50_ms, p95_ms, p99_ms: percentiles of the time from the last sample of a chunk to its
             log-probabilities.
         num_chunks: chunks measured.
@@ -31,6 +33,7 @@ class ChunkTiming:
     """
 
     rtf: float
+    cpu_rtf: float
     p50_ms: float
     p95_ms: float
     p99_ms: float
@@ -53,17 +56,28 @@ def measure_chunks(model: ChunkModel, samples: NDArray[np.float32], *, min_chunk
     needed = chunk_samples * (min_chunks + WARM_UP_CHUNKS) + model.window * HOP_SAMPLES
     audio = np.resize(samples, needed)  # repeats
     with one_torch_thread():
-        seconds = np.array(list(_chunk_seconds(model, audio, chunk_samples)))[WARM_UP_CHUNKS:]
+        times = np.array(list(_chunk_times(model, audio, chunk_samples)))[WARM_UP_CHUNKS:]
+    seconds, cpu_seconds = times.T
     p50, p95, p99 = (float(1000 * value) for value in np.percentile(seconds, (50, 95, 99)))
     chunk_s = chunk_samples / SAMPLE_RATE_HZ
-    return ChunkTiming(float(seconds.mean()) / chunk_s, p50, p95, p99, len(seconds), 1000 * chunk_s)
+    return ChunkTiming(
+        float(seconds.mean()) / chunk_s,
+        float(cpu_seconds.mean()) / chunk_s,
+        p50,
+        p95,
+        p99,
+        len(seconds),
+        1000 * chunk_s,
+    )
 
 
-def _chunk_seconds(model: ChunkModel, samples: NDArray[np.float32], chunk_samples: int) -> Iterator[float]:
-    """Seconds that each chunk took, features and model together."""
+def _chunk_times(
+    model: ChunkModel, samples: NDArray[np.float32], chunk_samples: int
+) -> Iterator[tuple[float, float]]:
+    """Seconds, and seconds of processor time, that each chunk took, features and model together."""
     front_end, state = model.front_end(), model.initial_state(1)
     for start in range(0, len(samples) - chunk_samples + 1, chunk_samples):
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         for window in front_end.accept(samples[start : start + chunk_samples]):
             _, state = model.step(window, state)
-            yield time.perf_counter() - began
+            yield time.perf_counter() - began, time.process_time() - cpu_began

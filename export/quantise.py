@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from export import require
@@ -11,25 +13,42 @@ from export.graph import set_metadata
 
 def quantise_dynamic(source: Path, target: Path, metadata: dict[str, str]) -> None:
     """Writes a dynamically quantised copy of an ONNX file: int8 weights with one scale for each
-    output channel, activations quantised as they come. Only MatMul with constant weights: the
-    front end, convolutions and recurrent layers stay float32 (one scale for a whole tensor cost
-    other models several points of WER).
+    output channel, activations quantised as they come. Only LSTM, and MatMul with constant weights: the
+    front end and convolutions stay float32 (one scale for a whole tensor cost other models several
+    points of WER).
     """
     onnx = require("onnx")
     quantization = require("onnxruntime.quantization")
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it advises a pre-processing step that dynamic quantisation has no use for
-    try:
-        quantization.quantize_dynamic(
-            str(source),
-            str(target),
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-        )
-    finally:
-        root.setLevel(level)
+    recurrent = any(node.op_type == "LSTM" for node in onnx.load(str(source)).graph.node)
+    prepared = target.with_name(f"{target.name}.prepared") if recurrent else source
+    with only_errors():
+        try:
+            if recurrent:
+                # The weights of an LSTM are constants only once its reshapes have been folded.
+                shapes = require("onnxruntime.quantization.shape_inference")
+                shapes.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            quantization.quantize_dynamic(
+                str(prepared),
+                str(target),
+                op_types_to_quantize=["MatMul", "LSTM"],
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+            )
+        finally:
+            if recurrent:
+                prepared.unlink(missing_ok=True)
     model = onnx.load(str(target))
     set_metadata(model, metadata)
     onnx.save(model, str(target))
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """ONNX Runtime's quantisers report every node, and advice of no use here, to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

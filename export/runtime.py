@@ -38,6 +38,7 @@ class OnnxChunkModel:
     Attributes:
         path: the file that runs.
         facts: what its metadata says.
+        input_names: of the features and of every state, in order.
     """
 
     def __init__(self, path: Path, num_threads: int = 1) -> None:
@@ -48,13 +49,13 @@ class OnnxChunkModel:
         self.shift, self.window = self.facts.shift, self.facts.window
         self.subsampling, self.vocab_size = self.facts.subsampling, self.facts.vocab_size
         inputs = self._session.get_inputs()
-        self._input_names = [entry.name for entry in inputs]
+        self.input_names = [entry.name for entry in inputs]
         if len(inputs) != 1 + len(STATE_NAMES) or len(self._session.get_outputs()) != len(inputs):
             raise ModelError(
                 "not the inputs and outputs of a streaming export",
                 where=self.path,
                 expected=f"features and {len(STATE_NAMES)} states, in and out",
-                got=self._input_names,
+                got=self.input_names,
             )
         self._state_entries = inputs[1:]
 
@@ -74,7 +75,7 @@ class OnnxChunkModel:
         self, features_btf: NDArray[np.float32], state: OnnxState
     ) -> tuple[NDArray[np.float32], OnnxState]:
         log_probs_btv, *next_state = self._session.run(
-            None, dict(zip(self._input_names, [features_btf, *state], strict=True))
+            None, dict(zip(self.input_names, [features_btf, *state], strict=True))
         )
         return log_probs_btv, next_state
 

@@ -28,7 +28,6 @@ from export import require
 from export.contract import EXECUTORCH_FORMAT, own_metadata, read_metadata
 from export.packing import StateLayout
 from export.parity import WAVE_TOLERANCE
-from export.publish import MAX_WER_RISE, Export, Gate, check_units, publish
 from export.wave import WaveStudent
 from kdasr.errors import ExportError, ModelError
 from kdasr.interfaces import StreamingModel
@@ -42,7 +41,7 @@ _FACTS_METHOD = "kdasr_facts"
 
 
 class ExecutorchModel:
-    """An ExecuTorch program, on the CPU, as a `ChunkModel` for one stream.
+    """An ExecuTorch program, on one thread of the CPU, as a `ChunkModel` for one stream.
 
     Args:
         path: the file.
@@ -53,10 +52,12 @@ class ExecutorchModel:
     """
 
     def __init__(self, path: Path) -> None:
-        runtime = require("executorch.runtime", EXTRA)
         self.path = path
         if not path.is_file():
             raise ModelError("no such model file", where=path)
+        with _quiet():
+            runtime = require("executorch.runtime", EXTRA)
+            _use_one_thread()
         try:
             # The program is kept, because its methods do not keep it.
             with _quiet():
@@ -91,9 +92,10 @@ class ExecutorchModel:
 
 
 class ExecutorchFormat:
-    """`export.publish.Format` of ExecuTorch programs for XNNPACK."""
+    """`export.formats.Format` of ExecuTorch programs for XNNPACK."""
 
-    name = "executorch"
+    name, extra = "executorch", EXTRA
+    packages: tuple[str, ...] = ("executorch", "torchao")
     float_file, int8_file = FLOAT_FILE, INT8_FILE
     tolerance = WAVE_TOLERANCE
     batch_sizes: tuple[int, ...] = (1,)
@@ -109,16 +111,17 @@ class ExecutorchFormat:
         self.run = {"kdasr": f"kdasr transcribe --model {FLOAT_FILE} --stream FILE.wav"}
 
     def write_float(self, path: Path) -> None:
-        xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
         with _explained(self._module), _quiet(), _short_stack() as thread:
+            xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
             thread.submit(self._lower, self._module, [xnnpack.XnnpackPartitioner()], path).result()
 
     def write_int8(self, path: Path, float_path: Path) -> None:
         """Weights of linear layers in 8 bits, one scale for each output channel; activations are
         quantised as they come."""
-        xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
-        quantizers = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", EXTRA)
-        pt2e = require("torchao.quantization.pt2e.quantize_pt2e", EXTRA)
+        with _quiet():
+            xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
+            quantizers = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", EXTRA)
+            pt2e = require("torchao.quantization.pt2e.quantize_pt2e", EXTRA)
         settings = quantizers.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
         quantizer = quantizers.XNNPACKQuantizer()
         quantizer.set_module_type(torch.nn.Linear, settings)
@@ -141,35 +144,21 @@ class ExecutorchFormat:
         program = torch.export.export(module, self._module.example(1))
         facts = torch.frombuffer(bytearray(json.dumps(self.facts).encode()), dtype=torch.uint8)
         lowered = exir.to_edge_transform_and_lower(
-            program, partitioner=partitioners, constant_methods={_FACTS_METHOD: facts}
+            program,
+            partitioner=partitioners,
+            constant_methods={_FACTS_METHOD: facts},
+            # A tenth of the time; what comes out is run against torch anyway.
+            compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
         )
         path.write_bytes(lowered.to_executorch().buffer)
 
 
-def export_executorch(
-    student: StreamingModel,
-    units: Units,
-    out_dir: Path,
-    *,
-    weights_sha256: str = "",
-    name: str = "student",
-    int8: bool = True,
-    gate: Gate | None = None,
-    max_wer_rise: float = MAX_WER_RISE,
-) -> Export:
-    """Exports `student` to ExecuTorch; arguments and errors as `export.to_onnx.export_onnx`."""
-    require("executorch.exir", EXTRA)
-    check_units(student, units)
-    return publish(
-        ExecutorchFormat(student, units, weights_sha256),
-        student,
-        units,
-        out_dir,
-        name=name,
-        int8=int8,
-        gate=gate,
-        max_wer_rise=max_wer_rise,
-    )
+def _use_one_thread() -> None:
+    """What a device has to spare, as for the other engines. XNNPACK takes every core otherwise, and
+    the pool cannot be changed under a program that is loaded."""
+    pybindings = require("executorch.extension.pybindings.portable_lib", EXTRA)
+    if pybindings._threadpool_get_thread_count() != 1:
+        pybindings._unsafe_reset_threadpool(1)
 
 
 @contextlib.contextmanager

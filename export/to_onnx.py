@@ -16,12 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export import require
 from export.contract import build_metadata
 from export.graph import write_graph
 from export.packing import BATCH_AXIS, STATE_NAMES, PackedState, StateLayout
 from export.parity import BATCH_SIZES, TOLERANCE
-from export.publish import MAX_WER_RISE, Export, Gate, check_units, publish
 from export.quantise import quantise_dynamic
 from export.runtime import FLOAT_FILE, INT8_FILE, OnnxChunkModel
 from kdasr.features import NUM_MEL_BINS
@@ -30,9 +28,10 @@ from kdasr.text import Units
 
 
 class OnnxFormat:
-    """`export.publish.Format` of the `zipformer2_ctc` contract."""
+    """`export.formats.Format` of the `zipformer2_ctc` contract."""
 
-    name = "onnx"
+    name, extra = "onnx", "export"
+    packages: tuple[str, ...] = ("onnx", "onnxruntime")
     float_file, int8_file = FLOAT_FILE, INT8_FILE
     tolerance = TOLERANCE
     batch_sizes: tuple[int, ...] = BATCH_SIZES
@@ -82,46 +81,3 @@ class _ContractModule(nn.Module):
         packed = PackedState(*states)
         log_probs_btv, state = self.student.forward(x, self.layout.unpack(packed))
         return (log_probs_btv, *self.layout.pack(state, packed))
-
-
-def export_onnx(
-    student: StreamingModel,
-    units: Units,
-    out_dir: Path,
-    *,
-    weights_sha256: str = "",
-    name: str = "student",
-    int8: bool = True,
-    gate: Gate | None = None,
-    max_wer_rise: float = MAX_WER_RISE,
-) -> Export:
-    """Exports `student`, checks every file against it, and writes the folder.
-
-    Args:
-        student: a streaming student; it is put into evaluation mode.
-        units: its units.
-        out_dir: made if need be; files of an earlier export are replaced.
-        weights_sha256: hash of the weights it was loaded from, for the card.
-        name: what the card calls it.
-        int8: whether to write the int8 file too.
-        gate: a function from a `ChunkModel` to its WER in percent on development audio. With it,
-            an int8 file that is more than `max_wer_rise` points worse than float32 is refused.
-
-    Raises:
-        ExportError: the state does not fit the contract, parity is missed, or the gate is missed;
-            the message holds the figure. Files of an earlier export are then left as they were.
-        MissingDependencyError: onnx or onnxruntime is not installed.
-    """
-    require("onnx")
-    require("onnxruntime")
-    check_units(student, units)
-    return publish(
-        OnnxFormat(student, units, weights_sha256),
-        student,
-        units,
-        out_dir,
-        name=name,
-        int8=int8,
-        gate=gate,
-        max_wer_rise=max_wer_rise,
-    )

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export import require
 from export.contract import WAVE_FORMAT, own_metadata
 from export.graph import write_graph
 from export.packing import StateLayout
 from export.parity import BATCH_SIZES, WAVE_TOLERANCE
-from export.publish import MAX_WER_RISE, Export, Gate, check_units, publish
 from export.quantise import quantise_dynamic
 from export.runtime import WAVE_FLOAT_FILE, WAVE_INPUTS, WAVE_INT8_FILE, WAVE_OUTPUTS, OnnxWaveModel
 from export.wave import WaveStudent
@@ -22,9 +20,10 @@ from kdasr.text import Units
 
 
 class WaveOnnxFormat:
-    """`export.publish.Format` of the waveform-in graph."""
+    """`export.formats.Format` of the waveform-in graph."""
 
-    name = "wave-onnx"
+    name, extra = "wave-onnx", "export"
+    packages: tuple[str, ...] = ("onnx", "onnxruntime")
     float_file, int8_file = WAVE_FLOAT_FILE, WAVE_INT8_FILE
     tolerance = WAVE_TOLERANCE
     batch_sizes: tuple[int, ...] = BATCH_SIZES
@@ -58,30 +57,3 @@ class WaveOnnxFormat:
 
     def open(self, path: Path) -> OnnxWaveModel:
         return OnnxWaveModel(path)
-
-
-def export_wave_onnx(
-    student: StreamingModel,
-    units: Units,
-    out_dir: Path,
-    *,
-    weights_sha256: str = "",
-    name: str = "student",
-    int8: bool = True,
-    gate: Gate | None = None,
-    max_wer_rise: float = MAX_WER_RISE,
-) -> Export:
-    """Exports `student` to waveform-in ONNX; arguments and errors as `export.to_onnx.export_onnx`."""
-    require("onnx")
-    require("onnxruntime")
-    check_units(student, units)
-    return publish(
-        WaveOnnxFormat(student, units, weights_sha256),
-        student,
-        units,
-        out_dir,
-        name=name,
-        int8=int8,
-        gate=gate,
-        max_wer_rise=max_wer_rise,
-    )

@@ -60,7 +60,7 @@ class Recogniser:
         path: the file or folder it came from.
         units: its units.
         offline_model: the torch model for whole utterances, or None for an exported model.
-        chunk_model: the same chunk by chunk, or None for a full-context teacher.
+        chunk_model: the same chunk by chunk, or None for a model of full context.
     """
 
     path: Path
@@ -146,7 +146,8 @@ def open_recogniser(path: Path, num_threads: int = 1, chunk_ms: int | None = Non
 
     Args:
         num_threads: threads of ONNX Runtime; torch keeps its own setting.
-        chunk_ms: audio in a chunk; None for the model's own. An exported file has its size fixed.
+        chunk_ms: audio in a chunk; None for the model's own, 0 for full context, which cannot stream.
+            An exported file has its size fixed.
 
     Raises:
         ModelError: there is no model, or it cannot be used.
@@ -164,7 +165,8 @@ def open_recogniser(path: Path, num_threads: int = 1, chunk_ms: int | None = Non
             return Recogniser(path, loaded.units, loaded.model, None)
         if chunk_ms is not None:
             set_chunk_ms(loaded.model, chunk_ms)
-        return Recogniser(path, loaded.units, loaded.model, TorchChunkModel(loaded.model))
+        chunk_model = TorchChunkModel(loaded.model) if loaded.model.shift else None
+        return Recogniser(path, loaded.units, loaded.model, chunk_model)
     raise ModelError(
         "there is no model here",
         where=path,

@@ -15,34 +15,27 @@ made for small runtimes: every tensor is float32 with the batch first.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.packing import StateLayout
-from kdasr import features
-from kdasr.features import HOP_SAMPLES, LOG_MEL_FLOOR, WINDOW_SAMPLES
+from kdasr.features import HOP_SAMPLES, LOG_MEL_FLOOR, WINDOW_SAMPLES, mel_filters, spectrum
 from kdasr.interfaces import StreamingModel
 from kdasr.streaming.windows import EXTRA_SAMPLES
 
 _EPSILON = float(torch.finfo(torch.float32).eps)
 
 
-def folded_analysis() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def folded_analysis() -> tuple[Tensor, Tensor]:
     """The front end as two matrices: (2F, 400) from samples to the real and imaginary parts of F
     frequencies, and (80, F) from their powers to mel energies. Frequencies that no mel filter
     uses are left out."""
-    mel_filters_fm = features._MEL_FILTERS.double().numpy()
-    used = mel_filters_fm.any(axis=1)
+    mel_filters_fm = mel_filters().double()
+    used = mel_filters_fm.any(dim=1)
     # Each row of the identity is a window with one sample in it: the columns of the matrix.
-    windows = np.eye(WINDOW_SAMPLES)
-    windows -= windows.mean(axis=1, keepdims=True)
-    previous = np.concatenate([windows[:, :1], windows[:, :-1]], axis=1)
-    shaped = (windows - features._PREEMPHASIS * previous) * features._POVEY.double().numpy()
-    spectrum_nf = np.fft.rfft(shaped, n=features._FFT_SIZE)[:, used]
-    analysis = np.concatenate([spectrum_nf.real, spectrum_nf.imag], axis=1).T
-    return analysis.astype(np.float32), mel_filters_fm[used].T.astype(np.float32)
+    spectrum_wf = spectrum(torch.eye(WINDOW_SAMPLES, dtype=torch.float64))[:, used]
+    analysis = torch.cat([spectrum_wf.real, spectrum_wf.imag], dim=1).T
+    return analysis.float(), mel_filters_fm[used].T.float()
 
 
 class FoldedLogMel(nn.Module):
@@ -55,8 +48,8 @@ class FoldedLogMel(nn.Module):
         self.analysis = nn.Conv1d(1, len(analysis), WINDOW_SAMPLES, HOP_SAMPLES, bias=False)
         self.mel = nn.Conv1d(mel.shape[1], len(mel), 1, bias=False)
         with torch.no_grad():
-            self.analysis.weight.copy_(torch.from_numpy(analysis)[:, None])
-            self.mel.weight.copy_(torch.from_numpy(mel)[:, :, None])
+            self.analysis.weight.copy_(analysis[:, None])
+            self.mel.weight.copy_(mel[:, :, None])
 
     def forward(self, samples_bn: Tensor) -> Tensor:
         # The matrix ignores a constant; taking the mean away first spares float32 the cancelling.

@@ -19,7 +19,9 @@ class SpecAugment(nn.Module):
 
     Args:
         num_frequency_masks, max_frequency_bins: masks of up to so many mel bins.
-        num_time_masks, max_time_frames: masks of up to so many feature frames (10 ms).
+        num_time_masks, max_time_frames: masks of up to so many feature frames (10 ms) …
+        max_time_share: … and of no more than this share of the batch's frames each, so that short
+            utterances are not masked whole (arXiv 1912.05533).
         max_warp: bins are read at up to (1 +- max_warp) times their place; 0 for no warp.
         max_gain_nats: a constant of up to +- so much is added (loudness and its mel tilt).
     """
@@ -31,6 +33,7 @@ class SpecAugment(nn.Module):
         max_frequency_bins: int = 20,
         num_time_masks: int = 2,
         max_time_frames: int = 20,
+        max_time_share: float = 1.0,
         max_warp: float = 0.0,
         max_gain_nats: float = 0.0,
     ) -> None:
@@ -39,7 +42,7 @@ class SpecAugment(nn.Module):
         transforms = import_torchaudio().transforms
         self.masks = nn.Sequential(
             *[transforms.FrequencyMasking(max_frequency_bins, iid_masks=True)] * num_frequency_masks,
-            *[transforms.TimeMasking(max_time_frames, iid_masks=True)] * num_time_masks,
+            *[transforms.TimeMasking(max_time_frames, iid_masks=True, p=max_time_share)] * num_time_masks,
         )
         self.max_warp, self.max_gain_nats = max_warp, max_gain_nats
 

@@ -11,6 +11,9 @@ from typing import Any
 from export.commands import add_commands
 from kdasr.errors import ConfigError, KdasrError
 
+# What the processes that `torchrun` starts may do together.
+_FOR_ALL = ("run", "train", "label", "evaluate")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake gives one line on stderr and exit status 2."""
@@ -22,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f"unknown option --{next(iter(settings))}", fix=f"See kdasr {arguments.verb} --help."
             )
-        return int(arguments.run(arguments, settings) or 0)
+        return _run_by_all(arguments, settings)
     except KdasrError as error:
         print(f"kdasr: {error}", file=sys.stderr)
         return 2
@@ -59,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("train", "train the teacher or student of a recipe"),
         ("label", "write a teacher's soft labels for unlabelled shards"),
+        ("retokenise", "write what a teacher heard in a student's units"),
         ("evaluate", "measure the models of a recipe on its test shards"),
     ):
         sub = verb(name, _recipe, text, settings=True)
@@ -96,6 +100,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run_by_all(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Run the verb, in each of the processes that `torchrun` has started if it has."""
+    from kdasr.ranks import joined
+
+    with joined() as ranks:
+        if not ranks.alone and arguments.verb not in _FOR_ALL:
+            raise ConfigError(
+                f"kdasr {arguments.verb} is no work for several processes",
+                where="torchrun",
+                expected=", ".join(_FOR_ALL),
+            )
+        return int(arguments.run(arguments, settings) or 0)
+
+
 def _settings(rest: Sequence[str]) -> dict[str, Any]:
     """`--key value` and `--key=value` pairs; dashes in a key stand for underscores."""
     from kdasr.recipe import parse_value
@@ -117,9 +135,12 @@ def _settings(rest: Sequence[str]) -> dict[str, Any]:
 
 def _run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.pipeline import run_folder
+    from kdasr.ranks import ranks
     from kdasr.report import print_results, write_report
 
     work_dir = run_folder(arguments.folder, settings)
+    if not ranks().first:
+        return
     _transcribe_live(work_dir)
     print_results(work_dir)
     print(f"report: {write_report(work_dir)}")
@@ -160,9 +181,10 @@ def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 def _recipe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.pipeline import run_recipe
+    from kdasr.ranks import ranks
 
     result = run_recipe(arguments.recipe, settings, expected_stage=arguments.verb)
-    for name, value in result.items():
+    for name, value in result.items() if ranks().first else ():
         print(f"{name}\t{value}")
 
 

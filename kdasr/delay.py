@@ -7,6 +7,9 @@ fixed delay that fits one teacher starves the student of the next, so the delay 
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import torch
 
 from kdasr.decoding import Token, greedy
@@ -20,23 +23,44 @@ from kdasr.spikes import SpikeHistogram, spike_histogram
 _MIN_MATCHED = 100
 
 
-def measure_offsets(stream: Stream, reference: AcousticModel, *, max_batches: int = 12) -> SpikeHistogram:
+def measure_offsets(
+    stream: Stream, reference: AcousticModel, *, max_batches: int = 12, device: torch.device | str = "cpu"
+) -> SpikeHistogram:
     """Where the spikes of `reference` fall against those of the labels in `stream`.
 
     Args:
         stream: unlabelled audio with soft labels.
         reference: a streaming model of the student's kind that was trained on transcripts alone; it
             spikes where such a student does of its own accord.
-        max_batches: batches to look at.
+        max_batches: batches to look at, the first ones.
+        device: where the reference is.
     """
     pairs: list[tuple[list[Token], list[Token]]] = []
     for position in range(min(max_batches, len(stream.epoch_batches(0)))):
-        batch = stream.batch(position)
+        batch = stream.batch(position).to(device)
         assert batch.soft_labels is not None
         with torch.inference_mode():
             log_probs_btv, lengths_b = reference.offline(batch.features_btf, batch.feature_lengths_b)
         pairs += zip(teacher_tokens(batch.soft_labels), greedy(log_probs_btv, lengths_b), strict=True)
     return spike_histogram(pairs, float(FRAME_SHIFT_MS * reference.subsampling))
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetWatch:
+    """Where a student's spikes fall against its teacher's while it learns: a fact for the training log.
+
+    Attributes:
+        stream: unlabelled audio with soft labels.
+        max_batches: batches to look at, always the same.
+    """
+
+    stream: Stream
+    max_batches: int = 2
+
+    def __call__(self, model: AcousticModel, device: torch.device | str) -> dict[str, Any]:
+        """`{"spike_offsets": …}` with the fields of a `SpikeHistogram`."""
+        histogram = measure_offsets(self.stream, model, max_batches=self.max_batches, device=device)
+        return {"spike_offsets": asdict(histogram)}
 
 
 def teacher_tokens(labels: SoftLabelBatch) -> list[list[Token]]:

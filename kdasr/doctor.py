@@ -22,6 +22,8 @@ _PACKAGES = {
     "onnx": "export",
     "onnxruntime": "export",
     "matplotlib": "report",
+    "transformers": "hf",
+    "kaldi-native-fbank": "onnx-teacher",
     "ray": "ray",
     "sounddevice": "mic",
 }

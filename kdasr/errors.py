@@ -16,6 +16,7 @@
     ├── ModelError              a model folder cannot be loaded
     ├── TrainingError           training cannot go on
     │   └── NonFiniteLossError  the loss became NaN or infinite
+    ├── RankLostError           another process of the job has ended
     └── ExportError             an exported model does not agree with the original
 
 A message says what is wrong and where, what was expected, what came, and what to do.
@@ -116,6 +117,10 @@ class TrainingError(KdasrError):
 
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class RankLostError(KdasrError):
+    """Another process of the job has ended or cannot be reached."""
 
 
 class ExportError(KdasrError):

@@ -67,6 +67,20 @@ def log_mel(samples: Tensor | NDArray[np.float32]) -> Tensor:
     return _frames_to_log_mel(_mirrored(samples_n, -_LEFT_SAMPLES, _end_sample(frames)), frames)
 
 
+def spectrum(windows_nw: Tensor) -> Tensor:
+    """(N, 400) windows of samples to their (N, 257) complex spectra: DC removal, preemphasis, the
+    Povey window and the Fourier transform. It is linear, so its rows for the identity are a matrix
+    that does the same."""
+    windows = windows_nw - windows_nw.mean(1, keepdim=True)
+    previous = torch.cat([windows[:, :1], windows[:, :-1]], dim=1)
+    return torch.fft.rfft((windows - _PREEMPHASIS * previous) * _POVEY, n=_FFT_SIZE)
+
+
+def mel_filters() -> Tensor:
+    """(257, 80) float32 weights from powers of `spectrum` to mel energies."""
+    return _MEL_FILTERS.clone()
+
+
 class StreamingLogMel:
     """Log-mel of audio that arrives in pieces; equal to `log_mel` of the whole."""
 
@@ -112,8 +126,13 @@ def _end_sample(frames: int) -> int:
 def _mirrored(samples_n: Tensor, start: int, end: int) -> Tensor:
     """Samples [start, end), mirrored (edge sample repeated) where that leaves the signal."""
     size = len(samples_n)
-    if start >= 0 and end <= size:
+    before, after = max(-start, 0), max(end - size, 0)
+    if not before and not after:
         return samples_n[start:end]
+    if max(before, after) <= size:
+        # Copies in runs: to gather a whole utterance by index costs a third of its log-mel.
+        inside = samples_n[max(start, 0) : min(end, size)]
+        return torch.cat([samples_n[:before].flip(0), inside, samples_n[size - after :].flip(0)])
     index = torch.arange(start, end) % (2 * size)
     return samples_n[torch.minimum(index, 2 * size - 1 - index)]
 
@@ -124,10 +143,8 @@ def _frames_to_log_mel(samples_n: Tensor, frames: int) -> Tensor:
 
 
 def _block_log_mel(windows: Tensor) -> Tensor:
-    windows = windows - windows.mean(1, keepdim=True)
-    previous = torch.cat([windows[:, :1], windows[:, :-1]], dim=1)
-    spectrum = torch.fft.rfft((windows - _PREEMPHASIS * previous) * _POVEY, n=_FFT_SIZE)
-    power = spectrum.real.square() + spectrum.imag.square()
+    squares = torch.view_as_real(spectrum(windows)).square()
+    power = squares[..., 0] + squares[..., 1]
     return (power @ _MEL_FILTERS).clamp_min(torch.finfo(torch.float32).eps).log()
 
 
@@ -135,7 +152,7 @@ def _povey_window() -> Tensor:
     return torch.hann_window(WINDOW_SAMPLES, periodic=False, dtype=torch.float64).pow(0.85).float()
 
 
-def _mel_filters() -> Tensor:
+def _kaldi_mel_filters() -> Tensor:
     """(257, 80) triangles that are straight lines on the mel axis, as Kaldi makes them."""
 
     def mel(hz: Tensor | float) -> Tensor:
@@ -149,4 +166,4 @@ def _mel_filters() -> Tensor:
 
 
 _POVEY = _povey_window()
-_MEL_FILTERS = _mel_filters()
+_MEL_FILTERS = _kaldi_mel_filters()

@@ -6,7 +6,8 @@ u units of a transcript, k kept classes, v vocabulary. Lengths are integers, nev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -23,12 +24,14 @@ class Utterance:
         samples: (N,) float32 in [-1, 1] at `kdasr.audio.SAMPLE_RATE_HZ`, mono.
         text: normalised transcript, or None where there is none.
         speaker: who speaks, or None where unknown.
+        language: a tag such as `en` or `pt-BR` (BCP 47), or None where unknown.
     """
 
     key: str
     samples: NDArray[np.float32]
     text: str | None = None
     speaker: str | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,27 @@ class SoftLabelBatch(NamedTuple):
     tail_log_probs_bt: Tensor
     lengths_b: Tensor
 
-    def to(self, device: Any) -> SoftLabelBatch:
-        return SoftLabelBatch(*(tensor.to(device) for tensor in self))
+    def to(self, device: Any, *, non_blocking: bool = False) -> SoftLabelBatch:
+        return SoftLabelBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
+    def pin_memory(self) -> SoftLabelBatch:
+        return SoftLabelBatch(*(tensor.pin_memory() for tensor in self))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """What a model makes of a batch.
+
+    Attributes:
+        log_probs_btv: (B, T, V) log-probabilities.
+        lengths_b: (B,) int64 output frames.
+        layers_btd: what each of the model's `layers` gives, (B, T, D), at the rate of the output
+            frames; empty where a model has no layers to show.
+    """
+
+    log_probs_btv: Tensor
+    lengths_b: Tensor
+    layers_btd: tuple[Tensor, ...] = ()
 
 
 @dataclass(slots=True)
@@ -83,7 +105,12 @@ class Batch:
         feature_lengths_b: (B,) int64 feature frames (10 ms each).
         tokens_bu: (B, U) int64 transcript units padded with 0, or None on unlabelled audio.
         token_lengths_b: (B,) int64, or None.
-        soft_labels: the teacher's posteriors, or None on labelled audio.
+        soft_labels: the teacher's stored posteriors, or None where there are none.
+        teacher_features_btf: what an online teacher hears where the student hears the same audio
+            spoilt, shaped as `features_btf`; None where both hear the same.
+        teachers: in training, what each online teacher makes of the batch; it runs when it is asked.
+        views: in training, what the student makes of the batch augmented anew, numbered from 0; made
+            when asked for.
     """
 
     keys: list[str]
@@ -92,13 +119,38 @@ class Batch:
     tokens_bu: Tensor | None = None
     token_lengths_b: Tensor | None = None
     soft_labels: SoftLabelBatch | None = None
+    teacher_features_btf: Tensor | None = None
+    teachers: Mapping[str, ModelOutput] = field(default_factory=dict)
+    views: Mapping[int, ModelOutput] = field(default_factory=dict)
 
-    def to(self, device: Any) -> Self:
-        for name in ("features_btf", "feature_lengths_b", "tokens_bu", "token_lengths_b", "soft_labels"):
+    def to(self, device: Any, *, non_blocking: bool = False) -> Self:
+        """Move everything; `non_blocking` is for a move to an accelerator, which may then overlap."""
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Put everything where a GPU can fetch it by itself; what a DataLoader calls."""
+        return self._each(lambda value: value.pin_memory())
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
+        for name in _ON_DEVICE:
             value = getattr(self, name)
             if value is not None:
-                setattr(self, name, value.to(device))
+                setattr(self, name, change(value))
         return self
+
+
+_ON_DEVICE = (
+    "features_btf",
+    "feature_lengths_b",
+    "tokens_bu",
+    "token_lengths_b",
+    "soft_labels",
+    "teacher_features_btf",
+)
+
+# What the student makes of a batch, and the batch, in; one scalar out. A loss that learns is an
+# nn.Module with the same call.
+Loss = Callable[[ModelOutput, Batch], Tensor]
 
 
 @runtime_checkable
@@ -127,6 +179,69 @@ class TrainableModel(AcousticModel, Protocol):
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
         """Mean and standard deviation (80,) of each mel bin over the training audio."""
+        ...
+
+
+class BatchSource(Protocol):
+    """An endless source of batches, which the position decides.
+
+    Attributes:
+        items: the utterances that are used.
+        left_out: names of those that are not, and why.
+    """
+
+    @property
+    def items(self) -> Sequence[Any]: ...
+
+    @property
+    def left_out(self) -> Mapping[str, str]: ...
+
+    def batch(self, position: int) -> Batch:
+        """The `position`-th batch since the beginning of training."""
+        ...
+
+    def next_utterance(self, position: int) -> dict[str, Any]:
+        """Where the source stands before its `position`-th batch, for people and for checks."""
+        ...
+
+    def fingerprint(self) -> list[Any]:
+        """What decides the batches."""
+        ...
+
+
+class OnlineTeacher(Protocol):
+    """A model that runs beside the student. One that changes while it trains is an nn.Module: its
+    state goes into the checkpoints, and its parameters are optimised where they require gradients.
+
+    Attributes:
+        config: what decides what it teaches; part of the fingerprint of a training.
+    """
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+    def attach(
+        self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Called once before the first step.
+
+        Args:
+            student: whom to teach; its weights are the first ones.
+            units_hash: of the student's units.
+            statistics: for `set_statistics` of a model that is trained along; None in a resumed run,
+                where the state of everything is loaded after this call.
+
+        Raises:
+            LabelMismatchError: it cannot teach this student.
+        """
+        ...
+
+    def __call__(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
+        """What it makes of a batch; `student_features_btf` is what the student hears of it."""
+        ...
+
+    def after_step(self, student: TrainableModel) -> None:
+        """Called after each step of the optimiser."""
         ...
 
 

@@ -82,9 +82,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
         half = width // num_heads // 2
-        self.register_buffer(
-            "inverse_wavelengths", 1.0 / 1_000.0 ** (torch.arange(half) / half), persistent=False
-        )
+        self.register_buffer("inverse_wavelengths", inverse_wavelengths(half), persistent=False)
 
     def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, T, D), before rotation."""
@@ -96,18 +94,39 @@ class Attention(nn.Module):
         may be seen. Returns (B, Q, D)."""
         first_query = key_bkd.shape[1] - query_bqd.shape[1]
         query, key = self._rotate(query_bqd, first_query), self._rotate(key_bkd, 0)
-        mixed = functional.scaled_dot_product_attention(query, key, self._heads(value_bkd), attn_mask=mask)
+        mixed = _attention(query, key, self._heads(value_bkd), mask)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
     def _heads(self, x_btd: Tensor) -> Tensor:
         return x_btd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _rotate(self, x_btd: Tensor, first_position: int) -> Tensor:
-        position = torch.arange(first_position, first_position + x_btd.shape[1], device=x_btd.device)
-        angle = position[:, None] * self.inverse_wavelengths
-        cosine, sine = angle.cos().to(x_btd.dtype), angle.sin().to(x_btd.dtype)
-        left, right = self._heads(x_btd).chunk(2, dim=-1)
-        return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)
+        return rotate(self._heads(x_btd), first_position, self.inverse_wavelengths)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # In bf16 on a CPU, the backward pass of this alone takes longer than the rest of a layer.
+        with torch.autocast("cpu", enabled=False):
+            return functional.scaled_dot_product_attention(
+                query.float(), key.float(), value.float(), attn_mask=mask
+            )
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def rotate(x_bhtd: Tensor, first_position: int, inverse_wavelengths: Tensor) -> Tensor:
+    """Queries or keys (B, heads, T, d) turned by their positions, of which the first is given; d is
+    twice the number of wavelengths."""
+    position = torch.arange(first_position, first_position + x_bhtd.shape[2], device=x_bhtd.device)
+    angle = position[:, None] * inverse_wavelengths
+    cosine, sine = angle.cos().to(x_bhtd.dtype), angle.sin().to(x_bhtd.dtype)
+    left, right = x_bhtd.chunk(2, dim=-1)
+    return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)
+
+
+def inverse_wavelengths(count: int) -> Tensor:
+    """(count,) radians for each frame, from one down to almost a thousandth."""
+    return 1.0 / 1_000.0 ** (torch.arange(count) / count)
 
 
 class Convolution(nn.Module):

@@ -7,8 +7,8 @@ position in the data is one number, resuming needs nothing else, and workers can
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,24 +18,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from kdasr.audio import resample
+from kdasr.batches import FeatureCache, change_speed, collate, cut_epoch
+from kdasr.contract import Contract, StudentSide, label_symbols
 from kdasr.errors import ConfigError, ShardError
-from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, LOG_MEL_FLOOR, log_mel, num_frames
+from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, log_mel, num_frames
 from kdasr.interfaces import Batch, SoftLabels, Utterance
-from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_utterance
-from kdasr.soft_labels import LabelFolder, LabelShard, pad_soft_labels
+from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
+from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.text import Units
-
-# Lengths are taken this much longer or shorter when an epoch is sorted, so that batches differ
-# between epochs; it is also about what padding costs.
-_LENGTH_NOISE = 0.05
 
 
 class Item(NamedTuple):
     shard: Shard
     entry: ShardEntry
+
+
+class Joined(NamedTuple):
+    """The soft labels of one audio shard, and how they become those of the student."""
+
+    labels: LabelShard
+    contract: Contract | None
 
 
 @dataclass(slots=True)
@@ -47,38 +50,63 @@ class Stream:
         batch_seconds: audio in a batch, padding included.
         seed: decides the batches and their order.
         units: turns transcripts into tokens; None for unlabelled audio.
-        labels: soft labels for the audio; None for labelled audio.
+        labels: soft labels for the audio, a folder of them for each of `folders`; none for labelled
+            audio.
+        student: whom the labels must fit (see `kdasr.contract`), which is checked at once for every
+            utterance; None to give them as they are.
         speeds: speed perturbation: each reading of an utterance picks one of these factors.
         max_utterances: use only so many utterances (the first of a seeded shuffle); None for all.
-        exclude_longer_s: utterances longer than this are left out (and counted in `left_out`).
+        exclude_longer_s: utterances longer than this are left out.
+        spoil: (N,) samples and random numbers to as many samples: what the student hears instead, while
+            `teacher_features_btf` stay clean.
+        mix: a batch and random numbers to a batch with other features; without soft labels only.
         cache_bytes: memory for features that were computed already; small corpora fit whole.
+
+    Attributes:
+        left_out: "FOLDER/KEY" of each utterance that is not used, and why.
     """
 
     folders: Sequence[Path]
     batch_seconds: float
     seed: int
     units: Units | None = None
-    labels: LabelFolder | None = None
+    labels: Sequence[LabelFolder] = ()
+    student: StudentSide | None = None
     speeds: tuple[float, ...] = (1.0,)
     max_utterances: int | None = None
     exclude_longer_s: float = 40.0
     cache_bytes: int = 0
+    spoil: Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]] | None = None
+    mix: Callable[[Batch, torch.Generator], Batch] | None = None
     items: list[Item] = field(init=False)
     left_out: dict[str, str] = field(init=False, default_factory=dict)
     _cache: FeatureCache = field(init=False)
     _frames: NDArray[np.int64] = field(init=False)
     _epochs: dict[int, list[list[int]]] = field(init=False, default_factory=dict)
     _batches_per_epoch: int = field(init=False, default=0)
-    _label_shards: dict[Path, LabelShard] = field(init=False, default_factory=dict)
+    _joined: dict[Path, Joined] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.labels is not None and self.speeds != (1.0,):
+        if self.labels and len(self.labels) != len(self.folders):
+            raise ConfigError(
+                "unlabelled audio and its soft labels go in pairs",
+                where="unlabelled, labels",
+                expected="a folder of labels for each folder of audio, or none at all",
+                got=f"{len(self.folders)} of audio and {len(self.labels)} of labels",
+            )
+        if self.labels and self.speeds != (1.0,):
             raise ConfigError(
                 "speed perturbation would part the audio from its soft labels",
                 where="speeds",
                 expected=[1.0],
                 got=list(self.speeds),
                 fix="Perturb the audio when it is prepared, before it is labelled.",
+            )
+        if self.mix is not None and (self.labels or self.units is not None):
+            raise ConfigError(
+                "what is mixed is no longer what was labelled or transcribed",
+                where="mix",
+                expected="unlabelled audio without soft labels, and an online teacher",
             )
         self.items = list(self._usable_items())
         if self.max_utterances is not None:
@@ -99,20 +127,42 @@ class Stream:
     def fingerprint(self) -> list[Any]:
         """What decides the batches: the audio, the labels and the settings."""
         shards = {item.shard.path: item.shard.sha256 for item in self.items}
-        labels = [self._label_shards[path].header.config_hash for path in self._label_shards]
+        labels = [joined.labels.header.config_hash for joined in self._joined.values()]
         settings = [self.batch_seconds, self.seed, self.speeds, self.max_utterances, self.exclude_longer_s]
-        return [sorted(shards.values()), labels, settings, len(self.items)]
+        unit_map = self.student.unit_map if self.student is not None else None
+        changes = [
+            [type(by).__qualname__, getattr(by, "config", None)] for by in (self.spoil, self.mix) if by
+        ]
+        optional = [item for item in (unit_map, changes) if item]
+        return [sorted(shards.values()), labels, settings, len(self.items), *optional]
 
     def batch(self, position: int) -> Batch:
         """The `position`-th batch since the beginning of training."""
         epoch, index = self.locate(position)
         return self._load(epoch, self.epoch_batches(epoch)[index])
 
+    @property
+    def labels_have_times(self) -> bool:
+        """Whether the labels are posteriors frame by frame, not mere transcripts."""
+        contracts = [joined.contract for joined in self._joined.values()]
+        return all(one is None or one.teacher_per_student is not None for one in contracts)
+
+    def median_frames(self) -> int | None:
+        """Output frames of the student in half of the utterances or fewer; None without a student."""
+        return None if self.student is None else self.student.frames(int(np.median(self._frames)))
+
     def locate(self, position: int) -> tuple[int, int]:
         """Epoch and index within it of the `position`-th batch. All epochs have as many batches."""
         if self._batches_per_epoch == 0:
             self._batches_per_epoch = len(self.epoch_batches(0))
         return divmod(position, self._batches_per_epoch)
+
+    def next_utterance(self, position: int) -> dict[str, Any]:
+        """Where the stream stands before its `position`-th batch: what that batch begins with."""
+        epoch, index = self.locate(position)
+        first = self.items[self.epoch_batches(epoch)[index][0]]
+        place = {"next_shard": first.shard.path.name, "next_key": first.entry.key}
+        return {"epoch": epoch, "batch_in_epoch": index, **place}
 
     def epoch_batches(self, epoch: int) -> list[list[int]]:
         """Item numbers of each batch of an epoch; every item is in exactly one batch."""
@@ -122,41 +172,69 @@ class Stream:
         return self._epochs[epoch]
 
     def _usable_items(self) -> Iterator[Item]:
-        for folder in self.folders:
+        for folder, labels in itertools.zip_longest(self.folders, self.labels):
             for path in list_shards(folder):
                 shard = open_shard(path)
-                labels = self._labels_of(shard)
+                joined = self._join(shard, labels) if labels is not None else None
                 for entry in shard.entries:
-                    if reason := self._unusable(entry, labels):
-                        self.left_out[entry.key] = reason
-                    else:
-                        yield Item(shard, entry)
+                    if reason := self._unusable(entry, joined):
+                        self.left_out[f"{Path(folder).name}/{entry.key}"] = reason
+                        continue
+                    if joined is not None:
+                        self._check_length(entry, joined)
+                    yield Item(shard, entry)
 
-    def _unusable(self, entry: ShardEntry, labels: LabelShard | None) -> str | None:
-        if labels is not None and entry.key not in labels:
+    def _unusable(self, entry: ShardEntry, joined: Joined | None) -> str | None:
+        if joined is not None and entry.key not in joined.labels:
             return "the teacher gave it no labels"
         if (seconds := entry.num_samples * FRAME_SHIFT_MS / HOP_SAMPLES / 1000) > self.exclude_longer_s:
             return f"{seconds:.1f} s are longer than {self.exclude_longer_s} s"
         return None
 
-    def _labels_of(self, shard: Shard) -> LabelShard | None:
-        if self.labels is None:
-            return None
-        if shard.path not in self._label_shards:
-            self._label_shards[shard.path] = self.labels.shard_for(shard.path, shard.sha256)
-        return self._label_shards[shard.path]
+    def _check_length(self, entry: ShardEntry, joined: Joined) -> None:
+        if self.student is not None and joined.contract is not None:
+            frames = self.student.frames(num_frames(entry.num_samples))
+            joined.contract.check_length(joined.labels.num_frames(entry.key), frames, entry.key)
+
+    def _join(self, shard: Shard, folder: LabelFolder) -> Joined:
+        labels, contract = folder.shard_for(shard.path, shard.sha256), None
+        if self.student is not None:
+            contract = self.student.contract(labels.header, label_symbols(folder.folder), str(folder.folder))
+        self._joined[shard.path] = Joined(labels, contract)
+        return self._joined[shard.path]
 
     def _soft_labels(self, item: Item) -> SoftLabels:
-        labels = self._labels_of(item.shard)
-        assert labels is not None
-        return labels.read(item.entry.key)
+        joined = self._joined[item.shard.path]
+        labels = joined.labels.read(item.entry.key)
+        if self.student is None or joined.contract is None:
+            return labels
+        return joined.contract.apply(labels, self.student.frames(num_frames(item.entry.num_samples)))
 
     def _load(self, epoch: int, indices: Sequence[int]) -> Batch:
         items = [self.items[i] for i in indices]
         loaded = [self._features_and_text(item, self._speed(item, epoch)) for item in items]
-        soft = [self._soft_labels(item) for item in items] if self.labels is not None else None
+        soft = [self._soft_labels(item) for item in items] if self.labels else None
         texts = [text for _, text in loaded] if self.units is not None else None
-        return collate([item.entry.key for item in items], [f for f, _ in loaded], self.units, texts, soft)
+        keys, clean = [item.entry.key for item in items], [features for features, _ in loaded]
+        if self.spoil is not None:
+            spoilt = [self._spoilt(item, epoch) for item in items]
+            batch = collate(keys, spoilt, self.units, texts, soft)
+            batch.teacher_features_btf = collate(keys, clean).features_btf
+            return batch
+        batch = collate(keys, clean, self.units, texts, soft)
+        random = torch.Generator().manual_seed(self._draw(epoch, keys[0]))
+        return batch if self.mix is None else self.mix(batch, random)
+
+    def _spoilt(self, item: Item, epoch: int) -> Tensor:
+        """(T, 80) what the student hears in place of an utterance, another thing in every epoch."""
+        assert self.spoil is not None
+        samples = change_speed(read_utterance(item.shard, item.entry).samples, self._speed(item, epoch))
+        rng = np.random.default_rng(self._draw(epoch, f"{item.entry.key}/spoil"))
+        return log_mel(self.spoil(samples, rng))
+
+    def _draw(self, epoch: int, name: str) -> int:
+        """A number that the seed, the epoch and a name decide."""
+        return int.from_bytes(hashlib.blake2b(f"{self.seed}/{epoch}/{name}".encode(), digest_size=7).digest())
 
     def _speed(self, item: Item, epoch: int) -> float:
         if len(self.speeds) == 1:
@@ -180,99 +258,10 @@ class Stream:
         return self._cache.get((item.shard.path, item.entry.key, speed), compute)
 
 
-class FeatureCache:
-    """Features kept in memory until `max_bytes` are used; the longest unused go first."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self._bytes = max_bytes, 0
-        self._kept: OrderedDict[tuple[Path, str, float], tuple[Tensor, str | None]] = OrderedDict()
-
-    def get(
-        self, name: tuple[Path, str, float], compute: Callable[[], tuple[Tensor, str | None]]
-    ) -> tuple[Tensor, str | None]:
-        if name in self._kept:
-            self._kept.move_to_end(name)
-            return self._kept[name]
-        value = compute()
-        if value[0].nbytes <= self.max_bytes:
-            self._kept[name] = value
-            self._bytes += value[0].nbytes
-        while self._bytes > self.max_bytes:
-            _, (dropped, _text) = self._kept.popitem(last=False)
-            self._bytes -= dropped.nbytes
-        return value
-
-
-class ScheduledBatches(Dataset[Batch]):
-    """Steps of training: step n is the next batch of the stream that the pattern names.
-
-    Args:
-        streams: batches by name, e.g. "labelled" and "unlabelled".
-        pattern: blocks of (name, number of batches), repeated for ever: the million-hour system's
-            interleaving of soft-target and labelled training (arXiv 1904.01624, section 3).
-    """
-
-    def __init__(self, streams: dict[str, Stream], pattern: Sequence[tuple[str, int]]) -> None:
-        known = ", ".join(sorted(streams))
-        for name, count in pattern:
-            if name not in streams or count < 1:
-                raise ConfigError(
-                    "the schedule cannot be followed",
-                    where=f"schedule entry [{name}, {count}]",
-                    expected=f"one of {known} and a positive number of batches",
-                )
-        if not pattern:
-            raise ConfigError("the schedule is empty", expected=f"[[name, batches], …] of {known}")
-        self.streams = streams
-        self._cycle = [name for name, count in pattern for _ in range(count)]
-
-    def place(self, step: int) -> tuple[str, int]:
-        """Which stream step `step` (from 0) reads, and which of its batches."""
-        cycles, index = divmod(step, len(self._cycle))
-        name = self._cycle[index]
-        return name, cycles * self._cycle.count(name) + self._cycle[:index].count(name)
-
-    def __getitem__(self, step: int) -> Batch:
-        name, position = self.place(step)
-        return self.streams[name].batch(position)
-
-
-def collate(
-    keys: list[str],
-    features: list[Tensor],
-    units: Units | None = None,
-    texts: Sequence[str | None] | None = None,
-    soft_labels: list[SoftLabels] | None = None,
-) -> Batch:
-    """Utterances' features (each (T, 80)) and targets, padded to one batch."""
-    lengths = torch.tensor([len(feature) for feature in features])
-    padded = torch.full((len(features), int(lengths.max()), features[0].shape[1]), LOG_MEL_FLOOR)
-    for row, feature in zip(padded, features, strict=True):
-        row[: len(feature)] = feature
-    batch = Batch(keys, padded, lengths)
-    if units is not None and texts is not None:
-        tokens = [units.encode(text or "") for text in texts]
-        batch.token_lengths_b = torch.tensor([len(ids) for ids in tokens])
-        longest = max(1, int(batch.token_lengths_b.max()))
-        batch.tokens_bu = torch.zeros(len(tokens), longest, dtype=torch.int64)
-        for token_row, ids in zip(batch.tokens_bu, tokens, strict=True):
-            token_row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
-    if soft_labels is not None:
-        batch.soft_labels = pad_soft_labels(soft_labels)
-    return batch
-
-
-def change_speed(samples: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
-    """(N,) samples played `factor` times as fast, pitch and all (Ko et al. 2015)."""
-    if factor == 1.0:
-        return samples
-    return resample(samples, round(16_000 * factor), 16_000)
-
-
 def texts_of(folders: Sequence[Path]) -> list[str]:
-    """The transcripts in folders of labelled shards, in order."""
-    utterances = (_read(item) for folder in folders for item in _entries(folder))
-    return [utterance.text for utterance in utterances if utterance.text is not None]
+    """The transcripts in folders of labelled shards, in order; no audio is read."""
+    texts = (text for folder in folders for path in list_shards(folder) for text in read_texts(path))
+    return [text for text in texts if text is not None]
 
 
 def feature_statistics(stream: Stream, max_utterances: int = 500) -> tuple[Tensor, Tensor]:
@@ -288,33 +277,5 @@ def feature_statistics(stream: Stream, max_utterances: int = 500) -> tuple[Tenso
     return mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().float()
 
 
-def _entries(folder: Path) -> Iterator[Item]:
-    for path in list_shards(folder):
-        shard = open_shard(path)
-        yield from (Item(shard, entry) for entry in shard.entries)
-
-
 def _read(item: Item) -> Utterance:
     return read_utterance(item.shard, item.entry)
-
-
-def cut_epoch(frames: NDArray[np.int64], batch_frames: int, seed: int, epoch: int) -> list[list[int]]:
-    """Numbers of the utterances in each batch of an epoch.
-
-    Utterances are sorted by length, with a little seeded noise so that batches differ between
-    epochs, and cut into batches, which are then shuffled. The cuts depend on the sorted lengths
-    alone, so that every epoch has as many batches.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = np.argsort(frames, kind="stable")
-    sizes: list[int] = []
-    size = 0
-    for length in frames[order].tolist():
-        if size and (size + 1) * length > batch_frames:
-            sizes.append(size)
-            size = 0
-        size += 1
-    sizes.append(size)
-    order = np.argsort(frames * rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, len(frames)), kind="stable")
-    batches = np.split(order, np.cumsum(sizes)[:-1])
-    return [batches[i].tolist() for i in rng.permutation(len(batches))]

@@ -1,35 +1,41 @@
-"""Every loss: log-probs of a batch in, one scalar out (nats for each output frame).
+"""The basic losses: what the student makes of a batch in, one scalar out (nats for each output frame).
 
-A loss is called as `loss(log_probs_btv, lengths_b, batch)`; a recipe names it and its weight under
-`labelled_losses:` or `unlabelled_losses:`. Nothing here has state or learns.
+A loss is called as `loss(output, batch)`; a recipe names it and its weight under `labelled_losses:` or
+`unlabelled_losses:`. Nothing here has state or learns; `kdasr.methods` holds all other losses.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kdasr.errors import ConfigError, LabelMismatchError
-from kdasr.interfaces import Batch, SoftLabelBatch
+from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch
 
 BlankPolicy = Literal["all", "eliminate", "symmetric", "downweight"]
 BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "downweight")
+_Loss = TypeVar("_Loss", bound=Loss)
 # Stands for log 0 where -inf would make NaN gradients.
 _LOG_ZERO = -1e30
 
 
-def ctc(log_probs_btv: Tensor, lengths_b: Tensor, batch: Batch) -> Tensor:
+def without_times(loss: _Loss) -> _Loss:
+    """Mark a loss that can learn from labels without times: mere transcripts, whose frames mean nothing."""
+    loss.needs_times = False  # type: ignore[attr-defined]
+    return loss
+
+
+def ctc(output: ModelOutput, batch: Batch) -> Tensor:
     """Connectionist temporal classification (Graves et al. 2006, eq. 8) against the transcripts.
 
     An utterance that is too short for its transcript has an infinite loss and counts as 0.
 
     Args:
-        log_probs_btv: (B, T, V).
-        lengths_b: (B,) output frames.
+        output: of the student.
         batch: with `tokens_bu` and `token_lengths_b`.
 
     Returns:
@@ -37,17 +43,18 @@ def ctc(log_probs_btv: Tensor, lengths_b: Tensor, batch: Batch) -> Tensor:
     """
     assert batch.tokens_bu is not None and batch.token_lengths_b is not None
     loss = functional.ctc_loss(
-        log_probs_btv.transpose(0, 1).float(),
+        output.log_probs_btv.transpose(0, 1).float(),
         batch.tokens_bu,
-        lengths_b,
+        output.lengths_b,
         batch.token_lengths_b,
         reduction="sum",
         zero_infinity=True,
     )
-    return loss / lengths_b.sum()
+    return loss / output.lengths_b.sum()
 
 
-def best_path_ctc(log_probs_btv: Tensor, lengths_b: Tensor, batch: Batch) -> Tensor:
+@without_times
+def best_path_ctc(output: ModelOutput, batch: Batch) -> Tensor:
     """CTC against what the teacher heard: its best path, collapsed (sequence-level distillation with
     one hypothesis, Kim & Rush 2016, section 3.2; pseudo-labels).
 
@@ -55,8 +62,7 @@ def best_path_ctc(log_probs_btv: Tensor, lengths_b: Tensor, batch: Batch) -> Ten
     nothing of the teacher's doubt, which that does: the two go together.
 
     Args:
-        log_probs_btv: (B, T, V).
-        lengths_b: (B,) output frames.
+        output: of the student.
         batch: with `soft_labels`.
 
     Returns:
@@ -70,16 +76,16 @@ def best_path_ctc(log_probs_btv: Tensor, lengths_b: Tensor, batch: Batch) -> Ten
     position_t = torch.arange(units_bt.shape[1], device=units_bt.device)
     spikes_bt = (units_bt != 0) & (units_bt != previous_bt) & (position_t < labels.lengths_b[:, None])
     counts_b = spikes_bt.sum(1)
-    tokens_bu = units_bt.new_zeros(len(counts_b), max(1, int(counts_b.max())))
-    rows, frames = spikes_bt.nonzero(as_tuple=True)
-    tokens_bu[rows, spikes_bt.cumsum(1)[rows, frames] - 1] = units_bt[rows, frames]
-    targets = replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b)
-    return ctc(log_probs_btv, lengths_b, targets)
+    # As wide as there are frames, and one for what is no spike: to count them, a GPU is waited for.
+    frames = units_bt.shape[1]
+    place_bt = torch.where(spikes_bt, spikes_bt.cumsum(1) - 1, frames)
+    tokens_bu = units_bt.new_zeros(len(counts_b), frames + 1).scatter_(1, place_bt, units_bt)
+    targets = replace(batch, tokens_bu=tokens_bu[:, :frames], token_lengths_b=counts_b)
+    return ctc(output, targets)
 
 
 def soft_cross_entropy(
-    log_probs_btv: Tensor,
-    lengths_b: Tensor,
+    output: ModelOutput,
     batch: Batch,
     *,
     delay_frames: int = 0,
@@ -98,8 +104,7 @@ def soft_cross_entropy(
     targets). The student's first `delay_frames` frames and the teacher's last ones have no partner.
 
     Args:
-        log_probs_btv: (B, T, V) of the student.
-        lengths_b: (B,) output frames of the student.
+        output: of the student.
         batch: with `soft_labels`.
         delay_frames: student frames that the student may lag behind the teacher.
         blank_policy: which teacher frames count: "all"; "eliminate" those whose best class is
@@ -121,7 +126,8 @@ def soft_cross_entropy(
             expected=f"delay_frames >= 0 and a blank_policy of {', '.join(BLANK_POLICIES)}",
             got=f"delay_frames {delay_frames}, blank_policy {blank_policy!r}",
         )
-    _check_lengths(lengths_b, labels.lengths_b, batch.keys)
+    log_probs_btv, lengths_b = output.log_probs_btv, output.lengths_b
+    check_frames(lengths_b, labels.lengths_b, batch.keys)
     frames = log_probs_btv.shape[1] - delay_frames
     if frames <= 0:
         return log_probs_btv.sum() * 0.0
@@ -170,7 +176,14 @@ def frame_weights(
     return weights_bt
 
 
-def _check_lengths(student_b: Tensor, teacher_b: Tensor, keys: list[str]) -> None:
+def check_frames(student_b: Tensor, teacher_b: Tensor, keys: list[str]) -> None:
+    """Raise LabelMismatchError, with the key, where (B,) frames of student and teacher differ.
+
+    On the CPU only: a GPU would have to be waited for, and whoever joins labels to audio
+    (`kdasr.contract`) has made sure of it.
+    """
+    if student_b.device.type != "cpu":
+        return
     for key, student, teacher in zip(keys, student_b.tolist(), teacher_b.tolist(), strict=True):
         if student != teacher:
             raise LabelMismatchError(

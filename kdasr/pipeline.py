@@ -1,13 +1,14 @@
 """A folder of recipes in, every stage run in order; a second call redoes nothing.
 
 A stage is done when its marker in WORK_DIR/.done holds the hash of what it depends on: its resolved
-recipe and the markers of the stages before it. Delete a marker to run a stage again.
+recipe, but for its comments, and the markers of the stages before it. Delete a marker to run a stage again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 import os
 import time
@@ -16,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from ruamel.yaml import YAML
 
 from kdasr import stages
 from kdasr.errors import ConfigError
+from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, run_stages, stage_arguments
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "prepare": stages.prepare,
     "train": stages.train,
     "label": stages.label,
+    "retokenise": stages.retokenise,
     "export": stages.export,
     "evaluate": stages.evaluate,
 }
@@ -35,6 +39,9 @@ def run_recipe(
     path: Path, settings: Mapping[str, Any], *, expected_stage: str | None = None
 ) -> dict[str, Any]:
     """Run one recipe, whether or not it has been run before (its verb may still find it done).
+
+    Where `torchrun` has started several processes, they train and label together; for what else there
+    is to do they wait for the first of them.
 
     Raises:
         ConfigError: the recipe cannot be read, or is of another stage than `expected_stage`.
@@ -52,7 +59,7 @@ def load_arguments(path: Path, settings: Mapping[str, Any], *, expected_stage: s
 
 
 def _load(path: Path, settings: Mapping[str, Any], expected_stage: str | None) -> Recipe:
-    recipe = load_recipe(path, settings)
+    recipe = load_recipe(path, settings, taken_keys())
     if expected_stage is not None and recipe.stage != expected_stage:
         raise ConfigError(
             "this is a recipe of another stage",
@@ -65,29 +72,53 @@ def _load(path: Path, settings: Mapping[str, Any], expected_stage: str | None) -
 
 
 def run_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
-    """Run every stage of the recipes in `folder` that is not done yet; the work folder."""
-    listed = run_stages(Path(folder), settings)
-    recipes = [(stage, load_recipe(stage.path, stage.settings)) for stage in listed]
+    """Run every stage of the recipes in `folder` that is not done yet; the work folder.
+
+    Processes that `torchrun` has started go through it together, as in `run_recipe`.
+    """
+    listed = run_stages(Path(folder), settings, taken_keys())
+    recipes = [(stage, load_recipe(stage.path, stage.settings, taken_keys())) for stage in listed]
     for _, recipe in recipes:
         check_recipe(recipe)
     work_dir = _work_dir(recipes)
     inputs = ""
+    _console.quiet = not ranks().first
     for stage, recipe in recipes:
-        inputs = hashlib.sha256(f"{inputs}\n{recipe.text}".encode()).hexdigest()
+        inputs = hashlib.sha256(f"{inputs}\n{_without_comments(recipe.text)}".encode()).hexdigest()
         marker = work_dir / ".done" / f"{stage.name}.json"
-        if _is_done(marker, inputs):
+        # The first process decides: another might look when the marker has just been written.
+        if ranks().from_first(_is_done(marker, inputs)):
             _console.print(f"[dim]{stage.name}: done before[/dim]")
             continue
         _console.rule(stage.name, align="left")
         started = time.time()
         result = _call(recipe)
-        _mark_done(marker, inputs, result, time.time() - started)
+        if ranks().first:
+            _mark_done(marker, inputs, result, time.time() - started)
     return work_dir
 
 
 def _call(recipe: Recipe) -> dict[str, Any]:
     arguments = check_recipe(recipe)
-    return VERBS[recipe.stage](**arguments)
+    job, result = ranks(), {}
+    if job.first or recipe.stage == "train" or (recipe.stage == "label" and _is_for_all(arguments)):
+        result = VERBS[recipe.stage](**arguments)
+    return job.from_first(result)
+
+
+def _is_for_all(label_arguments: Mapping[str, Any]) -> bool:
+    """Whether the processes of a job share the labelling: it has no other workers of its own."""
+    return label_arguments.get("engine", "inline") == "inline" and label_arguments.get("num_shards", 1) == 1
+
+
+def taken_keys() -> dict[str, list[str]]:
+    """For each stage, the keys that its verb takes; of `prepare`, those that every corpus has."""
+    named = inspect.Parameter.KEYWORD_ONLY
+    return {stage: [one.name for one in _parameters(stage) if one.kind is named] for stage in VERBS}
+
+
+def _parameters(stage: str) -> list[inspect.Parameter]:
+    return list(inspect.signature(VERBS[stage]).parameters.values())
 
 
 def check_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -98,7 +129,7 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     """
     if recipe.stage not in VERBS:
         raise ConfigError("an unknown stage", where=recipe.path, expected=", ".join(VERBS), got=recipe.stage)
-    parameters = inspect.signature(VERBS[recipe.stage]).parameters.values()
+    parameters = _parameters(recipe.stage)
     # prepare's further keys are those of the corpus, which refuses unknown ones itself.
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     named = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
@@ -120,6 +151,15 @@ def _work_dir(recipes: list[tuple[Stage, Recipe]]) -> Path:
             got=sorted(folders),
         )
     return Path(folders.pop())
+
+
+def _without_comments(text: str) -> str:
+    """What a YAML says, one token a line: a better comment is no reason to train again."""
+    parts = (
+        f"{type(token).__name__} {getattr(token, 'value', '')!r} {getattr(token, 'plain', '')}"
+        for token in YAML().scan(io.StringIO(text))
+    )
+    return "\n".join(parts)
 
 
 def _is_done(marker: Path, inputs: str) -> bool:

@@ -7,15 +7,19 @@ folder of recipes has a `run.yaml` that lists its stages in order:
       - prepare.yaml
       - teacher.yaml
       - {recipe: student.yaml, name: student_labelled_only, set: {schedule: [[labelled, 1]]}}
+
+A recipe that differs little from another names it as its `base:`, a path beside its own; its keys replace
+those of the base, and dotted ones reach into them (`optimisation.steps: 600`).
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -26,6 +30,7 @@ from ruamel.yaml.error import YAMLError
 from kdasr.errors import ConfigError
 
 RUN_FILE = "run.yaml"
+BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +70,18 @@ def top_level_keys(path: Path) -> list[str]:
     return list(_parse(path))
 
 
-def load_recipe(path: Path, settings: Mapping[str, Any] | None = None) -> Recipe:
-    """Read the recipe at `path` with some of its top-level keys replaced.
+# The keys that a stage of each kind takes, whether or not a recipe has them.
+Takes = Mapping[str, Collection[str]]
 
-    A dotted name reaches into a mapping: `model.width`.
+
+def load_recipe(
+    path: Path, settings: Mapping[str, Any] | None = None, takes: Takes = MappingProxyType({})
+) -> Recipe:
+    """Read the recipe at `path` with some of its top-level keys replaced, or added where its stage
+    `takes` them.
+
+    A dotted name reaches into a mapping: `model.width`. Where a key holds a mapping, FILE.yaml as its
+    value stands for the mapping of that name in FILE.yaml: `model: recipes/students/zipformer-2m.yaml`.
 
     Raises:
         ConfigError: no such file, bad YAML, an unknown key in `settings`, or an object that cannot
@@ -77,11 +90,9 @@ def load_recipe(path: Path, settings: Mapping[str, Any] | None = None) -> Recipe
     path = Path(path)
     known = _parse(path)
     for name, value in (settings or {}).items():
-        _set(path, known, name, value)
-    document = io.StringIO()
-    YAML().dump(known, document)
+        _set(path, known, name, value, takes)
     try:
-        text = resolve_references(io.StringIO(document.getvalue())).getvalue()
+        text = resolve_references(io.StringIO(_dumped(known))).getvalue()
         built = load_hyperpyyaml(io.StringIO(text))
     except ConfigError:
         raise
@@ -101,7 +112,7 @@ def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[
     Raises:
         ConfigError: a key that is neither taken nor referred to, or a required one is missing.
     """
-    source = recipe.path.read_text()
+    source = _dumped(_parse(recipe.path))
     for key in recipe.arguments:
         if key not in accepted and not re.search(rf"<{re.escape(key)}[>\[]", source):
             raise ConfigError(
@@ -115,10 +126,13 @@ def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[
     return {key: value for key, value in recipe.arguments.items() if key in accepted}
 
 
-def run_stages(folder: Path, overrides: Mapping[str, Any]) -> list[Stage]:
+def run_stages(
+    folder: Path, overrides: Mapping[str, Any], takes: Takes = MappingProxyType({})
+) -> list[Stage]:
     """The stages of a folder of recipes, with command-line settings given to those they concern.
 
-    `key` goes to every stage that has it, `stage.key` to the one stage of that name (or recipe).
+    `key` goes to every stage that has it or, where none has, to every one that `takes` it: a recipe that
+    lacks what others have may mean it. `stage.key` goes to the one stage of that name (or recipe).
 
     Raises:
         ConfigError: no run.yaml, a stage without file, or a setting that no stage has.
@@ -128,23 +142,28 @@ def run_stages(folder: Path, overrides: Mapping[str, Any]) -> list[Stage]:
     if not isinstance(listed, list) or not listed:
         raise ConfigError("the run lists no stages", where=run_file, expected="stages: [prepare.yaml, …]")
     stages = [_stage(run_file, entry) for entry in listed]
-    used: set[str] = set()
-    result = []
-    for stage in stages:
-        content = _parse(stage.path)
-        settings = dict(stage.settings)
-        for name, value in overrides.items():
-            head, _, rest = name.partition(".")
-            target = rest if head in (stage.name, stage.path.stem) and rest else name
-            if _place(content, target) is not None:
-                settings[target] = value
-                used.add(name)
-        result.append(Stage(stage.name, stage.path, settings))
-    for name in overrides:
-        if name not in used:
+    contents = [_parse(stage.path) for stage in stages]
+    settings = [dict(stage.settings) for stage in stages]
+    for name, value in overrides.items():
+        targets = [_target(stage, name) for stage in stages]
+        for further in (MappingProxyType({}), takes):
+            places = [
+                _place(content, target, further) for content, target in zip(contents, targets, strict=True)
+            ]
+            if found := [number for number, place in enumerate(places) if place is not None]:
+                break
+        for number in found:
+            settings[number][targets[number]] = value
+        if not found:
             known = sorted({key for stage in stages for key in top_level_keys(stage.path)})
             raise ConfigError(f"no stage has the setting {name!r}", where=folder, expected=", ".join(known))
-    return result
+    return [Stage(stage.name, stage.path, own) for stage, own in zip(stages, settings, strict=True)]
+
+
+def _target(stage: Stage, name: str) -> str:
+    """The setting that a name from the command line means in this stage."""
+    head, _, rest = name.partition(".")
+    return rest if head in (stage.name, stage.path.stem) and rest else name
 
 
 def parse_value(text: str) -> Any:
@@ -155,8 +174,34 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    """The YAML's top level without building anything."""
+def _parse(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The YAML's top level without building anything, over that of its `base`.
+
+    Raises:
+        ConfigError: it cannot be read, or it is its own base.
+    """
+    content = _read(path)
+    if BASE not in content:
+        return content
+    base = path.parent / str(content.pop(BASE))
+    if base.resolve() in (path.resolve(), *derived):
+        raise ConfigError("a recipe cannot be its own base", where=path, got=base)
+    merged = _parse(base, (*derived, path.resolve()))
+    for name, value in content.items():
+        if "." in name:
+            _set(path, merged, name, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _dumped(content: Mapping[str, Any]) -> str:
+    document = io.StringIO()
+    YAML().dump(content, document)
+    return document.getvalue()
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = YAML().load(path.read_text())
     except OSError as error:
@@ -168,8 +213,8 @@ def _parse(path: Path) -> dict[str, Any]:
     return content
 
 
-def _place(content: Any, name: str) -> Any:
-    """The mapping that holds the dotted `name`, or None where there is no such setting.
+def _place(content: Any, name: str, takes: Takes) -> Any:
+    """The mapping that holds the dotted `name` or may hold it, or None where there is no such setting.
 
     A class that the YAML names may be given further arguments; whether it takes them shows when it is
     built.
@@ -179,14 +224,26 @@ def _place(content: Any, name: str) -> Any:
     for part in parents:
         place = place[part] if isinstance(place, dict) and part in place else None
     tagged = isinstance(place, CommentedMap) and bool(place.tag.value)
-    return place if isinstance(place, dict) and (last in place or tagged) else None
+    taken = not parents and last in takes.get(str(content.get("stage")), ())
+    return place if isinstance(place, dict) and (last in place or tagged or taken) else None
 
 
-def _set(path: Path, content: Any, name: str, value: Any) -> None:
-    place = _place(content, name)
+def _set(path: Path, content: Any, name: str, value: Any, takes: Takes = MappingProxyType({})) -> None:
+    place = _place(content, name, takes)
     if place is None:
-        raise ConfigError(f"unknown setting {name!r}", where=path, expected=", ".join(map(str, content)))
-    place[name.rpartition(".")[2]] = value
+        known = [*content, *(key for key in takes.get(str(content.get("stage")), ()) if key not in content)]
+        raise ConfigError(f"unknown setting {name!r}", where=path, expected=", ".join(map(str, known)))
+    key = name.rpartition(".")[2]
+    if isinstance(place.get(key), dict) and isinstance(value, str) and value.endswith(".yaml"):
+        value = _mapping_of(Path(value), key)
+    place[key] = value
+
+
+def _mapping_of(path: Path, key: str) -> Any:
+    value = _parse(path).get(key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"there is no {key} in this file", where=path, expected=f"{key}: …")
+    return value
 
 
 def _stage(run_file: Path, entry: Any) -> Stage:

@@ -1,7 +1,8 @@
 """Result rows in, results.json out, and back: what every model of a work folder has reached.
 
-WORK_DIR/results.json                  one row for each (model, seed)
-WORK_DIR/hypotheses/MODEL-SEED.jsonl   what was said and what was heard, utterance by utterance
+WORK_DIR/results.json                  one row for each (model, seed), and test set where there are several
+WORK_DIR/hypotheses/MODEL-SEED.jsonl   what was said and what was heard, utterance by utterance; the
+                                       name of a test set comes first where there are several
 WORK_DIR/spike_offsets.json            see kdasr/spikes.py
 """
 
@@ -49,12 +50,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def append_result(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a results.json, in place of an older one of the same model and seed.
+    """Add a row to a results.json, in place of an older one of the same model, seed and test set.
 
     Args:
         path: created where missing. Several processes may add to it at once.
         row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` of the model on disk, `rtf`
-            or `latency_ms` None where there is none.
+            or `latency_ms` None where there is none; `test` names the test set where there are several.
 
     Raises:
         ConfigError: a field is missing or not a finite number, or the file is not one of results.
@@ -63,8 +64,9 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent):
         rows = read_results(path)
+        identity = ("model", "seed", "test")
         same = [
-            index for index, old in enumerate(rows) if all(old[key] == row[key] for key in ("model", "seed"))
+            index for index, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in identity)
         ]
         if same:
             rows[same[0]] = dict(row)

@@ -36,30 +36,47 @@ class Scoreboard:
         results: the results.json to add rows to; hypotheses and the rest go beside it.
         seed: of the run, for the rows.
         decoder: for whole utterances, "greedy" or "beam".
+        test: name of the test set where there are several.
     """
 
-    def __init__(self, shards: Sequence[Path], results: Path, *, seed: int, decoder: str = "greedy") -> None:
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        results: Path,
+        *,
+        seed: int,
+        decoder: str = "greedy",
+        test: str | None = None,
+    ) -> None:
         self.shards, self.results, self.seed, self.decoder = list(shards), results, seed, decoder
+        self.test = test
         self.heard: dict[str, Result] = {}
         self.subsampling = 0
         self.timed = self._timed_samples()
 
     def add(
-        self, name: str, *, path: str, chunk_by_chunk: bool = False, trained: str | None = None
+        self,
+        name: str,
+        *,
+        path: str,
+        chunk_by_chunk: bool = False,
+        trained: str | None = None,
+        chunk_ms: int | None = None,
     ) -> dict[str, Any]:
-        """Measure the model at `path` and write its row.
+        """Measure the model at `path` and write its row; `chunk_ms` is as in `open_recogniser`.
 
         Raises:
             ModelError: there is no model that can be used so.
             ShardError: the test shards are damaged or have no transcripts.
         """
-        recogniser = open_recogniser(Path(path))
+        recogniser = open_recogniser(Path(path), chunk_ms=chunk_ms)
         card = read_card(Path(trained or path))
         result = self._hear(recogniser, chunk_by_chunk)
         self.heard[name] = result
-        write_hypotheses(self.results.parent / HYPOTHESES_FOLDER / f"{name}-{self.seed}.jsonl", result)
+        write_hypotheses(self._hypotheses(name), result)
         row = {
             "model": name,
+            **({"test": self.test} if self.test is not None else {}),
             "wer": round(result.wer, 3),
             "cer": round(result.cer, 3),
             "params": card["parameters"],
@@ -92,6 +109,10 @@ class Scoreboard:
         path = self.results.parent / EXAMPLE_FILE
         soundfile.write(path, example.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
         return path
+
+    def _hypotheses(self, name: str) -> Path:
+        parts = [self.test, name, str(self.seed)]
+        return self.results.parent / HYPOTHESES_FOLDER / f"{'-'.join(part for part in parts if part)}.jsonl"
 
     def _hear(self, recogniser: Recogniser, chunk_by_chunk: bool) -> Result:
         if recogniser.offline_model is not None and not chunk_by_chunk:

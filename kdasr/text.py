@@ -9,7 +9,6 @@ Units live in a folder as `units.json`, beside `units.model` where they are Sent
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import random
@@ -22,18 +21,41 @@ from typing import Protocol
 import sentencepiece
 
 from kdasr.errors import UnitsError
-from kdasr.storage import commit_bytes
+from kdasr.storage import Location, Place, commit_bytes, locate
+from kdasr.symbols import (
+    BLANK_ID,
+    BLANK_SYMBOL,
+    FORMAT,
+    NORMALISATION,
+    SENTENCEPIECE_FILE,
+    UNITS_FILE,
+    VERSION,
+    WORD_START,
+    SymbolUnits,
+    TableUnits,
+    shorten,
+    unknown_character,
+)
 
-BLANK_ID = 0
-BLANK_SYMBOL = "<blk>"
-WORD_START = "▁"
+__all__ = [
+    "ALPHABET",
+    "BLANK_ID",
+    "BLANK_SYMBOL",
+    "NORMALISATION",
+    "SENTENCEPIECE_FILE",
+    "UNITS_FILE",
+    "WORD_START",
+    "CharUnits",
+    "SentencePieceUnits",
+    "TableUnits",
+    "Units",
+    "load_units",
+    "normalise",
+    "train_sentencepiece",
+    "write_tokens_txt",
+]
+
 ALPHABET = "'" + string.ascii_lowercase
-# Part of the hash of units: to be renamed whenever `normalise` gives another text than before.
-NORMALISATION = "english-1"
-
-UNITS_FILE = "units.json"
-SENTENCEPIECE_FILE = "units.model"
-_FORMAT, _VERSION = "kdasr-units", 1
 
 _APOSTROPHES = "’‘ʼ`´＇"
 _AS_SPACE = '-‐‑‒–—―_/.,;:!?¡¿…"“”„«»()[]{}*~|<>'
@@ -57,7 +79,7 @@ def normalise(text: str) -> str:
         if char not in ALPHABET and not char.isspace():
             raise UnitsError(
                 f"the character {char!r} cannot be normalised",
-                where=f"text {_shorten(text)!r}",
+                where=f"text {shorten(text)!r}",
                 expected="English letters, apostrophes, spaces and punctuation",
                 fix="Spell it out as it is spoken, e.g. 'four' for '4'.",
             )
@@ -89,51 +111,12 @@ class Units(Protocol):
         """Ids, already collapsed and without blanks, to text."""
         ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Place | Location) -> None:
         """Write the files that `load_units` reads into a folder."""
         ...
 
 
-class _SymbolUnits:
-    """What both kinds share: a list of symbols, and everything that follows from it."""
-
-    kind: str
-
-    def __init__(self, symbols: list[str]) -> None:
-        self.symbols = symbols
-        identity = {"symbols": symbols, "normalisation": NORMALISATION}
-        canonical = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
-        self.hash = hashlib.sha256(canonical.encode()).hexdigest()
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.symbols)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        for unit in ids:
-            if not BLANK_ID < unit < self.vocab_size:
-                raise UnitsError(
-                    "an id stands for no symbol",
-                    expected=f"ids from 1 to {self.vocab_size - 1} (0 is blank)",
-                    got=unit,
-                    fix="Collapse the ids first, and use the units that the model was trained with.",
-                )
-        return " ".join("".join(self.symbols[unit] for unit in ids).replace(WORD_START, " ").split())
-
-    def save(self, folder: Path) -> None:
-        card = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "kind": self.kind,
-            "normalisation": NORMALISATION,
-            "hash": self.hash,
-            "symbols": self.symbols,
-        }
-        text = json.dumps(card, ensure_ascii=False, indent=1) + "\n"
-        commit_bytes(folder / UNITS_FILE, text.encode())
-
-
-class CharUnits(_SymbolUnits):
+class CharUnits(SymbolUnits):
     """One class for each letter and the apostrophe; "▁" stands between words."""
 
     kind = "char"
@@ -147,10 +130,10 @@ class CharUnits(_SymbolUnits):
         try:
             return [self._id_by_char[char] for char in marked]
         except KeyError as unknown:
-            raise _unknown_character(text, unknown.args[0]) from None
+            raise unknown_character(text, unknown.args[0]) from None
 
 
-class SentencePieceUnits(_SymbolUnits):
+class SentencePieceUnits(SymbolUnits):
     """Word pieces of a SentencePiece model (Kudo 2018, "Subword Regularization").
 
     SentencePiece insists on an unknown piece. It is given id 0 and doubles as blank: an id 0 from
@@ -185,11 +168,11 @@ class SentencePieceUnits(_SymbolUnits):
         if BLANK_ID in ids:
             pieces: list[str] = self._processor.encode(text, out_type=str)
             unknown = pieces[ids.index(BLANK_ID)].replace(WORD_START, "") or WORD_START
-            raise _unknown_character(text, unknown[0])
+            raise unknown_character(text, unknown[0])
         return ids
 
-    def save(self, folder: Path) -> None:
-        commit_bytes(folder / SENTENCEPIECE_FILE, self.model_bytes)
+    def save(self, folder: Place | Location) -> None:
+        locate(folder).child(SENTENCEPIECE_FILE).commit(self.model_bytes)
         super().save(folder)
 
 
@@ -241,34 +224,33 @@ def train_sentencepiece(
     return SentencePieceUnits(model.getvalue())
 
 
-def load_units(folder: Path) -> Units:
+def load_units(folder: Place | Location) -> Units:
     """Read the units that `save` wrote, and check that they are still what was saved.
 
     Raises:
         UnitsError: a file is missing, damaged, of another version, or does not match its hash.
     """
-    path = folder / UNITS_FILE
+    path = locate(folder).child(UNITS_FILE)
     card = _read_card(path)
-    units: CharUnits | SentencePieceUnits
+    units: CharUnits | SentencePieceUnits | TableUnits
     if card.get("kind") == CharUnits.kind:
         units = CharUnits()
     elif card.get("kind") == SentencePieceUnits.kind:
-        model_path = folder / SENTENCEPIECE_FILE
-        try:
-            units = SentencePieceUnits(model_path.read_bytes(), model_path)
-        except OSError as error:
-            raise UnitsError("cannot be read", where=model_path, got=error.strerror) from error
+        units = SentencePieceUnits(_read_model(folder), str(locate(folder).child(SENTENCEPIECE_FILE)))
+    elif card.get("kind") == TableUnits.kind and isinstance(symbols := card.get("symbols"), list):
+        model_bytes = _read_model(folder) if card.get("has_model") else None
+        units = TableUnits([str(symbol) for symbol in symbols], model_bytes, bool(card.get("upper")))
     else:
         raise UnitsError(
             "unknown kind of units",
-            where=path,
-            expected="'char' or 'sentencepiece'",
+            where=str(path),
+            expected="'char', 'sentencepiece' or 'table'",
             got=repr(card.get("kind")),
         )
     if card.get("symbols") != units.symbols or card.get("hash") != units.hash:
         raise UnitsError(
             "the units do not match their hash",
-            where=path,
+            where=str(path),
             expected=card.get("hash"),
             got=units.hash,
             fix="The folder mixes files of two models, or was written by another version; "
@@ -283,27 +265,23 @@ def write_tokens_txt(units: Units, path: Path) -> None:
     commit_bytes(path, "".join(lines).encode())
 
 
-def _read_card(path: Path) -> dict[str, object]:
-    refuse = functools.partial(UnitsError, where=path, fix="Restore the model folder from its source.")
+def _read_model(folder: Place | Location) -> bytes:
+    file = locate(folder).child(SENTENCEPIECE_FILE)
     try:
-        card = json.loads(path.read_bytes())
+        return file.read_all()
+    except OSError as error:
+        raise UnitsError("cannot be read", where=str(file), got=error.strerror) from error
+
+
+def _read_card(file: Location) -> dict[str, object]:
+    refuse = functools.partial(UnitsError, where=str(file), fix="Restore the model folder from its source.")
+    try:
+        card = json.loads(file.read_all())
     except OSError as error:
         raise refuse("the units cannot be read", got=error.strerror) from error
     except ValueError as error:
         raise refuse("not valid JSON", got=str(error)) from error
-    if not isinstance(card, dict) or card.get("format") != _FORMAT or card.get("version") != _VERSION:
+    if not isinstance(card, dict) or card.get("format") != FORMAT or card.get("version") != VERSION:
         got = (card.get("format"), card.get("version")) if isinstance(card, dict) else type(card).__name__
-        raise refuse("not a units file that this version reads", expected=(_FORMAT, _VERSION), got=got)
+        raise refuse("not a units file that this version reads", expected=(FORMAT, VERSION), got=got)
     return card
-
-
-def _unknown_character(text: str, char: str) -> UnitsError:
-    return UnitsError(
-        f"the character {char!r} is not among the units",
-        where=f"text {_shorten(text)!r}",
-        fix="Normalise the text with kdasr.text.normalise, or train units on text that has it.",
-    )
-
-
-def _shorten(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

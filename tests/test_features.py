@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdasr.compat import import_torchaudio
-from kdasr.features import LOG_MEL_FLOOR, StreamingLogMel, feature_hash, log_mel, num_frames
+from kdasr.features import LOG_MEL_FLOOR, StreamingLogMel, _mirrored, feature_hash, log_mel, num_frames
 
 
 def speechlike(num_samples: int, seed: int = 0) -> np.ndarray:
@@ -57,6 +57,14 @@ def test_streaming_equals_whole(num_samples: int, piece_samples: int) -> None:
     whole = log_mel(samples)
     assert streamed.shape == whole.shape == (num_frames(num_samples), 80)
     torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_samples", [80, 100, 119, 121, 4_321])
+def test_the_edges_are_mirrored_with_their_outermost_sample(num_samples: int) -> None:
+    samples = torch.arange(num_samples)
+    for start, end in [(-120, num_samples + 120), (-120, num_samples), (num_samples - 70, num_samples + 60)]:
+        expected = np.pad(np.arange(num_samples), 500, mode="symmetric")[500 + start : 500 + end]
+        np.testing.assert_array_equal(_mirrored(samples, start, end), expected)
 
 
 def test_silence_is_the_floor() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.losses import LOSSES, random_batch
 from kdasr.decoding import greedy
-from kdasr.interfaces import Batch, SoftLabelBatch
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.losses import ctc, soft_cross_entropy
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
@@ -72,13 +73,37 @@ def test_losses_and_gradients_are_those_of_the_cpu(device: torch.device) -> None
     for place in (torch.device("cpu"), device):
         model = copy.deepcopy(student).to(place)
         data.to(place)
-        log_probs_btv, lengths_b = model.offline(data.features_btf, data.feature_lengths_b)
-        loss = ctc(log_probs_btv, lengths_b, data)
-        loss = loss + soft_cross_entropy(log_probs_btv, lengths_b, data, delay_frames=2)
+        output = ModelOutput(*model.offline(data.features_btf, data.feature_lengths_b))
+        loss = ctc(output, data) + soft_cross_entropy(output, data, delay_frames=2)
         loss.backward()
         gradients = [
             parameter.grad.norm().cpu() for parameter in model.parameters() if parameter.grad is not None
         ]
         values.append(torch.stack([loss.detach().cpu(), *gradients]))
     assert values[0][0] > 1.0 and len(values[0]) > 20
+    torch.testing.assert_close(values[1], values[0], atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_of_a_teacher_is_that_of_the_cpu(name: str, device: torch.device) -> None:
+    """Its value, and its gradient in what the student gives; learned losses with the same weights."""
+    torch.manual_seed(2)
+    given, values = random_batch(8.0), []
+    frames, vocab = given.soft_labels.ids_btk.shape[1], 29  # type: ignore[union-attr]
+    logits = torch.randn(2, len(given.keys), frames, vocab)
+    layers = torch.randn(2, 4, len(given.keys), frames, 16)
+    loss = LOSSES[name]()
+    for place in (torch.device("cpu"), device):
+        data, moved = copy.deepcopy(given).to(place), logits[0].to(place).requires_grad_()
+        lengths_b = torch.full((len(given.keys),), frames, device=place)
+        big = ModelOutput(logits[1].to(place).log_softmax(-1), lengths_b, tuple(layers[1].to(place)))
+        data.teachers = {"big": big}
+        inside = layers[0].to(place).requires_grad_()
+        if isinstance(loss, nn.Module):
+            loss.to(place)
+        value = loss(ModelOutput(moved.log_softmax(-1), lengths_b, tuple(inside)), data)
+        value.backward()
+        gradients = [x.grad.norm().cpu() for x in (moved, inside) if x.grad is not None]
+        values.append(torch.stack([value.detach().cpu(), *gradients]))
+    assert float(values[0][0]) > 0.0
     torch.testing.assert_close(values[1], values[0], atol=1e-3, rtol=1e-2)

@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from numpy.typing import NDArray
 
-from kdasr.errors import ConfigError, ShardError
-from kdasr.features import log_mel
-from kdasr.loader import FeatureCache, ScheduledBatches, Stream, change_speed, cut_epoch, feature_statistics
-from kdasr.shards import read_shard
+from kdasr.batches import FeatureCache, change_speed, cut_epoch
+from kdasr.errors import ConfigError, DamagedShardError, LabelMismatchError, ShardError
+from kdasr.features import log_mel, num_frames
+from kdasr.interfaces import SoftLabels
+from kdasr.loader import Stream, feature_statistics, texts_of
+from kdasr.losses import best_units
+from kdasr.methods.mixing import Munge
+from kdasr.shards import ShardEntry, list_shards, open_shard, read_shard
+from kdasr.soft_labels import Failure, Header, LabelFolder, TopP, label_file, write_label_shard
 from kdasr.text import CharUnits
 from tests.speech import shards, utterance
 
@@ -89,30 +94,6 @@ def test_the_cache_forgets_the_longest_unused() -> None:
     assert made == ["a", "b", "c", "b"]
 
 
-def test_workers_do_not_change_the_order(labelled: Path) -> None:
-    batches = ScheduledBatches({"labelled": stream(labelled)}, [("labelled", 1)])
-    alone = [b.keys for b in DataLoader(batches, batch_size=None, sampler=range(10))]
-    helped = [b.keys for b in DataLoader(batches, batch_size=None, sampler=range(10), num_workers=2)]
-    assert alone == helped
-
-
-def test_the_schedule_repeats_its_blocks(labelled: Path) -> None:
-    streams = {"labelled": stream(labelled), "unlabelled": stream(labelled, units=None)}
-    batches = ScheduledBatches(streams, [("unlabelled", 2), ("labelled", 1)])
-    assert [batches.place(step) for step in range(7)] == [
-        ("unlabelled", 0), ("unlabelled", 1), ("labelled", 0),
-        ("unlabelled", 2), ("unlabelled", 3), ("labelled", 1),
-        ("unlabelled", 4),
-    ]  # fmt: skip
-    assert batches[2].tokens_bu is not None and batches[3].tokens_bu is None
-
-
-@pytest.mark.parametrize("pattern", [[], [("labeled", 1)], [("labelled", 0)]])
-def test_an_impossible_schedule_is_refused(labelled: Path, pattern: list[tuple[str, int]]) -> None:
-    with pytest.raises(ConfigError, match="labelled"):
-        ScheduledBatches({"labelled": stream(labelled)}, pattern)
-
-
 def test_speeds_change_from_epoch_to_epoch_and_are_repeatable(labelled: Path) -> None:
     source = stream(labelled, speeds=(0.9, 1.0, 1.1))
     item = source.items[0]
@@ -136,6 +117,64 @@ def test_what_is_too_long_is_left_out_by_name(labelled: Path) -> None:
         stream(labelled, exclude_longer_s=0.1)
 
 
+def test_several_folders_each_have_their_labels(tmp_path: Path) -> None:
+    folders = [shards(tmp_path / name, 5, with_text=False) for name in ("one", "two")]
+    labels = [LabelFolder(label_all(folder, tmp_path / f"{folder.name}-labels")) for folder in folders]
+    source = Stream(folders, 60.0, 1, labels=labels)
+    batch = source.batch(0)
+    assert sorted(batch.keys) == [f"{name}-{i:04d}" for name in ("one", "two") for i in range(5) if i != 2]
+    assert batch.soft_labels is not None
+    assert best_units(batch.soft_labels)[:, 0].tolist() == [int(key[-1]) for key in batch.keys]
+    assert source.left_out == {
+        f"{name}/{name}-0002": "the teacher gave it no labels" for name in ("one", "two")
+    }
+    with pytest.raises(ConfigError, match="go in pairs.*got 2 of audio and 1 of labels"):
+        Stream(folders, 60.0, 1, labels=labels[:1])
+    with pytest.raises(LabelMismatchError, match="two-labels.*another audio_sha256"):
+        Stream(folders[:1], 60.0, 1, labels=[LabelFolder(tmp_path / "two-labels")])
+
+
+def label_all(audio: Path, out: Path) -> Path:
+    """Labels of one class, the last digit of the key, for every utterance but number 2."""
+    for path in list_shards(audio):
+        shard = open_shard(path)
+        items = [(entry.key, labels_of(entry)) for entry in shard.entries]
+        header = Header(
+            teacher="t", teacher_hash="h", units_hash="u", vocab_size=29, feature_hash="f",
+            frame_shift_ms=10.0, subsampling=4, codec="top_p", codec_params=TopP().params,
+            audio_file=path.name, audio_sha256=shard.sha256, settings={},
+        )  # fmt: skip
+        write_label_shard(label_file(out, path.name), header, items)
+    return out
+
+
+def labels_of(entry: ShardEntry) -> SoftLabels | Failure:
+    number, frames = int(entry.key[-1]), -(-num_frames(entry.num_samples) // 4)
+    if number == 2:
+        return Failure("nothing heard")
+    (labels,) = TopP().encode_many([torch.eye(29)[number].log().clamp(-30).expand(frames, 29)], [entry.key])
+    assert isinstance(labels, SoftLabels)
+    return labels
+
+
+def test_transcripts_are_read_without_the_audio(labelled: Path, tmp_path: Path) -> None:
+    expected = [u.text for path in sorted(labelled.glob("*.tar")) for u in read_shard(path)]
+    assert texts_of([labelled]) == expected
+    shard = open_shard(sorted(labelled.glob("*.tar"))[0])
+    data = bytearray(shard.path.read_bytes())
+    first, second = shard.entries[:2]
+    end = first.flac_offset + first.flac_bytes
+    data[first.flac_offset : end] = bytes(first.flac_bytes)
+    (tmp_path / shard.path.name).write_bytes(data)
+    (tmp_path / "shard-000000.json").write_bytes(shard.path.with_suffix(".json").read_bytes())
+    assert texts_of([tmp_path]) == expected[: len(shard.entries)], "the audio is gone, and not asked for"
+    text = bytes(data[second.json_offset : second.json_offset + second.json_bytes])
+    data[first.json_offset : first.json_offset + second.json_bytes] = text
+    (tmp_path / shard.path.name).write_bytes(data)
+    with pytest.raises(DamagedShardError, match="labelled-0000"):
+        texts_of([tmp_path])
+
+
 def test_few_labels_are_a_seeded_choice(labelled: Path) -> None:
     keys = [item.entry.key for item in stream(labelled, max_utterances=5).items]
     assert len(keys) == 5 and keys == [i.entry.key for i in stream(labelled, max_utterances=5).items]
@@ -153,3 +192,41 @@ def test_statistics_are_those_of_the_features(labelled: Path) -> None:
     mean, std = feature_statistics(source)
     torch.testing.assert_close(mean, features.mean(0), atol=0.02, rtol=0)
     torch.testing.assert_close(std, features.std(0), atol=0.02, rtol=0)
+
+
+class Halves:
+    """A channel that only makes things quieter, by another factor in every epoch."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, float] = {}
+
+    def __call__(self, samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        return samples * np.float32(rng.uniform(0.1, 0.5))
+
+
+def test_a_spoilt_stream_is_a_pair_of_views(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "audio", 6)
+    plain = Stream([folder], 8.0, 1, units=CharUnits(), speeds=(0.9, 1.1))
+    paired = Stream([folder], 8.0, 1, units=CharUnits(), speeds=(0.9, 1.1), spoil=Halves())
+    clean, pair = plain.batch(0), paired.batch(0)
+    assert pair.teacher_features_btf is not None and pair.keys == clean.keys
+    assert torch.equal(pair.teacher_features_btf, clean.features_btf)
+    assert torch.equal(pair.feature_lengths_b, clean.feature_lengths_b)
+    inside = slice(0, int(pair.feature_lengths_b[0]))
+    assert (pair.features_btf[0, inside] < pair.teacher_features_btf[0, inside]).float().mean() > 0.9
+    assert torch.equal(pair.features_btf, paired.batch(0).features_btf)
+    epoch = len(paired.epoch_batches(0))
+    heard = [paired.batch(position) for position in range(2 * epoch)]
+    of_one = [b.features_btf[b.keys.index(pair.keys[0])] for b in heard if pair.keys[0] in b.keys]
+    assert len(of_one) == 2 and of_one[0].mean() != of_one[1].mean()
+    assert paired.fingerprint() != plain.fingerprint()
+
+
+def test_mixing_is_for_audio_that_nobody_has_labelled(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "audio", 6)
+    with pytest.raises(ConfigError, match="online teacher"):
+        Stream([folder], 8.0, 1, units=CharUnits(), mix=Munge())
+    plain, mixed = Stream([folder], 8.0, 1), Stream([folder], 8.0, 1, mix=Munge(probability=0.5))
+    assert not torch.equal(mixed.batch(0).features_btf, plain.batch(0).features_btf)
+    assert torch.equal(mixed.batch(0).features_btf, mixed.batch(0).features_btf)
+    assert mixed.batch(0).tokens_bu is None

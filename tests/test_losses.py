@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdasr.errors import ConfigError, LabelMismatchError
-from kdasr.interfaces import Batch, SoftLabelBatch
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.losses import best_path_ctc, ctc, frame_weights, partition_cross_entropy, soft_cross_entropy
 from kdasr.soft_labels import Full, TopP, pad_soft_labels
 
@@ -55,7 +55,7 @@ def test_full_labels_give_the_full_cross_entropy() -> None:
     student = torch.randn(1, 7, 12).log_softmax(-1)
     labels = pad_soft_labels([Full().encode(teacher)])
     expected = -(teacher.exp() * student[0]).sum(-1).mean()
-    loss = soft_cross_entropy(student, torch.tensor([7]), batch_of(labels))
+    loss = soft_cross_entropy(ModelOutput(student, torch.tensor([7])), batch_of(labels))
     torch.testing.assert_close(loss, expected, atol=2e-3, rtol=1e-3)
 
 
@@ -66,7 +66,7 @@ def test_truncated_labels_are_least_where_student_equals_teacher() -> None:
     labels = pad_soft_labels(
         [TopP(mass=0.8, cap=6, step_nats=1e-3).encode(logits[0].log_softmax(-1).detach())]
     )
-    soft_cross_entropy(logits.log_softmax(-1), torch.tensor([20]), batch_of(labels)).backward()
+    soft_cross_entropy(ModelOutput(logits.log_softmax(-1), torch.tensor([20])), batch_of(labels)).backward()
     assert logits.grad is not None
     assert float(logits.grad.abs().max()) < 1e-4
 
@@ -87,7 +87,7 @@ def test_gradient_by_finite_differences() -> None:
 def test_delay_pairs_a_later_student_frame_with_the_teacher() -> None:
     labels = labels_from([[{0: 1.0}, {1: 1.0}, {0: 1.0}]], [[0.0] * 3])
     student = logs([0.9, 0.1], [0.8, 0.2], [0.3, 0.7])
-    loss = soft_cross_entropy(student, torch.tensor([3]), batch_of(labels), delay_frames=1)
+    loss = soft_cross_entropy(ModelOutput(student, torch.tensor([3])), batch_of(labels), delay_frames=1)
     # Teacher frames 0 and 1 against student frames 1 and 2.
     assert float(loss) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2, rel=1e-6)
 
@@ -96,17 +96,17 @@ def test_padding_counts_for_nothing() -> None:
     labels = labels_from([[{0: 1.0}, {1: 1.0}, {1: 1.0}], [{1: 1.0}]], [[0.0] * 3, [0.0]])
     student = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]).log().expand(2, 3, 2).clone()
     lengths = torch.tensor([3, 1])
-    loss = soft_cross_entropy(student, lengths, batch_of(labels))
+    loss = soft_cross_entropy(ModelOutput(student, lengths), batch_of(labels))
     changed = student.clone()
     changed[1, 1:] = torch.tensor([0.01, 0.99]).log()
     assert float(loss) == pytest.approx(-math.log(0.9 * 0.8 * 0.5 * 0.1) / 4, rel=1e-6)
-    assert float(soft_cross_entropy(changed, lengths, batch_of(labels))) == float(loss)
+    assert float(soft_cross_entropy(ModelOutput(changed, lengths), batch_of(labels))) == float(loss)
 
 
 def test_a_delay_longer_than_the_audio_gives_zero_not_nan() -> None:
     labels = labels_from([[{0: 1.0}]], [[0.0]])
     student = logs([0.9, 0.1]).requires_grad_()
-    loss = soft_cross_entropy(student, torch.tensor([1]), batch_of(labels), delay_frames=3)
+    loss = soft_cross_entropy(ModelOutput(student, torch.tensor([1])), batch_of(labels), delay_frames=3)
     loss.backward()
     assert float(loss) == 0.0 and student.grad is not None and bool((student.grad == 0).all())
 
@@ -130,7 +130,9 @@ def test_blank_policies(policy: str, expected: list[float]) -> None:
 def test_only_blank_under_eliminate_is_zero() -> None:
     labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
     loss = soft_cross_entropy(
-        logs([0.5, 0.5], [0.5, 0.5]), torch.tensor([2]), batch_of(labels), blank_policy="eliminate"
+        ModelOutput(logs([0.5, 0.5], [0.5, 0.5]), torch.tensor([2])),
+        batch_of(labels),
+        blank_policy="eliminate",
     )
     assert float(loss) == 0.0
 
@@ -138,15 +140,14 @@ def test_only_blank_under_eliminate_is_zero() -> None:
 def test_labels_of_other_audio_are_refused_by_key() -> None:
     labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
     with pytest.raises(LabelMismatchError, match=r"utt0.*expected 3 frames; got 2 frames"):
-        soft_cross_entropy(torch.zeros(1, 3, 2), torch.tensor([3]), batch_of(labels))
+        soft_cross_entropy(ModelOutput(torch.zeros(1, 3, 2), torch.tensor([3])), batch_of(labels))
 
 
 def test_unknown_policy_is_refused() -> None:
     labels = labels_from([[{0: 1.0}]], [[0.0]])
     with pytest.raises(ConfigError, match="symmetric"):
         soft_cross_entropy(
-            torch.zeros(1, 1, 2),
-            torch.tensor([1]),
+            ModelOutput(torch.zeros(1, 1, 2), torch.tensor([1])),
             batch_of(labels),
             blank_policy="none",  # type: ignore[arg-type]
         )
@@ -157,14 +158,14 @@ def test_ctc_by_hand_and_per_frame() -> None:
     student = logs([0.4, 0.6], [0.7, 0.3])
     batch = Batch(["a"], torch.zeros(1, 8, 80), torch.tensor([8]), torch.tensor([[1]]), torch.tensor([1]))
     probability = 0.6 * 0.7 + 0.4 * 0.3 + 0.6 * 0.3
-    assert float(ctc(student, torch.tensor([2]), batch)) == pytest.approx(
+    assert float(ctc(ModelOutput(student, torch.tensor([2])), batch)) == pytest.approx(
         -math.log(probability) / 2, rel=1e-6
     )
 
 
 def test_ctc_of_too_short_audio_is_zero_not_infinite() -> None:
     batch = Batch(["a"], torch.zeros(1, 4, 80), torch.tensor([4]), torch.tensor([[1, 1]]), torch.tensor([2]))
-    assert float(ctc(logs([0.4, 0.6]), torch.tensor([1]), batch)) == 0.0
+    assert float(ctc(ModelOutput(logs([0.4, 0.6]), torch.tensor([1])), batch)) == 0.0
 
 
 def test_memory_does_not_grow_with_vocabulary_times_kept() -> None:
@@ -201,10 +202,12 @@ def test_best_path_ctc_is_ctc_to_what_the_teacher_heard() -> None:
     expected = Batch(
         batch.keys, batch.features_btf, lengths, torch.tensor([[1, 1, 2], [2, 0, 0]]), torch.tensor([3, 1])
     )
-    torch.testing.assert_close(best_path_ctc(student, lengths, batch), ctc(student, lengths, expected))
+    torch.testing.assert_close(
+        best_path_ctc(ModelOutput(student, lengths), batch), ctc(ModelOutput(student, lengths), expected)
+    )
 
 
 def test_best_path_ctc_of_silence_asks_for_blanks() -> None:
     labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
-    loss = best_path_ctc(logs([0.5, 0.5], [0.25, 0.75]), torch.tensor([2]), batch_of(labels))
+    loss = best_path_ctc(ModelOutput(logs([0.5, 0.5], [0.25, 0.75]), torch.tensor([2])), batch_of(labels))
     assert float(loss) == pytest.approx(-math.log(0.5 * 0.25) / 2, rel=1e-6)

@@ -49,6 +49,19 @@ def test_a_change_reruns_its_stage_and_all_after_it(folder: Path, ran: list[str]
     assert ran == ["two:5", "three:1"]
 
 
+def test_a_comment_is_no_change_but_a_tag_is(folder: Path, ran: list[str]) -> None:
+    pipeline.run_folder(folder, {})
+    text = (folder / "two.yaml").read_text()
+    (folder / "two.yaml").write_text(
+        f"# Said better.\n{text.replace('size: 1', 'size: 1  # one')}\n# The end.\n"
+    )
+    pipeline.run_folder(folder, {})
+    assert ran == ["one:1", "two:1", "three:1"]
+    (folder / "three.yaml").write_text(text.replace("two", "three").replace("size: 1", "size: !!float 1"))
+    pipeline.run_folder(folder, {})
+    assert ran[3:] == ["three:1.0"]
+
+
 def test_a_failed_stage_runs_again_and_those_before_it_do_not(folder: Path, ran: list[str]) -> None:
     with pytest.raises(KdasrError):
         pipeline.run_folder(folder, {"two.fail": True})

@@ -43,6 +43,13 @@ def test_a_row_replaces_the_older_one_of_its_model_and_seed(tmp_path: Path) -> N
     assert found == [("teacher", 1, 6.0), ("student", 1, 8.0), ("teacher", 2, 7.0)]
 
 
+def test_each_test_set_has_rows_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for test, wer in (("clean", 5.0), ("other", 15.0), ("clean", 4.0)):
+        append_result(path, row(test=test, wer=wer))
+    assert [(item["test"], item["wer"]) for item in read_results(path)] == [("clean", 4.0), ("other", 15.0)]
+
+
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert read_results(tmp_path / "results.json") == []
 

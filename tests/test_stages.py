@@ -12,9 +12,16 @@ import torch
 
 from kdasr import stages
 from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError
-from kdasr.losses import ctc, soft_cross_entropy
+from kdasr.features import num_frames
+from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
+from kdasr.methods.features import Hint
+from kdasr.methods.intermediate import IntermediateHead
+from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model, save_model
+from kdasr.shards import list_shards, open_shard
+from kdasr.soft_labels import Full, Header, write_label_shard
 from kdasr.students.conformer import ChunkConformer
+from kdasr.symbols import TableUnits
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits, train_sentencepiece
 from kdasr.training import Optimisation
@@ -86,6 +93,78 @@ def test_a_student_of_other_units_is_refused_by_name(data: Path, tmp_path: Path)
         train(data, tmp_path / "model", units=str(tmp_path / "other"))
 
 
+def foreign_labels(
+    folder: Path, audio: Path, *, missing_frames: int = 0, symbol: str = "<s>", shift_ms: float = 20.0
+) -> Path:
+    """Labels every 20 ms over the letters backwards and a class of their own."""
+    units = TableUnits([CharUnits().symbols[0], *CharUnits().symbols[:0:-1], symbol])
+    units.save(folder)
+    for path in list_shards(audio):
+        shard = open_shard(path)
+        frames = {e.key: -(-num_frames(e.num_samples) // 2) - missing_frames for e in shard.entries}
+        header = Header(
+            "foreign", "h" * 64, units.hash, units.vocab_size, "samples", shift_ms, 1, "full", {},
+            path.name, shard.sha256,
+        )  # fmt: skip
+        items = [
+            (key, Full().encode(torch.randn(n, units.vocab_size).log_softmax(-1)))
+            for key, n in frames.items()
+        ]
+        write_label_shard(folder / f"{path.stem}.kdsl", header, items)
+    return folder
+
+
+def test_a_teacher_of_another_rate_and_order_of_units_can_teach(data: Path, tmp_path: Path) -> None:
+    labels = foreign_labels(tmp_path / "labels", data / "unlabelled")
+    facts = train(data, tmp_path / "model", labels=[str(labels)], teacher=None)
+    assert facts["train_steps"] == 2
+    assert "unlabelled/soft" in (tmp_path / "model-checkpoints/train.jsonl").read_text()
+
+
+def test_what_cannot_be_joined_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    accented = foreign_labels(tmp_path / "accented", data / "unlabelled", symbol="é")
+    with pytest.raises(LabelMismatchError, match=r"1 symbols that the student lacks: é.*unit_map"):
+        train(data, tmp_path / "model", labels=[str(accented)], teacher=None)
+    train(data, tmp_path / "model", labels=[str(accented)], teacher=None, unit_map={"é": "e"})
+    short = foreign_labels(tmp_path / "short", data / "unlabelled", missing_frames=6)
+    with pytest.raises(LabelMismatchError, match=r"unlabelled-\d{4}.*another length"):
+        train(data, tmp_path / "other", labels=[str(short)], teacher=None)
+    assert not (tmp_path / "other-checkpoints").exists()
+
+
+def test_transcripts_without_times_teach_only_what_needs_none(data: Path, tmp_path: Path) -> None:
+    labels = str(foreign_labels(tmp_path / "labels", data / "unlabelled", missing_frames=20, shift_ms=0.0))
+    with pytest.raises(
+        ConfigError, match=r"unlabelled_losses\.soft.*transcripts without times.*best_path_ctc"
+    ):
+        train(data, tmp_path / "model", labels=[labels], teacher=None)
+    heard = {"heard": {"weight": 1.0, "loss": best_path_ctc}}
+    train(data, tmp_path / "model", labels=[labels], teacher=None, unlabelled_losses=heard)
+    assert "spike_offsets" not in (tmp_path / "model-checkpoints/train.jsonl").read_text()
+    hint = {"hint": {"weight": 1.0, "loss": Hint(teacher="big")}}  # asks no labels, so it needs no times
+    big = {"big": FrozenTeacher(str(data / "teacher"))}
+    facts = train(
+        data, tmp_path / "hinted", labels=[labels], teacher=None, unlabelled_losses=hint, teachers=big
+    )
+    assert facts["train_steps"] == 2
+
+
+def test_a_delay_longer_than_the_audio_is_refused(data: Path, tmp_path: Path) -> None:
+    soft = functools.partial(soft_cross_entropy, delay_frames=200)
+    with pytest.raises(ConfigError, match=r"half of the audio is shorter than the delay.*got 200"):
+        train(data, tmp_path / "model", unlabelled_losses={"soft": {"weight": 1.0, "loss": soft}})
+
+
+def test_every_look_at_the_dev_set_has_the_spike_offsets(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "model", optimisation=Optimisation(steps=4, eval_every=2))
+    log = [json.loads(line) for line in (tmp_path / "model-checkpoints/train.jsonl").read_text().splitlines()]
+    looks = [row["spike_offsets"] for row in log if "dev_wer" in row]
+    assert len(looks) == 2
+    for look in looks:
+        assert look["frame_shift_ms"] == 40.0 and look["teacher_spikes"] > 0
+        assert len(look["offsets_ms"]) == len(look["counts"])
+
+
 def test_labels_of_another_teacher_are_refused_by_name(data: Path, tmp_path: Path) -> None:
     torch.manual_seed(2)
     other = ConformerTeacher(
@@ -113,6 +192,25 @@ def test_missing_labels_and_missing_audio_are_named(data: Path, tmp_path: Path) 
 def test_a_loss_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"labelled_losses\.ctc"):
         train(data, tmp_path / "model", labelled_losses={"ctc": {"weight": 1.0}})
+
+
+def test_a_malformed_loss_of_unlabelled_audio_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    for entry in ({"loss": soft_cross_entropy}, {"weight": 1.0, "loss": Hint}):
+        with pytest.raises(ConfigError, match=r"unlabelled_losses\.soft.*weight and a function"):
+            train(data, tmp_path / "model", unlabelled_losses={"soft": entry})
+
+
+def test_a_delay_that_nobody_measures_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    soft = functools.partial(soft_cross_entropy, delay_frames="auto")
+    head = IntermediateHead(layer=0, loss=soft)
+    hint = Hint(teacher="big", delay_frames="auto")  # type: ignore[arg-type]
+    for losses in (
+        {"labelled_losses": {"soft": {"weight": 1.0, "loss": soft}}},
+        {"unlabelled_losses": {"soft": {"weight": 1.0, "loss": head}}},
+        {"unlabelled_losses": {"soft": {"weight": 1.0, "loss": hint}}},
+    ):
+        with pytest.raises(ConfigError, match=r"losses\.soft\.delay_frames.*number of frames"):
+            train(data, tmp_path / "model", **losses)
 
 
 def test_units_of_an_unknown_kind_are_refused(data: Path, tmp_path: Path) -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdasr.augment import SpecAugment
 from kdasr.errors import ConfigError, NonFiniteLossError
-from kdasr.interfaces import Batch
+from kdasr.interfaces import Batch, ModelOutput, OnlineTeacher
 from kdasr.loader import Stream
 from kdasr.losses import ctc
+from kdasr.methods.teachers import EmaTeacher
 from kdasr.models import load_model
 from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation, Training
+from kdasr.training.step import Step, WeightedLosses
 from tests.speech import shards
 
 UNITS = CharUnits()
@@ -33,7 +36,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training(
-    data: Path, checkpoints: Path, *, steps: int = 12, loss: Any = ctc, workers: int = 0, **optimisation: Any
+    data: Path,
+    checkpoints: Path,
+    *,
+    steps: int = 12,
+    loss: Any = ctc,
+    workers: int = 0,
+    further: WeightedLosses | None = None,
+    teachers: dict[str, OnlineTeacher] | None = None,
+    **optimisation: Any,
 ) -> Training:
     torch.manual_seed(0)
     model = ChunkConformer(
@@ -47,7 +58,8 @@ def training(
         units=UNITS,
         streams={"labelled": Stream([data / "labelled"], 8.0, 3, units=UNITS, speeds=(0.9, 1.0, 1.1))},
         schedule=[("labelled", 1)],
-        losses={"labelled": {"ctc": (1.0, loss)}},
+        losses={"labelled": {"ctc": (1.0, loss), **(further or {})}},
+        teachers=teachers or {},
         dev=Stream([data / "dev"], 20.0, 3, units=UNITS),
         optimisation=Optimisation(steps=steps, **settings),
         augment=SpecAugment(max_frequency_bins=8, max_time_frames=5, max_warp=0.05),
@@ -70,11 +82,35 @@ class StopAt:
     def __init__(self, call: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.calls_left, self.error = call, error
 
-    def __call__(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, output: ModelOutput, batch: Batch) -> Tensor:
         self.calls_left -= torch.is_grad_enabled()
         if self.calls_left == 0:
             raise self.error
-        return ctc(log_probs, lengths, batch)
+        return ctc(output, batch)
+
+
+class LayerHint(nn.Module):
+    """A loss that learns: the student's first layer, projected, against a teacher's and another view's."""
+
+    def __init__(self, frames: int = 1) -> None:
+        super().__init__()
+        self.config = {"frames": frames}
+        self.project = nn.LazyLinear(32)
+
+    def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
+        projected = self.project(output.layers_btd[0])
+        targets = (batch.teachers["past"].layers_btd[0], batch.views[0].layers_btd[0])
+        return torch.stack([(projected - target).square().mean() for target in targets]).sum()
+
+
+def learning(data: Path, checkpoints: Path, **settings: Any) -> Training:
+    """With everything that has state: a loss that learns and the average of the student's past."""
+    teachers: dict[str, OnlineTeacher] = {"past": EmaTeacher(0.9)}
+    return training(data, checkpoints, further={"hint": (0.3, LayerHint())}, teachers=teachers, **settings)
+
+
+def averaging(data: Path, checkpoints: Path, **settings: Any) -> Training:
+    return training(data, checkpoints, ema_decay=0.9, **settings)
 
 
 @pytest.mark.slow
@@ -87,19 +123,40 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
     assert float(loaded.model.normalise.mean_f.abs().sum()) > 0
 
 
-@pytest.mark.parametrize(("killed_at", "workers"), [(3, 0), (9, 0), (9, 2)])
+@pytest.mark.parametrize(
+    ("make", "killed_at", "workers"),
+    [(training, 3, 0), (training, 9, 0), (training, 9, 2), (learning, 9, 0), (averaging, 9, 0)],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
-    data: Path, tmp_path: Path, killed_at: int, workers: int
+    data: Path, tmp_path: Path, make: Callable[..., Training], killed_at: int, workers: int
 ) -> None:
-    training(data, tmp_path / "whole", checkpoint_every=2).run(tmp_path / "whole-model")
+    make(data, tmp_path / "whole", checkpoint_every=2).run(tmp_path / "whole-model")
+    # The first step of what learns shows its widths, which calls its losses once more.
+    killed_at += make is learning
     with pytest.raises(KeyboardInterrupt):
-        killed = training(data, tmp_path / "cut", loss=StopAt(killed_at), checkpoint_every=2, workers=workers)
+        killed = make(data, tmp_path / "cut", loss=StopAt(killed_at), checkpoint_every=2, workers=workers)
         killed.run(tmp_path / "cut-model")
     assert not (tmp_path / "cut-model").exists()
-    training(data, tmp_path / "cut", checkpoint_every=2, workers=workers).run(tmp_path / "cut-model")
+    make(data, tmp_path / "cut", checkpoint_every=2, workers=workers).run(tmp_path / "cut-model")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     one, two = (load_model(tmp_path / f"{name}-model").model.state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_average_of_the_weights_is_measured_and_becomes_the_model(data: Path, tmp_path: Path) -> None:
+    training(data, tmp_path / "plain", steps=10).run(tmp_path / "plain-model")
+    averaging(data, tmp_path / "average", steps=10).run(tmp_path / "average-model")
+    plain, average = (losses(tmp_path / name) for name in ("plain", "average"))
+    assert [row.get("labelled/ctc") for row in plain] == [row.get("labelled/ctc") for row in average]
+    dev = [[row["dev_loss"] for row in log if "dev_loss" in row] for log in (plain, average)]
+    assert all(one != other for one, other in zip(*dev, strict=True))
+    made = load_model(tmp_path / "average-model").model
+    stream = Stream([data / "dev"], 20.0, 3, units=UNITS)
+    batches = [stream.batch(i) for i in range(len(stream.epoch_batches(0)))]
+    outputs = [ModelOutput(*made.offline(batch.features_btf, batch.feature_lengths_b)) for batch in batches]
+    found = [ctc(output, batch).item() for output, batch in zip(outputs, batches, strict=True)]
+    best = min((row for row in average if "dev_wer" in row), key=lambda row: (row["dev_wer"], -row["step"]))
+    assert sum(found) / len(found) == pytest.approx(best["dev_loss"], rel=1e-4)
 
 
 def test_a_finished_run_trains_no_further(data: Path, tmp_path: Path) -> None:
@@ -110,12 +167,12 @@ def test_a_finished_run_trains_no_further(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
-    def breaks(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    def breaks(output: ModelOutput, batch: Batch) -> Tensor:
         calls.extend([1] * torch.is_grad_enabled())
-        return ctc(log_probs, lengths, batch) * (float("nan") if len(calls) == 8 else 1.0)
+        return ctc(output, batch) * (float("nan") if len(calls) == 8 else 1.0)
 
     calls: list[int] = []
-    with pytest.raises(NonFiniteLossError, match=r"step 7.*last good checkpoint is kept") as caught:
+    with pytest.raises(NonFiniteLossError, match=r"step 8.*last good checkpoint is kept") as caught:
         training(data, tmp_path / "c", loss=breaks).run(tmp_path / "model")
     assert "labelled/ctc" in str(caught.value) and "labelled-00" in str(caught.value)
     kept = list((tmp_path / "c").glob("CKPT*/model.ckpt"))
@@ -130,6 +187,88 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp
     training(data, tmp_path / "c", steps=6, peak_learning_rate=1e-3).run(tmp_path / "model")
     assert len([row for row in losses(tmp_path / "c") if "labelled/ctc" in row]) == 6
     assert list((tmp_path / f"c.{first}").glob("CKPT*"))
+
+
+def test_a_loss_that_learns_is_optimised_and_kept_in_the_checkpoints(data: Path, tmp_path: Path) -> None:
+    run = learning(data, tmp_path / "c")
+    other = learning(data, tmp_path / "c")
+    other.losses = {"labelled": {**run.losses["labelled"], "hint": (0.3, LayerHint(frames=2))}}
+    assert run.fingerprint() != other.fingerprint()
+    run.run(tmp_path / "model")
+    kept = [torch.load(path, weights_only=True) for path in (tmp_path / "c").glob("CKPT*/learned.ckpt")]
+    weights = {float(state["labelled/hint.project.weight"].sum()) for state in kept}
+    assert len(weights) == len(kept) > 1
+    assert {int(state["teachers/past.steps"]) for state in kept} == {5, 10, 12}
+    assert not any(layer._forward_hooks for layer in run.model.layers)  # type: ignore[attr-defined]
+
+
+def test_a_teacher_runs_only_when_it_is_asked_and_once(data: Path, tmp_path: Path) -> None:
+    class Counts(EmaTeacher):
+        calls = 0
+
+        def forward(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
+            Counts.calls += 1
+            return super().forward(batch, student_features_btf)
+
+    def asks(output: ModelOutput, batch: Batch) -> Tensor:
+        return (batch.teachers["past"].log_probs_btv - output.log_probs_btv).mean()
+
+    run = training(data, tmp_path / "c")
+    teacher = Counts()
+    teacher.attach(run.model, units_hash=UNITS.hash, statistics=None)
+    teachers: dict[str, OnlineTeacher] = {"past": teacher}
+    batch = run.streams["labelled"].batch(0)
+    Step(run.model, {"labelled": {"ctc": (1.0, ctc)}}, teachers, None)(batch, "labelled")
+    assert Counts.calls == 0
+    losses = {"labelled": {"one": (1.0, asks), "two": (2.0, asks)}}
+    step = Step(run.model, losses, teachers, None).eval()
+    _, terms = step(batch, "labelled")
+    assert Counts.calls == 1
+    # The average begins as a copy of the student.
+    assert terms["one"].item() == terms["two"].item() == 0.0
+
+
+def test_a_teacher_that_is_not_there_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    run = training(data, tmp_path / "c", further={"hint": (1.0, LayerHint())})
+    with pytest.raises(ConfigError, match="'past'"):
+        run.run(tmp_path / "model")
+
+
+def test_views_are_augmented_anew(data: Path, tmp_path: Path) -> None:
+    run = training(data, tmp_path / "c")
+    seen: list[ModelOutput] = []
+
+    def looks(output: ModelOutput, batch: Batch) -> Tensor:
+        seen.extend([output, batch.views[0], batch.views[0], batch.views[1]])
+        return output.log_probs_btv.sum()
+
+    step = Step(run.model, {"labelled": {"look": (1.0, looks)}}, {}, run.augment)
+    step(run.streams["labelled"].batch(0), "labelled")
+    first, second, again, third = seen
+    assert second is again
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert not torch.allclose(one.log_probs_btv, other.log_probs_btv)
+    assert [len(output.layers_btd) for output in seen] == [1, 1, 1, 1]
+    assert first.layers_btd[0].shape == (*first.log_probs_btv.shape[:2], 32)
+
+
+def test_what_is_left_out_is_counted_and_named(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = training(data, tmp_path / "c", steps=1)
+    limited.streams["labelled"] = Stream([data / "labelled"], 8.0, 3, units=UNITS, exclude_longer_s=1.5)
+    facts = limited.run(tmp_path / "model")
+    record = json.loads((tmp_path / "c" / "left_out.json").read_text())
+    count = record["labelled"]["count"]
+    assert 0 < count < 60 and count + record["labelled"]["used"] == 60
+    assert len(record["labelled"]["left_out"]) == count
+    key, reason = next(iter(record["labelled"]["left_out"].items()))
+    assert key.startswith("labelled/labelled-0") and reason.endswith("longer than 1.5 s")
+    assert record["dev"] == {"used": 12, "count": 0, "left_out": {}}
+    assert facts["left_out"] == {"labelled": count, "dev": 0}
+    assert load_model(tmp_path / "model").card["training"]["left_out"] == facts["left_out"]
+    printed = capsys.readouterr().err
+    assert f"tiny: {count} utterances of labelled are left out" in printed and "dev are left" not in printed
 
 
 def test_the_best_checkpoint_becomes_the_model(data: Path, tmp_path: Path) -> None:

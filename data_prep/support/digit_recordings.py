@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
-from data_prep.support.noise import Samples
 from kdasr.audio import load_with_rate
 from kdasr.errors import AudioError, CorpusError
+from kdasr.noise import Samples
 
 _NAME = re.compile(r"(\d)_([A-Za-z0-9-]+)_(\d+)\.wav")
 

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.support.noise import Samples, shape_spectrum
 from kdasr.compat import import_torchaudio
+from kdasr.noise import Samples, shape_spectrum
 
 _ENVELOPE_SECONDS = 0.0015
 _WINDOW_SECONDS = 0.032

@@ -19,8 +19,6 @@ from kdasr.shards import Shard, open_shard, write_shards
 from kdasr.storage import commit_bytes
 
 FORMAT = "kdasr-prepared"
-# Raise it when the same settings give other audio than before.
-GENERATION = 1
 DROPPED = "dropped.json"
 
 
@@ -34,14 +32,15 @@ def prepare_split(
     """Write `utterances(dropped=...)` to `folder`, unless it holds them already; returns the tars.
 
     Args:
-        source: JSON that tells what the utterances are made from: same source, same bytes.
+        source: JSON that tells what the utterances are made from: same source, same bytes. Its
+            `generation` tells apart releases that make other audio of the same settings.
 
     Raises:
         ConfigError: the folder was made from another source, or by something else.
         ShardError: the folder cannot be written.
     """
     try:
-        return _prepare_split(utterances, folder, {**source, "generation": GENERATION}, max_utterances)
+        return _prepare_split(utterances, folder, source, max_utterances)
     except OSError as error:
         fix = "Make room, check the permissions, and run the same again: it goes on where it stopped."
         raise ShardError("the split cannot be written", where=folder, got=error, fix=fix) from error
@@ -173,6 +172,14 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped) -> None:
 def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:
     before, after = _flat(old), _flat(new)
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    if changed == ["generation"]:
+        return ConfigError(
+            "the folder was prepared by an older release, which made other audio of the same settings",
+            where=folder,
+            expected=f"generation {after['generation']} of {after['corpus']}",
+            got=f"generation {before.get('generation')}",
+            fix="Delete this folder, or name another with --out; then prepare and train again.",
+        )
     return ConfigError(
         "the folder was prepared from something else",
         where=folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from kdasr.errors import ConfigError
 
 SettingsT = TypeVar("SettingsT")
+_LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -62,6 +64,17 @@ def check_numbers(settings: Any) -> None:
             problem = "at least 1"
         if problem:
             raise ConfigError("the value is out of range", where=field.name, expected=problem, got=value)
+
+
+def check_language(tag: str | None) -> None:
+    """Refuse what cannot be a language tag (BCP 47), so that a filter finds it again.
+
+    Raises:
+        ConfigError: for `English`, `en_GB`, …
+    """
+    if tag is not None and not _LANGUAGE_TAG.fullmatch(tag):
+        expected = "a tag such as en, en-GB or yue-Hant"
+        raise ConfigError("this is no language tag", where="language", expected=expected, got=tag)
 
 
 def _is_number(value: Any) -> bool:

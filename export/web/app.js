@@ -116,6 +116,7 @@ const says = {
     $("size").textContent = `${(data.bytes / 1e6).toFixed(1)} MB`;
     const parameters = data.card.student.parameters;
     $("size-what").textContent = parameters ? `${(parameters / 1e6).toFixed(2)} M parameters` : "model";
+    $("source").textContent = data.card.name;
     if (!data.card.files.int8) $("precision").replaceChildren(new Option("32 bit", "float32"));
     status("ready", "ready");
     setBusy(false);

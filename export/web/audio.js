@@ -34,6 +34,7 @@ export async function decodeFile(file) {
   } catch {
     throw new Error(`${file.name} is not audio that this browser can decode`);
   }
+  if (!buffer.length) throw new Error(`${file.name} holds no samples`);
   const mono = new Float32Array(buffer.length);
   for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
     const samples = buffer.getChannelData(channel);

@@ -31,10 +31,12 @@ export class Bars {
     context.scale(scale, scale);
     const style = getComputedStyle(this.canvas);
     const step = clientWidth / BARS;
-    this.values.forEach((value, index) => {
+    const empty = Array(BARS - this.values.length).fill(0); // a dotted line where nothing was yet
+    [...empty, ...this.values].forEach((value, index) => {
       const height = Math.max(2, Math.min(1, value / this.limit) * clientHeight);
-      context.fillStyle = value > this.limit ? style.getPropertyValue("--warn") : style.color;
-      const x = clientWidth - (this.values.length - index) * step;
+      const colour = value > this.limit ? "--warn" : index < empty.length && "--line";
+      context.fillStyle = colour ? style.getPropertyValue(colour) : style.color;
+      const x = index * step;
       context.beginPath();
       context.roundRect(x + 0.15 * step, this.canvas.dataset.middle ? (clientHeight - height) / 2 : clientHeight - height,
         0.7 * step, height, 0.35 * step);

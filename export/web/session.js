@@ -28,6 +28,7 @@ export class Session {
 
   // onChunk(milliseconds) is called for every chunk that was computed.
   async accept(samples, onChunk = () => {}) {
+    if (!samples.every(Number.isFinite)) throw new Error("The audio holds samples that are no numbers (NaN or infinite)");
     for (const window of this.frontEnd.accept(samples)) await this.#step(window, Infinity, onChunk);
     this.#cut();
   }

@@ -18,6 +18,7 @@ const handlers = { load, start, samples, finish };
 
 self.onmessage = ({ data }) => {
   queue = queue.then(() => handlers[data.type](data)).catch((error) => {
+    session = null; // what still comes of this recording is of no use
     self.postMessage({ type: "error", message: String(error.message ?? error) });
   });
 };
@@ -31,9 +32,18 @@ async function fetched(path) {
 async function load({ precision }) {
   const began = performance.now();
   const card = await (await fetched("./model/model.json")).json();
+  if (card.format !== "kdasr-export" || card.version !== 1 || card.file_format !== "wave-onnx") {
+    throw new Error("model.json is not the card of a wave-onnx export of this version: export the model again");
+  }
   symbols = parseTokens(await (await fetched("./model/tokens.txt")).text());
+  if (symbols.length !== Number(card.metadata.vocab_size) || symbols.includes(undefined)) {
+    throw new Error(`tokens.txt has ${symbols.length} symbols, but the model ${card.metadata.vocab_size} classes`);
+  }
   const file = card.files[precision] ?? card.files.float32;
   const bytes = new Uint8Array(await (await fetched(`./model/${file.file}`)).arrayBuffer());
+  if (bytes.length !== file.bytes) {
+    throw new Error(`${file.file} has ${bytes.length} bytes, not ${file.bytes}: it is truncated or of another export`);
+  }
   const runtime = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   model = chunkModel(runtime, card.metadata);
   await model.step({ samples: new Float32Array(model.numSamples), validFrames: model.window }, model.initialState());
@@ -74,11 +84,13 @@ function start({ minSilence }) {
 }
 
 async function samples({ samples }) {
+  if (!session) return;
   await session.accept(samples, (milliseconds) => chunks.push(milliseconds));
   report("update");
 }
 
 async function finish() {
+  if (!session) return;
   await session.finish((milliseconds) => chunks.push(milliseconds));
   report("final");
 }

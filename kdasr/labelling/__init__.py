@@ -9,12 +9,14 @@ batches        which utterances go through the teacher together
 teachers       teachers by description
 audio_source   audio shards at a path or a URL
 progress       bar, log lines, summary
+retokenise     what the teacher heard, in a student's units
 """
 
-from kdasr.labelling.filters import DurationLimits, Filter, MinConfidence, MinSpikes
+from kdasr.labelling.filters import DurationLimits, Filter, Languages, MinConfidence, MinSpikes
 from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
+from kdasr.labelling.retokenise import Retokenised, retokenise
 from kdasr.labelling.selection import Selection, select
 from kdasr.labelling.settings import Settings, ShardResult
 from kdasr.labelling.shard_job import label_shard
@@ -26,9 +28,11 @@ __all__ = [
     "Ensemble",
     "Filter",
     "FolderTeacher",
+    "Languages",
     "MinConfidence",
     "MinSpikes",
     "Prediction",
+    "Retokenised",
     "Selection",
     "Settings",
     "ShardResult",
@@ -40,6 +44,7 @@ __all__ = [
     "label_shard",
     "plan",
     "plan_text",
+    "retokenise",
     "select",
     "summary_text",
     "verify_labels",

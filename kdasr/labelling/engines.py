@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, NamedTuple, Protocol
@@ -137,7 +139,7 @@ class ProcessCrew:
     """Processes of this machine, each with a teacher of its own; one that dies is started anew."""
 
     def __init__(self, work: Work, size: int) -> None:
-        self.size, self._work = size, work
+        self.size, self._work = size, _shared_out(work, size)
         # spawn: a forked child would inherit torch's thread pools in an unknown state.
         self._context = multiprocessing.get_context("spawn")
         self._workers = [self._start(number) for number in range(size)]
@@ -211,6 +213,7 @@ class ProcessCrew:
 def _serve(work: Work, number: int, connection: Any) -> None:
     """The life of a worker process: ends when its parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     set_threads(work.settings)
     with contextlib.suppress(EOFError, OSError):
         try:
@@ -221,6 +224,28 @@ def _serve(work: Work, number: int, connection: Any) -> None:
         connection.send(_READY)
         while True:
             connection.send(execute(teacher, work, connection.recv(), number))
+
+
+def _end_with_parent() -> None:
+    """End this process, in the middle of whatever it does, once the driver is gone.
+
+    A worker that finished its shard first would write beside the driver that comes next.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _shared_out(work: Work, size: int) -> Work:
+    """The work with this process's threads shared out among `size` workers, unless it says how many.
+
+    Processes that take all cores each slow one another down many times over.
+    """
+    if work.settings.threads is not None:
+        return work
+    threads = max(1, torch.get_num_threads() // size)
+    return replace(work, settings=replace(work.settings, threads=threads))
 
 
 def set_threads(settings: Settings) -> None:

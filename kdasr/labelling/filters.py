@@ -1,11 +1,12 @@
 """Which utterances are worth learning from: each filter gives the reason why one is dropped, or None.
 
-Filters see an utterance's length and its soft labels, nothing else, so they can run while labelling
-or afterwards on what is stored.
+Filters see an utterance's length, its language if somebody said so when the shards were made, and its
+soft labels. What is known before labelling costs nothing to drop: it is not even decoded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -68,15 +69,17 @@ class Filter(Protocol):
 
     Attributes:
         name: how headers call it.
+        reads_language: whether `before` needs the language, which must be read from the shard.
     """
 
     name: ClassVar[str]
+    reads_language: ClassVar[bool]
 
     @property
     def params(self) -> dict[str, Any]: ...
 
-    def before(self, seconds: float) -> str | None:
-        """Why an utterance of this length is dropped unheard, or None."""
+    def before(self, seconds: float, language: str | None = None) -> str | None:
+        """Why an utterance of this length and language is dropped unheard, or None."""
         ...
 
     def after(self, labels: SoftLabels) -> str | None:
@@ -86,12 +89,13 @@ class Filter(Protocol):
 
 class _FilterBase:
     name: ClassVar[str]
+    reads_language: ClassVar[bool] = False
 
     @property
     def params(self) -> dict[str, Any]:
         return asdict(self)  # type: ignore[call-overload]
 
-    def before(self, seconds: float) -> str | None:
+    def before(self, seconds: float, language: str | None = None) -> str | None:
         return None
 
     def after(self, labels: SoftLabels) -> str | None:
@@ -106,10 +110,39 @@ class DurationLimits(_FilterBase):
     min_seconds: float = 0.0
     max_seconds: float = float("1e9")
 
-    def before(self, seconds: float) -> str | None:
+    def before(self, seconds: float, language: str | None = None) -> str | None:
         if self.min_seconds <= seconds <= self.max_seconds:
             return None
         return f"filtered: {seconds:.2f} s are not within {self.min_seconds:g} to {self.max_seconds:g} s"
+
+
+@dataclass(frozen=True)
+class Languages(_FilterBase):
+    """Drops what is spoken in another language than those in `keep`.
+
+    Attributes:
+        keep: tags such as `en` (which keeps `en-GB` too) or `pt-BR`.
+        keep_unknown: whether to keep what nobody gave a language.
+    """
+
+    name: ClassVar[str] = "language"
+    reads_language: ClassVar[bool] = True
+    keep: Sequence[str]
+    keep_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str) or not self.keep:
+            raise ConfigError(
+                "no list of languages", where="keep", expected="such as [en, de]", got=self.keep
+            )
+        object.__setattr__(self, "keep", tuple(self.keep))  # YAML gives a list
+
+    def before(self, seconds: float, language: str | None = None) -> str | None:
+        if language is None:
+            return None if self.keep_unknown else "filtered: its language is unknown"
+        if any(f"{language}-".lower().startswith(f"{tag}-".lower()) for tag in self.keep):
+            return None
+        return f"filtered: its language is {language}, not {' or '.join(self.keep)}"
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kdasr.errors import ConfigError, KdasrError, LabelMismatchError, SoftLabelError
 from kdasr.labelling.audio_source import list_audio, local_copy
@@ -97,12 +96,16 @@ def label(
         remove_leftovers(Path(str(out)))
     shards = list_audio(audio)[shard_index::num_shards]
     loaded = source.load(device if engine == "inline" else "cpu")
+    _check_codec(loaded, settings)
     plan = find_work(shards, out, make_header(loaded, settings, "", ""), verify=verify, overwrite=overwrite)
+    if loaded.units is not None:
+        # Beside the labels, so that a student can be trained on these units or map them to its own.
+        loaded.units.save(out)
     totals = Totals(len(shards), len(plan.done))
     if plan.todo:
         crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
-        with _log_file(log, out, shard_index, num_shards) as log_file:
-            _run(crew, plan, totals, log_file, Display(plan.seconds, quiet))
+        log_path = _log_path(log, out, shard_index, num_shards)
+        _run(crew, plan, totals, log_path, Display(plan.seconds, quiet))
     summary = totals.summary(_previous(out, plan.done))
     summary["compared_with_plan"] = compare(out, summary)
     return summary
@@ -196,7 +199,7 @@ def _raise_difference(manifest: dict[str, Any], expect: Header, where: str) -> N
     )
 
 
-def _run(crew: Crew, plan: Plan, totals: Totals, log_file: TextIO | None, display: Display) -> None:
+def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display: Display) -> None:
     for audio, problem in plan.damaged.items():
         display.note(f"again: {Path(audio).name}: {problem}")
     started = time.perf_counter()
@@ -205,12 +208,22 @@ def _run(crew: Crew, plan: Plan, totals: Totals, log_file: TextIO | None, displa
             for outcome in Foreman(crew).run(plan.todo):
                 line = totals.add(outcome, time.perf_counter() - started)
                 display.show(totals, outcome)
-                if log_file is not None:
-                    log_file.write(json.dumps(line) + "\n")
-                    log_file.flush()
+                if log_path is not None and totals.log_problem is None:
+                    totals.log_problem = _append(log_path, line)
     finally:
         crew.stop()
     totals.not_tried = [audio for audio in plan.todo if audio not in totals.tried]
+
+
+def _append(path: Path, line: dict[str, Any]) -> str | None:
+    """What is wrong with the log, if anything: labels are worth more than their log."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def _crew(work: Work, loaded: Teacher, engine: str, workers: int, ray_address: str | None) -> Crew:
@@ -242,20 +255,25 @@ def _check_arguments(
         )
 
 
+def _check_codec(teacher: Teacher, settings: Settings) -> None:
+    if teacher.level == "sequence" and settings.codec.name == "sampled":
+        raise ConfigError(
+            "a transcript cannot be stored as random draws",
+            where="settings.codec",
+            expected="a codec that keeps the likeliest classes",
+            got=settings.codec.name,
+        )
+
+
 def _same(audio: Path, out: Path) -> bool:
     return audio.resolve() == out.resolve()
 
 
-@contextmanager
-def _log_file(log: Path | None, out: Place, shard_index: int, num_shards: int) -> Iterator[TextIO | None]:
-    if log is None and is_url(out):
-        yield None
-        return
+def _log_path(log: Path | None, out: Place, shard_index: int, num_shards: int) -> Path | None:
+    if log is not None or is_url(out):
+        return log
     part = f"-{shard_index}-of-{num_shards}" if num_shards > 1 else ""
-    path = Path(log) if log is not None else Path(str(out)) / f"log{part}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        yield file
+    return Path(str(out)) / f"log{part}.jsonl"
 
 
 def _previous(out: Place, done: Sequence[str]) -> list[dict[str, Any]]:

@@ -108,12 +108,27 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
         predicted = json.loads(locate(out).child(PREDICTION_FILE).read_all())
     except (FileNotFoundError, ValueError):
         return None
-    facts = [("bytes/frame", float(predicted["bytes_per_frame"]), float(summary["bytes_per_frame"]))]
+    facts = [("bytes/frame", predicted["bytes_per_frame"], summary["bytes_per_frame"])]
     if summary["shards_labelled"] == predicted["shards"]:
-        speed = float(predicted["times_real_time"]) * predicted["workers"]
-        facts.append(("× real time", speed, float(summary["times_real_time"])))
+        # All of it in this run: its time and price can be compared too.
+        hours = predicted["worker_hours"], summary["worker_hours"]
+        speed = predicted["times_real_time"] * predicted["workers"]
+        facts += [
+            ("hours of audio", predicted["hours"], summary["hours"]),
+            (
+                "MB of labels",
+                predicted["bytes_per_frame"] * predicted["frames"] / 1e6,
+                summary["bytes"] / 1e6,
+            ),
+            ("× real time", speed, summary["times_real_time"]),
+            ("worker-hours", *hours),
+        ]
+        if predicted["cost"]:
+            price = predicted["cost"] / predicted["worker_hours"]
+            facts.append(("cost", *(price * value for value in hours)))
     said = [
-        f"{name} {fact:,.2f} ({fact / plan - 1:+.0%} of the plan's {plan:,.2f})" for name, plan, fact in facts
+        f"{name} {fact:,.4g} (the plan said {plan:,.4g}: {round(fact / plan - 1, 2) + 0.0:+.0%})"
+        for name, plan, fact in facts
     ]
     return "compared with the plan: " + ", ".join(said)
 

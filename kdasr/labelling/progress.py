@@ -22,12 +22,14 @@ class Totals:
         done_before: of these, labelled already when it began.
         not_tried: shards that were not begun because the job stopped.
         tried: shards whose outcome is known.
+        log_problem: why the log has no more lines.
     """
 
     shards: int
     done_before: int
     not_tried: list[str] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
+    log_problem: str | None = None
     seconds: float = 0.0
     wall_s: float = 0.0
     worker_s: float = 0.0
@@ -108,9 +110,11 @@ class Totals:
             "bytes_per_frame": round((self.bytes + whole.bytes) / max(1, self.frames + whole.frames), 3),
             "wall_s": round(self.wall_s, 3),
             "times_real_time": round(self.times_real_time, 1),
+            "worker_hours": self.worker_s / 3600,
             "teacher_share": round(self.teacher_s / self.worker_s, 4) if self.worker_s else 0.0,
             "encode_share": round(self.encode_s / self.worker_s, 4) if self.worker_s else 0.0,
             "padding": round(self.padding_s / self.seconds, 4) if self.seconds else 0.0,
+            "log_problem": self.log_problem,
         }
 
 
@@ -168,6 +172,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines.append(summary["compared_with_plan"])
     lines += [f"not labelled: {key}: {reason}" for key, reason in summary["failed"].items()]
     lines += [f"shard failed: {audio}: {reason}" for audio, reason in summary["shards_failed"].items()]
+    if summary.get("log_problem"):
+        lines.append(f"the log is incomplete: {summary['log_problem']}")
     if summary["shards_not_tried"]:
         lines.append(
             f"{len(summary['shards_not_tried'])} shards were not tried: run it again once this is solved"

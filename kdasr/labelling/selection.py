@@ -7,6 +7,7 @@ does, so a reader needs to know nothing about selections.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score
 from kdasr.manifest import Shard, read_manifest
 from kdasr.soft_labels import Failure, LabelFolder, LabelShard, label_file, write_label_shard
 from kdasr.storage import Place
+from kdasr.text import load_units
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ def select(
             hours,
         )
         done += count
+    # Labels of before units were written beside them have none.
+    with contextlib.suppress(UnitsError):
+        load_units(labels).save(out)
     return Selection(
         hours=float(seconds[chosen].sum()) / 3600,
         hours_before=float(seconds.sum()) / 3600,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +27,11 @@ class Settings:
         window_seconds: longer utterances are labelled in windows of this length …
         overlap_seconds: … that overlap by this much.
         precision: of the forward pass; log-probs are always made float32.
-        threads: CPU threads of the forward pass; None leaves torch's own choice.
+        threads: CPU threads of the forward pass of one worker; None shares torch's own choice among
+            the workers.
+        decoders: threads that decode audio and compute features ahead of the teacher. One is enough for a
+            teacher on the CPU (a core does 1,500 × real time and more); None takes one there and the
+            cores of the machine, at most 8, on an accelerator.
         filters: what not to keep; see `kdasr.labelling.filters`.
     """
 
@@ -36,6 +41,7 @@ class Settings:
     overlap_seconds: float = 4.8
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: int | None = None
+    decoders: int | None = None
     filters: tuple[Filter, ...] = ()
 
     def __post_init__(self) -> None:
@@ -43,12 +49,20 @@ class Settings:
             raise ConfigError(
                 "unknown precision", where="precision", expected=", ".join(PRECISIONS), got=self.precision
             )
+        if self.decoders is not None and self.decoders < 1:
+            raise ConfigError("no thread to decode", where="decoders", expected=">= 1", got=self.decoders)
         if not 0 < self.overlap_seconds < self.window_seconds or self.batch_seconds <= 0:
             raise ConfigError(
                 "window, overlap and batch do not fit each other",
                 expected="0 < overlap_seconds < window_seconds, batch_seconds > 0",
                 got=f"{self.overlap_seconds}, {self.window_seconds}, {self.batch_seconds}",
             )
+
+    def decoders_for(self, device: torch.device) -> int:
+        """How many threads decode for a teacher on `device`."""
+        if self.decoders is not None:
+            return self.decoders
+        return 1 if device.type == "cpu" else min(8, os.cpu_count() or 1)
 
     def window_frames(self, subsampling: int) -> int:
         return _whole_frames(self.window_seconds, subsampling)
@@ -84,13 +98,15 @@ class ShardResult:
 
 def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha256: str) -> Header:
     """The header of labels that `teacher` gives to an audio shard."""
+    facts = {"teacher": dict(teacher.facts)} if teacher.facts else {}
     return Header(
         teacher=teacher.name,
         teacher_hash=teacher.weights_hash,
         units_hash=teacher.units_hash,
         vocab_size=teacher.model.vocab_size,
         feature_hash=teacher.feature_hash,
-        frame_shift_ms=float(FRAME_SHIFT_MS),
+        # A transcript has no times.
+        frame_shift_ms=float(FRAME_SHIFT_MS) if teacher.level == "frame" else 0.0,
         subsampling=teacher.model.subsampling,
         codec=settings.codec.name,
         codec_params=settings.codec.params,
@@ -101,6 +117,7 @@ def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha
             "window_seconds": settings.window_seconds,
             "overlap_seconds": settings.overlap_seconds,
             "filters": [[item.name, item.params] for item in settings.filters],
+            **facts,
         },
     )
 

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import KdasrError, SoftLabelError
-from kdasr.features import LOG_MEL_FLOOR, log_mel, num_frames
+from kdasr.features import num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
 from kdasr.labelling.settings import PRECISIONS, Settings, ShardResult, make_header
 from kdasr.labelling.teachers import Teacher
-from kdasr.shards import Shard, open_shard, read_utterance
+from kdasr.shards import Shard, open_shard, read_languages, read_utterance
 from kdasr.soft_labels import Failure, concatenate, label_file, write_label_shard
 from kdasr.storage import Place
+
+#: Batches that may wait for the codec: it is much faster than any teacher, unless it is disturbed.
+_MAX_UNENCODED = 2
+#: Share of a batch that may be padding.
+_MAX_PADDING = 0.05
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def label_shard(
@@ -71,28 +81,45 @@ def probe(teacher: Teacher, audio_path: Path, key: str, settings: Settings) -> N
 
 
 class _Loaded(NamedTuple):
-    """A batch ready for the teacher; `segments` lacks those whose audio could not be read."""
+    """A padded batch ready for the teacher; `segments` lacks those whose audio could not be read.
+
+    `inputs` is what the teacher hears, features (B, T, F) or samples (B, N), and `lengths` counts rows.
+    """
 
     segments: list[Segment]
-    features: list[Tensor]
+    inputs: Tensor
+    lengths: list[int]
+
+    def alone(self) -> Iterator[_Loaded]:
+        """Every segment as a batch of its own."""
+        for row, (segment, length) in enumerate(zip(self.segments, self.lengths, strict=True)):
+            yield _Loaded([segment], self.inputs[row : row + 1, :length], [length])
 
 
 class _ShardRun:
-    """The labelling of one shard: decode and features in a thread, the teacher in this one."""
+    """The labelling of one shard: decode and features in one thread or several, the codec in another,
+    the teacher in this one, which has nothing else to do."""
 
     def __init__(self, teacher: Teacher, shard: Shard, settings: Settings, failures: dict[str, str]) -> None:
         self._teacher, self._shard, self._settings = teacher, shard, settings
         self._failures = failures
+        self._broken: dict[int, dict[int, str]] = {}
         self._pieces: dict[int, dict[int, SoftLabels]] = {}
         self._num_segments: dict[int, int] = {}
-        self._cache: tuple[int, Tensor] | None = None
+        self._decoded = _Decoded()
+        self._encoding: deque[Future[None]] = deque()
         self.teacher_s = self.encode_s = self.padding = 0.0
 
     def label(self) -> list[tuple[str, SoftLabels | Failure]]:
-        batches = make_batches(self._segments(), self._settings.batch_frames)
+        # A teacher that hears the padding gets inputs of one length together.
+        padding = _MAX_PADDING if self._teacher.pads else 0.0
+        batches = make_batches(self._segments(), self._settings.batch_frames, padding)
         self.padding = padding_share(batches)
-        for loaded in self._prefetched(batches):
-            self._forward_all(loaded)
+        threads = self._settings.decoders_for(self._teacher.device)
+        with ThreadPoolExecutor(threads, "decode") as decoder, ThreadPoolExecutor(1, "encode") as encoder:
+            for loaded in _ahead(decoder, self._load, batches, threads):
+                self._forward_all(loaded, encoder)
+            self._wait_for_encoder(0)
         return [
             (entry.key, self._outcome(number, entry.key)) for number, entry in enumerate(self._shard.entries)
         ]
@@ -100,6 +127,9 @@ class _ShardRun:
     def _outcome(self, number: int, key: str) -> SoftLabels | Failure:
         if key in self._failures:
             return Failure(self._failures[key])
+        if number in self._broken:
+            # The first in the audio, not in time: which thread was faster must not show.
+            return Failure(min(self._broken[number].items())[1])
         pieces = self._pieces[number]
         assert len(pieces) == self._num_segments[number], key
         labels = concatenate([pieces[first] for first in sorted(pieces)])
@@ -110,81 +140,94 @@ class _ShardRun:
         subsampling = self._teacher.model.subsampling
         window = self._settings.window_frames(subsampling)
         overlap = self._settings.overlap_frames(subsampling)
-        for number, entry in enumerate(self._shard.entries):
+        asked = any(item.reads_language for item in self._settings.filters)
+        languages = read_languages(self._shard) if asked else [None] * self._shard.count
+        for number, (entry, language) in enumerate(zip(self._shard.entries, languages, strict=True)):
             frames = num_frames(entry.num_samples)
             if entry.key in self._failures:
                 continue
-            if reason := self._unwanted(frames, entry.num_samples / SAMPLE_RATE_HZ):
+            if reason := self._unwanted(frames, entry.num_samples / SAMPLE_RATE_HZ, language):
                 self._failures[entry.key] = reason
                 continue
-            segments = cut_segments(number, frames, window, overlap, subsampling)
+            if self._teacher.level == "sequence":
+                segments = [Segment(number, 0, frames, 0, frames)]
+            else:
+                segments = cut_segments(number, frames, window, overlap, subsampling)
             self._num_segments[number] = len(segments)
             yield from segments
 
-    def _unwanted(self, frames: int, seconds: float) -> str | None:
+    def _unwanted(self, frames: int, seconds: float, language: str | None) -> str | None:
         if frames == 0:
             return f"too short: {seconds:.4f} s are less than one frame"
-        return next((why for item in self._settings.filters if (why := item.before(seconds))), None)
+        longest = self._teacher.max_seconds
+        if longest is not None and seconds > longest:
+            return f"too long: {seconds:.1f} s, and this teacher hears {longest:g} s at a time"
+        return next((why for item in self._settings.filters if (why := item.before(seconds, language))), None)
 
     # -- audio ------------------------------------------------------------------------------
 
-    def _prefetched(self, batches: Sequence[list[Segment]]) -> Iterator[_Loaded]:
-        """Batches with features; the next one is decoded while the teacher works on this one."""
-        with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
-            waiting: Future[_Loaded] | None = None
-            for batch in batches:
-                upcoming = pool.submit(self._load, batch)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = upcoming
-            if waiting is not None:
-                yield waiting.result()
-
     def _load(self, batch: list[Segment]) -> _Loaded:
-        loaded = _Loaded([], [])
+        segments, inputs = [], []
+        rows, padding = self._teacher.front_end.rows_per_frame, self._teacher.front_end.padding
         for segment in batch:
             try:
-                features = self._features(segment.number)
+                whole = self._whole_input(segment.number)
             except (KdasrError, RuntimeError, ValueError) as error:
-                self._failures[self._shard.entries[segment.number].key] = f"unusable audio: {_reason(error)}"
+                self._fail(segment, f"unusable audio: {_reason(error)}")
                 continue
-            loaded.segments.append(segment)
-            loaded.features.append(features[segment.first : segment.last])
-        return loaded
+            segments.append(segment)
+            last = None if self._ends(segment) else segment.last * rows
+            inputs.append(whole[segment.first * rows : last])
+        if not segments:
+            return _Loaded([], torch.empty(0), [])
+        padded = pad_sequence(inputs, batch_first=True, padding_value=padding)
+        return _Loaded(segments, padded, [len(item) for item in inputs])
 
-    def _features(self, number: int) -> Tensor:
+    def _ends(self, segment: Segment) -> bool:
+        """Whether a segment is the last one of its utterance."""
+        return segment.last == num_frames(self._shard.entries[segment.number].num_samples)
+
+    def _whole_input(self, number: int) -> Tensor:
         # The windows of one long utterance come one after the other: decode it once.
-        if self._cache is None or self._cache[0] != number:
+        if self._decoded.number != number:
             utterance = read_utterance(self._shard, self._shard.entries[number])
-            self._cache = (number, log_mel(utterance.samples))
-        return self._cache[1]
+            self._decoded.input = self._teacher.front_end.compute(utterance.samples)
+            self._decoded.number = number
+        return self._decoded.input
 
     # -- teacher ----------------------------------------------------------------------------
 
-    def _forward_all(self, loaded: _Loaded) -> None:
+    def _forward_all(self, loaded: _Loaded, encoder: Executor) -> None:
         if not loaded.segments:
             return
         try:
-            self._store(loaded.segments, self._forward(loaded.features))
+            log_probs = self._forward(loaded)
         except Exception as error:
             if len(loaded.segments) == 1:
                 self._fail(loaded.segments[0], f"the teacher raised {type(error).__name__}: {_reason(error)}")
                 return
             # One utterance must not take its batch with it: try each alone.
-            for segment, features in zip(*loaded, strict=True):
-                self._forward_all(_Loaded([segment], [features]))
+            for one in loaded.alone():
+                self._forward_all(one, encoder)
+            return
+        self._encoding.append(encoder.submit(self._store, loaded.segments, log_probs))
+        self._wait_for_encoder(_MAX_UNENCODED)
 
-    def _forward(self, features: list[Tensor]) -> list[Tensor]:
+    def _wait_for_encoder(self, most: int) -> None:
+        """Until at most so many batches are with the codec; its errors come up here."""
+        while len(self._encoding) > most:
+            self._encoding.popleft().result()
+
+    def _forward(self, loaded: _Loaded) -> list[Tensor]:
         """Log-probs (T', V) of each segment."""
+        if not self._teacher.pads and len(set(loaded.lengths)) > 1:
+            return [log_probs for one in loaded.alone() for log_probs in self._forward(one)]
         started = time.perf_counter()
-        lengths_b = torch.tensor([len(item) for item in features])
-        features_btf = torch.full((len(features), int(lengths_b.max()), features[0].shape[1]), LOG_MEL_FLOOR)
-        for row, item in zip(features_btf, features, strict=True):
-            row[: len(item)] = item
         device = self._teacher.device
+        lengths_b = torch.tensor(loaded.lengths)
         with torch.inference_mode(), self._autocast():
             log_probs_btv, frames_b = self._teacher.model.offline(
-                features_btf.to(device), lengths_b.to(device)
+                loaded.inputs.to(device), lengths_b.to(device)
             )
         log_probs_btv, frames = log_probs_btv.float(), frames_b.tolist()
         self.teacher_s += time.perf_counter() - started
@@ -195,16 +238,16 @@ class _ShardRun:
         return torch.autocast(self._teacher.device.type, dtype) if dtype is not None else nullcontext()
 
     def _fail(self, segment: Segment, reason: str) -> None:
-        self._failures.setdefault(self._shard.entries[segment.number].key, reason)
+        self._broken.setdefault(segment.number, {})[segment.first] = reason
 
     def _store(self, segments: list[Segment], log_probs: list[Tensor]) -> None:
         started = time.perf_counter()
         kept, keys, owners = [], [], []
         for segment, log_probs_tv in zip(segments, log_probs, strict=True):
-            offset = segment.first // self._teacher.model.subsampling
             wanted = segment.keep_last - segment.keep_first
-            kept_tv = log_probs_tv[segment.keep_first - offset : segment.keep_last - offset]
-            if len(kept_tv) != wanted:
+            slack = self._teacher.slack_frames if self._ends(segment) else 0
+            kept_tv = self._kept(segment, log_probs_tv, slack)
+            if abs(len(kept_tv) - wanted) > slack and self._teacher.level == "frame":
                 self._fail(segment, f"the teacher gave {len(kept_tv)} frames instead of {wanted}")
                 continue
             kept.append(kept_tv)
@@ -217,9 +260,34 @@ class _ShardRun:
                 self._pieces.setdefault(segment.number, {})[segment.first] = piece
         self.encode_s += time.perf_counter() - started
 
+    def _kept(self, segment: Segment, log_probs_tv: Tensor, slack: int) -> Tensor:
+        """The frames of a segment that its utterance takes, and up to `slack` more."""
+        if self._teacher.level == "sequence":
+            return log_probs_tv
+        offset = segment.first // self._teacher.model.subsampling
+        return log_probs_tv[segment.keep_first - offset : segment.keep_last - offset + slack]
+
     def _seed_name(self, segment: Segment) -> str:
         key = self._shard.entries[segment.number].key
         return f"{key}@{segment.first}" if segment.first else key
+
+
+class _Decoded(threading.local):
+    """What a thread has decoded last: the input of utterance `number`."""
+
+    number = -1
+    input: Tensor
+
+
+def _ahead(pool: Executor, work: Callable[[_T], _R], items: Iterable[_T], ahead: int = 1) -> Iterator[_R]:
+    """`work` on every item, in order; so many are done in the pool while the caller uses one."""
+    waiting: deque[Future[_R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _reason(error: BaseException) -> str:

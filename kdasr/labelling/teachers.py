@@ -6,42 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
 from kdasr.errors import UnitsError
 from kdasr.features import feature_hash
-from kdasr.interfaces import AcousticModel
 from kdasr.models import load_model
+from kdasr.teachers.base import Teacher, TeacherSource
 from kdasr.teachers.ensemble import EnsembleTeacher
 
-
-@dataclass(frozen=True)
-class Teacher:
-    """A teacher that is ready to label.
-
-    Attributes:
-        model: in eval mode, on `device`.
-        name: for people.
-        weights_hash: sha256 of its weights.
-        units_hash: of the units whose ids its posteriors are over.
-        feature_hash: of the features it hears.
-        device: where it runs.
-    """
-
-    model: AcousticModel
-    name: str
-    weights_hash: str
-    units_hash: str
-    feature_hash: str
-    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
-
-
-class TeacherSource(Protocol):
-    """Describes a teacher; cheap to send to another process."""
-
-    def load(self, device: str) -> Teacher: ...
+__all__ = ["Ensemble", "FolderTeacher", "Teacher", "TeacherSource"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +44,7 @@ class FolderTeacher:
             str(card["units_hash"]),
             feature_hash(),
             torch.device(device),
+            loaded.units,
         )
 
 
@@ -112,4 +88,5 @@ class Ensemble:
             members[0].units_hash,
             members[0].feature_hash,
             torch.device(device),
+            members[0].units,
         )

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from kdasr.errors import ConfigError
-from kdasr.report.plots import plot_dev_wer, plot_error_rates, plot_losses, plot_spikes, read_log
+from kdasr.report.plots import (
+    plot_dev_wer,
+    plot_error_rates,
+    plot_losses,
+    plot_spikes,
+    plot_spikes_over_steps,
+    read_log,
+)
 from kdasr.report.table import COLUMNS, Line, improvement, lines_of
 from kdasr.results import HYPOTHESES_FOLDER, RESULTS_FILE, read_results
 from kdasr.spikes import SPIKES_FILE, read_histogram
@@ -53,6 +60,8 @@ def write_report(work_dir: Path) -> Path:
         "Losses": plot_losses(plots / "losses.png", logs) and "losses.png",
         "Learning": plot_dev_wer(plots / "dev_wer.png", logs) and "dev_wer.png",
     }
+    if plot_spikes_over_steps(plots / "spikes_over_steps.png", logs):
+        drawn["Spikes while learning"] = "spikes_over_steps.png"
     if (spikes := work_dir / SPIKES_FILE).exists():
         drawn["Spikes"] = plot_spikes(plots / "spikes.png", read_histogram(spikes)) and "spikes.png"
     sections = [_results(lines), *(_picture(title, name) for title, name in drawn.items() if name)]

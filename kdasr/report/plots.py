@@ -86,11 +86,7 @@ def plot_spikes(path: Path, histogram: SpikeHistogram) -> bool:
     """Spike offsets as bars, one for each frame. False if there is nothing to draw."""
     if not histogram.matched:
         return False
-    shift = histogram.frame_shift_ms
-    percent = np.zeros(2 * _REACH_FRAMES + 1)
-    for ms, count in zip(histogram.offsets_ms, histogram.counts, strict=True):
-        frame = int(np.clip(round(ms / shift), -_REACH_FRAMES, _REACH_FRAMES))
-        percent[frame + _REACH_FRAMES] += 100 * count / histogram.matched
+    shift, percent = histogram.frame_shift_ms, _percent_by_frame(histogram)
     figure, (axes,) = _figure(1, width=6.4, height=3.4)
     axes.bar(
         np.arange(-_REACH_FRAMES, _REACH_FRAMES + 1) * shift, percent, width=0.8 * shift, color=_COLOURS[0]
@@ -104,6 +100,40 @@ def plot_spikes(path: Path, histogram: SpikeHistogram) -> bool:
         xlabel=f"student later → (ms; the outermost bars hold all beyond ±{_REACH_FRAMES * shift:.0f})",
         ylabel="spikes %",
     )
+    _save(figure, path)
+    return True
+
+
+def plot_spikes_over_steps(path: Path, logs: Mapping[str, Log]) -> bool:
+    """One panel for each training run: the spike offsets at each look at the dev set, a column each.
+    False if there is nothing to draw."""
+    watched = {name: _watched_spikes(log) for name, log in logs.items()}
+    shown = {name: looks for name, looks in watched.items() if looks}
+    if not shown:
+        return False
+    figure, panels = _figure(len(shown), width=5.6, height=3.6)
+    from matplotlib.colors import PowerNorm
+
+    for axes, (name, looks) in zip(panels, shown.items(), strict=True):
+        steps, (_, last) = [step for step, _ in looks], looks[-1]
+        percent = np.stack([_percent_by_frame(histogram) for _, histogram in looks], axis=1)
+        reach_ms = (_REACH_FRAMES + 0.5) * last.frame_shift_ms
+        columns = np.linspace(-reach_ms, reach_ms, 2 * _REACH_FRAMES + 2)
+        seen = np.where(percent > 0, percent, np.nan)
+        mesh = axes.pcolormesh([0, *steps], columns, seen, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+        figure.colorbar(mesh, ax=axes, label="spikes %")
+        middles = np.convolve([0, *steps], [0.5, 0.5], mode="valid")
+        medians = [np.nan if spikes.median_ms is None else spikes.median_ms for _, spikes in looks]
+        axes.axhline(0, color="#888888", linewidth=0.8, zorder=1.5)
+        axes.plot(middles, medians, "o-", color=_COLOURS[1], markersize=4, linewidth=1.8, label="median")
+        axes.grid(visible=False)
+        axes.set(
+            title=f"{name}: {last.matched} of {last.teacher_spikes} spikes matched at the end",
+            xlabel="step (each column ends where it was measured)",
+            ylabel="student later → (ms)",
+        )
+        axes.title.set_fontsize(9)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
     _save(figure, path)
     return True
 
@@ -131,6 +161,20 @@ def plot_error_rates(path: Path, lines: Sequence[Line]) -> bool:
     axes.margins(x=0.1)
     _save(figure, path)
     return True
+
+
+def _percent_by_frame(histogram: SpikeHistogram) -> np.ndarray[Any, Any]:
+    """(2 * _REACH_FRAMES + 1,) percent of the matched spikes at each offset in frames; what lies
+    beyond is counted at the ends."""
+    percent = np.zeros(2 * _REACH_FRAMES + 1)
+    for ms, count in zip(histogram.offsets_ms, histogram.counts, strict=True):
+        frame = int(np.clip(round(ms / histogram.frame_shift_ms), -_REACH_FRAMES, _REACH_FRAMES))
+        percent[frame + _REACH_FRAMES] += 100 * count / histogram.matched
+    return percent
+
+
+def _watched_spikes(log: Log) -> list[tuple[int, SpikeHistogram]]:
+    return [(row["step"], SpikeHistogram(**row["spike_offsets"])) for row in log if "spike_offsets" in row]
 
 
 def _loss_terms(log: Log) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:

@@ -1,4 +1,4 @@
-"""Result rows in, a table out: one line for each model, over all of its seeds."""
+"""Result rows in, a table out: one line for each model on each test set, over all of its seeds."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ _MIN_COLUMNS = 110
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The rows of one model.
+    """The rows of one model on one test set.
 
     Attributes:
         model: its name in the results.
         rows: one for each seed, in the order they were written.
+        test: the name of the test set, where it has one.
     """
 
     model: str
     rows: list[dict[str, Any]]
+    test: str | None = None
 
     @property
     def label(self) -> str:
-        return LABELS.get(self.model, self.model)
+        label = LABELS.get(self.model, self.model)
+        return f"{self.test}: {label}" if self.test else label
 
     def values(self, field: str) -> list[float]:
         """The field over all seeds that have it."""
@@ -67,24 +70,38 @@ class Line:
 
 
 def lines_of(rows: Sequence[dict[str, Any]]) -> list[Line]:
-    """Rows gathered by model: the known ones in the order of LABELS, then the others as they came."""
-    by_model: dict[str, list[dict[str, Any]]] = {}
+    """Rows gathered by test set, as they came, and model: the known ones in the order of LABELS, then
+    the others as they came."""
+    gathered: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
     for row in rows:
-        by_model.setdefault(row["model"], []).append(row)
-    known = [model for model in LABELS if model in by_model]
-    others = [model for model in by_model if model not in LABELS]
-    return [Line(model, by_model[model]) for model in known + others]
+        gathered.setdefault((row.get("test"), row["model"]), []).append(row)
+    tests = list(dict.fromkeys(test for test, _ in gathered))
+    models = list(dict.fromkeys([*LABELS, *(model for _, model in gathered)]))
+    return [
+        Line(model, gathered[test, model], test)
+        for test in tests
+        for model in models
+        if (test, model) in gathered
+    ]
 
 
 def improvement(lines: Sequence[Line]) -> str | None:
-    """What distillation brought, in one sentence; None where one of the two students is missing."""
+    """What distillation brought, in a sentence for each test set; None where one of the two students
+    is missing."""
+    tests = dict.fromkeys(line.test for line in lines)
+    sentences = (_improvement(test, [line for line in lines if line.test == test]) for test in tests)
+    return " ".join(sentence for sentence in sentences if sentence) or None
+
+
+def _improvement(test: str | None, lines: Sequence[Line]) -> str | None:
     wer = {line.model: line.mean("wer") for line in lines}
     before, after = wer.get("student_labelled_only"), wer.get("student_distilled")
     if before is None or after is None or before == 0:
         return None
     relative = 100 * (before - after) / before
     return (
-        f"Distillation took the student from {before:.1f} to {after:.1f} % WER: "
+        f"Distillation took the student from {before:.1f} to {after:.1f} % WER"
+        f"{f' on {test}' if test else ''}: "
         f"{abs(relative):.0f} % relative {'better' if relative >= 0 else 'worse'} than labels alone."
     )
 

@@ -11,7 +11,15 @@ access; its checksum for each utterance finds damage on lazy reads too.
 """
 
 from kdasr.manifest import Shard, ShardEntry
-from kdasr.shards.reader import list_shards, open_shard, read_shard, read_utterance, verify_folder
+from kdasr.shards.reader import (
+    list_shards,
+    open_shard,
+    read_languages,
+    read_shard,
+    read_texts,
+    read_utterance,
+    verify_folder,
+)
 from kdasr.shards.writer import write_shards
 
 __all__ = [
@@ -19,7 +27,9 @@ __all__ = [
     "ShardEntry",
     "list_shards",
     "open_shard",
+    "read_languages",
     "read_shard",
+    "read_texts",
     "read_utterance",
     "verify_folder",
     "write_shards",

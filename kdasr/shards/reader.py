@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from kdasr import audio
 from kdasr.errors import AudioError, DamagedShardError, ManifestError, ShardError
@@ -125,6 +125,43 @@ def read_shard(path: Path, *, verify: bool = True) -> Iterator[Utterance]:
             yield _read_entry(file, shard.path, entry)
 
 
+def read_texts(path: Path) -> list[str | None]:
+    """The transcripts of the shard at `path`, in order, None where there is none; no audio is read.
+
+    Raises:
+        ManifestError, DamagedShardError: as `open_shard`, or the transcript of another utterance.
+    """
+    return [meta.get("text") for meta in _metas(open_shard(path))]
+
+
+def read_languages(shard: Shard) -> list[str | None]:
+    """The language of each utterance of an open shard, None where unknown; no audio is read.
+
+    Raises:
+        DamagedShardError: the facts of another utterance.
+    """
+    return [meta.get("language") for meta in _metas(shard)]
+
+
+def _metas(shard: Shard) -> Iterator[dict[str, Any]]:
+    with shard.path.open("rb") as file:
+        for entry in shard.entries:
+            file.seek(entry.json_offset)
+            yield _parse_meta(file.read(entry.json_bytes), shard.path, entry.key)
+
+
+def _parse_meta(meta_json: bytes, path: Path, key: str) -> dict[str, Any]:
+    """What the JSON beside an utterance's audio says; it must be of that utterance."""
+    try:
+        meta: dict[str, Any] = json.loads(meta_json)
+        found = meta["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedShardError(f"{key} cannot be decoded", where=path, got=error) from error
+    if found != key:
+        raise damaged(path, f"the text of {key}", f"that of {found}")
+    return meta
+
+
 def verify_folder(folder: Path) -> list[str]:
     """Everything that is wrong with a folder of shards; an empty list if nothing is.
 
@@ -163,11 +200,9 @@ def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Utterance:
     flac, meta_json = read_members(file, path, entry)
     try:
         samples = audio.decode(flac, f"{path}:{entry.key}.flac")
-        meta = json.loads(meta_json)
-        key, text, speaker = meta["key"], meta.get("text"), meta.get("speaker")
-    except (AudioError, ValueError, KeyError, TypeError) as error:
+    except AudioError as error:
         raise DamagedShardError(f"{entry.key} cannot be decoded", where=path, got=error) from error
-    if key != entry.key or len(samples) != entry.num_samples:
-        expected = f"{entry.key} of {entry.num_samples} samples"
-        raise damaged(path, expected, f"{key} of {len(samples)}")
-    return Utterance(key=entry.key, samples=samples, text=text, speaker=speaker)
+    meta = _parse_meta(meta_json, path, entry.key)
+    if len(samples) != entry.num_samples:
+        raise damaged(path, f"{entry.key} of {entry.num_samples} samples", f"{len(samples)} samples")
+    return Utterance(entry.key, samples, meta.get("text"), meta.get("speaker"), meta.get("language"))

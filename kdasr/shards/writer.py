@@ -29,7 +29,7 @@ from kdasr.manifest import (
     read_members,
     sha256_of,
 )
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_bytes, sync_path
 
 
 def write_shards(
@@ -71,11 +71,7 @@ def write_shards(
 
 def _rename(temporary: Path, final: Path) -> None:
     temporary.replace(final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_path(final.parent)
 
 
 def _checked(utterances: Iterable[Utterance], advance: Callable[[float], None]) -> Iterator[Utterance]:
@@ -170,6 +166,8 @@ def _encode(utterance: Utterance) -> tuple[bytes, bytes]:
     }
     if utterance.text is not None:
         meta["text"] = utterance.text
+    if utterance.language is not None:
+        meta["language"] = utterance.language
     return flac, json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
 
 

@@ -5,7 +5,8 @@
     planes      frames to bytes and back
     container   the file of one shard
     header      what labels depend on
-    shard       commit, open, verify; the folder beside the audio
+    shard       open and verify one; the folder beside the audio
+    commit      write one, so that nobody ever sees half of it
     batch       padded tensors for training
 
 The format is specified in docs/soft-labels.md.
@@ -14,6 +15,7 @@ The format is specified in docs/soft-labels.md.
 from kdasr.soft_labels.batch import pad_soft_labels
 from kdasr.soft_labels.codec_base import Codec
 from kdasr.soft_labels.codecs import CODECS, Full, Sampled, TopK, TopP, make_codec
+from kdasr.soft_labels.commit import write_label_shard
 from kdasr.soft_labels.container import FORMAT_VERSION, Failure
 from kdasr.soft_labels.header import Header, check_header
 from kdasr.soft_labels.runs import concatenate
@@ -24,7 +26,6 @@ from kdasr.soft_labels.shard import (
     manifest_of,
     open_label_shard,
     read_manifest,
-    write_label_shard,
 )
 
 __all__ = [

@@ -64,9 +64,12 @@ def join_blank(blank: Floats, tail: Floats, entries: Floats, extra_counts: Ints,
 
 
 def concatenate(items: Sequence[SoftLabels]) -> SoftLabels:
-    """Several utterances as one run of frames."""
+    """Several utterances, or none, as one run of frames."""
     if len(items) == 1:
         return items[0]
+    if not items:
+        no_ints, no_floats = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        return SoftLabels(no_ints, no_ints, no_floats, no_floats)
     return SoftLabels(
         np.concatenate([item.kept_counts for item in items]),
         np.concatenate([item.ids for item in items]),

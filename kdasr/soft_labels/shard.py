@@ -1,4 +1,4 @@
-"""Soft-label shards on disk: commit one, open one, find the one beside an audio shard.
+"""Soft-label shards on disk: open one, find the one beside an audio shard.
 
 `DIR/shard-000007.kdsl` holds the labels of the audio shard `shard-000007.tar`, and
 `DIR/shard-000007.json`, its manifest, is written last: a shard without manifest does not exist.
@@ -10,7 +10,7 @@ import bisect
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,67 +19,30 @@ import numpy as np
 from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels import container
-from kdasr.soft_labels.container import FORMAT_VERSION, Failure
-from kdasr.soft_labels.header import Header, check_header, parse_header
+from kdasr.soft_labels.container import FORMAT_VERSION
+from kdasr.soft_labels.header import check_header, parse_header
 from kdasr.soft_labels.runs import concatenate, cut, frame_starts
 from kdasr.storage import Location, Place, locate
 
 SUFFIX = ".kdsl"
 MANIFEST_FORMAT = "kdasr-soft-labels"
-_CACHED_BLOCKS = 64
-
-
-def write_label_shard(
-    path: Place | Location,
-    header: Header,
-    items: Iterable[tuple[str, SoftLabels | Failure]],
-    *,
-    extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Commit the labels of one audio shard, then their manifest.
-
-    Args:
-        path: where to; ends in `.kdsl`.
-        items: key with labels or the reason why there are none, in the audio shard's order.
-        extra: more for the manifest (seconds of audio, …); must not depend on time or machine.
-
-    Returns:
-        The manifest as written.
-
-    Raises:
-        StorageError, OSError: it could not be stored; what was there before is still there.
-    """
-    items, file = list(items), locate(path)
-    layout = header.make_codec().layout(header.vocab_size)
-    data = container.build(asdict(header), layout, items)
-    _check_reads_back(str(path), data, items)
-    labels = [item for _, item in items if isinstance(item, SoftLabels)]
-    manifest = {
-        "format": MANIFEST_FORMAT,
-        "version": FORMAT_VERSION,
-        "file": file.name,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "config_hash": header.config_hash,
-        "header": asdict(header),
-        "utterances": len(items),
-        "labelled": len(labels),
-        "frames": sum(item.num_frames for item in labels),
-        "failed": [[key, item.reason] for key, item in items if isinstance(item, Failure)],
-        **(extra or {}),
-    }
-    _commit(file, data, json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
-    return manifest
+# Labels, and where each frame of them begins.
+Block = tuple[SoftLabels, np.ndarray[Any, Any]]
 
 
 def open_label_shard(
-    path: Place | Location, expect: Mapping[str, object] | None = None, *, verify: bool = False
+    path: Place | Location,
+    expect: Mapping[str, object] | None = None,
+    *,
+    verify: bool = False,
+    blocks: BlockCache | None = None,
 ) -> LabelShard:
     """Open a finished label shard.
 
     Args:
         expect: header fields and the values they must have, such as `units_hash`.
         verify: also hash the whole file.
+        blocks: where decoded blocks are kept, shared by several shards; None for one of its own.
 
     Raises:
         DamagedLabelsError: no manifest, or the file is not what the manifest says.
@@ -101,7 +64,7 @@ def open_label_shard(
             where=str(file),
             fix="Run `kdasr label` again: it redoes damaged shards only.",
         )
-    shard = LabelShard(file.read_range, file_bytes, str(file))
+    shard = LabelShard(file.read_range, file_bytes, str(file), blocks)
     if asdict(shard.header) != manifest.get("header"):
         raise DamagedLabelsError(
             "file and manifest have different headers", where=str(file), fix="Label again."
@@ -119,14 +82,16 @@ class LabelShard:
         failures: key to reason.
     """
 
-    def __init__(self, read: container.ReadRange, file_bytes: int, where: str) -> None:
+    def __init__(
+        self, read: container.ReadRange, file_bytes: int, where: str, blocks: BlockCache | None = None
+    ) -> None:
         self._read, self._where = read, where
         self.header = parse_header(container.read_header(read, where), where)
         self._layout = self.header.make_codec().layout(self.header.vocab_size)
         self._index = container.read_index(read, file_bytes, where)
         self.keys = self._index.keys
         self.failures = self._index.failures
-        self._blocks: OrderedDict[int, tuple[SoftLabels, np.ndarray[Any, Any]]] = OrderedDict()
+        self._blocks = BlockCache() if blocks is None else blocks
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -137,6 +102,14 @@ class LabelShard:
     def num_frames(self, key: str) -> int:
         """Label frames of an utterance that has labels."""
         return self._find(key)[1]
+
+    def lengths(self) -> dict[str, int]:
+        """Label frames of every utterance that has labels, in order."""
+        return {key: frames for key, (_, frames) in self._index.utterances.items()}
+
+    def run(self) -> SoftLabels:
+        """All frames of all utterances, in order."""
+        return concatenate([self._block(number)[0] for number in range(len(self._index.blocks))])
 
     def read(self, key: str) -> SoftLabels:
         """The labels of one utterance.
@@ -155,7 +128,7 @@ class LabelShard:
             offset = self._index.first_frames[number]
             parts.append(cut(run, starts, first - offset, end - offset))
             first, number = end, number + 1
-        return concatenate(parts) if parts else _no_frames()
+        return concatenate(parts)
 
     def __iter__(self) -> Iterator[tuple[str, SoftLabels]]:
         for key in self._index.utterances:
@@ -170,16 +143,33 @@ class LabelShard:
             )
         return self._index.utterances[key]
 
-    def _block(self, number: int) -> tuple[SoftLabels, np.ndarray[Any, Any]]:
-        if number in self._blocks:
-            self._blocks.move_to_end(number)
-            return self._blocks[number]
-        run = container.read_block(self._read, self._index, number, self._layout, self._where)
-        starts = frame_starts(run)
-        self._blocks[number] = (run, starts)
-        if len(self._blocks) > _CACHED_BLOCKS:
-            self._blocks.popitem(last=False)
-        return run, starts
+    def _block(self, number: int) -> Block:
+        def read() -> Block:
+            run = container.read_block(self._read, self._index, number, self._layout, self._where)
+            return run, frame_starts(run)
+
+        return self._blocks.get((self._where, number), read)
+
+
+class BlockCache:
+    """Decoded blocks, the last used of them, of as many shards as share it: an epoch in random order
+    comes by every block of every shard, and a thousand hours of them decoded fill gigabytes."""
+
+    def __init__(self, max_blocks: int = 64) -> None:
+        self._max_blocks = max_blocks
+        self._kept: OrderedDict[tuple[str, int], Block] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, name: tuple[str, int], read: Callable[[], Block]) -> Block:
+        """The block of this name, read unless it is kept."""
+        if name not in self._kept:
+            self._kept[name] = read()
+        self._kept.move_to_end(name)
+        if len(self._kept) > self._max_blocks:
+            self._kept.popitem(last=False)
+        return self._kept[name]
 
 
 class LabelFolder:
@@ -194,7 +184,7 @@ class LabelFolder:
     """
 
     def __init__(self, folder: Place, *, expect: Mapping[str, object] | None = None) -> None:
-        self.folder, self._expect = locate(folder), dict(expect or {})
+        self.folder, self._expect, self._blocks = locate(folder), dict(expect or {}), BlockCache()
         if not self.folder.is_folder():
             raise SoftLabelError(
                 "no such folder of soft labels", where=str(folder), fix="Run `kdasr label` first."
@@ -207,7 +197,8 @@ class LabelFolder:
             DamagedLabelsError, LabelMismatchError: see `open_label_shard`.
         """
         file = label_file(self.folder, locate(audio_path).name)
-        return open_label_shard(file, {**self._expect, "audio_sha256": audio_sha256})
+        expect = {**self._expect, "audio_sha256": audio_sha256}
+        return open_label_shard(file, expect, blocks=self._blocks)
 
 
 def label_file(folder: Place | Location, audio_name: str) -> Location:
@@ -250,50 +241,3 @@ def read_manifest(path: Place | Location) -> dict[str, Any]:
     if not isinstance(content.get("bytes"), int) or not isinstance(content.get("sha256"), str):
         raise DamagedLabelsError("a manifest without size or sha256", where=manifest, fix=fix)
     return content
-
-
-def _commit(file: Location, data: bytes, manifest: bytes) -> None:
-    """Labels first, their manifest last; what is there already is left alone."""
-    manifest_file = manifest_of(file)
-    found = _bytes_at(manifest_file)
-    if found is not None and found != manifest:
-        # An old manifest must not vouch for new bytes, not even for a moment.
-        manifest_file.remove()
-    if _bytes_at(file) != data:
-        file.commit(data)
-    if found != manifest:
-        manifest_file.commit(manifest, create_only=True)
-
-
-def _bytes_at(file: Location) -> bytes | None:
-    try:
-        return file.read_all()
-    except FileNotFoundError:
-        return None
-
-
-def _check_reads_back(where: str, data: bytes, items: list[tuple[str, SoftLabels | Failure]]) -> None:
-    """What is about to be stored must decode to the very labels that were given."""
-
-    def read(start: int, num_bytes: int) -> bytes:
-        return data[start : start + num_bytes]
-
-    shard = LabelShard(read, len(data), where)
-    for key, item in items:
-        if isinstance(item, SoftLabels):
-            got = shard.read(key)
-            same = all(
-                np.array_equal(getattr(got, name), getattr(item, name))
-                for name in ("kept_counts", "ids", "log_probs", "tail_log_probs")
-            )
-            if not same:
-                raise SoftLabelError(
-                    f"the labels of {key} do not survive storing",
-                    where=where,
-                    fix="Encode them with the codec that the header names.",
-                )
-
-
-def _no_frames() -> SoftLabels:
-    nothing_int, nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return SoftLabels(nothing_int, nothing_int, nothing, nothing)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdasr.storage.local import LocalLocation, commit_bytes, remove_leftovers
+from kdasr.storage.local import LocalLocation, commit_bytes, remove_leftovers, sync_path
 from kdasr.storage.places import Location, Place, StorageError
 from kdasr.storage.remote import RemoteLocation
 
@@ -22,6 +22,7 @@ __all__ = [
     "is_url",
     "locate",
     "remove_leftovers",
+    "sync_path",
 ]
 
 

@@ -36,7 +36,7 @@ def commit_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             attempt.unlink()
         raise
-    _sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -101,8 +101,9 @@ def _write_through(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Have the disk keep a file's content, or a folder's names, whatever happens next."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

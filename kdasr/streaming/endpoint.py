@@ -85,11 +85,6 @@ class EndpointingSession:
         """The text of the segment that is not over yet."""
         return self._session.text
 
-    @property
-    def partial_words(self) -> list[Word]:
-        """The words of the segment that is not over yet."""
-        return words_of(self._session.tokens, self._session.units, self._frame_s)
-
     def accept(self, samples: ArrayLike) -> list[Segment]:
         """Takes the next samples and gives the segments that are over; see
         `StreamingSession.accept` for the samples and the errors."""

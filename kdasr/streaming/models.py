@@ -61,7 +61,8 @@ class TorchChunkModel:
         student: any streaming student.
 
     Raises:
-        ModelError: the model is not a streaming one (a full-context teacher, say).
+        ModelError: the model is not a streaming one (a full-context teacher, or a student that
+            was set to full context).
     """
 
     def __init__(self, student: StreamingModel) -> None:
@@ -71,6 +72,14 @@ class TorchChunkModel:
                 where=type(student).__name__,
                 expected="a streaming student with initial_state() and forward(features, state)",
                 fix="Transcribe with it without --stream, or choose a student.",
+            )
+        if student.shift == 0:
+            raise ModelError(
+                "a student of full context cannot run chunk by chunk",
+                where=type(student).__name__,
+                expected="a chunk of at least one output frame",
+                got="a chunk that is the whole utterance",
+                fix="Set another chunk size, or transcribe whole utterances.",
             )
         self.student = student
         self.shift, self.window = student.shift, student.window
@@ -94,17 +103,20 @@ def set_chunk_ms(student: StreamingModel, chunk_ms: int) -> None:
     """Changes how much audio `student` takes at a time; lookahead and left context stay.
 
     A student that was trained with one chunk size runs with any, but is as good as its training
-    only near that size.
+    only near that size. One that was trained with `dynamic_chunks` serves all that it drew.
+
+    Args:
+        chunk_ms: 0 for full context: the student then hears whole utterances, and runs only so.
 
     Raises:
-        ConfigError: not a positive multiple of one output frame.
+        ConfigError: not a multiple of one output frame, or not of what the student needs.
     """
     frame_ms = FRAME_SHIFT_MS * student.subsampling
-    if chunk_ms < frame_ms or chunk_ms % frame_ms:
+    if chunk_ms < 0 or chunk_ms % frame_ms:
         raise ConfigError(
             "a chunk is a whole number of output frames",
             where="chunk_ms",
-            expected=f"a positive multiple of {frame_ms}",
+            expected=f"a multiple of {frame_ms}, or 0 for full context",
             got=chunk_ms,
         )
     student.chunk_frames = chunk_ms // frame_ms

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from kdasr.features import NUM_MEL_BINS
-from kdasr.layers import (
-    SUBSAMPLING,
-    SUBSAMPLING_CONTEXT,
-    ConformerLayer,
-    Normalise,
-    Subsampling,
-    output_lengths,
-    pad_features,
-)
+from kdasr.layers import ConformerLayer
+from kdasr.students.streaming import FULL_CONTEXT, StreamingStudent, cache_mask, chunk_mask, valid_frames
 
 
 class ConformerState(NamedTuple):
@@ -37,7 +29,7 @@ class ConformerState(NamedTuple):
     processed: Tensor
 
 
-class ChunkConformer(nn.Module):
+class ChunkConformer(StreamingStudent):
     """Conformer CTC student: attention within a chunk and a limited left context, causal
     convolutions, and lookahead in one convolution after the subsampling.
 
@@ -48,12 +40,8 @@ class ChunkConformer(nn.Module):
         vocab_size: classes including blank.
         width: D; a multiple of 2 * num_heads.
         num_layers, num_heads, expansion, kernel_frames, dropout: of the Conformer layers.
-        chunk_frames: output frames (40 ms) in a chunk.
-        left_context_frames: cached output frames that a chunk may attend to.
-        lookahead_frames: output frames of future audio beyond the chunk.
+        chunk_frames, left_context_frames, lookahead_frames, dynamic_chunks: see `StreamingStudent`.
     """
-
-    subsampling = SUBSAMPLING
 
     def __init__(
         self,
@@ -68,17 +56,19 @@ class ChunkConformer(nn.Module):
         chunk_frames: int = 8,
         left_context_frames: int = 32,
         lookahead_frames: int = 2,
+        dynamic_chunks: Sequence[int] = (),
     ) -> None:
-        super().__init__()
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.vocab_size = vocab_size
-        self.chunk_frames = chunk_frames
-        self.left_context_frames = left_context_frames
-        self.lookahead_frames = lookahead_frames
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__(
+            vocab_size=vocab_size,
+            width=width,
+            chunk_frames=chunk_frames,
+            left_context_frames=left_context_frames,
+            lookahead_frames=lookahead_frames,
+            dynamic_chunks=dynamic_chunks,
+        )
+        self.config = {**config, "dynamic_chunks": self.dynamic_chunks}
         self.kernel_frames, self.width = kernel_frames, width
-        self.normalise = Normalise()
-        self.subsample = Subsampling(width)
-        self.lookahead = nn.Conv1d(width, width, kernel_size=1 + lookahead_frames)
         self.layers = nn.ModuleList(
             ConformerLayer(
                 width, num_heads=num_heads, expansion=expansion, kernel_frames=kernel_frames, dropout=dropout
@@ -87,33 +77,28 @@ class ChunkConformer(nn.Module):
         )
         self.head = nn.Linear(width, vocab_size)
 
-    @property
-    def shift(self) -> int:
-        """Feature frames between the starts of two windows."""
-        return self.chunk_frames * SUBSAMPLING
-
-    @property
-    def window(self) -> int:
-        """Feature frames in a window."""
-        return (self.chunk_frames + self.lookahead_frames) * SUBSAMPLING
-
     def initial_state(self, batch_size: int = 1) -> ConformerState:
         cache = (batch_size, len(self.layers))
         like = self.head.weight
         return ConformerState(
-            like.new_zeros(batch_size, SUBSAMPLING_CONTEXT, NUM_MEL_BINS),
+            self._context(batch_size),
             like.new_zeros(*cache, self.left_context_frames, self.width),
             like.new_zeros(*cache, self.left_context_frames, self.width),
             like.new_zeros(*cache, self.kernel_frames - 1, self.width),
             torch.zeros(batch_size, dtype=torch.int64, device=like.device),
         )
 
-    def forward(self, features_btf: Tensor, state: ConformerState) -> tuple[Tensor, ConformerState]:
-        """One window (B, window, 80) of raw log-mel to (B, chunk_frames, V) log-probs and the
-        next state."""
-        features = torch.cat([state.features_bcf, self.normalise(features_btf)], dim=1)
-        x_btd = self._look_ahead(self.subsample(features))
-        mask = self._step_mask(state.processed)
+    def encode(self, x_btd: Tensor, lengths_b: Tensor, chunk_frames: int) -> Tensor:
+        if chunk_frames == FULL_CONTEXT:
+            mask = valid_frames(lengths_b, x_btd.shape[1])[:, None, None, :]
+        else:
+            mask = chunk_mask(x_btd.shape[1], chunk_frames, self.left_context_frames, x_btd.device)
+        for layer in self.layers:
+            x_btd = layer(x_btd, mask, (self.kernel_frames - 1, 0), None)
+        return x_btd
+
+    def encode_chunk(self, x_btd: Tensor, state: ConformerState) -> tuple[Tensor, ConformerState]:
+        mask = cache_mask(state.processed, self.left_context_frames, self.chunk_frames)
         caches: list[tuple[Tensor, Tensor, Tensor]] = []
         for n, layer in enumerate(self.layers):
             assert isinstance(layer, ConformerLayer)
@@ -122,49 +107,4 @@ class ChunkConformer(nn.Module):
             caches.append((cache[0], cache[1], cache[2]))
         keys, values, gated = (torch.stack(parts, dim=1) for parts in zip(*caches, strict=True))
         processed = torch.clamp(state.processed + self.chunk_frames, max=self.left_context_frames)
-        context = features[:, self.shift : self.shift + SUBSAMPLING_CONTEXT]
-        return self._log_probs(x_btd), ConformerState(context, keys, values, gated, processed)
-
-    def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole utterances under a chunk mask; the same log-probs as chunk by chunk.
-
-        Args:
-            features_btf: (B, T, 80) raw log-mel.
-            lengths_b: (B,) feature frames.
-
-        Returns:
-            (B, T', V) log-probs and (B,) output frames; T' = the longest of them.
-        """
-        lengths_out = output_lengths(lengths_b)
-        longest = int(lengths_out.max())
-        chunks = -(-longest // self.chunk_frames)
-        num_features = chunks * self.shift + self.lookahead_frames * SUBSAMPLING
-        features = self.normalise(pad_features(features_btf, lengths_b, num_features))
-        x_btd = self._look_ahead(self.subsample(functional.pad(features, (0, 0, SUBSAMPLING_CONTEXT, 0))))
-        mask = self._offline_mask(x_btd.shape[1], x_btd.device)
-        for layer in self.layers:
-            x_btd = layer(x_btd, mask, (self.kernel_frames - 1, 0), None)
-        return self._log_probs(x_btd[:, :longest]), lengths_out
-
-    def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
-        """Mean and standard deviation of each mel bin over the training audio."""
-        self.normalise.set_statistics(mean_f, std_f)
-
-    def _look_ahead(self, x_btd: Tensor) -> Tensor:
-        """(B, T + lookahead, D) to (B, T, D); a residual keeps it harmless at the start."""
-        ahead = functional.silu(self.lookahead(x_btd.transpose(1, 2))).transpose(1, 2)
-        return x_btd[:, : ahead.shape[1]] + ahead
-
-    def _step_mask(self, processed_b: Tensor) -> Tensor:
-        left = self.left_context_frames
-        position = torch.arange(left + self.chunk_frames, device=processed_b.device)
-        return (position >= left - processed_b[:, None])[:, None, None, :]
-
-    def _offline_mask(self, num_frames: int, device: Any) -> Tensor:
-        position = torch.arange(num_frames, device=device)
-        chunk_start = position // self.chunk_frames * self.chunk_frames
-        first, end = chunk_start - self.left_context_frames, chunk_start + self.chunk_frames
-        return (position >= first[:, None]) & (position < end[:, None])
-
-    def _log_probs(self, x_btd: Tensor) -> Tensor:
-        return self.head(x_btd).log_softmax(dim=-1)
+        return x_btd, ConformerState(state.features_bcf, keys, values, gated, processed)

@@ -21,7 +21,7 @@ class ConformerTeacher(nn.Module):
     """Every frame attends to the whole utterance.
 
     In training, a share of the batches is masked in chunks, as a streaming student hears (two-pass
-    training, arXiv 2012.05481, section 3.2). A CTC model that always hears the future may spike
+    training, arXiv 2012.05481). A CTC model that always hears the future may spike
     anywhere, 280 ms early for one, and otherwise at the end of an utterance than in its middle, and
     such posteriors teach a streaming student nothing frame by frame. Weights that must also serve
     chunks keep the spikes at the sounds. For the same reason the convolutions look back only.
@@ -67,7 +67,8 @@ class ConformerTeacher(nn.Module):
     def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, 80) raw log-mel and (B,) feature frames to (B, T', V) log-probs and (B,) frames."""
         lengths_out = output_lengths(lengths_b)
-        longest = int(lengths_out.max())
+        # Of the padded batch: to ask for the longest length would make the host wait for a GPU.
+        longest = -(-features_btf.shape[1] // SUBSAMPLING)
         features = self.normalise(pad_features(features_btf, lengths_b, longest * SUBSAMPLING))
         x_btd = self.subsample(functional.pad(features, (0, 0, SUBSAMPLING_CONTEXT, 0)))
         valid_bt = torch.arange(longest, device=x_btd.device) < lengths_out[:, None]

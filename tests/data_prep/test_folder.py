@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -140,3 +141,20 @@ def test_the_same_folder_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> N
     for name in ("one", "two"):
         prepare("folder", corpus=corpus, out=tmp_path / name)
     assert bytes_below(tmp_path / "one") == bytes_below(tmp_path / "two")
+
+
+def test_a_language_is_written_to_every_utterance_and_changes_nothing_where_none_is_said(
+    corpus: Path, tmp_path: Path
+) -> None:
+    write_tone(corpus / "a.wav", 1.0)
+    for name, language in (("said", "pt-BR"), ("unsaid", None)):
+        prepare("folder", corpus=corpus, out=tmp_path / name, language=language)
+    assert [one.language for one in read_folder(tmp_path / "said" / "unlabelled")] == ["pt-BR"]
+    assert [one.language for one in read_folder(tmp_path / "unsaid" / "unlabelled")] == [None]
+    settings = json.loads((tmp_path / "unsaid" / "unlabelled" / "prepared.json").read_text())["source"][
+        "settings"
+    ]
+    assert "language" not in settings
+    for wrong in ("Portuguese", "pt_BR", "p"):
+        with pytest.raises(ConfigError, match="this is no language tag"):
+            prepare("folder", corpus=corpus, out=tmp_path / "wrong", language=wrong)

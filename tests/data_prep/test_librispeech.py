@@ -60,6 +60,35 @@ def test_the_subsets_may_lie_at_the_top(corpus: Path) -> None:
     assert len(read_folder(out / "train-clean-5")) == 4
 
 
+def test_a_subset_can_be_parted_by_speaker(corpus: Path) -> None:
+    out = prepared(corpus, subset=["train-clean-5", "dev-clean-2"], halved="train-clean-5")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dev-clean-2",
+        "train-clean-5-a",
+        "train-clean-5-b",
+    ]
+    assert {one.speaker for one in read_folder(out / "train-clean-5-a")} == {"19"}
+    assert [one.key for one in read_folder(out / "train-clean-5-b")] == ["26-495-0000"]
+    with pytest.raises(ConfigError, match="halved: dev-clean-2 is to be halved but not among"):
+        prepared(corpus, subset="train-clean-5", halved="dev-clean-2")
+
+
+def test_every_utterance_is_written_at_each_speed(corpus: Path) -> None:
+    out = prepared(corpus, subset="dev-clean-2", unlabelled="dev-clean-2", speeds="0.9,1,1.1")
+    written = read_folder(out / "dev-clean-2")
+    assert [(one.key, len(one.samples)) for one in written[:3]] == [
+        ("84-121-0000-sp90", 8889),
+        ("84-121-0000", 8000),
+        ("84-121-0000-sp110", 7273),
+    ]
+    crossings = [int((np.diff(np.signbit(one.samples)) != 0).sum()) for one in written[:3]]
+    assert max(crossings) - min(crossings) <= 2, "as many periods of the tone, faster or slower"
+    with pytest.raises(
+        ConfigError, match=r"speeds: no such speed; expected one or more of 0.5 to 2; got \[3"
+    ):
+        prepared(corpus, subset="dev-clean-2", speeds=[3])
+
+
 def test_an_unknown_subset_is_refused_with_those_found(corpus: Path) -> None:
     with pytest.raises(
         CorpusError, match=r"no subset train-clean-100; expected some of dev-clean-2, train-clean-5"
@@ -134,3 +163,8 @@ def test_another_sample_rate_is_resampled_and_said(corpus: Path) -> None:
     out = prepared(corpus, subset="train-clean-5")
     assert len(read_folder(out / "train-clean-5")[1].samples) == 8000
     assert record_of(out / "train-clean-5")["notes"] == {"resampled from 44100 Hz": 1}
+
+
+def test_a_language_is_written_to_every_utterance(corpus: Path) -> None:
+    out = prepared(corpus, language="en")
+    assert {one.language for one in read_folder(out / "train-clean-5")} == {"en"}

@@ -27,6 +27,7 @@ def test_the_corpora_are_found() -> None:
 def test_every_corpus_keeps_the_contract(name: str) -> None:
     module = importlib.import_module(corpora()[name])
     assert isinstance(module.NEEDS_CORPUS, bool)
+    assert module.GENERATION >= 1
     assert list(inspect.signature(module.splits).parameters) == ["settings", "corpus"]
     parameters = list(inspect.signature(module.prepare).parameters)
     assert parameters == ["settings", "corpus", "split", "seed", "dropped"]
@@ -117,6 +118,15 @@ def test_other_settings_are_refused_and_named(corpus: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="dev-clean-2: .*expected files="):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out")
     assert bytes_below(tmp_path / "out") == before
+
+
+def test_what_an_older_release_made_is_not_taken_for_finished(corpus: Path, tmp_path: Path) -> None:
+    (tar,) = prepare("librispeech", corpus=corpus, out=tmp_path, subset="dev-clean-2")["dev-clean-2"]
+    record = record_of(tar.parent)
+    record["source"]["generation"] -= 1
+    (tar.parent / "prepared.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"dev-clean-2: .*older release.*got generation 0\. Delete"):
+        prepare("librispeech", corpus=corpus, out=tmp_path, subset="dev-clean-2")
 
 
 def test_a_subset_may_be_added_later(corpus: Path, tmp_path: Path) -> None:

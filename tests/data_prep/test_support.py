@@ -11,11 +11,11 @@ import pytest
 from data_prep.support import espeak
 from data_prep.support.dropped import Dropped
 from data_prep.support.grammar import DIGITS, command, digit_string, words_of
-from data_prep.support.noise import NOISE_KINDS, Samples, add_noise, make_noise, rms
 from data_prep.support.perturb import stretch_and_warp, tilt_timbre
 from data_prep.support.seeding import rng_for
 from data_prep.support.settings import parse_settings
 from kdasr.errors import AudioError, ConfigError
+from kdasr.noise import NOISE_KINDS, Samples, add_noise, make_noise, rms
 
 RATE_HZ = 16_000
 

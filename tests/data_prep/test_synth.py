@@ -19,11 +19,11 @@ from data_prep import synth
 from data_prep.support import espeak
 from data_prep.support.dropped import Dropped
 from data_prep.support.grammar import DIGITS, words_of
-from data_prep.support.noise import Samples, rms
 from data_prep.synth import SPLITS, Settings, voices_of
 from kdasr.errors import ConfigError
 from kdasr.features import num_frames
 from kdasr.interfaces import Utterance
+from kdasr.noise import Samples, rms
 
 DRY = Settings(noise_probability=0.0, reverb_probability=0.0, edge_seconds=(0.0, 0.0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +12,8 @@ from torch.nn import functional
 from export.parity import probe_sound
 from kdasr.features import LOG_MEL_FLOOR, log_mel
 from kdasr.students.conformer import ChunkConformer
+from kdasr.students.recurrent import RecurrentStudent as LstmStudent
+from kdasr.students.zipformer import Zipformer
 from kdasr.text import CharUnits
 
 UNITS = CharUnits()
@@ -129,4 +132,27 @@ def recurrent(lead_nats: float = 2.0, **changes: Any) -> RecurrentStudent:
     return make_talkative(student, lead_nats)
 
 
+def lstm(lead_nats: float = 2.0) -> LstmStudent:
+    torch.manual_seed(5)
+    student = LstmStudent(vocab_size=UNITS.vocab_size, width=32, num_layers=2, chunk_frames=4)
+    student.set_statistics(torch.full((80,), -8.0), torch.full((80,), 4.0))
+    with torch.no_grad():
+        for parameter in student.layers.parameters():
+            parameter.mul_(2.0)
+    return make_talkative(student, lead_nats)
+
+
+def zipformer(lead_nats: float = 2.0) -> Zipformer:
+    torch.manual_seed(6)
+    student = Zipformer(
+        vocab_size=UNITS.vocab_size, widths=[24, 40, 32], num_heads=2, kernel_frames=5, chunk_frames=4,
+        left_context_frames=8, lookahead_frames=1,
+    )  # fmt: skip
+    student.set_statistics(torch.full((80,), -8.0), torch.full((80,), 4.0))
+    return make_talkative(student, lead_nats)
+
+
 STUDENTS = {"conformer": conformer, "recurrent": recurrent}
+ALL = {**STUDENTS, "lstm": lstm, "zipformer": zipformer}
+# The kinds that every runtime is tested with; all but two are left to `make test`.
+KINDS = [pytest.param(kind, marks=[] if kind in STUDENTS else pytest.mark.slow) for kind in sorted(ALL)]

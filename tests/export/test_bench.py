@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import export.bench
-from export.bench import bench_device, measure_delays, open_aligner, table
-from export.formats import available_formats, exporter
+from export.bench import bench_device, streaming_wer, table
+from export.formats import available_formats, format_class
 from export.parity import probe_sound
+from export.publish import export_student
 from export.transcribe import open_recogniser
-from kdasr.errors import ConfigError, ExportError, ModelError
+from kdasr.errors import ConfigError, ExportError
 from kdasr.interfaces import Utterance
 from kdasr.models import save_model
 from kdasr.shards import write_shards
@@ -36,58 +38,40 @@ def utterances(root: Path) -> list[Utterance]:
 @pytest.mark.slow
 def test_every_engine_is_measured_and_shown(place: Path) -> None:
     figures = bench_device(
-        place / "student", shards=sorted((place / "test").glob("*.tar")), aligner=place / "student"
+        place / "student", shards=sorted((place / "test").glob("*.tar")), aligner=place / "student", rounds=2
     )
     assert figures["latency_ms"] == 217.5 and figures["parameters"] == 53_725
     engines = figures["engines"]
     assert {"torch", "onnx float32", "onnx int8", "wave-onnx float32", "wave-onnx int8"} <= set(engines)
     for row in engines.values():
         assert 0 < row["rtf"] < 1 and 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
-        assert row["peak_mib"] > row["model_mib"] >= 0 and row["load_s"] > 0
+        assert row["rtf"] <= row["rtf_median"] < 1
+        assert row["peak_mib"] > row["model_mib"] > 0 and row["load_s"] > 0
+    for name in ("torch", "onnx float32", "wave-onnx float32"):
+        assert engines[name]["wer"] == figures["delays"]["wer_streaming"] == figures["delays"]["wer_offline"]
+    assert engines["torch"]["bytes"] == (place / "student" / "model.safetensors").stat().st_size
+    assert set(figures["export_s"]) == set(available_formats())
+    assert all(0 < seconds < 60 for seconds in figures["export_s"].values())
     assert engines["onnx int8"]["bytes"] < engines["onnx float32"]["bytes"]
     lines = table(figures)
     assert "latency 217.5 ms" in lines[0] and any(line.startswith("onnx int8") for line in lines)
-    assert any("texts differ" in line for line in lines)
+    assert any("texts differ" in line for line in lines) and any("export to onnx" in line for line in lines)
 
 
-def test_a_model_aligned_by_itself_has_no_emission_delay(place: Path) -> None:
-    student = open_recogniser(place / "student")
-    delays = measure_delays(student, utterances(place), open_aligner(place / "student", student))
-    assert (delays.utterances, delays.texts_differ, delays.wer_offline) == (3, 0, 0.0)
-    assert delays.wer_streaming == delays.wer_offline
-    assert delays.emission_p50_ms == 0 and delays.emission_p90_ms is not None and delays.emission_p90_ms <= 40
-    # No text can be there before chunk, lookahead and window are.
-    assert delays.first_token_p50_ms is not None and 40 < delays.first_token_p50_ms <= 240
-
-
-def test_without_an_aligner_there_are_no_delays(place: Path) -> None:
-    delays = measure_delays(open_recogniser(place / "student"), utterances(place))
-    assert delays.emission_p50_ms is None and delays.first_token_p90_ms is None
-
-
-def test_a_transcript_that_does_not_fit_is_counted(place: Path) -> None:
-    long = Utterance("long", probe_sound(8_000, 1), text="abcdefghijklmnopqrstuvwxyz")
-    student = open_recogniser(place / "student")
-    delays = measure_delays(student, [long], student)
-    assert delays.not_aligned == 1 and delays.emission_p50_ms is None
-
-
-def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> None:
-    recogniser = open_recogniser(place / "student")
-    exporter("onnx")(conformer(), UNITS, tmp_path, int8=False)
-    with pytest.raises(ModelError, match="cannot align for the student.*an exported model"):
-        open_aligner(tmp_path, recogniser)
+def test_the_error_rate_is_that_of_the_transcripts(place: Path) -> None:
+    right = utterances(place)
+    wrong = [replace(utterance, text="none of it") for utterance in right]
+    assert streaming_wer(place / "student", right) == 0
+    assert streaming_wer(place / "student", wrong) >= 100
 
 
 def test_an_engine_that_dies_is_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = exporter("onnx")
-
-    def damaged(*arguments: Any) -> Any:
-        exported = real(*arguments)
+    def damaged(*arguments: Any, **settings: Any) -> Any:
+        exported = export_student(*arguments, **settings)
         exported.float_path.write_bytes(b"damaged")
         return exported
 
-    monkeypatch.setitem(export.bench.FORMATS, "onnx", damaged)
+    monkeypatch.setattr(export.bench, "export_student", damaged)
     with pytest.raises(ExportError, match="an engine failed.*cannot read the file"):
         bench_device(place / "student", formats=["onnx"])
 
@@ -95,4 +79,4 @@ def test_an_engine_that_dies_is_an_error(place: Path, monkeypatch: pytest.Monkey
 def test_formats_are_known_by_name() -> None:
     assert {"onnx", "wave-onnx"} <= set(available_formats())
     with pytest.raises(ConfigError, match="expected onnx or wave-onnx"):
-        exporter("tflite")
+        format_class("tflite")

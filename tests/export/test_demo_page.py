@@ -13,8 +13,7 @@ import pytest
 import export.npm
 from export.demo_page import PAGE_FOLDER, DemoPage
 from export.npm import npm_package
-from export.to_onnx import export_onnx
-from export.to_wave_onnx import export_wave_onnx
+from export.publish import export_student
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import save_model
 from tests.export.small_models import UNITS, conformer, recurrent
@@ -32,7 +31,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoPage]:
     root = tmp_path_factory.mktemp("model")
     (root / "secret.txt").write_text("no")
-    export_wave_onnx(recurrent(), UNITS, root / "wave", name="little")
+    export_student(recurrent(), UNITS, root / "wave", name="little", format="wave-onnx")
     with DemoPage(root / "wave", port=0, runtime=runtime) as served:
         yield served
 
@@ -84,13 +83,13 @@ def test_a_student_is_exported_first(runtime: Path, tmp_path: Path) -> None:
 
 
 def test_an_export_with_features_is_refused(runtime: Path, tmp_path: Path) -> None:
-    export_onnx(recurrent(), UNITS, tmp_path, int8=False)
+    export_student(recurrent(), UNITS, tmp_path, int8=False)
     with pytest.raises(ModelError, match="a browser has none.*--format wave-onnx"):
         DemoPage(tmp_path, port=0, runtime=runtime)
 
 
 def test_a_taken_port_is_said_so(page: DemoPage, runtime: Path, tmp_path: Path) -> None:
-    export_wave_onnx(recurrent(), UNITS, tmp_path, int8=False)
+    export_student(recurrent(), UNITS, tmp_path, int8=False, format="wave-onnx")
     port = page._server.server_address[1]
     with pytest.raises(ConfigError, match=rf"port {port}: the page cannot be served.*Choose another --port"):
         DemoPage(tmp_path, port=int(port), runtime=runtime)

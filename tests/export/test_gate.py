@@ -8,7 +8,7 @@ import pytest
 
 from export.gate import wer_gate
 from export.parity import probe_sound
-from export.to_onnx import export_onnx
+from export.publish import export_student
 from kdasr.errors import ExportError
 from kdasr.interfaces import Utterance
 from kdasr.shards import write_shards
@@ -35,7 +35,7 @@ def test_a_model_that_says_the_transcript_has_no_errors(tmp_path: Path) -> None:
 def test_an_export_is_gated_on_shards(tmp_path: Path) -> None:
     utterances = [Utterance("only", probe_sound(20_000, 1), text=hears(probe_sound(20_000, 1)))]
     gate = wer_gate(UNITS, write_shards(utterances, tmp_path / "dev"))
-    card = export_onnx(conformer(), UNITS, tmp_path / "out", gate=gate, max_wer_rise=1_000).card
+    card = export_student(conformer(), UNITS, tmp_path / "out", gate=gate, max_wer_rise=1_000).card
     assert card["files"]["float32"]["wer_percent"] < 50
     with pytest.raises(ExportError, match="int8 costs too much accuracy"):
-        export_onnx(conformer(), UNITS, tmp_path / "out", gate=gate, max_wer_rise=-1_000)
+        export_student(conformer(), UNITS, tmp_path / "out", gate=gate, max_wer_rise=-1_000)

@@ -24,6 +24,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.seconds
 
+    def process_time(self) -> float:
+        return self.seconds / 2
+
 
 class Slow(TorchChunkModel):
     """Takes 4 ms for each chunk, and 40 ms for every tenth, by a clock of its own."""
@@ -48,7 +51,7 @@ def test_percentiles_and_rtf_are_those_of_the_chunks(monkeypatch: pytest.MonkeyP
     assert timing.num_chunks == 100 and timing.chunk_ms == 160
     assert timing.p50_ms == pytest.approx(4)
     assert timing.p95_ms == pytest.approx(40) == timing.p99_ms
-    assert timing.rtf == pytest.approx((0.9 * 4 + 0.1 * 40) / 160)
+    assert timing.rtf == pytest.approx((0.9 * 4 + 0.1 * 40) / 160) == pytest.approx(2 * timing.cpu_rtf)
 
 
 def test_threads_are_given_back() -> None:

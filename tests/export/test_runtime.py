@@ -13,8 +13,8 @@ import pytest
 
 from export.graph import set_metadata
 from export.load import exported_file, load_exported
+from export.publish import export_student
 from export.runtime import OnnxChunkModel
-from export.to_onnx import export_onnx
 from kdasr.errors import MissingDependencyError, ModelError
 from tests.export.small_models import UNITS, recurrent
 
@@ -22,7 +22,7 @@ from tests.export.small_models import UNITS, recurrent
 @pytest.fixture(scope="module")
 def _exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    export_onnx(recurrent(), UNITS, folder)
+    export_student(recurrent(), UNITS, folder)
     return folder
 
 

@@ -16,9 +16,9 @@ import soundfile
 
 from export.load import load_exported
 from export.parity import probe_sound
-from export.to_onnx import export_onnx
+from export.publish import export_student
 from kdasr.streaming import StreamingSession, TorchChunkModel
-from tests.export.small_models import STUDENTS, UNITS
+from tests.export.small_models import ALL, KINDS, UNITS
 
 PROGRAM = Path(__file__).with_name("sherpa_decode.py")
 NUM_SAMPLES = (40_000, 24_123, 31_321)
@@ -31,11 +31,11 @@ def utterance(num_samples: int, seed: int) -> Any:
     return (np.round(samples * 32_767) / 32_768).astype(np.float32)  # what a 16-bit file holds
 
 
-@pytest.fixture(scope="module", params=sorted(STUDENTS))
+@pytest.fixture(scope="module", params=KINDS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp(request.param)
-    student = STUDENTS[request.param](lead_nats=6.0)
-    export_onnx(student, UNITS, folder)
+    student = ALL[request.param](lead_nats=6.0)
+    export_student(student, UNITS, folder)
     wavs = []
     for seed, num_samples in enumerate(NUM_SAMPLES):
         samples = utterance(num_samples, seed + 20)
@@ -91,7 +91,7 @@ def test_sherpa_gives_the_same_text_tokens_and_times(exported: Any, mode: str) -
     student, folder, wavs = exported
     for session, result in zip(sessions(TorchChunkModel(student)), sherpa(folder, wavs, mode), strict=True):
         assert_no_near_ties(session)
-        assert len(session.tokens) >= 8
+        assert len(session.tokens) >= 6
         assert_same(session, result)
 
 

@@ -13,8 +13,8 @@ import soundfile
 
 import export.show
 from export.parity import probe_sound
+from export.publish import export_student
 from export.show import Request, show_transcripts
-from export.to_onnx import export_onnx
 from export.transcribe import open_recogniser
 from kdasr.errors import AudioError, ConfigError
 from kdasr.models import save_model
@@ -25,7 +25,7 @@ from tests.export.small_models import UNITS, conformer
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("show")
     save_model(root / "torch", conformer(), UNITS)
-    export_onnx(conformer(), UNITS, root / "onnx")
+    export_student(conformer(), UNITS, root / "onnx")
     soundfile.write(root / "a.wav", probe_sound(40_000, 1), 16_000)
     soundfile.write(root / "b.wav", probe_sound(30_000, 2), 16_000)
     return root
@@ -142,7 +142,7 @@ def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
         ConfigError, match=r"the chunk of an exported model is fixed; expected --chunk-ms 160"
     ):
         shown(Request(place / "onnx", files(place), chunk_ms=320))
-    with pytest.raises(ConfigError, match="a positive multiple of 40; got 50"):
+    with pytest.raises(ConfigError, match="a multiple of 40, or 0 for full context; got 50"):
         shown(Request(place / "torch", files(place), chunk_ms=50))
 
 

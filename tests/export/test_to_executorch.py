@@ -11,19 +11,19 @@ import pytest
 
 from export.formats import available_formats
 from export.parity import probe_sound
-from export.to_executorch import export_executorch
+from export.publish import export_student
 from export.transcribe import open_recogniser
 from kdasr.errors import ModelError
 from kdasr.streaming import StreamingSession, TorchChunkModel
-from tests.export.small_models import STUDENTS, UNITS
+from tests.export.small_models import ALL, KINDS, UNITS
 
 pytestmark = [pytest.mark.executorch, pytest.mark.timeout(1_200)]
 
 
-@pytest.fixture(scope="module", params=sorted(STUDENTS))
+@pytest.fixture(scope="module", params=KINDS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
-    export_executorch(STUDENTS[request.param](), UNITS, folder, weights_sha256="cd" * 32)
+    export_student(ALL[request.param](), UNITS, folder, weights_sha256="cd" * 32, format="executorch")
     return request.param, folder
 
 
@@ -48,7 +48,7 @@ def test_parity_is_in_the_card(exported: tuple[str, Path]) -> None:
 def test_text_is_that_of_torch(exported: tuple[str, Path], num_samples: int) -> None:
     kind, folder = exported
     samples = probe_sound(40_000, 8)[:num_samples]
-    ours = StreamingSession(TorchChunkModel(STUDENTS[kind]()), UNITS, keep_log_probs=True)
+    ours = StreamingSession(TorchChunkModel(ALL[kind]()), UNITS, keep_log_probs=True)
     theirs = open_recogniser(folder).session(keep_log_probs=True)
     ours.accept(samples)
     for start in range(0, num_samples, 777):

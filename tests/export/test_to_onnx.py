@@ -12,11 +12,11 @@ import onnx
 import pytest
 import torch
 
-import export
+import export.publish
 from export.load import load_exported
 from export.parity import compare, probe_sound
+from export.publish import export_student
 from export.runtime import OnnxChunkModel
-from export.to_onnx import export_onnx
 from kdasr.errors import ExportError, MissingDependencyError
 from kdasr.streaming import StreamingSession, TorchChunkModel
 from tests.export.small_models import STUDENTS, UNITS, RecurrentStudent, conformer, recurrent
@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     made = {}
     for kind, build in STUDENTS.items():
         folder = tmp_path_factory.mktemp(kind)
-        made[kind] = (build(), folder, export_onnx(build(), UNITS, folder, weights_sha256="ab" * 32))
+        made[kind] = (build(), folder, export_student(build(), UNITS, folder, weights_sha256="ab" * 32))
     return made
 
 
@@ -134,15 +134,15 @@ class Drifting(RecurrentStudent):
 def test_missed_parity_leaves_no_file_and_tells_the_figure(tmp_path: Path) -> None:
     torch.manual_seed(0)
     with pytest.raises(ExportError, match=r"log-probs within 0.001.*a difference of [0-9.]+"):
-        export_onnx(Drifting(vocab_size=29), UNITS, tmp_path)
+        export_student(Drifting(vocab_size=29), UNITS, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_export_leaves_the_earlier_one(tmp_path: Path) -> None:
-    export_onnx(recurrent(), UNITS, tmp_path)
+    export_student(recurrent(), UNITS, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ExportError):
-        export_onnx(Drifting(vocab_size=29), UNITS, tmp_path)
+        export_student(Drifting(vocab_size=29), UNITS, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -151,7 +151,7 @@ def test_nan_weights_are_not_exported(tmp_path: Path) -> None:
     with torch.no_grad():
         student.head.weight[3, 3] = float("nan")
     with pytest.raises(ExportError, match="original: a log-probability is not finite"):
-        export_onnx(student, UNITS, tmp_path)
+        export_student(student, UNITS, tmp_path)
 
 
 def test_the_gate_measures_both_files_and_refuses_a_rise(tmp_path: Path) -> None:
@@ -161,18 +161,18 @@ def test_the_gate_measures_both_files_and_refuses_a_rise(tmp_path: Path) -> None
         seen.append(model.path.name)
         return 10.0 + 0.4 * len(seen)
 
-    card = export_onnx(recurrent(), UNITS, tmp_path, gate=gate).card
+    card = export_student(recurrent(), UNITS, tmp_path, gate=gate).card
     assert len(seen) == 2 and "int8" in seen[1] and "int8" not in seen[0]
     assert card["files"]["float32"]["wer_percent"] == 10.4
     assert card["files"]["int8"]["wer_rise_points"] == pytest.approx(0.4)
     with pytest.raises(ExportError, match=r"at most 0.3 points.*0.40 points"):
-        export_onnx(recurrent(), UNITS, tmp_path / "other", gate=gate, max_wer_rise=0.3)
+        export_student(recurrent(), UNITS, tmp_path / "other", gate=gate, max_wer_rise=0.3)
     assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_without_int8_there_is_one_model_and_no_stale_one(tmp_path: Path) -> None:
-    export_onnx(recurrent(), UNITS, tmp_path)
-    exported = export_onnx(recurrent(), UNITS, tmp_path, int8=False)
+    export_student(recurrent(), UNITS, tmp_path)
+    exported = export_student(recurrent(), UNITS, tmp_path, int8=False)
     assert exported.int8_path is None and "int8" not in exported.card["files"]
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"}
 
@@ -221,7 +221,7 @@ class OddCounter(RecurrentStudent):
 )
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, student_class: Any, message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        export_onnx(student_class(vocab_size=29), UNITS, tmp_path)
+        export_student(student_class(vocab_size=29), UNITS, tmp_path)
 
 
 class DataDependent(RecurrentStudent):
@@ -232,28 +232,24 @@ class DataDependent(RecurrentStudent):
 
 def test_an_operation_that_onnx_lacks_is_an_export_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="DataDependent: torch cannot export this student"):
-        export_onnx(DataDependent(vocab_size=29), UNITS, tmp_path)
+        export_student(DataDependent(vocab_size=29), UNITS, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_units_of_another_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="expected 30 units; got 29"):
-        export_onnx(conformer(vocab_size=30), UNITS, tmp_path)
+        export_student(conformer(vocab_size=30), UNITS, tmp_path)
 
 
 def test_a_missing_package_is_named_with_its_pip_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export.importlib.import_module
-
-    def without_onnx(name: Any) -> Any:
-        if name.split(".")[0] == "onnx":
-            raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
-        return real(name)
-
-    monkeypatch.setattr(export.importlib, "import_module", without_onnx)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'kdasr\[export\]'"):
-        export_onnx(recurrent(), UNITS, tmp_path)
+    real = export.publish.find_spec
+    monkeypatch.setattr(
+        export.publish, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
+    )
+    with pytest.raises(MissingDependencyError, match=r"'onnxruntime'.*pip install 'kdasr\[export\]'"):
+        export_student(recurrent(), UNITS, tmp_path)
 
 
 def test_compare_sees_a_wrong_state() -> None:

@@ -12,9 +12,8 @@ import torch
 
 from export.load import load_exported
 from export.parity import probe_sound
+from export.publish import export_student
 from export.runtime import OnnxChunkModel, OnnxWaveModel
-from export.to_onnx import export_onnx
-from export.to_wave_onnx import export_wave_onnx
 from export.wave import FoldedLogMel
 from kdasr.errors import ModelError
 from kdasr.features import LOG_MEL_FLOOR, log_mel
@@ -25,7 +24,7 @@ from tests.export.small_models import STUDENTS, UNITS
 @pytest.fixture(scope="module", params=sorted(STUDENTS))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
-    export_wave_onnx(STUDENTS[request.param](), UNITS, folder)
+    export_student(STUDENTS[request.param](), UNITS, folder, format="wave-onnx")
     return request.param, folder
 
 
@@ -85,6 +84,6 @@ def test_one_kind_of_file_is_not_taken_for_the_other(exported: tuple[str, Path],
     kind, folder = exported
     with pytest.raises(ModelError, match=r"expected kdasr_format = kdasr-onnx"):
         OnnxChunkModel(folder / "model.wave.onnx")
-    export_onnx(STUDENTS[kind](), UNITS, tmp_path, int8=False)
+    export_student(STUDENTS[kind](), UNITS, tmp_path, int8=False)
     with pytest.raises(ModelError, match=r"expected kdasr_format = kdasr-wave-onnx"):
         OnnxWaveModel(tmp_path / "model.onnx")

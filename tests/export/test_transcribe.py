@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from export.parity import probe_sound
-from export.to_onnx import export_onnx
+from export.publish import export_student
 from export.transcribe import open_recogniser, transcribe
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.models import save_model
@@ -21,7 +21,7 @@ from tests.export.small_models import UNITS, conformer
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     save_model(root / "torch", conformer(), UNITS)
-    export_onnx(conformer(), UNITS, root / "onnx")
+    export_student(conformer(), UNITS, root / "onnx")
     return root
 
 

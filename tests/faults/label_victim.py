@@ -23,7 +23,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "fsync": (os, "fsync"),
     "read-back": (local, "compare"),
     "rename": (Path, "replace"),
-    "sync-folder": (local, "_sync_folder"),
+    "sync-folder": (local, "sync_path"),
     "decode": (shard_job, "read_utterance"),
 }
 

@@ -12,25 +12,10 @@ from typing import Any
 
 import pytest
 
-from kdasr.labelling import label, summary_text, verify_labels
+from kdasr.labelling import summary_text, verify_labels
 from kdasr.storage import RemoteLocation, StorageError, commit_bytes, local, locate, remote
-from tests.labelling.tiny import TinySource, make_audio
-
-NUM_SHARDS = 5
-
-
-@pytest.fixture
-def audio(tmp_path: Path) -> Path:
-    make_audio(tmp_path / "audio", NUM_SHARDS * 2, per_shard=2)
-    return tmp_path / "audio"
-
-
-def run(audio: Any, out: Any) -> dict[str, Any]:
-    return label(teacher=TinySource(), audio=audio, out=out, quiet=True)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.startswith("log")}
+from tests.faults.label_job import NUM_SHARDS, label_files, run
+from tests.faults.object_stores import gs_bucket, s3_bucket
 
 
 @pytest.fixture
@@ -63,7 +48,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
 
 
 def test_a_full_disk_stops_the_job_and_the_next_run_finishes_it(
-    audio: Path, tmp_path: Path, small_disk: tuple[Path, Callable[[], None]]
+    audio: Path, wanted: dict[str, bytes], small_disk: tuple[Path, Callable[[], None]]
 ) -> None:
     disk, enlarge = small_disk
     summary = run(audio, disk / ".")
@@ -76,8 +61,7 @@ def test_a_full_disk_stops_the_job_and_the_next_run_finishes_it(
     assert list(disk.glob("*.tmp")) == [] and list(disk.glob(".*.tmp")) == []
     enlarge()
     assert run(audio, disk)["shards_done_before"] == done
-    run(audio, tmp_path / "wanted")
-    assert files(disk) == files(tmp_path / "wanted")
+    assert label_files(disk) == wanted
 
 
 def test_a_folder_that_may_not_be_written_is_an_error_for_people(
@@ -111,29 +95,20 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed(
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """The URL of an empty bucket on a real S3 server in this process."""
-    from moto.server import ThreadedMotoServer
-
-    saved = {name: os.environ.get(name) for name in S3_ENVIRONMENT}
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ.update({**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://{host}:{port}"})
-    import fsspec
-
-    fsspec.filesystem("s3", use_listings_cache=False).mkdir("labels-test")
-    yield "s3://labels-test"
-    server.stop()
-    for name, value in saved.items():
-        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+    with s3_bucket() as url:
+        yield url
 
 
-S3_ENVIRONMENT = {
-    "AWS_ENDPOINT_URL": "",
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
+@pytest.fixture(scope="module")
+def gs() -> Iterator[str]:
+    with gs_bucket() as url:
+        yield url
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """An empty bucket in each kind of store that is served here over HTTP."""
+    return str(request.getfixturevalue(request.param))
 
 
 def upload(folder: Path, url: str) -> None:
@@ -146,18 +121,17 @@ def remote_files(url: str) -> dict[str, bytes]:
     return {name: place.child(name).read_all() for name in place.names()}
 
 
-def test_audio_in_s3_and_labels_in_s3(s3: str, audio: Path, tmp_path: Path) -> None:
-    upload(audio, f"{s3}/plain/audio")
-    summary = run(f"{s3}/plain/audio", f"{s3}/plain/labels")
+def test_audio_in_a_bucket_and_labels_in_a_bucket(bucket: str, audio: Path, wanted: dict[str, bytes]) -> None:
+    upload(audio, f"{bucket}/plain/audio")
+    summary = run(f"{bucket}/plain/audio", f"{bucket}/plain/labels")
     assert summary["shards_labelled"] == NUM_SHARDS
-    run(audio, tmp_path / "wanted")
-    assert remote_files(f"{s3}/plain/labels") == files(tmp_path / "wanted")
-    assert run(f"{s3}/plain/audio", f"{s3}/plain/labels")["shards_done_before"] == NUM_SHARDS
-    assert verify_labels(f"{s3}/plain/audio", f"{s3}/plain/labels") == []
+    assert remote_files(f"{bucket}/plain/labels") == wanted
+    assert run(f"{bucket}/plain/audio", f"{bucket}/plain/labels")["shards_done_before"] == NUM_SHARDS
+    assert verify_labels(f"{bucket}/plain/audio", f"{bucket}/plain/labels") == []
 
 
-def test_damaged_labels_in_s3_are_done_again(s3: str, audio: Path) -> None:
-    out = f"{s3}/damaged"
+def test_damaged_labels_in_a_bucket_are_done_again(bucket: str, audio: Path) -> None:
+    out = f"{bucket}/damaged"
     run(audio, out)
     before = remote_files(out)
     place = locate(f"{out}/shard-000002.kdsl")
@@ -168,8 +142,8 @@ def test_damaged_labels_in_s3_are_done_again(s3: str, audio: Path) -> None:
     assert remote_files(out) == before
 
 
-def test_two_writers_of_one_object_the_second_does_not_overwrite(s3: str) -> None:
-    place = locate(f"{s3}/race/manifest.json")
+def test_two_writers_of_one_object_the_second_does_not_overwrite(bucket: str) -> None:
+    place = locate(f"{bucket}/race/manifest.json")
     place.commit(b"first", create_only=True)
     place.commit(b"first", create_only=True)
     with pytest.raises(StorageError, match="another writer"):
@@ -177,7 +151,9 @@ def test_two_writers_of_one_object_the_second_does_not_overwrite(s3: str) -> Non
     assert place.read_all() == b"first"
 
 
-def test_many_jobs_on_the_same_bucket_leave_one_set_of_labels(s3: str, audio: Path, tmp_path: Path) -> None:
+def test_many_jobs_on_the_same_bucket_leave_one_set_of_labels(
+    s3: str, audio: Path, wanted: dict[str, bytes]
+) -> None:
     out, errors = f"{s3}/many", []
 
     def job() -> None:
@@ -190,8 +166,7 @@ def test_many_jobs_on_the_same_bucket_leave_one_set_of_labels(s3: str, audio: Pa
     for thread in threads:
         thread.join()
     assert errors == []
-    run(audio, tmp_path / "wanted")
-    assert remote_files(out) == files(tmp_path / "wanted")
+    assert remote_files(out) == wanted
 
 
 def flaky(fs: Any, monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
@@ -217,7 +192,7 @@ def flaky(fs: Any, monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(
-    s3: str, audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: str, audio: Path, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(audio, f"{s3}/flaky/audio")
     monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
@@ -228,8 +203,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
     assert summary["shards_failed"] == {} and summary["shards_labelled"] == NUM_SHARDS
     assert {"pipe_file", "cat_file"} <= set(failures)
     monkeypatch.undo()
-    run(audio, tmp_path / "wanted")
-    assert remote_files(f"{s3}/flaky/labels") == files(tmp_path / "wanted")
+    assert remote_files(f"{s3}/flaky/labels") == wanted
 
 
 def test_a_store_that_is_down_fails_shard_by_shard_with_the_address(
@@ -251,3 +225,12 @@ def test_a_store_that_is_down_fails_shard_by_shard_with_the_address(
 def test_a_url_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(StorageError, match="unknown kind of URL"):
         locate("nonsense://bucket/labels")
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_job(
+    audio: Path, wanted: dict[str, bytes], tmp_path: Path
+) -> None:
+    summary = run(audio, tmp_path / "labels", log=Path("/dev/full"))
+    assert summary["shards_labelled"] == NUM_SHARDS
+    assert "the log is incomplete: [Errno 28] No space left on device" in summary_text(summary)
+    assert label_files(tmp_path / "labels") == wanted

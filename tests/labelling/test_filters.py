@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ import pytest
 import torch
 
 from kdasr.errors import ConfigError, LabelMismatchError
+from kdasr.interfaces import Utterance
 from kdasr.labelling import (
     DurationLimits,
     Filter,
+    Languages,
     MinConfidence,
     MinSpikes,
     Settings,
     label,
     select,
+    shard_job,
     verify_labels,
 )
 from kdasr.labelling.filters import confidence, score
-from kdasr.shards import open_shard
+from kdasr.shards import open_shard, read_shard, write_shards
 from kdasr.soft_labels import Full, TopP, open_label_shard
 from tests.labelling.tiny import TinySource, make_audio
 
@@ -68,6 +72,55 @@ def test_duration_limits_need_no_labels() -> None:
     limits = DurationLimits(1.0, 20.0)
     assert limits.before(0.5) == "filtered: 0.50 s are not within 1 to 20 s"
     assert limits.before(21) is not None and limits.before(5) is None
+
+
+@pytest.mark.parametrize(
+    ("language", "reason"),
+    [
+        ("en", None),
+        ("EN-gb", None),
+        ("pt-BR", None),
+        ("pt", "filtered: its language is pt, not en or pt-BR"),
+        ("eng", "filtered: its language is eng, not en or pt-BR"),
+        (None, "filtered: its language is unknown"),
+    ],
+)
+def test_languages_are_told_by_their_tags(language: str | None, reason: str | None) -> None:
+    assert Languages(["en", "pt-BR"]).before(1.0, language) == reason
+
+
+def test_speech_of_an_unknown_language_may_be_kept_and_no_languages_are_refused() -> None:
+    assert Languages(("en",), keep_unknown=True).before(1.0, None) is None
+    for nothing in ("en", ()):
+        with pytest.raises(ConfigError, match="no list of languages"):
+            Languages(nothing)
+
+
+def test_a_job_drops_other_languages_unheard_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.full(16_000, 0.1, np.float32)
+    spoken = {"a": "en", "b": "de", "c": None, "d": "en-GB"}
+    items = [Utterance(key, noise, language=language) for key, language in spoken.items()]
+    (shard,) = write_shards(items, tmp_path / "audio")
+    assert [one.language for one in read_shard(shard)] == ["en", "de", None, "en-GB"]
+    decoded: list[str] = []
+    original = shard_job.read_utterance
+
+    def read_utterance(shard: Any, entry: Any) -> Utterance:
+        decoded.append(entry.key)
+        return original(shard, entry)
+
+    monkeypatch.setattr(shard_job, "read_utterance", read_utterance)
+    summary = run(tmp_path / "audio", tmp_path / "out", Languages(["en"]))
+    assert summary["failed"] == {
+        "b": "filtered: its language is de, not en",
+        "c": "filtered: its language is unknown",
+    }
+    assert sorted(decoded) == ["a", "d"]
+    manifest = json.loads((tmp_path / "out" / "shard-000000.json").read_text())
+    assert manifest["failed"] == [list(item) for item in summary["failed"].items()]
+    assert ["language", {"keep": ["en"], "keep_unknown": False}] in manifest["header"]["settings"]["filters"]
 
 
 def test_unknown_measures_are_refused() -> None:

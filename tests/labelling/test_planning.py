@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,13 @@ def test_the_arithmetic_is_hand_computable() -> None:
 def test_bytes_and_frames_come_true_when_every_shard_was_sampled(tmp_path: Path) -> None:
     make_audio(tmp_path / "audio", 12, per_shard=3)
     out = tmp_path / "labels"
-    found = plan(teacher=TinySource(), audio=tmp_path / "audio", out=out, sample_shards=9)
+    found = plan(
+        teacher=TinySource(),
+        audio=tmp_path / "audio",
+        out=out,
+        sample_shards=9,
+        price_per_worker_hour=2.5,
+    )
     assert (found.shards, found.sampled_shards) == (4, 4)
     assert json.loads((out / "plan.json").read_text())["frames"] == found.frames
     summary = label(teacher=TinySource(), audio=tmp_path / "audio", out=out, quiet=True)
@@ -46,12 +54,24 @@ def test_bytes_and_frames_come_true_when_every_shard_was_sampled(tmp_path: Path)
     assert found.bytes == pytest.approx(size, rel=0.2)
     verdict = summary["compared_with_plan"]
     assert verdict == compare(out, summary) and verdict in summary_text(summary)
-    assert (
-        verdict is not None
-        and "bytes/frame" in verdict
-        and "0% of the plan" in verdict
-        and "× real time" in verdict
-    )
+    assert verdict is not None
+    said = dict(re.findall(r"(?:: |, )([^,:]+?) [\d.,e-]+ \(the plan said [\d.,e-]+: ([+-]\d+)%\)", verdict))
+    assert said["bytes/frame"] == said["hours of audio"] == said["MB of labels"] == "+0"
+    assert {"× real time", "worker-hours", "cost"} <= set(said)
+
+
+def test_facts_are_compared_by_hand_computable_figures(tmp_path: Path) -> None:
+    plan_of = _extrapolate([result(1800, 18, 45_000, 90_000)], seconds=7200, shards=4, workers=2, price=3.0)
+    (tmp_path / "plan.json").write_text(json.dumps(asdict(plan_of)))
+    facts = {"bytes_per_frame": 2.2, "shards_labelled": 4, "hours": 2.0, "bytes": 396_000}
+    facts |= {"times_real_time": 100.0, "worker_hours": 0.04}
+    verdict = compare(tmp_path, facts)
+    assert verdict is not None
+    assert "bytes/frame 2.2 (the plan said 2: +10%)" in verdict
+    assert "× real time 100 (the plan said 200: -50%)" in verdict
+    assert "worker-hours 0.04 (the plan said 0.02: +100%)" in verdict
+    assert "cost 0.12 (the plan said 0.06: +100%)" in verdict
+    assert "cost" not in str(compare(tmp_path, {**facts, "shards_labelled": 3}))
 
 
 def test_a_sample_predicts_the_hours_of_all(tmp_path: Path) -> None:

@@ -54,6 +54,19 @@ def test_batch_size_changes_labels_by_no_more_than_float_noise(tmp_path: Path) -
         assert large.read(key).log_probs == pytest.approx(wanted.log_probs, abs=1e-4)
 
 
+def test_several_decoders_change_nothing(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 12, per_shard=12)
+    windows: dict[str, Any] = {"batch_seconds": 0.5, "window_seconds": 0.4, "overlap_seconds": 0.16}
+    for decoders in (1, 4):
+        labels_for(audio, tmp_path / str(decoders), Settings(decoders=decoders, **windows))
+    one, four = ((tmp_path / name / f"{audio.stem}.kdsl").read_bytes() for name in ("1", "4"))
+    assert one == four
+    assert Settings().decoders_for(torch.device("cpu")) == 1
+    assert 1 <= Settings().decoders_for(torch.device("cuda")) <= 8
+    with pytest.raises(ConfigError, match="decoders"):
+        Settings(decoders=0)
+
+
 def test_the_same_shard_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:
     (audio,) = make_audio(tmp_path / "audio", 4)
     (again,) = make_audio(tmp_path / "elsewhere" / "audio", 4)
@@ -163,3 +176,19 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         Settings(precision="int3")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="overlap"):
         Settings(window_seconds=4, overlap_seconds=5)
+
+
+def test_of_several_reasons_the_first_in_the_audio_is_given(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    quiet = (0.01 * rng.standard_normal(16_000)).astype(np.float32)
+    loud = np.sign(quiet) * np.float32(0.9)
+    items = [Utterance("a", np.concatenate([quiet, loud])), Utterance("b", np.concatenate([loud, quiet]))]
+    (audio,) = write_shards(items, tmp_path / "audio")
+    teacher = TinySource(poison="raise").load("cpu")
+    model: Any = teacher.model
+    offline = model.offline
+    # Quiet windows give NaN, which the codec finds in its own thread; loud ones make the teacher raise.
+    model.offline = lambda x, n: (offline(x, n)[0] * torch.nan, offline(x, n)[1])
+    label_shard(teacher, audio, tmp_path / "labels", Settings(window_seconds=0.4, overlap_seconds=0.16))
+    failures = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl").failures
+    assert "do not sum to 1" in failures["a"] and "the teacher raised" in failures["b"]

@@ -52,7 +52,10 @@ def work_folder(folder: Path, seeds: tuple[int, ...] = (1,)) -> Path:
         for step in range(1, 301):
             rows.append({"step": step, streams[step % len(streams)]: 3 * 0.99**step + 0.1 * (step % 7)})
             if step % 100 == 0:
-                rows.append({"step": step, "dev_loss": 1.0, "dev_wer": 100 - step / 4})
+                offsets = {"frame_shift_ms": 40.0, "offsets_ms": [0.0, 40.0], "counts": [5, step // 100]}
+                spikes = {**offsets, "teacher_spikes": 9, "student_spikes": 9} if name == "student" else None
+                watched = {"spike_offsets": spikes} if spikes else {}
+                rows.append({"step": step, "dev_loss": 1.0, "dev_wer": 100 - step / 4, **watched})
         log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     teacher = [Token(unit, 10 * unit, -0.1) for unit in range(1, 9)]
     late = [token._replace(frame=token.frame + token.id % 4) for token in teacher]
@@ -110,6 +113,26 @@ def test_worse_is_called_worse() -> None:
     assert improvement(lines[:1]) is None
 
 
+def test_test_sets_are_told_apart() -> None:
+    wers = {"clean": (20.0, 15.0), "other": (40.0, 32.0)}
+    rows = [
+        result(model, 1, wers[test][place], test=test)
+        for place, model in enumerate(("student_labelled_only", "student_distilled"))
+        for test in wers
+    ]
+    lines = lines_of(rows)
+    assert [line.cells()[:2] for line in lines] == [
+        ("clean: student, labels only", "20.0"),
+        ("clean: student, distilled", "15.0"),
+        ("other: student, labels only", "40.0"),
+        ("other: student, distilled", "32.0"),
+    ]
+    sentences = improvement(lines)
+    assert sentences is not None
+    assert "from 20.0 to 15.0 % WER on clean: 25 % relative better" in sentences
+    assert "from 40.0 to 32.0 % WER on other: 20 % relative better" in sentences
+
+
 def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
     assert "no results in" in printed(tmp_path)
     with pytest.raises(ConfigError, match="nothing to report on"):
@@ -156,7 +179,8 @@ def test_the_page_shows_table_plots_and_what_was_misheard(tmp_path: Path) -> Non
     path = write_report(work_folder(tmp_path / "mini", seeds=(1, 2)))
     page = Page(path.read_text(encoding="utf-8"))
     assert path == tmp_path / "mini" / "report.html" and page.open == []
-    assert page.images == ["plots/wer.png", "plots/losses.png", "plots/dev_wer.png", "plots/spikes.png"]
+    names = ["wer", "losses", "dev_wer", "spikes_over_steps", "spikes"]
+    assert page.images == [f"plots/{name}.png" for name in names]
     assert {"student, distilled", "22.5 ± 0.7", "u-2", "three <b>", "tree"} <= set(page.words)
     assert "u-1" not in page.words  # it was heard right
     pictures = {name: read_png(path.parent / name) for name in page.images}

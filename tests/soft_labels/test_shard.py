@@ -27,6 +27,7 @@ from kdasr.soft_labels import (
     pad_soft_labels,
     write_label_shard,
 )
+from kdasr.soft_labels.shard import BlockCache
 from kdasr.storage import locate
 from tests.soft_labels.posteriors import make_header, posteriors
 
@@ -225,6 +226,34 @@ def test_a_folder_gives_the_labels_of_an_audio_shard_and_checks_the_audio(tmp_pa
         LabelFolder(tmp_path, expect={"subsampling": 8}).shard_for(Path("shard-000000.tar"), "d" * 64)
     with pytest.raises(SoftLabelError, match="kdasr label"):
         LabelFolder(tmp_path / "nothing")
+
+
+def test_decoded_blocks_are_bounded_for_a_whole_folder() -> None:
+    cache, read = BlockCache(max_blocks=2), []
+
+    def ask(shard: str, number: int) -> None:
+        def make() -> Any:
+            read.append((shard, number))
+            return shard, number
+
+        found: Any = cache.get((shard, number), make)
+        assert found == (shard, number)
+        assert len(cache) <= 2
+
+    for shard, number in (("a", 0), ("b", 0), ("a", 0), ("b", 1), ("a", 0), ("b", 0)):
+        ask(shard, number)
+    assert read == [("a", 0), ("b", 0), ("b", 1), ("b", 0)], "the longest unused goes first"
+
+
+def test_the_shards_of_a_folder_share_their_blocks(tmp_path: Path) -> None:
+    _, labels = write(tmp_path)
+    folder = LabelFolder(tmp_path)
+    one, two = (folder.shard_for(Path("shard-000000.tar"), "d" * 64) for _ in range(2))
+    assert one._blocks is two._blocks
+    assert_same(one.read("utt-1"), labels["utt-1"])
+    kept = len(one._blocks)
+    assert_same(two.read("utt-1"), labels["utt-1"])
+    assert len(two._blocks) == kept > 0
 
 
 def test_the_configuration_hash_ignores_the_audio_and_nothing_else() -> None:

@@ -1,4 +1,4 @@
-"""Generated background noise by kind, and how it is laid under speech at a given SNR."""
+"""Generated background noise by kind, how it is laid under speech at a given SNR, and echo."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def make_noise(kind: str, rng: np.random.Generator, num_samples: int, rate_hz: i
 def add_noise(speech: Samples, noise: Samples, snr_db: float, speech_rms: float) -> Samples:
     """Speech over noise of unit RMS; the SNR is that of `speech_rms`, silences not counted."""
     return speech + noise * np.float32(speech_rms * 10 ** (-snr_db / 20))
+
+
+def reverberate(speech: Samples, rate_hz: int, seconds: float, rng: np.random.Generator) -> Samples:
+    """The speech, and a tail of noise that falls by 60 dB in `seconds`."""
+    num_samples = int(seconds * rate_hz)
+    decay = 10 ** (-3 * np.arange(num_samples) / num_samples)
+    room = rng.standard_normal(num_samples) * decay
+    room *= rng.uniform(0.2, 0.7) / np.linalg.norm(room)
+    room[0] = 1.0
+    padded = 1 << (len(speech) + num_samples - 1).bit_length()
+    spectrum = np.fft.rfft(speech, padded) * np.fft.rfft(room, padded)
+    return np.fft.irfft(spectrum, padded)[: len(speech)].astype(np.float32)
 
 
 def rms(samples: Samples) -> float:

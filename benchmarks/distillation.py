@@ -1,0 +1,203 @@
+"""The ways to distil, compared: the same student, steps and seeds, the same teacher and labels.
+
+    python -m benchmarks.distillation --recipe recipes/mini --work-dir runs/mini --seeds 1 2 3
+
+The work folder is that of a finished `kdasr run` of the recipe: its shards, teacher and labels are used
+as they are. Arms are listed in benchmarks/distillation.yaml; `--arms a,b` runs some of them (and
+labels_only, where a delay is to be measured with it). What is there already is not done again, so this
+can be stopped and continued, and once labels_only is there, arms can run beside one another.
+
+    WORK_DIR/distillation/ARM-SEED/          the student
+    WORK_DIR/distillation/ARM-SEED.json      its row; delete it to run the arm again
+    WORK_DIR/distillation/ARM-SEED.jsonl     its training log
+    WORK_DIR/distillation.json               all rows
+
+It prints a table in Markdown: WER on the test shards, how late spikes are against a forced alignment of
+the transcript by the teacher, and against the teacher's own spikes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from export.delays import measure_delays, open_aligner
+from export.transcribe import open_recogniser
+from kdasr.errors import ConfigError
+from kdasr.evaluation import evaluate
+from kdasr.features import FRAME_SHIFT_MS
+from kdasr.models import read_card
+from kdasr.pipeline import run_recipe
+from kdasr.recipe import load_recipe
+from kdasr.shards import list_shards, read_shard
+from kdasr.spikes import spike_histogram
+from kdasr.storage import commit_bytes
+from kdasr.training_log import LOG_FILE
+
+ARMS_FILE = Path(__file__).with_suffix(".yaml")
+REFERENCE, RIVAL = "labels_only", "pseudo_labels"
+FOLDER = "distillation"
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Train, measure, print; returns the rows of the arms and seeds asked for."""
+    parser = argparse.ArgumentParser(description="compare the ways to distil")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/mini"))
+    parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run of the recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--arms", type=lambda text: text.split(","), help="a,b,… (default: all)")
+    parser.add_argument("--steps", type=int, help="other than the recipe's")
+    parser.add_argument("--delay-utterances", type=int, default=100, help="to measure emission delays on")
+    options = parser.parse_args(arguments)
+    arms = YAML().load(ARMS_FILE.read_text())
+    chosen = list(arms) if options.arms is None else options.arms
+    if unknown := [name for name in chosen if name not in arms]:
+        raise ConfigError("no such arm", where="--arms", expected=", ".join(arms), got=", ".join(unknown))
+    rows = []
+    for seed in options.seeds:
+        for name in _with_reference(chosen, arms):
+            row = _row(options, name, arms[name], seed)
+            rows += [row] if name in chosen else []
+            _write_all(options.work_dir)
+    print(table(rows))
+    return rows
+
+
+def _with_reference(chosen: Sequence[str], arms: Mapping[str, Any]) -> list[str]:
+    """The arms to run, in order: first the one that delays are measured with, where any is."""
+    needed = any("auto" in json.dumps(arms[name], default=str) for name in chosen)
+    first = [REFERENCE] if needed or REFERENCE in chosen else []
+    return first + [name for name in chosen if name != REFERENCE]
+
+
+def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The result of one arm and seed; from its file, if that is of these settings."""
+    work_dir: Path = options.work_dir
+    student = f"{FOLDER}/{name}-{seed}"
+    settings: dict[str, Any] = {
+        **arm,
+        "work_dir": str(work_dir),
+        "name": student,
+        "seed": seed,
+        "checkpoints": str(work_dir / f"{student}.checkpoints"),
+        "delay_reference": str(work_dir / FOLDER / f"{REFERENCE}-{seed}"),
+    }
+    if options.steps is not None:
+        settings["optimisation.steps"] = options.steps
+    recipe = options.recipe / "student.yaml"
+    # The same text wherever the work folder lies.
+    resolved = load_recipe(recipe, settings).text.replace(str(work_dir), "WORK_DIR")
+    teacher = read_card(work_dir / "teacher")["weights_sha256"]
+    inputs = hashlib.sha256(f"{teacher}\n{resolved}".encode()).hexdigest()
+    file = work_dir / f"{student}.json"
+    if file.exists() and (row := json.loads(file.read_text()))["inputs"] == inputs:
+        return dict(row)
+    began = time.time()
+    facts = run_recipe(recipe, settings, expected_stage="train")
+    row = {
+        "arm": name,
+        "seed": seed,
+        "steps": facts["train_steps"],
+        "dev_wer": facts["dev_wer"],
+        "train_seconds": round(time.time() - began),
+        **_measured(work_dir, work_dir / student, options.delay_utterances),
+        "inputs": inputs,
+    }
+    _keep_log(Path(settings["checkpoints"]), work_dir / f"{student}.jsonl")
+    commit_bytes(file, (json.dumps(row, indent=1) + "\n").encode())
+    return row
+
+
+def _keep_log(checkpoints: Path, log: Path) -> None:
+    """Of what training leaves behind, its log: sixty arms' checkpoints would fill gigabytes."""
+    shutil.copyfile(checkpoints / LOG_FILE, log)
+    shutil.rmtree(checkpoints)
+
+
+def _measured(work_dir: Path, student: Path, delay_utterances: int) -> dict[str, Any]:
+    """Error rates, emission delays and spike offsets on the test shards."""
+    shards = list_shards(work_dir / "shards" / "test")
+    recogniser = open_recogniser(student)
+    aligner = open_aligner(work_dir / "teacher", recogniser)
+    utterances = (utterance for path in shards for utterance in read_shard(path) if utterance.text)
+    delays = measure_delays(recogniser, list(islice(utterances, delay_utterances)), aligner)
+    assert recogniser.offline_model is not None and aligner.offline_model is not None
+    ours = evaluate(recogniser.offline_model, recogniser.units, shards)
+    theirs = evaluate(aligner.offline_model, aligner.units, shards)
+    pairs = ((one.tokens or [], two.tokens or []) for one, two in zip(theirs.heard, ours.heard, strict=True))
+    frame_ms = float(FRAME_SHIFT_MS * recogniser.offline_model.subsampling)
+    histogram = spike_histogram(pairs, frame_ms)
+    return {
+        "wer": round(ours.wer, 3),
+        "cer": round(ours.cer, 3),
+        "teacher_wer": round(theirs.wer, 3),
+        "delay_frames": read_card(student).get("delay_frames"),
+        "delays": asdict(delays),
+        "spikes": {**asdict(histogram), "median_ms": histogram.median_ms, "matched": histogram.matched},
+    }
+
+
+def _write_all(work_dir: Path) -> None:
+    rows = [json.loads(path.read_text()) for path in sorted((work_dir / FOLDER).glob("*.json"))]
+    commit_bytes(work_dir / f"{FOLDER}.json", (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table in Markdown, one line for each arm; delays are medians over the seeds."""
+    by_arm: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_arm.setdefault(row["arm"], []).append(row)
+    means = {name: mean(row["wer"] for row in group) for name, group in by_arm.items()}
+    lines = [
+        "| arm | WER %, each seed | mean | against labels only | against pseudo-labels "
+        "| emission P50 / P90 ms | spikes against the teacher's: median ms, within 40 ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, group in by_arm.items():
+        cells = [
+            name,
+            " ".join(f"{row['wer']:.1f}" for row in group),
+            f"{means[name]:.1f}",
+            *(_gain(means, name, rival) for rival in (REFERENCE, RIVAL)),
+            " / ".join(_ms([row["delays"][f"emission_{p}_ms"] for row in group]) for p in ("p50", "p90")),
+            f"{_ms([row['spikes']['median_ms'] for row in group])}, {_near(group)}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _gain(means: Mapping[str, float], name: str, rival: str) -> str:
+    if name == rival or not means.get(rival):
+        return "–"
+    return f"{100 * (means[name] / means[rival] - 1):+.0f} %"
+
+
+def _ms(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{median(known):+.0f}" if known else "–"
+
+
+def _near(group: Sequence[Mapping[str, Any]]) -> str:
+    """Share of the matched spikes that are within one frame of 40 ms of the teacher's."""
+    pairs = [
+        pair
+        for row in group
+        for pair in zip(row["spikes"]["offsets_ms"], row["spikes"]["counts"], strict=True)
+    ]
+    total = sum(count for _, count in pairs)
+    return f"{100 * sum(count for ms, count in pairs if abs(ms) <= 40) / total:.0f} %" if total else "–"
+
+
+if __name__ == "__main__":
+    main()

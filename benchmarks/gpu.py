@@ -1,0 +1,164 @@
+"""What a training step and a forward pass make of an accelerator, for fp32, bf16 and compiled layers.
+
+    python -m benchmarks.gpu --device cuda --scale full      prints the table, writes runs/gpu/steps.json
+    python -m benchmarks.gpu --device cpu --scale tiny       the same in seconds, to see that it runs
+
+Batches are full: utterances of one length, random features. MFU is the share of what the device can do
+that the step's matrix products, convolutions and attention use (torch's FlopCounterMode counts them,
+forward and backward): of the card's data sheet where the card is known, and of a large matrix product
+measured in the same run. The rest is what normalisation, activations, the loss and idle time cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.step import DTYPES, TrainingStep, print_table, seconds_each, seconds_of, synthetic_batch
+from kdasr.interfaces import Batch
+from kdasr.students.conformer import ChunkConformer
+from kdasr.teachers.conformer import ConformerTeacher
+
+# Dense TFLOP/s of the data sheets: (bf16, fp32), without sparsity and without TensorFloat-32.
+DATA_SHEETS = {
+    "H200": (989.0, 67.0),
+    "H100": (989.0, 67.0),
+    "A100": (312.0, 19.5),
+    "L40S": (362.0, 91.6),
+    "L4": (121.0, 30.3),
+    "A10": (125.0, 31.2),
+    "RTX 4090": (165.0, 82.6),
+}
+
+
+class Scale(NamedTuple):
+    """How large everything is."""
+
+    models: dict[str, Any]
+    utterances: int
+    seconds: float
+    times: int
+    matrix: int
+
+
+def scales() -> dict[str, Scale]:
+    """The sizes by name; 5,000 classes as of a SentencePiece model for the large one."""
+    teacher: dict[str, Any] = {"width": 512, "num_layers": 17, "num_heads": 8, "kernel_frames": 31}
+    student: dict[str, Any] = {
+        "width": 256,
+        "num_layers": 8,
+        "num_heads": 4,
+        "expansion": 2,
+        "left_context_frames": 64,
+    }
+    tiny: dict[str, Any] = {"width": 32, "num_layers": 2, "num_heads": 2, "kernel_frames": 5}
+    full = {
+        "teacher": lambda: ConformerTeacher(vocab_size=5_000, **teacher),
+        "student": lambda: ChunkConformer(vocab_size=5_000, **student),
+    }
+    small = {
+        "teacher": lambda: ConformerTeacher(vocab_size=29, **tiny),
+        "student": lambda: ChunkConformer(vocab_size=29, **tiny),
+    }
+    return {"full": Scale(full, 128, 15.0, 10, 8_192), "tiny": Scale(small, 2, 2.0, 2, 256)}
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measure, print a row for each model and setting, write --out; returns the rows."""
+    parser = argparse.ArgumentParser(description="training steps and forward passes on an accelerator")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--scale", default="full", choices=list(scales()))
+    parser.add_argument("--utterances", type=int, help="in a batch; default: of the scale")
+    parser.add_argument("--settings", nargs="+", default=["fp32", "bf16", "bf16+compile"])
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu/steps.json"))
+    options = parser.parse_args(arguments)
+    scale = scales()[options.scale]
+    if options.utterances:
+        scale = scale._replace(utterances=options.utterances)
+    rows = list(measure(scale, options.device, options.settings))
+    print_table(rows)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"device": device_name(options.device), "rows": rows}, indent=1) + "\n")
+    return rows
+
+
+def measure(scale: Scale, device: str, settings: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows: a training step and a forward pass of each model under each setting."""
+    peaks = {precision: matrix_tflops(device, precision, scale.matrix) for precision in DTYPES}
+    print(f"{device_name(device)}; a product of {scale.matrix}² matrices, TFLOP/s: {peaks}", flush=True)
+    for name, make in scale.models.items():
+        flops = _flops(make, scale, device)
+        for setting in settings:
+            precision, compile_layers = setting.removesuffix("+compile"), setting.endswith("+compile")
+            torch.manual_seed(1)
+            step = TrainingStep(make(), device, precision, compile=compile_layers)
+            batch = _batch(step, scale, device)
+            for what, work in (("step", step), ("forward", step.forward)):
+                if device != "cpu":
+                    torch.accelerator.reset_peak_memory_stats()
+                each_s = seconds_each(partial(work, batch), device, times=scale.times, warm_up=3)
+                tflops = flops[what] / each_s / 1e12
+                yield {
+                    "model": name,
+                    "setting": setting,
+                    "what": what,
+                    "ms": each_s * 1e3,
+                    "audio_hours_per_s": seconds_of(batch) / each_s / 3600,
+                    "times_real_time": seconds_of(batch) / each_s,
+                    "peak_gib": peak_gib(device),
+                    "tflops": tflops,
+                    "mfu_of_matmul_percent": 100 * tflops / peaks[precision],
+                    "mfu_of_data_sheet_percent": _of_data_sheet(device, precision, tflops),
+                }
+            step.close()
+            del step, batch, work
+            gc.collect()
+
+
+def _flops(make: Callable[[], Any], scale: Scale, device: str) -> dict[str, float]:
+    """Operations of a step and of a forward pass. Counted without compiling: the graph of a compiled
+    layer hides its products from the counter."""
+    step = TrainingStep(make(), device, "bf16")
+    batch = _batch(step, scale, device)
+    counted = {"step": step.flops(batch, step), "forward": step.flops(batch, step.forward)}
+    step.close()
+    return counted
+
+
+def _batch(step: TrainingStep, scale: Scale, device: str) -> Batch:
+    return synthetic_batch(scale.utterances, scale.seconds, step.step.student.model.vocab_size, device)
+
+
+def matrix_tflops(device: str, precision: str, size: int) -> float:
+    """TFLOP/s of the product of two random square matrices."""
+    dtype = DTYPES[precision] or torch.float32
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    each_s = seconds_each(lambda: left @ right, device, times=10, warm_up=3)
+    return 2 * size**3 / each_s / 1e12
+
+
+def peak_gib(device: str) -> float:
+    """The most memory that tensors took on the accelerator since it was last asked to forget."""
+    return torch.accelerator.max_memory_allocated() / 2**30 if device != "cpu" else 0.0
+
+
+def device_name(device: str) -> str:
+    """What the maker calls it."""
+    return torch.cuda.get_device_name() if device.startswith("cuda") else device
+
+
+def _of_data_sheet(device: str, precision: str, tflops: float) -> float:
+    """Per cent; NaN for a device that the table lacks."""
+    known = [sheet for name, sheet in DATA_SHEETS.items() if name in device_name(device)]
+    return 100 * tflops / known[0][0 if precision == "bf16" else 1] if known else float("nan")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Does training wait for data? How fast batches are made, against how fast a step takes them.
+
+    python -m benchmarks.loader --shards runs/mini/shards/labelled [--model runs/mini/teacher] [--device cuda]
+
+prints the speed of audio shard -> log-mel on one core by CPU time (decoding and features apart), and
+for 0, 1 and 2 workers: seconds for a batch from the loader alone, for a step on a batch in memory, and
+for both as training has them; `loader_to_step` below 1 means that a worker has time to spare, and
+`waiting_percent` is the share of training in which the step had nothing to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.step import TrainingStep, print_table, seconds_each, seconds_of, synchronise
+from kdasr.features import log_mel
+from kdasr.interfaces import Batch
+from kdasr.loader import Stream
+from kdasr.models import load_model
+from kdasr.schedule import ScheduledBatches
+from kdasr.shards import list_shards, open_shard, read_utterance
+from kdasr.teachers.conformer import ConformerTeacher
+from kdasr.text import CharUnits
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write to --out where that is given; returns the figures."""
+    parser = argparse.ArgumentParser(description="the input pipeline against the training step")
+    parser.add_argument("--shards", type=Path, required=True, help="a folder of labelled audio shards")
+    parser.add_argument("--model", type=Path, help="a model folder; else a 2.3 M-parameter teacher")
+    parser.add_argument("--batch-seconds", type=float, default=40.0)
+    parser.add_argument("--batches", type=int, default=30)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {"load_average": os.getloadavg()[0]}
+    figures |= features_speed(options.shards, options.batches * options.batch_seconds)
+    for name, value in figures.items():
+        print(f"{name}: {value:,.4g}")
+    figures["workers"] = waiting(options)
+    print_table(figures["workers"])
+    if options.out is not None:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def features_speed(folder: Path, seconds: float) -> dict[str, float]:
+    """How many times as fast as real time one core reads, decodes and computes features."""
+    decode_s = features_s = audio_s = 0.0
+    shards = (open_shard(path) for path in list_shards(folder))
+    for shard, entry in ((opened, entry) for opened in shards for entry in opened.entries):
+        started = time.process_time()
+        samples = read_utterance(shard, entry).samples
+        decoded = time.process_time()
+        log_mel(samples)
+        decode_s += decoded - started
+        features_s += time.process_time() - decoded
+        audio_s += len(samples) / 16_000
+        if audio_s >= seconds:
+            break
+    return {
+        "shard_to_log_mel_times_real_time": audio_s / (decode_s + features_s),
+        "decode_times_real_time": audio_s / decode_s,
+        "log_mel_times_real_time": audio_s / features_s,
+    }
+
+
+def waiting(options: argparse.Namespace) -> list[dict[str, float]]:
+    """For each number of workers: the loader alone, the step alone, and training."""
+    if options.model is not None:
+        loaded = load_model(options.model)
+        model, units = loaded.model, loaded.units
+    else:
+        units = CharUnits()
+        model = ConformerTeacher(vocab_size=units.vocab_size)
+    # No cache: every batch comes from the audio, as in a corpus that is larger than memory.
+    stream = Stream([options.shards], options.batch_seconds, 1, units=units)
+    step = TrainingStep(model, options.device, options.precision)
+    in_memory = [stream.batch(position) for position in range(8)]
+    turns = itertools.cycle(in_memory)
+    step_s = seconds_each(lambda: step(next(turns)), options.device, times=options.batches)
+    rows = []
+    for workers in options.workers:
+        loader_s = _each(_batches(stream, options, workers), lambda batch: None, options)
+        together_s = _each(_batches(stream, options, workers), step, options)
+        rows.append(
+            {
+                "workers": workers,
+                "loader_s": loader_s,
+                "step_s": step_s,
+                "training_s": together_s,
+                "loader_to_step": loader_s / step_s,
+                "waiting_percent": max(0.0, 100 * (1 - step_s / together_s)),
+                "training_times_real_time": sum(map(seconds_of, in_memory)) / len(in_memory) / together_s,
+            }
+        )
+    step.close()
+    return rows
+
+
+def _batches(stream: Stream, options: argparse.Namespace, workers: int) -> Iterator[Batch]:
+    loader = DataLoader(
+        ScheduledBatches({"labelled": stream}, [("labelled", 1)]),
+        batch_size=None,
+        sampler=range(options.batches + 2),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=options.device.startswith("cuda"),
+    )
+    return iter(loader)
+
+
+def _each(batches: Iterator[Batch], use: Any, options: argparse.Namespace) -> float:
+    """Seconds for a batch, from the third on: workers take their time to start."""
+    for _ in range(2):
+        use(next(batches))
+    synchronise(options.device)
+    started = time.perf_counter()
+    for batch in batches:
+        use(batch)
+    synchronise(options.device)
+    return (time.perf_counter() - started) / options.batches
+
+
+if __name__ == "__main__":
+    main()

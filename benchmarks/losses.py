@@ -1,0 +1,178 @@
+"""What distillation losses cost: their share of a student's training step, and the memory of kept + tail.
+
+    python -m benchmarks.losses --seconds 40 --repeats 10
+
+A step is a batch of random features forwards and backwards through the 1.2 M-parameter student of
+recipes/mini with the CTC loss alone, its time the median of many. The cost of a loss is the median of
+computing it and its gradient in what the student gives, on the same batch, in ratio to that step. An online
+teacher's forward pass is a row of its own: it is not the loss's, and stored labels need none.
+Memory is the peak that PyTorch's allocator reports for one kept + tail loss forwards and backwards,
+for growing vocabularies and growing numbers of kept classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch
+from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
+from kdasr.methods.features import Flow, HiddenCosine, Hint, attention_transfer
+from kdasr.methods.relations import relation_graph, relational_angles, relational_distances
+from kdasr.methods.responses import logit_regression, soft_targets
+from kdasr.recording import Recorded
+from kdasr.students.conformer import ChunkConformer
+from kdasr.teachers.conformer import ConformerTeacher
+
+VOCAB, KEPT, UTTERANCE_SECONDS = 29, 8, 4.0
+
+LOSSES: dict[str, Callable[[], Loss]] = {
+    "soft_cross_entropy": lambda: functools.partial(soft_cross_entropy, delay_frames=2),
+    "soft_targets, T = 2": lambda: functools.partial(soft_targets, temperature=2.0),
+    "best_path_ctc": lambda: best_path_ctc,
+    "soft_targets, online": lambda: functools.partial(soft_targets, teacher="big", temperature=2.0),
+    "logit_regression, online": lambda: functools.partial(logit_regression, teacher="big"),
+    "hint": lambda: Hint(teacher="big"),
+    "cosine": lambda: HiddenCosine(teacher="big"),
+    "flow": lambda: Flow(teacher="big"),
+    "attention_transfer": lambda: functools.partial(attention_transfer, teacher="big"),
+    "relational_distances": lambda: functools.partial(relational_distances, teacher="big"),
+    "relational_angles": lambda: functools.partial(relational_angles, teacher="big"),
+    "relation_graph": lambda: functools.partial(relation_graph, teacher="big"),
+}
+DEFAULT = ("soft_cross_entropy", "best_path_ctc")
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print; returns seconds, shares and bytes."""
+    parser = argparse.ArgumentParser(description="what distillation losses cost")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of audio in a batch")
+    parser.add_argument("--repeats", type=int, default=10)
+    options = parser.parse_args(arguments)
+    torch.manual_seed(1)
+    step_seconds, loss_seconds = time_losses(options.seconds, options.repeats)
+    shares = {name: seconds / step_seconds for name, seconds in loss_seconds.items()}
+    shares["default: soft_cross_entropy + best_path_ctc"] = sum(shares[name] for name in DEFAULT)
+    memory = {f"V {vocab}, k {kept}": peak_bytes(vocab, kept) for vocab, kept in GRID}
+    print("| loss | share of a training step |\n|---|---|")
+    for name, share in shares.items():
+        print(f"| {name} | {100 * share:.1f} % |")
+    print("\n| kept + tail, 100 frames | peak MB | MB were V x k kept |\n|---|---|---|")
+    for (vocab, kept), peak in zip(GRID, memory.values(), strict=True):
+        print(f"| V {vocab}, k {kept} | {peak / 1e6:.1f} | {100 * vocab * kept * 4 / 1e6:.0f} |")
+    result = {"step_seconds": step_seconds, "shares": shares, "peak_bytes": memory}
+    print(json.dumps(result))
+    return result
+
+
+GRID = ((500, 8), (500, 64), (5_000, 8), (5_000, 64), (5_000, 512))
+
+
+def time_losses(seconds: float, repeats: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of a training step with CTC, and of each loss with its gradient."""
+    student = Recorded(ChunkConformer(vocab_size=VOCAB, width=128, expansion=2, lookahead_frames=0))
+    teacher = Recorded(ConformerTeacher(vocab_size=VOCAB, width=144, num_layers=4)).eval()
+    batch = random_batch(seconds)
+
+    def step() -> None:
+        ctc(student(batch.features_btf, batch.feature_lengths_b), batch).backward()
+
+    def listen() -> None:
+        with torch.no_grad():
+            batch.teachers = {"big": teacher(batch.features_btf, batch.feature_lengths_b)}
+
+    step_seconds = _median_seconds(step, repeats)
+    found = {"(the online teacher's forward pass)": _median_seconds(listen, repeats)}
+    with torch.no_grad():
+        given: ModelOutput = student(batch.features_btf, batch.feature_lengths_b)
+    for name, make in LOSSES.items():
+        loss = make()
+        loss(given, batch)  # draws the weights of adapters
+        found[name] = _median_seconds(functools.partial(_loss_and_gradient, loss, given, batch), repeats)
+    return step_seconds, found
+
+
+def _loss_and_gradient(loss: Loss, given: ModelOutput, batch: Batch) -> None:
+    output = ModelOutput(
+        given.log_probs_btv.detach().requires_grad_(),
+        given.lengths_b,
+        tuple(layer.detach().requires_grad_() for layer in given.layers_btd),
+    )
+    if isinstance(loss, nn.Module):
+        loss.zero_grad()
+    loss(output, batch).backward()
+
+
+def _median_seconds(run: Callable[[], None], repeats: int) -> float:
+    run()
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return median(taken)
+
+
+def random_batch(seconds: float) -> Batch:
+    """Utterances of `UTTERANCE_SECONDS` with transcripts and stored labels."""
+    size, feature_frames = max(2, int(seconds / UTTERANCE_SECONDS)), int(UTTERANCE_SECONDS * 100)
+    frames = feature_frames // 4
+    tokens = torch.randint(1, VOCAB, (size, 20))
+    return Batch(
+        [f"utt{n}" for n in range(size)],
+        torch.randn(size, feature_frames, 80),
+        torch.full((size,), feature_frames),
+        tokens,
+        torch.full((size,), 20),
+        random_labels(size, frames, VOCAB, KEPT),
+    )
+
+
+def random_labels(size: int, frames: int, vocab: int, kept: int) -> SoftLabelBatch:
+    """The `kept` most probable classes of random posteriors, blank among them, and the tail."""
+    logits = torch.randn(size, frames, vocab) * 2
+    # Blank, and another class in every fifth frame.
+    logits[..., 0] += 8.0
+    spikes = torch.randint(1, vocab, (size, -(-frames // 5), 1))
+    logits[:, ::5].scatter_add_(2, spikes, torch.full(spikes.shape, 12.0))
+    log_probs, ids = logits.log_softmax(-1).topk(kept, dim=-1)
+    tail = (1 - log_probs.exp().sum(-1)).clamp_min(1e-9).log()
+    return SoftLabelBatch(ids, log_probs, tail, torch.full((size,), frames))
+
+
+def peak_bytes(vocab: int, kept: int, frames: int = 100) -> int:
+    """Peak of what PyTorch allocates for one kept + tail loss and its gradient, inputs not counted."""
+    labels = random_labels(1, frames, vocab, kept)
+    log_probs_btv = torch.randn(1, frames, vocab).log_softmax(-1).requires_grad_()
+    batch = replace(Batch(["utt"], torch.zeros(1, 1, 80), torch.tensor([1])), soft_labels=labels)
+    output = ModelOutput(log_probs_btv, labels.lengths_b)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        loss: Tensor = soft_cross_entropy(output, batch)
+        loss.backward()
+    return highest(profile)
+
+
+def highest(profile: torch.profiler.profile) -> int:
+    """The highest sum of allocations less releases, in the order in which they happened."""
+    results = profile.profiler.kineto_results if profile.profiler is not None else None
+    assert results is not None
+    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    now = peak = 0
+    for event in events:
+        now += event.nbytes()  # type: ignore[attr-defined]  # missing from the stubs
+        peak = max(peak, now)
+    return peak
+
+
+if __name__ == "__main__":
+    main()

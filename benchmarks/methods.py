@@ -1,0 +1,149 @@
+"""What each way to learn gains or costs: a recipe of recipes/methods, trained and tested, for each row.
+
+    python -m benchmarks.methods --work-dir runs/mini --seeds 1 --steps 600 --only hints,flow
+
+The work folder is that of a finished `kdasr run recipes/mini`; its shards, teacher, labels and students are
+used as they are. What is there already is not done again, so this can be stopped and continued.
+
+    WORK_DIR/methods/NAME-SEED/        the student
+    WORK_DIR/methods/NAME-SEED.json    its row; delete it to train again
+    WORK_DIR/methods.json              all rows
+
+It prints a table in Markdown: WER on the test shards, against labels_only and against soft_labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from kdasr.errors import ConfigError
+from kdasr.evaluation import evaluate
+from kdasr.models import load_model, read_card
+from kdasr.pipeline import run_recipe
+from kdasr.recipe import load_recipe, parse_value
+from kdasr.shards import list_shards
+from kdasr.storage import commit_bytes
+
+RECIPES = Path("recipes/methods")
+FOLDER = "methods"
+LABELS_ONLY, SOFT_LABELS = "labels_only", "soft_labels"
+# Whose weights decide a row, besides its recipe.
+MODELS = ("teacher", "student_labelled_only", "student_distilled")
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Train, test, print; returns the rows asked for."""
+    parser = argparse.ArgumentParser(description="compare the recipes of recipes/methods")
+    parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run of recipes/mini")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--steps", type=int, help="other than the recipes'; pruning keeps its own")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="a,b,… (default: all)")
+    parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE for every recipe")
+    options = parser.parse_args(arguments)
+    rows = []
+    for seed in options.seeds:
+        for name in chosen(options.only):
+            rows.append(_row(options, name, seed))
+            _write_all(options.work_dir)
+    print(table(rows))
+    return rows
+
+
+def chosen(only: Sequence[str] | None) -> list[str]:
+    """Names of the recipes to train, the two that the others are compared with first.
+
+    Raises:
+        ConfigError: a name that no recipe has.
+    """
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
+    if only and (unknown := set(only) - set(names)):
+        raise ConfigError("no such method", where="--only", expected=", ".join(names), got=", ".join(unknown))
+    first = [LABELS_ONLY, SOFT_LABELS]
+    return [name for name in first + [n for n in names if n not in first] if not only or name in only]
+
+
+def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    """The result of one recipe and seed; from its file, if that is of these settings."""
+    work_dir, student = options.work_dir, f"{name}-{seed}"
+    recipe = RECIPES / f"{name}.yaml"
+    settings: dict[str, Any] = {"work_dir": str(work_dir), "name": student, "seed": seed}
+    for setting in options.set:
+        key, _, value = setting.partition("=")
+        settings[key] = parse_value(value)
+    if options.steps is not None and not name.startswith("prune"):
+        settings["optimisation.steps"] = options.steps
+    file = work_dir / FOLDER / f"{student}.json"
+    inputs = _inputs(recipe, settings, work_dir)
+    if file.exists() and (row := json.loads(file.read_text()))["inputs"] == inputs:
+        return dict(row)
+    began = time.time()
+    facts = run_recipe(recipe, settings, expected_stage="train")
+    loaded = load_model(work_dir / FOLDER / student)
+    result = evaluate(loaded.model, loaded.units, list_shards(work_dir / "shards" / "test"))
+    row = {
+        "method": name,
+        "seed": seed,
+        "steps": facts["train_steps"],
+        "dev_wer": facts["dev_wer"],
+        "wer": round(result.wer, 3),
+        "cer": round(result.cer, 3),
+        "train_seconds": round(time.time() - began),
+        "pruned": loaded.card.get("pruned"),
+        "inputs": inputs,
+    }
+    commit_bytes(file, (json.dumps(row, indent=1) + "\n").encode())
+    shutil.rmtree(work_dir / FOLDER / "checkpoints" / student)
+    return row
+
+
+def _inputs(recipe: Path, settings: Mapping[str, Any], work_dir: Path) -> str:
+    """A hash of the recipe, wherever the work folder lies, and of the models it may use."""
+    resolved = load_recipe(recipe, settings).text.replace(str(work_dir), "WORK_DIR")
+    weights = [read_card(work_dir / name)["weights_sha256"] for name in MODELS]
+    return hashlib.sha256("\n".join([resolved, *weights]).encode()).hexdigest()
+
+
+def _write_all(work_dir: Path) -> None:
+    rows = [json.loads(path.read_text()) for path in sorted((work_dir / FOLDER).glob("*.json"))]
+    commit_bytes(work_dir / f"{FOLDER}.json", (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table in Markdown, one line for each method."""
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+    means = {name: mean(row["wer"] for row in group) for name, group in by_method.items()}
+    lines = [
+        "| method | steps | WER %, each seed | mean | against labels only | against soft labels | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, group in by_method.items():
+        cells = [
+            name,
+            str(group[0]["steps"]),
+            " ".join(f"{row['wer']:.1f}" for row in group),
+            f"{means[name]:.1f}",
+            *(_change(means, name, reference) for reference in (LABELS_ONLY, SOFT_LABELS)),
+            f"{mean(row['train_seconds'] for row in group):.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _change(means: Mapping[str, float], name: str, reference: str) -> str:
+    if name == reference or not means.get(reference):
+        return "–"
+    return f"{100 * (means[name] / means[reference] - 1):+.0f} %"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How late a streaming student speaks: labelled utterances in, delays against a forced alignment out.
+
+The alignment is that of a full-context model with the same units, the teacher as a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.sources import pieces_of
+from export.transcribe import Recogniser, open_recogniser
+from kdasr.alignment import align
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.decoding import Token
+from kdasr.error_rates import error_rates
+from kdasr.errors import ModelError, UnitsError
+from kdasr.features import FRAME_SHIFT_MS, log_mel
+from kdasr.interfaces import Utterance
+from kdasr.spikes import spike_offsets
+from kdasr.streaming import StreamingSession
+
+_PIECE_MS = 10
+
+
+@dataclass(frozen=True)
+class Delays:
+    """How late a student speaks, in milliseconds of audio (computing comes on top).
+
+    Attributes:
+        utterances: how many were measured.
+        wer_offline, wer_streaming: in percent; they must be equal.
+        texts_differ: utterances whose streamed text is not the offline text.
+        emission_p50_ms, emission_p90_ms: spike of a unit minus its aligned start; None without an
+            aligner.
+        first_token_p50_ms, first_token_p90_ms: from the aligned start of the first unit to the
+            audio that had to arrive before any text was shown; None without an aligner.
+        not_aligned: utterances that the aligner's frames could not hold.
+    """
+
+    utterances: int
+    wer_offline: float
+    wer_streaming: float
+    texts_differ: int
+    emission_p50_ms: float | None
+    emission_p90_ms: float | None
+    first_token_p50_ms: float | None
+    first_token_p90_ms: float | None
+    not_aligned: int
+
+
+def measure_delays(
+    recogniser: Recogniser, utterances: Sequence[Utterance], aligner: Recogniser | None = None
+) -> Delays:
+    """Streams every utterance in pieces of 10 ms and compares with what was said when, as
+    `aligner`, a torch model with the same units, has it."""
+    frame_ms = float(FRAME_SHIFT_MS * recogniser.streaming_model().subsampling)
+    streamed, offline, emission, first = [], [], [], []
+    not_aligned = 0
+    for utterance in utterances:
+        session, shown_ms = _stream(recogniser, utterance)
+        streamed.append(session.text)
+        offline.append(recogniser.transcribe(utterance.samples, utterance.key))
+        if aligner is None or not session.tokens:
+            continue
+        try:
+            reference = _aligned(aligner, utterance)
+        except UnitsError:
+            not_aligned += 1
+            continue
+        emission += spike_offsets(reference, session.tokens, frame_ms)
+        if shown_ms is not None and reference:
+            first.append(shown_ms - reference[0].frame * frame_ms)
+    references = [utterance.text or "" for utterance in utterances]
+    return Delays(
+        len(utterances),
+        error_rates(references, offline)[0],
+        error_rates(references, streamed)[0],
+        sum(one != two for one, two in zip(streamed, offline, strict=True)),
+        *_percentiles(emission),
+        *_percentiles(first),
+        not_aligned,
+    )
+
+
+def _stream(recogniser: Recogniser, utterance: Utterance) -> tuple[StreamingSession, float | None]:
+    """The finished session, and how much audio had arrived when text was first there."""
+    session = recogniser.session(where=utterance.key)
+    arrived, shown_ms = 0, None
+    for piece in pieces_of(utterance.samples, _PIECE_MS):
+        arrived += len(piece)
+        if session.accept(piece) and shown_ms is None:
+            shown_ms = 1000 * arrived / SAMPLE_RATE_HZ
+    session.finish()
+    return session, shown_ms
+
+
+def open_aligner(path: Path, recogniser: Recogniser) -> Recogniser:
+    """The model at `path`, fit to align for `recogniser`.
+
+    Raises:
+        ModelError: it has other units or is no torch model.
+    """
+    aligner = open_recogniser(path)
+    if aligner.offline_model is None or aligner.units.hash != recogniser.units.hash:
+        raise ModelError(
+            "this model cannot align for the student",
+            where=path,
+            expected="a torch model folder with the same units",
+            got="an exported model" if aligner.offline_model is None else "other units",
+            fix="Name the teacher's folder.",
+        )
+    return aligner
+
+
+@torch.inference_mode()
+def _aligned(aligner: Recogniser, utterance: Utterance) -> list[Token]:
+    """The units of the transcript in the frames in which the aligner puts them."""
+    assert aligner.offline_model is not None
+    features_btf = log_mel(utterance.samples)[None]
+    log_probs_btv, frames_b = aligner.offline_model.offline(
+        features_btf, torch.tensor([features_btf.shape[1]])
+    )
+    ids = aligner.units.encode(utterance.text or "")
+    return [unit.as_token() for unit in align(log_probs_btv[0, : int(frames_b[0])], ids, where=utterance.key)]
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float | None, float | None]:
+    if not values:
+        return None, None
+    p50, p90 = np.percentile(values, (50, 90))
+    return float(p50), float(p90)

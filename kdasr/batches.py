@@ -1,0 +1,99 @@
+"""Parts of batches: lengths cut into batches, features kept, utterances padded into one batch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.features import LOG_MEL_FLOOR
+from kdasr.interfaces import Batch, SoftLabels
+from kdasr.soft_labels import pad_soft_labels
+from kdasr.text import Units
+
+# Lengths are taken this much longer or shorter when an epoch is sorted, so that batches differ
+# between epochs; it is also about what padding costs.
+_LENGTH_NOISE = 0.05
+
+
+def cut_epoch(frames: NDArray[np.int64], batch_frames: int, seed: int, epoch: int) -> list[list[int]]:
+    """Numbers of the utterances in each batch of an epoch.
+
+    Utterances are sorted by length, with a little seeded noise so that batches differ between
+    epochs, and cut into batches, which are then shuffled. The cuts depend on the sorted lengths
+    alone, so that every epoch has as many batches.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = np.argsort(frames, kind="stable")
+    sizes: list[int] = []
+    size = 0
+    for length in frames[order].tolist():
+        if size and (size + 1) * length > batch_frames:
+            sizes.append(size)
+            size = 0
+        size += 1
+    sizes.append(size)
+    order = np.argsort(frames * rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, len(frames)), kind="stable")
+    batches = np.split(order, np.cumsum(sizes)[:-1])
+    return [batches[i].tolist() for i in rng.permutation(len(batches))]
+
+
+class FeatureCache:
+    """Features kept in memory until `max_bytes` are used; the longest unused go first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self._bytes = max_bytes, 0
+        self._kept: OrderedDict[tuple[Path, str, float], tuple[Tensor, str | None]] = OrderedDict()
+
+    def get(
+        self, name: tuple[Path, str, float], compute: Callable[[], tuple[Tensor, str | None]]
+    ) -> tuple[Tensor, str | None]:
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        value = compute()
+        if value[0].nbytes <= self.max_bytes:
+            self._kept[name] = value
+            self._bytes += value[0].nbytes
+        while self._bytes > self.max_bytes:
+            _, (dropped, _text) = self._kept.popitem(last=False)
+            self._bytes -= dropped.nbytes
+        return value
+
+
+def collate(
+    keys: list[str],
+    features: list[Tensor],
+    units: Units | None = None,
+    texts: Sequence[str | None] | None = None,
+    soft_labels: list[SoftLabels] | None = None,
+) -> Batch:
+    """Utterances' features (each (T, 80)) and targets, padded to one batch."""
+    lengths = torch.tensor([len(feature) for feature in features])
+    padded = torch.full((len(features), int(lengths.max()), features[0].shape[1]), LOG_MEL_FLOOR)
+    for row, feature in zip(padded, features, strict=True):
+        row[: len(feature)] = feature
+    batch = Batch(keys, padded, lengths)
+    if units is not None and texts is not None:
+        tokens = [units.encode(text or "") for text in texts]
+        batch.token_lengths_b = torch.tensor([len(ids) for ids in tokens])
+        longest = max(1, int(batch.token_lengths_b.max()))
+        batch.tokens_bu = torch.zeros(len(tokens), longest, dtype=torch.int64)
+        for token_row, ids in zip(batch.tokens_bu, tokens, strict=True):
+            token_row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    if soft_labels is not None:
+        batch.soft_labels = pad_soft_labels(soft_labels)
+    return batch
+
+
+def change_speed(samples: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """(N,) samples played `factor` times as fast, pitch and all (Ko et al. 2015)."""
+    if factor == 1.0:
+        return samples
+    return resample(samples, round(SAMPLE_RATE_HZ * factor), SAMPLE_RATE_HZ)

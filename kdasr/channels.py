@@ -1,0 +1,88 @@
+"""Audio in, the same audio through a worse channel out: for a student that hears what its teacher does not.
+
+Cross-channel distillation: the teacher hears clean wide-band audio and the student the same audio noisy,
+far away or over a telephone, frame for frame (Li et al. 2014 and 2017, "Large-scale domain adaptation via
+teacher-student learning").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.compat import import_torchaudio
+from kdasr.errors import ConfigError
+from kdasr.noise import (
+    NOISE_KINDS,
+    Samples,
+    add_noise,
+    check_kinds,
+    make_noise,
+    reverberate,
+    rms,
+    shape_spectrum,
+)
+
+TELEPHONE_RATE_HZ = 8_000
+TELEPHONE_BAND_HZ = (300.0, 3_400.0)
+
+
+class WorseChannel:
+    """A random mixture of echo, noise and telephone, each with its probability.
+
+    Args:
+        noise_probability, noise_kinds, snr_db: noise of a kind that `kdasr.noise` generates, and the range of
+            its ratio.
+        echo_probability, echo_seconds: far-field speech; the range of the reverberation time.
+        telephone_probability: 300 to 3,400 Hz, 8 kHz, and 8 bits on the μ-law of ITU-T G.711.
+
+    Raises:
+        ConfigError: an unknown kind of noise, or what is no probability.
+    """
+
+    def __init__(
+        self,
+        *,
+        noise_probability: float = 0.5,
+        noise_kinds: Sequence[str] = tuple(NOISE_KINDS),
+        snr_db: tuple[float, float] = (5.0, 20.0),
+        echo_probability: float = 0.3,
+        echo_seconds: tuple[float, float] = (0.2, 0.6),
+        telephone_probability: float = 0.3,
+    ) -> None:
+        self.config: dict[str, Any] = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
+        self.probabilities = (echo_probability, noise_probability, telephone_probability)
+        if not all(0.0 <= probability <= 1.0 for probability in self.probabilities):
+            raise ConfigError("probabilities lie between 0 and 1", where="spoil", got=self.probabilities)
+        check_kinds(tuple(noise_kinds), "spoil.noise_kinds")
+        self.noise_kinds, self.snr_db, self.echo_seconds = list(noise_kinds), snr_db, echo_seconds
+
+    def __call__(self, samples: Samples, rng: np.random.Generator) -> Samples:
+        """(N,) samples at `SAMPLE_RATE_HZ` to as many, each in the same place."""
+        echo, noise, telephone = rng.uniform(size=3) < self.probabilities
+        level = rms(samples)
+        if echo:
+            samples = reverberate(samples, SAMPLE_RATE_HZ, rng.uniform(*self.echo_seconds), rng)
+        if noise:
+            kind = self.noise_kinds[rng.integers(len(self.noise_kinds))]
+            background = make_noise(kind, rng, len(samples), SAMPLE_RATE_HZ)
+            samples = add_noise(samples, background, rng.uniform(*self.snr_db), level)
+        return over_telephone(samples) if telephone else samples
+
+
+def over_telephone(samples: Samples) -> Samples:
+    """(N,) samples at `SAMPLE_RATE_HZ` as a telephone would pass them on."""
+    low_hz, high_hz = TELEPHONE_BAND_HZ
+    band = shape_spectrum(
+        samples, SAMPLE_RATE_HZ, lambda hz: ((hz >= low_hz) & (hz <= high_hz)).astype(np.float64)
+    )
+    narrow = torch.from_numpy(resample(band, SAMPLE_RATE_HZ, TELEPHONE_RATE_HZ)).clamp(-1.0, 1.0)
+    functional = import_torchaudio().functional
+    coded = functional.mu_law_decoding(functional.mu_law_encoding(narrow, 256), 256)
+    return resample(coded.numpy(), TELEPHONE_RATE_HZ, SAMPLE_RATE_HZ)[: len(samples)]

@@ -1,0 +1,249 @@
+"""Stored labels of a teacher and what a student is made of in; labels that fit the student out.
+
+The alignment contract. A teacher may have other output frames than its student (20 ms against 40) and
+the same units in another order or among others. What can be mapped is mapped by the rules below, when
+labels are read; what cannot is refused before the first step.
+
+Frame rates: any rational ratio. Where the teacher is slower, each of its frames is repeated. Where it is
+faster, a student frame gets the posterior of one of the teacher frames whose centre it holds: a spike if
+there is one, else the least blank. Averaging would lose spikes, since most last one frame. A spike whose
+student frame is taken by another moves to the next one (see `pool_frames`).
+
+A teacher that gives transcripts only (frame shift 0) has no times: its labels spell the transcript as a
+CTC path, whose length says nothing, and only losses that ask for no times can use them.
+
+Lengths: the teacher's frames, counted in the student's (or in the slower of the two), may be one more or
+one less than the student's, or as many as the labels of a pretrained teacher say (`slack_frames`: a
+convolution without padding loses some). Instead of a missing last frame the one before comes again; what
+is too much belongs to the last frame or, where the teacher is slower, to none.
+
+Classes: symbols are matched as they are, then by alias (`|` for "▁"), then with case folded. A symbol
+that the student lacks goes to blank, which gives exactly the posterior of the transcript with it struck
+out; that is done unasked for the likes of `<s>` only. Classes of the student that the teacher lacks are
+left to the labelled data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+from kdasr.errors import LabelMismatchError
+from kdasr.features import FRAME_SHIFT_MS
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels import Header
+from kdasr.soft_labels.fit import centres, map_classes, pool_frames, take_frames
+from kdasr.storage import Location
+from kdasr.text import BLANK_ID, UNITS_FILE, WORD_START, Units
+
+#: A map from a teacher's symbols to the student's; None strikes a symbol out.
+UnitMap = Mapping[str, str | None]
+
+_ALIASES = {"|": WORD_START, " ": WORD_START, "<space>": WORD_START}
+_SPECIAL = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
+_TOLERANCE_FRAMES = 1
+_FORMAT, _VERSION = "kdasr-units", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """How the labels of one shard become targets for one student.
+
+    Attributes:
+        teacher_per_student: teacher frames for each student frame, a ratio; None where the labels are
+            transcripts without times.
+        class_map: (V of the teacher,) the student's id for each class; None where units are the same.
+        tolerance_frames: by how many frames of the slower of the two their lengths may differ.
+    """
+
+    teacher_per_student: Fraction | None = Fraction(1)
+    class_map: tuple[int, ...] | None = None
+    tolerance_frames: int = _TOLERANCE_FRAMES
+
+    def check_length(self, teacher_frames: int, student_frames: int, where: str) -> None:
+        """Raise LabelMismatchError where too many frames are missing or too much."""
+        ratio = self.teacher_per_student
+        if ratio is None:
+            return
+        if ratio >= 1:
+            expected, got = student_frames, -(-teacher_frames * ratio.denominator // ratio.numerator)
+        else:
+            expected, got = -(-student_frames * ratio.numerator // ratio.denominator), teacher_frames
+        if abs(expected - got) > self.tolerance_frames or (teacher_frames == 0) != (student_frames == 0):
+            raise LabelMismatchError(
+                "the soft labels have another length than the audio",
+                where=where,
+                expected=f"{expected} frames, or {self.tolerance_frames} more or less",
+                got=f"{got} frames",
+                fix="The labels belong to other audio or have another frame rate than they say: label again.",
+            )
+
+    def apply(self, labels: SoftLabels, student_frames: int) -> SoftLabels:
+        """The labels over the student's classes, one frame for each of the student's."""
+        if self.class_map is not None:
+            labels = map_classes(labels, self.class_map)
+        ratio = self.teacher_per_student
+        if ratio is None or (ratio == 1 and labels.num_frames == student_frames):
+            return labels
+        if ratio < 1:
+            chosen = centres(student_frames, ratio).clip(max=labels.num_frames - 1)
+        else:
+            chosen = pool_frames(labels, student_frames, ratio)
+        return take_frames(labels, chosen)
+
+
+class LabelSymbols(NamedTuple):
+    """The symbols of a teacher's classes, blank first, and the hash of its units."""
+
+    symbols: Sequence[str]
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSide:
+    """What a student asks of labels.
+
+    Attributes:
+        units: its classes.
+        subsampling: feature frames for each of its output frames.
+        unit_map: symbols of the teacher that are not named as the student's, and whose they are.
+    """
+
+    units: Units
+    subsampling: int
+    unit_map: UnitMap | None = None
+
+    def frames(self, feature_frames: int) -> int:
+        """Output frames of audio with so many feature frames."""
+        return -(-feature_frames // self.subsampling)
+
+    def contract(self, header: Header, symbols: LabelSymbols | None, where: str) -> Contract:
+        """How labels with this header join this student.
+
+        Args:
+            symbols: the teacher's; needed only where its units are not the student's.
+
+        Raises:
+            LabelMismatchError: its classes cannot be mapped.
+        """
+        teacher_ms = Fraction(header.frame_shift_ms).limit_denominator(1000) * header.subsampling
+        ratio = Fraction(FRAME_SHIFT_MS * self.subsampling) / teacher_ms if teacher_ms > 0 else None
+        slack = math.ceil(_declared_slack(header) / max(ratio, Fraction(1))) if ratio is not None else 0
+        return Contract(ratio, self._class_map(header, symbols, where), max(_TOLERANCE_FRAMES, slack))
+
+    def _class_map(self, header: Header, symbols: LabelSymbols | None, where: str) -> tuple[int, ...] | None:
+        if header.units_hash == self.units.hash and not self.unit_map:
+            if header.vocab_size != self.units.vocab_size:
+                raise _refusal("vocab_size", where, self.units.vocab_size, header.vocab_size)
+            return None
+        if symbols is None:
+            raise _refusal(
+                "units_hash",
+                where,
+                self.units.hash,
+                header.units_hash,
+                " To map other units, their symbols are needed: label again, which writes them.",
+            )
+        if symbols.hash != header.units_hash or len(symbols.symbols) != header.vocab_size:
+            raise LabelMismatchError(
+                f"{UNITS_FILE} beside the soft labels is of other units than they",
+                where=where,
+                expected=f"{header.vocab_size} symbols, hash {header.units_hash}",
+                got=f"{len(symbols.symbols)} symbols, hash {symbols.hash}",
+                fix="Two teachers' labels in one folder? Label again into a folder of its own.",
+            )
+        return map_symbols(symbols.symbols, self.units, self.unit_map, where)
+
+
+def label_symbols(folder: Location) -> LabelSymbols | None:
+    """The symbols that lie in a folder of labels; None where there are none.
+
+    Raises:
+        LabelMismatchError: the file is not a list of units of this version.
+    """
+    file = folder.child(UNITS_FILE)
+    if file.size() is None:
+        return None
+    try:
+        card = json.loads(file.read_all())
+        found = LabelSymbols(card["symbols"], card["hash"])
+        good = card["format"] == _FORMAT and card["version"] == _VERSION
+        good &= isinstance(found.symbols, list) and all(isinstance(symbol, str) for symbol in found.symbols)
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise LabelMismatchError(
+            "not a list of units that this version reads",
+            where=str(file),
+            expected=f"{_FORMAT} version {_VERSION}",
+            fix="Label again with this version of kdasr.",
+        )
+    return found
+
+
+def map_symbols(
+    symbols: Sequence[str], units: Units, unit_map: UnitMap | None = None, where: str = "labels"
+) -> tuple[int, ...]:
+    """The student's class of each of a teacher's symbols; 0, blank, for those that are struck out.
+
+    Raises:
+        LabelMismatchError: symbols that the student lacks and nobody has struck out, or names in
+            `unit_map` that neither side knows.
+    """
+    given = dict(unit_map or {})
+    known = {symbol: unit for unit, symbol in enumerate(units.symbols)}
+    wrong = sorted({*given} - {*symbols}) + sorted({s for s in given.values() if s is not None} - {*known})
+    if wrong:
+        raise _refusal("unit_map", where, "symbols of the teacher: symbols of the student", ", ".join(wrong))
+    found: list[int | None] = [_student_class(symbol, known, given) for symbol in symbols]
+    found[BLANK_ID] = BLANK_ID
+    lacking = [symbol for symbol, unit in zip(symbols, found, strict=True) if unit is None]
+    if lacking:
+        shown = ", ".join(lacking[:12]) + (", …" if len(lacking) > 12 else "")
+        raise _refusal(
+            "units_hash",
+            where,
+            _some_symbols(units),
+            f"{len(lacking)} symbols that the student lacks: {shown}",
+            " Or name what they are to the student in unit_map (null strikes a symbol out).",
+        )
+    return tuple(unit for unit in found if unit is not None)
+
+
+def _student_class(symbol: str, known: Mapping[str, int], given: UnitMap) -> int | None:
+    """The class of one symbol, or None where the student has none for it."""
+    if symbol in given:
+        target = given[symbol]
+        return BLANK_ID if target is None else known[target]
+    for name in (symbol, _ALIASES.get(symbol, symbol), symbol.casefold()):
+        if name in known:
+            return known[name]
+    return BLANK_ID if _SPECIAL.fullmatch(symbol) else None
+
+
+def _some_symbols(units: Units) -> str:
+    """A few of a student's symbols, for messages."""
+    return f"symbols among {' '.join(units.symbols[:8])}{' …' if units.vocab_size > 8 else ''}"
+
+
+def _declared_slack(header: Header) -> int:
+    """By how many frames a pretrained teacher's count may be off, as its labels say."""
+    teacher = header.settings.get("teacher")
+    slack = teacher.get("slack_frames") if isinstance(teacher, Mapping) else None
+    return slack if isinstance(slack, int) else 0
+
+
+def _refusal(field: str, where: str, expected: object, got: object, more: str = "") -> LabelMismatchError:
+    return LabelMismatchError(
+        f"soft labels with another {field}",
+        where=where,
+        expected=expected,
+        got=got,
+        fix="Teacher and student must use the same units, or such as can be mapped: train the student with "
+        f"the teacher's units.{more}",
+    )

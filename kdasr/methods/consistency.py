@@ -1,0 +1,45 @@
+"""Two augmented views of the same audio, which a model should read alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdasr.interfaces import Batch, Loss, ModelOutput
+from kdasr.losses import without_times
+from kdasr.methods.targets import at_least_float32
+
+
+@without_times
+def consistency(output: ModelOutput, batch: Batch) -> Tensor:
+    """Symmetric KL between the posteriors of two views, each learning from the other (CR-CTC).
+
+    Yao et al. 2024 (arXiv 2410.05101), with sg as stop-gradient:
+
+        L_CR = 1/2 sum over t of KL(sg(z_b,t) || z_a,t) + KL(sg(z_a,t) || z_b,t)
+
+    The paper trains on 1/2 (CTC(z_a) + CTC(z_b)) + 0.2 L_CR, with 2.5 times the usual time masking;
+    `both_views` of `kdasr.losses.ctc` is its first part. L_CR itself needs no transcript.
+
+    Args:
+        output: the first view; the second is the batch augmented anew.
+
+    Returns:
+        L_CR in nats for each output frame; 0 where nothing is augmented.
+    """
+    other = batch.views[0]
+    frame_t = torch.arange(output.log_probs_btv.shape[1], device=output.lengths_b.device)
+    valid_bt = frame_t < output.lengths_b[:, None]
+    one_btv, two_btv = at_least_float32(output.log_probs_btv), at_least_float32(other.log_probs_btv)
+    divergence_bt = 0.5 * (_kl(two_btv.detach(), one_btv) + _kl(one_btv.detach(), two_btv))
+    return torch.where(valid_bt, divergence_bt, 0.0).sum() / output.lengths_b.sum()
+
+
+def both_views(output: ModelOutput, batch: Batch, *, loss: Loss) -> Tensor:
+    """Any loss on both views: their mean."""
+    return 0.5 * (loss(output, batch) + loss(batch.views[0], batch))
+
+
+def _kl(target_btv: Tensor, log_probs_btv: Tensor) -> Tensor:
+    """(B, T) Kullback-Leibler divergences of log-probs from target log-probs."""
+    return (target_btv.exp() * (target_btv - log_probs_btv)).sum(-1)

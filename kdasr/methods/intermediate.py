@@ -1,0 +1,47 @@
+"""Losses at a layer in the middle, through a head of its own that is thrown away after training."""
+
+from __future__ import annotations
+
+import functools
+from collections import ChainMap
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdasr.interfaces import Batch, Loss, ModelOutput
+from kdasr.methods.pairing import WidthAdapter, layer_of
+
+LAST_LAYER = "last_layer"
+
+
+class IntermediateHead(nn.Module):
+    """Any loss on what a linear head makes of a hidden layer.
+
+    With CTC it is intermediate CTC (Lee & Watanabe 2021, arXiv 2102.03216); with soft labels, their
+    distillation into the lower layers; with an online teacher named `last_layer` it is
+    self-distillation, the deepest layer teaching a shallower one (Zhang et al. 2019, arXiv 1905.08094).
+
+    Args:
+        layer: the hidden layer, counted from 0.
+        loss: a loss that learns nothing itself.
+    """
+
+    def __init__(self, *, layer: int, loss: Loss) -> None:
+        super().__init__()
+        function, settings = (loss.func, loss.keywords) if isinstance(loss, functools.partial) else (loss, {})
+        self.config: dict[str, Any] = {
+            "layer": layer,
+            "loss": getattr(function, "__qualname__", str(function)),
+            "settings": dict(settings),
+        }
+        self.layer, self.loss = layer, loss
+        self.head = WidthAdapter()
+
+    def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """The loss on the layer's own log-probabilities."""
+        hidden_btd = layer_of(output, self.layer, "the student")
+        log_probs_btv = self.head(hidden_btd, output.log_probs_btv.shape[-1]).log_softmax(-1)
+        last = ModelOutput(output.log_probs_btv.detach(), output.lengths_b)
+        heard = replace(batch, teachers=ChainMap({LAST_LAYER: last}, batch.teachers))  # type: ignore[arg-type]
+        return self.loss(ModelOutput(log_probs_btv, output.lengths_b, output.layers_btd), heard)

@@ -1,0 +1,91 @@
+"""Peers that are trained together and teach each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdasr.errors import ConfigError
+from kdasr.interfaces import Batch, ModelOutput, TrainableModel
+from kdasr.losses import check_frames, ctc
+from kdasr.methods.pairing import frame_mean
+from kdasr.recording import Recorded
+
+
+class Peer(nn.Module):
+    """A second model that is trained beside the student; it hears what the student hears.
+
+    Args:
+        model: makes it, given `vocab_size`.
+        settings: what `model` is made with, where it is not a partial that says so itself.
+    """
+
+    def __init__(self, model: Callable[..., Any], settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.make, self.settings = model, dict(settings or {})
+        keywords = {**getattr(model, "keywords", {}), **self.settings}
+        name = getattr(getattr(model, "func", model), "__qualname__", str(model))
+        self.config: dict[str, Any] = {"model": name, "settings": keywords}
+
+    def attach(
+        self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Build the peer, over the student's classes.
+
+        Raises:
+            ConfigError: the peer has other output frames than the student.
+        """
+        peer = self.make(vocab_size=student.vocab_size, **self.settings)
+        if peer.subsampling != student.subsampling:
+            raise ConfigError(
+                "peers need the same output frames", expected=student.subsampling, got=peer.subsampling
+            )
+        if statistics is not None:
+            peer.set_statistics(*statistics)
+        self.recorded = Recorded(peer)
+
+    def forward(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
+        """What the peer makes of the batch, with gradients."""
+        output: ModelOutput = self.recorded(student_features_btf, batch.feature_lengths_b)
+        return output
+
+    def after_step(self, student: TrainableModel) -> None:
+        """Nothing: the optimiser moves it."""
+
+
+def mutual_learning(
+    output: ModelOutput, batch: Batch, *, teacher: str, supervised_weight: float = 1.0
+) -> Tensor:
+    """D_KL(p_2 || p_1) + D_KL(p_1 || p_2) + the peer's own CTC loss (Deep Mutual Learning, Zhang et al. 2018,
+    arXiv 1706.00384): the first moves the student, p_2 fixed, the others move the peer, p_1
+    fixed. The student's CTC loss is a term of its own.
+
+    Args:
+        output: of the student.
+        batch: with `teachers`, and with transcripts where it is labelled.
+        teacher: the name of a `Peer`.
+        supervised_weight: of the peer's CTC loss on labelled audio.
+
+    Returns:
+        In nats, for each frame.
+
+    Raises:
+        ConfigError: there is no such teacher.
+    """
+    peer = batch.teachers[teacher]
+    check_frames(output.lengths_b, peer.lengths_b, batch.keys)
+    loss = _divergence(peer.log_probs_btv.detach(), output) + _divergence(output.log_probs_btv.detach(), peer)
+    if batch.tokens_bu is not None:
+        loss = loss + supervised_weight * ctc(peer, batch)
+    return loss
+
+
+def _divergence(target_btv: Tensor, output: ModelOutput) -> Tensor:
+    """D_KL(target || output), the mean over the frames."""
+    divergence_btv = functional.kl_div(
+        output.log_probs_btv.float(), target_btv.float(), reduction="none", log_target=True
+    )
+    return frame_mean(divergence_btv.sum(-1), output.lengths_b)

@@ -1,0 +1,158 @@
+"""Two models' frames of the same audio in, frames that belong together out.
+
+Student and teacher may have other frame rates and other widths, and a student that hears no future
+answers later than its teacher: it may lag by `delay_frames` of its own frames.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter
+
+from kdasr.errors import ConfigError
+from kdasr.interfaces import Batch, ModelOutput
+
+
+class FramePairs(NamedTuple):
+    """Frames side by side.
+
+    Attributes:
+        student_btd, teacher_btd: (B, T, ·), frame t of one belongs to frame t of the other.
+        valid_bt: (B, T) False where either has no such frame.
+    """
+
+    student_btd: Tensor
+    teacher_btd: Tensor
+    valid_bt: Tensor
+
+    def mean(self, value_bt: Tensor) -> Tensor:
+        """Mean over the valid frames of (B, T) values; 0 where there are none."""
+        return value_bt.masked_fill(~self.valid_bt, 0.0).sum() / self.valid_bt.sum().clamp_min(1)
+
+
+def pair_frames(
+    student_btd: Tensor,
+    lengths_b: Tensor,
+    teacher_btd: Tensor,
+    teacher_lengths_b: Tensor,
+    delay_frames: int = 0,
+) -> FramePairs:
+    """Student frame t + delay_frames beside what the teacher has for student frame t.
+
+    Raises:
+        ConfigError: a negative delay.
+    """
+    if delay_frames < 0:
+        raise ConfigError("a negative delay", where="delay_frames", expected="0 or more", got=delay_frames)
+    frames = max(0, student_btd.shape[1] - delay_frames)
+    teacher_btd = resample_frames(teacher_btd, teacher_lengths_b, lengths_b, student_btd.shape[1])
+    valid_bt = frames_inside(lengths_b - delay_frames, frames)
+    return FramePairs(student_btd[:, delay_frames:], teacher_btd[:, :frames], valid_bt)
+
+
+def resample_frames(x_btd: Tensor, lengths_b: Tensor, to_lengths_b: Tensor, frames: int) -> Tensor:
+    """(B, T, D) frames at another rate: (B, frames, D), linearly interpolated between frame centres.
+
+    Each utterance's `lengths_b` frames become `to_lengths_b`; what lies beyond is its last frame again.
+    """
+    if x_btd.shape[1] == frames and torch.equal(lengths_b, to_lengths_b):
+        return x_btd
+    ratio_b = lengths_b / to_lengths_b.clamp_min(1)
+    centre_t = torch.arange(frames, device=x_btd.device) + 0.5
+    last_b1 = (lengths_b - 1).clamp_min(0)[:, None]
+    place_bt = (centre_t * ratio_b[:, None] - 0.5).clamp_min(0.0).minimum(last_b1)
+    below_bt = place_bt.long()
+    share_bt1 = (place_bt - below_bt)[..., None].to(x_btd.dtype)
+    above_bt = (below_bt + 1).minimum(last_b1)
+    return _take(x_btd, below_bt) * (1 - share_bt1) + _take(x_btd, above_bt) * share_bt1
+
+
+def frames_inside(lengths_b: Tensor, frames: int) -> Tensor:
+    """(B, frames) True within each utterance, False in its padding."""
+    return torch.arange(frames, device=lengths_b.device) < lengths_b[:, None]
+
+
+def frame_mean(value_bt: Tensor, lengths_b: Tensor) -> Tensor:
+    """The mean of (B, T) values over the frames of all utterances."""
+    return (value_bt * frames_inside(lengths_b, value_bt.shape[1])).sum() / lengths_b.sum()
+
+
+def pooled(x_btd: Tensor, lengths_b: Tensor) -> Tensor:
+    """(B, D) mean of each utterance's frames."""
+    return (x_btd * frames_inside(lengths_b, x_btd.shape[1])[..., None]).sum(1) / lengths_b.clamp_min(1)[
+        :, None
+    ]
+
+
+def online(batch: Batch, teacher: str) -> ModelOutput:
+    """What the online teacher of this name makes of the batch, without gradients.
+
+    Raises:
+        ConfigError: there is no such teacher.
+    """
+    try:
+        output = batch.teachers[teacher]
+    except KeyError:
+        raise ConfigError(
+            f"no teacher {teacher!r} runs in this training",
+            where="teachers",
+            fix="Name it under `teachers:`.",
+        ) from None
+    return ModelOutput(
+        output.log_probs_btv.detach(), output.lengths_b, tuple(layer.detach() for layer in output.layers_btd)
+    )
+
+
+def layer_of(output: ModelOutput, layer: int, whose: str) -> Tensor:
+    """(B, T, D) what a layer gave; negative numbers count from the last.
+
+    Raises:
+        ConfigError: the model has no such layer.
+    """
+    if not -len(output.layers_btd) <= layer < len(output.layers_btd):
+        raise ConfigError(
+            f"{whose} has no layer {layer} to look into",
+            where="layers",
+            expected=f"a number from 0 to {len(output.layers_btd) - 1}" if output.layers_btd else "no layer",
+            got=layer,
+        )
+    return output.layers_btd[layer]
+
+
+class WidthAdapter(LazyModuleMixin, nn.Module):
+    """A linear layer whose widths are those of its first input and of what it is compared with."""
+
+    weight: UninitializedParameter
+    bias: UninitializedParameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = UninitializedParameter(), UninitializedParameter()
+
+    def initialize_parameters(self, x_btd: Tensor, width: int) -> None:
+        """Called by torch before the first forward."""
+        if self.has_uninitialized_params():
+            self.weight.materialize((width, x_btd.shape[-1]))
+            self.bias.materialize((width,))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as torch.nn.Linear does."""
+        if not self.has_uninitialized_params():
+            bound = 1.0 / math.sqrt(self.weight.shape[1])
+            nn.init.uniform_(self.weight, -bound, bound)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x_btd: Tensor, width: int) -> Tensor:
+        """(B, T, D) to (B, T, width)."""
+        return functional.linear(x_btd, self.weight, self.bias)
+
+
+def _take(x_btd: Tensor, frame_bt: Tensor) -> Tensor:
+    return x_btd.gather(1, frame_bt[..., None].expand(-1, -1, x_btd.shape[-1]))

@@ -1,0 +1,111 @@
+"""What the teacher may have heard, as transcripts with weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from kdasr.decoding import BLANK_ID, Hypothesis, prefix_beam
+from kdasr.errors import ConfigError
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
+from kdasr.losses import without_times
+from kdasr.methods.targets import at_least_float32, targets_of
+
+_CACHED_UTTERANCES = 100_000
+
+
+@without_times
+def nbest_ctc(
+    output: ModelOutput,
+    batch: Batch,
+    *,
+    nbest: int = 4,
+    beam: int = 8,
+    scale: float = 1.0,
+    teacher: str | None = None,
+) -> Tensor:
+    """CTC against the teacher's n best transcripts, each as much as the teacher believes in it.
+
+        L = - sum over h of w_h log p(h | student),  w_h = p(h | teacher)^scale / sum over the n best
+
+    Sequence-level distillation over an n-best list (Kim & Rush 2016, section 3.2; for CTC acoustic
+    models Takashima, Li & Kawai 2018). With one hypothesis it differs from
+    `kdasr.losses.best_path_ctc` in that the search sums over alignments. Each utterance is searched
+    once and remembered; classes that were not kept are never hypothesised.
+
+    Args:
+        output: of the student.
+        batch: with `soft_labels`, or with an online `teacher`, whose answers seldom come twice.
+        nbest: transcripts for each utterance.
+        beam: prefixes kept by the search.
+        scale: below 1 the weights are more equal, at 0 they are equal.
+
+    Returns:
+        L over the batch, in nats for each output frame.
+
+    Raises:
+        ConfigError: numbers out of range.
+    """
+    if not 1 <= nbest <= beam or scale < 0:
+        raise ConfigError(
+            "no n-best list",
+            where="nbest_ctc",
+            expected="1 <= nbest <= beam, scale >= 0",
+            got=f"nbest {nbest}, beam {beam}, scale {scale}",
+        )
+    lists = nbest_lists(targets_of(batch, teacher), nbest, beam)
+    device = output.log_probs_btv.device
+    rows = torch.tensor([row for row, found in enumerate(lists) for _ in found], device=device)
+    tokens = [torch.tensor(one.ids, dtype=torch.int64, device=device) for found in lists for one in found]
+    weights = [torch.tensor([one.log_prob for one in found]).mul(scale).softmax(0) for found in lists]
+    loss_h = functional.ctc_loss(
+        at_least_float32(output.log_probs_btv)[rows].transpose(0, 1),
+        pad_sequence(tokens, batch_first=True),
+        output.lengths_b[rows],
+        torch.tensor([len(ids) for ids in tokens], device=device),
+        reduction="none",
+        zero_infinity=True,
+    )
+    return (loss_h * torch.cat(weights).to(loss_h)).sum() / output.lengths_b.sum()
+
+
+def nbest_lists(labels: SoftLabelBatch, nbest: int, beam: int) -> list[list[Hypothesis]]:
+    """The n best transcripts of each utterance of a batch, the best first."""
+    ids_btk, log_probs_btk = labels.ids_btk.cpu().numpy(), labels.log_probs_btk.float().cpu().numpy()
+    lengths = labels.lengths_b.tolist()
+    return [
+        _remembered(ids_btk[row, :length], log_probs_btk[row, :length], nbest, beam)
+        for row, length in enumerate(lengths)
+    ]
+
+
+_found: OrderedDict[bytes, list[Hypothesis]] = OrderedDict()
+
+
+def _remembered(ids_tk: np.ndarray, log_probs_tk: np.ndarray, nbest: int, beam: int) -> list[Hypothesis]:
+    # Columns that are padding differ from batch to batch.
+    kept_tk = np.isfinite(log_probs_tk)
+    content = ids_tk[kept_tk].tobytes() + log_probs_tk[kept_tk].tobytes() + kept_tk.sum(1).tobytes()
+    name = hashlib.blake2b(content + f"{nbest} {beam}".encode(), digest_size=16).digest()
+    if name not in _found:
+        _found[name] = _search(ids_tk, log_probs_tk, nbest, beam)
+        if len(_found) > _CACHED_UTTERANCES:
+            _found.popitem(last=False)
+    return _found[name]
+
+
+def _search(ids_tk: np.ndarray, log_probs_tk: np.ndarray, nbest: int, beam: int) -> list[Hypothesis]:
+    """Prefix beam search over the classes that the teacher kept anywhere in the utterance."""
+    units_u = np.union1d([BLANK_ID], ids_tk)
+    log_probs_tu = np.full((len(ids_tk), len(units_u)), -np.inf)
+    frames_tk = np.broadcast_to(np.arange(len(ids_tk))[:, None], ids_tk.shape)
+    columns_tk = np.searchsorted(units_u, ids_tk)
+    np.maximum.at(log_probs_tu, (frames_tk, columns_tk), log_probs_tk)
+    found = prefix_beam(log_probs_tu, beam, nbest)
+    return [Hypothesis(tuple(int(units_u[unit]) for unit in one.ids), one.log_prob) for one in found]

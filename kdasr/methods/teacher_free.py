@@ -1,0 +1,92 @@
+"""Regularisation that is distillation without a teacher."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdasr.errors import ConfigError
+from kdasr.interfaces import Batch, ModelOutput
+from kdasr.methods.pairing import frame_mean
+
+
+def label_smoothing(output: ModelOutput, batch: Batch) -> Tensor:
+    """KL(u || q) to the uniform distribution u (Szegedy et al. 2016, arXiv 1512.00567, section 7), which
+    for a CTC model can only be added frame by frame beside the CTC term.
+
+    Returns:
+        -log V - (1 / V) Σ_v log q_v in nats, the mean over the frames.
+    """
+    vocab_size = output.log_probs_btv.shape[-1]
+    divergence_bt = -math.log(vocab_size) - output.log_probs_btv.float().mean(-1)
+    return frame_mean(divergence_bt, output.lengths_b)
+
+
+def virtual_teacher(
+    output: ModelOutput, batch: Batch, *, correct_probability: float = 0.95, temperature: float = 20.0
+) -> Tensor:
+    """T² KL(p^d(T) || q(T)) to a teacher that is right with probability a and knows nothing else (Yuan et
+    al. 2019, arXiv 1909.11723, Tf-KD by regularisation: p^d = a for the correct class, (1 - a) / (V - 1)
+    for each other); as in Hinton 2015, T² keeps its gradient comparable over temperatures.
+
+    The correct class of a frame is the one that the student's own alignment of the transcript gives it:
+    the most probable under the CTC occupation probabilities γ (Graves et al. 2006, section 4.1). With
+    a = 1 / V this is label smoothing.
+
+    Args:
+        output: of the student.
+        batch: with `tokens_bu`.
+        correct_probability: a.
+        temperature: T.
+
+    Returns:
+        In nats, the mean over the frames.
+
+    Raises:
+        ConfigError: no transcripts, a probability outside 0 to 1, or a temperature that is not positive.
+    """
+    if not 0.0 < correct_probability < 1.0 or temperature <= 0:
+        raise ConfigError(
+            "virtual_teacher is set up wrongly",
+            expected="0 < correct_probability < 1 and temperature > 0",
+            got=f"{correct_probability} and {temperature}",
+        )
+    log_probs_btv = output.log_probs_btv.float()
+    vocab_size = log_probs_btv.shape[-1]
+    correct_bt = aligned_units(output, batch)
+    teacher_btv = torch.full_like(log_probs_btv, math.log((1 - correct_probability) / (vocab_size - 1)))
+    teacher_btv = teacher_btv.scatter(2, correct_bt[..., None], math.log(correct_probability))
+    divergence_btv = functional.kl_div(
+        (log_probs_btv / temperature).log_softmax(-1),
+        (teacher_btv / temperature).log_softmax(-1),
+        reduction="none",
+        log_target=True,
+    )
+    return temperature**2 * frame_mean(divergence_btv.sum(-1), output.lengths_b)
+
+
+def aligned_units(output: ModelOutput, batch: Batch) -> Tensor:
+    """(B, T) the class of each frame under the student's alignment of the transcripts; blank is 0.
+
+    torch's gradient of the CTC loss is q - γ, so one backward pass gives γ.
+
+    Raises:
+        ConfigError: the batch has no transcripts.
+    """
+    if batch.tokens_bu is None or batch.token_lengths_b is None:
+        raise ConfigError("an alignment needs transcripts", where=batch.keys[0], fix="Use labelled_losses.")
+    with torch.enable_grad():
+        log_probs_tbv = output.log_probs_btv.detach().float().transpose(0, 1).requires_grad_()
+        loss = functional.ctc_loss(
+            log_probs_tbv,
+            batch.tokens_bu,
+            output.lengths_b,
+            batch.token_lengths_b,
+            reduction="sum",
+            zero_infinity=True,
+        )
+        (gradient_tbv,) = torch.autograd.grad(loss, log_probs_tbv)
+    return (log_probs_tbv.detach().exp() - gradient_tbv).argmax(-1).transpose(0, 1)

@@ -1,0 +1,44 @@
+"""A model in, the same model out whose layers can be looked into: what feature losses compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from kdasr.interfaces import ModelOutput
+
+
+class Recorded(nn.Module):
+    """A model whose `forward` is `offline` and tells what its layers gave.
+
+    Args:
+        model: an acoustic model; the outputs of its `layers`, where it has them, are recorded by
+            forward hooks and cut to the output frames.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._outputs: list[Tensor] = []
+        self._hooks: list[RemovableHandle] = [
+            layer.register_forward_hook(self._record) for layer in getattr(model, "layers", ())
+        ]
+
+    def forward(self, features_btf: Tensor, lengths_b: Tensor) -> ModelOutput:
+        """(B, T, 80) raw log-mel and (B,) feature frames to log-probs, output frames and layers."""
+        self._outputs.clear()
+        log_probs_btv, lengths_out_b = self.model.offline(features_btf, lengths_b)
+        frames = log_probs_btv.shape[1]
+        layers_btd = tuple(layer_btd[:, :frames] for layer_btd in self._outputs)
+        self._outputs.clear()
+        return ModelOutput(log_probs_btv, lengths_out_b, layers_btd)
+
+    def close(self) -> None:
+        """Take the hooks off the model again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _record(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        self._outputs.append(output[0] if isinstance(output, tuple) else output)

@@ -1,0 +1,110 @@
+"""Commits the labels of one audio shard: the file first, its manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from kdasr.errors import SoftLabelError
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels import container
+from kdasr.soft_labels.container import FORMAT_VERSION, Failure
+from kdasr.soft_labels.header import Header
+from kdasr.soft_labels.runs import concatenate
+from kdasr.soft_labels.shard import MANIFEST_FORMAT, LabelShard, manifest_of
+from kdasr.storage import Location, Place, locate
+
+
+def write_label_shard(
+    path: Place | Location,
+    header: Header,
+    items: Iterable[tuple[str, SoftLabels | Failure]],
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Commit the labels of one audio shard, then their manifest.
+
+    Args:
+        path: where to; ends in `.kdsl`.
+        items: key with labels or the reason why there are none, in the audio shard's order.
+        extra: more for the manifest (seconds of audio, …); must not depend on time or machine.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        StorageError, OSError: it could not be stored; what was there before is still there.
+    """
+    items, file = list(items), locate(path)
+    layout = header.make_codec().layout(header.vocab_size)
+    data = container.build(asdict(header), layout, items)
+    _check_reads_back(str(path), data, items)
+    labels = [item for _, item in items if isinstance(item, SoftLabels)]
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "version": FORMAT_VERSION,
+        "file": file.name,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "config_hash": header.config_hash,
+        "header": asdict(header),
+        "utterances": len(items),
+        "labelled": len(labels),
+        "frames": sum(item.num_frames for item in labels),
+        "failed": [[key, item.reason] for key, item in items if isinstance(item, Failure)],
+        **(extra or {}),
+    }
+    _commit(file, data, json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
+    return manifest
+
+
+def _commit(file: Location, data: bytes, manifest: bytes) -> None:
+    """Labels first, their manifest last; what is there already is left alone."""
+    manifest_file = manifest_of(file)
+    found = _bytes_at(manifest_file)
+    if found is not None and found != manifest:
+        # An old manifest must not vouch for new bytes, not even for a moment.
+        manifest_file.remove()
+    if _bytes_at(file) != data:
+        file.commit(data)
+    if found != manifest:
+        manifest_file.commit(manifest, create_only=True)
+
+
+def _bytes_at(file: Location) -> bytes | None:
+    try:
+        return file.read_all()
+    except FileNotFoundError:
+        return None
+
+
+def _check_reads_back(where: str, data: bytes, items: list[tuple[str, SoftLabels | Failure]]) -> None:
+    """What is about to be stored must decode to the very labels that were given."""
+
+    def read(start: int, num_bytes: int) -> bytes:
+        return data[start : start + num_bytes]
+
+    shard = LabelShard(read, len(data), where)
+    labels = {key: item for key, item in items if isinstance(item, SoftLabels)}
+    # All at once: a comparison for each utterance costs more than all the rest of a commit.
+    frames = {key: item.num_frames for key, item in labels.items()}
+    if shard.lengths() == frames and _equal(shard.run(), concatenate(list(labels.values()))):
+        return
+    differing = [key for key, item in labels.items() if key not in shard or not _equal(shard.read(key), item)]
+    raise SoftLabelError(
+        f"the labels of {', '.join(differing[:3])} do not survive storing",
+        where=where,
+        fix="Encode them with the codec that the header names.",
+    )
+
+
+def _equal(one: SoftLabels, other: SoftLabels) -> bool:
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("kept_counts", "ids", "log_probs", "tail_log_probs")
+    )

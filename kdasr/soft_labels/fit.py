@@ -1,0 +1,124 @@
+"""Labels in, the same labels over other classes or other frames out; see `kdasr.contract`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels.runs import BLANK_ID, frame_starts
+
+Ints = NDArray[np.int64]
+
+
+def map_classes(labels: SoftLabels, class_map: Sequence[int]) -> SoftLabels:
+    """Labels over other classes: ids by `class_map`; what falls together in a frame is added up.
+
+    Blank stays first in each frame, the others follow with the likeliest first.
+    """
+    frame = np.repeat(np.arange(labels.num_frames), labels.kept_counts)
+    ids = np.asarray(class_map, np.int64)[labels.ids]
+    width = int(max(class_map)) + 1
+    places, inverse = np.unique(frame * width + ids, return_inverse=True)
+    mass = np.bincount(inverse, np.exp(labels.log_probs.astype(np.float64)), minlength=len(places))
+    new_frame, new_ids = places // width, places % width
+    order = np.lexsort((-mass, new_ids != BLANK_ID, new_frame))
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(mass[order]).astype(np.float32)
+    counts = np.bincount(new_frame, minlength=labels.num_frames).astype(np.int64)
+    return SoftLabels(counts, new_ids[order], log_probs, labels.tail_log_probs)
+
+
+def take_frames(labels: SoftLabels, chosen: Ints) -> SoftLabels:
+    """Labels whose frame s is frame `chosen[s]` of those given."""
+    starts = frame_starts(labels)
+    counts = labels.kept_counts[chosen]
+    first = np.cumsum(counts) - counts
+    entries = np.arange(counts.sum()) + np.repeat(starts[chosen] - first, counts)
+    return SoftLabels(counts, labels.ids[entries], labels.log_probs[entries], labels.tail_log_probs[chosen])
+
+
+def pool_frames(labels: SoftLabels, student_frames: int, ratio: Fraction) -> Ints:
+    """(student_frames,) which of a faster teacher's frames each student frame takes.
+
+    The best path over the frames taken collapses to the units of the teacher's own, in order: a spike
+    waits for the next student frame where its own is taken, two equal units keep a blank between
+    them, and where the utterance ends too soon, blank frames before give up their place. Only an
+    utterance with more units than student frames loses some.
+
+    Args:
+        ratio: teacher frames for each student frame, more than 1.
+    """
+    best, blank = _best_and_blank(labels)
+    owner = np.minimum(centres(labels.num_frames, 1 / ratio), student_frames - 1)
+    edges = np.searchsorted(owner, np.arange(student_frames + 1))
+    onsets = np.flatnonzero((best != BLANK_ID) & (best != np.concatenate(([BLANK_ID], best[:-1]))))
+    waiting: list[int] = []
+    taken: list[int] = []
+    for first, last in itertools.pairwise(edges.tolist()):
+        waiting += [_peak(onset, last, best, blank) for onset in onsets[(onsets >= first) & (onsets < last)]]
+        held = best[taken[-1]] if taken else BLANK_ID
+        if waiting and best[waiting[0]] != held:
+            taken.append(waiting.pop(0))
+        elif waiting:
+            taken.append(_blank_before(waiting[0], best))
+        elif last > first:
+            taken.append(first + int(blank[first:last].argmin()))
+        else:
+            taken.append(taken[-1])
+    _squeeze(taken, waiting, best)
+    return np.asarray(taken, np.int64)
+
+
+def _best_and_blank(labels: SoftLabels) -> tuple[Ints, NDArray[np.float32]]:
+    """Each frame's most probable class and its log-probability of blank."""
+    starts = frame_starts(labels)
+    best = np.array(
+        [labels.ids[a:b][labels.log_probs[a:b].argmax()] for a, b in itertools.pairwise(starts.tolist())],
+        np.int64,
+    )
+    blank = np.full(labels.num_frames, -np.inf, np.float32)
+    is_blank = labels.ids == BLANK_ID
+    blank[np.repeat(np.arange(labels.num_frames), labels.kept_counts)[is_blank]] = labels.log_probs[is_blank]
+    return best, blank
+
+
+def _peak(onset: int, last: int, best: Ints, blank: NDArray[np.float32]) -> int:
+    """The least blank frame of the spike that begins at `onset`, before frame `last`."""
+    end = onset + 1
+    while end < last and best[end] == best[onset]:
+        end += 1
+    return onset + int(blank[onset:end].argmin())
+
+
+def _blank_before(frame: int, best: Ints) -> int:
+    """The last frame before the spike that holds `frame` and is not of its unit."""
+    while best[frame] != BLANK_ID:
+        frame -= 1
+    return frame
+
+
+def _squeeze(taken: list[int], waiting: list[int], best: Ints) -> None:
+    """Give the spikes still waiting at the end the places of the last frames that can be spared."""
+    for spike in waiting:
+        again = best[taken[-1]] == best[spike]
+        for frame in [_blank_before(spike, best), spike] if again else [spike]:
+            units = [BLANK_ID, *best[taken].tolist(), int(best[frame])]
+            spare = [
+                place
+                for place, (before, unit, after) in enumerate(zip(units, units[1:], units[2:], strict=False))
+                if unit in (before, after) or (unit == BLANK_ID and before != after)
+            ]
+            if not spare:
+                return
+            del taken[spare[-1]]
+            taken.append(frame)
+
+
+def centres(count: int, scale: Fraction) -> Ints:
+    """(count,) floor((i + 1/2) * scale): which frame of a sequence `scale` times as long holds centre i."""
+    return (np.arange(count) * 2 + 1) * scale.numerator // (2 * scale.denominator)

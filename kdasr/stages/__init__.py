@@ -1,0 +1,219 @@
+"""The verbs as recipes call them: settings in, files in the work folder out.
+
+Each function here is one stage; its keyword arguments are the keys of its YAML. What they do is
+done elsewhere; here paths, units, streams and models are put together and checked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdasr.errors import ConfigError, SoftLabelError
+from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
+from kdasr.labelling import label as label_shards
+from kdasr.labelling import plan as plan_labels
+from kdasr.labelling import retokenise as retokenise_labels
+from kdasr.models import load_model
+from kdasr.ranks import Ranks, ranks
+from kdasr.shards import list_shards
+from kdasr.stages.training import default_device, make_units, train
+from kdasr.streaming import set_chunk_ms
+
+__all__ = [
+    "default_device",
+    "evaluate",
+    "export",
+    "label",
+    "make_units",
+    "plan",
+    "prepare",
+    "retokenise",
+    "train",
+]
+
+# The manifests have them all.
+_REASONS_SHOWN = 20
+
+
+def prepare(
+    *,
+    name: str,
+    out: str,
+    corpus: str | None = None,
+    unlabelled_corpus: str | None = None,
+    seed: int = 1,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Write a corpus as audio shards; `settings` are those of the corpus.
+
+    A recipe of a run that reads two folders may call the one without transcripts `unlabelled_corpus`,
+    so that each can be given on the command line.
+    """
+    folder = corpus if corpus is not None else unlabelled_corpus
+    if folder is None and name != "synth":
+        raise ConfigError(
+            f"the corpus {name} needs the folder it lies in",
+            where="corpus",
+            fix="Add --corpus DIR (or --unlabelled_corpus DIR, where the recipe says so).",
+        )
+    from data_prep import prepare as prepare_corpus
+
+    shards = prepare_corpus(
+        name, corpus=Path(folder) if folder else None, out=Path(out), seed=seed, **settings
+    )
+    return {split: len(paths) for split, paths in shards.items()}
+
+
+def label(
+    *,
+    teacher: str | TeacherSource,
+    audio: str,
+    out: str,
+    settings: Settings | None = None,
+    engine: str = "inline",
+    workers: int = 1,
+    device: str | None = None,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    verify: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a teacher's soft labels beside unlabelled shards; see `kdasr.labelling.label`.
+
+    Processes that `torchrun` has started share the shards as the jobs of an array do.
+
+    Raises:
+        SoftLabelError: some shards could not be labelled; they are named, all others are done.
+    """
+    job = ranks() if engine == "inline" and num_shards == 1 else Ranks()
+    if not job.alone:
+        shard_index, num_shards = job.rank, job.count
+    summary = label_shards(
+        teacher=teacher,
+        audio=audio,
+        out=out,
+        settings=settings,
+        engine=engine,
+        workers=workers,
+        device=job.device(device or default_device()),
+        shard_index=shard_index,
+        num_shards=num_shards,
+        verify=verify,
+        overwrite=overwrite,
+    )
+    print(summary_text(summary), file=sys.stderr)
+    own_left = {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}
+    if left := {name: reason for part in job.gather(own_left) for name, reason in part.items()}:
+        raise SoftLabelError(
+            f"{len(left)} shards have no labels",
+            where=out,
+            got="; ".join(f"{name}: {reason}" for name, reason in left.items()),
+            fix="Run the same command again once the cause is gone: what is done is not done again.",
+        )
+    return summary
+
+
+def retokenise(*, audio: str, labels: str, out: str, units: Any) -> dict[str, Any]:
+    """Write what a teacher heard in a student's units; see `kdasr.labelling.retokenise`.
+
+    `units` is a folder with units (of a model, or of labels), `{kind: characters}`, or a teacher.
+    """
+    found = retokenise_labels(audio=audio, labels=labels, out=out, units=make_units(units, [], 0))
+    for key, reason in sorted(found.failed.items())[:_REASONS_SHOWN]:
+        print(f"no labels for {key}: {reason}", file=sys.stderr)
+    return {"labelled": found.utterances, "without labels": len(found.failed)}
+
+
+def plan(
+    recipe: Mapping[str, Any], *, sample_shards: int = 3, price_per_worker_hour: float = 0.0
+) -> Prediction:
+    """What a label job would cost: label a few shards and predict hours, bytes and price from them.
+
+    `recipe` holds the arguments of `label`.
+    """
+    return plan_labels(
+        teacher=recipe["teacher"],
+        audio=recipe["audio"],
+        out=recipe["out"],
+        settings=recipe.get("settings"),
+        workers=recipe.get("workers", 1),
+        device=recipe.get("device") or default_device(),
+        sample_shards=sample_shards,
+        price_per_worker_hour=price_per_worker_hour,
+    )
+
+
+def export(
+    *,
+    model: str,
+    out: str,
+    format: str = "onnx",
+    chunk_ms: int | None = None,
+    name: str = "student",
+    int8: bool = True,
+    dev: Sequence[str] = (),
+    max_wer_rise: float = 0.5,
+) -> dict[str, Any]:
+    """Export the student in folder `model` to `out`; see `export.publish.export_student`.
+
+    `format` is one of `export.formats.FORMATS`; `chunk_ms` is the audio in a chunk, None for the
+    student's own. With `dev`, folders of labelled shards, an int8 file whose WER is `max_wer_rise`
+    points worse is refused.
+    """
+    from export.gate import wer_gate
+    from export.publish import export_student
+
+    loaded = load_model(Path(model))
+    if chunk_ms is not None:
+        set_chunk_ms(loaded.model, chunk_ms)
+    shards = [path for folder in dev for path in list_shards(Path(folder))]
+    exported = export_student(
+        loaded.model,
+        loaded.units,
+        Path(out),
+        format=format,
+        weights_sha256=loaded.card["weights_sha256"],
+        name=name,
+        int8=int8,
+        gate=wer_gate(loaded.units, shards) if shards else None,
+        max_wer_rise=max_wer_rise,
+    )
+    paths = {"float32": exported.float_path, "int8": exported.int8_path}
+    return {**{name: str(path) for name, path in paths.items() if path}, **exported.card["files"]}
+
+
+def evaluate(
+    *,
+    test: Sequence[str] | Mapping[str, Sequence[str]],
+    models: Mapping[str, Mapping[str, Any]],
+    results: str,
+    seed: int = 1,
+    decoder: str = "greedy",
+    spikes: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Measure models on test shards and add their rows to `results` (a results.json).
+
+    `test` is a list of folders, or one for each name of a test set. `models` maps a row's name to
+    `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320}`: `path` is a model folder or an
+    .onnx file, `chunk_ms` the audio in a chunk where it is not the model's own (0 for full context),
+    `trained` the folder it was exported from. `spikes` names two rows, teacher and student, whose
+    spikes to compare on the first test set, of which an utterance is also kept as an example.
+    """
+    from kdasr.scoreboard import Scoreboard
+
+    sets = list(test.items()) if isinstance(test, Mapping) else [(None, test)]
+    summary = {}
+    for number, (name, folders) in enumerate(sets):
+        shards = [path for folder in folders for path in list_shards(Path(folder))]
+        board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder, test=name)
+        for model, settings in models.items():
+            row = board.add(model, **settings)
+            summary[f"{name}: {model}" if name else model] = f"WER {row['wer']:.2f} %"
+        if number == 0:
+            if spikes is not None:
+                board.compare_spikes(*spikes)
+            board.write_example()
+    return summary

@@ -1,0 +1,268 @@
+"""The verb `train`: paths, units, streams and losses put together and checked."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdasr.channels import WorseChannel
+from kdasr.contract import StudentSide, UnitMap
+from kdasr.delay import delay_from, measure_offsets
+from kdasr.errors import ConfigError
+from kdasr.interfaces import BatchSource, OnlineTeacher
+from kdasr.loader import Stream, texts_of
+from kdasr.methods.impressions import Impressions
+from kdasr.methods.mixing import Munge
+from kdasr.methods.pruning import Pruning
+from kdasr.models import load_model, read_card
+from kdasr.ranks import ranks
+from kdasr.soft_labels import LabelFolder
+from kdasr.stages.checks import check_against_labels, check_losses
+from kdasr.teachers.base import TeacherSource
+from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
+from kdasr.training import Optimisation, Training
+
+Losses = Mapping[str, Mapping[str, Any]]
+
+
+def train(
+    *,
+    name: str,
+    out: str,
+    model: Callable[..., Any],
+    units: str | Mapping[str, Any] | TeacherSource,
+    labelled: Sequence[str],
+    dev: Sequence[str],
+    optimisation: Optimisation,
+    labelled_losses: Losses,
+    batch_seconds: float,
+    checkpoints: str,
+    seed: int = 1,
+    unlabelled: Sequence[str] | Impressions = (),
+    labels: Sequence[str] = (),
+    teacher: str | None = None,
+    unit_map: UnitMap | None = None,
+    unlabelled_losses: Losses | None = None,
+    delay_reference: str | None = None,
+    delay_margin_frames: int = 1,
+    schedule: Sequence[tuple[str, int]] = (("labelled", 1),),
+    teachers: Mapping[str, OnlineTeacher] | None = None,
+    start: str | None = None,
+    prune: Pruning | None = None,
+    speeds: Sequence[float] = (1.0,),
+    augment: nn.Module | None = None,
+    spoil: WorseChannel | None = None,
+    mix: Munge | None = None,
+    max_labelled_utterances: int | None = None,
+    max_unlabelled_utterances: int | None = None,
+    exclude_longer_s: float = 40.0,
+    cache_gigabytes: float = 1.0,
+    num_workers: int = 0,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Train a teacher or a student; see the arguments of `Training` and `Stream`.
+
+    A loss under `unlabelled_losses` whose `delay_frames` is `auto` gets the delay that is measured
+    between the soft labels and the model in `delay_reference`; see `kdasr.delay`.
+
+    `units` is `{kind: characters}`, `{kind: sentencepiece, vocab_size: N}`, or the folder of a model
+    whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`;
+    with `teacher`, a model folder, labels of any other are refused. Labels of another frame rate or
+    other units are made to fit where that can be done (`kdasr.contract`); `unit_map` says what symbols
+    of the teacher, `{"é": e, "7": null}`, are to a student that lacks them. Where all losses of
+    unlabelled audio ask the online `teachers`, no labels are needed.
+
+    `start` is the folder of a trained model of the same kind, to go on from; with `prune`, pruned first.
+    `spoil` is what the student alone hears on training audio, `mix` is for unlabelled audio.
+    """
+    check_losses(labelled_losses, unlabelled_losses or {})
+    units_built = make_units(units, [Path(folder) for folder in labelled], seed)
+    # Here, so that two trainings with the same seed begin with the same weights.
+    torch.manual_seed(seed)
+    built = model(vocab_size=units_built.vocab_size)
+    settings: dict[str, Any] = {
+        "batch_seconds": batch_seconds,
+        "seed": seed,
+        "exclude_longer_s": exclude_longer_s,
+        "cache_bytes": int(cache_gigabytes * 2**30 / 2),
+        "spoil": spoil,
+    }
+    labelled_stream = Stream(
+        [Path(folder) for folder in labelled],
+        units=units_built,
+        speeds=tuple(speeds),
+        max_utterances=max_labelled_utterances,
+        **settings,
+    )
+    if prune is not None and optimisation.optimiser != "adamw":
+        raise ConfigError(
+            "only AdamW leaves pruned weights where they are",
+            where="optimisation.optimiser",
+            expected="adamw",
+            got=optimisation.optimiser,
+        )
+    start_hash, card = _begin(built, units_built, start, prune, labelled_stream)
+    streams: dict[str, BatchSource] = {"labelled": labelled_stream}
+    watch = None
+    if any(stream == "unlabelled" for stream, _ in schedule):
+        streams["unlabelled"] = _unlabelled(
+            unlabelled,
+            labels,
+            built,
+            units_built,
+            teacher,
+            unit_map,
+            max_utterances=max_unlabelled_utterances,
+            mix=mix,
+            **settings,
+        )
+        unlabelled_losses, delay_facts = _with_delay(
+            name, unlabelled_losses or {}, streams["unlabelled"], delay_reference, delay_margin_frames
+        )
+        watch = check_against_labels(unlabelled_losses, streams["unlabelled"])
+        card |= delay_facts
+    training = Training(
+        name=name,
+        model=built,
+        units=units_built,
+        streams=streams,
+        schedule=[(stream, count) for stream, count in schedule],
+        losses={
+            "labelled": _weighted(labelled_losses),
+            "unlabelled": _weighted(unlabelled_losses or {}),
+        },
+        dev=Stream(
+            [Path(folder) for folder in dev], batch_seconds, seed, units=units_built, cache_bytes=2**28
+        ),
+        optimisation=optimisation,
+        teachers=teachers or {},
+        augment=augment,
+        start=start_hash,
+        watch=watch,
+        seed=seed,
+        checkpoints=Path(checkpoints),
+        num_workers=num_workers,
+        device=ranks().device(device or default_device()),
+    )
+    return training.run(Path(out), card=card)
+
+
+def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequence[Path], seed: int) -> Units:
+    """Units from a description, or those of an existing model, of labels, or of a pretrained teacher."""
+    if isinstance(units, str):
+        return load_units(Path(units))
+    if isinstance(units, TeacherSource):
+        theirs = units.load("cpu").units
+        assert theirs is not None, units
+        return theirs
+    kind = units.get("kind")
+    if kind == "characters":
+        return CharUnits()
+    if kind == "sentencepiece":
+        return train_sentencepiece(texts_of(labelled), vocab_size=int(units["vocab_size"]), seed=seed)
+    raise ConfigError(
+        "units of an unknown kind",
+        where="units",
+        expected="characters, sentencepiece, a folder of a model or of labels, or a teacher",
+        got=units,
+    )
+
+
+def _begin(
+    model: nn.Module, units: Units, start: str | None, prune: Pruning | None, labelled: Stream
+) -> tuple[str | None, dict[str, Any]]:
+    """Load the weights to go on from and prune them; what they are, and facts for the card."""
+    if start is None:
+        if prune is not None:
+            raise ConfigError(
+                "only a trained model can be pruned", where="prune", fix="Name its folder as `start`."
+            )
+        return None, {}
+    loaded = load_model(Path(start))
+    if loaded.units.hash != units.hash or loaded.model.config != getattr(model, "config", None):
+        raise ConfigError(
+            "the model to go on from is another one than the recipe's",
+            where=start,
+            expected=f"units {units.hash[:12]} and {getattr(model, 'config', None)}",
+            got=f"units {loaded.units.hash[:12]} and {loaded.model.config}",
+        )
+    model.load_state_dict(loaded.model.state_dict())
+    facts: dict[str, Any] = {"start": loaded.card["weights_sha256"]}
+    if prune is not None:
+        facts |= prune.apply(model, labelled)
+    return json.dumps([facts["start"], prune and prune.config]), facts
+
+
+def _unlabelled(
+    folders: Sequence[str] | Impressions,
+    labels: Sequence[str],
+    model: Any,
+    units: Units,
+    teacher: str | None,
+    unit_map: UnitMap | None,
+    **settings: Any,
+) -> BatchSource:
+    if isinstance(folders, Impressions):
+        return folders
+    # What a teacher hears is its own affair; its frames and classes must fit the student's.
+    expect = {} if teacher is None else {"teacher_hash": read_card(Path(teacher))["weights_sha256"]}
+    return Stream(
+        [Path(folder) for folder in folders],
+        labels=[LabelFolder(Path(folder), expect=expect) for folder in labels],
+        student=StudentSide(units, model.subsampling, unit_map),
+        **settings,
+    )
+
+
+def _with_delay(
+    name: str, losses: Losses, stream: BatchSource, reference: str | None, margin_frames: int
+) -> tuple[Losses, dict[str, Any]]:
+    """The losses with `delay_frames: auto` replaced by what is measured, and that as facts for the card."""
+    waiting = [
+        term
+        for term, entry in losses.items()
+        if isinstance(entry["loss"], functools.partial)
+        and entry["loss"].keywords.get("delay_frames") == "auto"
+    ]
+    if not waiting:
+        return losses, {}
+    if not isinstance(stream, Stream) or not stream.labels:
+        raise ConfigError(
+            "an automatic delay is measured against stored soft labels, and there are none",
+            where=f"unlabelled_losses.{waiting[0]}.loss.delay_frames",
+            fix="Name folders of `labels`, or give a number.",
+        )
+    if reference is None:
+        raise ConfigError(
+            "an automatic delay needs a model to measure it with",
+            where=f"unlabelled_losses.{waiting[0]}.loss.delay_frames",
+            fix="Name a student trained on transcripts alone as delay_reference, or give a number.",
+        )
+    histogram = measure_offsets(stream, load_model(Path(reference)).model)
+    delay_frames = delay_from(histogram, margin_frames)
+    if ranks().first:
+        print(
+            f"{name}: the reference spikes {histogram.median_ms:+.0f} ms from the teacher (median of "
+            f"{histogram.matched} spikes); the teacher is delayed by {delay_frames} frames",
+            file=sys.stderr,
+        )
+    for term in waiting:
+        delayed = functools.partial(losses[term]["loss"], delay_frames=delay_frames)
+        losses = {**losses, term: {**losses[term], "loss": delayed}}
+    return losses, {"delay_frames": delay_frames, "reference_offset_median_ms": histogram.median_ms}
+
+
+def _weighted(losses: Losses) -> dict[str, tuple[float, Any]]:
+    return {term: (float(entry["weight"]), entry["loss"]) for term, entry in losses.items()}
+
+
+def default_device() -> str:
+    """The accelerator where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

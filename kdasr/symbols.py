@@ -1,0 +1,230 @@
+"""Lists of symbols as the units of a CTC model, and the table of symbols of a model from elsewhere.
+
+What is below the units of kdasr/text.py: constants, the base class that they share, and
+`TableUnits`, which speaks the vocabulary of a teacher that was trained with other tools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import sentencepiece
+
+from kdasr.errors import UnitsError
+from kdasr.storage import Location, Place, locate
+
+BLANK_ID = 0
+BLANK_SYMBOL = "<blk>"
+WORD_START = "▁"
+# Part of the hash of units: to be renamed whenever `kdasr.text.normalise` gives another text than before.
+NORMALISATION = "english-1"
+
+UNITS_FILE = "units.json"
+SENTENCEPIECE_FILE = "units.model"
+FORMAT, VERSION = "kdasr-units", 1
+
+# Classes that stand for no text: <s>, <unk>, [PAD], <|en|>.
+_CONTROL = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
+# What other tools write between words, or before a word.
+_WORD_MARKS = ("|", " ", "▁")
+
+
+class SymbolUnits:
+    """What all units share: a list of symbols, and everything that follows from it."""
+
+    kind: str
+
+    def __init__(self, symbols: list[str]) -> None:
+        self.symbols = symbols
+        identity = {"symbols": symbols, "normalisation": NORMALISATION}
+        canonical = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+        self.hash = hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.symbols)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        for unit in ids:
+            if not BLANK_ID < unit < self.vocab_size:
+                raise UnitsError(
+                    "an id stands for no symbol",
+                    expected=f"ids from 1 to {self.vocab_size - 1} (0 is blank)",
+                    got=unit,
+                    fix="Collapse the ids first, and use the units that the model was trained with.",
+                )
+        return " ".join("".join(self.symbols[unit] for unit in ids).replace(WORD_START, " ").split())
+
+    def save(self, folder: Place | Location) -> None:
+        text = json.dumps(self._card(), ensure_ascii=False, indent=1) + "\n"
+        locate(folder).child(UNITS_FILE).commit(text.encode())
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": self.kind,
+            "normalisation": NORMALISATION,
+            "hash": self.hash,
+            "symbols": self.symbols,
+        }
+
+
+class TableUnits(SymbolUnits):
+    """The classes of a model from elsewhere, as its symbol table names them, blank first.
+
+    Text is cut into as few symbols as possible, longer ones first, unless the model's own
+    SentencePiece model is given: a teacher of word pieces was trained on its own cuts, and labelled
+    speech should be cut alike. Symbols in angle or square brackets stand for no text.
+
+    Args:
+        symbols: in kdasr's spelling; see `from_foreign`.
+        model_bytes: the SentencePiece model whose pieces the symbols are, if there is one.
+        upper: whether the pieces of that model are upper-case.
+    """
+
+    kind = "table"
+
+    def __init__(self, symbols: list[str], model_bytes: bytes | None = None, upper: bool = False) -> None:
+        super().__init__(symbols)
+        twice = (
+            sorted({symbol for symbol in symbols if symbols.count(symbol) > 1}) if _repeats(symbols) else []
+        )
+        if twice or not symbols or symbols[BLANK_ID] != BLANK_SYMBOL:
+            raise UnitsError(
+                "not a table of symbols",
+                expected=f"{BLANK_SYMBOL} first and every symbol once",
+                got=f"{symbols[:3]} …" + (f", more than once: {twice[:5]}" if twice else ""),
+            )
+        self.model_bytes, self.upper = model_bytes, upper
+        self._id_by_text = {
+            symbol: unit
+            for unit, symbol in enumerate(symbols)
+            if unit != BLANK_ID and symbol and not _CONTROL.fullmatch(symbol)
+        }
+        self._longest = max((len(symbol) for symbol in self._id_by_text), default=0)
+        # Word pieces begin with the mark; in a table of characters it stands between words.
+        self._pieces = any(len(s) > 1 and s.startswith(WORD_START) for s in self._id_by_text)
+        self._processor = _processor(model_bytes) if model_bytes is not None else None
+
+    @classmethod
+    def from_foreign(
+        cls, symbols: Sequence[str], blank_id: int, model_bytes: bytes | None = None
+    ) -> TableUnits:
+        """The units of a foreign table: blank comes first, all others keep their order.
+
+        The word mark (`|`, a space) becomes "▁", and upper-case letters become lower-case where the
+        table has no lower-case ones, so that its texts are those of `kdasr.text.normalise`.
+
+        Raises:
+            UnitsError: a symbol comes twice, or there is no blank.
+        """
+        if not 0 <= blank_id < len(symbols):
+            raise UnitsError(
+                "blank is no class of the table", expected=f"0 to {len(symbols) - 1}", got=blank_id
+            )
+        ordered = [symbols[blank_id], *symbols[:blank_id], *symbols[blank_id + 1 :]]
+        texts = [symbol for symbol in ordered[1:] if not _CONTROL.fullmatch(symbol)]
+        upper = any(s != s.lower() for s in texts) and not any(s != s.upper() for s in texts)
+        mark = next((mark for mark in _WORD_MARKS if mark in texts), None)
+        if any(WORD_START in symbol for symbol in texts):
+            mark = None
+
+        def spelled(symbol: str) -> str:
+            if symbol == mark:
+                return WORD_START
+            return symbol.lower() if upper and not _CONTROL.fullmatch(symbol) else symbol
+
+        return cls([BLANK_SYMBOL, *map(spelled, ordered[1:])], model_bytes, upper)
+
+    def encode(self, text: str) -> list[int]:
+        words = text.split()
+        if not words:
+            return []
+        if self._processor is not None:
+            return self._encode_pieces(" ".join(words))
+        return self._cut((WORD_START if self._pieces else "") + WORD_START.join(words), text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return super().decode([unit for unit in ids if not self._stands_for_nothing(unit)])
+
+    def save(self, folder: Place | Location) -> None:
+        if self.model_bytes is not None:
+            locate(folder).child(SENTENCEPIECE_FILE).commit(self.model_bytes)
+        super().save(folder)
+
+    def _card(self) -> dict[str, Any]:
+        return {**super()._card(), "upper": self.upper, "has_model": self.model_bytes is not None}
+
+    def _stands_for_nothing(self, unit: int) -> bool:
+        return BLANK_ID < unit < self.vocab_size and self.symbols[unit] not in self._id_by_text
+
+    def _encode_pieces(self, text: str) -> list[int]:
+        assert self._processor is not None
+        pieces: list[str] = self._processor.encode(text.upper() if self.upper else text, out_type=str)
+        spelled = [piece.lower() if self.upper else piece for piece in pieces]
+        unknown = next((piece for piece in spelled if piece not in self._id_by_text), None)
+        if unknown is not None:
+            raise unknown_character(text, unknown.strip(WORD_START) or WORD_START)
+        return [self._id_by_text[piece] for piece in spelled]
+
+    def _cut(self, marked: str, text: str) -> list[int]:
+        """`marked` as the fewest symbols; of equally few, those whose first is the longest."""
+        fewest: list[tuple[int, str] | None] = [None] * len(marked) + [(0, "")]
+        for start in range(len(marked) - 1, -1, -1):
+            for end in range(min(start + self._longest, len(marked)), start, -1):
+                rest, symbol = fewest[end], marked[start:end]
+                if rest is None or symbol not in self._id_by_text:
+                    continue
+                best = fewest[start]
+                if best is None or rest[0] + 1 < best[0]:
+                    fewest[start] = (rest[0] + 1, symbol)
+        if fewest[0] is None:
+            missing = next((char for char in marked if char not in self._id_by_text), marked[0])
+            raise unknown_character(text, missing)
+        ids, start = [], 0
+        while start < len(marked):
+            step = fewest[start]
+            assert step is not None
+            ids.append(self._id_by_text[step[1]])
+            start += len(step[1])
+        return ids
+
+
+def blank_path(ids: Sequence[int]) -> list[int]:
+    """The shortest CTC path that spells `ids`: blank stands between equal neighbours only."""
+    path: list[int] = []
+    for unit in ids:
+        if path and path[-1] == unit:
+            path.append(BLANK_ID)
+        path.append(unit)
+    return path
+
+
+def unknown_character(text: str, char: str) -> UnitsError:
+    """The error for text that units cannot spell."""
+    return UnitsError(
+        f"the character {char!r} is not among the units",
+        where=f"text {shorten(text)!r}",
+        fix="Normalise the text with kdasr.text.normalise, or train units on text that has it.",
+    )
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """`text`, cut for a message."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _repeats(symbols: list[str]) -> bool:
+    return len(set(symbols)) < len(symbols)
+
+
+def _processor(model_bytes: bytes) -> Any:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        raise UnitsError("not a SentencePiece model", got=str(error)) from error

@@ -1,0 +1,266 @@
+"""What every teacher is to those who label with it, and what pretrained teachers share.
+
+A teacher that was trained elsewhere hears what it was trained on (samples, or mel features of its own),
+has units of its own, and gives frames at a rate of its own. A `Teacher` says all that, so that labels
+can be written that describe themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.errors import ModelError
+from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, LOG_MEL_FLOOR, feature_hash, log_mel
+from kdasr.interfaces import AcousticModel
+from kdasr.symbols import BLANK_ID, TableUnits, blank_path
+from kdasr.text import Units
+
+# By how many frames, more or fewer, a pretrained teacher's count may differ from the audio's.
+_SLACK_FRAMES = 2
+# A whole number of frames of 10, 20, 30, 40, 60, 80 and 120 ms.
+_PROBE_SECONDS = (0.96, 0.96 + 2.4)
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What a teacher hears.
+
+    Attributes:
+        name: for people; stored with the labels.
+        hash: of the definition.
+        rows_per_frame: rows of what `compute` gives for each 10 ms: 1 for features, 160 for samples.
+        padding: what is put behind the shorter inputs of a batch.
+        compute: (N,) samples at 16 kHz to (rows, …).
+    """
+
+    name: str
+    hash: str
+    rows_per_frame: int
+    padding: float
+    compute: Callable[[NDArray[np.float32]], Tensor]
+
+
+LOG_MEL = FrontEnd("80 log-mel of kdasr", feature_hash(), 1, LOG_MEL_FLOOR, log_mel)
+WAVEFORM = FrontEnd(
+    "waveform at 16 kHz",
+    hashlib.sha256(b"waveform 16000 Hz float32 [-1, 1]").hexdigest()[:16],
+    HOP_SAMPLES,
+    0.0,
+    torch.from_numpy,
+)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher that is ready to label.
+
+    Attributes:
+        model: in eval mode, on `device`; its `offline` takes batches of what `front_end` gives and
+            their lengths in rows. Blank is class 0.
+        name: for people.
+        weights_hash: sha256 of its weights (and of whatever else decides its posteriors).
+        units_hash: of the units whose ids its posteriors are over.
+        feature_hash: of the features it hears.
+        device: where it runs.
+        units: what its classes are; they are stored beside its labels.
+        front_end: what it hears.
+        pads: whether inputs of different lengths may share a batch without changing its posteriors.
+        slack_frames: by how many the frames of an utterance may differ from
+            `ceil(feature frames / subsampling)`.
+        level: "frame": posteriors for each frame; "sequence": a transcript, spelled as the shortest
+            CTC path, which has no times.
+        max_seconds: the longest utterance a teacher of level "sequence" can take, which cannot be cut.
+        facts: what else labels should say of it; empty for kdasr's own models.
+    """
+
+    model: AcousticModel
+    name: str
+    weights_hash: str
+    units_hash: str
+    feature_hash: str
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
+    units: Units | None = None
+    front_end: FrontEnd = LOG_MEL
+    pads: bool = True
+    slack_frames: int = 0
+    level: Literal["frame", "sequence"] = "frame"
+    max_seconds: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class TeacherSource(Protocol):
+    """Describes a teacher; cheap to send to another process."""
+
+    def load(self, device: str) -> Teacher: ...
+
+
+class Pretrained(torch.nn.Module):
+    """Base of the models behind pretrained teachers: an `AcousticModel` over samples or features.
+
+    Subclasses define `posteriors`, over the classes as the model has them; `offline` puts blank first.
+
+    Args:
+        blank_id: class of blank in the model's own order.
+    """
+
+    def __init__(self, blank_id: int) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.blank_id = blank_id
+        self.vocab_size, self.subsampling = 0, 0
+
+    def posteriors(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, …) inputs and (B,) rows to (B, T, V) log-probs, blank anywhere, and (B,) frames."""
+        raise NotImplementedError
+
+    def offline(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, …) inputs and (B,) rows to (B, T, V) log-probs, blank first, and (B,) frames."""
+        log_probs_btv, frames_b = self.posteriors(inputs, lengths_b)
+        return blank_first(log_probs_btv, self.blank_id), frames_b
+
+    def measure(self, compute: Callable[[NDArray[np.float32]], Tensor], device: torch.device) -> None:
+        """Find `vocab_size` and `subsampling` by listening to noise of two lengths.
+
+        Raises:
+            ModelError: the frame shift is no multiple of 10 ms.
+        """
+        frames: list[int] = []
+        for seconds in _PROBE_SECONDS:
+            noise = np.random.default_rng(0).standard_normal(round(seconds * SAMPLE_RATE_HZ))
+            inputs = compute((0.01 * noise).astype(np.float32))[None].to(device)
+            with torch.inference_mode():
+                log_probs, frames_b = self.offline(inputs, torch.tensor([inputs.shape[1]], device=device))
+            frames.append(int(frames_b[0]))
+            self.vocab_size = log_probs.shape[-1]
+        feature_frames = round((_PROBE_SECONDS[1] - _PROBE_SECONDS[0]) * 1000 / FRAME_SHIFT_MS)
+        more = frames[1] - frames[0]
+        if more <= 0 or feature_frames % more:
+            raise ModelError(
+                "a teacher whose frames are not a multiple of 10 ms apart",
+                got=f"{more} frames for {feature_frames * FRAME_SHIFT_MS} ms",
+            )
+        self.subsampling = feature_frames // more
+
+
+def blank_first(log_probs_btv: Tensor, blank_id: int) -> Tensor:
+    """(…, V) with class `blank_id` moved to the front, all others in their order."""
+    if blank_id == BLANK_ID:
+        return log_probs_btv
+    blank = log_probs_btv[..., blank_id : blank_id + 1]
+    return torch.cat([blank, log_probs_btv[..., :blank_id], log_probs_btv[..., blank_id + 1 :]], -1)
+
+
+def pretrained_teacher(
+    model: Pretrained,
+    *,
+    kind: str,
+    symbols: Sequence[str],
+    weights_hash: str,
+    device: str,
+    source: str = "",
+    front_end: FrontEnd = WAVEFORM,
+    pads: bool = True,
+    model_bytes: bytes | None = None,
+) -> Teacher:
+    """A `Teacher` from a model with its symbols in its own order; the model is measured first.
+
+    Args:
+        kind: of teacher, e.g. "Wav2Vec2ForCTC".
+        source: the public name of what was loaded; empty for a folder or a file, since labels must not
+            depend on where something lies.
+        model_bytes: the SentencePiece model behind the symbols, where there is one.
+
+    Raises:
+        ModelError: symbols and classes differ in number, or frames are at an odd rate.
+        UnitsError: a symbol comes twice.
+    """
+    model.eval().to(device).requires_grad_(False)
+    model.measure(front_end.compute, torch.device(device))
+    if len(symbols) != model.vocab_size:
+        raise ModelError(
+            "the model has another number of classes than its symbols",
+            where=source or kind,
+            expected=f"{len(symbols)} symbols",
+            got=f"{model.vocab_size} classes",
+            fix="Give the symbols that the model was trained with.",
+        )
+    units = TableUnits.from_foreign(symbols, model.blank_id, model_bytes)
+    facts = {
+        "kind": kind,
+        "source": source,
+        "blank_id": model.blank_id,
+        "hears": front_end.name,
+        "frame_shift_ms": float(FRAME_SHIFT_MS * model.subsampling),
+        "slack_frames": _SLACK_FRAMES,
+        "level": "frame",
+    }
+    return Teacher(
+        model,
+        f"{kind} {source}".strip(),
+        weights_hash,
+        units.hash,
+        front_end.hash,
+        torch.device(device),
+        units,
+        front_end,
+        pads,
+        _SLACK_FRAMES,
+        facts=facts,
+    )
+
+
+def spell(ids: Sequence[int], score: float, vocab_size: int) -> Tensor:
+    """Units of a transcript as (L, V) log-probs of the shortest CTC path that spells it.
+
+    Every unit has the probability exp(`score`), but at least twice that of any other, so that it stays
+    the best; the others share the rest.
+    """
+    path = torch.tensor(blank_path(ids), dtype=torch.int64)
+    certain = min(max(math.exp(score), 2 / (vocab_size + 1)), 1 - 1e-6)
+    log_probs = torch.full((len(path), vocab_size), math.log((1 - certain) / (vocab_size - 1)))
+    log_probs[torch.arange(len(path)), path] = math.log(certain)
+    return log_probs
+
+
+def normalise_samples(samples_n: Tensor, epsilon: float) -> Tensor:
+    """(N,) samples with mean 0 and variance 1, as wav2vec 2.0 models of the large kind hear them."""
+    return torch.nn.functional.layer_norm(samples_n, samples_n.shape, eps=epsilon)
+
+
+def rows(inputs: Tensor, lengths_b: Tensor) -> list[Tensor]:
+    """The inputs of a padded batch without their padding."""
+    return [item[:length] for item, length in zip(inputs, lengths_b.tolist(), strict=True)]
+
+
+def hash_files(paths: Sequence[Path], *options: object) -> str:
+    """sha256 of files and of the options that go with them."""
+    digest = hashlib.sha256(repr(options).encode() if options else b"")
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def options_of(*configs: Any) -> dict[str, Any]:
+    """What transformers' configurations say, without where and with which release they were read."""
+    said = {name: value for config in configs for name, value in config.to_dict().items()}
+    return {name: said[name] for name in sorted(said.keys() - {"transformers_version", "_name_or_path"})}
+
+
+def not_there(what: str, where: str | Path, fetch: str) -> ModelError:
+    """The error for weights that are not on this machine; nothing is ever fetched unasked."""
+    return ModelError(
+        f"{what} is not on this machine", where=where, fix=f"{fetch} Nothing is fetched unasked."
+    )

@@ -1,0 +1,176 @@
+"""Models with a CTC head in Hugging Face's format, as teachers.
+
+    teacher: !new:kdasr.teachers.hugging_face.HuggingFaceCTC
+        path: facebook/wav2vec2-base-960h
+
+Wav2Vec2ForCTC, HubertForCTC, WavLMForCTC and their like hear samples, Wav2Vec2BertForCTC the features of
+its own extractor; what they hear is prepared by the model's own feature extractor. Needs `kdasr[hf]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.compat import import_torchaudio
+from kdasr.errors import MissingDependencyError, ModelError
+from kdasr.teachers.base import (
+    Pretrained,
+    Teacher,
+    hash_files,
+    not_there,
+    options_of,
+    pretrained_teacher,
+    rows,
+)
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class HuggingFaceCTC:
+    """A `…ForCTC` model: a folder as `save_pretrained` writes it, or a repository of the hub's cache.
+
+    Attributes:
+        path: the folder, or the name of a repository that is in the cache on this machine.
+        revision: of the repository; None for the one that the cache calls main.
+    """
+
+    path: str | Path
+    revision: str | None = None
+
+    def load(self, device: str) -> Teacher:
+        """The teacher on `device`.
+
+        Raises:
+            MissingDependencyError: transformers is not installed.
+            ModelError: the model is not on this machine, or is none with a CTC head.
+        """
+        transformers = import_transformers()
+        folder = find_folder(self.path, self.revision)
+        network, extractor, tokenizer = _load(transformers, folder)
+        if extractor.sampling_rate != SAMPLE_RATE_HZ:
+            raise ModelError(
+                "a model for another sample rate",
+                where=folder,
+                expected=f"{SAMPLE_RATE_HZ} Hz",
+                got=f"{extractor.sampling_rate} Hz",
+            )
+        classes = network.config.vocab_size
+        names = {unit: symbol for symbol, unit in tokenizer.get_vocab().items()}
+        return pretrained_teacher(
+            _Model(network, extractor),
+            kind=type(network).__name__,
+            source=public_name(self.path),
+            symbols=[names.get(unit, f"<{unit}>") for unit in range(classes)],
+            weights_hash=hash_files(weight_files(folder), extractor.to_dict() | options_of(network.config)),
+            device=device,
+            pads=_pads(network, extractor),
+        )
+
+
+def _pads(network: Any, extractor: Any) -> bool:
+    """Group norm over time hears the padding; an extractor of features rounds lengths up when alone."""
+    hears_samples = extractor.model_input_names[0] == "input_values"
+    return hears_samples and getattr(network.config, "feat_extract_norm", "layer") != "group"
+
+
+class _Model(Pretrained):
+    def __init__(self, network: Any, extractor: Any) -> None:
+        super().__init__(blank_id=int(network.config.pad_token_id))
+        self.network, self.extractor = network, extractor
+
+    def posteriors(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        samples = [item.cpu().numpy() for item in rows(inputs, lengths_b)]
+        padded = len({len(item) for item in samples}) > 1
+        heard = self.extractor(
+            samples,
+            sampling_rate=SAMPLE_RATE_HZ,
+            padding=True,
+            return_attention_mask=True if padded else None,  # None: as the model was trained
+            return_tensors="pt",
+        ).to(inputs.device)
+        logits_btv = self.network(**heard).logits
+        frames_b = lengths_b.new_full((len(samples),), logits_btv.shape[1])
+        if padded:
+            mask_bl = heard["attention_mask"]
+            frames_b = self.network._get_feat_extract_output_lengths(mask_bl.sum(-1))
+            frames_b = frames_b.clamp_max(logits_btv.shape[1]).to(lengths_b)
+        return logits_btv.float().log_softmax(-1), frames_b
+
+
+def import_transformers() -> Any:
+    """The package transformers.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    # Its audio code imports torchaudio, which must come through the one place that can.
+    import_torchaudio()
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError("transformers", "hf") from error
+    return transformers
+
+
+def find_folder(path: str | Path, revision: str | None) -> Path:
+    """The folder of a model: `path` itself, or where the hub's cache has the repository of that name.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(str(path), revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise not_there(
+            f"the model {path}",
+            path,
+            f"Where there is a network, `hf download {path}` fetches it into the hub's cache; "
+            "or give a folder.",
+        ) from error
+    return found
+
+
+def public_name(path: str | Path) -> str:
+    """The name of a repository; nothing for a folder."""
+    return "" if Path(path).is_dir() else str(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of the model in `folder`.
+
+    Raises:
+        ModelError: there are none.
+    """
+    for pattern in _WEIGHTS:
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise not_there(
+        "the file with the weights", folder, f"Fetch the whole model: {' or '.join(_WEIGHTS)} is missing."
+    )
+
+
+def _load(transformers: Any, folder: Path) -> tuple[Any, Any, Any]:
+    weight_files(folder)
+    try:
+        network = transformers.AutoModelForCTC.from_pretrained(folder, local_files_only=True)
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises all kinds for what is missing or of another kind
+        raise ModelError(
+            "not a model with a CTC head that transformers can load",
+            where=folder,
+            expected="config, preprocessor and vocabulary of a …ForCTC model",
+            got=f"{type(error).__name__}: {error}",
+        ) from error
+    return network, extractor, tokenizer

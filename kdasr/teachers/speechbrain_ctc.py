@@ -1,0 +1,161 @@
+"""SpeechBrain's `EncoderASR` models, as teachers.
+
+    teacher: !new:kdasr.teachers.speechbrain_ctc.SpeechBrainCTC
+        path: speechbrain/asr-wav2vec2-librispeech
+
+Its hyperparams.yaml builds the model, features and all, so it hears samples. That file is HyperPyYAML,
+which runs code: load models of people you trust only. Each utterance is heard alone, since SpeechBrain's
+convolutions and recurrences see what lies beyond a shorter neighbour's end.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.compat import import_torchaudio
+from kdasr.errors import ModelError
+from kdasr.teachers.base import Pretrained, Teacher, not_there, pretrained_teacher
+
+
+@dataclass(frozen=True)
+class SpeechBrainCTC:
+    """An `EncoderASR`: a folder with its hyperparams.yaml, or a repository of the hub's cache.
+
+    Attributes:
+        path: the folder, or the name of a repository that is in the cache on this machine.
+        hparams_file: name of the YAML in it.
+        blank_id: class of blank; None for what the decoding function of the YAML says.
+    """
+
+    path: str | Path
+    hparams_file: str = "hyperparams.yaml"
+    blank_id: int | None = None
+
+    def load(self, device: str) -> Teacher:
+        """The teacher on `device`.
+
+        Raises:
+            ModelError: the model is not on this machine, or is no CTC model.
+        """
+        asr, hparams = _load(str(self.path), self.hparams_file, device)
+        rate = getattr(asr.hparams, "sample_rate", SAMPLE_RATE_HZ)
+        if int(rate) != SAMPLE_RATE_HZ:
+            raise ModelError("a model for another sample rate", where=str(self.path), got=rate)
+        symbols, model_bytes = _symbols(asr.tokenizer, str(self.path))
+        blank_id = self.blank_id if self.blank_id is not None else _blank(asr)
+        return pretrained_teacher(
+            _Model(asr, blank_id),
+            kind="SpeechBrain EncoderASR",
+            source="" if Path(self.path).exists() else str(self.path),
+            symbols=symbols,
+            weights_hash=_hash(asr, hparams),
+            device=device,
+            pads=False,
+            model_bytes=model_bytes,
+        )
+
+
+class _Model(Pretrained):
+    def __init__(self, asr: Any, blank_id: int) -> None:
+        super().__init__(blank_id)
+        self.asr = asr
+
+    def posteriors(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        # All of one length: `pads` is false.
+        log_probs_btv = self.asr.encode_batch(inputs, torch.ones(len(inputs), device=inputs.device))
+        frames_b = lengths_b.new_full((len(inputs),), log_probs_btv.shape[1])
+        return log_probs_btv.float().log_softmax(-1), frames_b
+
+
+def _load(path: str, hparams_file: str, device: str) -> tuple[Any, bytes]:
+    import_torchaudio()
+    from speechbrain.inference.ASR import EncoderASR
+    from speechbrain.utils.fetching import FetchConfig, fetch
+
+    offline = FetchConfig(allow_network=False)
+    try:
+        # A folder that is not there would be taken for the name of a repository.
+        source = str(Path(path).absolute()) if Path(path).exists() else path
+        hparams = Path(fetch(hparams_file, source, fetch_config=offline)).read_bytes()
+    except Exception as error:  # the library raises all kinds for a file that is not there
+        raise not_there(
+            f"{hparams_file} of the model {path}",
+            path,
+            f"Where there is a network, `hf download {path}` fetches the model into the hub's cache; "
+            "or give a folder.",
+        ) from error
+    try:
+        with _no_network():
+            asr = EncoderASR.from_hparams(
+                source, hparams_file=hparams_file, fetch_config=offline, run_opts={"device": device}
+            )
+    except Exception as error:  # whatever the constructors named in the YAML raise
+        raise ModelError(
+            "SpeechBrain cannot load the model",
+            where=path,
+            expected="the files that its hyperparams.yaml names, on this machine",
+            got=f"{type(error).__name__}: {error}",
+        ) from error
+    return asr, hparams
+
+
+@contextmanager
+def _no_network() -> Iterator[None]:
+    """What a YAML names may want to fetch models of its own; the hub's library is told not to."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _symbols(tokenizer: Any, where: str) -> tuple[list[str], bytes | None]:
+    """The symbols of a CTCTextEncoder or a SentencePiece model, and the latter itself."""
+    if hasattr(tokenizer, "ind2lab"):
+        return [str(tokenizer.ind2lab[unit]) for unit in range(len(tokenizer.ind2lab))], None
+    if hasattr(tokenizer, "id_to_piece"):
+        pieces = [tokenizer.id_to_piece(unit) for unit in range(tokenizer.get_piece_size())]
+        return pieces, tokenizer.serialized_model_proto()
+    raise ModelError(
+        "a tokenizer without symbols",
+        where=where,
+        expected="a CTCTextEncoder or a SentencePiece model",
+        got=type(tokenizer).__name__,
+    )
+
+
+def _blank(asr: Any) -> int:
+    """What the YAML says of blank, in one of the places where it may."""
+    function = asr.hparams.decoding_function
+    said: dict[str, Any] = dict(function.keywords) if isinstance(function, functools.partial) else {}
+    said |= dict(getattr(asr.hparams, "test_beam_search", {}))
+    for name in ("blank_id", "blank_index"):
+        if name in said:
+            return int(said[name])
+    if hasattr(asr.hparams, "blank_index"):
+        return int(asr.hparams.blank_index)
+    if hasattr(asr.tokenizer, "blank_label"):
+        return int(asr.tokenizer.get_blank_index())
+    raise ModelError("the model does not say which class is blank", fix="Give its id as `blank_id`.")
+
+
+def _hash(asr: Any, hparams: bytes) -> str:
+    """sha256 of the YAML and of all weights, wherever they were read from."""
+    digest = hashlib.sha256(hparams)
+    for name, tensor in sorted(asr.mods.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

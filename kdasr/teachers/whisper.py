@@ -1,0 +1,168 @@
+"""Whisper, a teacher without frame posteriors: transcripts, as sequence-level labels.
+
+    teacher: !new:kdasr.teachers.whisper.Whisper
+        path: openai/whisper-small.en
+
+An encoder-decoder says what was spoken and not when. Its transcript is normalised, spelled in kdasr's
+characters, and stored as the shortest CTC path that spells it, with the model's mean log-probability of
+a token as that of every unit. A student learns from it by CTC (`kdasr.losses.best_path_ctc`); losses on
+frames refuse it. Tokens that cannot be normalised, digits among them, are suppressed, so that numbers come
+as words. The speech is taken to be English, as kdasr's characters are. Needs `kdasr[hf]`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.errors import KdasrError, ModelError, UnitsError
+from kdasr.teachers.base import WAVEFORM, Teacher, hash_files, options_of, rows, spell
+from kdasr.teachers.hugging_face import find_folder, import_transformers, public_name, weight_files
+from kdasr.text import CharUnits, normalise
+
+_MAX_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """A Whisper model: a folder as `save_pretrained` writes it, or a repository of the hub's cache.
+
+    Attributes:
+        path: the folder, or the name of a repository that is in the cache on this machine.
+        revision: of the repository; None for the one that the cache calls main.
+    """
+
+    path: str | Path
+    revision: str | None = None
+
+    def load(self, device: str) -> Teacher:
+        """The teacher on `device`.
+
+        Raises:
+            MissingDependencyError: transformers is not installed.
+            ModelError: the model is not on this machine, or is no Whisper.
+        """
+        transformers = import_transformers()
+        folder = find_folder(self.path, self.revision)
+        weights = weight_files(folder)
+        try:
+            network = transformers.WhisperForConditionalGeneration.from_pretrained(
+                folder, local_files_only=True
+            )
+            processor = transformers.WhisperProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the library raises all kinds for what is missing or of another kind
+            raise ModelError(
+                "not a Whisper model that transformers can load",
+                where=folder,
+                got=f"{type(error).__name__}: {error}",
+            ) from error
+        model = _Model(network, processor).eval().to(device).requires_grad_(False)
+        units, source = CharUnits(), public_name(self.path)
+        return Teacher(
+            model,
+            f"Whisper {source}".strip(),
+            hash_files(weights, options_of(network.config, network.generation_config)),
+            units.hash,
+            WAVEFORM.hash,
+            torch.device(device),
+            units,
+            WAVEFORM,
+            level="sequence",
+            max_seconds=_MAX_SECONDS,
+            facts={
+                "kind": "Whisper",
+                "source": source,
+                "hears": WAVEFORM.name,
+                "level": "sequence",
+            },
+        )
+
+
+class _Model(torch.nn.Module):
+    """An `AcousticModel` whose frames are the units of a transcript."""
+
+    subsampling = 1
+
+    def __init__(self, network: Any, processor: Any) -> None:
+        super().__init__()
+        self.network, self.processor = network, processor
+        self.config: dict[str, Any] = {}
+        self.units = CharUnits()
+        self.vocab_size = self.units.vocab_size
+        self.how = copy.deepcopy(network.generation_config)
+        self.how.update(return_dict_in_generate=True, output_scores=True, do_sample=False, num_beams=1)
+        self.how.suppress_tokens = sorted(
+            {*(self.how.suppress_tokens or []), *_unspoken(processor.tokenizer)}
+        )
+        multilingual = bool(getattr(self.how, "is_multilingual", False))
+        self.asked = {"language": "en", "task": "transcribe"} if multilingual else {}
+
+    def offline(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N) samples and (B,) lengths to (B, L, V) log-probs of spelled transcripts, and (B,) L.
+
+        Raises:
+            KdasrError: there are no words, or words that kdasr's characters cannot spell.
+        """
+        found = self.transcribe(rows(inputs, lengths_b))
+        paths = []
+        for text, score in found:
+            if not text:
+                raise KdasrError("heard no words")
+            paths.append(spell(self.units.encode(text), score, self.vocab_size))
+        padded = torch.nn.utils.rnn.pad_sequence(paths, batch_first=True).to(inputs.device)
+        return padded, torch.tensor([len(path) for path in paths])
+
+    def transcribe(self, samples: Sequence[Tensor]) -> list[tuple[str, float]]:
+        """The normalised transcript of each, and its mean log-probability of a token.
+
+        Raises:
+            UnitsError: a transcript cannot be normalised.
+        """
+        device = next(self.network.parameters()).device
+        heard = self.processor.feature_extractor(
+            [item.cpu().numpy() for item in samples],
+            sampling_rate=SAMPLE_RATE_HZ,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(device)
+        said = self.network.generate(
+            heard["input_features"],
+            attention_mask=heard["attention_mask"],
+            generation_config=self.how,
+            return_dict_in_generate=True,
+            **self.asked,
+        )
+        texts = self.processor.tokenizer.batch_decode(said["sequences"], skip_special_tokens=True)
+        scores_bu = self.network.compute_transition_scores(
+            said["sequences"], said["scores"], normalize_logits=True
+        )
+        tokens_bu = said["sequences"][:, -scores_bu.shape[1] :]
+        ends_bu = (tokens_bu == self.how.eos_token_id).int().cumsum(1)
+        # Up to the first end of the text, and with it.
+        counts_bu = ((ends_bu == 0) | ((ends_bu == 1) & (tokens_bu == self.how.eos_token_id))).float()
+        means_b = (scores_bu.nan_to_num(neginf=-1e4) * counts_bu).sum(1) / counts_bu.sum(1)
+        return [(normalise(text), float(mean)) for text, mean in zip(texts, means_b, strict=True)]
+
+
+def _unspoken(tokenizer: Any) -> list[int]:
+    """Tokens whose text has no certain spoken form, such as digits."""
+    vocabulary = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
+    texts = zip(
+        sorted(vocabulary), tokenizer.batch_decode([[unit] for unit in sorted(vocabulary)]), strict=True
+    )
+    return [unit for unit, text in texts if not _is_spoken(text)]
+
+
+def _is_spoken(text: str) -> bool:
+    try:
+        normalise(text)
+    except UnitsError:
+        return False
+    return True

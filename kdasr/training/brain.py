@@ -1,0 +1,301 @@
+"""SpeechBrain's loop around a step: optimiser, checkpoints, looks at the dev set, progress, log."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdasr.compat import import_torchaudio
+from kdasr.decoding import greedy
+from kdasr.error_rates import error_rates
+from kdasr.errors import ConfigError, NonFiniteLossError
+from kdasr.interfaces import Batch, ModelOutput
+from kdasr.ranks import ranks
+from kdasr.schedule import ScheduledBatches
+from kdasr.training.average import WeightAverage
+from kdasr.training.checkpoints import WholeCheckpoints
+from kdasr.training.muon import make_optimiser
+from kdasr.training.order import OneEpoch, RankSteps, StepSampler
+from kdasr.training.position import Position
+from kdasr.training.step import Step, step_seed
+from kdasr.training.sums import StepNews, StepSums, add_up, means
+from kdasr.training_log import LOG_FILE, TrainingLog
+
+if TYPE_CHECKING:
+    from kdasr.training.run import Training
+
+import_torchaudio()
+import speechbrain as sb  # noqa: E402  (needs torchaudio to import)
+from speechbrain.utils.epoch_loop import EpochCounter  # noqa: E402
+
+logging.getLogger("speechbrain").setLevel(logging.WARNING)
+
+Outputs = tuple[ModelOutput, dict[str, Tensor]]
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a killed run can go on from `folder`."""
+    return WholeCheckpoints(folder).find_checkpoint() is not None
+
+
+class CtcBrain(sb.Brain):
+    """The steps of a `Training`; an epoch is the interval between two looks at the dev set.
+
+    Each rank runs one of these over its part of every step; the first one writes and speaks.
+    """
+
+    def __init__(self, training: Training, step: Step) -> None:
+        optimisation = training.optimisation
+        self.training, self.optimisation, self.step_module = training, optimisation, step
+        self.interval, self.last_step = optimisation.eval_every, optimisation.steps
+        self.counter = EpochCounter(math.ceil(self.last_step / self.interval))
+        self.log = TrainingLog(training.checkpoints / LOG_FILE)
+        self.ranks = ranks()
+        self.names = [f"{stream}/{name}" for stream, terms in training.losses.items() for name in terms]
+        self.unread: deque[StepNews] = deque()
+        super().__init__(
+            modules={"step": step},
+            opt_class=lambda parameters: make_optimiser(
+                step,
+                optimisation.optimiser,
+                weight_decay=optimisation.weight_decay,
+                betas=optimisation.betas,
+            ),
+            run_opts={
+                "device": training.device,
+                "precision": optimisation.precision,
+                "max_grad_norm": optimisation.max_gradient_norm,
+                "ckpt_interval_steps": optimisation.checkpoint_every,
+                "ckpt_interval_minutes": 0,
+                "noprogressbar": True,
+            },
+            checkpointer=WholeCheckpoints(training.checkpoints),
+        )
+        self.checkpointer.add_recoverables({"model": training.model, "counter": self.counter})
+        if len(step.learned) > 0:
+            self.checkpointer.add_recoverable("learned", step.learned)
+        self.average: WeightAverage | None = None
+        if optimisation.ema_decay > 0:
+            self.average = WeightAverage(step.student, optimisation.ema_decay)
+            self.checkpointer.add_recoverable("average", self.average)
+        # Read a step late on a GPU: to ask for a loss is to wait until everything before it is done.
+        self.steps_unread = 1 if self.device_type == "cuda" else 0
+
+    @property
+    def epoch_start(self) -> int:
+        """The first step of the current epoch."""
+        return (self.counter.current - 1) * self.interval
+
+    def train_on(self, batches: ScheduledBatches) -> None:
+        """`fit`, with this project's data order and progress display."""
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.steps = RankSteps(batches, self.optimisation.accumulate, self.ranks)
+        self.checkpointer.add_recoverable(
+            "position",
+            Position(batches, self.optimisation.accumulate, lambda: self.optimizer_step),
+            custom_load_hook=lambda position, path, end_of_epoch: position.check(Path(path)),
+            custom_save_hook=lambda position, path: position.save(Path(path)),
+        )
+        batches_ahead = max(1, 4 // len(self.steps.positions(0)))
+        loader = DataLoader(
+            self.steps,
+            batch_size=None,
+            sampler=StepSampler(lambda: self.epoch_start + self.step, self.interval, self.last_step),
+            num_workers=self.training.num_workers,
+            prefetch_factor=batches_ahead if self.training.num_workers else None,
+            pin_memory=self.device_type == "cuda",
+        )
+        one_epoch = OneEpoch(self.training.dev)
+        dev = DataLoader(one_epoch, batch_size=None, sampler=self.ranks.share(range(len(one_epoch))))
+        self.ranks.wait()
+        speaks = self.ranks.first
+        with Progress(*columns, console=console, transient=True, disable=not speaks) as self.progress:
+            self.task = self.progress.add_task(self.training.name, total=self.last_step)
+            self.fit(self.counter, loader, dev)
+
+    def recover_best(self) -> dict[str, Any]:
+        """Load the weights with the lowest dev WER (the later of equals); its facts."""
+        checkpoint = self.checkpointer.find_checkpoint(min_key="wer")
+        self.checkpointer.load_checkpoint(checkpoint)
+        self._swap_average()
+        meta: dict[str, Any] = checkpoint.meta
+        return meta
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._check_ranks()
+        if self.ranks.first:
+            self.log.cut(self.optimizer_step)
+        self.progress.update(self.task, completed=self.optimizer_step)
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        self.hypotheses: list[str] = []
+        self.references: list[str] = []
+        self.dev_batches = 0
+        if stage == sb.Stage.VALID:
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        """Exchange the weights and their average, which is what is measured and what becomes the model."""
+        if self.average is not None:
+            self.average.swap()
+
+    def fit_batch(self, batch: list[Batch]) -> Tensor:
+        """One step: this rank's batches, then the sum of the gradients of all ranks.
+
+        The loss of a step is the mean over its batches; each batch draws its random numbers from its
+        position, so it is the same step whichever ranks run its batches.
+        """
+        step = self.epoch_start + self.step - 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimisation.learning_rate(step)
+        positions = self.steps.positions(step)
+        sums = StepSums(self.names, self.device)
+        for number, (position, part) in enumerate(zip(positions, batch, strict=True)):
+            torch.manual_seed(step_seed(self.training.seed, position))
+            with self.training_ctx:
+                outputs = self.compute_forward(part, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, part, sb.Stage.TRAIN)
+            self.scaler.scale(loss / self.optimisation.accumulate).backward()
+            sums.add(loss, outputs[1])
+            is_last = number == len(positions) - 1
+            if is_last:
+                keys = [key for one in batch for key in one.keys]
+                news = StepNews(step, keys, sums.values.clone())
+                self._add_up(sums)
+                self.optimizers_step()
+            self.on_fit_batch_end(part, outputs, loss, is_last)
+        self.unread.append(news.with_sums(sums.values))
+        self._read(keep=self.steps_unread)
+        return loss.detach()
+
+    def _add_up(self, sums: StepSums) -> None:
+        learning = [parameter for parameter in self.step_module.parameters() if parameter.requires_grad]
+        add_up(learning, sums.values, self.ranks, all_are_used=len(self.step_module.learned) == 0)
+
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> Outputs:
+        # Audio without transcripts is the other stream; the dev set has transcripts.
+        stream = "labelled" if batch.tokens_bu is not None else "unlabelled"
+        output, terms = self.modules["step"](batch.to(self.device, non_blocking=True), stream)
+        return output, {f"{stream}/{name}": term for name, term in terms.items()}
+
+    def compute_objectives(self, predictions: Outputs, batch: Batch, stage: sb.Stage) -> Tensor:
+        output, terms = predictions
+        if stage != sb.Stage.TRAIN:
+            self._collect(output, batch)
+        return torch.stack(list(terms.values())).sum()
+
+    def on_fit_batch_end(self, batch: Batch, outputs: Outputs, loss: Tensor, should_step: bool) -> None:
+        if should_step:
+            self.step_module.after_step()
+            if self.average is not None:
+                self.average.update()
+
+    def update_average(self, loss: Tensor, avg_loss: float) -> float:
+        """The running mean; in training it is kept by `_read`, which may be a step behind."""
+        if self.modules.training:
+            return float(self.avg_train_loss)
+        return float(super().update_average(loss, avg_loss))
+
+    def _read(self, keep: int) -> None:
+        """Log the steps whose losses are due, and look whether they are finite."""
+        while len(self.unread) > keep:
+            news = self.unread.popleft()
+            loss, terms = means(self.names, news.arrived())
+            if not math.isfinite(loss):
+                raise self._not_finite(news, loss, terms)
+            step = news.step + 1
+            in_epoch = step - self.epoch_start
+            self.avg_train_loss += (loss - self.avg_train_loss) / in_epoch
+            if self.ranks.first:
+                self.log.write({"step": step, **terms})
+            self.progress.update(self.task, completed=step)
+
+    def _not_finite(self, news: StepNews, loss: float, terms: dict[str, float]) -> NonFiniteLossError:
+        own_loss, _ = means(self.names, news.own_values.cpu())
+        suspects = self.ranks.gather([] if math.isfinite(own_loss) else news.keys)
+        return NonFiniteLossError(
+            f"the loss became {loss} in step {news.step + 1}",
+            where=self.training.name,
+            got=terms,
+            fix=f"The last good checkpoint is kept in {self.training.checkpoints}. Lower "
+            "peak_learning_rate, or look at the audio of this batch: "
+            + ", ".join(key for keys in suspects for key in keys),
+        )
+
+    def _check_ranks(self) -> None:
+        """All ranks go on from the same step, which they do if they see the same checkpoints."""
+        steps = self.ranks.gather(self.optimizer_step)
+        if len(set(steps)) > 1:
+            raise ConfigError(
+                "the processes of this job do not see the same checkpoints",
+                where=self.training.checkpoints,
+                expected="one folder for all, on a file system that all machines share",
+                got="steps " + ", ".join(map(str, steps)),
+            )
+
+    def _wrap_distributed(self) -> None:
+        """Nothing: `kdasr.training.sums` says why."""
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
+        """By steps alone, which all ranks count alike; SpeechBrain's would ask the first in each step."""
+        return 0 < self.optimisation.checkpoint_every <= steps_since_ckpt
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        # Nothing is saved after a loss that is not finite, so every loss must be known.
+        self._read(keep=0)
+        if self.ranks.first:
+            super()._save_intra_epoch_ckpt()
+
+    def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
+        if stage != sb.Stage.VALID:
+            self._read(keep=0)
+            self.train_loss = self.avg_train_loss
+            return
+        watched: dict[str, Any] = {}
+        if self.ranks.first and self.training.watch is not None:
+            watched = self.training.watch(self.training.model, self.device)
+        self._swap_average()
+        parts = self.ranks.gather((stage_loss, self.dev_batches, self.references, self.hypotheses))
+        if not self.ranks.first:
+            return
+        losses, counts, references, hypotheses = zip(*parts, strict=True)
+        dev_loss = losses[0] if self.ranks.alone else _weighted_mean(losses, counts)
+        step = min(self.counter.current * self.interval, self.last_step)
+        wer, _ = error_rates(_joined(references), _joined(hypotheses))
+        self.log.write({"step": step, "dev_loss": dev_loss, "dev_wer": wer, **watched})
+        self.progress.console.print(
+            f"{self.training.name}: step {step}/{self.last_step}  train loss {self.train_loss:.3f}  "
+            f"dev loss {dev_loss:.3f}  dev WER {wer:.1f} %"
+        )
+        self.checkpointer.save_and_keep_only(
+            meta={"wer": wer, "step": step}, num_to_keep=self.optimisation.keep_best, min_keys=["wer"]
+        )
+
+    def _collect(self, output: ModelOutput, batch: Batch) -> None:
+        self.dev_batches += 1
+        units = self.training.units
+        for tokens in greedy(output.log_probs_btv, output.lengths_b):
+            self.hypotheses.append(units.decode([token.id for token in tokens]))
+        assert batch.tokens_bu is not None and batch.token_lengths_b is not None
+        for ids, length in zip(batch.tokens_bu.tolist(), batch.token_lengths_b.tolist(), strict=True):
+            self.references.append(units.decode(ids[:length]))
+
+
+def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def _joined(parts: Sequence[list[str]]) -> list[str]:
+    return [text for part in parts for text in part]

@@ -1,0 +1,106 @@
+"""Parameters in, an optimiser out: Muon for the matrices of hidden layers, AdamW for the rest.
+
+Both are torch's own. On the recipes here Muon takes a fraction of AdamW's steps to the same error
+rate, and its five small matrix products cost a few per cent of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+OptimiserKind = Literal["muon", "adamw"]
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) and AdamW, stepped as one, with one state.
+
+    Muon orthogonalises the momentum of a matrix, so that every direction of it learns at one rate;
+    its update is scaled to the root mean square of AdamW's (arXiv 2502.16982, eq. 4), and both
+    follow one learning rate.
+
+    Args:
+        matrices: parameters of two axes, for Muon.
+        others: biases, norms, convolutions, output layers, for AdamW.
+        lr: learning rate of both.
+        weight_decay: of both, decoupled.
+        betas: of AdamW.
+        momentum: of Muon.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        others: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        momentum: float = 0.95,
+    ) -> None:
+        self.muon = torch.optim.Muon(
+            matrices,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.adamw = torch.optim.AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay)
+        super().__init__([p for part in (self.muon, self.adamw) for p in _parameters(part)], {"lr": lr})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        # The very dicts of the two, so that a learning rate set here reaches them.
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both; `closure` recomputes the loss, as torch's optimisers allow."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.step()
+        self.adamw.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+        self._share_groups()
+
+
+def make_optimiser(
+    modules: nn.Module, kind: OptimiserKind, *, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """An optimiser for all parameters of `modules`, at learning rate 0: the schedule sets it.
+
+    Under "muon" the matrices of every Linear go to Muon, but for output layers (named `head`), whose
+    rows are classes and not directions of a hidden space.
+    """
+    every = [parameter for parameter in modules.parameters() if parameter.requires_grad]
+    if kind == "adamw":
+        fused = every[0].is_cuda or None  # one kernel in place of a dozen
+        return torch.optim.AdamW(every, lr=0.0, betas=betas, weight_decay=weight_decay, fused=fused)
+    matrices = {
+        module.weight
+        for name, module in modules.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] != "head"
+    }
+    return MuonAdamW(
+        [parameter for parameter in every if parameter in matrices],
+        [parameter for parameter in every if parameter not in matrices],
+        lr=0.0,
+        weight_decay=weight_decay,
+        betas=betas,
+    )
+
+
+def _parameters(part: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in part.param_groups for parameter in group["params"]]

@@ -1,0 +1,89 @@
+"""How the weights move: step numbers in, learning rates out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from kdasr.errors import ConfigError
+from kdasr.training.muon import OptimiserKind
+from kdasr.training.phases import Phase, rate_in_phases, read_phases
+
+
+@dataclass(slots=True, kw_only=True)
+class Optimisation:
+    """How the weights move.
+
+    Attributes:
+        steps: training steps in all, of `accumulate` batches each.
+        eval_every: steps between two looks at the dev set, each with a checkpoint.
+        checkpoint_every: steps between two further checkpoints for resuming; 0 for none.
+        peak_learning_rate: reached after `warmup_steps`, linearly; then a cosine down to zero …
+        phases: … unless the learning rate goes through phases, `[{steps: 300, start: 0.003, end: 0.001,
+            shape: cosine}, …]` (see `kdasr.training.phases`), which come again until all steps are done …
+        phase_decay: … with rates so many times as high in each round as in the one before.
+        optimiser: "adamw", or "muon" for the matrices of hidden layers and AdamW for the rest.
+        weight_decay: of all parameters, decoupled.
+        betas: of AdamW.
+        max_gradient_norm: gradients are scaled down to this norm.
+        keep_best: checkpoints kept; the one with the lowest dev WER becomes the model.
+        precision: "fp32", "bf16" or "fp16" (autocast).
+        accumulate: batches whose mean gradient makes a step. The processes that `torchrun` starts
+            share them, so the same recipe gives the same model on any number of GPUs up to this.
+        ema_decay: of a moving average of the weights, which is then what the dev set measures and what
+            becomes the model; 0 for none.
+        compile: run the model's layers through torch.compile: a minute or more at the beginning,
+            faster steps after it, on GPUs.
+    """
+
+    steps: int
+    eval_every: int = 200
+    checkpoint_every: int = 0
+    peak_learning_rate: float = 2e-3
+    warmup_steps: int = 150
+    optimiser: OptimiserKind = "adamw"
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_gradient_norm: float = 5.0
+    keep_best: int = 3
+    precision: str = "fp32"
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    compile: bool = False
+    phases: Sequence[Phase | Mapping[str, Any]] = ()
+    phase_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in get_args(OptimiserKind):
+            raise ConfigError(
+                "an unknown optimiser",
+                where="optimisation.optimiser",
+                expected=" or ".join(get_args(OptimiserKind)),
+                got=self.optimiser,
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(
+                "no moving average",
+                where="optimisation.ema_decay",
+                expected="0 for none, or less than 1",
+                got=self.ema_decay,
+            )
+        if not 0.0 < self.phase_decay <= 1.0:
+            raise ConfigError(
+                "no decay from round to round",
+                where="optimisation.phase_decay",
+                expected="more than 0, at most 1",
+                got=self.phase_decay,
+            )
+        self.phases = read_phases(self.phases)
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0."""
+        if phases := read_phases(self.phases):
+            return rate_in_phases(phases, self.phase_decay, step)
+        if step < self.warmup_steps:
+            return self.peak_learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.peak_learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,65 @@
+"""Which batches make up which step, for which process, from where a run stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch.utils.data import Dataset, Sampler
+
+from kdasr.interfaces import Batch
+from kdasr.loader import Stream
+from kdasr.ranks import Ranks
+from kdasr.schedule import ScheduledBatches
+
+
+class StepSampler(Sampler[int]):
+    """Step numbers from where a run stands to its next look at the dev set.
+
+    Args:
+        next_step: tells the step that a run comes to next.
+        interval: steps between two looks.
+        last_step: where the last interval ends.
+    """
+
+    def __init__(self, next_step: Callable[[], int], interval: int, last_step: int) -> None:
+        self._next_step, self._interval, self._last_step = next_step, interval, last_step
+
+    def _steps(self) -> range:
+        first = self._next_step()
+        return range(first, min((first // self._interval + 1) * self._interval, self._last_step))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._steps())
+
+    def __len__(self) -> int:
+        return len(self._steps())
+
+
+class RankSteps(Dataset[list[Batch]]):
+    """A rank's part of each step. Step n is made of the batches [n * accumulate, (n + 1) * accumulate),
+    whatever the number of ranks; rank r of R has every R-th of them, from the r-th."""
+
+    def __init__(self, batches: ScheduledBatches, accumulate: int, of: Ranks) -> None:
+        self.batches, self.accumulate, self.of = batches, accumulate, of
+
+    def positions(self, step: int) -> Sequence[int]:
+        """Which batches since the beginning of training."""
+        return self.of.share(range(step * self.accumulate, (step + 1) * self.accumulate))
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        return [self.batches[position] for position in self.positions(step)]
+
+
+class OneEpoch(Dataset[Batch]):
+    """The batches of a stream's first epoch, as a map-style dataset."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream.epoch_batches(0))
+
+    def __getitem__(self, index: int) -> Batch:
+        if index >= len(self):
+            raise IndexError(index)
+        return self.stream.batch(index)

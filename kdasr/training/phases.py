@@ -1,0 +1,79 @@
+"""Learning rates in phases, one after the other, for schedules in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from kdasr.errors import ConfigError
+
+Shape = Literal["linear", "exponential", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Some steps during which the learning rate goes from one value to another.
+
+    Attributes:
+        steps: how many.
+        start: learning rate of the first step.
+        end: what it would be in the step after the last; None for `start` throughout.
+        shape: of the way: a line, equal factors, or half a cosine.
+    """
+
+    steps: int
+    start: float
+    end: float | None = None
+    shape: Shape = "linear"
+
+    def __post_init__(self) -> None:
+        good = self.steps >= 1 and self.start >= 0 and (self.end is None or self.end >= 0)
+        if self.shape == "exponential":
+            good &= self.start > 0 and (self.end is None or self.end > 0)
+        if not good or self.shape not in get_args(Shape):
+            raise ConfigError(
+                "a phase of learning rates that cannot be followed",
+                where="optimisation.phases",
+                expected="steps >= 1, rates >= 0 (exponential: > 0), shape " + ", ".join(get_args(Shape)),
+                got=self,
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step `step` of this phase, from 0."""
+        end = self.start if self.end is None else self.end
+        share = step / self.steps
+        if self.shape == "exponential":
+            return self.start * (end / self.start) ** share
+        if self.shape == "cosine":
+            share = 0.5 * (1.0 - math.cos(math.pi * share))
+        return self.start + (end - self.start) * share
+
+
+def read_phases(entries: Sequence[Phase | Mapping[str, Any]]) -> tuple[Phase, ...]:
+    """Phases as a recipe writes them: `[{steps: 300, start: 0.003, end: 0.001}, …]`.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a phase that cannot be followed.
+    """
+    try:
+        return tuple(entry if isinstance(entry, Phase) else Phase(**entry) for entry in entries)
+    except TypeError as error:
+        raise ConfigError(
+            "a phase of learning rates cannot be read",
+            where="optimisation.phases",
+            expected=", ".join(field.name for field in fields(Phase)),
+            got=error,
+        ) from error
+
+
+def rate_in_phases(phases: Sequence[Phase], decay: float, step: int) -> float:
+    """Learning rate of step `step`: the phases in order, again and again, `decay` times as high in
+    each round as in the one before (arXiv 1904.01624 lowers it from block to block)."""
+    rounds, step = divmod(step, sum(phase.steps for phase in phases))
+    for phase in phases:
+        if step < phase.steps:
+            return decay**rounds * phase.learning_rate(step)
+        step -= phase.steps
+    raise AssertionError("a step lies in some phase")

@@ -1,0 +1,54 @@
+"""Where a training stands in its data, written into every checkpoint and compared when it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdasr.errors import TrainingError
+from kdasr.schedule import ScheduledBatches
+
+
+class Position:
+    """The steps done, and the shard and utterance that come next in each stream.
+
+    The schedule finds all of it from the number of steps; it is written for people, and to notice when
+    the data under a checkpoint is no longer the same.
+
+    Args:
+        batches: the schedule.
+        batches_per_step: how many of them make a step.
+        steps_done: how many steps are done by now.
+    """
+
+    def __init__(
+        self, batches: ScheduledBatches, batches_per_step: int, steps_done: Callable[[], int]
+    ) -> None:
+        self._batches, self._batches_per_step, self._steps_done = batches, batches_per_step, steps_done
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(self._after(self._steps_done()), indent=1) + "\n")
+
+    def check(self, path: Path) -> None:
+        """Compare what was written with where the schedule is after as many steps.
+
+        Raises:
+            TrainingError: the schedule goes on with other utterances than it would have then.
+        """
+        written = json.loads(path.read_text())
+        found = self._after(written["steps_done"])
+        if written != found:
+            raise TrainingError(
+                "the data is not what it was when this checkpoint was written",
+                where=path,
+                expected=written["streams"],
+                got=found["streams"],
+                fix="Bring the shards back in their order, or train into another folder of checkpoints.",
+            )
+
+    def _after(self, steps_done: int) -> dict[str, Any]:
+        place = self._batches.position(steps_done * self._batches_per_step)
+        return {"steps_done": steps_done, "batches_done": place.pop("step"), **place}

@@ -1,0 +1,228 @@
+"""A `Training` is all that decides a run; its `run` trains and writes the model."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from kdasr.errors import ConfigError
+from kdasr.interfaces import AcousticModel, BatchSource, OnlineTeacher, TrainableModel
+from kdasr.loader import Stream, feature_statistics
+from kdasr.models import count_parameters, save_model
+from kdasr.ranks import Ranks, joined
+from kdasr.schedule import ScheduledBatches
+from kdasr.storage import commit_bytes
+from kdasr.text import Units
+from kdasr.training.brain import CtcBrain, has_checkpoint
+from kdasr.training.checkpoints import WholeCheckpoints
+from kdasr.training.compiled import compiled
+from kdasr.training.optimisation import Optimisation
+from kdasr.training.step import Step, WeightedLosses, step_seed
+from kdasr.training_log import LOG_FILE
+
+FINGERPRINT_FILE = "fingerprint.txt"
+LEFT_OUT_FILE = "left_out.json"
+
+Watch = Callable[[AcousticModel, torch.device | str], dict[str, Any]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Training:
+    """Everything a training run is made of; `run` trains and writes the model.
+
+    Attributes:
+        name: of the model, for people.
+        model, units: what is trained and its classes.
+        streams: "labelled" and, where it is used, "unlabelled".
+        schedule: blocks of (stream, batches), repeated; see `ScheduledBatches`.
+        losses: for each stream, loss functions and their weights by name.
+        dev: folder stream with transcripts, for selection.
+        optimisation: how the weights move.
+        teachers: models that run beside the student, for the losses that ask for them by name.
+        augment: features to features, on training batches only; or None.
+        start: what the model's weights are, where it comes trained: its normalisation is left as it is.
+        watch: the model and its device to more facts for the training log, at every look at the dev
+            set; it must draw no random numbers.
+        seed: of everything random.
+        checkpoints: folder for checkpoints, the training log, and the names of utterances not used.
+        num_workers: processes that load batches beside training; 0 for none.
+        device: e.g. "cpu" or "cuda".
+    """
+
+    name: str
+    model: TrainableModel
+    units: Units
+    streams: Mapping[str, BatchSource]
+    schedule: Sequence[tuple[str, int]]
+    losses: Mapping[str, WeightedLosses]
+    dev: Stream
+    optimisation: Optimisation
+    teachers: Mapping[str, OnlineTeacher] = field(default_factory=dict)
+    augment: nn.Module | None = None
+    start: str | None = None
+    watch: Watch | None = None
+    seed: int = 1
+    checkpoints: Path
+    num_workers: int = 0
+    device: str = "cpu"
+
+    def run(self, out: Path, *, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Train (or go on where a killed run stopped) and write the model folder `out`.
+
+        Processes that `torchrun` has started train together, and the first of them writes.
+
+        Returns:
+            Facts about the run: steps, dev WER, parameters.
+
+        Raises:
+            RankLostError: another process of this training has ended.
+            NonFiniteLossError: the loss became NaN or infinite; checkpoints are kept.
+            ConfigError: the schedule, the losses and the data do not fit each other.
+        """
+        with joined() as ranks:
+            self._check(ranks)
+            batches = ScheduledBatches(self.streams, self.schedule)
+            if ranks.first:
+                self._set_aside_other_checkpoints()
+                self._tell_what_is_left_out()
+            ranks.wait()
+            step = self._first_step()
+            try:
+                brain = CtcBrain(self, step)
+                with compiled(self.model, self.optimisation.compile):
+                    brain.train_on(batches)
+                best = ranks.from_first(brain.recover_best() if ranks.first else {})
+            finally:
+                step.student.close()
+            facts = {
+                "name": self.name,
+                "train_steps": self.optimisation.steps,
+                "seed": self.seed,
+                "dev_wer": best["wer"],
+                "best_step": best["step"],
+                "params": count_parameters(cast(nn.Module, self.model)),
+                "left_out": {name: len(stream.left_out) for name, stream in self._all_streams().items()},
+            }
+            if ranks.first:
+                # No times in the card: the same training gives the same bytes, interrupted or not.
+                save_model(out, self.model, self.units, extra={"training": facts, **(card or {})})
+            ranks.wait()
+        return facts
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the course of training; checkpoints of another are not resumed."""
+        content = {
+            "model": [type(self.model).__qualname__, self.model.config],
+            "units": self.units.hash,
+            "streams": {name: stream.fingerprint() for name, stream in self.streams.items()},
+            "schedule": [list(block) for block in self.schedule],
+            "losses": {name: _described(terms) for name, terms in self.losses.items()},
+            # However it is computed, it is the same training.
+            "optimisation": {k: v for k, v in asdict(self.optimisation).items() if k != "compile"},
+            "augment": [str(self.augment), getattr(self.augment, "config", None)],
+            "seed": self.seed,
+        }
+        if self.start is not None:
+            content["start"] = self.start
+        if self.teachers:
+            content["teachers"] = {
+                name: [type(teacher).__qualname__, teacher.config] for name, teacher in self.teachers.items()
+            }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    def _first_step(self) -> Step:
+        """Everything that learns, with its first weights; a resumed run loads others over them."""
+        statistics = None
+        if not has_checkpoint(self.checkpoints):
+            statistics = feature_statistics(cast(Stream, self.streams["labelled"]))
+            if self.start is None:
+                self.model.set_statistics(*statistics)
+        torch.manual_seed(step_seed(self.seed, "teachers"))
+        for teacher in self.teachers.values():
+            teacher.attach(self.model, units_hash=self.units.hash, statistics=statistics)
+        step = Step(self.model, self.losses, self.teachers, self.augment).to(self.device)
+        used = dict.fromkeys(stream for stream, _ in self.schedule)
+        first = ((stream, self.streams[stream].batch(0).to(self.device)) for stream in used)
+        step.initialise(step_seed(self.seed, "losses"), first)
+        return step
+
+    def _set_aside_other_checkpoints(self) -> None:
+        """Move checkpoints that belong to other settings or data out of the way; they are kept."""
+        marker, fingerprint = self.checkpoints / FINGERPRINT_FILE, self.fingerprint()
+        found = marker.read_text().strip() if marker.exists() else None
+        if found is not None and found != fingerprint:
+            aside = self.checkpoints.with_name(f"{self.checkpoints.name}.{found}")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.checkpoints.replace(aside)
+            (aside / LOG_FILE).unlink(missing_ok=True)
+            Console(stderr=True).print(f"{self.name}: checkpoints of other settings are now in {aside}")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        marker.write_text(fingerprint + "\n")
+        WholeCheckpoints(self.checkpoints).remove_unfinished()
+
+    def _all_streams(self) -> dict[str, BatchSource]:
+        return {**self.streams, "dev": self.dev}
+
+    def _tell_what_is_left_out(self) -> None:
+        """Write and say which utterances of the streams are not used, and why."""
+        path = self.checkpoints / LEFT_OUT_FILE
+        record = {
+            name: {"used": len(stream.items), "count": len(stream.left_out), "left_out": stream.left_out}
+            for name, stream in self._all_streams().items()
+        }
+        commit_bytes(path, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+        for name, stream in self._all_streams().items():
+            if stream.left_out:
+                Console(stderr=True, soft_wrap=True).print(
+                    f"{self.name}: {len(stream.left_out)} utterances of {name} are left out, "
+                    f"{len(stream.items)} are used (see {path})"
+                )
+
+    def _check(self, ranks: Ranks) -> None:
+        if (accumulate := self.optimisation.accumulate) < ranks.count:
+            raise ConfigError(
+                f"{ranks.count} processes cannot share a step of {accumulate} batches",
+                where=f"{self.name}: optimisation.accumulate",
+                expected=f"a multiple of {ranks.count}",
+                got=accumulate,
+                fix=f"Add --optimisation.accumulate {ranks.count} (a step is then {ranks.count} batches), "
+                "or start fewer processes.",
+            )
+        for name in {stream for stream, _ in self.schedule}:
+            if not self.losses.get(name):
+                raise ConfigError(
+                    f"the schedule uses the {name} stream but no loss is given for it",
+                    where=self.name,
+                    fix=f"Name a loss under {name}_losses, or take {name} out of the schedule.",
+                )
+
+
+def _described(terms: WeightedLosses) -> dict[str, list[Any]]:
+    """Losses by what they are called with; two runs with the same description compute the same."""
+    described: dict[str, list[Any]] = {}
+    for name, (weight, loss) in terms.items():
+        function: Any = loss
+        settings: Any = getattr(loss, "config", {})
+        if isinstance(loss, nn.Module) and not settings:
+            settings = str(loss)
+        if isinstance(loss, functools.partial):
+            function, settings = loss.func, {k: _named(v) for k, v in loss.keywords.items()}
+        described[name] = [weight, getattr(function, "__qualname__", type(function).__qualname__), settings]
+    return described
+
+
+def _named(value: Any) -> Any:
+    """A setting as text that is the same in every process: a function among them by its name."""
+    if isinstance(value, functools.partial):
+        return [_named(value.func), {k: _named(v) for k, v in value.keywords.items()}]
+    return getattr(value, "__qualname__", value)

@@ -1,0 +1,123 @@
+"""One training step without its optimiser: a batch in, the terms of the loss out.
+
+Everything that learns lives in this one module, the losses and online teachers that learn among it,
+so that whatever wraps it for several processes sees all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from kdasr.errors import ConfigError
+from kdasr.interfaces import Batch, Loss, ModelOutput, OnlineTeacher
+from kdasr.recording import Recorded
+
+Key = TypeVar("Key", str, int)
+WeightedLosses = Mapping[str, tuple[float, Loss]]
+
+
+class Step(nn.Module):
+    """The student, what it hears, and what it is told.
+
+    Args:
+        model: the student.
+        losses: for each stream, loss functions and their weights by name.
+        teachers: online teachers by name, attached to the student.
+        augment: features to features, in training only; or None.
+
+    Attributes:
+        learned: the losses and teachers that have parameters or state, by name.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        losses: Mapping[str, WeightedLosses],
+        teachers: Mapping[str, OnlineTeacher],
+        augment: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.student = Recorded(model)
+        self.augment = augment
+        named: dict[str, Any] = {
+            f"{stream}/{name}": loss for stream in losses for name, (_, loss) in losses[stream].items()
+        }
+        named |= {f"teachers/{name}": teacher for name, teacher in teachers.items()}
+        self.learned = nn.ModuleDict(
+            {name: part for name, part in named.items() if isinstance(part, nn.Module)}
+        )
+        self._losses, self._teachers = losses, teachers
+
+    def forward(self, batch: Batch, stream: str) -> tuple[ModelOutput, dict[str, Tensor]]:
+        """What the student makes of a batch on the module's device, and each weighted loss."""
+        features_btf = self._heard(batch)
+        output: ModelOutput = self.student(features_btf, batch.feature_lengths_b)
+        batch.teachers = _WhenAsked[str](lambda name: self._teacher(name)(batch, features_btf))
+        batch.views = _WhenAsked[int](lambda _: self.student(self._heard(batch), batch.feature_lengths_b))
+        terms = {name: weight * loss(output, batch) for name, (weight, loss) in self._losses[stream].items()}
+        return output, terms
+
+    def after_step(self) -> None:
+        """Tell the teachers that the student has moved."""
+        for teacher in self._teachers.values():
+            teacher.after_step(self.student.model)
+
+    def initialise(self, seed: int, batches: Iterable[tuple[str, Batch]]) -> None:
+        """Draw the weights of the losses that learn, with the widths that (stream, batch) show.
+
+        Raises:
+            ConfigError: a loss that learns is never used.
+        """
+        learned = [part for name, part in self.learned.items() if not name.startswith("teachers/")]
+        if not learned:
+            return
+        torch.manual_seed(seed)
+        for part in (part for loss in learned for part in loss.modules()):
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+        if not any(is_lazy(parameter) for parameter in self.parameters()):
+            return
+        with torch.no_grad():
+            for stream, batch in batches:
+                self(batch, stream)
+        for name, part in self.learned.items():
+            if any(is_lazy(parameter) for parameter in part.parameters()):
+                raise ConfigError("this loss is in no stream of the schedule", where=name)
+
+    def _teacher(self, name: str) -> OnlineTeacher:
+        if name not in self._teachers:
+            raise ConfigError(
+                f"a loss asks for the teacher {name!r}, which is none of those of this training",
+                where="teachers",
+                expected=", ".join(self._teachers) or "the name of a teacher under `teachers:`",
+            )
+        return self._teachers[name]
+
+    def _heard(self, batch: Batch) -> Tensor:
+        if not self.training or self.augment is None:
+            return batch.features_btf
+        augmented: Tensor = self.augment(batch.features_btf)
+        return augmented
+
+
+class _WhenAsked(dict[Key, ModelOutput]):
+    """Outputs that are made when they are asked for the first time."""
+
+    def __init__(self, make: Callable[[Key], ModelOutput]) -> None:
+        super().__init__()
+        self._make: Callable[[Key], ModelOutput] = make
+
+    def __missing__(self, key: Key) -> ModelOutput:
+        self[key] = self._make(key)
+        return self[key]
+
+
+def step_seed(seed: int, step: int | str) -> int:
+    """The seed of what is random in a step (or in what else has a name)."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest())

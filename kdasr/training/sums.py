@@ -1,0 +1,117 @@
+"""What the ranks of a training tell one another in a step: its gradients and losses, in one sum.
+
+Not torch's DistributedDataParallel: it reduces what the last of several accumulated batches touched,
+and here that batch may be of another stream, with other losses that learn, than those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdasr.ranks import Ranks
+
+# Numbers in one message: enough for the network to be busy, few enough to need little memory.
+_BUCKET = 1 << 25
+
+
+class StepSums:
+    """The losses of one step, added up over its batches and then over the ranks.
+
+    Args:
+        names: of all terms that the loss of a batch may have.
+        device: where the losses are.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device | str) -> None:
+        self._names = names
+        # The loss and the number of batches, then the sum and the number of each term.
+        self.values = torch.zeros(len(names) + 1, 2, device=device)
+
+    def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """A batch's loss and the terms it is the sum of."""
+        for row, value in [(0, loss), *((self._names.index(name) + 1, terms[name]) for name in terms)]:
+            self.values[row, 0] += value.detach()
+            self.values[row, 1] += 1.0
+
+
+class StepNews:
+    """What became of a step, on its way from the GPU.
+
+    Attributes:
+        step: its number, from 0.
+        keys: the utterances that this rank had in it.
+        own_values: what a `StepSums` held before it was added up over the ranks.
+    """
+
+    def __init__(self, step: int, keys: list[str], own_values: Tensor) -> None:
+        self.step, self.keys, self.own_values = step, keys, own_values
+
+    def with_sums(self, values: Tensor) -> StepNews:
+        """Send the values of a `StepSums` to the CPU, without waiting for them."""
+        self._values, self._sent = values, None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._sent = torch.cuda.Event()
+            self._sent.record()
+        return self
+
+    def arrived(self) -> Tensor:
+        """The values, once they are here."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        return self._values
+
+
+def means(names: Sequence[str], values: Tensor) -> tuple[float, dict[str, float]]:
+    """The mean loss of the batches that were added up in `values` (of a `StepSums`), and of each term
+    the mean over the batches that have it."""
+    (loss, batches), *rest = values.tolist()
+    terms = {name: total / count for name, (total, count) in zip(names, rest, strict=True) if count}
+    return loss / batches, terms
+
+
+def add_up(parameters: Sequence[nn.Parameter], values: Tensor, ranks: Ranks, *, all_are_used: bool) -> None:
+    """Replace the gradients, and the `values` of a `StepSums`, by their sums over all ranks.
+
+    Args:
+        parameters: those that learn, in the same order on all ranks.
+        all_are_used: every step gives every parameter a gradient. Otherwise those that have none on
+            any rank keep none, as in training by one process; to know them, the ranks must wait.
+    """
+    if ranks.alone:
+        return
+    used = values.new_tensor([float(parameter.grad is not None) for parameter in parameters])
+    told = torch.cat([values.flatten(), used])
+    ranks.add_up(told)
+    values.copy_(told[: values.numel()].view_as(values))
+    for bucket in _buckets(parameters):
+        flat = torch.cat([_gradient(parameter).flatten() for parameter in bucket])
+        ranks.add_up(flat)
+        sums = flat.split([parameter.numel() for parameter in bucket])
+        for parameter, total in zip(bucket, sums, strict=True):
+            parameter.grad = total.view_as(parameter)
+    if not all_are_used:
+        for parameter, count in zip(parameters, told[values.numel() :].tolist(), strict=True):
+            if count == 0:
+                parameter.grad = None
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """The parameters in order, cut where a message would grow too long or the type changes."""
+    buckets: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        if not buckets or size >= _BUCKET or buckets[-1][0].dtype != parameter.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.numel()
+    return buckets

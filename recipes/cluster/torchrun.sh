@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# A run (or one training) on this machine's GPUs, or on several machines without a scheduler.
+#   recipes/cluster/torchrun.sh recipes/mini --optimisation.accumulate 8
+# On several machines, the same line on each, with the address of one of them:
+#   NODES=2 FIRST_NODE=node-a:29500 recipes/cluster/torchrun.sh recipes/mini --optimisation.accumulate 16
+# PROCESSES: for each machine; by default its GPUs, or one where there are none.
+set -euo pipefail
+
+target=${1:?"usage: torchrun.sh FOLDER-OR-YAML [--key value ...]"}
+shift
+verb=run
+[[ $target == *.yaml ]] && verb=train
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
+
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
+if [[ ${NODES:-1} -gt 1 ]]; then
+    rendezvous=(--nnodes "$NODES" --rdzv-id kdasr --rdzv-backend c10d
+        --rdzv-endpoint "${FIRST_NODE:?"HOST:PORT of one of the machines"}")
+else
+    rendezvous=(--standalone)
+fi
+exec torchrun "${rendezvous[@]}" --nproc-per-node "$processes" -m kdasr.cli "$verb" "$target" "$@"

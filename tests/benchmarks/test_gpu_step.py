@@ -1,0 +1,74 @@
+"""The measurements of an accelerator and of the input pipeline, run on the CPU and very small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, loader
+from benchmarks.step import TrainingStep, seconds_of, synthetic_batch
+from kdasr.teachers.conformer import ConformerTeacher
+from tests.speech import shards
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_flops_of_a_step_are_those_of_its_products() -> None:
+    torch.manual_seed(1)
+    model = ConformerTeacher(vocab_size=29, width=32, num_layers=1, num_heads=2, kernel_frames=3)
+    step = TrainingStep(model, "cpu")
+    batch = synthetic_batch(2, 2.0, 29, "cpu")
+    before = model.head.weight.detach().clone()
+    forward, whole = step.flops(batch, step.forward), step.flops(batch, step)
+    assert not torch.equal(model.head.weight, before)
+    # 100 frames: linear layers of 2 x 8 D^2 + 3 D^2 + D^2 + 2 D^2 + D^2 weights and the head, two
+    # operations for each; the subsampling has 80 x 5 D at half of the rate and 5 D^2.
+    width, frames = 32, 2 * 50
+    products = frames * (23 * width**2 + 29 * width + 5 * width**2) + 2 * frames * 400 * width
+    assert 2 * products <= forward <= 2.4 * products
+    assert whole == pytest.approx(3 * forward, rel=0.15)
+    assert seconds_of(batch) == 4.0
+    step.close()
+
+
+@pytest.mark.slow
+def test_the_table_of_an_accelerator_has_a_row_for_each_setting(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--scale", "tiny", "--settings", "fp32", "bf16", "--utterances", "1"]
+    rows = gpu.main([*arguments, "--out", str(tmp_path / "steps.json")])
+    assert [(row["model"], row["setting"], row["what"]) for row in rows] == [
+        (model, setting, what)
+        for model in ("teacher", "student")
+        for setting in ("fp32", "bf16")
+        for what in ("step", "forward")
+    ]
+    assert all(row["times_real_time"] == pytest.approx(2_000 / row["ms"]) for row in rows)
+    assert all(0 < row["mfu_of_matmul_percent"] < 200 for row in rows)
+    assert len(json.loads((tmp_path / "steps.json").read_text())["rows"]) == 8
+
+
+@pytest.mark.slow
+def test_loader_and_step_are_compared_for_each_number_of_workers(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "labelled", 12)
+    options = ["--shards", str(folder), "--batches", "2", "--batch-seconds", "4", "--workers", "0", "1"]
+    figures = loader.main([*options, "--out", str(tmp_path / "loader.json")])
+    assert figures["shard_to_log_mel_times_real_time"] > 100
+    for row, workers in zip(figures["workers"], (0, 1), strict=True):
+        assert row["workers"] == workers
+        assert row["loader_to_step"] == pytest.approx(row["loader_s"] / row["step_s"])
+    assert json.loads((tmp_path / "loader.json").read_text())["workers"] == figures["workers"]
+
+
+def test_the_script_names_what_an_interpreter_lacks(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text('#!/bin/sh\nexec python3 -S -I "$@"\n')
+    bare.chmod(0o755)
+    command = ["bash", "benchmarks/gpu.sh", "tiny"]
+    run = subprocess.run(
+        command, cwd=ROOT, env={"PATH": "/usr/bin:/bin", "PYTHON": str(bare)}, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "lacks: " in run.stderr and "speechbrain" in run.stderr and "pip install" in run.stderr

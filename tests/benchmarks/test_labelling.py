@@ -1,0 +1,40 @@
+"""The benchmark of labelling compares with the very batches that labelling makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import labelling
+from kdasr.labelling import Settings, label_shard
+from kdasr.shards import open_shard
+from tests.labelling.tiny import TinySource, make_audio
+
+
+def test_the_bare_pass_sees_what_the_teacher_sees_when_labelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = make_audio(tmp_path / "audio", 6, per_shard=6)
+    teacher, settings = TinySource().load("cpu"), Settings(batch_seconds=3.0)
+    seen: list[torch.Tensor] = []
+    offline = teacher.model.offline
+    monkeypatch.setattr(
+        teacher.model, "offline", lambda x, lengths: (seen.append(x.clone()), offline(x, lengths))[1]
+    )
+    _, prepared = labelling._prepare(teacher, [shard], settings)
+    labelling._forward(teacher, prepared)
+    bare, seen = seen, []
+    label_shard(teacher, shard, tmp_path / "labels", settings)
+    assert len(bare) == len(seen) > 1
+    assert all(torch.equal(one, other) for one, other in zip(bare, seen, strict=True))
+
+
+def test_the_figures_of_a_run_belong_together(tmp_path: Path) -> None:
+    shards = make_audio(tmp_path / "audio", 4, per_shard=2)
+    found = labelling.measure(TinySource(pause_s=0.01).load("cpu"), shards, rounds=1)
+    assert found["audio_minutes"] * 60 == pytest.approx(sum(open_shard(path).seconds for path in shards))
+    ratio = found["bare_forward_times_real_time"] / found["labelling_times_real_time"]
+    assert ratio == pytest.approx(1 + found["overhead_wall_percent"] / 100)
+    assert found["overhead_cpu_percent"] > 0

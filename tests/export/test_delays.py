@@ -1,0 +1,58 @@
+"""Delays of a student against an alignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.delays import measure_delays, open_aligner
+from export.parity import probe_sound
+from export.publish import export_student
+from export.transcribe import open_recogniser
+from kdasr.errors import ModelError
+from kdasr.interfaces import Utterance
+from kdasr.models import save_model
+from tests.export.small_models import UNITS, conformer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("delays")
+    save_model(root / "student", conformer(), UNITS)
+    return root
+
+
+def utterances(root: Path) -> list[Utterance]:
+    recogniser = open_recogniser(root / "student")
+    audio = [probe_sound(30_000, seed) for seed in range(3)]
+    return [Utterance(f"u{n}", one, text=recogniser.transcribe(one)) for n, one in enumerate(audio)]
+
+
+def test_a_model_aligned_by_itself_has_no_emission_delay(place: Path) -> None:
+    student = open_recogniser(place / "student")
+    delays = measure_delays(student, utterances(place), open_aligner(place / "student", student))
+    assert (delays.utterances, delays.texts_differ, delays.wer_offline) == (3, 0, 0.0)
+    assert delays.wer_streaming == delays.wer_offline
+    assert delays.emission_p50_ms == 0 and delays.emission_p90_ms is not None and delays.emission_p90_ms <= 40
+    # No text can be there before chunk, lookahead and window are.
+    assert delays.first_token_p50_ms is not None and 40 < delays.first_token_p50_ms <= 240
+
+
+def test_without_an_aligner_there_are_no_delays(place: Path) -> None:
+    delays = measure_delays(open_recogniser(place / "student"), utterances(place))
+    assert delays.emission_p50_ms is None and delays.first_token_p90_ms is None
+
+
+def test_a_transcript_that_does_not_fit_is_counted(place: Path) -> None:
+    long = Utterance("long", probe_sound(8_000, 1), text="abcdefghijklmnopqrstuvwxyz")
+    student = open_recogniser(place / "student")
+    delays = measure_delays(student, [long], student)
+    assert delays.not_aligned == 1 and delays.emission_p50_ms is None
+
+
+def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> None:
+    recogniser = open_recogniser(place / "student")
+    export_student(conformer(), UNITS, tmp_path, int8=False)
+    with pytest.raises(ModelError, match="cannot align for the student.*an exported model"):
+        open_aligner(tmp_path, recogniser)

@@ -1,0 +1,85 @@
+"""Damaged audio shards in a labelling job: named, never half-labelled, and done once they are whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdasr.errors import ManifestError, ShardError
+from kdasr.labelling import summary_text
+from kdasr.shards import write_shards
+from tests.faults import shard_victim
+from tests.faults.label_job import label_files, run
+from tests.faults.test_shards_damage import DAMAGES
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pristine")
+    write_shards(shard_victim.utterances(), folder, max_utterances=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wanted(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("wanted")
+    run(pristine, out)
+    return label_files(out)
+
+
+@pytest.fixture
+def shards(pristine: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pristine, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named_and_labelled_once_it_is_whole(
+    pristine: Path,
+    shards: Path,
+    wanted: dict[str, bytes],
+    tmp_path: Path,
+    damage: Callable[[Path, bytearray], bytearray],
+) -> None:
+    path, out = shards / "shard-000000.tar", tmp_path / "labels"
+    path.write_bytes(damage(path, bytearray(path.read_bytes())))
+    summary = run(shards, out)
+    assert list(summary["shards_failed"]) == [str(path)]
+    assert "not what its manifest says" in summary["shards_failed"][str(path)]
+    assert "shard failed: " + str(path) in summary_text(summary)
+    # Of the damaged shard not even its good utterances: nobody knows which those are.
+    assert label_files(out) == {name: data for name, data in wanted.items() if "000001" in name}
+    shutil.copy(pristine / path.name, path)
+    again = run(shards, out)
+    assert (again["shards_done_before"], again["shards_labelled"]) == (1, 1)
+    assert label_files(out) == wanted
+
+
+def test_labels_of_a_shard_that_was_damaged_later_are_still_those_of_the_whole_one(
+    shards: Path, wanted: dict[str, bytes], tmp_path: Path
+) -> None:
+    run(shards, tmp_path / "labels")
+    path = shards / "shard-000000.tar"
+    path.write_bytes(path.read_bytes()[:-1000])
+    summary = run(shards, tmp_path / "labels")
+    assert summary["shards_done_before"] == 2
+    assert label_files(tmp_path / "labels") == wanted
+
+
+def test_the_half_shard_of_a_killed_writer_stops_the_job_by_name(shards: Path, tmp_path: Path) -> None:
+    """A partial tar under its final name, as writers without a manifest leave it."""
+    tar = shards / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    (shards / "shard-000001.json").unlink()
+    with pytest.raises(ManifestError, match=r"shard-000001\.tar: the manifest is missing"):
+        run(shards, tmp_path / "labels")
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_shard_that_vanished_stops_the_job_by_name(shards: Path, tmp_path: Path) -> None:
+    (shards / "shard-000000.tar").unlink()
+    with pytest.raises(ShardError, match=r"shard-000000"):
+        run(shards, tmp_path / "labels")

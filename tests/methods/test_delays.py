@@ -1,0 +1,160 @@
+"""The windowed delay: the best one for each utterance, by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdasr.errors import ConfigError, LabelMismatchError
+from kdasr.interfaces import ModelOutput
+from kdasr.losses import soft_cross_entropy
+from kdasr.methods.delays import spikewise_cross_entropy, windowed_cross_entropy
+from tests.methods.posteriors import batch_of, labels_from, logs, output_of
+
+BLANK, SPIKE = {0: 0.9, 1: 0.1}, {0: 0.2, 1: 0.8}
+
+
+def spiky(frames: int, *spikes: int) -> list[dict[int, float]]:
+    return [SPIKE if t in spikes else BLANK for t in range(frames)]
+
+
+def student(frames: int, *spikes: int) -> Tensor:
+    return logs(*([0.1, 0.9] if t in spikes else [0.95, 0.05] for t in range(frames)))
+
+
+def test_each_utterance_takes_the_delay_at_which_it_agrees() -> None:
+    labels = labels_from([spiky(12, 2, 5), spiky(12, 3, 6), spiky(12, 1, 4)])
+    heard = torch.cat([student(12, 5, 8), student(12, 3, 6), student(12, 3, 6)])
+    found = windowed_cross_entropy(output_of(heard), batch_of(labels), max_delay_frames=4)
+    total, frames = 0.0, 0
+    for row, delay in enumerate((3, 0, 2)):
+        one = batch_of(
+            labels_from([spiky(12, *spikes) for spikes in ((2, 5), (3, 6), (1, 4))][row : row + 1])
+        )
+        loss = soft_cross_entropy(output_of(heard[row : row + 1]), one, delay_frames=delay)
+        total, frames = total + float(loss) * (12 - delay), frames + 12 - delay
+    assert float(found) == pytest.approx(total / frames, rel=1e-6)
+
+
+def test_by_hand() -> None:
+    """Delay 1 wins over the frames that both delays have; the loss is over all its pairs."""
+    labels = labels_from([[{1: 1.0}, {0: 1.0}, {0: 1.0}]])
+    heard = logs([0.9, 0.1], [0.2, 0.8], [0.7, 0.3])
+    loss = windowed_cross_entropy(output_of(heard), batch_of(labels), max_delay_frames=1)
+    # Delay 0: -ln 0.1 - ln 0.2; delay 1: -ln 0.8 - ln 0.7.
+    assert float(loss) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"blank_policy": "symmetric"}, {"blank_policy": "downweight"}])
+def test_a_window_of_one_delay_is_that_delay(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    heard = output_of(torch.randn(2, 9, 3).log_softmax(-1), 9, 7)
+    labels = labels_from([spiky(9, 2, 6), spiky(7, 3)])
+    found = windowed_cross_entropy(
+        heard, batch_of(labels), min_delay_frames=2, max_delay_frames=2, **settings
+    )
+    expected = soft_cross_entropy(heard, batch_of(labels), delay_frames=2, **settings)
+    torch.testing.assert_close(found.double(), expected.double())
+
+
+def test_padding_and_short_utterances() -> None:
+    labels = labels_from([spiky(9, 2), spiky(2, 1)])
+    heard = torch.randn(2, 9, 2, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    found = windowed_cross_entropy(output_of(heard, 9, 2), batch_of(labels), max_delay_frames=4)
+    changed = heard.clone()
+    changed[1, 2:] = changed[1, 2:].flip(-1)
+    assert float(
+        windowed_cross_entropy(output_of(changed, 9, 2), batch_of(labels), max_delay_frames=4)
+    ) == float(found)
+    # Two frames hold no delay of up to four: the smallest is taken.
+    alone = batch_of(labels_from([spiky(2, 1)]))
+    short = output_of(heard[1:, :2], 2)
+    expected = soft_cross_entropy(short, alone)
+    torch.testing.assert_close(
+        windowed_cross_entropy(short, alone, max_delay_frames=4).double(), expected.double()
+    )
+
+
+def test_an_online_teacher_stands_for_stored_labels() -> None:
+    frames = spiky(8, 2, 5)
+    heard = output_of(student(8, 4, 7))
+    stored = windowed_cross_entropy(heard, batch_of(labels_from([frames])), max_delay_frames=3)
+    batch = batch_of()
+    dense = torch.tensor([[[frame[0], frame[1]] for frame in frames]]).log()
+    batch.teachers = {"big": ModelOutput(dense.requires_grad_(), torch.tensor([8]))}
+    online = windowed_cross_entropy(heard, batch, max_delay_frames=3, teacher="big")
+    torch.testing.assert_close(online.double(), stored.double())
+    assert not online.requires_grad
+    with pytest.raises(ConfigError, match=r"utt0.*asks for soft labels"):
+        windowed_cross_entropy(heard, batch)
+
+
+def test_gradient_by_finite_differences() -> None:
+    labels = labels_from([spiky(6, 2), spiky(5, 1)])
+    logits = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        return windowed_cross_entropy(
+            output_of(x.log_softmax(-1), 6, 5), batch_of(labels), max_delay_frames=2
+        )
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    labels = labels_from([spiky(4, 1)])
+    with pytest.raises(ConfigError, match="min_delay_frames <= max_delay_frames"):
+        windowed_cross_entropy(
+            output_of(student(4)), batch_of(labels), min_delay_frames=3, max_delay_frames=2
+        )
+    with pytest.raises(LabelMismatchError, match="utt0"):
+        windowed_cross_entropy(output_of(student(5)), batch_of(labels))
+
+
+def test_each_spike_takes_its_own_delay() -> None:
+    """The first spike is met a frame later, the second at once; frames of blank do not count."""
+    labels = labels_from([[{1: 1.0}, {0: 1.0}, {0: 1.0}, {0: 0.3, 1: 0.7}, {0: 1.0}]])
+    heard = logs([0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6], [0.99, 0.01])
+    loss = spikewise_cross_entropy(output_of(heard), batch_of(labels), max_delay_frames=2)
+    second = -(0.3 * math.log(0.4) + 0.7 * math.log(0.6))
+    assert float(loss) == pytest.approx((-math.log(0.8) + second) / 2, rel=1e-6)
+
+
+def test_spikes_without_a_delay_are_plain_cross_entropy() -> None:
+    torch.manual_seed(0)
+    heard = output_of(torch.randn(2, 9, 3).log_softmax(-1), 9, 7)
+    labels = batch_of(labels_from([spiky(9, 2, 6), spiky(7, 3)]))
+    for policy in ("eliminate", "all"):
+        found = spikewise_cross_entropy(heard, labels, max_delay_frames=0, blank_policy=policy)
+        expected = soft_cross_entropy(heard, labels, blank_policy=policy)
+        torch.testing.assert_close(found.double(), expected.double())
+
+
+def test_a_spike_is_not_looked_for_beyond_the_end() -> None:
+    labels = batch_of(labels_from([[{0: 1.0}, {1: 1.0}], [{1: 1.0}, {0: 1.0}, {0: 1.0}]]))
+    heard = torch.cat([logs([0.9, 0.1], [0.9, 0.1], [0.1, 0.9]), logs([0.5, 0.5], [0.9, 0.1], [0.9, 0.1])])
+    loss = spikewise_cross_entropy(output_of(heard, 2, 3), labels, max_delay_frames=2)
+    # The first utterance ends before its student's spike.
+    assert float(loss) == pytest.approx(-(math.log(0.1) + math.log(0.5)) / 2, rel=1e-6)
+
+
+def test_gradients_reach_the_chosen_frames_alone() -> None:
+    labels = batch_of(labels_from([[{1: 1.0}, {0: 1.0}]]))
+    logits = torch.tensor([[[2.0, -2.0], [-1.0, 1.0]]], dtype=torch.double, requires_grad=True)
+    spikewise_cross_entropy(output_of(logits.log_softmax(-1)), labels, max_delay_frames=1).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0].abs().sum() == 0.0
+    torch.testing.assert_close(
+        logits.grad[0, 1], logits.detach()[0, 1].softmax(-1) - torch.tensor([0.0, 1.0])
+    )
+
+
+def test_a_negative_spike_delay_is_refused() -> None:
+    with pytest.raises(ConfigError, match="negative delay"):
+        spikewise_cross_entropy(
+            output_of(student(4, 1)), batch_of(labels_from([spiky(4, 1)])), max_delay_frames=-1
+        )

@@ -1,0 +1,102 @@
+"""Models in Hugging Face's format: the library's own posteriors, whatever the batch, and nothing fetched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdasr.errors import MissingDependencyError, ModelError
+from kdasr.teachers.base import options_of
+from kdasr.teachers.hugging_face import HuggingFaceCTC
+from kdasr.teachers.whisper import Whisper
+from tests.teachers.tiny_models import hugging_face_model, noise, whisper_model
+
+pytestmark = pytest.mark.slow  # transformers takes five seconds to import
+KINDS = [("Wav2Vec2", "layer", True), ("Wav2Vec2", "group", False), ("Hubert", "layer", True)]
+KINDS += [("WavLM", "layer", True), ("Wav2Vec2Bert", "", False)]
+
+
+@pytest.mark.parametrize(("kind", "norm", "pads"), KINDS)
+@pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")
+@torch.inference_mode()
+def test_posteriors_are_the_librarys_own(tmp_path: Path, kind: str, norm: str, pads: bool) -> None:
+    network, extractor = hugging_face_model(tmp_path, kind, norm)
+    teacher = HuggingFaceCTC(tmp_path).load("cpu")
+    audio = [noise(seconds, seed) for seed, seconds in enumerate((0.9, 0.4, 0.61))]
+    samples = [torch.from_numpy(item) for item in audio]
+    lengths = torch.tensor([len(item) for item in samples])
+    alone = []
+    for row, item in enumerate(audio):
+        heard = extractor(item, sampling_rate=16_000, return_tensors="pt")
+        wanted = network(**heard).logits.log_softmax(-1)
+        got, frames = teacher.model.offline(samples[row][None], lengths[row : row + 1])
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+        assert frames.tolist() == [got.shape[1]]
+        alone.append(got[0])
+    assert teacher.pads is pads
+    if pads:
+        padded = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)
+        together, frames = teacher.model.offline(padded, lengths)
+        assert frames.tolist() == [len(item) for item in alone]
+        for row, item in enumerate(alone):
+            torch.testing.assert_close(together[row, : len(item)], item, atol=1e-5, rtol=0)
+    assert teacher.facts["frame_shift_ms"] == 20.0 and teacher.facts["kind"] == f"{kind}ForCTC"
+    assert teacher.units is not None
+    assert teacher.units.symbols[:7] == ["<blk>", "<s>", "</s>", "<unk>", "▁", "e", "t"]
+
+
+def test_a_blank_elsewhere_comes_first(tmp_path: Path) -> None:
+    network, _ = hugging_face_model(tmp_path)
+    network.config.pad_token_id = 9
+    network.config.save_pretrained(tmp_path)
+    teacher = HuggingFaceCTC(tmp_path).load("cpu")
+    assert teacher.units is not None and teacher.facts["blank_id"] == 9
+    assert teacher.units.symbols[:3] == ["<blk>", "<pad>", "<s>"]
+    samples = torch.from_numpy(noise(0.5))[None]
+    with torch.inference_mode():
+        theirs = teacher.model.posteriors(samples, torch.tensor([8000]))[0]  # type: ignore[attr-defined]
+        ours = teacher.model.offline(samples, torch.tensor([8000]))[0]
+    assert torch.equal(ours[..., 0], theirs[..., 9]) and torch.equal(ours[..., 1:10], theirs[..., :9])
+    assert torch.equal(ours[..., 10:], theirs[..., 10:])
+
+
+@pytest.mark.parametrize("source", [HuggingFaceCTC, Whisper])
+def test_what_is_not_on_this_machine_is_not_fetched(
+    source: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"not on this machine.*hf download someone/something"):
+        source("someone/something").load("cpu")
+    with pytest.raises(ModelError, match="file with the weights is not on this machine"):
+        source(tmp_path).load("cpu")
+
+
+def test_without_the_package_its_pip_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'kdasr\[hf\]'"):
+        HuggingFaceCTC("any").load("cpu")
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    whisper_model(tmp_path)
+    with pytest.raises(ModelError, match="CTC head"):
+        HuggingFaceCTC(tmp_path).load("cpu")
+
+
+def test_transformers_comes_up_beside_this_torchaudio() -> None:
+    """Its audio code imports torchaudio, whose extension may not load: in a process of its own."""
+    program = "from kdasr.teachers.hugging_face import import_transformers as t; t().WhisperFeatureExtractor"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
+def test_options_are_those_that_decide_and_in_order() -> None:
+    class Config:
+        def to_dict(self) -> dict[str, object]:
+            return {"transformers_version": "1", "hidden_size": 4, "_name_or_path": "here", "act": "gelu"}
+
+    assert list(options_of(Config()).items()) == [("act", "gelu"), ("hidden_size", 4)]

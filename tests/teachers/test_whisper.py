@@ -1,0 +1,90 @@
+"""Whisper as a teacher: transcripts with scores, alike whatever the batch, numbers in words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kdasr.errors import KdasrError
+from kdasr.symbols import blank_path
+from kdasr.teachers.base import Teacher, spell
+from kdasr.teachers.whisper import Whisper
+from kdasr.text import ALPHABET, CharUnits
+from tests.teachers.tiny_models import noise, whisper_model
+
+pytestmark = pytest.mark.slow  # transformers takes five seconds to import
+SECONDS = (0.6, 2.2, 1.1)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    folder = tmp_path_factory.mktemp("whisper")
+    whisper_model(folder)
+    return Whisper(folder).load("cpu")
+
+
+def test_transcripts_and_scores_do_not_depend_on_the_batch(teacher: Teacher) -> None:
+    samples = [torch.from_numpy(noise(seconds, seed)) for seed, seconds in enumerate(SECONDS)]
+    with torch.inference_mode():
+        together = teacher.model.transcribe(samples)  # type: ignore[attr-defined]
+        alone = [teacher.model.transcribe([item])[0] for item in samples]  # type: ignore[attr-defined]
+    assert [text for text, _ in together] == [text for text, _ in alone]
+    assert [score for _, score in together] == pytest.approx([score for _, score in alone], abs=1e-4)
+    assert len({text for text, _ in alone}) > 1 and all(-5 < score < 0 for _, score in alone)
+    assert all({*text} <= {*ALPHABET, " "} for text, _ in alone)
+
+
+def test_scores_are_those_of_the_librarys_own_forward(teacher: Teacher) -> None:
+    samples = torch.from_numpy(noise(1.0, 3))
+    model = teacher.model
+    with torch.inference_mode():
+        ((_, score),) = model.transcribe([samples])  # type: ignore[attr-defined]
+        heard = model.processor.feature_extractor(  # type: ignore[attr-defined]
+            samples.numpy(), sampling_rate=16_000, return_tensors="pt"
+        ).input_features
+        said = model.network.generate(heard, generation_config=model.how, **model.asked)  # type: ignore[attr-defined]
+        tokens = said["sequences"]
+        prompt = tokens.shape[1] - len(said["scores"])
+        logits = model.network(heard, decoder_input_ids=tokens[:, :-1]).logits[0]  # type: ignore[attr-defined]
+    logits = logits.clone()  # outside inference mode it may be changed
+    logits[:, model.how.suppress_tokens] = -torch.inf  # type: ignore[attr-defined]
+    logits[prompt - 1, model.how.begin_suppress_tokens] = -torch.inf  # type: ignore[attr-defined]
+    log_probs = logits.log_softmax(-1)[torch.arange(tokens.shape[1] - 1), tokens[0, 1:]]
+    assert score == pytest.approx(float(log_probs[prompt - 1 :].mean()), abs=1e-3)
+
+
+def test_tokens_without_a_spoken_form_are_suppressed(teacher: Teacher) -> None:
+    tokenizer, how = teacher.model.processor.tokenizer, teacher.model.how  # type: ignore[attr-defined]
+    suppressed = {tokenizer.decode([unit]).strip() for unit in how.suppress_tokens}
+    assert {"1", "20", "%", "^"} <= suppressed and not suppressed & {*ALPHABET}
+
+
+def test_labels_spell_the_transcript(teacher: Teacher) -> None:
+    samples = [torch.from_numpy(noise(seconds, seed)) for seed, seconds in enumerate(SECONDS)]
+    lengths = torch.tensor([len(item) for item in samples])
+    padded = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)
+    with torch.inference_mode():
+        log_probs, frames = teacher.model.offline(padded, lengths)
+        found = teacher.model.transcribe(samples)  # type: ignore[attr-defined]
+    units = CharUnits()
+    for row, (text, score) in enumerate(found):
+        path = log_probs[row, : int(frames[row])]
+        assert path.argmax(-1).tolist() == blank_path(units.encode(text))
+        assert path.exp().sum(-1).tolist() == pytest.approx([1.0] * len(path), abs=1e-5)
+        assert path.max(-1).values.tolist() == pytest.approx([score] * len(path), abs=1e-4)
+    assert teacher.level == "sequence" and teacher.max_seconds == 30.0
+    assert teacher.units_hash == units.hash
+
+
+def test_a_doubtful_transcript_is_still_the_best_path() -> None:
+    path = spell([4, 4, 2], math.log(1e-6), 29)
+    assert path.argmax(-1).tolist() == [4, 0, 4, 2]
+    assert path.exp().sum(-1).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_silence_is_refused_rather_than_learnt(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher.model, "transcribe", lambda _: [("", -0.1)])
+    with pytest.raises(KdasrError, match="no words"):
+        teacher.model.offline(torch.zeros(1, 16_000), torch.tensor([16_000]))

@@ -1,0 +1,23 @@
+"""Augmentation: masks keep to their size, and time stays where it was."""
+
+from __future__ import annotations
+
+import torch
+
+from kdasr.augment import SpecAugment
+
+
+def test_a_time_mask_never_takes_more_than_its_share_of_a_short_utterance() -> None:
+    features_btf = 5.0 + torch.randn(16, 200, 80)
+    augment = SpecAugment(num_frequency_masks=0, num_time_masks=1, max_time_frames=100, max_time_share=0.05)
+    masked_bt = ((augment(features_btf) - features_btf).abs() > 1e-6).any(dim=2)
+    assert masked_bt.any() and int(masked_bt.sum(1).max()) <= 10
+    long_btf = features_btf.repeat(1, 20, 1)
+    masked_bt = ((augment(long_btf) - long_btf).abs() > 1e-6).any(dim=2)
+    assert 10 < int(masked_bt.sum(1).max()) <= 100
+
+
+def test_nothing_is_drawn_where_nothing_is_asked_for() -> None:
+    features_btf = torch.randn(2, 50, 80)
+    augment = SpecAugment(num_frequency_masks=0, num_time_masks=0)
+    torch.testing.assert_close(augment(features_btf), features_btf)

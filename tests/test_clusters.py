@@ -1,0 +1,123 @@
+"""The files for clusters, run with stand-ins for what a cluster has; and the page that describes them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kdasr.cli import _settings, build_parser
+from kdasr.pipeline import taken_keys
+from kdasr.recipe import load_recipe, run_stages
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for path in (ROOT / "recipes/cluster").iterdir())
+STAND_INS = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": "printf 'node-a\\nnode-b\\n'",
+    "nvidia-smi": "printf 'GPU 0\\nGPU 1\\n'",
+    "torchrun": 'echo torchrun "$@"',
+    "kdasr": 'echo "address ${RAY_ADDRESS:-}"; echo kdasr "$@"',
+    "ray": 'echo ray "$@"',
+    "sleep": "",
+}
+SLURM = {
+    "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_GPUS_ON_NODE": "4", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16",
+}  # fmt: skip
+
+
+@pytest.fixture
+def bin_folder(tmp_path: Path) -> Path:
+    for name, body in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def run(bin_folder: Path, name: str, *arguments: str, **environment: str) -> list[str]:
+    command = ["bash", str(ROOT / "recipes/cluster" / name), *arguments]
+    path = {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env={**path, **environment}, capture_output=True, text=True, check=True)
+    return sorted(done.stdout.splitlines())
+
+
+def check_kdasr(words: list[str]) -> None:
+    """The command parses, and its recipe has the settings."""
+    arguments, rest = build_parser().parse_known_args(words)
+    settings = _settings(rest)
+    if arguments.verb == "plan":
+        return
+    if arguments.verb == "run":
+        assert run_stages(ROOT / arguments.folder, settings, taken_keys())
+    else:
+        assert load_recipe(ROOT / arguments.recipe, settings, taken_keys()).stage == arguments.verb
+
+
+def test_torchrun_on_one_machine_and_on_several(bin_folder: Path) -> None:
+    settings = ["--optimisation.accumulate", "8"]
+    (line,) = run(bin_folder, "torchrun.sh", "recipes/mini", *settings)
+    launcher, _, command = line.partition(" -m kdasr.cli ")
+    assert launcher == "torchrun --standalone --nproc-per-node 2"
+    assert command == "run recipes/mini --optimisation.accumulate 8"
+    check_kdasr(command.split())
+    environment = {"NODES": "2", "FIRST_NODE": "node-a:29500", "PROCESSES": "8"}
+    (line,) = run(bin_folder, "torchrun.sh", "recipes/mini/teacher.yaml", *settings, **environment)
+    launcher, _, command = line.partition(" -m kdasr.cli ")
+    assert "--nnodes 2" in launcher and "--rdzv-endpoint node-a:29500" in launcher
+    assert launcher.endswith("--nproc-per-node 8") and command.startswith("train recipes/mini/teacher.yaml")
+    check_kdasr(command.split())
+
+
+def test_slurm_trains_with_a_process_for_each_gpu(bin_folder: Path) -> None:
+    (line,) = run(bin_folder, "train.sbatch", "recipes/mini", "--optimisation.accumulate", "8", **SLURM)
+    launcher, _, command = line.partition(" -m kdasr.cli ")
+    assert "--nnodes 2 --nproc-per-node 4 --rdzv-id 7" in launcher and "node-a:29500" in launcher
+    check_kdasr(command.split())
+
+
+def test_slurm_labels_by_an_array_and_by_ray(bin_folder: Path) -> None:
+    *_, line = run(bin_folder, "label.sbatch", "recipes/mini/label.yaml", "--work-dir", "runs/x", **SLURM)
+    assert "--shard-index 3 --num-shards 16" in line and line.endswith("--work-dir runs/x")
+    check_kdasr(line.split()[1:])
+
+    lines = run(bin_folder, "label-ray.sbatch", "recipes/mini/label.yaml", **SLURM)
+    assert lines == [
+        "address node-a:6379",
+        "kdasr label recipes/mini/label.yaml --engine ray --workers 8",
+        "ray start --address=node-a:6379 --num-gpus=4 --block",
+        "ray start --head --port=6379 --num-gpus=4 --block",
+        "ray stop",
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_file_is_whole_and_says_how_it_is_used(path: Path) -> None:
+    text = path.read_text()
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert os.access(path, os.X_OK) and "set -euo pipefail" in text
+    directives = re.findall(r"^#SBATCH.*$", text, re.MULTILINE)
+    assert bool(directives) == (path.suffix == ".sbatch")
+    assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", line) for line in directives)
+    assert f"recipes/cluster/{path.name} recipes/" in text
+    assert path.name in (ROOT / "docs/clusters.md").read_text()
+
+
+def test_the_commands_of_the_page_can_be_run() -> None:
+    text = (ROOT / "docs/clusters.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line]
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(line)
+        if "kdasr.cli" in words or words[0] == "kdasr":
+            check_kdasr(words[words.index("kdasr.cli" if "kdasr.cli" in words else "kdasr") + 1 :])
+        else:
+            (script,) = [word for word in words if word.startswith("recipes/cluster/")]
+            assert ROOT / script in FILES
+            target, *settings = words[words.index(script) + 1 :]
+            check_kdasr(["run" if (ROOT / target).is_dir() else "label", target, *settings])

@@ -1,0 +1,233 @@
+"""The alignment contract: frames of any rate, classes of other units, by hand and by property."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdasr.contract import Contract, LabelSymbols, StudentSide, label_symbols, map_symbols
+from kdasr.decoding import collapse
+from kdasr.errors import LabelMismatchError
+from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels import Full, Header
+from kdasr.soft_labels.fit import map_classes, pool_frames, take_frames
+from kdasr.storage import locate
+from kdasr.text import CharUnits
+
+UNITS = CharUnits()
+
+
+def labels(frames: list[dict[int, float]], tails: list[float] | None = None) -> SoftLabels:
+    tails = tails or [0.0] * len(frames)
+    return SoftLabels(
+        np.array([len(frame) for frame in frames], np.int64),
+        np.array([unit for frame in frames for unit in frame], np.int64),
+        np.log(np.array([p for frame in frames for p in frame.values()], np.float32)),
+        np.array([math.log(p) if p else -math.inf for p in tails], np.float32),
+    )
+
+
+def spiky(path: list[int]) -> SoftLabels:
+    """One confident frame for each id of a path."""
+    return labels([{0: 0.9, 9: 0.1} if unit == 0 else {0: 0.2, unit: 0.8} for unit in path])
+
+
+def best_path(found: SoftLabels) -> list[int]:
+    ends = np.cumsum(found.kept_counts)
+    return [
+        int(found.ids[end - n : end][found.log_probs[end - n : end].argmax()])
+        for end, n in zip(ends, found.kept_counts, strict=True)
+    ]
+
+
+def header(**changed: object) -> Header:
+    content = {
+        "teacher": "t", "teacher_hash": "h", "units_hash": UNITS.hash, "vocab_size": UNITS.vocab_size,
+        "feature_hash": "f", "frame_shift_ms": 10.0, "subsampling": 4, "codec": "full", "codec_params": {},
+        "audio_file": "a.tar", "audio_sha256": "s", **changed,
+    }  # fmt: skip
+    return Header(**content)  # type: ignore[arg-type]
+
+
+def test_equal_sides_change_nothing() -> None:
+    contract = StudentSide(UNITS, 4).contract(header(), None, "here")
+    assert contract == Contract()
+    same = spiky([0, 1, 0])
+    assert contract.apply(same, 3) is same
+
+
+@pytest.mark.parametrize(
+    ("shift_ms", "subsampling", "student", "ratio"),
+    [(10.0, 2, 4, 2), (20.0, 1, 4, 2), (10.0, 8, 4, "1/2"), (10.0, 3, 4, "4/3"), (12.5, 4, 6, "6/5")],
+)
+def test_any_ratio_of_frame_rates(shift_ms: float, subsampling: int, student: int, ratio: str | int) -> None:
+    made = header(frame_shift_ms=shift_ms, subsampling=subsampling)
+    contract = StudentSide(UNITS, student).contract(made, None, "here")
+    assert contract.teacher_per_student == Fraction(ratio)
+
+
+def test_a_slower_teacher_is_repeated() -> None:
+    found = Contract(Fraction(1, 2)).apply(spiky([0, 3, 0]), 6)
+    assert best_path(found) == [0, 0, 3, 3, 0, 0]
+    assert best_path(Contract(Fraction(2, 3)).apply(spiky([1, 2, 3, 4]), 6)) == [1, 2, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ([0, 0, 0, 5, 0, 0], [0, 5, 0]),  # the mean over frames 2 and 3 would say blank
+        ([0, 0, 5, 6, 0, 0], [0, 5, 6]),  # the second spike waits one frame
+        ([0, 5, 0, 5, 0, 0], [5, 0, 5]),  # equal units keep their blank
+        ([0, 5, 5, 0, 0, 0], [5, 5, 0]),  # one spike of two frames stays one
+        ([0, 0, 0, 0, 5, 6], [0, 5, 6]),  # the end is too near: a blank before gives way
+        ([0, 5, 0, 5, 0, 5], [5, 0, 5]),  # three units need five frames: what cannot fit is lost
+    ],
+)
+def test_a_faster_teacher_keeps_its_spikes(path: list[int], expected: list[int]) -> None:
+    assert best_path(Contract(Fraction(2)).apply(spiky(path), 3)) == expected
+
+
+def test_of_blank_frames_the_least_blank_is_taken() -> None:
+    doubts = labels([{0: 0.99, 4: 0.01}, {0: 0.6, 4: 0.4}, {0: 0.7, 4: 0.3}, {0: 0.9, 4: 0.1}])
+    assert pool_frames(doubts, 2, Fraction(2)).tolist() == [1, 2]
+    found = take_frames(doubts, np.array([1, 2]))
+    assert np.exp(found.log_probs).tolist() == pytest.approx([0.6, 0.4, 0.7, 0.3])
+
+
+RATIOS = st.sampled_from([Fraction(2), Fraction(4), Fraction(4, 3), Fraction(3, 2), Fraction(7, 3)])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from([0, 0, 0, 0, 1, 2]), min_size=1, max_size=40), RATIOS)
+def test_pooling_never_loses_or_swaps_a_spike_that_fits(path: list[int], ratio: Fraction) -> None:
+    student_frames = -(-len(path) * ratio.denominator // ratio.numerator)
+    spoken = collapse(path)
+    needed = len(spoken) + sum(a == b for a, b in itertools.pairwise(spoken))
+    found = best_path(Contract(ratio).apply(spiky(path), student_frames))
+    assert len(found) == student_frames
+    if needed <= student_frames:
+        assert collapse(found) == spoken
+    else:
+        assert len(collapse(found)) <= len(spoken)
+
+
+def test_spikes_stay_where_they_were_heard() -> None:
+    """With room between them, a spike lies in the student frame that holds its centre."""
+    path = [0] * 60
+    for frame in (3, 17, 30, 41, 55):
+        path[frame] = 1 + frame % 3
+    found = best_path(Contract(Fraction(2)).apply(spiky(path), 30))
+    assert [s for s, unit in enumerate(found) if unit] == [1, 8, 15, 20, 27]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "teacher", "student"), [(1, 11, 10), (2, 19, 10), (2, 17, 10), ("1/2", 4, 10)]
+)
+def test_one_frame_more_or_less_is_tolerated(ratio: str | int, teacher: int, student: int) -> None:
+    contract = Contract(Fraction(ratio))
+    contract.check_length(teacher, student, "utt")
+    path = [0] * (teacher - 1) + [7]
+    found = best_path(contract.apply(spiky(path), student))
+    assert len(found) == student and found[-1] == 7
+
+
+@pytest.mark.parametrize(("ratio", "teacher"), [(1, 12), (1, 8), (2, 16), (2, 23), ("1/2", 3), (2, 0)])
+def test_other_lengths_are_refused_by_key(ratio: str | int, teacher: int) -> None:
+    with pytest.raises(LabelMismatchError, match=r"utt-7.*another length.*expected \d+ frames"):
+        Contract(Fraction(ratio)).check_length(teacher, 10, "utt-7")
+
+
+def test_a_pretrained_teacher_may_declare_more_slack() -> None:
+    declared = header(settings={"teacher": {"slack_frames": 2}})
+    contract = StudentSide(UNITS, 4).contract(declared, None, "here")
+    contract.check_length(8, 10, "utt")
+    assert len(best_path(contract.apply(spiky([0, 0, 0, 0, 0, 0, 7, 0]), 10))) == 10
+    with pytest.raises(LabelMismatchError, match="or 2 more or less; got 7"):
+        contract.check_length(7, 10, "utt")
+    odd = StudentSide(UNITS, 4).contract(header(settings={"teacher": {"slack_frames": "all"}}), None, "here")
+    assert odd.tolerance_frames == 1
+
+
+def test_transcripts_without_times_have_any_length() -> None:
+    contract = StudentSide(UNITS, 4).contract(header(frame_shift_ms=0.0), None, "here")
+    contract.check_length(3, 50, "utt")
+    path = spiky([5, 6, 5])
+    assert contract.teacher_per_student is None and contract.apply(path, 50) is path
+
+
+def test_symbols_are_matched_by_name_alias_and_case() -> None:
+    teacher = ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "'", "[noise]", "z"]
+    ids = {symbol: unit for unit, symbol in enumerate(UNITS.symbols)}
+    assert map_symbols(teacher, UNITS) == (0, 0, 0, 0, ids["▁"], ids["e"], ids["'"], 0, ids["z"])
+
+
+def test_a_symbol_that_the_student_lacks_is_refused_unless_it_is_given_away() -> None:
+    teacher = ["<blk>", "a", "é", "7"]
+    with pytest.raises(LabelMismatchError, match=r"2 symbols that the student lacks: é, 7.*unit_map"):
+        map_symbols(teacher, UNITS)
+    ids = {symbol: unit for unit, symbol in enumerate(UNITS.symbols)}
+    assert map_symbols(teacher, UNITS, {"é": "e", "7": None}) == (0, ids["a"], ids["e"], 0)
+    with pytest.raises(LabelMismatchError, match=r"unit_map.*got ä, ß"):
+        map_symbols(teacher, UNITS, {"é": "ß", "7": None, "ä": "a"})
+
+
+def test_classes_that_fall_together_are_added_and_struck_out_ones_go_to_blank() -> None:
+    # 1 and 2 are one class to the student, 3 is struck out.
+    found = map_classes(
+        labels([{0: 0.1, 3: 0.2, 1: 0.25, 2: 0.3, 4: 0.05}, {0: 1.0}], [0.1, 0.0]), (0, 5, 5, 0, 2)
+    )
+    assert found.kept_counts.tolist() == [3, 1]
+    assert found.ids.tolist() == [0, 5, 2, 0]
+    assert np.exp(found.log_probs).tolist() == pytest.approx([0.3, 0.55, 0.05, 1.0])
+    assert np.exp(found.tail_log_probs).tolist() == pytest.approx([0.1, 0.0])
+
+
+def test_a_permuted_teacher_gives_the_very_labels_of_an_unpermuted_one() -> None:
+    rng = np.random.default_rng(0)
+    order = np.concatenate(([0], 1 + rng.permutation(UNITS.vocab_size - 1)))
+    logits = rng.normal(size=(20, UNITS.vocab_size)).astype(np.float32)
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    own, foreign = Full().encode_many([_t(log_probs), _t(log_probs[:, order])], ["a", "b"])
+    assert isinstance(own, SoftLabels) and isinstance(foreign, SoftLabels)
+    class_map = map_symbols([UNITS.symbols[unit] for unit in order], UNITS)
+    mapped = map_classes(foreign, class_map)
+    dense = np.full_like(log_probs, -np.inf)
+    dense[np.repeat(np.arange(20), mapped.kept_counts), mapped.ids] = mapped.log_probs
+    np.testing.assert_allclose(dense, log_probs, atol=1e-5)
+    assert best_path(mapped) == log_probs.argmax(1).tolist()
+
+
+def test_other_units_without_symbols_are_refused() -> None:
+    side, foreign = StudentSide(UNITS, 4), header(units_hash="other", vocab_size=2)
+    with pytest.raises(LabelMismatchError, match=r"units_hash.*their symbols are needed"):
+        side.contract(foreign, None, "labels")
+    with pytest.raises(LabelMismatchError, match=r"of other units than they.*2 symbols, hash other"):
+        side.contract(foreign, LabelSymbols(["<blk>", "a"], "third"), "labels")
+    with pytest.raises(LabelMismatchError, match=r"of other units than they"):
+        side.contract(foreign, LabelSymbols(["<blk>", "a", "b"], "other"), "labels")
+    with pytest.raises(LabelMismatchError, match=r"vocab_size"):
+        side.contract(header(vocab_size=3), None, "labels")
+    assert side.contract(foreign, LabelSymbols(["<blk>", "b"], "other"), "labels").class_map == (0, 4)
+
+
+@pytest.mark.parametrize("content", [b"no json", b"[]", b'{"symbols": 3, "hash": "h"}', b'{"format": "x"}'])
+def test_a_damaged_list_of_symbols_is_refused(tmp_path: Path, content: bytes) -> None:
+    assert label_symbols(locate(tmp_path)) is None
+    UNITS.save(tmp_path)
+    assert label_symbols(locate(tmp_path)) == LabelSymbols(UNITS.symbols, UNITS.hash)
+    (tmp_path / "units.json").write_bytes(content)
+    with pytest.raises(LabelMismatchError, match=r"units\.json.*Label again"):
+        label_symbols(locate(tmp_path))
+
+
+def _t(array: np.ndarray) -> object:  # type: ignore[type-arg]
+    import torch
+
+    return torch.from_numpy(array)

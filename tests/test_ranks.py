@@ -1,0 +1,283 @@
+"""Several processes train as one does: the same losses, the same weights, every utterance once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdasr import pipeline, stages
+from kdasr.cli import main
+from kdasr.errors import ConfigError, NonFiniteLossError, RankLostError
+from kdasr.interfaces import Batch, ModelOutput
+from kdasr.loader import Stream
+from kdasr.losses import ctc
+from kdasr.methods.teachers import EmaTeacher
+from kdasr.models import load_model, save_model
+from kdasr.ranks import Ranks, joined, ranks
+from kdasr.schedule import ScheduledBatches
+from kdasr.teachers.conformer import ConformerTeacher
+from kdasr.training.order import RankSteps
+from kdasr.training.sums import StepSums, add_up, means
+from tests.speech import shards
+from tests.test_training import UNITS, losses, training
+
+
+def on_ranks(count: int, work: Callable[[Ranks], Any]) -> list[Any]:
+    """What `work` returns, or the error it raises, in each of `count` processes with one gloo group."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    # fork: a spawned process would import torch and SpeechBrain anew.
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+
+    def run(rank: int) -> None:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        try:
+            with joined() as job:
+                answer = work(job)
+        except Exception as error:
+            answer = error
+        pipes[rank][1].send(answer if not isinstance(answer, Exception) else (type(answer), str(answer)))
+
+    processes = [context.Process(target=run, args=(rank,)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    answers = [receiver.recv() if receiver.poll(120) else None for receiver, _ in pipes]
+    for process in processes:
+        process.join(10)
+        process.kill()
+    return answers
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ranks")
+    shards(root / "labelled", 30)
+    shards(root / "dev", 6, first_seed=1_000)
+    return root
+
+
+def test_a_process_without_torchrun_is_alone() -> None:
+    with joined() as job:
+        assert job == ranks() == Ranks() and job.alone and job.first
+        assert job.gather("x") == ["x"] and job.share([1, 2, 3]) == [1, 2, 3]
+        assert job.device("cuda") == "cuda"
+
+
+def test_ranks_talk_and_share() -> None:
+    def work(job: Ranks) -> Any:
+        total = torch.tensor([1.0, 10.0]) * (job.rank + 1)
+        job.add_up(total)
+        with joined() as again:
+            assert again is job
+        return job.share(range(5)), job.gather(job.rank * 2), job.from_first(job.rank), total.tolist()
+
+    assert on_ranks(2, work) == [
+        (range(0, 5, 2), [0, 2], 0, [3.0, 30.0]),
+        (range(1, 5, 2), [0, 2], 0, [3.0, 30.0]),
+    ]
+    assert ranks().alone
+    assert Ranks(3, 8, 1).device("cuda") == "cuda:1" and Ranks(3, 8, 1).device("cpu") == "cpu"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"nproc-per-node.*at most 2.*local rank of 2"), joined():
+        pass
+
+
+def test_a_rank_that_ends_is_told_of() -> None:
+    def work(job: Ranks) -> Any:
+        if job.rank == 1:
+            raise ConfigError("broken")
+        return job.gather(1)
+
+    (kind, message), (other, _) = on_ranks(2, work)
+    assert kind is RankLostError and "rank 0" in message and "last checkpoint" in message
+    assert other is ConfigError
+
+
+def test_sums_are_means_over_batches_and_ranks() -> None:
+    def work(job: Ranks) -> Any:
+        sums = StepSums(["a", "b", "c"], "cpu")
+        sums.add(torch.tensor(1.0 + job.rank), {"a": torch.tensor(0.5), "b": torch.tensor(0.5 + job.rank)})
+        if job.rank == 1:
+            sums.add(torch.tensor(6.0), {"a": torch.tensor(6.0)})
+        parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+        parameters[0].grad = torch.tensor([1.0, 2.0])
+        if job.rank == 1:
+            parameters[1].grad = torch.tensor([5.0, 5.0])
+        add_up(parameters, sums.values, job, all_are_used=False)
+        loss, terms = means(["a", "b", "c"], sums.values)
+        return loss, terms, [None if p.grad is None else p.grad.tolist() for p in parameters]
+
+    # Three batches in all; no batch has a term "c", and no rank a gradient of the third parameter.
+    terms = {"a": pytest.approx(7 / 3), "b": 1.0}
+    assert on_ranks(2, work) == [(3.0, terms, [[2.0, 4.0], [5.0, 5.0], None])] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_utterance_of_an_epoch_is_seen_once_by_some_rank(data: Path, count: int) -> None:
+    stream = Stream([data / "labelled"], 8.0, 3, units=UNITS)
+    batches = ScheduledBatches({"labelled": stream}, [("labelled", 1)])
+    parts = [RankSteps(batches, 3, Ranks(rank, count)) for rank in range(count)]
+    per_epoch = len(stream.epoch_batches(0))
+    positions = [p for step in range(-(-per_epoch // 3)) for part in parts for p in part.positions(step)]
+    assert sorted(positions)[:per_epoch] == list(range(per_epoch))
+    assert len(set(positions)) == len(positions)
+    keys = [key for position in positions if position < per_epoch for key in batches[position].keys]
+    assert sorted(keys) == sorted(item.entry.key for item in stream.items)
+
+
+class Projection(nn.Module):
+    """A loss that learns, on every other batch only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.line = nn.Linear(32, 4)
+
+    def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
+        if len(batch.keys) % 2:
+            return output.log_probs_btv.sum() * 0.0
+        taught = batch.teachers["past"].log_probs_btv.exp().mean() if batch.teachers else 0.0
+        return (self.line(output.layers_btd[0]) - taught).square().mean()
+
+
+def many(data: Path, checkpoints: Path, **settings: Any) -> Any:
+    """A training with dropout, augmentation, a loss that learns and a moving teacher, four batches a step."""
+    torch.manual_seed(1)
+    made = training(
+        data, checkpoints, steps=settings.pop("steps", 4), eval_every=2, accumulate=4,
+        further={"shape": (0.5, Projection())}, teachers={"past": EmaTeacher()}, **settings,
+    )  # fmt: skip
+    made.streams["labelled"] = Stream([data / "labelled"], 4.0, 3, units=UNITS, speeds=(0.9, 1.1))
+    return made
+
+
+@pytest.mark.slow
+def test_1_2_and_4_ranks_give_the_same_losses_and_weights(data: Path, tmp_path: Path) -> None:
+    many(data, tmp_path / "c1").run(tmp_path / "m1")
+    expected, weights = losses(tmp_path / "c1"), load_model(tmp_path / "m1").model.state_dict()
+    assert len(expected) == 6
+    for count in (2, 4):
+        names = tmp_path / f"c{count}", tmp_path / f"m{count}"
+        facts = on_ranks(count, lambda job, names=names: many(data, names[0]).run(names[1]))
+        assert facts == [facts[0]] * count
+        found = losses(names[0])
+        assert [row.keys() for row in found] == [row.keys() for row in expected]
+        for row, other in zip(found, expected, strict=True):
+            assert row == pytest.approx(other, abs=1e-5)
+        for name, tensor in load_model(names[1]).model.state_dict().items():
+            torch.testing.assert_close(tensor, weights[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_run_of_2_ranks_is_resumed_by_3_and_by_1(data: Path, tmp_path: Path) -> None:
+    many(data, tmp_path / "whole", steps=6).run(tmp_path / "whole-model")
+    where = tmp_path / "c", tmp_path / "m"
+    many_steps = {"steps": 6, "checkpoint_every": 1}
+
+    def cut(count: int, at: int) -> None:
+        class Stop:
+            __qualname__ = ctc.__qualname__
+            left = at
+
+            def __call__(self, output: ModelOutput, batch: Batch) -> Tensor:
+                Stop.left -= torch.is_grad_enabled()
+                if Stop.left == 0:
+                    raise ConfigError("stopped")
+                return ctc(output, batch)
+
+        answers = on_ranks(count, lambda job: many(data, where[0], loss=Stop(), **many_steps).run(where[1]))
+        assert all(kind in (ConfigError, RankLostError) for kind, _ in answers)
+
+    cut(2, 4)
+    cut(3, 3)
+    many(data, where[0], **many_steps).run(where[1])
+    rows, expected = losses(where[0]), losses(tmp_path / "whole")
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
+
+
+def test_too_few_batches_for_the_ranks_are_refused(data: Path, tmp_path: Path) -> None:
+    run = training(data, tmp_path / "c")
+    answers = on_ranks(2, lambda job: run.run(tmp_path / "m"))
+    assert all(kind is ConfigError and "--optimisation.accumulate 2" in text for kind, text in answers)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_by_name(data: Path, tmp_path: Path) -> None:
+    def breaks(output: ModelOutput, batch: Batch) -> Tensor:
+        return ctc(output, batch) * (float("nan") if ranks().rank == 1 else 1.0)
+
+    def work(job: Ranks) -> Any:
+        return training(data, tmp_path / "c", loss=breaks, accumulate=2).run(tmp_path / "m")
+
+    answers = on_ranks(2, work)
+    assert all(kind is NonFiniteLossError for kind, _ in answers)
+    assert all("step 1" in text and "labelled-00" in text for _, text in answers)
+    assert not list((tmp_path / "c").glob("CKPT*"))
+
+
+def test_ranks_share_the_shards_to_label(data: Path, tmp_path: Path) -> None:
+    audio = shards(tmp_path / "audio", 6, per_shard=2, with_text=False)
+    torch.manual_seed(1)
+    teacher = ConformerTeacher(
+        vocab_size=UNITS.vocab_size, width=16, num_layers=1, num_heads=2, kernel_frames=3
+    )
+    save_model(tmp_path / "teacher", teacher, UNITS)
+    where = {"teacher": str(tmp_path / "teacher"), "audio": str(audio), "device": "cpu"}
+
+    def work(job: Ranks) -> Any:
+        return stages.label(**where, out=str(tmp_path / "labels"))["shards_labelled"]
+
+    assert on_ranks(2, work) == [2, 1]
+    stages.label(**where, out=str(tmp_path / "alone"))
+    names = sorted(path.name for path in (tmp_path / "alone").glob("shard*"))
+    assert len(names) == 6
+    for name in names:
+        assert (tmp_path / "labels" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_ranks_run_a_folder_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb(name: str) -> Callable[..., dict[str, Any]]:
+        def run(*, name: str = name) -> dict[str, Any]:
+            (tmp_path / f"{name}-{ranks().rank}").touch()
+            return {"by": ranks().rank}
+
+        return run
+
+    monkeypatch.setattr(pipeline, "VERBS", {name: verb(name) for name in ("train", "label", "export")})
+    for stage in ("train", "label", "export"):
+        (tmp_path / f"{stage}.yaml").write_text(f"stage: {stage}\nwork_dir: {tmp_path}/work\n")
+    (tmp_path / "run.yaml").write_text("stages: [train.yaml, label.yaml, export.yaml]\n")
+    folders = on_ranks(2, lambda job: pipeline.run_folder(tmp_path, {}))
+    assert folders == [tmp_path / "work"] * 2
+    found = sorted(path.name for path in tmp_path.glob("*-[01]"))
+    assert found == ["export-0", "label-0", "label-1", "train-0", "train-1"]
+    for path in tmp_path.glob("*-[01]"):
+        path.unlink()
+    on_ranks(2, lambda job: pipeline.run_folder(tmp_path, {}))
+    assert not list(tmp_path.glob("*-[01]"))
+
+
+def test_verbs_that_are_no_work_for_several_processes_are_refused(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert on_ranks(2, lambda job: main(["verify", str(tmp_path)])) == [2, 2]
+    assert "kdasr verify is no work for several processes" in capfd.readouterr().err

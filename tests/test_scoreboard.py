@@ -1,0 +1,40 @@
+"""One model at several chunk sizes is several rows of results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdasr.errors import ModelError
+from kdasr.models import save_model
+from kdasr.scoreboard import Scoreboard
+from kdasr.shards import list_shards
+from kdasr.students.conformer import ChunkConformer
+from kdasr.text import CharUnits
+from tests.speech import shards
+
+
+def test_a_student_is_measured_at_the_chunk_that_is_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    student = ChunkConformer(
+        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
+    )
+    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    test_shards = list_shards(shards(tmp_path / "test", 2))
+    board = Scoreboard(test_shards, tmp_path / "results.json", seed=3)
+    path = str(tmp_path / "student")
+    own = board.add("own", path=path)
+    short = board.add("short", path=path, chunk_ms=80, chunk_by_chunk=True)
+    whole = board.add("whole", path=path, chunk_ms=0)
+    assert (own["latency_ms"], short["latency_ms"], whole["latency_ms"]) == (337.5, 97.5, None)
+    assert "chunk_p50_ms" in short and "chunk_p50_ms" not in whole and whole["rtf"] > 0
+    assert [row["model"] for row in json.loads((tmp_path / "results.json").read_text())] == [
+        "own",
+        "short",
+        "whole",
+    ]
+    with pytest.raises(ModelError, match="cannot run chunk by chunk"):
+        board.add("impossible", path=path, chunk_ms=0, chunk_by_chunk=True)

@@ -1,0 +1,64 @@
+"""Checkpoints are whole or not there, wherever their writer stops."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kdasr.training import checkpoints
+from kdasr.training.brain import has_checkpoint
+from kdasr.training.checkpoints import WholeCheckpoints
+
+
+def made(folder: Path, *, weight: float = 1.0) -> tuple[WholeCheckpoints, nn.Linear]:
+    model = nn.Linear(2, 1)
+    nn.init.constant_(model.weight, weight)
+    return WholeCheckpoints(folder, {"model": model}), model
+
+
+def save(kept: WholeCheckpoints, wer: float) -> None:
+    kept.save_and_keep_only(meta={"wer": wer}, num_to_keep=1, min_keys=["wer"])
+
+
+def test_the_best_and_the_latest_are_kept_and_loaded(tmp_path: Path) -> None:
+    kept, model = made(tmp_path)
+    for wer in (3.0, 1.0, 2.0, 4.0):
+        nn.init.constant_(model.weight, wer)
+        save(kept, wer)
+    assert sorted(checkpoint.meta["wer"] for checkpoint in kept.list_checkpoints()) == [1.0, 4.0]
+    kept.load_checkpoint(kept.find_checkpoint(min_key="wer"))
+    assert model.weight.tolist() == [[1.0, 1.0]]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("stops_at", ["meta", "weights", "sync", "delete"])
+def test_a_writer_that_stops_leaves_nothing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: str
+) -> None:
+    kept, model = made(tmp_path)
+    save(kept, 5.0)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    nn.init.constant_(model.weight, 7.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        place, name = {
+            "meta": (kept, "_save_checkpoint_metafile"),
+            "weights": (torch, "save"),
+            "sync": (checkpoints, "sync_path"),
+            "delete": (shutil, "rmtree"),
+        }[stops_at]
+        patch.setattr(place, name, stop)
+        save(kept, 1.0)
+    again, found = made(tmp_path)
+    again.recover_if_possible()
+    assert found.weight.tolist() == ([[7.0, 7.0]] if stops_at == "delete" else [[1.0, 1.0]])
+    assert has_checkpoint(tmp_path)
+    again.remove_unfinished()
+    assert len(list(tmp_path.iterdir())) == 1

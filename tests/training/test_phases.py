@@ -1,0 +1,58 @@
+"""Learning rates in phases, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kdasr.errors import ConfigError
+from kdasr.training import Optimisation
+from kdasr.training.phases import Phase
+
+
+def rates(steps: int, **settings: Any) -> list[float]:
+    plan = Optimisation(steps=steps, **settings)
+    return [plan.learning_rate(step) for step in range(steps)]
+
+
+def test_each_phase_goes_from_its_start_towards_its_end() -> None:
+    phases = [
+        {"steps": 2, "start": 0.0, "end": 1.0},
+        {"steps": 3, "start": 1.0},
+        {"steps": 2, "start": 1.0, "end": 0.25, "shape": "exponential"},
+        {"steps": 2, "start": 1.0, "end": 0.0, "shape": "cosine"},
+    ]
+    assert rates(9, phases=phases) == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.5])
+
+
+def test_phases_come_again_lower_each_time() -> None:
+    """Blocks as of a schedule [[unlabelled, 2], [labelled, 1]], the labelled ones lower."""
+    phases = [Phase(2, 0.8), Phase(1, 0.2)]
+    assert rates(7, phases=phases, phase_decay=0.5) == pytest.approx([0.8, 0.8, 0.2, 0.4, 0.4, 0.1, 0.2])
+
+
+def test_without_phases_nothing_changes() -> None:
+    assert rates(3, warmup_steps=2, peak_learning_rate=1.0) == pytest.approx([0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        {"steps": 0, "start": 1.0},
+        {"steps": 1, "start": -1.0},
+        {"steps": 1, "start": 0.0, "end": 1.0, "shape": "exponential"},
+        {"steps": 1, "start": 1.0, "shape": "square"},
+        {"steps": 1, "start": 1.0, "stop": 2.0},
+        {"start": 1.0},
+    ],
+)
+def test_a_phase_that_cannot_be_followed_is_refused(phase: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"optimisation\.phases"):
+        Optimisation(steps=4, phases=[phase])
+
+
+@pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
+def test_a_decay_that_is_none_is_refused(decay: float) -> None:
+    with pytest.raises(ConfigError, match="phase_decay"):
+        Optimisation(steps=4, phases=[Phase(1, 1.0)], phase_decay=decay)
