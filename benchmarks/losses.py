@@ -29,6 +29,7 @@ from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
 from kdasr.methods.features import Flow, HiddenCosine, Hint, attention_transfer
 from kdasr.methods.relations import relation_graph, relational_angles, relational_distances
 from kdasr.methods.responses import logit_regression, soft_targets
+from kdasr.methods.soft_ctc import soft_ctc
 from kdasr.recording import Recorded
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
@@ -39,6 +40,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "soft_cross_entropy": lambda: functools.partial(soft_cross_entropy, delay_frames=2),
     "soft_targets, T = 2": lambda: functools.partial(soft_targets, temperature=2.0),
     "best_path_ctc": lambda: best_path_ctc,
+    "soft_ctc": lambda: soft_ctc,
     "soft_targets, online": lambda: functools.partial(soft_targets, teacher="big", temperature=2.0),
     "logit_regression, online": lambda: functools.partial(logit_regression, teacher="big"),
     "hint": lambda: Hint(teacher="big"),

@@ -120,21 +120,19 @@ def soft_cross_entropy(
     """
     labels = batch.soft_labels
     assert labels is not None
-    if delay_frames < 0 or blank_policy not in BLANK_POLICIES:
+    if delay_frames < 0:
         raise ConfigError(
-            "soft_cross_entropy is set up wrongly",
-            expected=f"delay_frames >= 0 and a blank_policy of {', '.join(BLANK_POLICIES)}",
-            got=f"delay_frames {delay_frames}, blank_policy {blank_policy!r}",
+            "a negative delay", where="soft_cross_entropy", expected="delay_frames >= 0", got=delay_frames
         )
+    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)
     log_probs_btv, lengths_b = output.log_probs_btv, output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
     frames = log_probs_btv.shape[1] - delay_frames
     if frames <= 0:
         return log_probs_btv.sum() * 0.0
     cross_entropy_bt = partition_cross_entropy(log_probs_btv[:, delay_frames:].float(), labels)
-    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
-    paired = torch.arange(frames, device=lengths_b.device) < (lengths_b - delay_frames)[:, None]
-    weights_bt = weights_bt * paired
+    paired_bt = torch.arange(frames, device=lengths_b.device) < (lengths_b - delay_frames)[:, None]
+    weights_bt = weights_bt[:, :frames] * paired_bt
     return (cross_entropy_bt * weights_bt).sum() / weights_bt.sum().clamp_min(1.0)
 
 
@@ -163,7 +161,15 @@ def best_units(labels: SoftLabelBatch) -> Tensor:
 def frame_weights(
     labels: SoftLabelBatch, policy: BlankPolicy, blank_weight: float, spike_margin_frames: int
 ) -> Tensor:
-    """(B, T) float weights of the teacher's frames under a blank policy."""
+    """(B, T) float weights of the teacher's frames under a blank policy.
+
+    Raises:
+        ConfigError: there is no such policy.
+    """
+    if policy not in BLANK_POLICIES:
+        raise ConfigError(
+            "no such blank policy", where="blank_policy", expected=", ".join(BLANK_POLICIES), got=policy
+        )
     spikes_bt = best_units(labels) != 0
     if policy == "all":
         return torch.ones_like(labels.tail_log_probs_bt)

@@ -158,3 +158,9 @@ def test_a_negative_spike_delay_is_refused() -> None:
         spikewise_cross_entropy(
             output_of(student(4, 1)), batch_of(labels_from([spiky(4, 1)])), max_delay_frames=-1
         )
+
+
+@pytest.mark.parametrize("loss", [windowed_cross_entropy, spikewise_cross_entropy])
+def test_a_misspelt_blank_policy_is_refused(loss: Any) -> None:
+    with pytest.raises(ConfigError, match="blank policy"):
+        loss(output_of(student(4, 1)), batch_of(labels_from([spiky(4, 1)])), blank_policy="symetric")

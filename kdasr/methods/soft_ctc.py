@@ -1,0 +1,163 @@
+"""CTC whose labels are distributions: the teacher's doubt, without the teacher's times."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdasr.errors import ConfigError
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
+from kdasr.losses import best_units, without_times
+from kdasr.methods.pairing import frames_inside
+from kdasr.methods.targets import at_least_float32, targets_of
+
+Nearness = Literal["divergence", "mixture"]
+# The least that is left for the classes that were not kept, so that its logarithm is finite.
+_LEAST_MASS = 1e-6
+
+
+@without_times
+def soft_ctc(
+    output: ModelOutput, batch: Batch, *, nearness: Nearness = "divergence", teacher: str | None = None
+) -> Tensor:
+    """CTC with the teacher's spikes for labels, each with all that the teacher took it for.
+
+        L = - log sum over alignments π of exp(sum over t of s(π_t, t))
+
+    as in CTC (Graves et al. 2006, eq. 8), with the score log q_t(blank) for blank, and for a spike with
+    posteriors p on the partition kept classes + tail
+
+        divergence:  s = - KL(p ‖ q_t) = sum over k of p_k (log q_t(k) - log p_k)
+        mixture:     s = log sum over k of p_k q_t(k)
+
+    Frame-level distillation says when; a pseudo-label says nothing of what else it may have been. This
+    says what, how surely, and leaves to the student when: the gradient for the student's logits is the
+    sum over spikes of γ_t (q_t - p), cross-entropy wherever the alignment has the spike. Graphs with
+    weights in the place of a transcript are those of GTC (Moritz, Hori & Le Roux, arXiv 2010.15653) and
+    SoftCTC (Kišš et al., arXiv 2212.02135), which weigh hypotheses; here each label is a distribution.
+    With a teacher that has no doubts it is `kdasr.losses.best_path_ctc`.
+
+    A spike is a run of frames with the same best class, and the surest of them speaks for it. Two spikes
+    in a row with the same best class share the posteriors of the first, so that CTC's rule applies, which
+    wants a blank between them.
+
+    Args:
+        output: of the student.
+        batch: with `soft_labels`, or with an online `teacher`.
+        nearness: "divergence" makes the student as doubtful as its teacher, "mixture" lets it be sure of
+            any class that the teacher thought possible.
+
+    Returns:
+        L over the batch, in nats for each output frame. An utterance that is too short for its spikes
+        counts as 0.
+
+    Raises:
+        ConfigError: an unknown nearness.
+    """
+    if nearness not in get_args(Nearness):
+        raise ConfigError(
+            "no such nearness", where="soft_ctc", expected=", ".join(get_args(Nearness)), got=nearness
+        )
+    labels = targets_of(batch, teacher)
+    log_probs_btv = at_least_float32(output.log_probs_btv)
+    spikes = _spikes_of(labels, log_probs_btv.shape[2])
+    scores_bts = _scores(log_probs_btv, spikes, nearness)
+    scores_btc = torch.cat([log_probs_btv[:, :, :1], scores_bts], 2)
+    nll = _ctc_of_scores(scores_btc, _tokens(spikes), output.lengths_b, spikes.counts_b)
+    return nll / output.lengths_b.sum()
+
+
+class _Spikes(NamedTuple):
+    """The teacher's spikes, in order, padded to the most in a batch.
+
+    Attributes:
+        probs_bsv: (B, S, V) what the teacher took each for; 0 for classes that were not kept.
+        kept_bsv: (B, S, V) 1 for the classes that were.
+        tail_bs: (B, S) what it gave to the rest.
+        units_bs: (B, S) the most probable class.
+        counts_b: (B,) how many there are.
+    """
+
+    probs_bsv: Tensor
+    kept_bsv: Tensor
+    tail_bs: Tensor
+    units_bs: Tensor
+    counts_b: Tensor
+
+
+def _spikes_of(labels: SoftLabelBatch, classes: int) -> _Spikes:
+    units_bt = best_units(labels)
+    previous_bt = functional.pad(units_bt, (1, 0))[:, :-1]
+    frames = units_bt.shape[1]
+    inside_bt = torch.arange(frames, device=units_bt.device) < labels.lengths_b[:, None]
+    first_bt = (units_bt != 0) & (units_bt != previous_bt) & inside_bt
+    counts_b = first_bt.sum(1)
+    width = int(counts_b.max().clamp_min(1))
+    # Of frames in a row with the same unit, the surest speaks for them.
+    run_bt = torch.where((units_bt != 0) & inside_bt, first_bt.cumsum(1) - 1, width)
+    best_bt = labels.log_probs_btk.amax(2)
+    top_bs = best_bt.new_full((len(units_bt), width + 1), -torch.inf).scatter_reduce(
+        1, run_bt, best_bt, "amax"
+    )
+    is_top_bt = (best_bt == top_bs.gather(1, run_bt)) & (run_bt < width)
+    frame_t = torch.arange(frames, device=units_bt.device).expand_as(run_bt)
+    place_bt = torch.where(is_top_bt, run_bt, width)
+    frame_bs = frame_t.new_zeros(len(units_bt), width + 1).scatter(1, place_bt, frame_t)[:, :width]
+    ids_bsk = _take(labels.ids_btk, frame_bs)
+    log_probs_bsk = _take(labels.log_probs_btk, frame_bs)
+    empty_bsv = log_probs_bsk.new_zeros(*frame_bs.shape, classes)
+    return _Spikes(
+        empty_bsv.scatter_add(2, ids_bsk, log_probs_bsk.exp()),
+        empty_bsv.scatter_reduce(2, ids_bsk, log_probs_bsk.isfinite().to(empty_bsv), "amax"),
+        labels.tail_log_probs_bt.gather(1, frame_bs).exp(),
+        units_bt.gather(1, frame_bs),
+        counts_b,
+    )
+
+
+def _take(x_btk: Tensor, frame_bs: Tensor) -> Tensor:
+    return x_btk.gather(1, frame_bs[:, :, None].expand(-1, -1, x_btk.shape[2]))
+
+
+def _scores(log_probs_btv: Tensor, spikes: _Spikes, nearness: Nearness) -> Tensor:
+    """(B, T, S) how near each output frame is to each spike, in nats, 0 at most."""
+    probs_btv = log_probs_btv.exp()
+    rest_bts = 1 - probs_btv @ spikes.kept_bsv.to(probs_btv).transpose(1, 2)
+    rest_bts = rest_bts.clamp_min(_LEAST_MASS)
+    target_bvs = spikes.probs_bsv.to(probs_btv).transpose(1, 2)
+    tail_b1s = spikes.tail_bs.to(probs_btv)[:, None]
+    if nearness == "mixture":
+        return (probs_btv @ target_bvs + tail_b1s * rest_bts).clamp_min(1e-30).log()
+    entropy_bs = -torch.xlogy(spikes.probs_bsv, spikes.probs_bsv).sum(2)
+    entropy_bs = entropy_bs - torch.xlogy(spikes.tail_bs, spikes.tail_bs)
+    floored_btv = log_probs_btv.clamp_min(-1e4)
+    return floored_btv @ target_bvs + tail_b1s * rest_bts.log() + entropy_bs[:, None].to(probs_btv)
+
+
+def _tokens(spikes: _Spikes) -> Tensor:
+    """(B, S) for each spike the class of its scores: its place, or that of the first of those alike in a row,
+    so that CTC asks for a blank between them."""
+    place_s = torch.arange(1, spikes.units_bs.shape[1] + 1, device=spikes.units_bs.device)
+    alike_bs = functional.pad(spikes.units_bs[:, 1:] == spikes.units_bs[:, :-1], (1, 0))
+    return torch.where(alike_bs, 0, place_s).cummax(1).values
+
+
+def _ctc_of_scores(scores_btc: Tensor, tokens_bu: Tensor, lengths_b: Tensor, counts_b: Tensor) -> Tensor:
+    """- log of the sum over alignments of the product of any scores, over the batch.
+
+    torch's own CTC takes for granted that its input is normalised and adds a softmax to the gradient;
+    its gradient without that is the probability of being in a state, negated.
+    """
+    with torch.enable_grad():
+        leaf_btc = scores_btc.detach().requires_grad_()
+        nll_b = functional.ctc_loss(
+            leaf_btc.transpose(0, 1), tokens_bu, lengths_b, counts_b, reduction="none"
+        )
+        (grad_btc,) = torch.autograd.grad(nll_b.sum(), leaf_btc)
+    counts_bt = frames_inside(lengths_b, scores_btc.shape[1]) & nll_b.isfinite()[:, None]
+    occupancy_btc = (leaf_btc.detach().exp() - grad_btc).masked_fill(~counts_bt[:, :, None], 0.0)
+    linear = -(occupancy_btc * scores_btc).sum()
+    return linear + (nll_b.detach().nan_to_num(posinf=0.0).sum() - linear.detach())
