@@ -71,17 +71,23 @@ def best_path_ctc(output: ModelOutput, batch: Batch) -> Tensor:
     """
     labels = batch.soft_labels
     assert labels is not None
-    units_bt = best_units(labels)
+    inside_bt = (
+        torch.arange(labels.ids_btk.shape[1], device=labels.ids_btk.device) < labels.lengths_b[:, None]
+    )
+    tokens_bu, counts_b = collapsed(best_units(labels).masked_fill(~inside_bt, 0))
+    return ctc(output, replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b))
+
+
+def collapsed(units_bt: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T) a unit for each frame, 0 for blank: (B, T) the units without blanks and repetitions, 0 behind
+    the last, and (B,) how many there are."""
     previous_bt = functional.pad(units_bt, (1, 0))[:, :-1]
-    position_t = torch.arange(units_bt.shape[1], device=units_bt.device)
-    spikes_bt = (units_bt != 0) & (units_bt != previous_bt) & (position_t < labels.lengths_b[:, None])
-    counts_b = spikes_bt.sum(1)
+    spikes_bt = (units_bt != 0) & (units_bt != previous_bt)
     # As wide as there are frames, and one for what is no spike: to count them, a GPU is waited for.
     frames = units_bt.shape[1]
     place_bt = torch.where(spikes_bt, spikes_bt.cumsum(1) - 1, frames)
-    tokens_bu = units_bt.new_zeros(len(counts_b), frames + 1).scatter_(1, place_bt, units_bt)
-    targets = replace(batch, tokens_bu=tokens_bu[:, :frames], token_lengths_b=counts_b)
-    return ctc(output, targets)
+    tokens_bu = units_bt.new_zeros(len(units_bt), frames + 1).scatter_(1, place_bt, units_bt)
+    return tokens_bu[:, :frames], spikes_bt.sum(1)
 
 
 def soft_cross_entropy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from kdasr.decoding import BLANK_ID, Hypothesis, prefix_beam
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
-from kdasr.losses import without_times
+from kdasr.losses import collapsed, ctc, without_times
 from kdasr.methods.targets import at_least_float32, targets_of
 
 _CACHED_UTTERANCES = 100_000
@@ -73,6 +74,67 @@ def nbest_ctc(
         zero_infinity=True,
     )
     return (loss_h * torch.cat(weights).to(loss_h)).sum() / output.lengths_b.sum()
+
+
+@without_times
+def sampled_ctc(
+    output: ModelOutput,
+    batch: Batch,
+    *,
+    sharpness: float = 1.0,
+    teacher: str | None = None,
+) -> Tensor:
+    """CTC against a transcript drawn from the teacher's posteriors, another one each time.
+
+        L = - log p(h | student),  h ~ the teacher
+
+    Its expectation is the cross-entropy of whole transcripts, sequence-level distillation without an
+    n-best list or a search (Kim & Rush 2016, eq. 5): what the teacher doubts is drawn now so, now so, and
+    when it is said is left to the student.
+
+    Frames are not drawn one by one: of a sound whose probability lies half in one frame and half in the
+    next, a quarter of such draws would have nothing. Spikes are drawn systematically (Kitagawa 1996,
+    section A.2): there is one wherever the sum over the frames of 1 - p(blank) passes an integer,
+    counted from a random start. Each frame spikes as often as the teacher says, and a sound that is
+    sure, in whichever frames, comes once. The unit is drawn among those of the frame in which it comes.
+
+    Args:
+        output: of the student.
+        batch: with `soft_labels`, or with an online `teacher`.
+        sharpness: power of the probabilities of a frame before it is drawn from; above 1 the likely comes
+            more often than the teacher says.
+
+    Returns:
+        L over the batch, in nats for each output frame.
+
+    Raises:
+        ConfigError: a sharpness that is not positive.
+    """
+    if sharpness <= 0:
+        raise ConfigError("no such sharpness", where="sampled_ctc", expected="sharpness > 0", got=sharpness)
+    labels = targets_of(batch, teacher)
+    tokens_bu, counts_b = drawn_transcripts(labels, sharpness)
+    return ctc(output, replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b))
+
+
+def drawn_transcripts(labels: SoftLabelBatch, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(B, T) units and (B,) how many of them: a transcript of each utterance, drawn as `sampled_ctc` says.
+
+    From torch's global generator. What the classes that were not kept have together is shared among those
+    that were.
+    """
+    probs_btk = at_least_float32(labels.log_probs_btk).mul(sharpness).softmax(2)
+    frames = probs_btk.shape[1]
+    outside_bt = torch.arange(frames, device=probs_btk.device) >= labels.lengths_b[:, None]
+    no_unit_btk = (labels.ids_btk == BLANK_ID) | outside_bt[:, :, None]
+    units_btk = probs_btk.masked_fill(no_unit_btk, 0.0)
+    mass_bt = units_btk.sum(2)
+    start_b1 = torch.rand(len(mass_bt), 1, dtype=torch.float64, device=mass_bt.device)
+    passed_bt = (mass_bt.double().cumsum(1) + start_b1).floor()
+    drawn_bt = passed_bt.diff(dim=1, prepend=torch.zeros_like(start_b1)) > 0
+    place_bt = torch.multinomial((units_btk + 1e-20).flatten(0, 1), 1).view(-1, frames, 1)
+    unit_bt = labels.ids_btk.gather(2, place_bt).squeeze(2).masked_fill(~drawn_bt, BLANK_ID)
+    return collapsed(unit_bt)
 
 
 def nbest_lists(labels: SoftLabelBatch, nbest: int, beam: int) -> list[list[Hypothesis]]:

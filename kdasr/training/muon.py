@@ -1,18 +1,62 @@
 """Parameters in, an optimiser out: Muon for the matrices of hidden layers, AdamW for the rest.
 
-Both are torch's own. On the recipes here Muon takes a fraction of AdamW's steps to the same error
-rate, and its five small matrix products cost a few per cent of a step.
+On the recipes here Muon takes a fraction of AdamW's steps to the same error rate. Its small matrix products
+are a tenth of a step of a small model on a CPU, and next to nothing on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 OptimiserKind = Literal["muon", "adamw"]
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon, which orthogonalises in float32 where there is a CPU.
+
+    torch rounds to bfloat16 whatever the device, with which small products take twice as long on a CPU,
+    even on one that has instructions for it.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As torch's own; see `orthogonalised`."""
+        if any(parameter.is_cuda for parameter in _parameters(self)):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+        return loss
+
+    def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        update = orthogonalised(gradient.lerp(momentum, group["momentum"]), group["ns_coefficients"])
+        # The root mean square of AdamW's update (arXiv 2502.16982, eq. 4).
+        rate = 0.2 * max(parameter.shape) ** 0.5 * group["lr"]
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+
+def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int = 5) -> Tensor:
+    """(M, N) with its singular values moved to about 1 by Newton-Schulz steps (Jordan et al. 2024)."""
+    a, b, c = coefficients
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = wide / wide.norm().clamp_min(1e-7)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -41,7 +85,7 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         momentum: float = 0.95,
     ) -> None:
-        self.muon = torch.optim.Muon(
+        self.muon = Muon(
             matrices,
             lr=lr,
             weight_decay=weight_decay,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdasr.errors import ConfigError
 from kdasr.training import Optimisation
-from kdasr.training.muon import MuonAdamW, make_optimiser
+from kdasr.training.muon import Muon, MuonAdamW, make_optimiser
 
 SETTINGS: dict[str, Any] = {"weight_decay": 0.0, "betas": (0.9, 0.98)}
 
@@ -60,6 +60,23 @@ def test_a_matrix_moves_alike_in_every_direction() -> None:
     moved = torch.linalg.svdvals(net.hidden.weight.detach() - before) / (0.01 * 0.2 * 12**0.5)
     # Newton-Schulz brings singular values near 1, not to it.
     assert moved.min() > 0.5 and moved.max() < 1.5
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8), (6, 6)])
+def test_it_moves_as_torch_s_own_does_but_for_rounding(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.zeros(shape))
+    theirs.data.copy_(ours.data)
+    settings: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimisers = Muon([ours], **settings), torch.optim.Muon([theirs], **settings)
+    before = ours.detach().clone()
+    for _ in range(4):
+        gradient = torch.randn(shape)
+        for parameter, optimiser in zip((ours, theirs), optimisers, strict=True):
+            parameter.grad = gradient.clone()
+            optimiser.step()
+    difference = (ours - theirs).norm() / (ours - before).norm()
+    assert 0 < difference < 0.05
 
 
 def test_the_rest_moves_as_adamw_moves_it() -> None:
