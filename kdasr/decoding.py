@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +41,18 @@ class Hypothesis(NamedTuple):
 
     ids: tuple[int, ...]
     log_prob: float
+
+
+class Grammar(Protocol):
+    """What transcripts a search may find; `kdasr.lexicon.Lexicon` is one."""
+
+    def next_units(self, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
+        """(V,) True for the units that may follow."""
+        ...
+
+    def is_complete(self, prefix: tuple[int, ...]) -> bool:
+        """Whether a transcript may end here."""
+        ...
 
 
 def collapse(ids: Sequence[int], blank: int = BLANK_ID) -> list[int]:
@@ -105,7 +117,10 @@ class GreedyStream:
 
 
 def prefix_beam(
-    log_probs_tv: NDArray[np.float32] | Tensor, beam: int = 8, nbest: int = 1
+    log_probs_tv: NDArray[np.float32] | Tensor,
+    beam: int = 8,
+    nbest: int = 1,
+    grammar: Grammar | None = None,
 ) -> list[Hypothesis]:
     """CTC prefix beam search (Hannun et al. 2014, "First-Pass Large Vocabulary Continuous Speech
     Recognition using Bi-Directional Recurrent DNNs", algorithm 1, without a language model).
@@ -117,9 +132,11 @@ def prefix_beam(
         log_probs_tv: (T, V) of one utterance, valid frames only.
         beam: prefixes kept after each frame.
         nbest: how many to return; fewer come back where the beam holds fewer.
+        grammar: only its transcripts are found.
 
     Returns:
-        The best first. An utterance of no frames has one hypothesis: the empty one, at log 1.
+        The best first. An utterance of no frames has one hypothesis: the empty one, at log 1. With a
+        grammar there may be none.
     """
     assert beam >= 1 and nbest >= 1, (beam, nbest)
     log_probs = np.asarray(log_probs_tv, dtype=np.float64)
@@ -127,10 +144,12 @@ def prefix_beam(
     # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
     ends_blank, ends_unit = np.zeros(1), np.full(1, -np.inf)
     for frame_v in log_probs:
-        prefixes, ends_blank, ends_unit = _advance(frame_v, prefixes, ends_blank, ends_unit, beam)
+        prefixes, ends_blank, ends_unit = _advance(frame_v, prefixes, ends_blank, ends_unit, beam, grammar)
     totals = np.logaddexp(ends_blank, ends_unit)
-    order = np.argsort(-totals, kind="stable")[:nbest]
-    return [Hypothesis(prefixes[index], float(totals[index])) for index in order]
+    ranked = [
+        Hypothesis(prefixes[index], float(totals[index])) for index in np.argsort(-totals, kind="stable")
+    ]
+    return [one for one in ranked if grammar is None or grammar.is_complete(one.ids)][:nbest]
 
 
 def _advance(
@@ -139,6 +158,7 @@ def _advance(
     ends_blank: NDArray[np.float64],
     ends_unit: NDArray[np.float64],
     beam: int,
+    grammar: Grammar | None,
 ) -> tuple[list[tuple[int, ...]], NDArray[np.float64], NDArray[np.float64]]:
     """One frame of the search: every prefix stays or grows by one unit; the best `beam` remain."""
     totals = np.logaddexp(ends_blank, ends_unit)
@@ -149,6 +169,8 @@ def _advance(
     grow = totals[:, None] + frame_v[None, :]
     grow[rows, last] = ends_blank + frame_v[last]  # the same unit again needs a blank in between
     grow[:, BLANK_ID] = -np.inf
+    if grammar is not None:
+        grow[~np.stack([grammar.next_units(prefix) for prefix in prefixes])] = -np.inf
     # A prefix that grows into another one of the beam adds to it instead of standing twice.
     row_by_prefix = {prefix: row for row, prefix in enumerate(prefixes)}
     for row, prefix in enumerate(prefixes):

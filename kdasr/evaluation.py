@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import Token, greedy, prefix_beam
+from kdasr.decoding import Grammar, Token, greedy, prefix_beam
 from kdasr.error_rates import ErrorCounts, count_errors
 from kdasr.errors import ConfigError, ShardError
 from kdasr.features import LOG_MEL_FLOOR, log_mel
@@ -82,6 +82,7 @@ def evaluate(
     *,
     decoder: str = "greedy",
     beam: int = 8,
+    lexicon: Grammar | None = None,
     batch_utterances: int = 16,
     device: torch.device | str = "cpu",
 ) -> Result:
@@ -91,6 +92,7 @@ def evaluate(
         shards: tars of labelled audio shards.
         decoder: "greedy" or "beam" (prefix beam search).
         beam: prefixes kept by the beam search.
+        lexicon: the words that the beam search may find (`kdasr.lexicon.Lexicon`).
         batch_utterances: utterances in one pass.
         device: where the model lies.
 
@@ -102,6 +104,8 @@ def evaluate(
         raise ConfigError(
             "unknown decoder", where="decoder", expected=" or ".join(DECODERS), got=repr(decoder)
         )
+    if lexicon is not None and decoder != "beam":
+        raise ConfigError("a lexicon is for the beam search", where="decoder", expected="beam", got=decoder)
 
     def hear(utterances: Sequence[Utterance]) -> list[tuple[str, list[Token] | None]]:
         log_probs_btv, lengths_b = _run_batch(model, utterances, device)
@@ -109,7 +113,8 @@ def evaluate(
         if decoder == "greedy":
             return [(units.decode([token.id for token in row]), row) for row in tokens]
         frames = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
-        texts = [units.decode(prefix_beam(row[:length], beam)[0].ids) for row, length in frames]
+        found = [prefix_beam(row[:length], beam, grammar=lexicon) for row, length in frames]
+        texts = [units.decode(one[0].ids) if one else "" for one in found]
         return list(zip(texts, tokens, strict=True))
 
     return _score(shards, hear, batch_utterances)

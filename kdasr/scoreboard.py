@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from export.measure import measure_chunks
 from export.transcribe import Recogniser, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.decoding import Grammar
 from kdasr.errors import ConfigError
 from kdasr.evaluation import Result, evaluate, evaluate_transcriber, measure_rtf, write_hypotheses
 from kdasr.features import FRAME_SHIFT_MS
@@ -36,6 +37,7 @@ class Scoreboard:
         results: the results.json to add rows to; hypotheses and the rest go beside it.
         seed: of the run, for the rows.
         decoder: for whole utterances, "greedy" or "beam".
+        lexicon: the words that the beam search may find.
         test: name of the test set where there are several.
     """
 
@@ -46,10 +48,11 @@ class Scoreboard:
         *,
         seed: int,
         decoder: str = "greedy",
+        lexicon: Grammar | None = None,
         test: str | None = None,
     ) -> None:
-        self.shards, self.results, self.seed, self.decoder = list(shards), results, seed, decoder
-        self.test = test
+        self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
+        self.decoder, self.lexicon = decoder, lexicon
         self.heard: dict[str, Result] = {}
         self.subsampling = 0
         self.timed = self._timed_samples()
@@ -117,7 +120,8 @@ class Scoreboard:
     def _hear(self, recogniser: Recogniser, chunk_by_chunk: bool) -> Result:
         if recogniser.offline_model is not None and not chunk_by_chunk:
             self.subsampling = recogniser.offline_model.subsampling
-            return evaluate(recogniser.offline_model, recogniser.units, self.shards, decoder=self.decoder)
+            search: dict[str, Any] = {"decoder": self.decoder, "lexicon": self.lexicon}
+            return evaluate(recogniser.offline_model, recogniser.units, self.shards, **search)
 
         def stream(utterance: Utterance) -> str:
             session = recogniser.session(where=utterance.key)

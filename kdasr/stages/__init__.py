@@ -16,6 +16,7 @@ from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
 from kdasr.labelling import label as label_shards
 from kdasr.labelling import plan as plan_labels
 from kdasr.labelling import retokenise as retokenise_labels
+from kdasr.lexicon import Lexicon
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
 from kdasr.shards import list_shards
@@ -192,6 +193,7 @@ def evaluate(
     results: str,
     seed: int = 1,
     decoder: str = "greedy",
+    lexicon: Lexicon | None = None,
     spikes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measure models on test shards and add their rows to `results` (a results.json).
@@ -199,8 +201,9 @@ def evaluate(
     `test` is a list of folders, or one for each name of a test set. `models` maps a row's name to
     `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320}`: `path` is a model folder or an
     .onnx file, `chunk_ms` the audio in a chunk where it is not the model's own (0 for full context),
-    `trained` the folder it was exported from. `spikes` names two rows, teacher and student, whose
-    spikes to compare on the first test set, of which an utterance is also kept as an example.
+    `trained` the folder it was exported from. `decoder`, "greedy" or "beam", and the `lexicon` of the beam
+    are for whole utterances. `spikes` names two rows, teacher and student, whose spikes to compare on
+    the first test set, of which an utterance is also kept as an example.
     """
     from kdasr.scoreboard import Scoreboard
 
@@ -208,7 +211,7 @@ def evaluate(
     summary = {}
     for number, (name, folders) in enumerate(sets):
         shards = [path for folder in folders for path in list_shards(Path(folder))]
-        board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder, test=name)
+        board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder, lexicon=lexicon, test=name)
         for model, settings in models.items():
             row = board.add(model, **settings)
             summary[f"{name}: {model}" if name else model] = f"WER {row['wer']:.2f} %"

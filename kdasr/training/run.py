@@ -222,7 +222,7 @@ def _described(terms: WeightedLosses) -> dict[str, list[Any]]:
 
 
 def _named(value: Any) -> Any:
-    """A setting as text that is the same in every process: a function among them by its name."""
+    """A setting as text that is the same in every process: a function by name, an object by its config."""
     if isinstance(value, functools.partial):
         return [_named(value.func), {k: _named(v) for k, v in value.keywords.items()}]
-    return getattr(value, "__qualname__", value)
+    return getattr(value, "__qualname__", getattr(value, "config", value))

@@ -1,0 +1,103 @@
+"""Words in, the units that may come next out: what keeps a search to words that exist.
+
+A teacher that doubts between `five` and `nine` writes `fine`; whoever searches among words alone hears one
+of the two. Self-training has long decoded its teacher with what is known of the language (Kahn, Lee &
+Hannun 2020, arXiv 1909.09116).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdasr.errors import ConfigError
+from kdasr.shards import list_shards, read_texts
+from kdasr.text import BLANK_ID, WORD_START, Units, load_units
+
+
+class Lexicon:
+    """The words of some transcripts, spelled in the units of a model.
+
+    Files are read when the first word is asked for, so that a recipe can name a model that is yet to be
+    trained.
+
+    Args:
+        shards: folders of labelled audio shards; every word of their transcripts may be said.
+        words: further words.
+        units: the units, or the folder of a model that has them.
+
+    Raises:
+        ConfigError: not a single word.
+        ShardError, UnitsError: a folder cannot be read.
+    """
+
+    def __init__(self, *, units: Units | str, shards: Sequence[str] = (), words: Sequence[str] = ()) -> None:
+        self._units, self._shards, self._more_words = units, shards, words
+        self._next: dict[tuple[str, bool], NDArray[np.bool_]] = {}
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Every word that may be said."""
+        folders = [Path(folder) for folder in self._shards]
+        texts = (text for folder in folders for path in list_shards(folder) for text in read_texts(path))
+        words = frozenset(word for text in (*texts, *self._more_words) if text for word in text.split())
+        if not words:
+            raise ConfigError(
+                "a lexicon without words",
+                where=", ".join(self._shards) or "words",
+                fix="Name folders of labelled shards as `shards`, or list `words`.",
+            )
+        return words
+
+    @property
+    def config(self) -> dict[str, str]:
+        """What decides what is found."""
+        text = "\n".join([*sorted(self.words), *self._symbols])
+        return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+    def next_units(self, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
+        """(V,) True for the units with which a transcript that begins with `prefix` may go on."""
+        state = self._last_word(prefix), not prefix
+        if state not in self._next:
+            allowed = [self._may_follow(*state, unit) for unit in range(len(self._symbols))]
+            self._next[state] = np.array(allowed)
+        return self._next[state]
+
+    def is_complete(self, prefix: tuple[int, ...]) -> bool:
+        """Whether `prefix` ends with a word, or is empty."""
+        return not prefix or self._last_word(prefix) in self.words
+
+    @cached_property
+    def _symbols(self) -> list[str]:
+        return (load_units(Path(self._units)) if isinstance(self._units, str) else self._units).symbols
+
+    @cached_property
+    def _pieces(self) -> bool:
+        return any(len(symbol) > 1 and symbol.startswith(WORD_START) for symbol in self._symbols)
+
+    @cached_property
+    def _beginnings(self) -> frozenset[str]:
+        return frozenset(word[:end] for word in self.words for end in range(len(word) + 1))
+
+    def _last_word(self, prefix: tuple[int, ...]) -> str:
+        parts: list[str] = []
+        for unit in reversed(prefix):
+            parts.append(self._symbols[unit])
+            if parts[-1].startswith(WORD_START):
+                break
+        return "".join(reversed(parts)).removeprefix(WORD_START)
+
+    def _may_follow(self, last_word: str, at_start: bool, unit: int) -> bool:
+        symbol = self._symbols[unit]
+        if unit == BLANK_ID:
+            return False
+        if symbol.startswith(WORD_START):
+            # Letters have a mark between words, word pieces one before each.
+            fits = last_word in self.words or (at_start and (symbol != WORD_START or self._pieces))
+            return fits and symbol[1:] in self._beginnings
+        return last_word + symbol in self._beginnings

@@ -1,0 +1,120 @@
+"""What keeps a search to words that exist."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.decoding import collapse, prefix_beam
+from kdasr.errors import ConfigError, UnitsError
+from kdasr.interfaces import Utterance
+from kdasr.lexicon import Lexicon
+from kdasr.shards import write_shards
+from kdasr.text import CharUnits, TableUnits, train_sentencepiece
+
+CHARS = CharUnits()
+
+
+def spelled(lexicon: Lexicon, prefix: str) -> set[str]:
+    allowed = lexicon.next_units(tuple(CHARS.encode(prefix)) if prefix else ())
+    return {symbol for symbol, may in zip(CHARS.symbols, allowed, strict=True) if may}
+
+
+def with_space(lexicon: Lexicon, prefix: str) -> set[str]:
+    allowed = lexicon.next_units((*CHARS.encode(prefix), CHARS.symbols.index("▁")))
+    return {symbol for symbol, may in zip(CHARS.symbols, allowed, strict=True) if may}
+
+
+def test_letters_may_follow_where_a_word_goes_on() -> None:
+    lexicon = Lexicon(units=CHARS, words=["on one", "two"])
+    assert spelled(lexicon, "") == {"o", "t"}
+    assert spelled(lexicon, "o") == {"n"}
+    assert spelled(lexicon, "on") == {"e", "▁"}
+    assert spelled(lexicon, "two on") == {"e", "▁"}
+    assert spelled(lexicon, "tw") == {"o"}
+    assert with_space(lexicon, "on") == {"o", "t"}
+
+
+def test_a_transcript_ends_with_a_word() -> None:
+    lexicon = Lexicon(units=CHARS, words=["on", "one", "two"])
+    space = CHARS.symbols.index("▁")
+    for text, complete in (("on", True), ("one two", True), ("one tw", False), ("t", False)):
+        assert lexicon.is_complete(tuple(CHARS.encode(text))) is complete
+    assert lexicon.is_complete(()) and not lexicon.is_complete((*CHARS.encode("on"), space))
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "table"])
+def test_word_pieces_spell_the_same_words(kind: str) -> None:
+    texts = ["seven eleven", "even seven", "eleven nine"] * 20
+    pieces = train_sentencepiece(texts, 11)
+    units = pieces if kind == "sentencepiece" else TableUnits(pieces.symbols, None, False)
+    lexicon = Lexicon(units=units, words=["seven", "eleven"])
+    found = set()
+
+    def grow(prefix: tuple[int, ...]) -> None:
+        if lexicon.is_complete(prefix) and prefix:
+            found.add(units.decode(list(prefix)))
+        for unit in np.flatnonzero(lexicon.next_units(prefix)):
+            if units.symbols[unit].startswith("▁") and prefix:
+                continue  # one word is enough
+            grow((*prefix, int(unit)))
+
+    grow(())
+    assert found == {"seven", "eleven"}
+    seven = tuple(pieces.encode("seven"))
+    starts = {units.symbols[unit] for unit in np.flatnonzero(lexicon.next_units(seven))}
+    assert starts and all(symbol.startswith("▁") for symbol in starts)
+
+
+def test_the_search_finds_the_best_of_all_sentences_of_its_words() -> None:
+    units = TableUnits(["<blk>", "▁", "a", "b", "c"], None, False)
+    lexicon = Lexicon(units=units, words=["ab", "ba", "c"])
+    log_probs = np.random.default_rng(3).normal(size=(5, 5)) * 1.5
+    log_probs -= np.logaddexp.reduce(log_probs, axis=1, keepdims=True)
+    scores: dict[tuple[int, ...], float] = {}
+    for path in itertools.product(range(5), repeat=5):
+        ids = tuple(collapse(path))
+        words = units.decode(list(ids)).split(" ") if ids else []
+        well_spelled = "▁".join(words) == "".join(units.symbols[unit] for unit in ids)
+        if well_spelled and set(words) <= lexicon.words:
+            score = float(sum(log_probs[frame, unit] for frame, unit in enumerate(path)))
+            scores[ids] = float(np.logaddexp(scores.get(ids, -np.inf), score))
+    expected = sorted(scores.items(), key=lambda item: -item[1])
+    found = prefix_beam(log_probs, beam=500, nbest=500, grammar=lexicon)
+    assert [one.ids for one in found] == [ids for ids, _ in expected]
+    assert [one.log_prob for one in found] == pytest.approx([score for _, score in expected])
+    assert len(found) > 5
+
+
+def test_words_come_from_the_transcripts_of_shards(tmp_path: Path) -> None:
+    sound = np.zeros(SAMPLE_RATE_HZ // 10, dtype=np.float32)
+    texts = ["turn on", None, "turn it off"]
+    utterances = [Utterance(f"u{i}", sound, text=text) for i, text in enumerate(texts)]
+    write_shards(iter(utterances), tmp_path / "labelled")
+    lexicon = Lexicon(units=CHARS, shards=[str(tmp_path / "labelled")], words=["up and down"])
+    assert lexicon.words == {"turn", "on", "it", "off", "up", "and", "down"}
+
+
+def test_what_is_found_depends_on_words_and_units_alone() -> None:
+    one, two = Lexicon(units=CHARS, words=["on", "off"]), Lexicon(units=CHARS, words=["off on"])
+    assert one.config == two.config
+    assert one.config != Lexicon(units=CHARS, words=["on"]).config
+    assert (
+        one.config
+        != Lexicon(units=TableUnits(["<blk>", "▁", "o", "n", "f"], None, False), words=["on", "off"]).config
+    )
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+    lexicon = Lexicon(units=str(tmp_path / "teacher"), words=["on"])
+    with pytest.raises(UnitsError):
+        lexicon.next_units(())
+
+
+def test_no_words_are_refused() -> None:
+    with pytest.raises(ConfigError, match="without words"):
+        Lexicon(units=CHARS).next_units(())
