@@ -69,6 +69,36 @@ def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") ->
     return [_unit(index, states_t, log_probs_tv, unit) for index, unit in enumerate(ids)]
 
 
+def ctc_occupancy(
+    scores_btv: Tensor, tokens_bu: Tensor, lengths_b: Tensor, counts_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How probable transcripts are, and how probably each of their units is in each frame.
+
+    torch's CTC takes for granted that its input is normalised and adds a softmax to the gradient; its
+    gradient without that is the probability of being in a state (Graves et al. 2006, eq. 16), negated.
+
+    Args:
+        scores_btv: (B, T, V) log-probs, or any scores in nats; no gradient flows back to them.
+        tokens_bu: (B, U) transcripts without blanks.
+        lengths_b, counts_b: (B,) frames and units.
+
+    Returns:
+        (B,) - log of the sum over alignments, infinite where a transcript does not fit, and (B, T, V) the
+        share of the alignments that has each class in each frame; 0 beyond the lengths and where the
+        transcript does not fit.
+    """
+    with torch.enable_grad():
+        leaf_btv = scores_btv.detach().requires_grad_()
+        nll_b = torch.nn.functional.ctc_loss(
+            leaf_btv.transpose(0, 1), tokens_bu, lengths_b, counts_b, reduction="none"
+        )
+        (grad_btv,) = torch.autograd.grad(nll_b.sum(), leaf_btv)
+    nll_b = nll_b.detach()
+    inside_bt = torch.arange(scores_btv.shape[1], device=lengths_b.device) < lengths_b[:, None]
+    counts_bt = inside_bt & nll_b.isfinite()[:, None]
+    return nll_b, (leaf_btv.detach().exp() - grad_btv).masked_fill(~counts_bt[:, :, None], 0.0)
+
+
 def _best_path(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
     """(T,) states of the best path; state 2 u + 1 is unit u, even states are blank."""
     labels_s = torch.full((2 * len(ids) + 1,), BLANK_ID)

@@ -7,6 +7,7 @@ ray_engine     a crew of Ray actors
 shard_job      one shard: the idempotent function that every engine runs
 batches        which utterances go through the teacher together
 teachers       teachers by description
+words          posteriors given that words were said
 audio_source   audio shards at a path or a URL
 progress       bar, log lines, summary
 retokenise     what the teacher heard, in a student's units
@@ -21,6 +22,7 @@ from kdasr.labelling.selection import Selection, select
 from kdasr.labelling.settings import Settings, ShardResult
 from kdasr.labelling.shard_job import label_shard
 from kdasr.labelling.teachers import Ensemble, FolderTeacher, Teacher, TeacherSource
+from kdasr.labelling.words import Words
 
 __all__ = [
     "ENGINES",
@@ -38,6 +40,7 @@ __all__ = [
     "ShardResult",
     "Teacher",
     "TeacherSource",
+    "Words",
     "compare",
     "find_work",
     "label",

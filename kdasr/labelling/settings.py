@@ -12,6 +12,7 @@ from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.labelling.filters import Filter
 from kdasr.labelling.teachers import Teacher
+from kdasr.labelling.words import Words
 from kdasr.soft_labels import Codec, Header, TopP
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,6 +34,7 @@ class Settings:
             teacher on the CPU (a core does 1,500 × real time and more); None takes one there and the
             cores of the machine, at most 8, on an accelerator.
         filters: what not to keep; see `kdasr.labelling.filters`.
+        words: the posteriors given that words of a lexicon were said, instead of the teacher's own.
     """
 
     codec: Codec = field(default_factory=TopP)
@@ -43,6 +45,7 @@ class Settings:
     threads: int | None = None
     decoders: int | None = None
     filters: tuple[Filter, ...] = ()
+    words: Words | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -117,6 +120,7 @@ def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha
             "window_seconds": settings.window_seconds,
             "overlap_seconds": settings.overlap_seconds,
             "filters": [[item.name, item.params] for item in settings.filters],
+            **({"words": settings.words.params} if settings.words is not None else {}),
             **facts,
         },
     )

@@ -244,6 +244,8 @@ class _ShardRun:
         started = time.perf_counter()
         kept, keys, owners = [], [], []
         for segment, log_probs_tv in zip(segments, log_probs, strict=True):
+            if self._settings.words is not None:
+                log_probs_tv = self._settings.words(log_probs_tv)
             wanted = segment.keep_last - segment.keep_first
             slack = self._teacher.slack_frames if self._ends(segment) else 0
             kept_tv = self._kept(segment, log_probs_tv, slack)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdasr.alignment import ctc_occupancy
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.losses import best_units, without_times
-from kdasr.methods.pairing import frames_inside
 from kdasr.methods.targets import at_least_float32, targets_of
 
 Nearness = Literal["divergence", "mixture"]
@@ -146,18 +146,7 @@ def _tokens(spikes: _Spikes) -> Tensor:
 
 
 def _ctc_of_scores(scores_btc: Tensor, tokens_bu: Tensor, lengths_b: Tensor, counts_b: Tensor) -> Tensor:
-    """- log of the sum over alignments of the product of any scores, over the batch.
-
-    torch's own CTC takes for granted that its input is normalised and adds a softmax to the gradient;
-    its gradient without that is the probability of being in a state, negated.
-    """
-    with torch.enable_grad():
-        leaf_btc = scores_btc.detach().requires_grad_()
-        nll_b = functional.ctc_loss(
-            leaf_btc.transpose(0, 1), tokens_bu, lengths_b, counts_b, reduction="none"
-        )
-        (grad_btc,) = torch.autograd.grad(nll_b.sum(), leaf_btc)
-    counts_bt = frames_inside(lengths_b, scores_btc.shape[1]) & nll_b.isfinite()[:, None]
-    occupancy_btc = (leaf_btc.detach().exp() - grad_btc).masked_fill(~counts_bt[:, :, None], 0.0)
+    """- log of the sum over alignments of the product of any scores, over the batch."""
+    nll_b, occupancy_btc = ctc_occupancy(scores_btc, tokens_bu, lengths_b, counts_b)
     linear = -(occupancy_btc * scores_btc).sum()
-    return linear + (nll_b.detach().nan_to_num(posinf=0.0).sum() - linear.detach())
+    return linear + (nll_b.nan_to_num(posinf=0.0).sum() - linear.detach())
