@@ -96,37 +96,67 @@ def measure(scale: Scale, device: str, settings: Sequence[str]) -> Iterator[dict
     for name, make in scale.models.items():
         flops = _flops(make, scale, device)
         for setting in settings:
-            precision, compile_layers = setting.removesuffix("+compile"), setting.endswith("+compile")
-            torch.manual_seed(1)
-            step = TrainingStep(make(), device, precision, compile=compile_layers)
-            batch = _batch(step, scale, device)
-            for what, work in (("step", step), ("forward", step.forward)):
-                if device != "cpu":
-                    torch.accelerator.reset_peak_memory_stats()
-                each_s = seconds_each(partial(work, batch), device, times=scale.times, warm_up=3)
-                tflops = flops[what] / each_s / 1e12
+            for row in _rows_that_fit(make, scale, device, setting):
+                each_s = row["ms"] / 1e3
+                tflops = flops[row["what"]] * row["utterances"] / each_s / 1e12
                 yield {
                     "model": name,
                     "setting": setting,
+                    **row,
+                    "tflops": tflops,
+                    "mfu_of_matmul_percent": 100 * tflops / peaks[_precision(setting)],
+                    "mfu_of_data_sheet_percent": _of_data_sheet(device, _precision(setting), tflops),
+                }
+
+
+def _rows_that_fit(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> list[dict[str, Any]]:
+    """The times of a setting with the batch of `scale`, halved until the device holds it."""
+    while True:
+        try:
+            return _rows(make, scale, device, setting)
+        except torch.OutOfMemoryError:
+            if scale.utterances == 1:
+                raise
+        print(f"{setting}: no memory for {scale.utterances} utterances, half of them follow", flush=True)
+        scale = scale._replace(utterances=scale.utterances // 2)
+
+
+def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> list[dict[str, Any]]:
+    # What a step before this one held: its hooks refer to it in circles.
+    gc.collect()
+    torch.manual_seed(1)
+    step = TrainingStep(make(), device, _precision(setting), compile=setting.endswith("+compile"))
+    rows = []
+    try:
+        batch = _batch(step, scale, device)
+        for what, work in (("step", step), ("forward", step.forward)):
+            if device != "cpu":
+                torch.accelerator.reset_peak_memory_stats()
+            each_s = seconds_each(partial(work, batch), device, times=scale.times, warm_up=3)
+            rows.append(
+                {
                     "what": what,
+                    "utterances": scale.utterances,
                     "ms": each_s * 1e3,
                     "audio_hours_per_s": seconds_of(batch) / each_s / 3600,
                     "times_real_time": seconds_of(batch) / each_s,
                     "peak_gib": peak_gib(device),
-                    "tflops": tflops,
-                    "mfu_of_matmul_percent": 100 * tflops / peaks[precision],
-                    "mfu_of_data_sheet_percent": _of_data_sheet(device, precision, tflops),
                 }
-            step.close()
-            del step, batch, work
-            gc.collect()
+            )
+    finally:
+        step.close()
+    return rows
+
+
+def _precision(setting: str) -> str:
+    return setting.removesuffix("+compile")
 
 
 def _flops(make: Callable[[], Any], scale: Scale, device: str) -> dict[str, float]:
-    """Operations of a step and of a forward pass. Counted without compiling: the graph of a compiled
-    layer hides its products from the counter."""
+    """Operations of a step and of a forward pass for each utterance. Counted without compiling: the
+    graph of a compiled layer hides its products from the counter."""
     step = TrainingStep(make(), device, "bf16")
-    batch = _batch(step, scale, device)
+    batch = _batch(step, scale._replace(utterances=1), device)
     counted = {"step": step.flops(batch, step), "forward": step.flops(batch, step.forward)}
     step.close()
     return counted

@@ -79,7 +79,10 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
     listed = run_stages(Path(folder), settings, taken_keys())
     recipes = [(stage, load_recipe(stage.path, stage.settings, taken_keys())) for stage in listed]
     for _, recipe in recipes:
-        check_recipe(recipe)
+        arguments = check_recipe(recipe)
+        if recipe.stage == "prepare":
+            # Not after what comes before it, which may take hours.
+            stages.corpus_folder(**arguments)
     work_dir = _work_dir(recipes)
     inputs = ""
     _console.quiet = not ranks().first

@@ -14,6 +14,8 @@ those of the base, and dotted ones reach into them (`optimisation.steps: 600`).
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -100,10 +102,30 @@ def load_recipe(
         raise ConfigError(
             "the recipe cannot be built", where=path, got=f"{type(error).__name__}: {error}"
         ) from error
+    _check_named(path, built)
     stage = built.pop("stage", None)
     if not isinstance(stage, str):
         raise ConfigError("the recipe names no stage", where=path, expected="stage: prepare, train, label, …")
     return Recipe(stage, built, text, path)
+
+
+def _check_named(path: Path, value: Any, where: str = "") -> None:
+    """Raise ConfigError where what `!name:` names takes no such settings; else it would show in its first
+    call, which may be days away."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_named(path, item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, functools.partial):
+        _check_named(path, value.keywords, where)
+        try:
+            inspect.signature(value.func).bind_partial(*value.args, **value.keywords)
+        except TypeError as error:
+            raise ConfigError(
+                f"{value.func.__qualname__} takes no such setting",
+                where=f"{path}: {where}",
+                expected=", ".join(inspect.signature(value.func).parameters),
+                got=str(error),
+            ) from error
 
 
 def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[str]) -> dict[str, Any]:

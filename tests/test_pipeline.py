@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdasr import pipeline
+from kdasr import pipeline, stages
 from kdasr.errors import ConfigError, KdasrError
 from kdasr.recipe import RUN_FILE
 
@@ -40,6 +40,15 @@ def test_stages_run_in_order_and_once(folder: Path, ran: list[str]) -> None:
     assert pipeline.run_folder(folder, {}) == folder / "work"
     pipeline.run_folder(folder, {})
     assert ran == ["one:1", "two:1", "three:1"]
+
+
+def test_a_folder_that_a_later_stage_needs_is_asked_for_at_once(folder: Path, ran: list[str]) -> None:
+    text = f"stage: prepare\nwork_dir: {folder}/work\nname: folder\nunlabelled_corpus: null\nout: o\n"
+    (folder / "two.yaml").write_text(text)
+    pipeline.VERBS["prepare"] = stages.prepare
+    with pytest.raises(ConfigError, match="folder needs the folder it lies in.*--unlabelled_corpus DIR"):
+        pipeline.run_folder(folder, {})
+    assert ran == []
 
 
 def test_a_change_reruns_its_stage_and_all_after_it(folder: Path, ran: list[str]) -> None:

@@ -90,6 +90,17 @@ def test_a_mapping_can_be_taken_from_another_file(tmp_path: Path) -> None:
         load_recipe(path, {"inner": str(tmp_path / "absent.yaml")})
 
 
+def test_an_argument_that_a_named_loss_or_model_does_not_take_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", SIMPLE)
+    with pytest.raises(
+        ConfigError, match=r"r\.yaml: loss: soft_cross_entropy takes no such setting.*delay_frames.*'delay'"
+    ):
+        load_recipe(path, {"loss.delay": 4})
+    text = "stage: train\nmodel: !name:kdasr.students.conformer.ChunkConformer\n    widht: 32\n"
+    with pytest.raises(ConfigError, match="ChunkConformer takes no such setting.*'widht'"):
+        load_recipe(write(tmp_path / "m.yaml", text))
+
+
 def test_a_key_that_nothing_uses_is_refused_but_a_referenced_one_is_not(tmp_path: Path) -> None:
     recipe = load_recipe(
         write(tmp_path / "r.yaml", "stage: train\nwork_dir: w\nout: !ref <work_dir>/m\nstepz: 3\n")

@@ -24,6 +24,7 @@ from kdasr.stages.training import default_device, make_units, train
 from kdasr.streaming import set_chunk_ms
 
 __all__ = [
+    "corpus_folder",
     "default_device",
     "evaluate",
     "export",
@@ -53,6 +54,23 @@ def prepare(
     A recipe of a run that reads two folders may call the one without transcripts `unlabelled_corpus`,
     so that each can be given on the command line.
     """
+    folder = corpus_folder(name=name, corpus=corpus, unlabelled_corpus=unlabelled_corpus)
+    from data_prep import prepare as prepare_corpus
+
+    shards = prepare_corpus(
+        name, corpus=Path(folder) if folder else None, out=Path(out), seed=seed, **settings
+    )
+    return {split: len(paths) for split, paths in shards.items()}
+
+
+def corpus_folder(
+    *, name: str, corpus: str | None = None, unlabelled_corpus: str | None = None, **_: Any
+) -> str | None:
+    """Where `prepare` would find its corpus; None for one that has no folder.
+
+    Raises:
+        ConfigError: nobody has said where.
+    """
     folder = corpus if corpus is not None else unlabelled_corpus
     if folder is None and name != "synth":
         raise ConfigError(
@@ -60,12 +78,7 @@ def prepare(
             where="corpus",
             fix="Add --corpus DIR (or --unlabelled_corpus DIR, where the recipe says so).",
         )
-    from data_prep import prepare as prepare_corpus
-
-    shards = prepare_corpus(
-        name, corpus=Path(folder) if folder else None, out=Path(out), seed=seed, **settings
-    )
-    return {split: len(paths) for split, paths in shards.items()}
+    return folder
 
 
 def label(

@@ -74,7 +74,6 @@ class CtcBrain(sb.Brain):
             run_opts={
                 "device": training.device,
                 "precision": optimisation.precision,
-                "max_grad_norm": optimisation.max_gradient_norm,
                 "ckpt_interval_steps": optimisation.checkpoint_every,
                 "ckpt_interval_minutes": 0,
                 "noprogressbar": True,
@@ -179,6 +178,16 @@ class CtcBrain(sb.Brain):
         self.unread.append(news.with_sums(sums.values))
         self._read(keep=self.steps_unread)
         return loss.detach()
+
+    def optimizers_step(self) -> None:
+        """As SpeechBrain's, which clips the gradients of the first parameter group alone: Muon has two."""
+        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_gradient_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
 
     def _add_up(self, sums: StepSums) -> None:
         learning = [parameter for parameter in self.step_module.parameters() if parameter.requires_grad]

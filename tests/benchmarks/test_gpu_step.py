@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gpu, loader
 from benchmarks.step import TrainingStep, seconds_of, synthetic_batch
+from kdasr.interfaces import Batch
 from kdasr.teachers.conformer import ConformerTeacher
 from tests.speech import shards
 
@@ -48,6 +49,20 @@ def test_the_table_of_an_accelerator_has_a_row_for_each_setting(tmp_path: Path) 
     assert all(row["times_real_time"] == pytest.approx(2_000 / row["ms"]) for row in rows)
     assert all(0 < row["mfu_of_matmul_percent"] < 200 for row in rows)
     assert len(json.loads((tmp_path / "steps.json").read_text())["rows"]) == 8
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_two(self: TrainingStep, batch: Batch) -> torch.Tensor:
+        if len(batch.keys) > 2:
+            raise torch.OutOfMemoryError("full")
+        return torch.zeros(())
+
+    monkeypatch.setattr(TrainingStep, "__call__", only_two)
+    monkeypatch.setattr(gpu, "_flops", lambda make, scale, device: {"step": 1e6, "forward": 1e6})
+    scale = gpu.scales()["tiny"]._replace(utterances=8, times=1, matrix=8)
+    rows = list(gpu.measure(scale, "cpu", ["fp32"]))
+    assert [row["utterances"] for row in rows] == [2, 2, 2, 2]
+    assert all(row["tflops"] == pytest.approx(2e-6 / (row["ms"] / 1e3)) for row in rows)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from kdasr.errors import ConfigError
 from kdasr.training import Optimisation
 from kdasr.training.muon import Muon, MuonAdamW, make_optimiser
+from tests.speech import shards
+from tests.test_training import training
 
 SETTINGS: dict[str, Any] = {"weight_decay": 0.0, "betas": (0.9, 0.98)}
 
@@ -114,6 +117,23 @@ def test_muon_learns_a_separable_task() -> None:
     first = loss_of(net, 100).item()
     take_steps(net, make_optimiser(net, "muon", **SETTINGS), 0, 60, rate=0.01)
     assert loss_of(net, 100).item() < 0.5 * first
+
+
+def test_gradients_of_both_are_clipped_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards(tmp_path / "labelled", 4)
+    shards(tmp_path / "dev", 2, first_seed=1_000)
+    norms: list[float] = []
+    step = MuonAdamW.step
+
+    def measured(self: MuonAdamW) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(nn.utils.get_total_norm(gradients)))
+        return step(self)
+
+    monkeypatch.setattr(MuonAdamW, "step", measured)
+    run = training(tmp_path, tmp_path / "c", steps=2, optimiser="muon", max_gradient_norm=0.01)
+    run.run(tmp_path / "m")
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
 
 
 def test_an_unknown_optimiser_is_refused() -> None:
