@@ -2,14 +2,16 @@
 
     python -m benchmarks.distillation --recipe recipes/mini --work-dir runs/mini --seeds 1 2 3
 
-The work folder is that of a finished `kdasr run` of the recipe: its shards, teacher and labels are used
-as they are. Arms are listed in benchmarks/distillation.yaml; `--arms a,b` runs some of them (and
+The work folder is that of a finished `kdasr run` of the recipe: its shards and teacher are used as they are,
+and its labels by the arms that name them. All others learn from what the teacher heard, without a lexicon.
+Arms are listed in benchmarks/distillation.yaml; `--arms a,b` runs some of them (and
 labels_only, where a delay is to be measured with it). What is there already is not done again, so this
 can be stopped and continued, and once labels_only is there, arms can run beside one another.
 
     WORK_DIR/distillation/ARM-SEED/          the student
     WORK_DIR/distillation/ARM-SEED.json      its row; delete it to run the arm again
     WORK_DIR/distillation/ARM-SEED.jsonl     its training log
+    WORK_DIR/distillation/labels_as_heard/   the teacher's posteriors as they are
     WORK_DIR/distillation.json               all rows
 
 It prints a table in Markdown: WER on the test shards, how late spikes are against a forced alignment of
@@ -64,10 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     chosen = list(arms) if options.arms is None else options.arms
     if unknown := [name for name in chosen if name not in arms]:
         raise ConfigError("no such arm", where="--arms", expected=", ".join(arms), got=", ".join(unknown))
+    as_heard = _labels_as_heard(options.recipe, options.work_dir)
     rows = []
     for seed in options.seeds:
         for name in _with_reference(chosen, arms):
-            row = _row(options, name, arms[name], seed)
+            row = _row(options, name, {**as_heard, **arms[name]}, seed)
             rows += [row] if name in chosen else []
             _write_all(options.work_dir)
     print(table(rows))
@@ -79,6 +82,17 @@ def _with_reference(chosen: Sequence[str], arms: Mapping[str, Any]) -> list[str]
     needed = any("auto" in json.dumps(arms[name], default=str) for name in chosen)
     first = [REFERENCE] if needed or REFERENCE in chosen else []
     return first + [name for name in chosen if name != REFERENCE]
+
+
+def _labels_as_heard(recipe: Path, work_dir: Path) -> dict[str, Any]:
+    """The setting that names labels made without a lexicon; none where those of the recipe are."""
+    settings = load_recipe(recipe / "label.yaml", {"work_dir": str(work_dir)}).arguments.get("settings")
+    if settings is None or settings.words is None:
+        return {}
+    out = str(work_dir / FOLDER / "labels_as_heard")
+    own = {"work_dir": str(work_dir), "out": out, "settings.words": None}
+    run_recipe(recipe / "label.yaml", own, expected_stage="label")
+    return {"labels": [out]}
 
 
 def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: int) -> dict[str, Any]:

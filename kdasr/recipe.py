@@ -118,12 +118,16 @@ def _check_named(path: Path, value: Any, where: str = "") -> None:
     elif isinstance(value, functools.partial):
         _check_named(path, value.keywords, where)
         try:
-            inspect.signature(value.func).bind_partial(*value.args, **value.keywords)
+            takes = inspect.signature(value.func)
+        except ValueError:
+            return  # a built-in does not say what it takes
+        try:
+            takes.bind_partial(*value.args, **value.keywords)
         except TypeError as error:
             raise ConfigError(
                 f"{value.func.__qualname__} takes no such setting",
                 where=f"{path}: {where}",
-                expected=", ".join(inspect.signature(value.func).parameters),
+                expected=", ".join(takes.parameters),
                 got=str(error),
             ) from error
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from export.measure import measure_chunks
 from export.transcribe import Recogniser, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import Grammar
 from kdasr.errors import ConfigError
 from kdasr.evaluation import Result, evaluate, evaluate_transcriber, measure_rtf, write_hypotheses
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import Utterance
+from kdasr.lexicon import Lexicon
 from kdasr.models import WEIGHTS_FILE, read_card
 from kdasr.results import HYPOTHESES_FOLDER, append_result
 from kdasr.shards import read_shard
@@ -37,7 +37,7 @@ class Scoreboard:
         results: the results.json to add rows to; hypotheses and the rest go beside it.
         seed: of the run, for the rows.
         decoder: for whole utterances, "greedy" or "beam".
-        lexicon: the words that the beam search may find.
+        lexicon: folders of labelled shards whose words the beam search may find; None for anything.
         test: name of the test set where there are several.
     """
 
@@ -48,7 +48,7 @@ class Scoreboard:
         *,
         seed: int,
         decoder: str = "greedy",
-        lexicon: Grammar | None = None,
+        lexicon: Sequence[str] | None = None,
         test: str | None = None,
     ) -> None:
         self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
@@ -120,8 +120,10 @@ class Scoreboard:
     def _hear(self, recogniser: Recogniser, chunk_by_chunk: bool) -> Result:
         if recogniser.offline_model is not None and not chunk_by_chunk:
             self.subsampling = recogniser.offline_model.subsampling
-            search: dict[str, Any] = {"decoder": self.decoder, "lexicon": self.lexicon}
-            return evaluate(recogniser.offline_model, recogniser.units, self.shards, **search)
+            units = recogniser.units
+            lexicon = None if self.lexicon is None else Lexicon(units=units, shards=self.lexicon)
+            model = recogniser.offline_model
+            return evaluate(model, units, self.shards, decoder=self.decoder, lexicon=lexicon)
 
         def stream(utterance: Utterance) -> str:
             session = recogniser.session(where=utterance.key)

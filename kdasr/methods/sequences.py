@@ -12,15 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from kdasr.decoding import BLANK_ID, Grammar, Hypothesis, prefix_beam
+from kdasr.decoding import BLANK_ID, Hypothesis, prefix_beam
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.losses import collapsed, ctc, without_times
 from kdasr.methods.targets import at_least_float32, targets_of
 
 _CACHED_UTTERANCES = 100_000
-# Of a class that was not kept, where its share of the tail is less: a word needs all of its letters.
-_LEAST_LOG_PROB = -12.0
 
 
 @without_times
@@ -31,7 +29,6 @@ def nbest_ctc(
     nbest: int = 4,
     beam: int = 8,
     scale: float = 1.0,
-    lexicon: Grammar | None = None,
     teacher: str | None = None,
 ) -> Tensor:
     """CTC against the teacher's n best transcripts, each as much as the teacher believes in it.
@@ -41,8 +38,7 @@ def nbest_ctc(
     Sequence-level distillation over an n-best list (Kim & Rush 2016, section 3.2; for CTC acoustic
     models Takashima, Li & Kawai 2018). With one hypothesis it differs from
     `kdasr.losses.best_path_ctc` in that the search sums over alignments. Each utterance is searched
-    once and remembered. Without a lexicon, classes that were not kept are never hypothesised; with one,
-    each of them has an equal share of the tail, so that a word can be found whose letters were not kept.
+    once and remembered; classes that were not kept are never hypothesised.
 
     Args:
         output: of the student.
@@ -50,8 +46,6 @@ def nbest_ctc(
         nbest: transcripts for each utterance.
         beam: prefixes kept by the search.
         scale: below 1 the weights are more equal, at 0 they are equal.
-        lexicon: only transcripts of its words are hypothesised (`kdasr.lexicon.Lexicon`). Where the
-            search finds none, what it finds without a lexicon stands.
 
     Returns:
         L over the batch, in nats for each output frame.
@@ -66,7 +60,7 @@ def nbest_ctc(
             expected="1 <= nbest <= beam, scale >= 0",
             got=f"nbest {nbest}, beam {beam}, scale {scale}",
         )
-    lists = nbest_lists(targets_of(batch, teacher), nbest, beam, lexicon)
+    lists = nbest_lists(targets_of(batch, teacher), nbest, beam)
     device = output.log_probs_btv.device
     rows = torch.tensor([row for row, found in enumerate(lists) for _ in found], device=device)
     tokens = [torch.tensor(one.ids, dtype=torch.int64, device=device) for found in lists for one in found]
@@ -143,41 +137,26 @@ def drawn_transcripts(labels: SoftLabelBatch, sharpness: float = 1.0) -> tuple[T
     return collapsed(unit_bt)
 
 
-def nbest_lists(
-    labels: SoftLabelBatch, nbest: int, beam: int, lexicon: Grammar | None = None
-) -> list[list[Hypothesis]]:
+def nbest_lists(labels: SoftLabelBatch, nbest: int, beam: int) -> list[list[Hypothesis]]:
     """The n best transcripts of each utterance of a batch, the best first."""
     ids_btk, log_probs_btk = labels.ids_btk.cpu().numpy(), labels.log_probs_btk.float().cpu().numpy()
-    tail_bt = labels.tail_log_probs_bt.float().cpu().numpy()
+    lengths = labels.lengths_b.tolist()
     return [
-        _remembered(
-            ids_btk[row, :length], log_probs_btk[row, :length], tail_bt[row, :length], nbest, beam, lexicon
-        )
-        for row, length in enumerate(labels.lengths_b.tolist())
+        _remembered(ids_btk[row, :length], log_probs_btk[row, :length], nbest, beam)
+        for row, length in enumerate(lengths)
     ]
 
 
 _found: OrderedDict[bytes, list[Hypothesis]] = OrderedDict()
 
 
-def _remembered(
-    ids_tk: np.ndarray,
-    log_probs_tk: np.ndarray,
-    tail_t: np.ndarray,
-    nbest: int,
-    beam: int,
-    lexicon: Grammar | None,
-) -> list[Hypothesis]:
+def _remembered(ids_tk: np.ndarray, log_probs_tk: np.ndarray, nbest: int, beam: int) -> list[Hypothesis]:
     # Columns that are padding differ from batch to batch.
     kept_tk = np.isfinite(log_probs_tk)
     content = ids_tk[kept_tk].tobytes() + log_probs_tk[kept_tk].tobytes() + kept_tk.sum(1).tobytes()
-    settings = f"{nbest} {beam} {None if lexicon is None else id(lexicon)}"
-    name = hashlib.blake2b(content + settings.encode(), digest_size=16).digest()
+    name = hashlib.blake2b(content + f"{nbest} {beam}".encode(), digest_size=16).digest()
     if name not in _found:
-        if lexicon is None:
-            _found[name] = _search(ids_tk, log_probs_tk, nbest, beam)
-        else:
-            _found[name] = _search_words(ids_tk, log_probs_tk, tail_t, nbest, beam, lexicon)
+        _found[name] = _search(ids_tk, log_probs_tk, nbest, beam)
         if len(_found) > _CACHED_UTTERANCES:
             _found.popitem(last=False)
     return _found[name]
@@ -187,29 +166,8 @@ def _search(ids_tk: np.ndarray, log_probs_tk: np.ndarray, nbest: int, beam: int)
     """Prefix beam search over the classes that the teacher kept anywhere in the utterance."""
     units_u = np.union1d([BLANK_ID], ids_tk)
     log_probs_tu = np.full((len(ids_tk), len(units_u)), -np.inf)
-    _put(log_probs_tu, np.searchsorted(units_u, ids_tk), log_probs_tk)
+    frames_tk = np.broadcast_to(np.arange(len(ids_tk))[:, None], ids_tk.shape)
+    columns_tk = np.searchsorted(units_u, ids_tk)
+    np.maximum.at(log_probs_tu, (frames_tk, columns_tk), log_probs_tk)
     found = prefix_beam(log_probs_tu, beam, nbest)
     return [Hypothesis(tuple(int(units_u[unit]) for unit in one.ids), one.log_prob) for one in found]
-
-
-def _search_words(
-    ids_tk: np.ndarray,
-    log_probs_tk: np.ndarray,
-    tail_t: np.ndarray,
-    nbest: int,
-    beam: int,
-    lexicon: Grammar,
-) -> list[Hypothesis]:
-    """Prefix beam search over the words of a lexicon, and over all classes."""
-    classes = len(lexicon.next_units(()))
-    others_t = classes - np.isfinite(log_probs_tk).sum(1)
-    each_t = np.maximum(tail_t - np.log(np.maximum(others_t, 1)), _LEAST_LOG_PROB)
-    log_probs_tv = np.repeat(each_t[:, None].astype(np.float64), classes, axis=1)
-    _put(log_probs_tv, ids_tk, log_probs_tk)
-    return prefix_beam(log_probs_tv, beam, nbest, lexicon) or _search(ids_tk, log_probs_tk, nbest, beam)
-
-
-def _put(log_probs_tv: np.ndarray, places_tk: np.ndarray, log_probs_tk: np.ndarray) -> None:
-    """Kept log-probs into their places; entries that are padding point at blank, which is kept."""
-    frames_tk = np.broadcast_to(np.arange(len(places_tk))[:, None], places_tk.shape)
-    np.maximum.at(log_probs_tv, (frames_tk, places_tk), log_probs_tk)

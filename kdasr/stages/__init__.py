@@ -16,7 +16,6 @@ from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
 from kdasr.labelling import label as label_shards
 from kdasr.labelling import plan as plan_labels
 from kdasr.labelling import retokenise as retokenise_labels
-from kdasr.lexicon import Lexicon
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
 from kdasr.shards import list_shards
@@ -206,7 +205,7 @@ def evaluate(
     results: str,
     seed: int = 1,
     decoder: str = "greedy",
-    lexicon: Lexicon | None = None,
+    lexicon: Sequence[str] | None = None,
     spikes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measure models on test shards and add their rows to `results` (a results.json).
@@ -214,9 +213,10 @@ def evaluate(
     `test` is a list of folders, or one for each name of a test set. `models` maps a row's name to
     `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320}`: `path` is a model folder or an
     .onnx file, `chunk_ms` the audio in a chunk where it is not the model's own (0 for full context),
-    `trained` the folder it was exported from. `decoder`, "greedy" or "beam", and the `lexicon` of the beam
-    are for whole utterances. `spikes` names two rows, teacher and student, whose spikes to compare on
-    the first test set, of which an utterance is also kept as an example.
+    `trained` the folder it was exported from. `decoder`, "greedy" or "beam", and `lexicon`, folders of
+    labelled shards to whose words the beam is kept, are for whole utterances. `spikes` names two rows,
+    teacher and student, whose spikes to compare on the first test set, of which an utterance is also
+    kept as an example.
     """
     from kdasr.scoreboard import Scoreboard
 

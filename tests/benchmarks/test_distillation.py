@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmarks.distillation import ARMS_FILE, main, table
 from kdasr import stages
 from kdasr.errors import ConfigError
 from kdasr.models import save_model
+from kdasr.soft_labels import open_label_shard
 from kdasr.spikes import SpikeHistogram
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
@@ -56,6 +58,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "kernel_frames": 3,
     }.items():
         text = re.sub(rf"^    {name}: .*$", f"    {name}: {value}", text, flags=re.MULTILINE)
+    shutil.copy(RECIPES / "mini/label.yaml", tmp_path)
     (tmp_path / "student.yaml").write_text(re.sub(r"batch_seconds: \d+", "batch_seconds: 8", text))
     histogram = SpikeHistogram(40.0, [40.0], [200], 200, 200)
     monkeypatch.setattr("kdasr.stages.training.measure_offsets", lambda *_, **__: histogram)
@@ -79,12 +82,17 @@ def test_an_arm_is_run_once_and_again_when_its_settings_change(
     assert "unlabelled/soft_labels" in (folder / "delay_measured-4.jsonl").read_text()
     assert not list(folder.glob("*.checkpoints"))
     assert len(json.loads((work_dir / "distillation.json").read_text())) == 2
+    as_heard = [open_label_shard(path).header for path in (folder / "labels_as_heard").glob("*.kdsl")]
+    assert as_heard and not any("words" in header.settings for header in as_heard)
     assert "| delay_measured |" in capsys.readouterr().out
 
     trained: list[str] = []
-    monkeypatch.setattr(
-        distillation, "run_recipe", lambda _, settings, **__: trained.append(settings["name"])
-    )
+
+    def stand_in(_: Path, settings: dict[str, Any], *, expected_stage: str) -> None:
+        if expected_stage == "train":
+            trained.append(settings["name"])
+
+    monkeypatch.setattr(distillation, "run_recipe", stand_in)
     assert run(tiny, work_dir, "--seeds", "4", "--arms", "delay_measured") == [row]
     assert trained == []
     with pytest.raises(TypeError):  # what stands in for training gives no facts

@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -62,39 +61,6 @@ def test_one_best_of_a_sure_teacher_is_its_best_path() -> None:
     batch = batch_of(labels_from([frames]))
     output = output_of(torch.randn(1, 4, 4).log_softmax(-1))
     torch.testing.assert_close(nbest_ctc(output, batch, nbest=1), best_path_ctc(output, batch))
-
-
-class OnlyTwos:
-    """Transcripts that repeat unit 2, at least once."""
-
-    def next_units(self, prefix: tuple[int, ...]) -> np.ndarray:
-        return np.arange(5) == 2
-
-    def is_complete(self, prefix: tuple[int, ...]) -> bool:
-        return len(prefix) > 0
-
-
-def test_with_a_lexicon_only_its_transcripts_are_found() -> None:
-    (found,) = nbest_lists(labels_from([FRAMES]), nbest=3, beam=64, lexicon=OnlyTwos())
-    # Of all paths: 2 in the second frame, or in others where its share of no tail is next to nothing.
-    assert found[0].ids == (2,) and math.exp(found[0].log_prob) == pytest.approx(0.6 * 0.5 * 0.7, rel=1e-3)
-
-
-def test_a_word_is_found_whose_letters_were_not_kept() -> None:
-    frames = [{0: 0.5, 1: 0.2}, {0: 0.9}]  # 0.3 and 0.1 for the four others together: 2, 3, 4 and, once, 1
-    (found,) = nbest_lists(labels_from([frames]), nbest=1, beam=64, lexicon=OnlyTwos())
-    first, second = 0.3 / 3, 0.1 / 4
-    everything = first * 0.9 + 0.5 * second + first * second
-    assert found[0].ids == (2,) and math.exp(found[0].log_prob) == pytest.approx(everything)
-
-
-def test_where_no_word_is_found_what_the_teacher_wrote_stands() -> None:
-    class Nothing(OnlyTwos):
-        def is_complete(self, prefix: tuple[int, ...]) -> bool:
-            return False
-
-    labels = labels_from([FRAMES])
-    assert nbest_lists(labels, 2, 8, Nothing()) == nbest_lists(labels, 2, 8)
 
 
 def test_scale_zero_makes_all_equal() -> None:
