@@ -85,3 +85,17 @@ def write_card(card: dict[str, Any], path: Path) -> None:
     temporary = temporary_name(path)
     temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     commit_file(temporary, path)
+
+
+def figures_text(figures: dict[str, Any]) -> str:
+    """What the card says of one file, in a line."""
+    agreement = figures.get("parity_with_torch") or figures["agreement_with_torch"]
+    parts = [
+        f"{figures['bytes'] / 1e6:.2f} MB",
+        f"log-probs within {agreement['max_abs_difference']:.2g} of torch",
+        f"{agreement['same_argmax']:.1%} of frames the same class",
+    ]
+    if "wer_percent" in figures:
+        rise = figures.get("wer_rise_points")
+        parts.append(f"WER {figures['wer_percent']:.2f} %" + (f" ({rise:+.2f})" if rise is not None else ""))
+    return ", ".join(parts)

@@ -113,6 +113,7 @@ def _all_transcripts(
     rules = EndpointRules(request.min_silence_s, request.max_segment_s)
     if request.microphone:
         pieces = microphone_pieces(device=request.device, piece_ms=request.piece_ms)
+        print("listening; Ctrl-C ends it", file=err, flush=True)
         yield from recogniser.listen(pieces, MICROPHONE, None if request.endpoint is False else rules)
         return
     for source in request.sources:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from kdasr.errors import AudioError, ConfigError
 from kdasr.streaming import StreamingResampler
 
 Samples = NDArray[np.float32]
+T = TypeVar("T")
 
 _BYTES_PER_SAMPLE = 2
 _NAME_BYTES = 4  # of a container's name, at its start
@@ -41,7 +42,7 @@ def piece_samples(piece_ms: int, rate_hz: int) -> int:
 
 
 def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ, piece_ms: int = 100) -> Iterator[Samples]:
-    """Raw mono 16-bit little-endian PCM from a pipe, as soon as it comes.
+    """Raw mono 16-bit little-endian PCM from a pipe, as soon as it comes, until its end or Ctrl-C.
 
     Args:
         rate_hz: its sample rate; other rates than 16 kHz are resampled on the way.
@@ -55,7 +56,7 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ, piece_ms: int
     size = piece_samples(piece_ms, rate_hz) * _BYTES_PER_SAMPLE
     read = getattr(stream, "read1", stream.read)
     rest, checked = b"", False
-    while data := read(size):
+    while data := _until_interrupted(lambda: read(size)):
         rest += data
         if not checked:
             _refuse_container(rest)
@@ -88,7 +89,7 @@ def _refuse_container(data: bytes) -> None:
 
 
 def microphone_pieces(*, device: str | int | None = None, piece_ms: int = 100) -> Iterator[Samples]:
-    """The microphone, until the iteration is given up (Ctrl-C).
+    """The microphone, until Ctrl-C: what was heard before it is complete.
 
     Args:
         device: name or number as `python -m sounddevice` lists them; None for the default.
@@ -107,12 +108,13 @@ def microphone_pieces(*, device: str | int | None = None, piece_ms: int = 100) -
         arrived.put(frames[:, 0].copy())
 
     try:
+        rate_hz = _microphone_rate_hz(sounddevice, device)
         microphone = sounddevice.InputStream(
-            samplerate=SAMPLE_RATE_HZ,
+            samplerate=rate_hz,
             channels=1,
             dtype="float32",
             device=device,
-            blocksize=piece_samples(piece_ms, SAMPLE_RATE_HZ),
+            blocksize=piece_samples(piece_ms, rate_hz),
             callback=hear,
         )
     except (sounddevice.PortAudioError, ValueError) as error:
@@ -122,9 +124,30 @@ def microphone_pieces(*, device: str | int | None = None, piece_ms: int = 100) -
             got=error,
             fix="List the devices with: python -m sounddevice",
         ) from error
+    resampler = StreamingResampler(rate_hz)
     with microphone:
-        while True:
-            yield arrived.get()
+        while (frames := _until_interrupted(arrived.get)) is not None:
+            yield resampler.accept(frames)
+    yield resampler.flush()
+
+
+def _microphone_rate_hz(sounddevice: Any, device: str | int | None) -> int:
+    """16 kHz, or the device's own rate where it has no other."""
+    try:
+        sounddevice.check_input_settings(
+            device=device, channels=1, dtype="float32", samplerate=SAMPLE_RATE_HZ
+        )
+    except sounddevice.PortAudioError:
+        return int(sounddevice.query_devices(device, "input")["default_samplerate"])
+    return SAMPLE_RATE_HZ
+
+
+def _until_interrupted(read: Callable[[], T]) -> T | None:
+    """What `read` gives; None once Ctrl-C is pressed: it ends what is heard, and not its transcript."""
+    try:
+        return read()
+    except KeyboardInterrupt:
+        return None
 
 
 def _sounddevice() -> Any:

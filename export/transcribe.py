@@ -75,12 +75,16 @@ class Recogniser:
             ModelError: the model needs the whole utterance.
         """
         if self.chunk_model is None:
+            student = isinstance(self.offline_model, StreamingModel)
             raise ModelError(
                 "this model cannot run chunk by chunk",
                 where=self.path,
                 expected="a streaming student or an exported model",
-                got=type(self.offline_model).__name__,
-                fix="Transcribe with it without --stream, or choose a student.",
+                got="a student of full context (a chunk of 0 ms)"
+                if student
+                else type(self.offline_model).__name__,
+                fix="Transcribe with it without --stream, or choose "
+                + ("another --chunk-ms." if student else "a student."),
             )
         return self.chunk_model
 

@@ -80,12 +80,21 @@ def build_parser() -> argparse.ArgumentParser:
     select.add_argument("--hours", type=float, required=True, help="the budget")
     select.add_argument("--measure", default="best_path", help="best_path, spikes or entropy")
 
+    # All of its settings are named here: without a recipe, the value of an unknown one is taken for it.
     export = verb("export", _export, "export a student for devices", settings=True)
     export.add_argument("recipe", type=Path, nargs="?", help="a recipe .yaml (or use --model and --out)")
-    export.add_argument("--model", type=Path, help="folder of a trained student")
-    export.add_argument("--out", type=Path, help="folder for the exported files")
+    export.add_argument("--model", help="folder of a trained student")
+    export.add_argument("--out", help="folder for the exported files")
     export.add_argument("--format", help="onnx (default), wave-onnx or executorch")
     export.add_argument("--chunk-ms", type=int, help="audio in a chunk (default: the student's own)")
+    export.add_argument(
+        "--int8", action=argparse.BooleanOptionalAction, help="write the 8-bit file too (default)"
+    )
+    export.add_argument(
+        "--dev", action="append", metavar="SHARDS", help="labelled shards, for WER and the gate of int8"
+    )
+    export.add_argument("--max-wer-rise", type=float, help="points that int8 may cost on --dev (0.5)")
+    export.add_argument("--name", help="what the card calls the model")
 
     add_commands(verb)
 
@@ -192,18 +201,18 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.pipeline import run_recipe
     from kdasr.stages import export
 
-    paths = {"model": arguments.model, "out": arguments.out}
-    given: dict[str, Any] = {name: str(path) for name, path in paths.items() if path is not None}
-    options = {"format": arguments.format, "chunk_ms": arguments.chunk_ms}
-    settings = {**settings, **{name: value for name, value in options.items() if value is not None}}
+    names = ("model", "out", "format", "chunk_ms", "int8", "dev", "max_wer_rise", "name")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.recipe is not None:
         result = run_recipe(arguments.recipe, {**settings, **given}, expected_stage="export")
-    elif len(given) < 2:
+    elif not {"model", "out"} <= set(given):
         raise ConfigError("what to export is missing", expected="a recipe, or --model DIR --out DIR")
+    elif settings:
+        raise ConfigError(f"unknown option --{next(iter(settings))}", fix="See kdasr export --help.")
     else:
-        result = export(**given, **settings)
-    for name, value in result.items():
-        print(f"{name}\t{value}")
+        result = export(**given)
+    for path, figures in result.items():
+        print(f"{path}\t{figures}")
 
 
 def _report(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

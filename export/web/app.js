@@ -4,7 +4,8 @@ import { decodeFile, encodeWav, openMicrophone, play, RATE } from "./audio.js";
 import { Bars, loudness, percentile } from "./meters.js";
 
 const PIECE = RATE / 10;
-const PAUSE_SECONDS = 1.0;
+// When a live stretch is over, as `kdasr transcribe` has it.
+const RULES = { minSilence: 1.0, maxSegment: 20.0 };
 
 const $ = (id) => document.getElementById(id);
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
@@ -13,8 +14,7 @@ let times = null; // bars of chunk times, once the length of a chunk is known
 let ready = null; // what the worker said of the model
 let heard = []; // pieces of samples of this recording
 let chunkTimes = [];
-let stopMicrophone = null;
-let stopPlaying = null;
+let stop = null; // ends what is live, the microphone or a file that is listened to
 let busy = false;
 
 function status(text, state) {
@@ -23,7 +23,10 @@ function status(text, state) {
 }
 
 function fail(error) {
+  setStop(null)?.();
   status(error.message ?? String(error), "error");
+  $("hint").hidden = $("segments").children.length > 0;
+  $("partial").hidden = true;
   setBusy(false);
 }
 
@@ -31,14 +34,25 @@ function setBusy(value) {
   busy = value;
   $("file").disabled = value || !ready;
   $("precision").disabled = value || !ready;
-  $("microphone").disabled = !ready || (value && !stopMicrophone);
+  $("microphone").disabled = !ready || (value && !stop);
 }
 
-function begin(name, minSilence) {
+// Makes `end` what the large button does, or null for nothing to end. Returns what it was.
+function setStop(end) {
+  const before = stop;
+  stop = end;
+  $("microphone").setAttribute("aria-pressed", String(Boolean(end)));
+  $("microphone").querySelector("span").textContent = end ? "Stop" : "Speak";
+  setBusy(busy);
+  return before;
+}
+
+function begin(name, rules) {
   heard = [];
   chunkTimes = [];
   levels.clear();
   times.clear();
+  for (const name of ["p50", "p95", "rtf"]) $(name).textContent = "–";
   $("hint").hidden = true;
   $("segments").replaceChildren();
   $("partial").hidden = false;
@@ -46,7 +60,7 @@ function begin(name, minSilence) {
   $("source").textContent = name;
   $("copy").disabled = $("save").disabled = true;
   setBusy(true);
-  worker.postMessage({ type: "start", minSilence });
+  worker.postMessage({ type: "start", rules });
 }
 
 function feed(samples) {
@@ -57,27 +71,23 @@ function feed(samples) {
 
 // ------------------------------------------------------------------ sources
 
-async function toggleMicrophone() {
-  if (stopMicrophone) {
-    const stop = stopMicrophone;
-    stopMicrophone = null;
-    $("microphone").setAttribute("aria-pressed", "false");
-    $("microphone").querySelector("span").textContent = "Speak";
-    await stop();
+async function toggle() {
+  if (stop) {
     status("finishing", "working");
-    worker.postMessage({ type: "finish" });
+    await setStop(null)();
     return;
   }
-  begin("microphone", PAUSE_SECONDS);
+  begin("microphone", RULES);
   try {
-    stopMicrophone = await openMicrophone(feed);
+    const close = await openMicrophone(feed);
+    setStop(async () => {
+      await close();
+      worker.postMessage({ type: "finish" });
+    });
   } catch (error) {
     fail(new Error(`The microphone cannot be used: ${error.message}`));
     return;
   }
-  $("microphone").disabled = false;
-  $("microphone").setAttribute("aria-pressed", "true");
-  $("microphone").querySelector("span").textContent = "Stop";
   status("listening", "listening");
 }
 
@@ -95,15 +105,22 @@ async function transcribeFile(file) {
   }
 }
 
-// Feeds the samples while the file is heard, at the pace of a clock.
+// Feeds the samples while the file is heard, at the pace of a clock, to its end or until it is stopped.
 async function feedAlong(mono, buffer) {
-  stopPlaying = play(buffer, () => (stopPlaying = null));
+  let stopped = false;
+  const silence = play(buffer);
+  setStop(() => {
+    stopped = true;
+    silence();
+  });
   const began = performance.now();
   for (let start = 0; start < mono.length; start += PIECE) {
     const due = began + (1000 * (start + PIECE)) / RATE;
     await new Promise((resolve) => setTimeout(resolve, Math.max(0, due - performance.now())));
+    if (stopped) return;
     feed(mono.slice(start, start + PIECE));
   }
+  setStop(null);
 }
 
 // ------------------------------------------------------------------ what the worker says
@@ -169,7 +186,7 @@ function showChunks({ chunks, seconds }) {
 
 // ------------------------------------------------------------------ the rest of the page
 
-$("microphone").onclick = () => toggleMicrophone().catch(fail);
+$("microphone").onclick = () => toggle().catch(fail);
 $("file").onchange = ({ target }) => transcribeFile(target.files[0]).finally(() => (target.value = ""));
 $("choose").onkeydown = ({ key }) => (key === "Enter" || key === " ") && $("file").click();
 $("precision").onchange = ({ target }) => {

@@ -4,6 +4,7 @@ export const RATE = 16000;
 
 // Calls onSamples(Float32Array) every 100 ms. Returns a function that stops and waits for the rest.
 export async function openMicrophone(onSamples) {
+  if (!navigator.mediaDevices) throw new Error("browsers give it to https and localhost pages only");
   const stream = await navigator.mediaDevices.getUserMedia({
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
   });
@@ -43,12 +44,13 @@ export async function decodeFile(file) {
   return { mono, buffer };
 }
 
-export function play(buffer, onEnd) {
+// Plays it. Returns a function that stops before the end.
+export function play(buffer) {
   const context = new AudioContext();
   const source = context.createBufferSource();
   source.buffer = buffer;
   source.connect(context.destination);
-  source.onended = () => context.close().then(onEnd);
+  source.onended = () => context.close();
   source.start();
   return () => source.stop();
 }

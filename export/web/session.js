@@ -8,11 +8,12 @@ const WORD_START = "\u2581";
 
 export class Session {
   // model: { window, shift, subsampling, vocabSize, initialState(), step(window, state) }
-  // minSilence: seconds without a new unit that end a segment, or null for one segment.
-  constructor(model, symbols, minSilence = null) {
+  // rules: { minSilence, maxSegment }, seconds without a new unit that end a segment and seconds after
+  // which it is cut before its last word, or null for one segment.
+  constructor(model, symbols, rules = null) {
     this.model = model;
     this.symbols = symbols;
-    this.minSilence = minSilence;
+    this.rules = rules;
     this.frameSeconds = 0.01 * model.subsampling;
     this.frontEnd = new SampleWindows(model.window, model.shift);
     this.state = model.initialState();
@@ -62,16 +63,36 @@ export class Session {
     this.numFrames += 1;
   }
 
-  // Ends every segment that a long enough pause follows.
+  // Ends every segment that is over.
   #cut() {
-    if (this.minSilence === null) return;
-    for (let i = 0; i < this.tokens.length; i++) {
-      const end = i + 1 < this.tokens.length ? this.tokens[i + 1].frame : this.numFrames;
-      if ((end - this.tokens[i].frame - 1) * this.frameSeconds >= this.minSilence) {
-        this.#commit(i + 1);
-        i = -1;
+    for (let count = this.#overAt(); count > 0; count = this.#overAt()) this.#commit(count);
+  }
+
+  // How many of the waiting tokens make a segment that is over; 0 if none does.
+  #overAt() {
+    if (!this.rules) return 0;
+    for (const [i, { frame }] of this.tokens.entries()) {
+      const end = this.tokens[i + 1]?.frame ?? this.numFrames;
+      if ((frame + 1 - this.tokens[0].frame) * this.frameSeconds >= this.rules.maxSegment) {
+        return this.#beforeLastWord(i + 1);
       }
+      if ((end - frame - 1) * this.frameSeconds >= this.rules.minSilence) return i + 1;
     }
+    return 0;
+  }
+
+  // The cut at or before `count` that halves no word, or `count` where one word fills all.
+  #beforeLastWord(count) {
+    const starts = []; // of words; a mark of a word start alone belongs to none
+    let inWord = false;
+    for (let i = 0; i < count; i++) {
+      const symbol = this.symbols[this.tokens[i].id];
+      if (symbol.startsWith(WORD_START)) inWord = false;
+      if (symbol === WORD_START) continue;
+      if (!inWord) starts.push(i);
+      inWord = true;
+    }
+    return starts.length > 1 ? starts.at(-1) : count;
   }
 
   #commit(count) {

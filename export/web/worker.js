@@ -1,5 +1,5 @@
 // Loads the model and computes beside the page, so that the page stays fluent.
-// in:  {type: "load", precision} {type: "start", minSilence} {type: "samples", samples} {type: "finish"}
+// in:  {type: "load", precision} {type: "start", rules} {type: "samples", samples} {type: "finish"}
 // out: {type: "ready", …} {type: "update", …} {type: "final", …} {type: "error", message}
 
 import * as ort from "./ort/ort.wasm.min.mjs";
@@ -78,8 +78,8 @@ function chunkModel(runtime, metadata) {
   };
 }
 
-function start({ minSilence }) {
-  session = new Session(model, symbols, minSilence);
+function start({ rules }) {
+  session = new Session(model, symbols, rules);
   chunks = [];
 }
 

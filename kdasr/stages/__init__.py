@@ -174,8 +174,9 @@ def export(
 
     `format` is one of `export.formats.FORMATS`; `chunk_ms` is the audio in a chunk, None for the
     student's own. With `dev`, folders of labelled shards, an int8 file whose WER is `max_wer_rise`
-    points worse is refused.
+    points worse is refused. What comes back says of each file how exact it is.
     """
+    from export.card import figures_text
     from export.gate import wer_gate
     from export.publish import export_student
 
@@ -194,8 +195,8 @@ def export(
         gate=wer_gate(loaded.units, shards) if shards else None,
         max_wer_rise=max_wer_rise,
     )
-    paths = {"float32": exported.float_path, "int8": exported.int8_path}
-    return {**{name: str(path) for name, path in paths.items() if path}, **exported.card["files"]}
+    files = exported.card["files"].values()
+    return {str(Path(out) / figures["file"]): figures_text(figures) for figures in files}
 
 
 def evaluate(

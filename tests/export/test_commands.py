@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +64,7 @@ def test_pcm_on_standard_input(
         (["transcribe", "--model", "MODEL", "--chunk-ms", "50", "a.wav"], "a multiple of 40"),
         (["transcribe", "--model", "nowhere", "a.wav"], "there is no model here"),
         (["export", "--model", "MODEL", "--out", "OUT", "--format", "tflite"], "unknown export format"),
+        (["export", "--model", "MODEL", "--out", "OUT", "--fromat=onnx"], "unknown option --fromat"),
         (["bench", "device", "--model", "nowhere"], "there is no model in this folder"),
         (["demo-page", "--model", "ONNX"], "takes features, and a browser has none"),
     ],
@@ -87,9 +89,16 @@ def test_export_knows_formats_and_chunks(
 ) -> None:
     out = tmp_path / "wave"
     arguments = ["export", "--model", str(place / "student"), "--out", str(out), "--format", "wave-onnx"]
-    assert main([*arguments, "--chunk-ms", "320"]) == 0
+    assert main([*arguments, "--chunk-ms", "320", "--name", "mine", "--no-int8"]) == 0
+    assert re.fullmatch(
+        rf"{out}/model\.wave\.onnx\t1\.\d\d MB, log-probs within \S+ of torch, 100\.0% of .*\n",
+        capsys.readouterr().out,
+    )
+    assert not (out / "model.wave.int8.onnx").exists()
     card = json.loads((out / "model.json").read_text())
-    assert card["file_format"] == "wave-onnx" and card["streaming"]["chunk_ms"] == 320
+    assert (
+        card["name"] == "mine" and card["file_format"] == "wave-onnx" and card["streaming"]["chunk_ms"] == 320
+    )
     assert main(["transcribe", "--model", str(out), str(place / "a.wav")]) == 0
     assert "a.wav\t" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from export.card import figures_text
 from export.gate import wer_gate
 from export.parity import probe_sound
 from export.publish import export_student
@@ -39,3 +40,16 @@ def test_an_export_is_gated_on_shards(tmp_path: Path) -> None:
     assert card["files"]["float32"]["wer_percent"] < 50
     with pytest.raises(ExportError, match="int8 costs too much accuracy"):
         export_student(conformer(), UNITS, tmp_path / "out", gate=gate, max_wer_rise=-1_000)
+
+
+def test_the_figures_of_a_file_are_told_in_a_line() -> None:
+    agreement = {"max_abs_difference": 0.25, "same_argmax": 0.995}
+    figures = {
+        "bytes": 1_234_567,
+        "agreement_with_torch": agreement,
+        "wer_percent": 7.1,
+        "wer_rise_points": -0.13,
+    }
+    assert figures_text(figures) == (
+        "1.23 MB, log-probs within 0.25 of torch, 99.5% of frames the same class, WER 7.10 % (-0.13)"
+    )

@@ -16,7 +16,7 @@ from export.parity import probe_sound
 from export.publish import export_student
 from export.show import Request, show_transcripts
 from export.transcribe import open_recogniser
-from kdasr.errors import AudioError, ConfigError
+from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.models import save_model
 from tests.export.small_models import UNITS, conformer
 
@@ -105,18 +105,17 @@ def test_a_pipe_is_cut_at_pauses_by_itself_and_a_file_on_request(place: Path, tm
     assert [line.split("\t")[1] for line in cut] == [line.split("\t")[1] for line in piped]
 
 
-def test_the_microphone_is_shown_until_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_microphone_is_shown_to_its_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def speak(**settings: Any) -> Any:
         assert settings == {"device": "kitchen", "piece_ms": 100}
         yield probe_sound(40_000, 1)
-        yield np.zeros(48_000, np.float32)
-        raise KeyboardInterrupt
+        yield probe_sound(8_000, 2)
 
     monkeypatch.setattr(export.show, "microphone_pieces", speak)
     out, err = io.StringIO(), io.StringIO()
-    with pytest.raises(KeyboardInterrupt):
-        show_transcripts(Request(place / "onnx", microphone=True, device="kitchen"), out=out, err=err)
+    show_transcripts(Request(place / "onnx", microphone=True, device="kitchen"), out=out, err=err)
     assert out.getvalue().startswith("microphone\t") and "microphone\t" in err.getvalue()
+    assert err.getvalue().startswith("listening; Ctrl-C ends it\n")
 
 
 def test_a_terminal_line_is_written_over(place: Path) -> None:
@@ -142,6 +141,8 @@ def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
         ConfigError, match=r"the chunk of an exported model is fixed; expected --chunk-ms 160"
     ):
         shown(Request(place / "onnx", files(place), chunk_ms=320))
+    with pytest.raises(ModelError, match=r"got a student of full context.*without --stream, or .*--chunk-ms"):
+        shown(Request(place / "torch", files(place), chunk_ms=0, stream=True))
     with pytest.raises(ConfigError, match="a multiple of 40, or 0 for full context; got 50"):
         shown(Request(place / "torch", files(place), chunk_ms=50))
 

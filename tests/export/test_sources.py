@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+import queue
 import sys
 import types
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,18 @@ def test_a_single_sample_is_not_lost() -> None:
     assert np.array_equal(np.concatenate(list(pcm_pieces(io.BytesIO(b"\x00\x40")))), [0.5])
 
 
+def test_ctrl_c_ends_a_pipe_and_loses_nothing() -> None:
+    class Interrupted(io.BytesIO):
+        def read1(self, size: int | None = -1) -> bytes:
+            if data := super().read1(size):
+                return data
+            raise KeyboardInterrupt
+
+    data = np.arange(5_000, dtype="<i2")
+    heard = np.concatenate(list(pcm_pieces(Interrupted(data.tobytes()))))
+    assert np.array_equal(heard, data / 32_768)
+
+
 def test_an_empty_pipe_is_silence() -> None:
     assert sum(len(piece) for piece in pcm_pieces(io.BytesIO(b""))) == 0
 
@@ -83,7 +95,7 @@ def test_bad_settings_are_refused() -> None:
 
 
 class FakeStream:
-    """sounddevice.InputStream: calls back with ten pieces when it is opened."""
+    """sounddevice.InputStream: calls back with ten pieces when it is opened. Ctrl-C comes after them."""
 
     settings: dict[str, Any] = {}  # noqa: RUF012
 
@@ -93,8 +105,9 @@ class FakeStream:
 
     def __enter__(self) -> None:
         for number in range(10):
-            frames = np.full((1_600, 1), number / 10, np.float32)
-            self._callback(frames, 1_600, None, "input overflow" if number == 3 else "")
+            size = self.settings["blocksize"]
+            frames = np.full((size, 1), number / 10, np.float32)
+            self._callback(frames, size, None, "input overflow" if number == 3 else "")
             frames[:] = 99  # the library reuses its buffer
 
     def __exit__(self, *error: object) -> None:
@@ -103,7 +116,16 @@ class FakeStream:
 
 @pytest.fixture
 def sounddevice(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
-    fake = types.SimpleNamespace(InputStream=FakeStream, PortAudioError=RuntimeError)
+    class ThenCtrlC(queue.SimpleQueue[Any]):
+        def get(self, *args: Any, **kwargs: Any) -> Any:
+            if self.empty():
+                raise KeyboardInterrupt
+            return super().get(*args, **kwargs)
+
+    fake = types.SimpleNamespace(
+        InputStream=FakeStream, PortAudioError=RuntimeError, check_input_settings=lambda **settings: None
+    )
+    monkeypatch.setattr(queue, "SimpleQueue", ThenCtrlC)
     monkeypatch.setitem(sys.modules, "sounddevice", fake)  # type: ignore[arg-type]
     yield fake
 
@@ -111,11 +133,24 @@ def sounddevice(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespa
 def test_microphone_gives_what_the_device_gives(
     sounddevice: types.SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pieces = list(islice(microphone_pieces(device=2), 10))
+    *pieces, rest = microphone_pieces(device=2)
     assert [float(piece[0]) for piece in pieces] == pytest.approx([n / 10 for n in range(10)])
-    assert all(piece.shape == (1_600,) for piece in pieces)
+    assert all(piece.shape == (1_600,) for piece in pieces) and rest.shape == (0,)
     assert FakeStream.settings["samplerate"] == 16_000 and FakeStream.settings["device"] == 2
     assert "input overflow" in caplog.text
+
+
+def test_a_microphone_without_16_khz_is_resampled(sounddevice: types.SimpleNamespace) -> None:
+    def refuse(**settings: object) -> None:
+        raise RuntimeError("Invalid sample rate")
+
+    sounddevice.check_input_settings = refuse
+    sounddevice.query_devices = lambda device, kind: {"default_samplerate": 48_000.0}
+    heard = np.concatenate(list(microphone_pieces()))
+    assert FakeStream.settings["samplerate"] == 48_000 and FakeStream.settings["blocksize"] == 4_800
+    assert len(heard) == 16_000
+    middles = heard[800::1_600]
+    assert middles == pytest.approx([n / 10 for n in range(10)], abs=1e-3)
 
 
 def test_a_microphone_that_is_not_there_is_said_so(sounddevice: types.SimpleNamespace) -> None:

@@ -20,6 +20,7 @@ from export.parity import probe_sound
 from export.publish import export_student
 from export.transcribe import transcribe
 from kdasr.models import save_model
+from kdasr.streaming import EndpointingSession, EndpointRules, SampleWindows
 from tests.export.small_models import UNITS, conformer
 
 if TYPE_CHECKING:
@@ -135,6 +136,74 @@ def test_partial_text_appears_while_one_listens_along(page: Page, place: Path) -
     page.wait_for_function("document.body.dataset.text !== undefined")
     ((_, expected),) = transcribe([place / "a.wav"], place / "wave")
     assert page.evaluate("document.body.dataset.text") == expected
+
+
+def test_listening_along_can_be_stopped(page: Page, place: Path) -> None:
+    button = page.locator("#microphone")
+    page.check("#listen")
+    page.set_input_files("#file", place / "a.wav")
+    page.wait_for_function("document.querySelector('#partial').textContent.length > 3")
+    assert button.inner_text() == "Stop" and page.locator("#file").is_disabled()
+    button.click()
+    page.wait_for_function("document.body.dataset.text !== undefined")
+    wait_until(page, "ready")
+    assert button.inner_text() == "Speak"
+    text = str(page.evaluate("document.body.dataset.text"))
+    page.uncheck("#listen")
+    assert 3 < len(text) < len(text_of(page, place / "a.wav"))
+
+
+def test_segments_end_where_the_command_line_ends_them(page: Page) -> None:
+    """The same classes through both sessions: words, pauses, and speech that never pauses."""
+    random = np.random.default_rng(8)
+    ids = np.repeat(random.integers(0, UNITS.vocab_size, 1_500), 2)
+    ids[random.random(3_000) < 0.5] = 0
+    ids[600:700] = ids[2_000:2_060] = 0
+    model = Scripted(ids)
+    session = EndpointingSession(model, UNITS, EndpointRules(0.8, 6.0))
+    samples = np.zeros(3_000 * 640, np.float32)
+    segments = session.accept(samples) + session.finish()
+    assert len(segments) > 15
+    found = page.evaluate(
+        """async ({ ids, symbols, size }) => {
+          const { Session } = await import("./session.js");
+          const model = {
+            window: 40, shift: 40, subsampling: 4, vocabSize: symbols.length, initialState: () => 0,
+            async step(window, state) {
+              const logProbs = new Float32Array(10 * symbols.length);
+              for (let i = 0; i < 10; i++) logProbs[i * symbols.length + ids[state + i]] = 1;
+              return { logProbs, frames: 10, state: state + 10 };
+            },
+          };
+          const session = new Session(model, symbols, { minSilence: 0.8, maxSegment: 6.0 });
+          for (let start = 0; start < size; start += 50_001) {
+            await session.accept(new Float32Array(Math.min(50_001, size - start)));
+          }
+          await session.finish();
+          return session.segments;
+        }""",
+        {"ids": ids.tolist(), "symbols": list(UNITS.symbols), "size": len(samples)},
+    )
+    assert [segment["text"] for segment in found] == [segment.text for segment in segments]
+
+
+class Scripted:
+    """A `ChunkModel` that says the classes it was given, whatever it hears."""
+
+    window = shift = 40
+    subsampling, vocab_size = 4, UNITS.vocab_size
+
+    def __init__(self, ids: np.ndarray[Any, Any]) -> None:
+        self._one_hot_tv = np.eye(self.vocab_size, dtype=np.float32)[ids]
+
+    def initial_state(self, batch_size: int = 1) -> int:
+        return 0
+
+    def front_end(self) -> SampleWindows:
+        return SampleWindows(self.window, self.shift)
+
+    def step(self, window: Any, state: int) -> tuple[np.ndarray[Any, Any], int]:
+        return self._one_hot_tv[None, state : state + 10], state + 10
 
 
 def test_the_microphone_gives_the_text_of_what_it_heard(page: Page, place: Path, tmp_path: Path) -> None:
