@@ -52,16 +52,15 @@ def check_keywords(
     """
     signature = inspect.signature(function)
     try:
-        if positional is None:
-            signature.bind_partial(**keywords)
-        else:
+        signature.bind_partial(**keywords)
+        if positional is not None:
             signature.bind(*[None] * positional, **keywords)
     except TypeError as error:
-        named = list(signature.parameters.values())[positional or 0 :]
-        known = [one.name for one in named if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
-        what = f"{getattr(function, '__name__', function)} cannot be called so"
-        expected = ", ".join(known) or "no settings"
-        raise ConfigError(what, where=where, expected=expected, got=error) from error
+        parameters = signature.parameters.values()
+        settings = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+        known = ", ".join(settings or signature.parameters)
+        name = getattr(function, "__name__", str(function))
+        raise ConfigError(f"{name} {error}", where=where, expected=known) from error
     try:
         made_by = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
         hints = typing.get_type_hints(made_by)
