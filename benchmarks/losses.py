@@ -5,7 +5,8 @@
 A step is a batch of random features forwards and backwards through the 1.2 M-parameter student of
 recipes/mini with the CTC loss alone, its time the median of many. The cost of a loss is the median of
 computing it and its gradient in what the student gives, on the same batch, in ratio to that step. An online
-teacher's forward pass is a row of its own: it is not the loss's, and stored labels need none.
+teacher's forward pass is a row of its own: it is not the loss's, and stored labels need none. The rows of
+`recipes/mini` are what its student.yaml names under `unlabelled_losses`.
 Memory is the peak that PyTorch's allocator reports for one kept + tail loss forwards and backwards,
 for growing vocabularies and growing numbers of kept classes.
 """
@@ -18,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,10 +28,14 @@ from torch import Tensor, nn
 
 from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch
 from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
+from kdasr.methods.delays import spikewise_cross_entropy, windowed_cross_entropy
 from kdasr.methods.features import Flow, HiddenCosine, Hint, attention_transfer
+from kdasr.methods.guided import guided_spikes
 from kdasr.methods.relations import relation_graph, relational_angles, relational_distances
 from kdasr.methods.responses import logit_regression, soft_targets
+from kdasr.methods.sequences import sampled_ctc
 from kdasr.methods.soft_ctc import soft_ctc
+from kdasr.pipeline import load_arguments
 from kdasr.recording import Recorded
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
@@ -39,7 +45,11 @@ VOCAB, KEPT, UTTERANCE_SECONDS = 29, 8, 4.0
 LOSSES: dict[str, Callable[[], Loss]] = {
     "soft_cross_entropy": lambda: functools.partial(soft_cross_entropy, delay_frames=2),
     "soft_targets, T = 2": lambda: functools.partial(soft_targets, temperature=2.0),
+    "windowed_cross_entropy": lambda: functools.partial(windowed_cross_entropy, max_delay_frames=4),
+    "spikewise_cross_entropy": lambda: spikewise_cross_entropy,
+    "guided_spikes": lambda: guided_spikes,
     "best_path_ctc": lambda: best_path_ctc,
+    "sampled_ctc": lambda: sampled_ctc,
     "soft_ctc": lambda: soft_ctc,
     "soft_targets, online": lambda: functools.partial(soft_targets, teacher="big", temperature=2.0),
     "logit_regression, online": lambda: functools.partial(logit_regression, teacher="big"),
@@ -51,7 +61,8 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "relational_angles": lambda: functools.partial(relational_angles, teacher="big"),
     "relation_graph": lambda: functools.partial(relation_graph, teacher="big"),
 }
-DEFAULT = ("soft_cross_entropy", "best_path_ctc")
+RECIPE = Path(__file__).parents[1] / "recipes/mini/student.yaml"
+IN_RECIPE = "recipes/mini: "
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -63,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(1)
     step_seconds, loss_seconds = time_losses(options.seconds, options.repeats)
     shares = {name: seconds / step_seconds for name, seconds in loss_seconds.items()}
-    shares["default: soft_cross_entropy + best_path_ctc"] = sum(shares[name] for name in DEFAULT)
+    shares[f"{IN_RECIPE}all together"] = sum(shares[name] for name in shares if name.startswith(IN_RECIPE))
     memory = {f"V {vocab}, k {kept}": peak_bytes(vocab, kept) for vocab, kept in GRID}
     print("| loss | share of a training step |\n|---|---|")
     for name, share in shares.items():
@@ -96,11 +107,27 @@ def time_losses(seconds: float, repeats: int) -> tuple[float, dict[str, float]]:
     found = {"(the online teacher's forward pass)": _median_seconds(listen, repeats)}
     with torch.no_grad():
         given: ModelOutput = student(batch.features_btf, batch.feature_lengths_b)
-    for name, make in LOSSES.items():
+    for name, make in {**LOSSES, **recipe_losses()}.items():
         loss = make()
         loss(given, batch)  # draws the weights of adapters
         found[name] = _median_seconds(functools.partial(_loss_and_gradient, loss, given, batch), repeats)
     return step_seconds, found
+
+
+def recipe_losses() -> dict[str, Callable[[], Loss]]:
+    """The losses of unlabelled audio in recipes/mini; a delay that is measured counts as 2 frames."""
+    entries = load_arguments(RECIPE, {}, expected_stage="train")["unlabelled_losses"]
+    losses: dict[str, Callable[[], Loss]] = {}
+    for name, entry in entries.items():
+        loss = entry["loss"]
+        if isinstance(loss, functools.partial) and loss.keywords.get("delay_frames") == "auto":
+            loss = functools.partial(loss, delay_frames=2)
+        losses[IN_RECIPE + name] = functools.partial(_same, loss)
+    return losses
+
+
+def _same(loss: Loss) -> Loss:
+    return loss
 
 
 def _loss_and_gradient(loss: Loss, given: ModelOutput, batch: Batch) -> None:

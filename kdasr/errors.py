@@ -54,7 +54,8 @@ class KdasrError(Exception):
         if got is not None:
             parts.append(f"got {got}")
         message = "; ".join(parts)
-        super().__init__(f"{message}. {fix}" if fix else message)
+        # What came may be another error's message, with its own full stop.
+        super().__init__(f"{message.removesuffix('.')}. {fix}" if fix else message)
 
 
 class ConfigError(KdasrError):

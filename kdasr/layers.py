@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdasr.errors import ConfigError
 from kdasr.features import LOG_MEL_FLOOR, NUM_MEL_BINS
 
 SUBSAMPLING = 4
@@ -76,6 +77,13 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
+        if num_heads < 1 or width % (2 * num_heads):
+            raise ConfigError(
+                "the heads cannot share the width",
+                where="model.width",
+                expected=f"a multiple of 2 * num_heads = {2 * num_heads}",
+                got=width,
+            )
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)

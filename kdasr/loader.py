@@ -87,6 +87,10 @@ class Stream:
     _joined: dict[Path, Joined] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.batch_seconds <= 0:
+            raise ConfigError(
+                "a batch without audio", where="batch_seconds", expected="more than 0", got=self.batch_seconds
+            )
         if self.labels and len(self.labels) != len(self.folders):
             raise ConfigError(
                 "unlabelled audio and its soft labels go in pairs",

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import time
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from kdasr import stages
+from kdasr.arguments import check_named, fitting
 from kdasr.errors import ConfigError
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, run_stages, stage_arguments
@@ -128,7 +130,8 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     """The keys of the recipe as its verb takes them.
 
     Raises:
-        ConfigError: an unknown stage, a key that its verb does not take, or one that it needs.
+        ConfigError: an unknown stage, a key that its verb does not take, one that it needs, or a value
+            that the verb, or a function that the recipe names, does not take.
     """
     if recipe.stage not in VERBS:
         raise ConfigError("an unknown stage", where=recipe.path, expected=", ".join(VERBS), got=recipe.stage)
@@ -142,6 +145,10 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     required = [parameter.name for parameter in named if parameter.default is parameter.empty]
     arguments = stage_arguments(recipe, [*accepted, "work_dir"], required)
     arguments.pop("work_dir", None)
+    hints = typing.get_type_hints(VERBS[recipe.stage])
+    for name, value in arguments.items():
+        arguments[name] = fitting(value, hints.get(name, Any), f"{recipe.path}: {name}")
+        check_named(value, f"{recipe.path}: {name}")
     return arguments
 
 

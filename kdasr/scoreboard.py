@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,11 @@ class Scoreboard:
         write_histogram(self.results.parent / SPIKES_FILE, spike_histogram(pairs, frame_ms))
 
     def write_example(self) -> Path:
-        """Keep one test utterance as WAV, to be transcribed live."""
+        """Keep one test utterance as WAV, to be transcribed live: one of several words, if there is one."""
         utterances = (utterance for path in self.shards for utterance in read_shard(path))
-        example = next(one for one in utterances if len((one.text or "").split()) >= 3)
+        first = next(utterances)
+        among = itertools.chain([first], utterances)
+        example = next((one for one in among if len((one.text or "").split()) >= 3), first)
         path = self.results.parent / EXAMPLE_FILE
         soundfile.write(path, example.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
         return path

@@ -17,7 +17,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the stages that ran; the verbs themselves are replaced by this list."""
     names: list[str] = []
 
-    def verb(*, name: str, size: int = 1, fail: bool = False) -> dict[str, Any]:
+    def verb(*, name: str, size: float = 1, fail: bool = False) -> dict[str, Any]:
         names.append(f"{name}:{size}")
         if fail:
             raise KdasrError("broken")
@@ -92,6 +92,12 @@ def test_a_bad_key_in_the_last_stage_is_found_before_the_first_runs(folder: Path
         file.write("siez: 3\n")
     with pytest.raises(ConfigError, match=r"three\.yaml: unknown key 'siez'"):
         pipeline.run_folder(folder, {})
+    assert ran == []
+
+
+def test_a_value_of_another_type_is_found_before_the_first_runs(folder: Path, ran: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"three\.yaml: size: .*a number; got 'big'"):
+        pipeline.run_folder(folder, {"three.size": "big"})
     assert ran == []
 
 

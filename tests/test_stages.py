@@ -14,7 +14,7 @@ from kdasr import stages
 from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError
 from kdasr.features import num_frames
 from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
-from kdasr.methods.features import Hint
+from kdasr.methods.features import Hint, attention_transfer
 from kdasr.methods.intermediate import IntermediateHead
 from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model, save_model
@@ -214,8 +214,42 @@ def test_a_delay_that_nobody_measures_is_refused_by_name(data: Path, tmp_path: P
 
 
 def test_units_of_an_unknown_kind_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="characters, sentencepiece"):
-        train(data, tmp_path / "model", units={"kind": "phones"})
+    for units in ({"kind": "phones"}, {"kind": "sentencepiece"}):
+        with pytest.raises(ConfigError, match=r"characters.*sentencepiece, vocab_size: N"):
+            train(data, tmp_path / "model", units=units)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"schedule": ["labelled", 1]}, r"schedule: .*got labelled"),
+        ({"schedule": [["labeled", 1]]}, r"schedule entry \[labeled, 1\].*one of labelled"),
+        ({"unlabelled": [], "labels": []}, "unlabelled: the schedule uses unlabelled audio"),
+        ({"batch_seconds": 0.0}, "batch_seconds"),
+        ({"device": "nothing"}, "device: no such device"),
+        ({"model": functools.partial(STUDENT, width=18)}, r"model\.width: .*multiple of 2 \* num_heads = 4"),
+        (
+            {"unlabelled_losses": {"soft": {"weight": "much", "loss": soft_cross_entropy}}},
+            r"unlabelled_losses\.soft\.weight: .*a number; got 'much'",
+        ),
+        (
+            {"unlabelled_losses": {"soft": {"weight": 1.0, "loss": functools.partial(attention_transfer)}}},
+            r"unlabelled_losses\.soft\.loss: attention_transfer .*'teacher'",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_trained_is_refused_by_name(
+    changed: dict[str, Any], message: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(data, tmp_path / "model", **changed)
+
+
+def test_a_dev_set_without_transcripts_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="without transcript"):
+        train(data, tmp_path / "model", dev=[str(data / "unlabelled")])
+    assert not (tmp_path / "model-checkpoints").exists()
 
 
 def test_an_automatic_delay_needs_a_reference(data: Path, tmp_path: Path) -> None:

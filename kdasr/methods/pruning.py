@@ -81,24 +81,27 @@ def prunable(model: nn.Module) -> list[tuple[nn.Module, str]]:
 def brain_damage(model: nn.Module, batches: Iterator[Batch]) -> dict[tuple[nn.Module, str], Tensor]:
     """½ h_kk w_k² of every prunable weight.
 
-    For a loss that is a negative log-likelihood, the diagonal of the Hessian without its terms in second
-    derivatives of the network, as LeCun et al. take it, is in expectation the mean square of the
-    gradient, which is what is measured, over utterances.
+    For a negative log-likelihood, the diagonal of the Hessian without its terms in second derivatives of
+    the network, as LeCun et al. take it, is in expectation the square of the gradient. That is summed over
+    utterances and, as the loss is, divided by their output frames. (The square of the gradient of a mean
+    over frames would be too small by their number once more, most so for the longest utterances.)
     """
     weights = prunable(model)
     parameters = [getattr(module, name) for module, name in weights]
     squares = [torch.zeros_like(parameter) for parameter in parameters]
-    student, training, count = Recorded(model), model.training, 0
+    student, training, frames = Recorded(model), model.training, 0
     model.eval()
     for utterance in (one for batch in batches for one in _one_by_one(batch)):
-        loss = ctc(student(utterance.features_btf, utterance.feature_lengths_b), utterance)
-        for square, gradient in zip(squares, torch.autograd.grad(loss, parameters), strict=True):
+        output = student(utterance.features_btf, utterance.feature_lengths_b)
+        length = int(output.lengths_b.sum())
+        surprise = length * ctc(output, utterance)
+        for square, gradient in zip(squares, torch.autograd.grad(surprise, parameters), strict=True):
             square += gradient.square()
-        count += 1
+        frames += length
     student.close()
     model.train(training)
     return {
-        key: 0.5 * square / count * parameter.detach().square()
+        key: 0.5 * square / frames * parameter.detach().square()
         for key, square, parameter in zip(weights, squares, parameters, strict=True)
     }
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdasr.arguments import check_keywords
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
 from kdasr.labelling import label as label_shards
@@ -19,12 +20,11 @@ from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
 from kdasr.shards import list_shards
-from kdasr.stages.training import default_device, make_units, train
+from kdasr.stages.training import make_units, train, usable_device
 from kdasr.streaming import set_chunk_ms
 
 __all__ = [
     "corpus_folder",
-    "default_device",
     "evaluate",
     "export",
     "label",
@@ -33,6 +33,7 @@ __all__ = [
     "prepare",
     "retokenise",
     "train",
+    "usable_device",
 ]
 
 # The manifests have them all.
@@ -111,7 +112,7 @@ def label(
         settings=settings,
         engine=engine,
         workers=workers,
-        device=job.device(device or default_device()),
+        device=job.device(usable_device(device)),
         shard_index=shard_index,
         num_shards=num_shards,
         verify=verify,
@@ -153,7 +154,7 @@ def plan(
         out=recipe["out"],
         settings=recipe.get("settings"),
         workers=recipe.get("workers", 1),
-        device=recipe.get("device") or default_device(),
+        device=usable_device(recipe.get("device")),
         sample_shards=sample_shards,
         price_per_worker_hour=price_per_worker_hour,
     )
@@ -227,6 +228,7 @@ def evaluate(
         shards = [path for folder in folders for path in list_shards(Path(folder))]
         board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder, lexicon=lexicon, test=name)
         for model, settings in models.items():
+            check_keywords(board.add, settings, f"models.{model}", positional=1)
             row = board.add(model, **settings)
             summary[f"{name}: {model}" if name else model] = f"WER {row['wer']:.2f} %"
         if number == 0:

@@ -1,11 +1,12 @@
-"""What losses ask of stored labels, checked before the first step."""
+"""What a schedule and losses ask of their arguments and of stored labels, checked before the first step."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdasr.arguments import check_keywords, fitting
 from kdasr.delay import OffsetWatch
 from kdasr.errors import ConfigError
 from kdasr.loader import Stream
@@ -14,7 +15,8 @@ from kdasr.loader import Stream
 def check_losses(
     labelled_losses: Mapping[str, Mapping[str, Any]], unlabelled_losses: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Raise ConfigError where an entry is no weight and loss, or asks for a delay that nobody measures."""
+    """Raise ConfigError where an entry is no weight and loss, a loss is given what it does not take, or asks
+    for a delay that nobody measures."""
     for name, losses in (("labelled_losses", labelled_losses), ("unlabelled_losses", unlabelled_losses)):
         for term, entry in losses.items():
             if set(entry) != {"weight", "loss"} or not _is_loss(entry["loss"]):
@@ -23,6 +25,10 @@ def check_losses(
                     where=f"{name}.{term}",
                     expected="{weight: 1.0, loss: !name:kdasr.losses.NAME }, or !new:MODULE {…}",
                 )
+            fitting(entry["weight"], float, f"{name}.{term}.weight")
+            if isinstance(entry["loss"], functools.partial):
+                where = f"{name}.{term}.loss"
+                check_keywords(entry["loss"].func, entry["loss"].keywords, where, positional=2)
             measured = name == "unlabelled_losses" and isinstance(entry["loss"], functools.partial)
             if _asks_auto(entry["loss"], inside=measured):
                 raise ConfigError(
@@ -31,6 +37,23 @@ def check_losses(
                     got="auto",
                     fix="Give a number of frames.",
                 )
+
+
+def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
+    """Blocks of (stream, batches) as a recipe writes them: `[[unlabelled, 3], [labelled, 1]]`.
+
+    Raises:
+        ConfigError: a block is something else.
+    """
+    for block in schedule:
+        if not isinstance(block, list | tuple) or len(block) != 2 or not isinstance(block[1], int):
+            raise ConfigError(
+                "a block of the schedule cannot be read",
+                where="schedule",
+                expected="[[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
+                got=block,
+            )
+    return [(stream, count) for stream, count in schedule]
 
 
 def _is_loss(loss: object) -> bool:

@@ -24,7 +24,7 @@ from kdasr.methods.pruning import Pruning
 from kdasr.models import load_model, read_card
 from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
-from kdasr.stages.checks import check_against_labels, check_losses
+from kdasr.stages.checks import check_against_labels, check_losses, read_schedule
 from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Optimisation, Training
@@ -83,6 +83,7 @@ def train(
     `spoil` is what the student alone hears on training audio, `mix` is for unlabelled audio.
     """
     check_losses(labelled_losses, unlabelled_losses or {})
+    blocks = read_schedule(schedule)
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
     # Here, so that two trainings with the same seed begin with the same weights.
     torch.manual_seed(seed)
@@ -111,7 +112,7 @@ def train(
     start_hash, card = _begin(built, units_built, start, prune, labelled_stream)
     streams: dict[str, BatchSource] = {"labelled": labelled_stream}
     watch = None
-    if any(stream == "unlabelled" for stream, _ in schedule):
+    if any(stream == "unlabelled" for stream, _ in blocks):
         streams["unlabelled"] = _unlabelled(
             unlabelled,
             labels,
@@ -128,19 +129,22 @@ def train(
         )
         watch = check_against_labels(unlabelled_losses, streams["unlabelled"])
         card |= delay_facts
+    dev_stream = Stream(
+        [Path(folder) for folder in dev], batch_seconds, seed, units=units_built, cache_bytes=2**28
+    )
+    # Audio without transcripts is refused now, and not at the first look.
+    dev_stream.batch(0)
     training = Training(
         name=name,
         model=built,
         units=units_built,
         streams=streams,
-        schedule=[(stream, count) for stream, count in schedule],
+        schedule=blocks,
         losses={
             "labelled": _weighted(labelled_losses),
             "unlabelled": _weighted(unlabelled_losses or {}),
         },
-        dev=Stream(
-            [Path(folder) for folder in dev], batch_seconds, seed, units=units_built, cache_bytes=2**28
-        ),
+        dev=dev_stream,
         optimisation=optimisation,
         teachers=teachers or {},
         augment=augment,
@@ -149,7 +153,7 @@ def train(
         seed=seed,
         checkpoints=Path(checkpoints),
         num_workers=num_workers,
-        device=ranks().device(device or default_device()),
+        device=ranks().device(usable_device(device)),
     )
     return training.run(Path(out), card=card)
 
@@ -165,12 +169,13 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
     kind = units.get("kind")
     if kind == "characters":
         return CharUnits()
-    if kind == "sentencepiece":
+    if kind == "sentencepiece" and "vocab_size" in units:
         return train_sentencepiece(texts_of(labelled), vocab_size=int(units["vocab_size"]), seed=seed)
     raise ConfigError(
         "units of an unknown kind",
         where="units",
-        expected="characters, sentencepiece, a folder of a model or of labels, or a teacher",
+        expected="{kind: characters}, {kind: sentencepiece, vocab_size: N}, a folder of a model or of "
+        "labels, or a teacher",
         got=units,
     )
 
@@ -211,6 +216,12 @@ def _unlabelled(
 ) -> BatchSource:
     if isinstance(folders, Impressions):
         return folders
+    if not folders:
+        raise ConfigError(
+            "the schedule uses unlabelled audio, and the recipe has none",
+            where="unlabelled",
+            fix="Name folders of audio shards, or take unlabelled out of the schedule.",
+        )
     # What a teacher hears is its own affair; its frames and classes must fit the student's.
     expect = {} if teacher is None else {"teacher_hash": read_card(Path(teacher))["weights_sha256"]}
     return Stream(
@@ -263,6 +274,18 @@ def _weighted(losses: Losses) -> dict[str, tuple[float, Any]]:
     return {term: (float(entry["weight"]), entry["loss"]) for term, entry in losses.items()}
 
 
-def default_device() -> str:
-    """The accelerator where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def usable_device(device: str | None) -> str:
+    """The device that is asked for, else the accelerator where there is one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built for CPUs raises the latter
+        reason = str(error).splitlines()[0]
+        fix = "`kdasr doctor` says what there is."
+        raise ConfigError("no such device", where="device", got=f"{device} ({reason})", fix=fix) from error
+    return device

@@ -238,8 +238,8 @@ class CtcBrain(sb.Brain):
             f"the loss became {loss} in step {news.step + 1}",
             where=self.training.name,
             got=terms,
-            fix=f"The last good checkpoint is kept in {self.training.checkpoints}. Lower "
-            "peak_learning_rate, or look at the audio of this batch: "
+            fix=f"The last good checkpoint is kept in {self.training.checkpoints}, if one was due before. "
+            "Lower peak_learning_rate, or look at the audio of this batch: "
             + ", ".join(key for keys in suspects for key in keys),
         )
 

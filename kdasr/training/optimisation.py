@@ -11,6 +11,22 @@ from kdasr.errors import ConfigError
 from kdasr.training.muon import OptimiserKind
 from kdasr.training.phases import Phase, rate_in_phases, read_phases
 
+_PRECISIONS = ("fp32", "bf16", "fp16")
+# What must be a whole number, or where the least is a fraction any number, and the least it may be.
+_LEAST: dict[str, float] = {
+    "steps": 1,
+    "eval_every": 1,
+    "checkpoint_every": 0,
+    "warmup_steps": 0,
+    "keep_best": 1,
+    "accumulate": 1,
+    "peak_learning_rate": 0.0,
+    "weight_decay": 0.0,
+    "max_gradient_norm": 0.0,
+    "ema_decay": 0.0,
+    "phase_decay": 0.0,
+}
+
 
 @dataclass(slots=True, kw_only=True)
 class Optimisation:
@@ -56,6 +72,24 @@ class Optimisation:
     phase_decay: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            whole = isinstance(least, int)
+            good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not good or not least <= value < math.inf:
+                raise ConfigError(
+                    "a setting of the optimisation is out of range",
+                    where=f"optimisation.{name}",
+                    expected=f"a {'whole ' if whole else ''}number, {least} or more",
+                    got=repr(value),
+                )
+        if self.precision not in _PRECISIONS:
+            raise ConfigError(
+                "an unknown precision",
+                where="optimisation.precision",
+                expected=" or ".join(_PRECISIONS),
+                got=self.precision,
+            )
         if self.optimiser not in get_args(OptimiserKind):
             raise ConfigError(
                 "an unknown optimiser",

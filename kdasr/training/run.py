@@ -90,8 +90,8 @@ class Training:
             ConfigError: the schedule, the losses and the data do not fit each other.
         """
         with joined() as ranks:
-            self._check(ranks)
             batches = ScheduledBatches(self.streams, self.schedule)
+            self._check(ranks)
             if ranks.first:
                 self._set_aside_other_checkpoints()
                 self._tell_what_is_left_out()

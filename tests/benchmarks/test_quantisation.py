@@ -45,6 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_each_file_is_quantised_as_its_name_says_and_still_hears(place: Path, tmp_path: Path) -> None:
     files = write_variants(place / "student", tmp_path, [Utterance("u", probe_sound(30_000, 5), text="a")])
     assert set(files) == set(MARKS)

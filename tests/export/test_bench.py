@@ -65,6 +65,7 @@ def test_the_error_rate_is_that_of_the_transcripts(place: Path) -> None:
     assert streaming_wer(place / "student", wrong) >= 100
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_is_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(*arguments: Any, **settings: Any) -> Any:
         exported = export_student(*arguments, **settings)

@@ -103,6 +103,7 @@ def test_export_knows_formats_and_chunks(
     assert "a.wav\t" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bench_device_prints_and_writes_its_figures(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,8 @@ def gs() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["s3", "gs"])
+# The server of the one takes seconds to start and to answer; the other stands for both in `make check`.
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.slow), "gs"])
 def bucket(request: pytest.FixtureRequest) -> str:
     """An empty bucket in each kind of store that is served here over HTTP."""
     return str(request.getfixturevalue(request.param))
@@ -151,6 +152,7 @@ def test_two_writers_of_one_object_the_second_does_not_overwrite(bucket: str) ->
     assert place.read_all() == b"first"
 
 
+@pytest.mark.slow
 def test_many_jobs_on_the_same_bucket_leave_one_set_of_labels(
     s3: str, audio: Path, wanted: dict[str, bytes]
 ) -> None:
@@ -191,6 +193,7 @@ def flaky(fs: Any, monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
     return failures
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_now_and_then_is_asked_again(
     s3: str, audio: Path, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +209,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
     assert remote_files(f"{s3}/flaky/labels") == wanted
 
 
+@pytest.mark.slow
 def test_a_store_that_is_down_fails_shard_by_shard_with_the_address(
     s3: str, audio: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

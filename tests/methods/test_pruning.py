@@ -79,6 +79,20 @@ def test_brain_damage_by_hand() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_brain_damage_of_longer_audio_is_for_each_frame() -> None:
+    """Two frames, one unit: the square of the whole gradient, by two; not of a mean over frames."""
+    torch.manual_seed(1)
+    model, x = OneMatrix(), torch.randn(1, 2, 80)
+    batch = Batch(["a"], x, torch.tensor([2]), torch.tensor([[1]]), torch.tensor([1]))
+    q = model.head(x).softmax(-1)[0]
+    # Graves's paths: blank unit, unit blank, unit unit.
+    likelihood = q[0, 0] * q[1, 1] + q[0, 1] * q[1, 0] + q[0, 1] * q[1, 1]
+    (gradient,) = torch.autograd.grad(-likelihood.log(), model.head.weight)
+    expected = 0.5 * gradient.square() / 2 * model.head.weight.square()
+    found = brain_damage(model, iter([batch]))[(model.head, "weight")]
+    torch.testing.assert_close(found, expected)
+
+
 def test_brain_damage_spares_what_the_loss_needs(labelled: Stream) -> None:
     """Large weights on a bin that never changes the answer go first, which magnitude would keep."""
     torch.manual_seed(2)

@@ -295,7 +295,7 @@ def test_ragged_audio_gives_the_tokens_of_the_whole(student: Any, chunk_ms: int)
 
 
 @pytest.mark.parametrize("student", STUDENTS)
-@pytest.mark.parametrize("chunk_ms", [80, 320, pytest.param(960, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chunk_ms", [80, *(pytest.param(ms, marks=pytest.mark.slow) for ms in (320, 960))])
 def test_onnx_says_what_torch_says(student: Any, chunk_ms: int, tmp_path: Path) -> None:
     model = talkative(student)
     set_chunk_ms(model, chunk_ms)

@@ -56,3 +56,22 @@ def test_a_phase_that_cannot_be_followed_is_refused(phase: dict[str, Any]) -> No
 def test_a_decay_that_is_none_is_refused(decay: float) -> None:
     with pytest.raises(ConfigError, match="phase_decay"):
         Optimisation(steps=4, phases=[Phase(1, 1.0)], phase_decay=decay)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"steps": "many"},
+        {"eval_every": 0},
+        {"warmup_steps": 1.5},
+        {"accumulate": True},
+        {"peak_learning_rate": float("nan")},
+        {"max_gradient_norm": -1.0},
+        {"precision": "fp8"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"optimisation\.{next(iter(settings))}: "):
+        Optimisation(**{"steps": 4, **settings})

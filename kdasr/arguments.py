@@ -1,0 +1,107 @@
+"""What a YAML says in, what a function takes out; what does not fit is refused by its name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kdasr.errors import ConfigError
+
+# Types of which a YAML writes values; objects of any other know themselves what they are made of.
+_KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    types.NoneType: "null",
+    Sequence: "a list",
+    Mapping: "a mapping",
+}
+# In place of a number: it is measured before the loss is called.
+_MEASURED = ("delay_frames", "auto")
+
+
+def fitting(value: Any, hint: Any, where: str) -> Any:
+    """The value as an annotation asks for it: one text where texts are asked for is a list of one.
+
+    Raises:
+        ConfigError: a value of another type.
+    """
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(hint) if is_union else (hint,)
+    if isinstance(value, str) and str not in kinds and Sequence[str] in kinds:
+        return [value]
+    if not any(_is_of(value, kind) for kind in kinds):
+        expected = " or ".join(map(_said, kinds))
+        raise ConfigError("the value cannot be used", where=where, expected=expected, got=repr(value))
+    return value
+
+
+def check_keywords(
+    function: Callable[..., Any], keywords: Mapping[str, Any], where: str, *, positional: int | None = None
+) -> None:
+    """Raise ConfigError where a function, or a class that is to be built, does not take `keywords`.
+
+    Args:
+        positional: how many arguments come before them in a call that has no others; None where more
+            keywords are given later.
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind_partial(**keywords)
+        if positional is not None:
+            signature.bind(*[None] * positional, **keywords)
+    except TypeError as error:
+        parameters = signature.parameters.values()
+        settings = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+        known = ", ".join(settings or signature.parameters)
+        name = getattr(function, "__name__", str(function))
+        raise ConfigError(f"{name} {error}", where=where, expected=known) from error
+    try:
+        made_by = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+        hints = typing.get_type_hints(made_by)
+    except NameError:  # a type that is imported for type checkers only
+        hints = {}
+    for name, value in keywords.items():
+        if (name, value) != _MEASURED:
+            fitting(value, hints.get(name, Any), f"{where}.{name}")
+
+
+def check_named(value: Any, where: str) -> None:
+    """Check the keywords of every function that a setting names (`!name:`), however deep it lies.
+
+    Raises:
+        ConfigError: as `check_keywords`.
+    """
+    inner: Mapping[Any, Any] = {}
+    if isinstance(value, functools.partial):
+        check_keywords(value.func, value.keywords, where)
+        inner = value.keywords
+    elif isinstance(value, Mapping):
+        inner = value
+    elif isinstance(value, list | tuple):
+        inner = dict(enumerate(value))
+    for name, one in inner.items():
+        check_named(one, f"{where}.{name}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    plain = typing.get_origin(kind) or kind
+    if plain is typing.Literal:
+        return value in typing.get_args(kind)
+    if plain not in _KINDS:
+        return True
+    if (plain in (int, float) and isinstance(value, bool)) or (plain is Sequence and isinstance(value, str)):
+        return False
+    return isinstance(value, (int, float) if plain is float else plain)
+
+
+def _said(kind: Any) -> str:
+    plain = typing.get_origin(kind) or kind
+    if plain is typing.Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    return _KINDS.get(plain, str(kind))

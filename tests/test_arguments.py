@@ -1,0 +1,92 @@
+"""What recipes say is compared with what functions take, before anything runs."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pytest
+
+from kdasr.arguments import check_keywords, check_named, fitting
+from kdasr.errors import ConfigError
+
+
+def loss(
+    output: int,
+    batch: int,
+    *,
+    delay_frames: int = 0,
+    policy: Literal["all", "some"] = "all",
+    teacher: str | None = None,
+) -> None:
+    """A function such as recipes name."""
+
+
+class Model:
+    """A class such as recipes name."""
+
+    def __init__(self, *, vocab_size: int, width: int = 8, dropout: float = 0.1) -> None:
+        self.sizes = vocab_size, width, dropout
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "found"),
+    [
+        ("runs/a", Sequence[str], ["runs/a"]),
+        ("runs/a", Sequence[str] | Model, ["runs/a"]),
+        ("runs/a", str | Sequence[str], "runs/a"),
+        (3, float, 3),
+        (None, int | None, None),
+        ([], Sequence[tuple[str, int]], []),
+        ({"a": 1}, str | Mapping[str, Any], {"a": 1}),
+        ("anything", Model, "anything"),
+    ],
+)
+def test_what_fits_is_given_back(value: object, hint: object, found: object) -> None:
+    assert fitting(value, hint, "key") == found
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        ("many", int, "key: .*expected a whole number; got 'many'"),
+        (8.0, int, "a whole number"),
+        (True, int, "a whole number"),
+        ("x", float | None, "a number or null"),
+        (3, Sequence[str], "a list"),
+        ("x", Sequence[int], "a list"),
+        ("x", Literal["all", "some"], "all or some"),
+        ("x", Mapping[str, int] | None, "a mapping or null"),
+        (1, bool, "true or false"),
+    ],
+)
+def test_what_does_not_is_refused_by_name(value: object, hint: object, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        fitting(value, hint, "key")
+
+
+def test_keywords_are_those_of_the_function() -> None:
+    check_keywords(loss, {"delay_frames": 2, "policy": "some"}, "here", positional=2)
+    check_keywords(loss, {"delay_frames": "auto"}, "here", positional=2)
+    check_keywords(Model, {"width": 4}, "here")
+    with pytest.raises(ConfigError, match=r"here: loss got .*'delay_frame'; .*delay_frames, policy, teacher"):
+        check_keywords(loss, {"delay_frame": 2}, "here", positional=2)
+    with pytest.raises(ConfigError, match=r"here\.teacher: .*a text or null; got 3"):
+        check_keywords(loss, {"teacher": 3}, "here", positional=2)
+    with pytest.raises(
+        ConfigError, match=r"Model missing .*'vocab_size'; expected vocab_size, width, dropout"
+    ):
+        check_keywords(Model, {}, "here", positional=0)
+
+
+def test_named_functions_are_found_however_deep() -> None:
+    bad: Any = functools.partial(loss, policy="none")  # type: ignore[arg-type]
+    outer = functools.partial(loss, teacher=bad)
+    for value, where in ({"soft": {"loss": bad}}, "losses.soft.loss"), ([1, bad], "losses.1"):
+        with pytest.raises(ConfigError, match=re.escape(f"{where}.policy")):
+            check_named(value, "losses")
+    with pytest.raises(ConfigError, match="teacher"):
+        check_named(outer, "losses")
+    check_named({"soft": {"loss": functools.partial(loss, policy="some")}}, "losses")
