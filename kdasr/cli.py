@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written, …
+        print(f"kdasr: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("kdasr: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -102,8 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--work-dir", type=Path, required=True)
 
     verify = verb("verify", _verify, "check folders of audio shards against their manifests")
-    verify.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    verify.add_argument("--labels", type=Path, help="also check the soft labels of the one folder, here")
+    verify.add_argument("folders", nargs="+", metavar="FOLDER", help="or URL")
+    verify.add_argument("--labels", help="also check the soft labels of the one folder, here")
 
     verb("doctor", _doctor, "say which parts of kdasr work on this machine")
     return parser
@@ -223,12 +226,10 @@ def _report(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 
 def _verify(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
-    from kdasr.shards import verify_folder
+    from kdasr.labelling import verify_audio, verify_labels
 
-    problems = [problem for folder in arguments.folders for problem in verify_folder(folder)]
+    problems = [problem for folder in arguments.folders for problem in verify_audio(folder)]
     if arguments.labels is not None:
-        from kdasr.labelling import verify_labels
-
         if len(arguments.folders) != 1:
             raise ConfigError("labels belong to one folder of audio", where="--labels", got=arguments.folders)
         problems += verify_labels(arguments.folders[0], arguments.labels)

@@ -9,10 +9,12 @@ batches        which utterances go through the teacher together
 teachers       teachers by description
 words          posteriors given that words were said
 audio_source   audio shards at a path or a URL
+out_folder     what labels must never replace
 progress       bar, log lines, summary
 retokenise     what the teacher heard, in a student's units
 """
 
+from kdasr.labelling.audio_source import verify_audio
 from kdasr.labelling.filters import DurationLimits, Filter, Languages, MinConfidence, MinSpikes
 from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
@@ -50,5 +52,6 @@ __all__ = [
     "retokenise",
     "select",
     "summary_text",
+    "verify_audio",
     "verify_labels",
 ]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kdasr.errors import ManifestError, ShardError
 from kdasr.manifest import manifest_path
-from kdasr.shards import list_shards
-from kdasr.storage import Location, Place, is_url, locate
+from kdasr.shards import list_shards, open_shard, verify_folder
+from kdasr.storage import Location, Place, StorageError, is_url, locate
 
 
 def list_audio(folder: Place) -> list[str]:
@@ -30,6 +30,23 @@ def list_audio(folder: Place) -> list[str]:
         if tar.removesuffix(".tar") + ".json" not in names:
             raise ManifestError("the manifest is missing", where=str(place.child(tar)), fix="Copy it too.")
     return [str(place.child(tar)) for tar in tars]
+
+
+def verify_audio(folder: Place) -> list[str]:
+    """Everything that is wrong with the audio shards in a folder, each read whole; empty if nothing is."""
+    if not is_url(folder):
+        return verify_folder(Path(folder))
+    problems = []
+    try:
+        for shard in list_audio(folder):
+            try:
+                with local_copy(shard) as path:
+                    open_shard(path, verify=True)
+            except ShardError as error:
+                problems.append(f"{shard}: {error.what}")
+    except ShardError as error:
+        problems.append(str(error))
+    return problems
 
 
 @contextmanager
@@ -53,3 +70,5 @@ def _fetch(source: Location) -> bytes:
         return source.read_all()
     except FileNotFoundError as error:
         raise ShardError("no such object", where=str(source), fix="Copy it there again.") from error
+    except StorageError as error:
+        raise ShardError(f"it cannot be fetched: {error}") from error

@@ -26,7 +26,7 @@ from kdasr.labelling.audio_source import local_copy
 from kdasr.labelling.settings import Settings, ShardResult
 from kdasr.labelling.shard_job import label_shard, probe
 from kdasr.labelling.teachers import Teacher, TeacherSource
-from kdasr.storage import Place
+from kdasr.storage import Place, StorageError
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _READY = "ready"
@@ -101,7 +101,11 @@ class Crew(Protocol):
 
 
 def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
-    """Do a task here and now; every error an orderly worker can meet becomes a report."""
+    """Do a task here and now; every error becomes a report.
+
+    Raises:
+        torch.AcceleratorError: the device is of no more use to this process, which should end.
+    """
     try:
         with local_copy(task.audio) as path:
             if task.probe_key is not None:
@@ -109,8 +113,11 @@ def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
                 return Report(task, worker, "done")
             result = label_shard(teacher, path, work.out, work.settings, exclude=task.exclude)
         return Report(task, worker, "done", result)
-    except (KdasrError, OSError, RuntimeError, ValueError) as error:
-        fatal = isinstance(error, OSError) and error.errno in _FATAL
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        # A store that fails is the one of the labels: what cannot be fetched is a ShardError.
+        fatal = isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FATAL)
         return Report(task, worker, "failed", reason=f"{type(error).__name__}: {error}", fatal=fatal)
 
 
@@ -129,7 +136,11 @@ class InlineCrew:
         self._tasks.append(task)
 
     def wait(self) -> Report:
-        return execute(self._teacher, self._work, self._tasks.popleft(), 0)
+        task = self._tasks.popleft()
+        try:
+            return execute(self._teacher, self._work, task, 0)
+        except torch.AcceleratorError as error:
+            return Report(task, 0, "failed", reason=f"{type(error).__name__}: {error}", fatal=True)
 
     def stop(self) -> None:
         self._tasks.clear()
@@ -139,7 +150,7 @@ class ProcessCrew:
     """Processes of this machine, each with a teacher of its own; one that dies is started anew."""
 
     def __init__(self, work: Work, size: int) -> None:
-        self.size, self._work = size, _shared_out(work, size)
+        self.size, self._work = size, replace(work, settings=settings_of_one(work.settings, size))
         # spawn: a forked child would inherit torch's thread pools in an unknown state.
         self._context = multiprocessing.get_context("spawn")
         self._workers = [self._start(number) for number in range(size)]
@@ -217,13 +228,19 @@ def _serve(work: Work, number: int, connection: Any) -> None:
     set_threads(work.settings)
     with contextlib.suppress(EOFError, OSError):
         try:
-            teacher = work.teacher.load(work.device)
+            teacher = work.teacher.load(_device_of(work.device, number))
         except (KdasrError, OSError, RuntimeError) as error:
             connection.send(f"{type(error).__name__}: {error}")
             return
         connection.send(_READY)
         while True:
             connection.send(execute(teacher, work, connection.recv(), number))
+
+
+def _device_of(device: str, worker: int) -> str:
+    """The device of a worker: "cuda" means all GPUs of this machine, taken in turns."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    return f"cuda:{worker % gpus}" if gpus > 1 else device
 
 
 def _end_with_parent() -> None:
@@ -237,15 +254,25 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _shared_out(work: Work, size: int) -> Work:
-    """The work with this process's threads shared out among `size` workers, unless it says how many.
+def settings_of_one(settings: Settings, workers: int) -> Settings:
+    """Settings with this process's threads shared out among the workers, unless they say how many.
 
     Processes that take all cores each slow one another down many times over.
     """
-    if work.settings.threads is not None:
-        return work
-    threads = max(1, torch.get_num_threads() // size)
-    return replace(work, settings=replace(work.settings, threads=threads))
+    if settings.threads is not None:
+        return settings
+    return replace(settings, threads=max(1, torch.get_num_threads() // workers))
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError for an accelerator that this process cannot use."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "torch finds no GPU here",
+            where="device",
+            got=device,
+            fix="Run `kdasr doctor`, or use --device cpu.",
+        )
 
 
 def set_threads(settings: Settings) -> None:

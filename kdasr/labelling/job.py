@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdasr.errors import ConfigError, KdasrError, LabelMismatchError, SoftLabelError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work
+from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work, check_device
 from kdasr.labelling.foreman import Foreman
-from kdasr.labelling.planning import compare
+from kdasr.labelling.out_folder import raise_difference, refuse_audio
+from kdasr.labelling.planning import compare, plan_text, read_plan
 from kdasr.labelling.progress import Display, Totals
 from kdasr.labelling.settings import Settings, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
@@ -26,6 +28,9 @@ from kdasr.manifest import read_manifest as read_audio_manifest
 from kdasr.soft_labels import Header, label_file, open_label_shard, read_manifest
 from kdasr.storage import Place, is_url, locate, remove_leftovers
 
+#: Shards that are looked at together where they lie in a store.
+_JOURNEYS = 16
+_T = TypeVar("_T")
 ENGINES = ("inline", "processes", "ray")
 
 
@@ -67,7 +72,7 @@ def label(
 
     Args:
         teacher: a model folder, or a description of another kind of teacher.
-        audio, out: folders or fsspec URLs; they must differ.
+        audio, out: folders or fsspec URLs; `out` must hold no audio shards.
         settings: how to label; see `Settings`.
         engine: `inline` (this process), `processes` or `ray`.
         workers: processes or actors, each with a teacher of its own.
@@ -89,7 +94,9 @@ def label(
         LabelMismatchError: `out` holds labels of another teacher or with other settings.
     """
     settings = settings or Settings()
-    _check_arguments(audio, out, engine, workers, shard_index, num_shards)
+    _check_arguments(out, engine, workers, shard_index, num_shards)
+    if engine != "ray":  # whose nodes may have what this machine lacks
+        check_device(device)
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     work = Work(source, out, settings, device)
     if not is_url(out):
@@ -103,9 +110,12 @@ def label(
         loaded.units.save(out)
     totals = Totals(len(shards), len(plan.done))
     if plan.todo:
+        display = Display(plan.seconds, quiet)
+        if prediction := read_plan(out):
+            display.note("the plan said:\n" + plan_text(prediction))
         crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
         log_path = _log_path(log, out, shard_index, num_shards)
-        _run(crew, plan, totals, log_path, Display(plan.seconds, quiet))
+        _run(crew, plan, totals, log_path, display)
     summary = totals.summary(_previous(out, plan.done))
     summary["compared_with_plan"] = compare(out, summary)
     return summary
@@ -124,18 +134,30 @@ def find_work(
     """
     plan = Plan([], [], {}, 0.0)
     seconds = 0.0
-    for audio in shards:
+
+    def look(audio: str) -> tuple[float, str | None]:
         with local_copy(audio, manifest_only=True) as path:
             shard = read_audio_manifest(path)
-        problem = _why_not_done(out, path.name, shard.sha256, expect, verify, overwrite)
+        return shard.seconds, _why_not_done(out, path.name, shard.sha256, expect, verify, overwrite)
+
+    for audio, (shard_s, problem) in zip(shards, _each(look, shards, out), strict=True):
         if problem is None:
             plan.done.append(audio)
             continue
         plan.todo.append(audio)
-        seconds += shard.seconds
+        seconds += shard_s
         if problem:
             plan.damaged[audio] = problem
     return Plan(plan.todo, plan.done, plan.damaged, seconds)
+
+
+def _each(look: Callable[[str], _T], shards: Sequence[str], out: Place) -> Iterator[_T]:
+    """`look` at every shard; at many at once where each takes journeys to a store."""
+    if not (is_url(out) or (shards and is_url(shards[0]))):
+        yield from map(look, shards)
+        return
+    with ThreadPoolExecutor(_JOURNEYS) as pool:
+        yield from pool.map(look, shards)
 
 
 def verify_labels(audio: Place, out: Place) -> list[str]:
@@ -174,7 +196,8 @@ def _why_not_done(
     if manifest.get("config_hash") != expect.config_hash:
         if overwrite:
             return "labelled with another configuration"
-        _raise_difference(manifest, expect, str(file))
+        fix = "Give another `--out`, or `--overwrite true` to make these labels again."
+        raise_difference(manifest, expect, str(file), fix)
     try:
         if verify:
             _read_whole(out, audio_name, audio_sha256)
@@ -185,21 +208,10 @@ def _why_not_done(
     return None
 
 
-def _raise_difference(manifest: dict[str, Any], expect: Header, where: str) -> None:
-    header = manifest.get("header")
-    found = header if isinstance(header, dict) else {}
-    wanted = json.loads(json.dumps(asdict(expect)))
-    differing = [name for name in wanted if not name.startswith("audio_") and found.get(name) != wanted[name]]
-    raise LabelMismatchError(
-        "this folder holds labels of another configuration: " + (", ".join(differing) or "config_hash"),
-        where=where,
-        expected={name: wanted[name] for name in differing},
-        got={name: found.get(name) for name in differing},
-        fix="Give another `--out`, or `--overwrite true` to make these labels again.",
-    )
-
-
 def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display: Display) -> None:
+    display.note(
+        f"{len(plan.todo)} shards ({plan.seconds / 3600:,.2f} h) to label, {len(plan.done)} are done"
+    )
     for audio, problem in plan.damaged.items():
         display.note(f"again: {Path(audio).name}: {problem}")
     started = time.perf_counter()
@@ -236,9 +248,7 @@ def _crew(work: Work, loaded: Teacher, engine: str, workers: int, ray_address: s
     return RayCrew(work, workers, ray_address)
 
 
-def _check_arguments(
-    audio: Place, out: Place, engine: str, workers: int, shard_index: int, num_shards: int
-) -> None:
+def _check_arguments(out: Place, engine: str, workers: int, shard_index: int, num_shards: int) -> None:
     if engine not in ENGINES:
         raise ConfigError("unknown engine", where="engine", expected=", ".join(ENGINES), got=engine)
     if workers < 1 or not 0 <= shard_index < num_shards:
@@ -249,10 +259,7 @@ def _check_arguments(
         )
     if engine == "inline" and workers > 1:
         raise ConfigError("the inline engine has one worker", where="workers", expected=1, got=workers)
-    if str(audio) == str(out) or (not is_url(audio) and not is_url(out) and _same(Path(audio), Path(out))):
-        raise ConfigError(
-            "labels cannot lie in the folder of their audio", where=str(out), fix="Give another `out`."
-        )
+    refuse_audio(out)
 
 
 def _check_codec(teacher: Teacher, settings: Settings) -> None:
@@ -265,10 +272,6 @@ def _check_codec(teacher: Teacher, settings: Settings) -> None:
         )
 
 
-def _same(audio: Path, out: Path) -> bool:
-    return audio.resolve() == out.resolve()
-
-
 def _log_path(log: Path | None, out: Place, shard_index: int, num_shards: int) -> Path | None:
     if log is not None or is_url(out):
         return log
@@ -276,5 +279,5 @@ def _log_path(log: Path | None, out: Place, shard_index: int, num_shards: int) -
     return Path(str(out)) / f"log{part}.jsonl"
 
 
-def _previous(out: Place, done: Sequence[str]) -> list[dict[str, Any]]:
-    return [read_manifest(label_file(out, Path(audio).name)) for audio in done]
+def _previous(out: Place, done: Sequence[str]) -> Iterator[dict[str, Any]]:
+    return _each(lambda audio: read_manifest(label_file(out, Path(audio).name)), done, out)

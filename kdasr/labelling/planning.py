@@ -18,7 +18,7 @@ import numpy as np
 
 from kdasr.errors import ConfigError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.engines import set_threads
+from kdasr.labelling.engines import check_device, set_threads, settings_of_one
 from kdasr.labelling.settings import Settings, ShardResult
 from kdasr.labelling.shard_job import label_shard
 from kdasr.labelling.teachers import FolderTeacher, TeacherSource
@@ -86,6 +86,7 @@ def plan(
         ShardError: no audio shards, or a damaged one in the sample.
     """
     settings = settings or Settings()
+    check_device(device)
     if sample_shards < 1 or workers < 1:
         raise ConfigError(
             "a plan needs a sample and workers", got=f"{sample_shards} shards, {workers} workers"
@@ -94,6 +95,8 @@ def plan(
     seconds = [_seconds(shard) for shard in shards]
     sample = sorted({round(i) for i in np.linspace(0, len(shards) - 1, min(sample_shards, len(shards)))})
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
+    # As the job will: workers on one machine share its threads.
+    settings = settings_of_one(settings, workers)
     results = _label_sample(source, [shards[i] for i in sample], settings, device)
     prediction = _extrapolate(results, sum(seconds), len(shards), workers, price_per_worker_hour)
     if out is not None:
@@ -102,33 +105,36 @@ def plan(
     return prediction
 
 
+def read_plan(out: Place) -> Prediction | None:
+    """The plan that is kept in `out`, if there is one of this release."""
+    try:
+        return Prediction(**json.loads(locate(out).child(PREDICTION_FILE).read_all()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
 def compare(out: Place, summary: dict[str, Any]) -> str | None:
     """A sentence on how the plan kept in `out` compares with a job's summary; None without a plan."""
-    try:
-        predicted = json.loads(locate(out).child(PREDICTION_FILE).read_all())
-    except (FileNotFoundError, ValueError):
+    predicted = read_plan(out)
+    if predicted is None:
         return None
-    facts = [("bytes/frame", predicted["bytes_per_frame"], summary["bytes_per_frame"])]
-    if summary["shards_labelled"] == predicted["shards"]:
+    facts = [("bytes/frame", predicted.bytes_per_frame, summary["bytes_per_frame"])]
+    if summary["shards_labelled"] == predicted.shards:
         # All of it in this run: its time and price can be compared too.
-        hours = predicted["worker_hours"], summary["worker_hours"]
-        speed = predicted["times_real_time"] * predicted["workers"]
+        hours = predicted.worker_hours, summary["worker_hours"]
         facts += [
-            ("hours of audio", predicted["hours"], summary["hours"]),
-            (
-                "MB of labels",
-                predicted["bytes_per_frame"] * predicted["frames"] / 1e6,
-                summary["bytes"] / 1e6,
-            ),
-            ("× real time", speed, summary["times_real_time"]),
+            ("hours of audio", predicted.hours, summary["hours"]),
+            ("MB of labels", predicted.bytes_per_frame * predicted.frames / 1e6, summary["bytes"] / 1e6),
+            ("× real time", predicted.times_real_time * predicted.workers, summary["times_real_time"]),
             ("worker-hours", *hours),
         ]
-        if predicted["cost"]:
-            price = predicted["cost"] / predicted["worker_hours"]
-            facts.append(("cost", *(price * value for value in hours)))
+        price = predicted.cost / predicted.worker_hours
+        facts.append(("cost", price * hours[0], price * hours[1]))
+    # What the plan said nothing of, such as bytes where its sample had no labels, cannot be compared.
     said = [
         f"{name} {fact:,.4g} (the plan said {plan:,.4g}: {round(fact / plan - 1, 2) + 0.0:+.0%})"
         for name, plan, fact in facts
+        if plan
     ]
     return "compared with the plan: " + ", ".join(said)
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kdasr.labelling.foreman import Outcome
+
+#: Utterances without labels that are kept by name (the manifests have all), and that people are shown.
+MOST_NAMED = 1000
+_MOST_SHOWN = 20
+#: Between two lines of progress where there is no terminal for a bar.
+_QUIET_S = 60.0
 
 
 @dataclass
@@ -23,6 +30,8 @@ class Totals:
         not_tried: shards that were not begun because the job stopped.
         tried: shards whose outcome is known.
         log_problem: why the log has no more lines.
+        failed: utterances without labels and why, the first `MOST_NAMED` of them.
+        num_failed: all of them.
     """
 
     shards: int
@@ -40,6 +49,7 @@ class Totals:
     bytes: int = 0
     labelled: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    num_failed: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -83,7 +93,8 @@ class Totals:
 
     def _add_manifest(self, manifest: dict[str, Any]) -> None:
         self.labelled += manifest["labelled"]
-        self.failed.update(dict(manifest["failed"]))
+        self.num_failed += len(manifest["failed"])
+        self.failed.update(dict(manifest["failed"][: max(0, MOST_NAMED - len(self.failed))]))
         self.frames += manifest["frames"]
         self.bytes += manifest["bytes"]
 
@@ -104,6 +115,7 @@ class Totals:
             "shards_not_tried": self.not_tried,
             "labelled": self.labelled + whole.labelled,
             "failed": {**whole.failed, **self.failed},
+            "num_failed": self.num_failed + whole.num_failed,
             "hours": (self.seconds + whole.seconds) / 3600,
             "frames": self.frames + whole.frames,
             "bytes": self.bytes + whole.bytes,
@@ -119,19 +131,19 @@ class Totals:
 
 
 class Display:
-    """A progress bar over the hours of audio to label."""
+    """A progress bar over the hours of audio to label; without a terminal, a line now and then."""
 
     def __init__(self, seconds: float, quiet: bool) -> None:
         self._console = Console(stderr=True, quiet=quiet)
+        self._seconds, self._said_s = seconds, 0.0
         self._progress = Progress(
             TextColumn("labelling"),
             BarColumn(),
             TextColumn("{task.completed:.2f}/{task.total:.2f} h"),
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             console=self._console,
-            disable=quiet,
+            disable=quiet or not self._console.is_terminal,
         )
         self._bar = self._progress.add_task("labelling", total=seconds / 3600, speed="")
 
@@ -146,14 +158,29 @@ class Display:
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, totals: Totals, outcome: Outcome) -> None:
         """Bring the bar up to date after a shard."""
         if outcome.result is None:
             self.note(f"failed: {outcome.audio}: {outcome.reason}")
-        speed = f"{totals.times_real_time:,.0f} × real time, {totals.bytes_per_frame:.2f} bytes/frame"
+        speed = progress_text(totals, self._seconds)
         self._progress.update(self._bar, completed=totals.seconds / 3600, speed=speed)
+        if not self._console.is_terminal and totals.wall_s - self._said_s >= _QUIET_S:
+            self._said_s = totals.wall_s
+            self.note(f"{totals.seconds / 3600:,.2f} of {self._seconds / 3600:,.2f} h, {speed}")
+
+
+def progress_text(totals: Totals, seconds: float) -> str:
+    """How fast it goes and how long it will take, of `seconds` of audio in all.
+
+    Not by rich, whose estimate looks back half a minute: a shard may take longer.
+    """
+    text = f"{totals.times_real_time:,.0f} × real time, {totals.bytes_per_frame:.2f} bytes/frame"
+    if not totals.seconds:
+        return text
+    left_s = round(max(0.0, seconds - totals.seconds) / totals.times_real_time)
+    return f"{text}, {timedelta(seconds=left_s)} left"
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -170,7 +197,12 @@ def summary_text(summary: dict[str, Any]) -> str:
         )
     if summary.get("compared_with_plan"):
         lines.append(summary["compared_with_plan"])
-    lines += [f"not labelled: {key}: {reason}" for key, reason in summary["failed"].items()]
+    named = list(summary["failed"].items())[:_MOST_SHOWN]
+    lines += [f"not labelled: {key}: {reason}" for key, reason in named]
+    if summary["num_failed"] > len(named):
+        lines.append(
+            f"not labelled: {summary['num_failed'] - len(named):,} more, each with its reason in its manifest"
+        )
     lines += [f"shard failed: {audio}: {reason}" for audio, reason in summary["shards_failed"].items()]
     if summary.get("log_problem"):
         lines.append(f"the log is incomplete: {summary['log_problem']}")

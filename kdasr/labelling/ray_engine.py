@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from kdasr.errors import ConfigError, MissingDependencyError
 from kdasr.labelling.engines import MAX_STILLBORN, Report, Task, Work, execute, set_threads
@@ -30,6 +35,7 @@ class RayCrew:
         if self._started_here:
             _connect(ray, address, size)
         gpus = 1 if work.device.startswith("cuda") else 0
+        self._check_room(gpus)
         # No restarts or retries by Ray: the foreman counts deaths, and only it tries again.
         self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
         self._stillborn = 0
@@ -47,24 +53,40 @@ class RayCrew:
             try:
                 report: Report = self._ray.get(ready[0])
                 return report
-            except self._ray.exceptions.RayActorError as error:
-                died_at_work = self._replace(worker, error)
-                if died_at_work:
-                    return Report(task, worker, "died", reason="the actor died")
-                self.submit(worker, task)
             except self._ray.exceptions.RayTaskError as error:
                 return Report(task, worker, "failed", reason=f"{type(error.cause).__name__}: {error.cause}")
+            except self._ray.exceptions.RayError as error:
+                # The actor is gone: killed, out of its node's memory, its node lost, or out of reach.
+                died_at_work = self._replace(worker, error)
+                if died_at_work:
+                    return Report(task, worker, "died", reason=f"the actor died ({type(error).__name__})")
+                self.submit(worker, task)
+
+    def _check_room(self, gpus: int) -> None:
+        """Refuse more actors than fit: the shards of one that never starts would be waited for for ever."""
+        for kind, needed in (("CPU", self.size), ("GPU", self.size * gpus)):
+            there = int(self._ray.cluster_resources().get(kind, 0))
+            if there < needed:
+                raise ConfigError(
+                    f"the Ray cluster has no room for {self.size} workers",
+                    where="workers",
+                    expected=f"a {kind} for each",
+                    got=f"{there} {kind}s",
+                    fix="Ask for fewer workers, or add nodes first.",
+                )
 
     def _replace(self, worker: int, error: Exception) -> bool:
         """A new actor in a dead one's place; whether the dead one had ever been ready."""
         try:
             self._ray.get(self._ready[worker])
             self._stillborn = 0
-        except self._ray.exceptions.RayActorError:
+        except self._ray.exceptions.RayError:
             self._stillborn += 1
             if self._stillborn >= MAX_STILLBORN:
                 reason = str(error).strip().splitlines()[-1]
                 raise ConfigError(f"a worker cannot start: {reason}") from error
+        # One that is only out of reach must not keep the room of its successor.
+        self._ray.kill(self._actors[worker])
         self._actors[worker] = self._start(worker)
         return self._stillborn == 0
 
@@ -75,13 +97,16 @@ class RayCrew:
             self._ray.shutdown()
 
     def _start(self, number: int) -> Any:
-        actor: Any = self._actor_class.remote(self._work, number)
+        actor: Any = self._actor_class.remote(self._work, number, Path.cwd())
         self._ready[number] = actor.ready.remote()
         return actor
 
 
 class _Worker:
-    def __init__(self, work: Work, number: int) -> None:
+    def __init__(self, work: Work, number: int, folder: Path) -> None:
+        # Ray starts actors where the node was started, and recipes have relative paths.
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         set_threads(work.settings)
         self._teacher = work.teacher.load(work.device)
         self._work, self._number = work, number
@@ -90,7 +115,10 @@ class _Worker:
         return True
 
     def execute(self, task: Task) -> Report:
-        return execute(self._teacher, self._work, task, self._number)
+        try:
+            return execute(self._teacher, self._work, task, self._number)
+        except torch.AcceleratorError:
+            os._exit(1)  # the next actor gets a device that answers
 
 
 def _connect(ray: Any, address: str | None, num_cpus: int) -> None:

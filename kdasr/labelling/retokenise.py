@@ -19,10 +19,11 @@ from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import confidence
+from kdasr.labelling.out_folder import refuse_audio
 from kdasr.manifest import Shard, read_manifest
 from kdasr.soft_labels import Failure, Header, LabelFolder, LabelShard, TopK, label_file, write_label_shard
 from kdasr.soft_labels.runs import frame_starts
-from kdasr.storage import Place
+from kdasr.storage import Place, locate
 from kdasr.symbols import BLANK_ID
 from kdasr.teachers.base import spell
 from kdasr.text import Units, load_units, normalise
@@ -55,12 +56,13 @@ def retokenise(*, audio: Place, labels: Place, out: Place, units: Units) -> Reto
         units: the student's.
 
     Raises:
-        ConfigError: `out` is `labels`.
+        ConfigError: `out` is `labels` or holds audio.
         UnitsError: the teacher's units are not beside its labels.
         SoftLabelError: labels are missing, damaged or of other audio.
     """
-    if str(labels) == str(out):
+    if str(locate(labels)) == str(locate(out)):
         raise ConfigError("retokenised labels need a folder of their own", where=str(out))
+    refuse_audio(out)
     heard_in, folder = load_units(labels), LabelFolder(labels)
     labelled, failed = 0, dict[str, str]()
     for place in list_audio(audio):

@@ -21,9 +21,10 @@ from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score
+from kdasr.labelling.out_folder import refuse_audio, refuse_other_labels
 from kdasr.manifest import Shard, read_manifest
 from kdasr.soft_labels import Failure, LabelFolder, LabelShard, label_file, write_label_shard
-from kdasr.storage import Place
+from kdasr.storage import Place, locate
 from kdasr.text import load_units
 
 
@@ -58,12 +59,14 @@ def select(
         measure: what "sure" means; see `kdasr.labelling.filters.Confidence`.
 
     Raises:
-        ConfigError: no positive budget, an unknown measure, or `out` is `labels`.
+        ConfigError: no positive budget, an unknown measure, or `out` is `labels` or holds audio.
+        LabelMismatchError: `out` holds other labels, which are never replaced.
         SoftLabelError: labels are missing, damaged or of other audio.
     """
     check_measure(measure)
-    if hours <= 0 or str(labels) == str(out):
+    if hours <= 0 or str(locate(labels)) == str(locate(out)):
         raise ConfigError("a selection needs a positive budget and a folder of its own", where=str(out))
+    refuse_audio(out)
     seconds, scores = _measure_all(audio, labels, measure)
     chosen, threshold = _choose(seconds, scores, hours * 3600)
     done = 0
@@ -146,5 +149,6 @@ def _write(
 
     settings = {**labels.header.settings, "selection": {"measure": measure, "hours": hours}}
     header = replace(labels.header, settings=settings)
+    refuse_other_labels(out, shard.path.name, header)
     file = label_file(out, shard.path.name)
     return write_label_shard(file, header, items(), extra={"seconds": round(shard.seconds, 3)})

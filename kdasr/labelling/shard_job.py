@@ -52,6 +52,8 @@ def label_shard(
 
     Raises:
         ShardError: the audio shard is damaged or has no manifest.
+        SoftLabelError: the teacher failed on every utterance, so it is not the utterances.
+        torch.AcceleratorError, torch.OutOfMemoryError, MemoryError: nor is it with these.
         StorageError, OSError: the labels could not be stored.
     """
     started = time.perf_counter()
@@ -104,6 +106,7 @@ class _ShardRun:
         self._teacher, self._shard, self._settings = teacher, shard, settings
         self._failures = failures
         self._broken: dict[int, dict[int, str]] = {}
+        self._unheard: set[int] = set()
         self._pieces: dict[int, dict[int, SoftLabels]] = {}
         self._num_segments: dict[int, int] = {}
         self._decoded = _Decoded()
@@ -120,9 +123,21 @@ class _ShardRun:
             for loaded in _ahead(decoder, self._load, batches, threads):
                 self._forward_all(loaded, encoder)
             self._wait_for_encoder(0)
+        self._check_teacher()
         return [
             (entry.key, self._outcome(number, entry.key)) for number, entry in enumerate(self._shard.entries)
         ]
+
+    def _check_teacher(self) -> None:
+        """Raise if the teacher failed on all it heard: a shard of placeholders would count as done."""
+        heard = self._num_segments.keys() - self._unheard
+        if len(heard) > 1 and heard <= self._broken.keys():
+            raise SoftLabelError(
+                f"the teacher failed on all {len(heard)} utterances",
+                where=str(self._shard.path),
+                got=min(self._broken[min(heard)].items())[1],
+                fix="It is hardly the utterances: look at the teacher, its precision and its machine.",
+            )
 
     def _outcome(self, number: int, key: str) -> SoftLabels | Failure:
         if key in self._failures:
@@ -174,6 +189,7 @@ class _ShardRun:
                 whole = self._whole_input(segment.number)
             except (KdasrError, RuntimeError, ValueError) as error:
                 self._fail(segment, f"unusable audio: {_reason(error)}")
+                self._unheard.add(segment.number)
                 continue
             segments.append(segment)
             last = None if self._ends(segment) else segment.last * rows
@@ -202,8 +218,12 @@ class _ShardRun:
             return
         try:
             log_probs = self._forward(loaded)
+        except torch.AcceleratorError:
+            raise  # whatever this process asks of the device next will fail too
         except Exception as error:
             if len(loaded.segments) == 1:
+                if isinstance(error, torch.OutOfMemoryError | MemoryError):
+                    raise  # says more of the machine, and who else is using it, than of the utterance
                 self._fail(loaded.segments[0], f"the teacher raised {type(error).__name__}: {_reason(error)}")
                 return
             # One utterance must not take its batch with it: try each alone.

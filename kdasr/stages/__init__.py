@@ -94,6 +94,8 @@ def label(
     num_shards: int = 1,
     verify: bool = False,
     overwrite: bool = False,
+    log: str | None = None,
+    ray_address: str | None = None,
 ) -> dict[str, Any]:
     """Write a teacher's soft labels beside unlabelled shards; see `kdasr.labelling.label`.
 
@@ -117,6 +119,8 @@ def label(
         num_shards=num_shards,
         verify=verify,
         overwrite=overwrite,
+        log=Path(log) if log else None,
+        ray_address=ray_address,
     )
     print(summary_text(summary), file=sys.stderr)
     own_left = {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}

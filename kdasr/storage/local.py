@@ -43,8 +43,18 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers of this machine left in a folder: their temporary files."""
     for path in folder.glob(".*.tmp"):
         found = _LEFTOVER.search(path.name)
-        if found and found["host"] == _HOST and not Path(f"/proc/{found['pid']}").exists():
+        if found and found["host"] == _HOST and not _is_running(int(found["pid"])):
             path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ class StorageError(KdasrError):
 
 
 class Location(Protocol):
-    """A file or folder somewhere. OSErrors of a remote store are retried, then become StorageError."""
+    """A file or folder somewhere.
+
+    What goes wrong in a remote store is tried again, and then becomes a StorageError.
+    """
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from kdasr.errors import MissingDependencyError
@@ -99,10 +100,11 @@ class RemoteLocation:
         self._retried(remove)
 
     def commit(self, data: bytes, *, create_only: bool = False) -> None:
-        if create_only:
-            self._retried(lambda: self._create(data))
-        else:
-            self._retried(lambda: self.fs.pipe_file(self.path, data))
+        put = self._create if create_only else partial(self.fs.pipe_file, self.path)
+        try:
+            self._retried(lambda: put(data))
+        except FileNotFoundError as error:
+            raise StorageError("there is no such bucket", where=self.url, fix="Make it first.") from error
         what = "another writer put other bytes there first" if create_only else None
         compare(self.read_all(), data, self.url, what)
 
@@ -126,7 +128,9 @@ class RemoteLocation:
                 return action()
             except FileNotFoundError:
                 raise
-            except OSError as error:
+            except Exception as error:
+                # Not only OSErrors: the clients of the stores (botocore, aiohttp, google-auth) have
+                # classes of their own for a server that is gone or credentials that are missing.
                 if isinstance(error, PermissionError) or attempt == _ATTEMPTS:
                     raise StorageError(
                         f"the store failed {attempt} times: {error}",

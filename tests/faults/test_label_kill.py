@@ -154,10 +154,11 @@ def test_the_workers_of_a_killed_driver_die_with_it(
 
 
 @pytest.mark.slow
-def test_an_utterance_that_kills_the_process_is_found_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("poison", ["kill", "device"])
+def test_an_utterance_that_kills_the_process_is_found_and_named(tmp_path: Path, poison: str) -> None:
     make_audio(tmp_path / "audio", 9, per_shard=3, loud=(4,))
     out = tmp_path / "labels"
-    summary = run(tmp_path / "audio", out, teacher=TinySource(poison="kill"), engine="processes", workers=2)
+    summary = run(tmp_path / "audio", out, teacher=TinySource(poison=poison), engine="processes", workers=2)
     assert list(summary["failed"]) == ["utt-004"]
     assert "kills the process" in summary["failed"]["utt-004"]
     assert summary["labelled"] == 8 and summary["shards_failed"] == {}

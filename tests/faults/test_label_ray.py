@@ -82,6 +82,23 @@ def test_a_poison_utterance_that_kills_its_actor_is_named_and_the_rest_is_labell
     assert summary["labelled"] == 5 and summary["shards_failed"] == {}
 
 
+def test_relative_paths_mean_the_same_to_actors(
+    cluster: str, audio: Path, wanted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "audio").symlink_to(audio)
+    monkeypatch.chdir(tmp_path)
+    summary = run_ray(Path("audio"), Path("labels"))
+    assert summary["shards_failed"] == {}
+    assert label_files(tmp_path / "labels") == wanted
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(
+    cluster: str, audio: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="no room for 3 workers"):
+        run(audio, tmp_path / "labels", engine="ray", workers=3)
+
+
 def test_a_teacher_that_cannot_start_in_an_actor_stops_the_job(
     cluster: str, audio: Path, tmp_path: Path
 ) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
-from kdasr.labelling import summary_text, verify_labels
+from kdasr.labelling import summary_text, verify_audio, verify_labels
 from kdasr.storage import RemoteLocation, StorageError, commit_bytes, local, locate, remote
 from tests.faults.label_job import NUM_SHARDS, label_files, run
 from tests.faults.object_stores import gs_bucket, s3_bucket
@@ -182,7 +183,8 @@ def flaky(fs: Any, monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
             fails = _c[0] % every == 0
             if fails and _c[0] % 2:
                 failures.append(_n)
-                raise OSError(errno.ECONNRESET, "injected: before")
+                # What botocore raises for a server that does not answer is no OSError.
+                raise EndpointConnectionError(endpoint_url="injected: before")
             result = _f(*args, **kwargs)
             if fails:
                 failures.append(_n)
@@ -210,7 +212,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
 
 
 @pytest.mark.slow
-def test_a_store_that_is_down_fails_shard_by_shard_with_the_address(
+def test_a_store_that_is_down_stops_the_job_with_the_address(
     s3: str, audio: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
@@ -218,12 +220,52 @@ def test_a_store_that_is_down_fails_shard_by_shard_with_the_address(
     assert isinstance(fs, RemoteLocation)
 
     def down(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ECONNREFUSED, "nobody there")
+        raise EndpointConnectionError(endpoint_url="http://nobody.there")
 
     monkeypatch.setattr(fs.fs, "pipe_file", down)
     summary = run(audio, f"{s3}/down")
-    assert len(summary["shards_failed"]) == NUM_SHARDS
-    assert all("s3://labels-test/down/" in reason for reason in summary["shards_failed"].values())
+    # What the teacher says of the other shards would have nowhere to go either.
+    (reason,) = summary["shards_failed"].values()
+    assert "s3://labels-test/down/" in reason and "nobody.there" in reason
+    assert len(summary["shards_not_tried"]) == NUM_SHARDS - 1
+
+
+def test_one_audio_shard_that_cannot_be_fetched_does_not_stop_the_job(
+    s3: str, audio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(audio, f"{s3}/unfetched/audio")
+    fs = locate(s3)
+    assert isinstance(fs, RemoteLocation)
+    original = fs.fs.cat_file
+
+    def refuse(path: str, **kwargs: Any) -> Any:
+        if path.endswith("audio/shard-000002.tar"):
+            raise PermissionError(errno.EACCES, "Forbidden")
+        return original(path, **kwargs)
+
+    monkeypatch.setattr(fs.fs, "cat_file", refuse)
+    summary = run(f"{s3}/unfetched/audio", f"{s3}/unfetched/labels")
+    ((name, reason),) = summary["shards_failed"].items()
+    assert name.endswith("shard-000002.tar") and "cannot be fetched" in reason and "Forbidden" in reason
+    assert summary["shards_labelled"] == NUM_SHARDS - 1
+    monkeypatch.undo()
+    assert verify_audio(f"{s3}/unfetched/audio") == []
+    (problem,) = verify_labels(f"{s3}/unfetched/audio", f"{s3}/unfetched/labels")
+    assert "shard-000002" in problem
+
+
+def test_a_bucket_that_is_not_there_is_an_error_for_people(s3: str) -> None:
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/file: there is no such bucket"):
+        locate("s3://no-such-bucket/file").commit(b"labels")
+
+
+def test_damaged_audio_in_a_bucket_is_named(s3: str, audio: Path) -> None:
+    upload(audio, f"{s3}/cut")
+    tar = locate(f"{s3}/cut/shard-000001.tar")
+    tar.commit(tar.read_all()[:-1000])
+    (problem,) = verify_audio(f"{s3}/cut")
+    assert problem.startswith(f"{s3}/cut/shard-000001.tar: ")
+    assert "no audio shards" in verify_audio(f"{s3}/empty")[0]
 
 
 def test_a_url_of_an_unknown_kind_is_refused() -> None:

@@ -200,5 +200,14 @@ def test_a_selection_without_budget_or_folder_of_its_own_is_refused(audio: Path,
     run(audio, tmp_path / "all")
     with pytest.raises(ConfigError, match="budget"):
         select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=0)
-    with pytest.raises(ConfigError, match="folder of its own"):
-        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "all", hours=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()}
+    for folder in (tmp_path / "all", f"{tmp_path}/all/"):
+        with pytest.raises(ConfigError, match="folder of its own"):
+            select(audio=audio, labels=tmp_path / "all", out=folder, hours=1)
+    with pytest.raises(ConfigError, match="folder of audio"):
+        select(audio=audio, labels=tmp_path / "all", out=audio, hours=1)
+    # Whatever the way to it: labels that cost a teacher's time are not replaced by a selection of them.
+    (tmp_path / "link").symlink_to(tmp_path / "all")
+    with pytest.raises(LabelMismatchError, match="Give another `out`"):
+        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "link", hours=1)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == before

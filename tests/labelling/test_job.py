@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdasr.errors import ConfigError, LabelMismatchError, ShardError
-from kdasr.labelling import Settings, label, summary_text, verify_labels
+from kdasr.labelling import DurationLimits, Settings, engines, label, progress, summary_text, verify_labels
 from kdasr.labelling import job as job_module
 from kdasr.soft_labels import TopK, TopP, open_label_shard
-from tests.labelling.tiny import TinySource, make_audio
+from tests.labelling.tiny import TinySource, TinyTeacher, make_audio
 
 
 @pytest.fixture
@@ -187,11 +188,92 @@ def test_arguments_that_do_not_fit_are_refused(
         run(audio, tmp_path / "labels", **change)
 
 
-def test_labels_cannot_lie_in_the_folder_of_their_audio(audio: Path) -> None:
+def test_labels_cannot_lie_in_a_folder_of_audio(audio: Path, tmp_path: Path) -> None:
     before = files(audio)
-    with pytest.raises(ConfigError, match="folder of their audio"):
-        run(audio, audio / ".." / audio.name)
+    make_audio(tmp_path / "other", 4)
+    for folder in (audio / ".." / audio.name, f"{audio}/", tmp_path / "other"):
+        with pytest.raises(ConfigError, match="folder of audio"):
+            run(audio, folder, overwrite=True)  # type: ignore[arg-type]
     assert files(audio) == before
+
+
+def test_a_teacher_that_fails_on_everything_leaves_no_shard_of_placeholders(
+    audio: Path, tmp_path: Path
+) -> None:
+    make_audio(tmp_path / "loud", 4, loud=(0, 1, 2, 3))
+    summary = run(tmp_path / "loud", tmp_path / "labels", teacher=TinySource(poison="raise"))
+    (reason,) = summary["shards_failed"].values()
+    assert "the teacher failed on all 4 utterances" in reason and "a poison utterance" in reason
+    assert files(tmp_path / "labels") == {}
+    # The same audio with a teacher that works: nothing is in the way.
+    assert run(tmp_path / "loud", tmp_path / "labels")["labelled"] == 4
+
+
+def test_an_accelerator_that_fails_stops_the_job_and_no_utterance_is_blamed(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(TinyTeacher, "offline", fail)
+    summary = run(audio, tmp_path / "labels")
+    (reason,) = summary["shards_failed"].values()
+    assert "illegal memory access" in reason
+    assert len(summary["shards_not_tried"]) == 2 and files(tmp_path / "labels") == {}
+
+
+def test_an_utterance_for_which_the_memory_was_too_small_is_not_blamed_either(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline, calls = TinyTeacher.offline, []
+
+    def fail(self: TinyTeacher, features_btf: torch.Tensor, lengths_b: torch.Tensor) -> Any:
+        calls.append(len(features_btf))
+        # The first batch is too large, which smaller ones cure; later even one utterance is.
+        if len(calls) == 1 or len(calls) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return offline(self, features_btf, lengths_b)
+
+    monkeypatch.setattr(TinyTeacher, "offline", fail)
+    summary = run(audio, tmp_path / "labels", settings=Settings(batch_seconds=100))
+    assert summary["failed"] == {} and summary["labelled"] >= 4
+    assert all("out of memory" in reason for reason in summary["shards_failed"].values())
+    assert len(summary["shards_failed"]) + summary["shards_labelled"] == 3
+    assert len(files(tmp_path / "labels")) == 2 * summary["shards_labelled"]
+
+
+def test_workers_take_the_gpus_of_a_machine_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [engines._device_of("cuda", worker) for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert engines._device_of("cuda:1", 0) == "cuda:1" and engines._device_of("cpu", 1) == "cpu"
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no GPU"):
+        run(audio, tmp_path / "labels", device="cuda")
+
+
+def test_of_many_failures_some_are_named_and_all_are_counted(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "MOST_NAMED", 5)
+    monkeypatch.setattr(progress, "_MOST_SHOWN", 3)
+    limits = Settings(filters=(DurationLimits(min_seconds=100),))
+    for _ in range(2):  # labelled, then counted from the manifests
+        summary = run(audio, tmp_path / "labels", settings=limits)
+        assert summary["num_failed"] == 12 and len(summary["failed"]) == 5
+        text = summary_text(summary)
+        assert text.count("not labelled: utt-") == 3 and "not labelled: 9 more" in text
+
+
+def test_the_time_left_is_that_of_the_audio_left() -> None:
+    totals = progress.Totals(4, 0, seconds=3600.0, wall_s=40.0, bytes=180_000, frames=90_000)
+    text = progress.progress_text(totals, seconds=14_400)
+    assert text == "90 × real time, 2.00 bytes/frame, 0:02:00 left"
+    assert "left" not in progress.progress_text(progress.Totals(4, 0), 14_400)
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:

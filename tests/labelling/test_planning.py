@@ -83,6 +83,20 @@ def test_a_sample_predicts_the_hours_of_all(tmp_path: Path) -> None:
     assert found.frames == pytest.approx(found.hours * 3600 * 25, rel=0.05)
 
 
+def test_a_sample_without_labels_leaves_nothing_to_divide_by(tmp_path: Path) -> None:
+    nothing = _extrapolate([result(1800, 18, 0, 500)], seconds=1800, shards=1, workers=1, price=0.0)
+    (tmp_path / "plan.json").write_text(json.dumps(asdict(nothing)))
+    facts = {"bytes_per_frame": 500.0, "shards_labelled": 1, "hours": 0.5, "bytes": 500}
+    verdict = compare(tmp_path, {**facts, "times_real_time": 100.0, "worker_hours": 0.005})
+    assert verdict is not None
+    assert "hours of audio 0.5" in verdict and "MB" not in verdict and "cost" not in verdict
+
+
+def test_a_plan_of_another_release_is_no_plan(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"hours": 1}')
+    assert compare(tmp_path, {}) is None
+
+
 def test_without_a_plan_there_is_nothing_to_compare(tmp_path: Path) -> None:
     assert compare(tmp_path, {}) is None
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdasr.errors import ConfigError, DamagedShardError
+from kdasr.errors import ConfigError, DamagedShardError, SoftLabelError
 from kdasr.features import log_mel
 from kdasr.interfaces import Utterance
 from kdasr.labelling import Settings, label_shard
@@ -156,9 +156,8 @@ def test_a_teacher_with_the_wrong_number_of_frames_is_noticed(tmp_path: Path) ->
     model: Any = teacher.model
     offline = model.offline
     model.offline = lambda x, n: (offline(x, n)[0], offline(x, n)[1] - 1)
-    result = label_shard(teacher, audio, tmp_path / "labels", Settings())
-    assert len(result.manifest["failed"]) == 2
-    assert "frames instead of" in result.manifest["failed"][0][1]
+    with pytest.raises(SoftLabelError, match=r"failed on all 2 utterances.*frames instead of"):
+        label_shard(teacher, audio, tmp_path / "labels", Settings())
 
 
 def test_half_precision_labels_are_close_and_marked(tmp_path: Path) -> None:
@@ -183,12 +182,20 @@ def test_of_several_reasons_the_first_in_the_audio_is_given(tmp_path: Path) -> N
     quiet = (0.01 * rng.standard_normal(16_000)).astype(np.float32)
     loud = np.sign(quiet) * np.float32(0.9)
     items = [Utterance("a", np.concatenate([quiet, loud])), Utterance("b", np.concatenate([loud, quiet]))]
+    items.append(Utterance("c", 10 * quiet))
     (audio,) = write_shards(items, tmp_path / "audio")
     teacher = TinySource(poison="raise").load("cpu")
     model: Any = teacher.model
     offline = model.offline
+
+    def nan_where_quiet(features_btf: torch.Tensor, lengths_b: torch.Tensor) -> Any:
+        log_probs_btv, frames_b = offline(features_btf, lengths_b)
+        quiet_b = features_btf.amax((1, 2)) < 2.0
+        return log_probs_btv.masked_fill(quiet_b[:, None, None], torch.nan), frames_b
+
     # Quiet windows give NaN, which the codec finds in its own thread; loud ones make the teacher raise.
-    model.offline = lambda x, n: (offline(x, n)[0] * torch.nan, offline(x, n)[1])
+    model.offline = nan_where_quiet
     label_shard(teacher, audio, tmp_path / "labels", Settings(window_seconds=0.4, overlap_seconds=0.16))
     failures = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl").failures
     assert "do not sum to 1" in failures["a"] and "the teacher raised" in failures["b"]
+    assert "c" not in failures

@@ -30,7 +30,8 @@ class TinyTeacher(nn.Module):
     Args:
         seed: of the weights.
         die_once: a file; if it is not there yet, make it and kill the process.
-        poison: what utterances louder than `_LOUD` do: nothing, `raise`, `nan`, or `kill` the process.
+        poison: what utterances louder than `_LOUD` do: nothing, `raise`, `nan`, break the `device`,
+            or `kill` the process.
     """
 
     subsampling = SUBSAMPLING
@@ -61,6 +62,8 @@ class TinyTeacher(nn.Module):
         for row, features in enumerate(features_btf):
             if float(features.max()) < 6.0:
                 continue
+            if self.poison == "device":
+                raise torch.AcceleratorError("CUDA error: device-side assert triggered")
             if self.poison == "raise":
                 raise RuntimeError("a poison utterance")
             if self.poison == "kill":

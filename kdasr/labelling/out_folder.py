@@ -1,0 +1,47 @@
+"""The folder that labels go to: what of its content labels must never replace."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError
+from kdasr.soft_labels import Header, label_file, read_manifest
+from kdasr.storage import Place, locate
+
+
+def refuse_audio(out: Place) -> None:
+    """Raise ConfigError if `out` holds audio shards: labels would replace the manifests of the audio."""
+    if any(name.endswith(".tar") for name in locate(out).names()):
+        raise ConfigError(
+            "labels cannot lie in a folder of audio shards", where=str(out), fix="Give another `out`."
+        )
+
+
+def refuse_other_labels(out: Place, audio_name: str, header: Header) -> None:
+    """Raise LabelMismatchError if `out` holds labels of this audio shard with another configuration."""
+    file = label_file(out, audio_name)
+    try:
+        manifest = read_manifest(file)
+    except LabelMismatchError:
+        raise
+    except SoftLabelError:  # none, or none that can be read
+        return
+    if manifest.get("config_hash") != header.config_hash:
+        raise_difference(manifest, header, str(file), fix="Give another `out`.")
+
+
+def raise_difference(manifest: dict[str, Any], expect: Header, where: str, fix: str) -> None:
+    """Raise LabelMismatchError with the fields in which labels differ from those expected."""
+    header = manifest.get("header")
+    found = header if isinstance(header, dict) else {}
+    wanted = json.loads(json.dumps(asdict(expect)))
+    differing = [name for name in wanted if not name.startswith("audio_") and found.get(name) != wanted[name]]
+    raise LabelMismatchError(
+        "this folder holds labels of another configuration: " + (", ".join(differing) or "config_hash"),
+        where=where,
+        expected={name: wanted[name] for name in differing},
+        got={name: found.get(name) for name in differing},
+        fix=fix,
+    )
