@@ -13,8 +13,8 @@ from kdasr.decoding import Hypothesis, prefix_beam
 from kdasr.errors import ConfigError
 from kdasr.lexicon import Lexicon
 
-# What is left, in each frame, to a class that none of the transcripts has there.
-_FLOOR = 1e-5
+# What the classes that none of the transcripts has in a frame share there, about, so that none is impossible.
+_REST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,5 @@ class Words:
             log_probs_tv.expand(len(found), -1, -1), tokens_hu, frames_h, counts_h
         )
         weight_h = (-self.scale * nll_h.double()).softmax(0).to(log_probs_tv)
-        probs_tv = (weight_h[:, None, None] * occupancy_htv).sum(0).clamp_min(_FLOOR)
+        probs_tv = (weight_h[:, None, None] * occupancy_htv).sum(0).clamp_min(_REST / log_probs_tv.shape[1])
         return (probs_tv / probs_tv.sum(1, keepdim=True)).log()
