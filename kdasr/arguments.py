@@ -48,27 +48,32 @@ def check_keywords(
 
     Args:
         positional: how many arguments come before them in a call that has no others; None where more
-            keywords are given later.
+            of any kind are given later.
     """
-    signature = inspect.signature(function)
     try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # a built-in does not say what it takes
+    name = getattr(function, "__qualname__", str(function))
+    parameters = signature.parameters.values()
+    known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY] or list(signature.parameters)
+    try:
+        what = f"{name} takes no such setting"
         signature.bind_partial(**keywords)
         if positional is not None:
+            what = f"{name} lacks a setting"
             signature.bind(*[None] * positional, **keywords)
     except TypeError as error:
-        parameters = signature.parameters.values()
-        settings = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-        known = ", ".join(settings or signature.parameters)
-        name = getattr(function, "__name__", str(function))
-        raise ConfigError(f"{name} {error}", where=where, expected=known) from error
+        reason = str(error).removeprefix("got ")
+        raise ConfigError(what, where=where, expected=", ".join(known), got=reason) from error
     try:
         made_by = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
         hints = typing.get_type_hints(made_by)
-    except NameError:  # a type that is imported for type checkers only
+    except (NameError, TypeError):  # types imported for type checkers only, or an object that is called
         hints = {}
-    for name, value in keywords.items():
-        if (name, value) != _MEASURED:
-            fitting(value, hints.get(name, Any), f"{where}.{name}")
+    for keyword, value in keywords.items():
+        if (keyword, value) != _MEASURED:
+            fitting(value, hints.get(keyword, Any), f"{where}.{keyword}")
 
 
 def check_named(value: Any, where: str) -> None:

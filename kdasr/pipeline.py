@@ -21,7 +21,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from kdasr import stages
-from kdasr.arguments import check_named, fitting
+from kdasr.arguments import fitting
 from kdasr.errors import ConfigError
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, run_stages, stage_arguments
@@ -131,7 +131,7 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         ConfigError: an unknown stage, a key that its verb does not take, one that it needs, or a value
-            that the verb, or a function that the recipe names, does not take.
+            of another type than the verb takes.
     """
     if recipe.stage not in VERBS:
         raise ConfigError("an unknown stage", where=recipe.path, expected=", ".join(VERBS), got=recipe.stage)
@@ -148,7 +148,6 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     hints = typing.get_type_hints(VERBS[recipe.stage])
     for name, value in arguments.items():
         arguments[name] = fitting(value, hints.get(name, Any), f"{recipe.path}: {name}")
-        check_named(value, f"{recipe.path}: {name}")
     return arguments
 
 

@@ -14,8 +14,6 @@ those of the base, and dotted ones reach into them (`optimisation.steps: 600`).
 
 from __future__ import annotations
 
-import functools
-import inspect
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -29,6 +27,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
+from kdasr.arguments import check_named
 from kdasr.errors import ConfigError
 
 RUN_FILE = "run.yaml"
@@ -102,34 +101,13 @@ def load_recipe(
         raise ConfigError(
             "the recipe cannot be built", where=path, got=f"{type(error).__name__}: {error}"
         ) from error
-    _check_named(path, built)
+    for name, value in built.items():
+        # Else it would show in the first call of what `!name:` names, which may be days away.
+        check_named(value, f"{path}: {name}")
     stage = built.pop("stage", None)
     if not isinstance(stage, str):
         raise ConfigError("the recipe names no stage", where=path, expected="stage: prepare, train, label, …")
     return Recipe(stage, built, text, path)
-
-
-def _check_named(path: Path, value: Any, where: str = "") -> None:
-    """Raise ConfigError where what `!name:` names takes no such settings; else it would show in its first
-    call, which may be days away."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_named(path, item, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, functools.partial):
-        _check_named(path, value.keywords, where)
-        try:
-            takes = inspect.signature(value.func)
-        except ValueError:
-            return  # a built-in does not say what it takes
-        try:
-            takes.bind_partial(*value.args, **value.keywords)
-        except TypeError as error:
-            raise ConfigError(
-                f"{value.func.__qualname__} takes no such setting",
-                where=f"{path}: {where}",
-                expected=", ".join(takes.parameters),
-                got=str(error),
-            ) from error
 
 
 def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[str]) -> dict[str, Any]:

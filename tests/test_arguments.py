@@ -71,12 +71,15 @@ def test_keywords_are_those_of_the_function() -> None:
     check_keywords(loss, {"delay_frames": 2, "policy": "some"}, "here", positional=2)
     check_keywords(loss, {"delay_frames": "auto"}, "here", positional=2)
     check_keywords(Model, {"width": 4}, "here")
-    with pytest.raises(ConfigError, match=r"here: loss got .*'delay_frame'; .*delay_frames, policy, teacher"):
+    with pytest.raises(
+        ConfigError,
+        match=r"here: loss takes no such setting; .*delay_frames, policy, teacher; got .*'delay_frame'",
+    ):
         check_keywords(loss, {"delay_frame": 2}, "here", positional=2)
     with pytest.raises(ConfigError, match=r"here\.teacher: .*a text or null; got 3"):
         check_keywords(loss, {"teacher": 3}, "here", positional=2)
     with pytest.raises(
-        ConfigError, match=r"Model missing .*'vocab_size'; expected vocab_size, width, dropout"
+        ConfigError, match=r"Model lacks a setting; expected vocab_size, .*missing .*'vocab_size'"
     ):
         check_keywords(Model, {}, "here", positional=0)
 

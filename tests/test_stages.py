@@ -234,7 +234,7 @@ def test_units_of_an_unknown_kind_are_refused(data: Path, tmp_path: Path) -> Non
         ),
         (
             {"unlabelled_losses": {"soft": {"weight": 1.0, "loss": functools.partial(attention_transfer)}}},
-            r"unlabelled_losses\.soft\.loss: attention_transfer .*'teacher'",
+            r"unlabelled_losses\.soft\.loss: attention_transfer lacks .*'teacher'",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
