@@ -7,8 +7,8 @@ measured with) are used again. For each codec: label the unlabelled shards, then
 RECIPE with each seed, all else equal, and evaluate it on the test shards.
 
 Every finished training is a line of WORK_DIR/soft_label_students.jsonl, and is not done again; one
-that was interrupted goes on from its checkpoint. `--set` changes the recipe for all students, for
-example `--set unlabelled_losses.best_path.weight=0` to learn from nothing but the stored posteriors.
+that was interrupted goes on from its checkpoint. Students learn by cross-entropy to the stored posteriors unless
+`--recipe` names other losses; `--set` changes the recipe for all of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kdasr.evaluation import evaluate
 from kdasr.labelling import Settings, label
 from kdasr.models import load_model, read_card
 from kdasr.pipeline import run_recipe
-from kdasr.recipe import parse_value
+from kdasr.recipe import load_recipe, parse_value
 from kdasr.shards import list_shards
 from kdasr.soft_labels import Codec, Full, Sampled, TopK, TopP
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
     file = options.work_dir / "soft_label_students.jsonl"
     conditions = {
         "teacher": read_card(options.work_dir / "teacher")["weights_sha256"],
-        "recipe": hashlib.sha256(options.recipe.read_bytes()).hexdigest(),
+        "recipe": hashlib.sha256(load_recipe(options.recipe).text.encode()).hexdigest(),
         "settings": settings,
     }
     # Seed by seed, so that what was measured until somebody stops it can be compared.
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="student WER for each way of storing labels")
     parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run")
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/mini/student.yaml"))
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/methods/soft_labels.yaml"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
     parser.add_argument("--steps", type=int, help="fewer training steps than the recipe's")
@@ -107,7 +107,14 @@ def _measure(options: argparse.Namespace, name: str, seed: int, settings: Mappin
         overwrite=True,
     )
     student = f"students_by_codec/{name}-{seed}"
-    fixed = {"work_dir": str(work_dir), "name": student, "labels": [str(labels)], "seed": seed}
+    fixed = {
+        "work_dir": str(work_dir),
+        "name": student,
+        "out": str(work_dir / student),
+        "checkpoints": str(work_dir / f"{student}.checkpoints"),
+        "labels": [str(labels)],
+        "seed": seed,
+    }
     run_recipe(options.recipe, {**settings, **fixed}, expected_stage="train")
     loaded = load_model(work_dir / student)
     result = evaluate(loaded.model, loaded.units, list_shards(work_dir / "shards" / "test"))

@@ -94,7 +94,7 @@ def test_a_second_run_redoes_nothing(finished: Path) -> None:
 def test_a_changed_setting_redoes_its_stage_and_what_follows(finished: Path) -> None:
     before = (finished / "teacher/model.safetensors").stat().st_mtime_ns
     student = (finished / "student_distilled/model.safetensors").read_bytes()
-    assert run(finished, "--student.unlabelled_losses.soft_labels.weight", "0.5") == 0
+    assert run(finished, "--student.unlabelled_losses.best_path.weight", "0.5") == 0
     assert (finished / "teacher/model.safetensors").stat().st_mtime_ns == before
     assert (finished / "student_distilled/model.safetensors").read_bytes() != student
     assert run(finished) == 0
