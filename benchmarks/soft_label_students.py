@@ -7,8 +7,8 @@ measured with) are used again. For each codec: label the unlabelled shards, then
 RECIPE with each seed, all else equal, and evaluate it on the test shards.
 
 Every finished training is a line of WORK_DIR/soft_label_students.jsonl, and is not done again; one
-that was interrupted goes on from its checkpoint. Students learn by cross-entropy to the stored posteriors unless
-`--recipe` names other losses; `--set` changes the recipe for all of them.
+that was interrupted goes on from its checkpoint. Students learn by cross-entropy to the stored
+posteriors unless `--recipe` names other losses; `--set` changes the recipe for all of them.
 """
 
 from __future__ import annotations
