@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, ShardError
 from kdasr.shards import list_shards, read_texts
 from kdasr.text import BLANK_ID, WORD_START, Units, load_units
 
@@ -32,8 +32,8 @@ class Lexicon:
         units: the units, or the folder of a model that has them.
 
     Raises:
-        ConfigError: not a single word.
-        ShardError, UnitsError: a folder cannot be read.
+        ConfigError: not a single word, or a folder of shards cannot be read.
+        UnitsError: the folder of a model has no units.
     """
 
     def __init__(self, *, units: Units | str, shards: Sequence[str] = (), words: Sequence[str] = ()) -> None:
@@ -43,8 +43,7 @@ class Lexicon:
     @cached_property
     def words(self) -> frozenset[str]:
         """Every word that may be said."""
-        folders = [Path(folder) for folder in self._shards]
-        texts = (text for folder in folders for path in list_shards(folder) for text in read_texts(path))
+        texts = [text for folder in self._shards for text in _texts_in(Path(folder))]
         words = frozenset(word for text in (*texts, *self._more_words) if text for word in text.split())
         if not words:
             raise ConfigError(
@@ -101,3 +100,16 @@ class Lexicon:
             fits = last_word in self.words or (at_start and (symbol != WORD_START or self._pieces))
             return fits and symbol[1:] in self._beginnings
         return last_word + symbol in self._beginnings
+
+
+def _texts_in(folder: Path) -> list[str | None]:
+    try:
+        return [text for path in list_shards(folder) for text in read_texts(path)]
+    except ShardError as error:
+        raise ConfigError(
+            "the words of a lexicon cannot be read",
+            where=folder,
+            expected="labelled audio shards",
+            got=error.what,
+            fix="Name folders that are there, or do without: `--settings.words null` for labels.",
+        ) from error

@@ -115,6 +115,11 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
         lexicon.next_units(())
 
 
+def test_shards_that_are_not_there_are_named_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone.*words of a lexicon.*--settings\.words null"):
+        Lexicon(units=CHARS, shards=[str(tmp_path / "gone")]).next_units(())
+
+
 def test_no_words_are_refused() -> None:
     with pytest.raises(ConfigError, match="without words"):
         Lexicon(units=CHARS).next_units(())
