@@ -29,7 +29,9 @@ class Words:
 
         p_t(k) = sum over h of w_h γ_t^h(k)
 
-    Doubt between words and about times stays, misspellings go; the labels are posteriors like any others.
+    Misspellings go; doubt about times stays, and with more than one transcript doubt between words. A model
+    that spells each unit by itself may learn that as doubt between letters: try one first. The labels are
+    posteriors like any others.
 
     Attributes:
         lexicon: the words.
@@ -39,7 +41,7 @@ class Words:
     """
 
     lexicon: Lexicon
-    nbest: int = 4
+    nbest: int = 1
     beam: int = 16
     scale: float = 1.0
 
