@@ -58,8 +58,9 @@ def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.7)
             axes.plot(steps, _smooth(values, window), color=colour, linewidth=1.6, label=term)
         axes.set(title=name, xlabel="step", ylabel="loss (nats per output frame)", yscale="log")
+        axes.yaxis.set_major_locator(_one_two_five())
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.tick_params(axis="y", which="both", labelsize=8)
         axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
@@ -197,6 +198,13 @@ def _smooth(values: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
 
 def _colours(count: int) -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def _one_two_five() -> Any:
+    """Ticks of a logarithmic axis that can be read over one decade and over five."""
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=(1.0, 2.0, 5.0), numticks=16)
 
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
