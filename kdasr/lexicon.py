@@ -53,7 +53,7 @@ class Lexicon:
             )
         return words
 
-    @property
+    @cached_property
     def config(self) -> dict[str, str]:
         """What decides what is found."""
         text = "\n".join([*sorted(self.words), *self._symbols])
