@@ -36,6 +36,15 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="chunk by chunk, showing partial results")
     parser.add_argument("--chunk-ms", type=int, help="audio in a chunk (a student's folder only)")
+    parser.add_argument(
+        "--lexicon",
+        metavar="PATH",
+        action="append",
+        help="hear no words but those of a text file, or of a folder of labelled shards",
+    )
+    parser.add_argument(
+        "--beam", type=int, help="search with this many prefixes (default: 16 with a lexicon)"
+    )
     parser.add_argument("--json", action="store_true", help="JSON lines with word times")
     parser.add_argument(
         "--microphone", action="store_true", help="listen until Ctrl-C (pip install 'kdasr[mic]')"
@@ -69,6 +78,8 @@ def transcribe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
             endpoint=arguments.endpoint,
             min_silence_s=arguments.pause,
             chunk_ms=arguments.chunk_ms,
+            lexicon=tuple(arguments.lexicon or ()),
+            beam=arguments.beam,
             rate_hz=arguments.rate,
         )
     )

@@ -13,7 +13,9 @@ from typing import BinaryIO, TextIO
 from export.sources import microphone_pieces, pcm_pieces, pieces_of
 from export.transcribe import DEFAULT_PIECE_MS, Recogniser, Transcript, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
+from kdasr.decoding import DEFAULT_BEAM
 from kdasr.errors import ConfigError
+from kdasr.lexicon import Lexicon
 from kdasr.streaming import EndpointRules
 
 STANDARD_INPUT = "-"
@@ -34,6 +36,8 @@ class Request:
         endpoint: cut at pauses into one transcript each; None does so for live sources only.
         min_silence_s, max_segment_s: see `kdasr.streaming.EndpointRules`.
         chunk_ms: audio in a chunk of the model; None for the model's own.
+        lexicon: text files and folders of labelled shards with the words to hear; none for any.
+        beam: prefixes of a search; None for the most probable class of each frame, or with a lexicon 16.
         rate_hz: sample rate of the PCM on standard input.
         piece_ms: how much audio is taken at a time.
     """
@@ -48,6 +52,8 @@ class Request:
     min_silence_s: float = 1.0
     max_segment_s: float = 20.0
     chunk_ms: int | None = None
+    lexicon: tuple[str, ...] = ()
+    beam: int | None = None
     rate_hz: int = SAMPLE_RATE_HZ
     piece_ms: int = DEFAULT_PIECE_MS
 
@@ -66,6 +72,9 @@ def show_transcripts(
     out, err = out or sys.stdout, err or sys.stderr
     _check(request)
     recogniser = open_recogniser(request.model, chunk_ms=request.chunk_ms)
+    if request.lexicon or request.beam is not None:
+        lexicon = Lexicon(units=recogniser.units, sources=request.lexicon) if request.lexicon else None
+        recogniser = recogniser.searching(DEFAULT_BEAM if request.beam is None else request.beam, lexicon)
     stdin = stdin if stdin is not None else sys.stdin.buffer
     for heard in _all_transcripts(recogniser, request, stdin, err):
         if request.json_lines:
@@ -93,6 +102,8 @@ def as_json(heard: Transcript) -> dict[str, object]:
 
 
 def _check(request: Request) -> None:
+    if request.beam is not None and request.beam < 1:
+        raise ConfigError("a beam holds at least one prefix", where="--beam", got=request.beam)
     live = request.sources.count(STANDARD_INPUT) + request.microphone
     if not request.sources and not request.microphone:
         raise ConfigError(

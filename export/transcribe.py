@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from export.load import exported_file, load_exported
 from export.sources import pieces_of
 from kdasr.audio import load
-from kdasr.decoding import Token, greedy
+from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, GreedyStream, StreamDecoder, Token
 from kdasr.errors import ConfigError, ModelError
 from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import AcousticModel, StreamingModel
@@ -61,12 +62,18 @@ class Recogniser:
         units: its units.
         offline_model: the torch model for whole utterances, or None for an exported model.
         chunk_model: the same chunk by chunk, or None for a model of full context.
+        decoder: makes what turns its output frames into tokens.
     """
 
     path: Path
     units: Units
     offline_model: AcousticModel | None
     chunk_model: ChunkModel | None
+    decoder: Callable[[], StreamDecoder] = GreedyStream
+
+    def searching(self, beam: int = DEFAULT_BEAM, grammar: Grammar | None = None) -> Recogniser:
+        """The same with a prefix beam search, which finds transcripts of `grammar` alone."""
+        return replace(self, decoder=partial(BeamStream, beam, grammar))
 
     def streaming_model(self) -> ChunkModel:
         """The model chunk by chunk.
@@ -91,7 +98,11 @@ class Recogniser:
     def session(self, *, keep_log_probs: bool = False, where: str = "audio stream") -> StreamingSession:
         """A new stream. Raises ModelError as `streaming_model` does."""
         return StreamingSession(
-            self.streaming_model(), self.units, keep_log_probs=keep_log_probs, where=where
+            self.streaming_model(),
+            self.units,
+            keep_log_probs=keep_log_probs,
+            where=where,
+            decoder=self.decoder,
         )
 
     def recognise(self, samples: NDArray[np.float32], where: str = "audio") -> list[Token]:
@@ -108,7 +119,10 @@ class Recogniser:
             return []
         with torch.inference_mode():
             log_probs_btv, frames_b = self.offline_model.offline(features_btf, lengths_b)
-        return greedy(log_probs_btv, frames_b)[0]
+        decoder = self.decoder()
+        decoder.feed(log_probs_btv[0, : int(frames_b[0])])
+        decoder.finish()
+        return decoder.tokens
 
     def transcribe(self, samples: NDArray[np.float32], where: str = "audio") -> str:
         """The text of a whole utterance."""
@@ -130,7 +144,9 @@ class Recogniser:
             rules: cut it into segments at pauses; None gives one final transcript at the end,
                 even an empty one.
         """
-        session = EndpointingSession(self.streaming_model(), self.units, rules, where=source)
+        session = EndpointingSession(
+            self.streaming_model(), self.units, rules, where=source, decoder=self.decoder
+        )
         before = ""
         for piece in pieces:
             for segment in session.accept(piece):

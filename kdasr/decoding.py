@@ -1,4 +1,4 @@
-"""CTC log-probabilities in, class ids out: greedy (whole or chunk by chunk) and prefix beam search.
+"""CTC log-probabilities in, class ids out: greedy and prefix beam search, whole or chunk by chunk.
 
 Blank is id 0. A *spike* is the first frame of a run of one non-blank class.
 """
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLANK_ID = 0
+DEFAULT_BEAM = 16
 
 
 class Token(NamedTuple):
@@ -54,6 +55,10 @@ class Grammar(Protocol):
         """Whether a transcript may end here."""
         ...
 
+    def last_word_start(self, prefix: tuple[int, ...]) -> int:
+        """From which place on `prefix` decides what may follow it."""
+        ...
+
 
 def collapse(ids: Sequence[int], blank: int = BLANK_ID) -> list[int]:
     """Merge runs of equal ids, then drop blanks: the map B of Graves et al. 2006, section 3.1."""
@@ -87,33 +92,197 @@ def greedy(
     return tokens
 
 
+class StreamDecoder(Protocol):
+    """Frames in, piece by piece; the tokens so far out."""
+
+    @property
+    def tokens(self) -> list[Token]:
+        """The tokens so far that were not taken."""
+        ...
+
+    def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
+        """Take the next (T, V) frames; whether the tokens are others now."""
+        ...
+
+    def settle(self) -> None:
+        """Here a transcript ends, if it can: nothing is said for a while."""
+        ...
+
+    def finish(self) -> None:
+        """Here the transcript ends."""
+        ...
+
+    def take(self, count: int) -> None:
+        """Go on without the first `count` tokens, which are final from now on."""
+        ...
+
+
 class GreedyStream:
     """`greedy` of one utterance, chunk by chunk: any cut gives the tokens of the whole.
 
     Attributes:
+        tokens: the tokens so far that were not taken; they only grow.
         last_id: class of the last frame seen; it decides whether the next frame begins a new unit.
         frames_seen: frames fed so far.
     """
 
     def __init__(self) -> None:
+        self.tokens: list[Token] = []
         self.last_id = BLANK_ID
         self.frames_seen = 0
 
-    def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> list[Token]:
-        """Take the next (T, V) frames and return the tokens that begin in them."""
+    def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
+        """Take the next (T, V) frames; whether tokens began in them."""
         log_probs = np.asarray(log_probs_tv)
         if len(log_probs) == 0:
-            return []
+            return False
         ids_t = log_probs.argmax(axis=1)
         previous_t = np.concatenate(([self.last_id], ids_t[:-1]))
         spikes = np.flatnonzero((ids_t != BLANK_ID) & (ids_t != previous_t))
-        tokens = [
+        self.tokens += [
             Token(int(ids_t[frame]), self.frames_seen + int(frame), float(log_probs[frame, ids_t[frame]]))
             for frame in spikes
         ]
         self.last_id = int(ids_t[-1])
         self.frames_seen += len(ids_t)
-        return tokens
+        return len(spikes) > 0
+
+    def settle(self) -> None:
+        """Nothing: what was heard is what was heard."""
+
+    def finish(self) -> None:
+        """Nothing: what was heard is what was heard."""
+
+    def take(self, count: int) -> None:
+        """Forget the first `count` tokens."""
+        self.tokens = self.tokens[count:]
+
+
+class _Prefix(NamedTuple):
+    """A prefix of the beam.
+
+    Attributes:
+        ids: its units; the first of them may be taken already.
+        tokens: each with the frame of its likeliest spike.
+    """
+
+    ids: tuple[int, ...]
+    tokens: tuple[Token, ...]
+
+
+class BeamStream:
+    """`prefix_beam` of one utterance, chunk by chunk: any cut gives the text of the whole.
+
+    The best text may change while more is heard: what was shown is not final before it is taken.
+
+    Args:
+        beam: prefixes kept after each frame.
+        grammar: only its transcripts are found.
+
+    Attributes:
+        frames_seen: frames fed so far.
+    """
+
+    def __init__(self, beam: int = DEFAULT_BEAM, grammar: Grammar | None = None) -> None:
+        assert beam >= 1, beam
+        self.frames_seen = 0
+        self._beam, self._grammar = beam, grammar
+        self._prefixes = [_Prefix((), ())]
+        # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
+        self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
+        self._taken = 0  # of the units of every prefix
+
+    @property
+    def tokens(self) -> list[Token]:
+        """Tokens of the best prefix that were not taken; the last word may be unfinished."""
+        return list(self._best.tokens[self._taken :]) if self._prefixes else []
+
+    @property
+    def _best(self) -> _Prefix:
+        return self._prefixes[int(np.argmax(np.logaddexp(self._ends_blank, self._ends_unit)))]
+
+    def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
+        """Take the next (T, V) frames; whether the best text is another now."""
+        before = self._best.tokens if self._prefixes else ()
+        for frame_v in np.asarray(log_probs_tv, dtype=np.float64):
+            self._advance(frame_v)
+            self.frames_seen += 1
+        return bool(self._prefixes) and self._best.tokens != before
+
+    def hypotheses(self, nbest: int) -> list[Hypothesis]:
+        """The best `nbest` transcripts that may end here, the best first."""
+        totals = np.logaddexp(self._ends_blank, self._ends_unit)
+        order = np.argsort(-totals, kind="stable")
+        ranked = [Hypothesis(self._prefixes[index].ids, float(totals[index])) for index in order]
+        return [one for one in ranked if self._may_end(one.ids)][:nbest]
+
+    def settle(self) -> None:
+        """Go on with the transcripts that may end here alone, if there are any."""
+        if any(self._may_end(prefix.ids) for prefix in self._prefixes):
+            self.finish()
+
+    def finish(self) -> None:
+        """Keep the transcripts that may end here; where there are none, nothing was said."""
+        self._keep([self._may_end(prefix.ids) for prefix in self._prefixes])
+
+    def take(self, count: int) -> None:
+        """Go on without the first `count` tokens, and without the prefixes that differ in them."""
+        if count == 0:
+            return
+        end = self._taken + count
+        known = self._best.ids[:end]
+        self._keep([prefix.ids[:end] == known for prefix in self._prefixes])
+        # The last unit decides whether the next one is a new one, the last word what may follow.
+        first = end - 1 if self._grammar is None else min(end - 1, self._grammar.last_word_start(known))
+        self._prefixes = [_Prefix(ids[first:], tokens[first:]) for ids, tokens in self._prefixes]
+        self._taken = end - first
+
+    def _may_end(self, ids: tuple[int, ...]) -> bool:
+        return self._grammar is None or self._grammar.is_complete(ids)
+
+    def _keep(self, kept: list[bool]) -> None:
+        self._prefixes = [prefix for prefix, keep in zip(self._prefixes, kept, strict=True) if keep]
+        self._ends_blank, self._ends_unit = self._ends_blank[kept], self._ends_unit[kept]
+
+    def _advance(self, frame_v: NDArray[np.float64]) -> None:
+        """One frame of the search: every prefix stays or grows by one unit; the best remain."""
+        prefixes, totals = self._prefixes, np.logaddexp(self._ends_blank, self._ends_unit)
+        rows = np.arange(len(prefixes))
+        last = np.array([prefix.ids[-1] if prefix.ids else BLANK_ID for prefix in prefixes], dtype=int)
+        stay_blank = totals + frame_v[BLANK_ID]
+        stay_unit = self._ends_unit + frame_v[last]  # the empty prefix has ends_unit = -inf and stays there
+        grow = totals[:, None] + frame_v[None, :]
+        grow[rows, last] = self._ends_blank + frame_v[last]  # the same unit again needs a blank in between
+        grow[:, BLANK_ID] = -np.inf
+        if self._grammar is not None and prefixes:
+            grow[~np.stack([self._grammar.next_units(prefix.ids) for prefix in prefixes])] = -np.inf
+        stays = list(prefixes)
+        # A prefix that grows into another one of the beam adds to it instead of standing twice.
+        row_by_ids = {prefix.ids: row for row, prefix in enumerate(prefixes)}
+        for row, prefix in enumerate(prefixes):
+            parent = row_by_ids.get(prefix.ids[:-1]) if prefix.ids else None
+            if parent is not None:
+                grown = grow[parent, prefix.ids[-1]]
+                if grown > max(stay_blank[row], stay_unit[row]):  # here is where the unit is likeliest
+                    stays[row] = self._grown(prefixes[parent], prefix.ids[-1], frame_v)
+                stay_unit[row] = np.logaddexp(stay_unit[row], grown)
+                grow[parent, prefix.ids[-1]] = -np.inf
+        scores = np.concatenate([np.logaddexp(stay_blank, stay_unit), grow.ravel()])
+        beam = self._beam
+        best = np.argpartition(-scores, beam - 1)[:beam] if beam < len(scores) else np.arange(len(scores))
+        best = best[scores[best] > -np.inf]
+        self._ends_blank = np.concatenate([stay_blank, np.full(grow.size, -np.inf)])[best]
+        self._ends_unit = np.concatenate([stay_unit, grow.ravel()])[best]
+        # In `scores` first come those that stay, then row by row those that grow.
+        places = (divmod(int(index) - len(stays), len(frame_v)) for index in best)
+        self._prefixes = [
+            stays[index] if index < len(stays) else self._grown(prefixes[row], unit, frame_v)
+            for index, (row, unit) in zip(best.tolist(), places, strict=True)
+        ]
+
+    def _grown(self, prefix: _Prefix, unit: int, frame_v: NDArray[np.float64]) -> _Prefix:
+        token = Token(unit, self.frames_seen, float(frame_v[unit]))
+        return _Prefix((*prefix.ids, unit), (*prefix.tokens, token))
 
 
 def prefix_beam(
@@ -138,58 +307,7 @@ def prefix_beam(
         The best first. An utterance of no frames has one hypothesis: the empty one, at log 1. With a
         grammar there may be none.
     """
-    assert beam >= 1 and nbest >= 1, (beam, nbest)
-    log_probs = np.asarray(log_probs_tv, dtype=np.float64)
-    prefixes: list[tuple[int, ...]] = [()]
-    # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
-    ends_blank, ends_unit = np.zeros(1), np.full(1, -np.inf)
-    for frame_v in log_probs:
-        prefixes, ends_blank, ends_unit = _advance(frame_v, prefixes, ends_blank, ends_unit, beam, grammar)
-    totals = np.logaddexp(ends_blank, ends_unit)
-    ranked = [
-        Hypothesis(prefixes[index], float(totals[index])) for index in np.argsort(-totals, kind="stable")
-    ]
-    return [one for one in ranked if grammar is None or grammar.is_complete(one.ids)][:nbest]
-
-
-def _advance(
-    frame_v: NDArray[np.float64],
-    prefixes: list[tuple[int, ...]],
-    ends_blank: NDArray[np.float64],
-    ends_unit: NDArray[np.float64],
-    beam: int,
-    grammar: Grammar | None,
-) -> tuple[list[tuple[int, ...]], NDArray[np.float64], NDArray[np.float64]]:
-    """One frame of the search: every prefix stays or grows by one unit; the best `beam` remain."""
-    totals = np.logaddexp(ends_blank, ends_unit)
-    rows = np.arange(len(prefixes))
-    last = np.array([prefix[-1] if prefix else BLANK_ID for prefix in prefixes])
-    stay_blank = totals + frame_v[BLANK_ID]
-    stay_unit = ends_unit + frame_v[last]  # the empty prefix has ends_unit = -inf and stays there
-    grow = totals[:, None] + frame_v[None, :]
-    grow[rows, last] = ends_blank + frame_v[last]  # the same unit again needs a blank in between
-    grow[:, BLANK_ID] = -np.inf
-    if grammar is not None:
-        grow[~np.stack([grammar.next_units(prefix) for prefix in prefixes])] = -np.inf
-    # A prefix that grows into another one of the beam adds to it instead of standing twice.
-    row_by_prefix = {prefix: row for row, prefix in enumerate(prefixes)}
-    for row, prefix in enumerate(prefixes):
-        parent = row_by_prefix.get(prefix[:-1]) if prefix else None
-        if parent is not None:
-            stay_unit[row] = np.logaddexp(stay_unit[row], grow[parent, prefix[-1]])
-            grow[parent, prefix[-1]] = -np.inf
-    scores = np.concatenate([np.logaddexp(stay_blank, stay_unit), grow.ravel()])
-    best = np.argpartition(-scores, beam - 1)[:beam] if beam < len(scores) else np.arange(len(scores))
-    best = best[scores[best] > -np.inf]
-    new_blank = np.concatenate([stay_blank, np.full(grow.size, -np.inf)])[best]
-    new_unit = np.concatenate([stay_unit, grow.ravel()])[best]
-    new_prefixes = [_candidate(int(index), prefixes, len(frame_v)) for index in best]
-    return new_prefixes, new_blank, new_unit
-
-
-def _candidate(index: int, prefixes: list[tuple[int, ...]], vocab_size: int) -> tuple[int, ...]:
-    """The prefix behind a place in `scores`: first those that stay, then row by row those that grow."""
-    if index < len(prefixes):
-        return prefixes[index]
-    row, unit = divmod(index - len(prefixes), vocab_size)
-    return (*prefixes[row], unit)
+    assert nbest >= 1, nbest
+    stream = BeamStream(beam, grammar)
+    stream.feed(log_probs_tv)
+    return stream.hypotheses(nbest)

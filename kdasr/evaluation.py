@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import Grammar, Token, greedy, prefix_beam
+from kdasr.decoding import DEFAULT_BEAM, Grammar, Token, greedy, prefix_beam
 from kdasr.error_rates import ErrorCounts, count_errors
 from kdasr.errors import ConfigError, ShardError
 from kdasr.features import LOG_MEL_FLOOR, log_mel
@@ -81,7 +81,7 @@ def evaluate(
     shards: Sequence[Path],
     *,
     decoder: str = "greedy",
-    beam: int = 8,
+    beam: int = DEFAULT_BEAM,
     lexicon: Grammar | None = None,
     batch_utterances: int = 16,
     device: torch.device | str = "cpu",

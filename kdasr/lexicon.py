@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdasr.errors import ConfigError, ShardError
+from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.shards import list_shards, read_texts
-from kdasr.text import BLANK_ID, WORD_START, Units, load_units
+from kdasr.text import BLANK_ID, WORD_START, Units, load_units, normalise
 
 
 class Lexicon:
@@ -27,29 +27,29 @@ class Lexicon:
     trained.
 
     Args:
-        shards: folders of labelled audio shards; every word of their transcripts may be said.
+        sources: folders of labelled audio shards, and text files: every word in them may be said.
         words: further words.
         units: the units, or the folder of a model that has them.
 
     Raises:
-        ConfigError: not a single word, or a folder of shards cannot be read.
+        ConfigError: not a single word, or a source cannot be read.
         UnitsError: the folder of a model has no units.
     """
 
-    def __init__(self, *, units: Units | str, shards: Sequence[str] = (), words: Sequence[str] = ()) -> None:
-        self._units, self._shards, self._more_words = units, shards, words
+    def __init__(self, *, units: Units | str, sources: Sequence[str] = (), words: Sequence[str] = ()) -> None:
+        self._units, self._sources, self._more_words = units, sources, words
         self._next: dict[tuple[str, bool], NDArray[np.bool_]] = {}
 
     @cached_property
     def words(self) -> frozenset[str]:
         """Every word that may be said."""
-        texts = [text for folder in self._shards for text in _texts_in(Path(folder))]
+        texts = [text for source in self._sources for text in _texts_in(Path(source))]
         words = frozenset(word for text in (*texts, *self._more_words) if text for word in text.split())
         if not words:
             raise ConfigError(
                 "a lexicon without words",
-                where=", ".join(self._shards) or "words",
-                fix="Name folders of labelled shards as `shards`, or list `words`.",
+                where=", ".join(self._sources) or "words",
+                fix="Name folders of labelled shards or text files as `sources`, or list `words`.",
             )
         return words
 
@@ -71,6 +71,14 @@ class Lexicon:
         """Whether `prefix` ends with a word, or is empty."""
         return not prefix or self._last_word(prefix) in self.words
 
+    def last_word_start(self, prefix: tuple[int, ...]) -> int:
+        """Place of the last mark of a word start in `prefix`, 0 if there is none."""
+        starts = (place for place in reversed(range(len(prefix))) if self._starts_word(prefix[place]))
+        return next(starts, 0)
+
+    def _starts_word(self, unit: int) -> bool:
+        return self._symbols[unit].startswith(WORD_START)
+
     @cached_property
     def _symbols(self) -> list[str]:
         return (load_units(Path(self._units)) if isinstance(self._units, str) else self._units).symbols
@@ -81,15 +89,20 @@ class Lexicon:
 
     @cached_property
     def _beginnings(self) -> frozenset[str]:
+        letters = set("".join(self._symbols[1:]))
+        if strange := sorted(word for word in self.words if not set(word) <= letters):
+            raise ConfigError(
+                f"{len(strange)} words of a lexicon cannot be written in the units of the model",
+                where=", ".join(self._sources) or "words",
+                expected="letters of " + "".join(sorted(letters - {WORD_START}))[:100],
+                got=", ".join(strange[:5]),
+                fix="Write them as the transcripts do that the model learned from.",
+            )
         return frozenset(word[:end] for word in self.words for end in range(len(word) + 1))
 
     def _last_word(self, prefix: tuple[int, ...]) -> str:
-        parts: list[str] = []
-        for unit in reversed(prefix):
-            parts.append(self._symbols[unit])
-            if parts[-1].startswith(WORD_START):
-                break
-        return "".join(reversed(parts)).removeprefix(WORD_START)
+        units = prefix[self.last_word_start(prefix) :]
+        return "".join(self._symbols[unit] for unit in units).removeprefix(WORD_START)
 
     def _may_follow(self, last_word: str, at_start: bool, unit: int) -> bool:
         symbol = self._symbols[unit]
@@ -102,14 +115,16 @@ class Lexicon:
         return last_word + symbol in self._beginnings
 
 
-def _texts_in(folder: Path) -> list[str | None]:
+def _texts_in(source: Path) -> list[str | None]:
     try:
-        return [text for path in list_shards(folder) for text in read_texts(path)]
-    except ShardError as error:
+        if source.is_file():
+            return [normalise(source.read_text(encoding="utf-8"))]
+        return [text for path in list_shards(source) for text in read_texts(path)]
+    except (ShardError, UnitsError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "the words of a lexicon cannot be read",
-            where=folder,
-            expected="labelled audio shards",
-            got=error.what,
-            fix="Name folders that are there, or do without: `--settings.words null` for labels.",
+            where=source,
+            expected="a folder of labelled audio shards, or a text file in UTF-8",
+            got=getattr(error, "what", error),
+            fix="Name what is there, or do without: `--settings.words null` for labels.",
         ) from error

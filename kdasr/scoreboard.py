@@ -37,8 +37,9 @@ class Scoreboard:
         shards: tars of labelled test shards.
         results: the results.json to add rows to; hypotheses and the rest go beside it.
         seed: of the run, for the rows.
-        decoder: for whole utterances, "greedy" or "beam".
-        lexicon: folders of labelled shards whose words the beam search may find; None for anything.
+        decoder: "greedy" or "beam".
+        lexicon: what `kdasr.lexicon.Lexicon` takes its words from, which the beam search may find; None
+            for anything.
         test: name of the test set where there are several.
     """
 
@@ -74,8 +75,11 @@ class Scoreboard:
             ShardError: the test shards are damaged or have no transcripts.
         """
         recogniser = open_recogniser(Path(path), chunk_ms=chunk_ms)
+        lexicon = None if self.lexicon is None else Lexicon(units=recogniser.units, sources=self.lexicon)
+        if self.decoder == "beam":
+            recogniser = recogniser.searching(grammar=lexicon)
         card = read_card(Path(trained or path))
-        result = self._hear(recogniser, chunk_by_chunk)
+        result = self._hear(recogniser, lexicon, chunk_by_chunk)
         self.heard[name] = result
         write_hypotheses(self._hypotheses(name), result)
         row = {
@@ -120,12 +124,10 @@ class Scoreboard:
         parts = [self.test, name, str(self.seed)]
         return self.results.parent / HYPOTHESES_FOLDER / f"{'-'.join(part for part in parts if part)}.jsonl"
 
-    def _hear(self, recogniser: Recogniser, chunk_by_chunk: bool) -> Result:
+    def _hear(self, recogniser: Recogniser, lexicon: Lexicon | None, chunk_by_chunk: bool) -> Result:
         if recogniser.offline_model is not None and not chunk_by_chunk:
             self.subsampling = recogniser.offline_model.subsampling
-            units = recogniser.units
-            lexicon = None if self.lexicon is None else Lexicon(units=units, shards=self.lexicon)
-            model = recogniser.offline_model
+            model, units = recogniser.offline_model, recogniser.units
             return evaluate(model, units, self.shards, decoder=self.decoder, lexicon=lexicon)
 
         def stream(utterance: Utterance) -> str:

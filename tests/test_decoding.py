@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kdasr.decoding import GreedyStream, Hypothesis, Token, collapse, greedy, prefix_beam
+from kdasr.decoding import BeamStream, GreedyStream, Hypothesis, collapse, greedy, prefix_beam
 
 
 def random_log_probs(seed: int, frames: int, classes: int, peak: float = 1.0) -> NDArray[np.float32]:
@@ -69,19 +69,20 @@ def test_greedy_is_argmax_then_collapse(seed: int, short_by: int) -> None:
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 5), max_size=12))
 def test_a_stream_in_any_cut_equals_the_whole(seed: int, chunk_sizes: list[int]) -> None:
     log_probs = random_log_probs(seed, 24, 3)
-    stream, tokens, start = GreedyStream(), list[Token](), 0
+    stream, start = GreedyStream(), 0
     for size in [*chunk_sizes, 24]:
-        tokens += stream.feed(log_probs[start : start + size])
+        before = len(stream.tokens)
+        assert stream.feed(log_probs[start : start + size]) is (len(stream.tokens) > before)
         start = min(24, start + size)
-    assert tokens == greedy(log_probs[None], [24])[0]
+    assert stream.tokens == greedy(log_probs[None], [24])[0]
     assert stream.frames_seen == 24
 
 
 def test_a_unit_that_runs_over_a_cut_is_emitted_once() -> None:
     stream = GreedyStream()
-    first = stream.feed(path_log_probs([0, 1]))
-    second = stream.feed(torch.from_numpy(path_log_probs([1, 1, 0, 1])))
-    assert [(token.id, token.frame) for token in first + second] == [(1, 1), (1, 5)]
+    stream.feed(path_log_probs([0, 1]))
+    stream.feed(torch.from_numpy(path_log_probs([1, 1, 0, 1])))
+    assert [(token.id, token.frame) for token in stream.tokens] == [(1, 1), (1, 5)]
 
 
 def brute_force(log_probs: NDArray[np.float32]) -> list[Hypothesis]:
@@ -134,4 +135,91 @@ def test_certain_frames_and_no_frames() -> None:
     certain[[0, 1, 2], [1, 0, 1]] = 0.0
     assert prefix_beam(torch.from_numpy(certain), nbest=5) == [Hypothesis((1, 1), 0.0)]
     assert prefix_beam(np.zeros((0, 3), dtype=np.float32)) == [Hypothesis((), 0.0)]
-    assert GreedyStream().feed(np.zeros((0, 3), dtype=np.float32)) == []
+    stream = GreedyStream()
+    assert stream.feed(np.zeros((0, 3), dtype=np.float32)) is False and stream.tokens == []
+
+
+class OneOf:
+    """A grammar of a few transcripts."""
+
+    def __init__(self, *transcripts: tuple[int, ...], classes: int) -> None:
+        self.transcripts, self.classes = set(transcripts), classes
+
+    def next_units(self, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
+        follow = {one[len(prefix)] for one in self.transcripts if one[: len(prefix)] == prefix != one}
+        return np.array([unit in follow for unit in range(self.classes)])
+
+    def is_complete(self, prefix: tuple[int, ...]) -> bool:
+        return prefix in self.transcripts
+
+    def last_word_start(self, prefix: tuple[int, ...]) -> int:
+        return 0
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 5), max_size=12))
+def test_a_search_in_any_cut_finds_what_it_finds_in_the_whole(seed: int, chunk_sizes: list[int]) -> None:
+    log_probs = random_log_probs(seed, 24, 4, peak=2.0)
+    stream, start = BeamStream(6), 0
+    for size in [*chunk_sizes, 24]:
+        before = stream.tokens
+        assert stream.feed(log_probs[start : start + size]) is (stream.tokens != before)
+        start = min(24, start + size)
+    assert stream.hypotheses(6) == prefix_beam(log_probs, beam=6, nbest=6)
+    assert tuple(token.id for token in stream.tokens) == stream.hypotheses(1)[0].ids
+    assert stream.frames_seen == 24
+
+
+def test_a_token_of_the_search_lies_where_its_unit_is_likeliest() -> None:
+    log_probs = path_log_probs([0, 0, 1, 1, 0, 2, 0, 2])
+    log_probs[0, 1] = np.log(0.2)  # a faint 1 long before the one that is said
+    stream = BeamStream(8)
+    stream.feed(log_probs)
+    assert [(token.id, token.frame) for token in stream.tokens] == [(1, 2), (2, 5), (2, 7)]
+    assert stream.tokens == greedy(log_probs[None], [8])[0]
+
+
+def test_what_is_taken_is_final_and_the_rest_goes_on() -> None:
+    path = [1, 0, 2, 2, 0, 3, 1]
+    log_probs = path_log_probs([*path, *path])
+    whole = greedy(log_probs[None], [14])[0]
+    for cut in range(1, 14):
+        stream = BeamStream(8)
+        stream.feed(log_probs[:cut])
+        taken = stream.tokens[: cut // 2]
+        stream.take(len(taken))
+        stream.feed(log_probs[cut:])
+        assert taken + stream.tokens == whole
+        # Of what was taken only the last unit is remembered, for the rule of repeated units.
+        assert len(stream._best.ids) <= len(stream.tokens) + max(1, len(taken))
+
+
+def test_prefixes_that_differ_in_what_was_taken_are_given_up() -> None:
+    log_probs = np.log(np.array([[0.1, 0.5, 0.4], [0.98, 0.01, 0.01], [0.1, 0.01, 0.89]], np.float32))
+    grammar = OneOf((1, 1), (2, 2), classes=3)
+    undecided, decided = BeamStream(8, grammar), BeamStream(8, grammar)
+    for stream in (undecided, decided):
+        stream.feed(log_probs[:1])
+        assert [token.id for token in stream.tokens] == [1]
+    decided.take(1)
+    for stream in (undecided, decided):
+        stream.feed(log_probs[1:])
+        stream.finish()
+    assert [token.id for token in undecided.tokens] == [2, 2]
+    assert [token.id for token in decided.tokens] == [1]
+
+
+def test_at_its_end_a_transcript_is_complete_or_nothing() -> None:
+    log_probs = path_log_probs([1, 2], classes=3)
+    short = BeamStream(8, OneOf((1, 2, 1), (2,), classes=3))
+    short.feed(log_probs)
+    assert [token.id for token in short.tokens] == [1, 2]
+    short.settle()
+    assert [token.id for token in short.tokens] == [2]
+    none = BeamStream(8, OneOf((1, 2, 1), classes=3))
+    none.feed(log_probs)
+    none.settle()
+    assert [token.id for token in none.tokens] == [1, 2]
+    none.finish()
+    assert none.tokens == [] and none.hypotheses(3) == []
+    none.feed(log_probs)
+    assert none.tokens == []

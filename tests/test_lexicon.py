@@ -95,7 +95,7 @@ def test_words_come_from_the_transcripts_of_shards(tmp_path: Path) -> None:
     texts = ["turn on", None, "turn it off"]
     utterances = [Utterance(f"u{i}", sound, text=text) for i, text in enumerate(texts)]
     write_shards(iter(utterances), tmp_path / "labelled")
-    lexicon = Lexicon(units=CHARS, shards=[str(tmp_path / "labelled")], words=["up and down"])
+    lexicon = Lexicon(units=CHARS, sources=[str(tmp_path / "labelled")], words=["up and down"])
     assert lexicon.words == {"turn", "on", "it", "off", "up", "and", "down"}
 
 
@@ -117,9 +117,38 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_shards_that_are_not_there_are_named_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone.*words of a lexicon.*--settings\.words null"):
-        Lexicon(units=CHARS, shards=[str(tmp_path / "gone")]).next_units(())
+        Lexicon(units=CHARS, sources=[str(tmp_path / "gone")]).next_units(())
 
 
 def test_no_words_are_refused() -> None:
     with pytest.raises(ConfigError, match="without words"):
         Lexicon(units=CHARS).next_units(())
+
+
+def test_words_come_from_text_files_as_transcripts_are_written(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("Turn on,\nTURN off\n")
+    lexicon = Lexicon(units=CHARS, sources=[str(tmp_path / "words.txt")])
+    assert lexicon.words == {"turn", "on", "off"}
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"turn on 4", "'4'"), (b"\xff\xfe", "utf-8")])
+def test_text_files_that_cannot_be_used_are_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"words\.txt.*{reason}"):
+        Lexicon(units=CHARS, sources=[str(tmp_path / "words.txt")]).next_units(())
+
+
+def test_words_that_the_units_cannot_spell_are_named() -> None:
+    units = TableUnits(["<blk>", "▁", "o", "n"], None, False)
+    with pytest.raises(ConfigError, match=r"2 words.*letters of no.*off, two"):
+        Lexicon(units=units, words=["on off", "two"]).next_units(())
+
+
+def test_what_follows_depends_on_the_last_word_alone() -> None:
+    lexicon = Lexicon(units=CHARS, words=["on", "one", "two"])
+    for text, start in (("", 0), ("on", 0), ("one tw", 3), ("one two on", 7)):
+        prefix = tuple(CHARS.encode(text))
+        assert lexicon.last_word_start(prefix) == start
+        if start:
+            assert np.array_equal(lexicon.next_units(prefix), lexicon.next_units(prefix[start:]))
+            assert lexicon.is_complete(prefix) == lexicon.is_complete(prefix[start:])

@@ -38,3 +38,25 @@ def test_a_student_is_measured_at_the_chunk_that_is_asked_for(tmp_path: Path) ->
     ]
     with pytest.raises(ModelError, match="cannot run chunk by chunk"):
         board.add("impossible", path=path, chunk_ms=0, chunk_by_chunk=True)
+
+
+def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    student = ChunkConformer(
+        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
+    )
+    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    (tmp_path / "words.txt").write_text("a\nbe\nsee\n")
+    board = Scoreboard(
+        list_shards(shards(tmp_path / "test", 3)),
+        tmp_path / "results.json",
+        seed=3,
+        decoder="beam",
+        lexicon=[str(tmp_path / "words.txt")],
+    )
+    path = str(tmp_path / "student")
+    board.add("student", path=path)
+    row = board.add("student_streaming", path=path, chunk_by_chunk=True)
+    assert row["texts_unlike_offline"] == 0
+    heard = [one.hypothesis for one in board.heard["student_streaming"].heard]
+    assert any(heard) and {word for text in heard for word in text.split()} <= {"a", "be", "see"}

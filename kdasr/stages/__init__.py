@@ -219,8 +219,8 @@ def evaluate(
     `test` is a list of folders, or one for each name of a test set. `models` maps a row's name to
     `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320}`: `path` is a model folder or an
     .onnx file, `chunk_ms` the audio in a chunk where it is not the model's own (0 for full context),
-    `trained` the folder it was exported from. `decoder`, "greedy" or "beam", and `lexicon`, folders of
-    labelled shards to whose words the beam is kept, are for whole utterances. `spikes` names two rows,
+    `trained` the folder it was exported from. `decoder` is "greedy" or "beam"; the beam is kept
+    to the words of `lexicon`, text files or folders of labelled shards. `spikes` names two rows,
     teacher and student, whose spikes to compare on the first test set, of which an utterance is also
     kept as an example.
     """

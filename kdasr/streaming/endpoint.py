@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
+from kdasr.decoding import GreedyStream, StreamDecoder
 from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.streaming.models import ChunkModel
@@ -66,6 +68,7 @@ class EndpointingSession:
         units: its units.
         rules: when a segment ends; None never ends one before the stream does.
         where: what to name in errors about the audio.
+        decoder: makes what turns output frames into tokens.
     """
 
     def __init__(
@@ -75,8 +78,9 @@ class EndpointingSession:
         rules: EndpointRules | None = EndpointRules(),
         *,
         where: str = "audio stream",
+        decoder: Callable[[], StreamDecoder] = GreedyStream,
     ) -> None:
-        self._session = StreamingSession(model, units, where=where)
+        self._session = StreamingSession(model, units, where=where, decoder=decoder)
         self._rules = rules
         self._frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
 
@@ -88,26 +92,27 @@ class EndpointingSession:
     def accept(self, samples: ArrayLike) -> list[Segment]:
         """Takes the next samples and gives the segments that are over; see
         `StreamingSession.accept` for the samples and the errors."""
-        self._session.accept(samples)
-        segments = []
-        while (count := self._tokens_of_segment()) > 0:
-            segments += self._segment(count)
-        return segments
+        # After every window, so that the cuts do not depend on the sizes of the pieces.
+        return [segment for _ in self._session.steps(samples) for segment in self._over()]
 
     def finish(self) -> list[Segment]:
         """Ends the stream and gives what is left."""
         self._session.finish()
+        return self._over() + self._segment(len(self._session.tokens))
+
+    def _over(self) -> list[Segment]:
         segments = []
         while (count := self._tokens_of_segment()) > 0:
+            if count == len(self._session.tokens):
+                self._session.settle()  # which may find that other words were said
+                count = len(self._session.tokens)
             segments += self._segment(count)
-        return segments + self._segment(len(self._session.tokens))
+        return segments
 
     def _tokens_of_segment(self) -> int:
         """How many of the waiting tokens make a segment that is over; 0 if none does.
 
-        Pauses are looked for between tokens too: a long piece may hold several segments. What
-        comes after a token never decides whether the length rule applies to it, so the cuts do
-        not depend on the sizes of the pieces.
+        Pauses are looked for between tokens too: a window may hold a pause and what follows it.
         """
         tokens = self._session.tokens
         if self._rules is None or not tokens:

@@ -1,19 +1,20 @@
 """PCM in, partial text out: a streaming student run chunk by chunk, as on the device.
 
 `StreamingSession` turns ragged pieces of 16 kHz audio into feature windows, steps a `ChunkModel`
-over them, and decodes greedily as it goes. At the end the feature stream is padded with
+over them, and decodes as it goes. At the end the feature stream is padded with
 `LOG_MEL_FLOOR` rows to whole windows and only the frames of real audio are kept, which is exactly
 what `StreamingModel.offline` computes: the streamed text equals the offline text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kdasr.decoding import GreedyStream, Token
+from kdasr.decoding import GreedyStream, StreamDecoder, Token
 from kdasr.errors import AudioError, ModelError
 from kdasr.streaming.models import ChunkModel
 from kdasr.text import Units
@@ -73,17 +74,23 @@ class StreamingSession:
         units: the model's units.
         keep_log_probs: keep every output frame (needed for tests and alignments, not for text).
         where: what to name in errors about the audio.
+        decoder: makes what turns output frames into tokens.
 
     Raises:
         ModelError: the model's classes and the units do not fit each other.
 
     Attributes:
-        tokens: tokens so far; `Token.frame` counts output frames from the start of the stream.
         num_frames: output frames so far.
     """
 
     def __init__(
-        self, model: ChunkModel, units: Units, *, keep_log_probs: bool = False, where: str = "audio stream"
+        self,
+        model: ChunkModel,
+        units: Units,
+        *,
+        keep_log_probs: bool = False,
+        where: str = "audio stream",
+        decoder: Callable[[], StreamDecoder] = GreedyStream,
     ) -> None:
         if model.vocab_size != units.vocab_size:
             raise ModelError(
@@ -94,19 +101,23 @@ class StreamingSession:
                 fix="Use the units that are saved beside the model.",
             )
         self.model, self.units, self.where = model, units, where
-        self._keep_log_probs = keep_log_probs
+        self._keep_log_probs, self._make_decoder = keep_log_probs, decoder
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything: the next sample is the first of a new stream."""
-        self.tokens: list[Token] = []
         self.num_frames = 0
         self._state = self.model.initial_state(1)
         self._front_end = self.model.front_end()
-        self._decoder = GreedyStream()
+        self._decoder = self._make_decoder()
         self._log_probs: list[NDArray[np.float32]] = []
         self._text = ""
         self._finished = False
+
+    @property
+    def tokens(self) -> list[Token]:
+        """The tokens so far; `Token.frame` counts output frames from the start of the stream."""
+        return self._decoder.tokens
 
     @property
     def text(self) -> str:
@@ -131,11 +142,17 @@ class StreamingSession:
             AudioError: bad samples (see `check_samples`), or the stream is finished. Nothing of
                 a refused piece is used: the session goes on with the next one.
         """
+        for _ in self.steps(samples):
+            pass
+        return self._text
+
+    def steps(self, samples: ArrayLike) -> Iterator[None]:
+        """As `accept`, but stops after every window, for those who decide something there."""
         if self._finished:
             raise AudioError("the stream is finished", where=self.where, fix="Call reset() first.")
         for window in self._front_end.accept(check_samples(samples, self.where)):
             self._step(window, self.model.shift // self.model.subsampling)
-        return self._text
+            yield
 
     def finish(self) -> str:
         """Ends the stream: runs what is left of the audio and gives the whole text."""
@@ -145,15 +162,25 @@ class StreamingSession:
             num_frames = -(-self._front_end.num_features // self.model.subsampling)
             self._step(window, num_frames - self.num_frames)
         self._finished = True
+        self._decoder.finish()
+        self._decode()
         return self._text
+
+    def settle(self) -> None:
+        """The decoder may take it that nothing is said for a while."""
+        self._decoder.settle()
+        self._decode()
 
     def take(self, count: int | None = None) -> list[Token]:
         """Hands over the first `count` tokens (all by default); the text goes on without them.
         Neither the model's state nor the count of frames changes."""
-        count = len(self.tokens) if count is None else count
-        taken, self.tokens = self.tokens[:count], self.tokens[count:]
-        self._text = self.units.decode([token.id for token in self.tokens])
+        taken = self.tokens[:count]
+        self._decoder.take(len(taken))
+        self._decode()
         return taken
+
+    def _decode(self) -> None:
+        self._text = self.units.decode([token.id for token in self.tokens])
 
     def _step(self, window: Any, max_frames: int) -> None:
         """Steps over one window, and counts at most `max_frames` of what comes out."""
@@ -162,7 +189,5 @@ class StreamingSession:
         self.num_frames += len(log_probs_tv)
         if self._keep_log_probs:
             self._log_probs.append(log_probs_tv)
-        new = self._decoder.feed(log_probs_tv)
-        if new:
-            self.tokens.extend(new)
-            self._text = self.units.decode([token.id for token in self.tokens])
+        if self._decoder.feed(log_probs_tv):
+            self._decode()

@@ -163,3 +163,28 @@ def test_requests_that_make_no_sense_are_refused(place: Path, changes: dict[str,
 def test_a_missing_file_is_named(place: Path) -> None:
     with pytest.raises(AudioError, match=r"nowhere\.wav: the audio file cannot be read"):
         shown(Request(place / "onnx", (files(place)[0], "nowhere.wav")))
+
+
+def test_a_lexicon_keeps_every_engine_to_its_words(place: Path) -> None:
+    (place / "words.txt").write_text("A be\nsee\n")
+    kept = {"lexicon": (str(place / "words.txt"),)}
+    whole, _ = shown(Request(place / "torch", files(place), **kept))
+    live, partials = shown(Request(place / "onnx", files(place), stream=True, **kept))
+    assert live == whole and partials
+    words = {word for line in whole for word in line.split("\t")[1].split()}
+    assert words and words <= {"a", "be", "see"}
+    narrow, _ = shown(Request(place / "torch", files(place), beam=1, **kept))
+    assert narrow != whole
+
+
+def test_a_search_for_any_text_finds_no_less_likely_one(place: Path) -> None:
+    searched, _ = shown(Request(place / "torch", files(place), beam=16))
+    streamed, _ = shown(Request(place / "torch", files(place), beam=16, stream=True))
+    assert searched == streamed
+
+
+def test_a_beam_without_prefixes_and_a_lexicon_that_is_not_there_are_refused(place: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one prefix.*0"):
+        shown(Request(place / "torch", files(place), beam=0))
+    with pytest.raises(ConfigError, match="nowhere"):
+        shown(Request(place / "torch", files(place), lexicon=(str(place / "nowhere"),)))

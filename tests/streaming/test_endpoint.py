@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from export.parity import probe_sound
+from kdasr.decoding import BeamStream
 from kdasr.errors import ConfigError
+from kdasr.lexicon import Lexicon
 from kdasr.streaming import EndpointingSession, EndpointRules, Segment, StreamingSession, TorchChunkModel
 from tests.export.small_models import UNITS, conformer
 from tests.streaming.scripted import FRAME_SAMPLES, Scripted, silence, spell
@@ -102,3 +106,46 @@ def test_memory_of_an_endless_stream_is_constant() -> None:
 def test_rules_are_positive(rules: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(rules))):
         EndpointRules(**rules)
+
+
+def kept_to(words: list[str], script: dict[int, str], frames: int, piece: int = 640) -> list[Segment]:
+    lexicon = Lexicon(units=UNITS, words=words)
+    rules = EndpointRules(min_silence_s=1.0, max_segment_s=2.0)
+    session = EndpointingSession(Scripted(script), UNITS, rules, decoder=partial(BeamStream, 16, lexicon))
+    audio, segments = silence(frames), []
+    for start in range(0, len(audio), piece):
+        segments += session.accept(audio[start : start + piece])
+    return segments + session.finish()
+
+
+@pytest.mark.parametrize("piece", [160, 5_000, 10**6])
+def test_segments_of_a_search_hold_words_of_the_lexicon(piece: int) -> None:
+    script = {**spell("ome two", 5), **spell(" thre", 60), **spell(" two two", 100)}
+    segments = kept_to(["one", "two", "three"], script, 150, piece)
+    assert [segment.text for segment in segments] == ["one two", "three", "two two"]
+    assert segments[0].start_s == 5 * 0.04 and segments[0].end_s == 18 * 0.04
+    assert [word.text for word in segments[2].words] == ["two", "two"]
+
+
+@pytest.mark.parametrize("piece", [640, 7_777, 10**6])
+def test_a_search_is_cut_between_words_too(piece: int) -> None:
+    script = spell("two two one two one one", 0, spacing=5)
+    segments = kept_to(["one", "two"], script, 150, piece)
+    assert " ".join(segment.text for segment in segments) == "two two one two one one"
+    assert len(segments) == 3 and all(set(segment.text.split()) <= {"one", "two"} for segment in segments)
+
+
+def test_memory_of_an_endless_search_is_constant() -> None:
+    script: dict[int, str] = {}
+    for number in range(200):
+        script |= spell("▁two".replace("▁", " "), 50 * number)
+    lexicon = Lexicon(units=UNITS, words=["two"])
+    session = EndpointingSession(Scripted(script), UNITS, decoder=partial(BeamStream, 16, lexicon))
+    texts = [
+        segment.text
+        for _ in range(200)
+        for segment in session.accept(np.zeros(50 * FRAME_SAMPLES, np.float32))
+    ]
+    assert texts == ["two"] * 200 or texts == ["two"] * 199
+    decoder = session._session._decoder
+    assert isinstance(decoder, BeamStream) and max(len(one.ids) for one in decoder._prefixes) < 20
