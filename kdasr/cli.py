@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = verb("run", _run, "run every stage of a folder of recipes", settings=True)
     run.add_argument("folder", type=Path, help="e.g. recipes/mini")
+    run.add_argument("--only", metavar="STAGE", help="run this stage alone, whatever is done of the others")
 
     prepare = verb("prepare", _prepare, "write a corpus as audio shards", settings=True)
     prepare.add_argument("name", help="synth, fsdd, librispeech, folder, or a recipe .yaml")
@@ -150,8 +151,8 @@ def _run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.ranks import ranks
     from kdasr.report import print_results, write_report
 
-    work_dir = run_folder(arguments.folder, settings)
-    if not ranks().first:
+    work_dir = run_folder(arguments.folder, settings, arguments.only)
+    if not ranks().first or arguments.only is not None:
         return
     _transcribe_live(work_dir)
     print_results(work_dir)

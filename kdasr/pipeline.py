@@ -15,13 +15,15 @@ import time
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 from ruamel.yaml import YAML
 
 from kdasr import stages
 from kdasr.arguments import fitting
+from kdasr.beside import run_beside, usable_cores
 from kdasr.errors import ConfigError
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, run_stages, stage_arguments
@@ -73,34 +75,104 @@ def _load(path: Path, settings: Mapping[str, Any], expected_stage: str | None) -
     return recipe
 
 
-def run_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
+def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = None) -> Path:
     """Run every stage of the recipes in `folder` that is not done yet; the work folder.
 
-    Processes that `torchrun` has started go through it together, as in `run_recipe`.
+    Stages that may run beside one another do so where there are cores for them and no GPU, whose memory
+    they would share. Processes that `torchrun` has started go through it together, as in `run_recipe`.
+
+    Args:
+        settings: keys of the recipes by name; see `kdasr.recipe.run_stages`.
+        only: the one stage to run, whatever is done of the others.
+
+    Raises:
+        ConfigError: a recipe cannot be read, or there is no such stage.
+        KdasrError: a stage failed.
     """
-    listed = run_stages(Path(folder), settings, taken_keys())
+    todo = _read_folder(Path(folder), settings)
+    work_dir = _work_dir([one.recipe for one in todo])
+    _console.quiet = not ranks().first
+    if only is not None:
+        found = [one for one in todo if one.stage.name == only]
+        if not found:
+            names = ", ".join(one.stage.name for one in todo)
+            raise ConfigError("no such stage", where=folder, expected=names, got=only)
+        _run(found[0])
+        return work_dir
+    for group in _groups(todo):
+        left = [one for one in group if not _was_done(one)]
+        if len(left) > 1 and _may_share(len(left)):
+            _console.rule(" and ".join(one.stage.name for one in left), align="left")
+            commands = {one.stage.name: _command(folder, settings, one) for one in left}
+            run_beside(commands, lambda line: _console.out(line, highlight=False))
+            continue
+        for one in left:
+            _console.rule(one.stage.name, align="left")
+            _run(one)
+    return work_dir
+
+
+class _Todo(NamedTuple):
+    """A stage, and how to know whether it is done: `marker` holds the hash `inputs`."""
+
+    stage: Stage
+    recipe: Recipe
+    marker: Path
+    inputs: str
+
+
+def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
+    """The stages in order, every one of them checked."""
+    listed = run_stages(folder, settings, taken_keys())
     recipes = [(stage, load_recipe(stage.path, stage.settings, taken_keys())) for stage in listed]
     for _, recipe in recipes:
         arguments = check_recipe(recipe)
         if recipe.stage == "prepare":
             # Not after what comes before it, which may take hours.
             stages.corpus_folder(**arguments)
-    work_dir = _work_dir(recipes)
-    inputs = ""
-    _console.quiet = not ranks().first
+    done = _work_dir([recipe for _, recipe in recipes]) / ".done"
+    todo, inputs = [], ""
     for stage, recipe in recipes:
         inputs = hashlib.sha256(f"{inputs}\n{_without_comments(recipe.text)}".encode()).hexdigest()
-        marker = work_dir / ".done" / f"{stage.name}.json"
-        # The first process decides: another might look when the marker has just been written.
-        if ranks().from_first(_is_done(marker, inputs)):
-            _console.print(f"[dim]{stage.name}: done before[/dim]")
-            continue
-        _console.rule(stage.name, align="left")
-        started = time.time()
-        result = _call(recipe)
-        if ranks().first:
-            _mark_done(marker, inputs, result, time.time() - started)
-    return work_dir
+        todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs))
+    return todo
+
+
+def _groups(todo: list[_Todo]) -> list[list[_Todo]]:
+    """Each stage with those after it that may run beside it."""
+    groups: list[list[_Todo]] = []
+    for one in todo:
+        if one.stage.beside and groups:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def _was_done(one: _Todo) -> bool:
+    # The first process decides: another might look when the marker has just been written.
+    done = bool(ranks().from_first(_is_done(one.marker, one.inputs)))
+    if done:
+        _console.print(f"[dim]{one.stage.name}: done before[/dim]")
+    return done
+
+
+def _may_share(count: int) -> bool:
+    return ranks().alone and usable_cores() >= count and not torch.cuda.is_available()
+
+
+def _command(folder: Path, settings: Mapping[str, Any], one: _Todo) -> list[str]:
+    given = [
+        word for name, value in settings.items() for word in (f"--{name}", json.dumps(value, default=str))
+    ]
+    return ["run", str(folder), "--only", one.stage.name, *given]
+
+
+def _run(one: _Todo) -> None:
+    started = time.time()
+    result = _call(one.recipe)
+    if ranks().first:
+        _mark_done(one.marker, one.inputs, result, time.time() - started)
 
 
 def _call(recipe: Recipe) -> dict[str, Any]:
@@ -151,8 +223,8 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     return arguments
 
 
-def _work_dir(recipes: list[tuple[Stage, Recipe]]) -> Path:
-    folders = {str(recipe.arguments.get("work_dir")) for _, recipe in recipes}
+def _work_dir(recipes: list[Recipe]) -> Path:
+    folders = {str(recipe.arguments.get("work_dir")) for recipe in recipes}
     if len(folders) != 1 or "None" in folders:
         raise ConfigError(
             "the stages of a run share one work_dir",

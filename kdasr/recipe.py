@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,11 +42,13 @@ class Stage:
         name: what the stage makes, e.g. "student_distilled"; also the name of its done-marker.
         path: its YAML.
         settings: top-level keys that replace those of the YAML.
+        beside: whether it may run beside the stage before it, whose results it does not use.
     """
 
     name: str
     path: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def run_stages(
         if not found:
             known = sorted({key for stage in stages for key in top_level_keys(stage.path)})
             raise ConfigError(f"no stage has the setting {name!r}", where=folder, expected=", ".join(known))
-    return [Stage(stage.name, stage.path, own) for stage, own in zip(stages, settings, strict=True)]
+    return [replace(stage, settings=own) for stage, own in zip(stages, settings, strict=True)]
 
 
 def _target(stage: Stage, name: str) -> str:
@@ -257,14 +259,18 @@ def _stage(run_file: Path, entry: Any) -> Stage:
         raise ConfigError(
             "a stage cannot be read",
             where=run_file,
-            expected="NAME.yaml or {recipe: …, name: …, set: …}",
+            expected="NAME.yaml or {recipe: …, name: …, set: …, beside: …}",
             got=entry,
         )
-    if unknown := set(entry) - {"recipe", "name", "set"}:
+    keys = ("recipe", "name", "set", "beside")
+    if unknown := set(entry) - set(keys):
         raise ConfigError(
-            f"unknown key {sorted(unknown)[0]!r} in a stage", where=run_file, expected="recipe, name, set"
+            f"unknown key {sorted(unknown)[0]!r} in a stage", where=run_file, expected=", ".join(keys)
         )
+    if not isinstance(entry.get("beside", False), bool):
+        raise ConfigError("beside is true or false", where=run_file, got=entry["beside"])
     path = run_file.parent / entry["recipe"]
     if not path.is_file():
         raise ConfigError("there is no such recipe", where=path)
-    return Stage(str(entry.get("name", path.stem)), path, dict(entry.get("set", {})))
+    name, settings = str(entry.get("name", path.stem)), dict(entry.get("set", {}))
+    return Stage(name, path, settings, entry.get("beside", False))

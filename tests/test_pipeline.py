@@ -111,3 +111,58 @@ def test_an_unknown_stage_is_refused(folder: Path) -> None:
     (folder / "one.yaml").write_text("stage: distil\nwork_dir: w\n")
     with pytest.raises(ConfigError, match=r"unknown stage.*prepare, train"):
         pipeline.run_recipe(folder / "one.yaml", {})
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[str]]]:
+    """The commands of each group that ran side by side; they do nothing."""
+    groups: list[dict[str, list[str]]] = []
+    monkeypatch.setattr(pipeline, "run_beside", lambda commands, say: groups.append(commands))
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return groups
+
+
+@pytest.fixture
+def grouped(folder: Path) -> Path:
+    (folder / RUN_FILE).write_text("stages: [one.yaml, two.yaml, {recipe: three.yaml, beside: true}]\n")
+    return folder
+
+
+def test_stages_that_may_do_run_side_by_side(
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
+) -> None:
+    pipeline.run_folder(grouped, {"two.size": 2})
+    command = ["run", str(grouped), "--only"]
+    assert ran == ["one:1"]
+    assert beside == [
+        {"two": [*command, "two", "--two.size", "2"], "three": [*command, "three", "--two.size", "2"]}
+    ]
+
+
+def test_one_stage_alone_marks_itself_done(
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
+) -> None:
+    pipeline.run_folder(grouped, {}, only="two")
+    assert ran == ["two:1"]
+    pipeline.run_folder(grouped, {})
+    assert ran == ["two:1", "one:1", "three:1"] and beside == []
+
+
+def test_without_cores_for_all_they_run_in_order(
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 1)
+    pipeline.run_folder(grouped, {})
+    assert ran == ["one:1", "two:1", "three:1"] and beside == []
+
+
+def test_a_stage_that_is_not_there_is_named(folder: Path, ran: list[str]) -> None:
+    with pytest.raises(ConfigError, match="no such stage.*one, two, three.*four"):
+        pipeline.run_folder(folder, {}, only="four")
+
+
+def test_beside_is_yes_or_no(folder: Path) -> None:
+    (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, beside: one}]\n")
+    with pytest.raises(ConfigError, match="beside is true or false; got one"):
+        pipeline.run_folder(folder, {})

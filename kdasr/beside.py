@@ -1,0 +1,89 @@
+"""Commands that do not need one another, run side by side, each with its share of the cores.
+
+A small model keeps one core busy and hardly uses a second one, so two trainings beside each other take little
+longer than one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from kdasr.errors import KdasrError
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None] = print) -> None:
+    """Run `kdasr` with each list of arguments, all at the same time, and wait for them.
+
+    Args:
+        commands: arguments by the name of what they make.
+        say: takes each line that a command writes to stderr.
+
+    Raises:
+        KdasrError: one of them failed; the others were ended, as they are if this process dies.
+    """
+    threads = str(max(1, usable_cores() // len(commands)))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "kdasr.cli", *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_end_with_parent,
+        )
+        for name, arguments in commands.items()
+    }
+    readers = [threading.Thread(target=_say_all, args=(child, say)) for child in running.values()]
+    for reader in readers:
+        reader.start()
+    try:
+        while _some_run(running):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        for child in running.values():
+            child.terminate()
+            child.wait()
+        for reader in readers:
+            reader.join()
+
+
+def _some_run(running: Mapping[str, subprocess.Popen[str]]) -> bool:
+    statuses = {name: child.poll() for name, child in running.items()}
+    for name, status in statuses.items():
+        if status:
+            raise KdasrError(
+                f"{name} failed",
+                got=f"exit status {status}",
+                fix="Its reason is above. What ran beside it was ended; the same command goes on with both.",
+            )
+    return None in statuses.values()
+
+
+def _say_all(child: subprocess.Popen[str], say: Callable[[str], None]) -> None:
+    assert child.stderr is not None
+    for line in child.stderr:
+        say(line.rstrip("\n"))
+
+
+def _end_with_parent() -> None:
+    """Two runs must not write into one folder, which orphans and the next run would do."""
+    if prctl := getattr(_C, "prctl", None):
+        prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+_C = ctypes.CDLL(None)

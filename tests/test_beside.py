@@ -1,0 +1,87 @@
+"""Commands run at the same time, and end together where one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from kdasr import beside
+from kdasr.errors import KdasrError
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What runs instead of the command line: it meets the other one, or fails, or waits for ever."""
+    (tmp_path / "kdasr").mkdir()
+    (tmp_path / "kdasr/__init__.py").touch()
+    (tmp_path / "kdasr/cli.py").write_text(
+        textwrap.dedent("""
+        import os, pathlib, sys, time
+        name, other = sys.argv[1:3]
+        folder = pathlib.Path(os.environ["MEETING"])
+        (folder / name).write_text(os.environ["OMP_NUM_THREADS"])
+        if other == "fail":
+            sys.exit("kdasr: no such thing")
+        while not (folder / other).exists():
+            time.sleep(0.01)
+        print(f"{name}: met {other}", file=sys.stderr)
+        """)
+    )
+    monkeypatch.setenv("MEETING", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_they_run_at_the_same_time_and_share_the_cores(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "usable_cores", lambda: 7)
+    said: list[str] = []
+    beside.run_beside({"a": ["one", "two"], "b": ["two", "one"]}, said.append)
+    assert sorted(said) == ["one: met two", "two: met one"]
+    assert (script / "one").read_text() == (script / "two").read_text() == "3"
+
+
+def test_one_that_fails_ends_the_others(script: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(KdasrError, match=r"^b failed; got exit status 1.*ended"):
+        beside.run_beside({"a": ["one", "nobody"], "b": ["two", "fail"]}, said.append)
+    assert "kdasr: no such thing" in said
+
+
+def test_they_do_not_outlive_a_parent_that_is_killed(script: Path) -> None:
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(Path(beside.__file__).parents[1])!r})
+        from kdasr.beside import run_beside
+        run_beside({{"a": ["one", "nobody"], "b": ["two", "nobody"]}})
+    """
+    environment = {**os.environ}
+    parent = subprocess.Popen([sys.executable, "-P", "-c", textwrap.dedent(code)], env=environment)
+    _until(lambda: (script / "one").exists() and (script / "two").exists())
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert len(children) == 2
+    _until(lambda: not any(_alive(int(child)) for child in children))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _until(true: object, seconds: float = 20) -> None:
+    assert callable(true)
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
