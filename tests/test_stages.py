@@ -263,3 +263,15 @@ def test_the_card_tells_how_the_model_was_trained(data: Path, tmp_path: Path) ->
     card = json.loads((tmp_path / "model/model.json").read_text())
     assert card["training"] == facts
     assert facts["train_steps"] == 2 and facts["seed"] == 4 and facts["params"] > 1_000
+
+
+def test_a_loss_that_fades_leaves_another_and_ends_within_the_training(data: Path, tmp_path: Path) -> None:
+    fading = {"weight": 1.0, "loss": soft_cross_entropy, "until": 0.5}
+    heard = {"weight": 1.0, "loss": best_path_ctc}
+    with pytest.raises(ConfigError, match=r"unlabelled_losses\.soft\.until.*nothing is left"):
+        train(data, tmp_path / "model", unlabelled_losses={"soft": fading})
+    for until in (0, 1.5, "half"):
+        with pytest.raises(ConfigError, match=r"unlabelled_losses\.soft\.until"):
+            losses = {"soft": {**fading, "until": until}, "heard": heard}
+            train(data, tmp_path / "model", unlabelled_losses=losses)
+    train(data, tmp_path / "model", unlabelled_losses={"soft": fading, "heard": heard})

@@ -21,7 +21,8 @@ from kdasr.models import load_model
 from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation, Training
-from kdasr.training.step import Step, WeightedLosses
+from kdasr.training.step import Fading, Step, WeightedLosses
+from kdasr.training_log import LOG_FILE
 from tests.speech import shards
 
 UNITS = CharUnits()
@@ -292,3 +293,25 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert plan.learning_rate(9) == plan.learning_rate(10) == pytest.approx(1.0)
     assert plan.learning_rate(60) == pytest.approx(0.5)
     assert plan.learning_rate(110) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_loss_that_fades_falls_in_a_line_and_then_is_not_asked(data: Path, tmp_path: Path) -> None:
+    asked = []
+
+    def fading(output: ModelOutput, batch: Batch) -> Tensor:
+        asked.append(output.log_probs_btv.requires_grad)
+        return output.log_probs_btv.mean() * 0.0 + 3.0
+
+    run = training(data, tmp_path / "c", steps=10, further={"early": (Fading(2.0, 0.5), fading)})
+    run.run(tmp_path / "model")
+    log = [json.loads(line) for line in (tmp_path / "c" / LOG_FILE).read_text().splitlines()]
+    early = [row.get("labelled/early") for row in log if "labelled/ctc" in row]
+    assert early[:5] == pytest.approx([6.0, 4.8, 3.6, 2.4, 1.2])
+    assert early[5:] == [None] * 5
+    assert sum(asked) == 5  # the other times were for the dev set
+
+
+def test_what_fades_is_part_of_what_a_training_is(data: Path, tmp_path: Path) -> None:
+    kinds = [0.5, Fading(0.5, 0.3), Fading(0.5, 0.6)]
+    runs = [training(data, tmp_path / "c", further={"more": (weight, ctc)}) for weight in kinds]
+    assert len({run.fingerprint() for run in runs}) == 3

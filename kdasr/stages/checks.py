@@ -19,13 +19,14 @@ def check_losses(
     for a delay that nobody measures."""
     for name, losses in (("labelled_losses", labelled_losses), ("unlabelled_losses", unlabelled_losses)):
         for term, entry in losses.items():
-            if set(entry) != {"weight", "loss"} or not _is_loss(entry["loss"]):
+            if set(entry) - {"until"} != {"weight", "loss"} or not _is_loss(entry["loss"]):
                 raise ConfigError(
                     "a loss is a weight and a function, or a module that is built",
                     where=f"{name}.{term}",
                     expected="{weight: 1.0, loss: !name:kdasr.losses.NAME }, or !new:MODULE {…}",
                 )
             fitting(entry["weight"], float, f"{name}.{term}.weight")
+            _check_until(entry, losses, f"{name}.{term}.until")
             if isinstance(entry["loss"], functools.partial):
                 where = f"{name}.{term}.loss"
                 check_keywords(entry["loss"].func, entry["loss"].keywords, where, positional=2)
@@ -54,6 +55,25 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
                 got=block,
             )
     return [(stream, count) for stream, count in schedule]
+
+
+def _check_until(entry: Mapping[str, Any], losses: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    if (until := entry.get("until")) is None:
+        return
+    fitting(until, float, where)
+    if not 0 < until <= 1:
+        raise ConfigError(
+            "a loss fades away after a share of the training",
+            where=where,
+            expected="0 < until <= 1",
+            got=until,
+        )
+    if all(other.get("until") is not None for other in losses.values()):
+        raise ConfigError(
+            "when every loss has faded away nothing is left to learn from",
+            where=where,
+            fix="Take `until` from one loss of this stream.",
+        )
 
 
 def _is_loss(loss: object) -> bool:

@@ -27,7 +27,7 @@ from kdasr.soft_labels import LabelFolder
 from kdasr.stages.checks import check_against_labels, check_losses, read_schedule
 from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
-from kdasr.training import Optimisation, Training
+from kdasr.training import Fading, Optimisation, Training
 
 Losses = Mapping[str, Mapping[str, Any]]
 
@@ -270,8 +270,13 @@ def _with_delay(
     return losses, {"delay_frames": delay_frames, "reference_offset_median_ms": histogram.median_ms}
 
 
-def _weighted(losses: Losses) -> dict[str, tuple[float, Any]]:
-    return {term: (float(entry["weight"]), entry["loss"]) for term, entry in losses.items()}
+def _weighted(losses: Losses) -> dict[str, tuple[float | Fading, Any]]:
+    return {term: (_weight(entry), entry["loss"]) for term, entry in losses.items()}
+
+
+def _weight(entry: Mapping[str, Any]) -> float | Fading:
+    weight, until = float(entry["weight"]), entry.get("until")
+    return weight if until is None else Fading(weight, float(until))
 
 
 def usable_device(device: str | None) -> str:

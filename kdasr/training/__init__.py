@@ -10,5 +10,6 @@ killed and resumed gives the same losses, to the bit, as training that was not.
 
 from kdasr.training.optimisation import Optimisation
 from kdasr.training.run import Training
+from kdasr.training.step import Fading
 
-__all__ = ["Optimisation", "Training"]
+__all__ = ["Fading", "Optimisation", "Training"]

@@ -159,6 +159,7 @@ class CtcBrain(sb.Brain):
         step = self.epoch_start + self.step - 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimisation.learning_rate(step)
+        self.step_module.progress = step / self.last_step
         positions = self.steps.positions(step)
         sums = StepSums(self.names, self.device)
         for number, (position, part) in enumerate(zip(positions, batch, strict=True)):

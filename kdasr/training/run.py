@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from kdasr.training.brain import CtcBrain, has_checkpoint
 from kdasr.training.checkpoints import WholeCheckpoints
 from kdasr.training.compiled import compiled
 from kdasr.training.optimisation import Optimisation
-from kdasr.training.step import Step, WeightedLosses, step_seed
+from kdasr.training.step import Fading, Step, WeightedLosses, step_seed
 from kdasr.training_log import LOG_FILE
 
 FINGERPRINT_FILE = "fingerprint.txt"
@@ -217,7 +217,8 @@ def _described(terms: WeightedLosses) -> dict[str, list[Any]]:
             settings = str(loss)
         if isinstance(loss, functools.partial):
             function, settings = loss.func, {k: _named(v) for k, v in loss.keywords.items()}
-        described[name] = [weight, getattr(function, "__qualname__", type(function).__qualname__), settings]
+        value = astuple(weight) if isinstance(weight, Fading) else weight
+        described[name] = [value, getattr(function, "__qualname__", type(function).__qualname__), settings]
     return described
 
 

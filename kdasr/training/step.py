@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,26 @@ from kdasr.interfaces import Batch, Loss, ModelOutput, OnlineTeacher
 from kdasr.recording import Recorded
 
 Key = TypeVar("Key", str, int)
-WeightedLosses = Mapping[str, tuple[float, Loss]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fading:
+    """The weight of a loss that helps a training to begin.
+
+    Attributes:
+        first: at the first step.
+        until: share of the training after which it is 0, having fallen in a line.
+    """
+
+    first: float
+    until: float
+
+    def at(self, progress: float) -> float:
+        """The weight where `progress` of all steps are done."""
+        return self.first * max(0.0, 1.0 - progress / self.until)
+
+
+WeightedLosses = Mapping[str, tuple[float | Fading, Loss]]
 
 
 class Step(nn.Module):
@@ -33,7 +53,10 @@ class Step(nn.Module):
 
     Attributes:
         learned: the losses and teachers that have parameters or state, by name.
+        progress: the share of the training that is done.
     """
+
+    progress = 0.0
 
     def __init__(
         self,
@@ -60,7 +83,12 @@ class Step(nn.Module):
         output: ModelOutput = self.student(features_btf, batch.feature_lengths_b)
         batch.teachers = _WhenAsked[str](lambda name: self._teacher(name)(batch, features_btf))
         batch.views = _WhenAsked[int](lambda _: self.student(self._heard(batch), batch.feature_lengths_b))
-        terms = {name: weight * loss(output, batch) for name, (weight, loss) in self._losses[stream].items()}
+        terms = {}
+        for name, (weight, loss) in self._losses[stream].items():
+            if isinstance(weight, Fading) and self.progress >= weight.until:
+                continue  # it costs no time any more
+            now = weight.at(self.progress) if isinstance(weight, Fading) else weight
+            terms[name] = now * loss(output, batch)
         return output, terms
 
     def after_step(self) -> None:
