@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdasr.decoding import BLANK_ID, Token
 from kdasr.errors import UnitsError
+from kdasr.interfaces import frames_inside
 
 
 class AlignedUnit(NamedTuple):
@@ -94,7 +95,7 @@ def ctc_occupancy(
         )
         (grad_btv,) = torch.autograd.grad(nll_b.sum(), leaf_btv)
     nll_b = nll_b.detach()
-    inside_bt = torch.arange(scores_btv.shape[1], device=lengths_b.device) < lengths_b[:, None]
+    inside_bt = frames_inside(lengths_b, scores_btv.shape[1])
     counts_bt = inside_bt & nll_b.isfinite()[:, None]
     return nll_b, (leaf_btv.detach().exp() - grad_btv).masked_fill(~counts_bt[:, :, None], 0.0)
 

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdasr.interfaces import frames_inside
+
 BLANK_ID = 0
 DEFAULT_BEAM = 16
 
@@ -82,7 +84,7 @@ def greedy(
     assert log_probs.dim() == 3 and lengths.shape == log_probs.shape[:1], (log_probs.shape, lengths.shape)
     best_bt, ids_bt = log_probs.max(dim=-1)
     previous_bt = torch.nn.functional.pad(ids_bt, (1, 0), value=BLANK_ID)[:, :-1]
-    valid_bt = torch.arange(ids_bt.shape[1], device=ids_bt.device) < lengths[:, None]
+    valid_bt = frames_inside(lengths, ids_bt.shape[1])
     spikes_bt = (ids_bt != BLANK_ID) & (ids_bt != previous_bt) & valid_bt
     rows, frames = spikes_bt.nonzero(as_tuple=True)
     columns = (rows, frames, ids_bt[rows, frames], best_bt[rows, frames])

@@ -11,8 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+def frames_inside(lengths_b: Tensor, frames: int) -> Tensor:
+    """(B, frames) True within each utterance, False in its padding."""
+    return torch.arange(frames, device=lengths_b.device) < lengths_b[:, None]
 
 
 @dataclass(frozen=True, slots=True)

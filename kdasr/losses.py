@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdasr.errors import ConfigError, LabelMismatchError
-from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch
+from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch, frames_inside
 
 BlankPolicy = Literal["all", "eliminate", "symmetric", "downweight"]
 BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "downweight")
@@ -71,9 +71,7 @@ def best_path_ctc(output: ModelOutput, batch: Batch) -> Tensor:
     """
     labels = batch.soft_labels
     assert labels is not None
-    inside_bt = (
-        torch.arange(labels.ids_btk.shape[1], device=labels.ids_btk.device) < labels.lengths_b[:, None]
-    )
+    inside_bt = frames_inside(labels.lengths_b, labels.ids_btk.shape[1])
     tokens_bu, counts_b = collapsed(best_units(labels).masked_fill(~inside_bt, 0))
     return ctc(output, replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b))
 
@@ -137,7 +135,7 @@ def soft_cross_entropy(
     if frames <= 0:
         return log_probs_btv.sum() * 0.0
     cross_entropy_bt = partition_cross_entropy(log_probs_btv[:, delay_frames:].float(), labels)
-    paired_bt = torch.arange(frames, device=lengths_b.device) < (lengths_b - delay_frames)[:, None]
+    paired_bt = frames_inside(lengths_b - delay_frames, frames)
     weights_bt = weights_bt[:, :frames] * paired_bt
     return (cross_entropy_bt * weights_bt).sum() / weights_bt.sum().clamp_min(1.0)
 

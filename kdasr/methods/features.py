@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdasr.interfaces import Batch, ModelOutput
+from kdasr.interfaces import Batch, ModelOutput, frames_inside
 from kdasr.methods.pairing import (
     FramePairs,
     WidthAdapter,
-    frames_inside,
     layer_of,
     online,
     pair_frames,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch
-from kdasr.methods.pairing import frames_inside, pooled
+from kdasr.interfaces import Batch, frames_inside
+from kdasr.methods.pairing import pooled
 
 
 class Munge:

@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput
+from kdasr.interfaces import Batch, ModelOutput, frames_inside
 
 
 class FramePairs(NamedTuple):
@@ -71,11 +71,6 @@ def resample_frames(x_btd: Tensor, lengths_b: Tensor, to_lengths_b: Tensor, fram
     share_bt1 = (place_bt - below_bt)[..., None].to(x_btd.dtype)
     above_bt = (below_bt + 1).minimum(last_b1)
     return _take(x_btd, below_bt) * (1 - share_bt1) + _take(x_btd, above_bt) * share_bt1
-
-
-def frames_inside(lengths_b: Tensor, frames: int) -> Tensor:
-    """(B, frames) True within each utterance, False in its padding."""
-    return torch.arange(frames, device=lengths_b.device) < lengths_b[:, None]
 
 
 def frame_mean(value_bt: Tensor, lengths_b: Tensor) -> Tensor:

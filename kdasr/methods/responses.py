@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from kdasr.errors import ConfigError, LabelMismatchError
-from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
 from kdasr.losses import BLANK_POLICIES, BlankPolicy, best_units, check_frames, frame_weights
-from kdasr.methods.pairing import frames_inside, pair_frames
+from kdasr.methods.pairing import pair_frames
 from kdasr.methods.targets import targets_of
 
 # Stands for log 0 where -inf would make NaN gradients.

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kdasr.decoding import BLANK_ID, Hypothesis, prefix_beam
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
 from kdasr.losses import collapsed, ctc, without_times
 from kdasr.methods.targets import at_least_float32, targets_of
 
@@ -125,7 +125,7 @@ def drawn_transcripts(labels: SoftLabelBatch, sharpness: float = 1.0) -> tuple[T
     """
     probs_btk = at_least_float32(labels.log_probs_btk).mul(sharpness).softmax(2)
     frames = probs_btk.shape[1]
-    outside_bt = torch.arange(frames, device=probs_btk.device) >= labels.lengths_b[:, None]
+    outside_bt = ~frames_inside(labels.lengths_b, frames)
     no_unit_btk = (labels.ids_btk == BLANK_ID) | outside_bt[:, :, None]
     units_btk = probs_btk.masked_fill(no_unit_btk, 0.0)
     mass_bt = units_btk.sum(2)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kdasr.alignment import ctc_occupancy
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
 from kdasr.losses import best_units, without_times
 from kdasr.methods.targets import at_least_float32, targets_of
 
@@ -92,7 +92,7 @@ def _spikes_of(labels: SoftLabelBatch, classes: int) -> _Spikes:
     units_bt = best_units(labels)
     previous_bt = functional.pad(units_bt, (1, 0))[:, :-1]
     frames = units_bt.shape[1]
-    inside_bt = torch.arange(frames, device=units_bt.device) < labels.lengths_b[:, None]
+    inside_bt = frames_inside(labels.lengths_b, frames)
     first_bt = (units_bt != 0) & (units_bt != previous_bt) & inside_bt
     counts_b = first_bt.sum(1)
     width = int(counts_b.max().clamp_min(1))

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdasr.interfaces import frames_inside
 from kdasr.layers import ConformerLayer
-from kdasr.students.streaming import FULL_CONTEXT, StreamingStudent, cache_mask, chunk_mask, valid_frames
+from kdasr.students.streaming import FULL_CONTEXT, StreamingStudent, cache_mask, chunk_mask
 
 
 class ConformerState(NamedTuple):
@@ -90,7 +91,7 @@ class ChunkConformer(StreamingStudent):
 
     def encode(self, x_btd: Tensor, lengths_b: Tensor, chunk_frames: int) -> Tensor:
         if chunk_frames == FULL_CONTEXT:
-            mask = valid_frames(lengths_b, x_btd.shape[1])[:, None, None, :]
+            mask = frames_inside(lengths_b, x_btd.shape[1])[:, None, None, :]
         else:
             mask = chunk_mask(x_btd.shape[1], chunk_frames, self.left_context_frames, x_btd.device)
         for layer in self.layers:

@@ -176,11 +176,6 @@ def chunk_mask(num_frames: int, chunk_frames: int, left_context_frames: int, dev
     return (position >= first[:, None]) & (position < end[:, None])
 
 
-def valid_frames(lengths_b: Tensor, num_frames: int) -> Tensor:
-    """(B, T) bool: False where a frame is padding."""
-    return torch.arange(num_frames, device=lengths_b.device) < lengths_b[:, None]
-
-
 def cache_mask(processed_b: Tensor, left_context_frames: int, chunk_frames: int) -> Tensor:
     """(B, 1, 1, L + C) bool: which of the cached frames and of the chunk after them are real."""
     position = torch.arange(left_context_frames + chunk_frames, device=processed_b.device)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdasr.errors import ConfigError
-from kdasr.students.streaming import FULL_CONTEXT, StreamingStudent, cache_mask, chunk_mask, valid_frames
+from kdasr.interfaces import frames_inside
+from kdasr.students.streaming import FULL_CONTEXT, StreamingStudent, cache_mask, chunk_mask
 from kdasr.students.zipformer_layers import BiasNorm, Bypass, CachedContext, Context, ZipformerLayer
 
 
@@ -174,7 +175,7 @@ class Zipformer(StreamingStudent):
     def _offline_context(self, x_btd: Tensor, lengths_b: Tensor, chunk_frames: int, factor: int) -> Context:
         num_frames = x_btd.shape[1]
         if chunk_frames == FULL_CONTEXT:
-            valid_bt = valid_frames(lengths_b, num_frames)[:, ::factor]
+            valid_bt = frames_inside(lengths_b, num_frames)[:, ::factor]
             return Context(valid_bt[:, None, None], 0, valid_bt[..., None])
         chunk, left = chunk_frames // factor, self.left_context_frames // factor
         return Context(chunk_mask(num_frames // factor, chunk, left, x_btd.device), chunk)
