@@ -36,30 +36,38 @@ def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]
     Raises:
         KdasrError: one of them failed; the others were ended, as they are if this process dies.
     """
-    threads = str(max(1, usable_cores() // len(commands)))
+    threads = str(_threads_for_each(len(commands)))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "kdasr.cli", *arguments],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=_end_with_parent,
-        )
-        for name, arguments in commands.items()
-    }
-    readers = [threading.Thread(target=_say_all, args=(child, say)) for child in running.values()]
-    for reader in readers:
-        reader.start()
+    end_with_parent = _end_with_parent()
+    running: dict[str, subprocess.Popen[str]] = {}
+    readers = []
     try:
+        for name, arguments in commands.items():
+            running[name] = subprocess.Popen(
+                [sys.executable, "-m", "kdasr.cli", *arguments],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=end_with_parent,
+            )
+            readers.append(threading.Thread(target=_say_all, args=(running[name], say), daemon=True))
+            readers[-1].start()
         while _some_run(running):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
     finally:
         for child in running.values():
             child.terminate()
+        for child in running.values():
             child.wait()
         for reader in readers:
             reader.join()
+
+
+def _threads_for_each(count: int) -> int:
+    """Each one's share of the cores, or what the user allows if that is less."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, usable_cores() // count)
+    return min(share, int(allowed)) if allowed.isdigit() and int(allowed) > 0 else share
 
 
 def _some_run(running: Mapping[str, subprocess.Popen[str]]) -> bool:
@@ -80,10 +88,10 @@ def _say_all(child: subprocess.Popen[str], say: Callable[[str], None]) -> None:
         say(line.rstrip("\n"))
 
 
-def _end_with_parent() -> None:
-    """Two runs must not write into one folder, which orphans and the next run would do."""
-    if prctl := getattr(_C, "prctl", None):
-        prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-
-
-_C = ctypes.CDLL(None)
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child does first, where the system can: two runs must not write into one folder, which orphans
+    and the next run would do."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)

@@ -107,7 +107,7 @@ class StreamDecoder(Protocol):
         ...
 
     def settle(self) -> None:
-        """Here a transcript ends, if it can: nothing is said for a while."""
+        """Nothing is said for a while: a transcript ends here, and what is heard next begins another."""
         ...
 
     def finish(self) -> None:
@@ -189,9 +189,10 @@ class BeamStream:
         assert beam >= 1, beam
         self.frames_seen = 0
         self._beam, self._grammar = beam, grammar
-        self._prefixes = [_Prefix((), ())]
+        self._settled = False
         # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
         self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
+        self._prefixes = [_Prefix((), ())]
         self._taken = 0  # of the units of every prefix
 
     @property
@@ -206,6 +207,7 @@ class BeamStream:
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
         """Take the next (T, V) frames; whether the best text is another now."""
         before = self._best.tokens if self._prefixes else ()
+        self._settled = self._settled and len(log_probs_tv) == 0
         for frame_v in np.asarray(log_probs_tv, dtype=np.float64):
             self._advance(frame_v)
             self.frames_seen += 1
@@ -219,9 +221,12 @@ class BeamStream:
         return [one for one in ranked if self._may_end(one.ids)][:nbest]
 
     def settle(self) -> None:
-        """Go on with the transcripts that may end here alone, if there are any."""
-        if any(self._may_end(prefix.ids) for prefix in self._prefixes):
-            self.finish()
+        """Go on with the transcripts that may end here alone; where there are none, nothing was said. When
+        the tokens are taken, the next word is the first of a transcript of its own."""
+        self.finish()
+        if not self._prefixes:
+            self._restart()
+        self._settled = True
 
     def finish(self) -> None:
         """Keep the transcripts that may end here; where there are none, nothing was said."""
@@ -231,6 +236,9 @@ class BeamStream:
         """Go on without the first `count` tokens, and without the prefixes that differ in them."""
         if count == 0:
             return
+        if self._settled and count == len(self.tokens):
+            self._restart()
+            return
         end = self._taken + count
         known = self._best.ids[:end]
         self._keep([prefix.ids[:end] == known for prefix in self._prefixes])
@@ -238,6 +246,10 @@ class BeamStream:
         first = end - 1 if self._grammar is None else min(end - 1, self._grammar.last_word_start(known))
         self._prefixes = [_Prefix(ids[first:], tokens[first:]) for ids, tokens in self._prefixes]
         self._taken = end - first
+
+    def _restart(self) -> None:
+        self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
+        self._prefixes, self._taken = [_Prefix((), ())], 0
 
     def _may_end(self, ids: tuple[int, ...]) -> bool:
         return self._grammar is None or self._grammar.is_complete(ids)

@@ -26,7 +26,7 @@ from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
 from kdasr.errors import ConfigError
 from kdasr.ranks import ranks
-from kdasr.recipe import Recipe, Stage, load_recipe, run_stages, stage_arguments
+from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "prepare": stages.prepare,
@@ -83,7 +83,8 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
 
     Args:
         settings: keys of the recipes by name; see `kdasr.recipe.run_stages`.
-        only: the one stage to run, whatever is done of the others.
+        only: the one stage to run, whatever is done of the others; it counts as done where those before
+            it are.
 
     Raises:
         ConfigError: a recipe cannot be read, or there is no such stage.
@@ -97,11 +98,13 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
         if not found:
             names = ", ".join(one.stage.name for one in todo)
             raise ConfigError("no such stage", where=folder, expected=names, got=only)
-        _run(found[0])
+        group = next(group for group in _groups(todo) if found[0] in group)
+        before = todo[: todo.index(group[0])]
+        _run(found[0], marks=all(_is_done(one.marker, one.inputs) for one in before))
         return work_dir
     for group in _groups(todo):
         left = [one for one in group if not _was_done(one)]
-        if len(left) > 1 and _may_share(len(left)):
+        if len(left) > 1 and _may_share(len(left)) and _can_be_said(settings):
             _console.rule(" and ".join(one.stage.name for one in left), align="left")
             commands = {one.stage.name: _command(folder, settings, one) for one in left}
             run_beside(commands, lambda line: _console.out(line, highlight=False))
@@ -142,11 +145,17 @@ def _groups(todo: list[_Todo]) -> list[list[_Todo]]:
     """Each stage with those after it that may run beside it."""
     groups: list[list[_Todo]] = []
     for one in todo:
-        if one.stage.beside and groups:
+        if one.stage.beside and groups and not _waits_for(one, groups[-1]):
             groups[-1].append(one)
         else:
             groups.append([one])
     return groups
+
+
+def _waits_for(one: _Todo, group: list[_Todo]) -> bool:
+    """Whether a delay is measured with a model that another stage of the group makes."""
+    outs = [str(other.recipe.arguments.get("out")) for other in group]
+    return "delay_frames: auto" in one.recipe.text and any(out in one.recipe.text for out in outs)
 
 
 def _was_done(one: _Todo) -> bool:
@@ -161,17 +170,24 @@ def _may_share(count: int) -> bool:
     return ranks().alone and usable_cores() >= count and not torch.cuda.is_available()
 
 
+def _can_be_said(settings: Mapping[str, Any]) -> bool:
+    """Whether settings are the same after they went through a command line."""
+    return all(parse_value(_said(value)) == value for value in settings.values())
+
+
+def _said(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
 def _command(folder: Path, settings: Mapping[str, Any], one: _Todo) -> list[str]:
-    given = [
-        word for name, value in settings.items() for word in (f"--{name}", json.dumps(value, default=str))
-    ]
+    given = [word for name, value in settings.items() for word in (f"--{name}", _said(value))]
     return ["run", str(folder), "--only", one.stage.name, *given]
 
 
-def _run(one: _Todo) -> None:
+def _run(one: _Todo, marks: bool = True) -> None:
     started = time.time()
     result = _call(one.recipe)
-    if ranks().first:
+    if ranks().first and marks:
         _mark_done(one.marker, one.inputs, result, time.time() - started)
 
 

@@ -148,6 +148,11 @@ def run_stages(
     if not isinstance(listed, list) or not listed:
         raise ConfigError("the run lists no stages", where=run_file, expected="stages: [prepare.yaml, …]")
     stages = [_stage(run_file, entry) for entry in listed]
+    names = [stage.name for stage in stages]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            "two stages of one name", where=run_file, got=", ".join(twice), fix="Give each a name."
+        )
     contents = [_parse(stage.path) for stage in stages]
     settings = [dict(stage.settings) for stage in stages]
     for name, value in overrides.items():

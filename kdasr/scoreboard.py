@@ -53,6 +53,10 @@ class Scoreboard:
         lexicon: Sequence[str] | None = None,
         test: str | None = None,
     ) -> None:
+        if lexicon is not None and decoder != "beam":
+            raise ConfigError(
+                "a lexicon is for the beam search", where="decoder", expected="beam", got=decoder
+            )
         self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
         self.decoder, self.lexicon = decoder, lexicon
         self.heard: dict[str, Result] = {}

@@ -42,10 +42,19 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_they_run_at_the_same_time_and_share_the_cores(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside, "usable_cores", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     said: list[str] = []
     beside.run_beside({"a": ["one", "two"], "b": ["two", "one"]}, said.append)
     assert sorted(said) == ["one: met two", "two: met one"]
     assert (script / "one").read_text() == (script / "two").read_text() == "3"
+
+
+def test_they_keep_to_the_threads_that_a_user_allows(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "usable_cores", lambda: 16)
+    for allowed, threads in (("2", "2"), ("64", "8"), ("many", "8")):
+        monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+        beside.run_beside({"a": ["one", "two"], "b": ["two", "one"]})
+        assert (script / "one").read_text() == threads
 
 
 def test_one_that_fails_ends_the_others(script: Path) -> None:

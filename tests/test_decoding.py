@@ -217,9 +217,20 @@ def test_at_its_end_a_transcript_is_complete_or_nothing() -> None:
     assert [token.id for token in short.tokens] == [2]
     none = BeamStream(8, OneOf((1, 2, 1), classes=3))
     none.feed(log_probs)
-    none.settle()
-    assert [token.id for token in none.tokens] == [1, 2]
     none.finish()
     assert none.tokens == [] and none.hypotheses(3) == []
     none.feed(log_probs)
     assert none.tokens == []
+
+
+def test_after_a_pause_another_transcript_begins() -> None:
+    stream = BeamStream(1, OneOf((1, 2), (2, 1), classes=3))
+    for path in ([1, 0, 2], [2, 0, 1], [1, 1], [1, 2]):  # the third is none, and nothing is left of it
+        first = stream.frames_seen
+        stream.feed(path_log_probs([*path, 0], classes=3))
+        stream.settle()
+        expected = [unit for unit in path if unit] if len(set(path)) > 1 else []
+        assert [token.id for token in stream.tokens] == expected
+        assert all(token.frame >= first for token in stream.tokens)
+        stream.take(len(stream.tokens))
+        assert stream.tokens == []

@@ -143,10 +143,43 @@ def test_stages_that_may_do_run_side_by_side(
 def test_one_stage_alone_marks_itself_done(
     grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
 ) -> None:
-    pipeline.run_folder(grouped, {}, only="two")
-    assert ran == ["two:1"]
+    pipeline.run_folder(grouped, {}, only="one")
+    pipeline.run_folder(grouped, {}, only="three")
+    assert ran == ["one:1", "three:1"]
     pipeline.run_folder(grouped, {})
-    assert ran == ["two:1", "one:1", "three:1"] and beside == []
+    assert ran == ["one:1", "three:1", "two:1"] and beside == []
+
+
+def test_a_stage_over_others_that_are_not_done_is_not_done_either(
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
+) -> None:
+    pipeline.run_folder(grouped, {}, only="three")
+    pipeline.run_folder(grouped, {})
+    assert ran == ["three:1", "one:1"] and list(beside[0]) == ["two", "three"]
+
+
+def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
+) -> None:
+    def verb(*, name: str, out: str, size: float = 1, fail: bool = False, loss: Any = None) -> dict[str, Any]:
+        ran.append(name)
+        return {}
+
+    pipeline.VERBS["train"] = verb
+    for name in ("one", "two", "three"):
+        with (grouped / f"{name}.yaml").open("a") as file:
+            file.write(f"out: models/{name}\n")
+    with (grouped / "three.yaml").open("a") as file:
+        file.write("loss: {delay_frames: auto, reference: models/two}\n")
+    pipeline.run_folder(grouped, {})
+    assert ran == ["one", "two", "three"] and beside == []
+
+
+def test_settings_that_no_command_line_says_keep_stages_in_this_process(
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
+) -> None:
+    pipeline.run_folder(grouped, {"two.size": float("inf")})
+    assert ran == ["one:1", "two:inf", "three:1"] and beside == []
 
 
 def test_without_cores_for_all_they_run_in_order(
@@ -165,4 +198,10 @@ def test_a_stage_that_is_not_there_is_named(folder: Path, ran: list[str]) -> Non
 def test_beside_is_yes_or_no(folder: Path) -> None:
     (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, beside: one}]\n")
     with pytest.raises(ConfigError, match="beside is true or false; got one"):
+        pipeline.run_folder(folder, {})
+
+
+def test_two_stages_of_one_name_are_refused(folder: Path) -> None:
+    (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, name: one}]\n")
+    with pytest.raises(ConfigError, match="two stages of one name; got one"):
         pipeline.run_folder(folder, {})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdasr.errors import ModelError
+from kdasr.errors import ConfigError, ModelError
 from kdasr.models import save_model
 from kdasr.scoreboard import Scoreboard
 from kdasr.shards import list_shards
@@ -60,3 +60,9 @@ def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> N
     assert row["texts_unlike_offline"] == 0
     heard = [one.hypothesis for one in board.heard["student_streaming"].heard]
     assert any(heard) and {word for text in heard for word in text.split()} <= {"a", "be", "see"}
+
+
+def test_a_lexicon_without_a_search_is_refused_before_any_row(tmp_path: Path) -> None:
+    test_shards = list_shards(shards(tmp_path / "test", 1))
+    with pytest.raises(ConfigError, match="lexicon is for the beam search"):
+        Scoreboard(test_shards, tmp_path / "results.json", seed=3, lexicon=["words.txt"])

@@ -103,11 +103,17 @@ class EndpointingSession:
     def _over(self) -> list[Segment]:
         segments = []
         while (count := self._tokens_of_segment()) > 0:
-            if count == len(self._session.tokens):
+            if count == len(self._session.tokens) and self._is_silent():
                 self._session.settle()  # which may find that other words were said
                 count = len(self._session.tokens)
             segments += self._segment(count)
         return segments
+
+    def _is_silent(self) -> bool:
+        """Whether the last token was long ago."""
+        assert self._rules is not None
+        frames = self._session.num_frames - self._session.tokens[-1].frame - 1
+        return frames * self._frame_s >= self._rules.min_silence_s
 
     def _tokens_of_segment(self) -> int:
         """How many of the waiting tokens make a segment that is over; 0 if none does.

@@ -167,7 +167,7 @@ class StreamingSession:
         return self._text
 
     def settle(self) -> None:
-        """The decoder may take it that nothing is said for a while."""
+        """Tells the decoder that nothing is said for a while."""
         self._decoder.settle()
         self._decode()
 

@@ -143,6 +143,8 @@ class CtcBrain(sb.Brain):
         self.references: list[str] = []
         self.dev_batches = 0
         if stage == sb.Stage.VALID:
+            # Not what the last step left: a run that is resumed here has made none.
+            self.step_module.progress = self.optimizer_step / self.last_step
             self._swap_average()
 
     def _swap_average(self) -> None:

@@ -149,3 +149,17 @@ def test_memory_of_an_endless_search_is_constant() -> None:
     assert texts == ["two"] * 200 or texts == ["two"] * 199
     decoder = session._session._decoder
     assert isinstance(decoder, BeamStream) and max(len(one.ids) for one in decoder._prefixes) < 20
+
+
+def test_a_pause_in_an_unfinished_word_spoils_nothing() -> None:
+    words = ["five", *(f"st{one}{two}{one}" for one in "abcdefghijklmnopqrstu" for two in "abcdefghijklmnop")]
+    script = {**spell("st", 5), **spell("five five", 60)}
+    segments = kept_to(words, script, 150)
+    assert segments[-1].text == "five five" and segments[-1].start_s == 60 * 0.04
+    assert {word for segment in segments for word in segment.text.split()} <= set(words)
+
+
+def test_a_word_before_a_pause_does_not_grow_into_another() -> None:
+    script = {**spell("seven", 5), **spell("ten", 60), **spell("teen", 110)}
+    segments = kept_to(["seven", "seventeen", "ten"], script, 170)
+    assert [segment.text for segment in segments] == ["seven", "ten", "ten"]
