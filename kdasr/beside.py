@@ -6,6 +6,7 @@ longer than one.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -44,10 +45,11 @@ def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]
     try:
         for name, arguments in commands.items():
             running[name] = subprocess.Popen(
-                [sys.executable, "-m", "kdasr.cli", *arguments],
+                [sys.executable, "-P", "-m", "kdasr.cli", *arguments],
                 env=environment,
                 stderr=subprocess.PIPE,
                 text=True,
+                errors="replace",
                 preexec_fn=end_with_parent,
             )
             readers.append(threading.Thread(target=_say_all, args=(running[name], say), daemon=True))
@@ -85,7 +87,8 @@ def _some_run(running: Mapping[str, subprocess.Popen[str]]) -> bool:
 def _say_all(child: subprocess.Popen[str], say: Callable[[str], None]) -> None:
     assert child.stderr is not None
     for line in child.stderr:
-        say(line.rstrip("\n"))
+        with contextlib.suppress(OSError):  # nobody reads: the pipe is emptied all the same
+            say(line.rstrip("\n"))
 
 
 def _end_with_parent() -> Callable[[], None] | None:

@@ -49,8 +49,8 @@ class Hypothesis(NamedTuple):
 class Grammar(Protocol):
     """What transcripts a search may find; `kdasr.lexicon.Lexicon` is one."""
 
-    def next_units(self, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
-        """(V,) True for the units that may follow."""
+    def next_units(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.bool_]:
+        """(V,) True for the units that may follow; `after_pause`, that words came before the prefix."""
         ...
 
     def is_complete(self, prefix: tuple[int, ...]) -> bool:
@@ -106,6 +106,10 @@ class StreamDecoder(Protocol):
         """Take the next (T, V) frames; whether the tokens are others now."""
         ...
 
+    def cut(self, count: int) -> int:
+        """The last place at or before `count` tokens where they may be cut in two."""
+        ...
+
     def settle(self) -> None:
         """Nothing is said for a while: a transcript ends here, and what is heard next begins another."""
         ...
@@ -149,6 +153,10 @@ class GreedyStream:
         self.frames_seen += len(ids_t)
         return len(spikes) > 0
 
+    def cut(self, count: int) -> int:
+        """`count`: a cut may lie anywhere."""
+        return count
+
     def settle(self) -> None:
         """Nothing: what was heard is what was heard."""
 
@@ -189,7 +197,7 @@ class BeamStream:
         assert beam >= 1, beam
         self.frames_seen = 0
         self._beam, self._grammar = beam, grammar
-        self._settled = False
+        self._settled = self._after_pause = False
         # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
         self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
         self._prefixes = [_Prefix((), ())]
@@ -213,6 +221,14 @@ class BeamStream:
             self.frames_seen += 1
         return bool(self._prefixes) and self._best.tokens != before
 
+    def cut(self, count: int) -> int:
+        """`count`, or the start of the word that a cut there would halve."""
+        end = self._taken + count
+        if self._grammar is None or end >= len(self._best.ids):
+            return count
+        start = self._grammar.last_word_start(self._best.ids[: end + 1])
+        return count if start == end else max(0, start - self._taken)
+
     def hypotheses(self, nbest: int) -> list[Hypothesis]:
         """The best `nbest` transcripts that may end here, the best first."""
         totals = np.logaddexp(self._ends_blank, self._ends_unit)
@@ -221,23 +237,31 @@ class BeamStream:
         return [one for one in ranked if self._may_end(one.ids)][:nbest]
 
     def settle(self) -> None:
-        """Go on with the transcripts that may end here alone; where there are none, nothing was said. When
-        the tokens are taken, the next word is the first of a transcript of its own."""
-        self.finish()
-        if not self._prefixes:
-            self._restart()
-        self._settled = True
+        """As `finish`; when the tokens are taken, the next word is the first of a transcript of its own."""
+        if self._grammar is not None:  # without one, whatever was heard may go on
+            self.finish()
+            self._settled = True
 
     def finish(self) -> None:
-        """Keep the transcripts that may end here; where there are none, nothing was said."""
-        self._keep([self._may_end(prefix.ids) for prefix in self._prefixes])
+        """Keep the transcripts that may end here; where there are none, the whole words of the best."""
+        may_end = [self._may_end(prefix.ids) for prefix in self._prefixes]
+        if any(may_end):
+            self._keep(may_end)
+        elif self._grammar is not None and self._prefixes:
+            end = self._grammar.last_word_start(self._best.ids)
+            best = _Prefix(self._best.ids[:end], self._best.tokens[:end])
+            if end <= self._taken or not self._may_end(best.ids):
+                best, self._taken = _Prefix((), ()), 0
+            self._prefixes, self._ends_blank, self._ends_unit = [best], np.zeros(1), np.full(1, -np.inf)
 
     def take(self, count: int) -> None:
         """Go on without the first `count` tokens, and without the prefixes that differ in them."""
         if count == 0:
             return
         if self._settled and count == len(self.tokens):
-            self._restart()
+            self._prefixes, self._taken = [_Prefix((), ())], 0
+            self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
+            self._after_pause = True
             return
         end = self._taken + count
         known = self._best.ids[:end]
@@ -246,10 +270,6 @@ class BeamStream:
         first = end - 1 if self._grammar is None else min(end - 1, self._grammar.last_word_start(known))
         self._prefixes = [_Prefix(ids[first:], tokens[first:]) for ids, tokens in self._prefixes]
         self._taken = end - first
-
-    def _restart(self) -> None:
-        self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
-        self._prefixes, self._taken = [_Prefix((), ())], 0
 
     def _may_end(self, ids: tuple[int, ...]) -> bool:
         return self._grammar is None or self._grammar.is_complete(ids)
@@ -269,7 +289,9 @@ class BeamStream:
         grow[rows, last] = self._ends_blank + frame_v[last]  # the same unit again needs a blank in between
         grow[:, BLANK_ID] = -np.inf
         if self._grammar is not None and prefixes:
-            grow[~np.stack([self._grammar.next_units(prefix.ids) for prefix in prefixes])] = -np.inf
+            next_units = self._grammar.next_units
+            allowed = np.stack([next_units(prefix.ids, self._after_pause) for prefix in prefixes])
+            grow[~allowed] = -np.inf
         stays = list(prefixes)
         # A prefix that grows into another one of the beam adds to it instead of standing twice.
         row_by_ids = {prefix.ids: row for row, prefix in enumerate(prefixes)}

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jiwer
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import DEFAULT_BEAM, Grammar, Token, greedy, prefix_beam
+from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, greedy
 from kdasr.error_rates import ErrorCounts, count_errors
 from kdasr.errors import ConfigError, ShardError
 from kdasr.features import LOG_MEL_FLOOR, log_mel
@@ -113,8 +115,7 @@ def evaluate(
         if decoder == "greedy":
             return [(units.decode([token.id for token in row]), row) for row in tokens]
         frames = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
-        found = [prefix_beam(row[:length], beam, grammar=lexicon) for row, length in frames]
-        texts = [units.decode(one[0].ids) if one else "" for one in found]
+        texts = [_search(row[:length], units, beam, lexicon) for row, length in frames]
         return list(zip(texts, tokens, strict=True))
 
     return _score(shards, hear, batch_utterances)
@@ -171,6 +172,13 @@ def write_hypotheses(path: Path, result: Result) -> None:
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     commit_bytes(path, "".join(lines).encode())
+
+
+def _search(log_probs_tv: NDArray[np.float32], units: Units, beam: int, lexicon: Grammar | None) -> str:
+    stream = BeamStream(beam, lexicon)
+    stream.feed(log_probs_tv)
+    stream.finish()
+    return units.decode([token.id for token in stream.tokens])
 
 
 def _run_batch(

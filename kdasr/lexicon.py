@@ -38,7 +38,7 @@ class Lexicon:
 
     def __init__(self, *, units: Units | str, sources: Sequence[str] = (), words: Sequence[str] = ()) -> None:
         self._units, self._sources, self._more_words = units, sources, words
-        self._next: dict[tuple[str, bool], NDArray[np.bool_]] = {}
+        self._next: dict[tuple[str, bool, bool], NDArray[np.bool_]] = {}
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -59,9 +59,10 @@ class Lexicon:
         text = "\n".join([*sorted(self.words), *self._symbols])
         return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
-    def next_units(self, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
-        """(V,) True for the units with which a transcript that begins with `prefix` may go on."""
-        state = self._last_word(prefix), not prefix
+    def next_units(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.bool_]:
+        """(V,) True for the units with which a transcript that begins with `prefix` may go on; with
+        `after_pause` a mark between words may come first, since there were words before."""
+        state = self._last_word(prefix), not prefix, after_pause and not prefix
         if state not in self._next:
             allowed = [self._may_follow(*state, unit) for unit in range(len(self._symbols))]
             self._next[state] = np.array(allowed)
@@ -104,13 +105,15 @@ class Lexicon:
         units = prefix[self.last_word_start(prefix) :]
         return "".join(self._symbols[unit] for unit in units).removeprefix(WORD_START)
 
-    def _may_follow(self, last_word: str, at_start: bool, unit: int) -> bool:
+    def _may_follow(self, last_word: str, at_start: bool, after_pause: bool, unit: int) -> bool:
         symbol = self._symbols[unit]
         if unit == BLANK_ID:
             return False
         if symbol.startswith(WORD_START):
             # Letters have a mark between words, word pieces one before each.
-            fits = last_word in self.words or (at_start and (symbol != WORD_START or self._pieces))
+            fits = last_word in self.words or (
+                at_start and (symbol != WORD_START or self._pieces or after_pause)
+            )
             return fits and symbol[1:] in self._beginnings
         return last_word + symbol in self._beginnings
 

@@ -6,6 +6,7 @@ recipe, but for its comments, and the markers of the stages before it. Delete a 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import io
@@ -154,8 +155,18 @@ def _groups(todo: list[_Todo]) -> list[list[_Todo]]:
 
 def _waits_for(one: _Todo, group: list[_Todo]) -> bool:
     """Whether a delay is measured with a model that another stage of the group makes."""
-    outs = [str(other.recipe.arguments.get("out")) for other in group]
-    return "delay_frames: auto" in one.recipe.text and any(out in one.recipe.text for out in outs)
+    reference = one.recipe.arguments.get("delay_reference")
+    makes_it = any(other.recipe.arguments.get("out") == reference for other in group)
+    return makes_it and _asks_auto(one.recipe.arguments)
+
+
+def _asks_auto(value: Any) -> bool:
+    """Whether `delay_frames: auto` stands somewhere in built settings."""
+    if isinstance(value, functools.partial):
+        value = value.keywords
+    if not isinstance(value, Mapping):
+        return False
+    return value.get("delay_frames") == "auto" or any(map(_asks_auto, value.values()))
 
 
 def _was_done(one: _Todo) -> bool:

@@ -42,7 +42,8 @@ class Stage:
         name: what the stage makes, e.g. "student_distilled"; also the name of its done-marker.
         path: its YAML.
         settings: top-level keys that replace those of the YAML.
-        beside: whether it may run beside the stage before it, whose results it does not use.
+        beside: whether it may run beside the stages before it up to the last that may not; it uses the
+            results of none of them.
     """
 
     name: str

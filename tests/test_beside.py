@@ -57,6 +57,13 @@ def test_they_keep_to_the_threads_that_a_user_allows(script: Path, monkeypatch: 
         assert (script / "one").read_text() == threads
 
 
+def test_what_is_no_text_is_said_all_the_same(script: Path) -> None:
+    (script / "kdasr/cli.py").write_text("import os\nos.write(2, b'\\xff' + b'x' * 200_000 + b'\\nend\\n')\n")
+    said: list[str] = []
+    beside.run_beside({"a": []}, said.append)
+    assert said[-1] == "end" and len(said[0]) == 200_001
+
+
 def test_one_that_fails_ends_the_others(script: Path) -> None:
     said: list[str] = []
     with pytest.raises(KdasrError, match=r"^b failed; got exit status 1.*ended"):

@@ -158,21 +158,33 @@ def test_a_stage_over_others_that_are_not_done_is_not_done_either(
     assert ran == ["three:1", "one:1"] and list(beside[0]) == ["two", "three"]
 
 
+@pytest.mark.parametrize("delay", ["auto", "2  # or delay_frames: auto"])
 def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
-    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]], delay: str
 ) -> None:
-    def verb(*, name: str, out: str, size: float = 1, fail: bool = False, loss: Any = None) -> dict[str, Any]:
+    def verb(
+        *,
+        name: str,
+        out: str,
+        delay_reference: str,
+        losses: dict[str, Any],
+        size: float = 1,
+        fail: bool = False,
+    ) -> dict[str, Any]:
         ran.append(name)
         return {}
 
     pipeline.VERBS["train"] = verb
     for name in ("one", "two", "three"):
         with (grouped / f"{name}.yaml").open("a") as file:
-            file.write(f"out: models/{name}\n")
-    with (grouped / "three.yaml").open("a") as file:
-        file.write("loss: {delay_frames: auto, reference: models/two}\n")
+            file.write(f"out: models/{name}\ndelay_reference: models/two\n")
+            file.write("losses:\n    soft:\n        loss: !name:kdasr.losses.soft_cross_entropy\n")
+            file.write(f"            delay_frames: {delay}\n")
     pipeline.run_folder(grouped, {})
-    assert ran == ["one", "two", "three"] and beside == []
+    if delay == "auto":
+        assert ran == ["one", "two", "three"] and beside == []
+    else:
+        assert ran == ["one"] and list(beside[0]) == ["two", "three"]
 
 
 def test_settings_that_no_command_line_says_keep_stages_in_this_process(
@@ -205,3 +217,12 @@ def test_two_stages_of_one_name_are_refused(folder: Path) -> None:
     (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, name: one}]\n")
     with pytest.raises(ConfigError, match="two stages of one name; got one"):
         pipeline.run_folder(folder, {})
+
+
+@pytest.mark.parametrize("name", ["mini", "fsdd"])
+def test_the_students_of_the_small_recipes_run_side_by_side(name: str, tmp_path: Path) -> None:
+    recipes = Path(__file__).parents[1] / "recipes" / name
+    settings = {"work_dir": str(tmp_path), **({"corpus": str(tmp_path)} if name == "fsdd" else {})}
+    groups = pipeline._groups(pipeline._read_folder(recipes, settings))
+    names = [[one.stage.name for one in group] for group in groups]
+    assert ["student_labelled_only", "student_distilled"] in names

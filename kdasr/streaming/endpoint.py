@@ -60,8 +60,8 @@ class Segment:
 class EndpointingSession:
     """A `StreamingSession` that hands over its text in segments, so that it can run for ever.
 
-    The model's state runs on across the cuts: all segments together are the words of one
-    uninterrupted session.
+    The model's state runs on across the cuts: with greedy decoding all segments together are the words
+    of one uninterrupted session. A search begins anew after each pause.
 
     Args:
         model: what to run.
@@ -127,8 +127,9 @@ class EndpointingSession:
         for count, (token, end) in enumerate(zip(tokens, ends, strict=True), start=1):
             if (token.frame + 1 - tokens[0].frame) * self._frame_s >= self._rules.max_segment_s:
                 return self._before_last_word(count)
-            if (end - token.frame - 1) * self._frame_s >= self._rules.min_silence_s:
-                return count
+            paused = (end - token.frame - 1) * self._frame_s >= self._rules.min_silence_s
+            if paused and (cut := self._session.cut(count)) > 0:
+                return cut
         return 0
 
     def _before_last_word(self, count: int) -> int:

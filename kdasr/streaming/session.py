@@ -166,6 +166,10 @@ class StreamingSession:
         self._decode()
         return self._text
 
+    def cut(self, count: int) -> int:
+        """The last place at or before `count` tokens where the decoder lets them be cut."""
+        return self._decoder.cut(count)
+
     def settle(self) -> None:
         """Tells the decoder that nothing is said for a while."""
         self._decoder.settle()

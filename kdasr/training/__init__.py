@@ -5,7 +5,7 @@ and online teachers all arrive as arguments. SpeechBrain's Brain runs the steps 
 checkpoints.
 
 Each step seeds torch from (seed, step) and reads the batch of that step number, so training that was
-killed and resumed gives the same losses, to the bit, as training that was not.
+killed and resumed gives the same losses, to the bit, as training that was not (with as many threads).
 """
 
 from kdasr.training.optimisation import Optimisation

@@ -163,3 +163,43 @@ def test_a_word_before_a_pause_does_not_grow_into_another() -> None:
     script = {**spell("seven", 5), **spell("ten", 60), **spell("teen", 110)}
     segments = kept_to(["seven", "seventeen", "ten"], script, 170)
     assert [segment.text for segment in segments] == ["seven", "ten", "ten"]
+
+
+def test_an_unfinished_word_takes_no_words_before_it_along() -> None:
+    words = ["five", "six", *(f"st{a}{b}{a}" for a in "abcdefghijklmnopqrstu" for b in "abcdefghijklmnop")]
+    script = {**spell("five six st", 5), **spell(" five", 80)}
+    segments = kept_to(words, script, 130)
+    assert segments[0].text.startswith("five six") and segments[-1].text == "five"
+    lexicon = Lexicon(units=UNITS, words=words)
+    session = StreamingSession(
+        Scripted(spell("five six st", 5)), UNITS, decoder=partial(BeamStream, 2, lexicon)
+    )
+    session.accept(silence(30))
+    assert session.finish() == "five six"
+
+
+def test_a_mark_may_come_first_after_a_pause() -> None:
+    script = {**spell("two", 5), **spell(" three", 60)}
+    first, second = kept_to(["two", "three"], script, 110)
+    assert (first.text, second.text) == ("two", "three")
+    assert second.words[0].confidence > 0.5
+
+
+@pytest.mark.parametrize("start", range(5, 14))
+def test_a_pause_in_a_word_halves_it_nowhere(start: int) -> None:
+    script = {**spell("two thre", start), start + 50: "e"}
+    lexicon = Lexicon(units=UNITS, words=["two", "three"])
+    rules = EndpointRules(0.9)
+    session = EndpointingSession(Scripted(script), UNITS, rules, decoder=partial(BeamStream, 16, lexicon))
+    segments = session.accept(silence(120)) + session.finish()
+    assert {word for segment in segments for word in segment.text.split()} <= {"two", "three"}
+
+
+def test_a_cut_halves_no_word() -> None:
+    stream = BeamStream(16, Lexicon(units=UNITS, words=["two", "three"]))
+    for letter in "two▁three":
+        frame = np.full((1, UNITS.vocab_size), -20.0, np.float32)
+        frame[0, UNITS.symbols.index(letter)] = -0.1
+        stream.feed(frame)
+        stream.feed(np.where(np.arange(UNITS.vocab_size) == 0, -0.1, -20.0).astype(np.float32)[None])
+    assert [stream.cut(count) for count in (2, 3, 4, 6, 9)] == [0, 3, 3, 3, 9]
