@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import BeamStream, GreedyStream, StreamDecoder
+from kdasr.decoding import BeamStream, GreedyStream, StreamDecoder, decode_whole
 from kdasr.error_rates import error_rates
 from kdasr.lexicon import Lexicon
 from kdasr.shards import list_shards, read_shard
@@ -63,12 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
 def _search(
     search: Callable[[], StreamDecoder], frames: Sequence[NDArray[np.float32]]
 ) -> tuple[list[list[int]], float]:
-    began, heard = time.process_time(), []
-    for log_probs_tv in frames:
-        decoder = search()
-        decoder.feed(log_probs_tv)
-        decoder.finish()
-        heard.append([token.id for token in decoder.tokens])
+    began = time.process_time()
+    heard = [[token.id for token in decode_whole(search(), log_probs_tv)] for log_probs_tv in frames]
     return heard, time.process_time() - began
 
 

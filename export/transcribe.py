@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.load import exported_file, load_exported
 from export.sources import pieces_of
 from kdasr.audio import load
-from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, GreedyStream, StreamDecoder, Token
+from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, GreedyStream, StreamDecoder, Token, decode_whole
 from kdasr.errors import ConfigError, ModelError
 from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import AcousticModel, StreamingModel
@@ -119,10 +119,7 @@ class Recogniser:
             return []
         with torch.inference_mode():
             log_probs_btv, frames_b = self.offline_model.offline(features_btf, lengths_b)
-        decoder = self.decoder()
-        decoder.feed(log_probs_btv[0, : int(frames_b[0])])
-        decoder.finish()
-        return decoder.tokens
+        return decode_whole(self.decoder(), log_probs_btv[0, : int(frames_b[0])])
 
     def transcribe(self, samples: NDArray[np.float32], where: str = "audio") -> str:
         """The text of a whole utterance."""

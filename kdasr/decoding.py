@@ -123,6 +123,13 @@ class StreamDecoder(Protocol):
         ...
 
 
+def decode_whole(decoder: StreamDecoder, log_probs_tv: NDArray[np.float32] | Tensor) -> list[Token]:
+    """What a fresh decoder makes of the (T, V) frames of a whole utterance."""
+    decoder.feed(log_probs_tv)
+    decoder.finish()
+    return decoder.tokens
+
+
 class GreedyStream:
     """`greedy` of one utterance, chunk by chunk: any cut gives the tokens of the whole.
 
@@ -193,15 +200,17 @@ class BeamStream:
         frames_seen: frames fed so far.
     """
 
+    _prefixes: list[_Prefix]
+    _taken: int
+    _ends_blank: NDArray[np.float64]
+    _ends_unit: NDArray[np.float64]
+
     def __init__(self, beam: int = DEFAULT_BEAM, grammar: Grammar | None = None) -> None:
         assert beam >= 1, beam
         self.frames_seen = 0
         self._beam, self._grammar = beam, grammar
         self._settled = self._after_pause = False
-        # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
-        self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
-        self._prefixes = [_Prefix((), ())]
-        self._taken = 0  # of the units of every prefix
+        self._begin(_Prefix((), ()), taken=0)
 
     @property
     def tokens(self) -> list[Token]:
@@ -250,17 +259,17 @@ class BeamStream:
         elif self._grammar is not None and self._prefixes:
             end = self._grammar.last_word_start(self._best.ids)
             best = _Prefix(self._best.ids[:end], self._best.tokens[:end])
-            if end <= self._taken or not self._may_end(best.ids):
-                best, self._taken = _Prefix((), ()), 0
-            self._prefixes, self._ends_blank, self._ends_unit = [best], np.zeros(1), np.full(1, -np.inf)
+            if end > self._taken and self._may_end(best.ids):
+                self._begin(best, self._taken)
+            else:
+                self._begin(_Prefix((), ()), taken=0)
 
     def take(self, count: int) -> None:
         """Go on without the first `count` tokens, and without the prefixes that differ in them."""
         if count == 0:
             return
         if self._settled and count == len(self.tokens):
-            self._prefixes, self._taken = [_Prefix((), ())], 0
-            self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
+            self._begin(_Prefix((), ()), taken=0)
             self._after_pause = True
             return
         end = self._taken + count
@@ -270,6 +279,12 @@ class BeamStream:
         first = end - 1 if self._grammar is None else min(end - 1, self._grammar.last_word_start(known))
         self._prefixes = [_Prefix(ids[first:], tokens[first:]) for ids, tokens in self._prefixes]
         self._taken = end - first
+
+    def _begin(self, prefix: _Prefix, taken: int) -> None:
+        """Go on from one prefix alone, of whose units the first `taken` are taken."""
+        self._prefixes, self._taken = [prefix], taken
+        # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
+        self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
 
     def _may_end(self, ids: tuple[int, ...]) -> bool:
         return self._grammar is None or self._grammar.is_complete(ids)

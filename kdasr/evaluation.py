@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jiwer
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, greedy
+from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, decode_whole, greedy
 from kdasr.error_rates import ErrorCounts, count_errors
 from kdasr.errors import ConfigError, ShardError
 from kdasr.features import LOG_MEL_FLOOR, log_mel
@@ -102,12 +100,7 @@ def evaluate(
         ConfigError: an unknown decoder, or transcripts without a word.
         ShardError: a damaged shard, or no transcripts.
     """
-    if decoder not in DECODERS:
-        raise ConfigError(
-            "unknown decoder", where="decoder", expected=" or ".join(DECODERS), got=repr(decoder)
-        )
-    if lexicon is not None and decoder != "beam":
-        raise ConfigError("a lexicon is for the beam search", where="decoder", expected="beam", got=decoder)
+    check_decoder(decoder, lexicon)
 
     def hear(utterances: Sequence[Utterance]) -> list[tuple[str, list[Token] | None]]:
         log_probs_btv, lengths_b = _run_batch(model, utterances, device)
@@ -115,10 +108,21 @@ def evaluate(
         if decoder == "greedy":
             return [(units.decode([token.id for token in row]), row) for row in tokens]
         frames = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
-        texts = [_search(row[:length], units, beam, lexicon) for row, length in frames]
+        found = [decode_whole(BeamStream(beam, lexicon), row[:length]) for row, length in frames]
+        texts = [units.decode([token.id for token in row]) for row in found]
         return list(zip(texts, tokens, strict=True))
 
     return _score(shards, hear, batch_utterances)
+
+
+def check_decoder(decoder: str, lexicon: object) -> None:
+    """Raise ConfigError for an unknown decoder, or one that a lexicon (None for none) is not for."""
+    if decoder not in DECODERS:
+        raise ConfigError(
+            "unknown decoder", where="decoder", expected=" or ".join(DECODERS), got=repr(decoder)
+        )
+    if lexicon is not None and decoder != "beam":
+        raise ConfigError("a lexicon is for the beam search", where="decoder", expected="beam", got=decoder)
 
 
 def evaluate_transcriber(transcribe: Transcriber, shards: Sequence[Path]) -> Result:
@@ -172,13 +176,6 @@ def write_hypotheses(path: Path, result: Result) -> None:
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     commit_bytes(path, "".join(lines).encode())
-
-
-def _search(log_probs_tv: NDArray[np.float32], units: Units, beam: int, lexicon: Grammar | None) -> str:
-    stream = BeamStream(beam, lexicon)
-    stream.feed(log_probs_tv)
-    stream.finish()
-    return units.decode([token.id for token in stream.tokens])
 
 
 def _run_batch(

@@ -6,7 +6,6 @@ recipe, but for its comments, and the markers of the stages before it. Delete a 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import io
@@ -28,6 +27,7 @@ from kdasr.beside import run_beside, usable_cores
 from kdasr.errors import ConfigError
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
+from kdasr.stages.checks import measured_delays
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "prepare": stages.prepare,
@@ -155,18 +155,9 @@ def _groups(todo: list[_Todo]) -> list[list[_Todo]]:
 
 def _waits_for(one: _Todo, group: list[_Todo]) -> bool:
     """Whether a delay is measured with a model that another stage of the group makes."""
-    reference = one.recipe.arguments.get("delay_reference")
-    makes_it = any(other.recipe.arguments.get("out") == reference for other in group)
-    return makes_it and _asks_auto(one.recipe.arguments)
-
-
-def _asks_auto(value: Any) -> bool:
-    """Whether `delay_frames: auto` stands somewhere in built settings."""
-    if isinstance(value, functools.partial):
-        value = value.keywords
-    if not isinstance(value, Mapping):
-        return False
-    return value.get("delay_frames") == "auto" or any(map(_asks_auto, value.values()))
+    arguments = one.recipe.arguments
+    makes_it = any(other.recipe.arguments.get("out") == arguments.get("delay_reference") for other in group)
+    return makes_it and bool(measured_delays(arguments.get("unlabelled_losses") or {}))
 
 
 def _was_done(one: _Todo) -> bool:

@@ -15,7 +15,14 @@ from export.measure import measure_chunks
 from export.transcribe import Recogniser, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError
-from kdasr.evaluation import Result, evaluate, evaluate_transcriber, measure_rtf, write_hypotheses
+from kdasr.evaluation import (
+    Result,
+    check_decoder,
+    evaluate,
+    evaluate_transcriber,
+    measure_rtf,
+    write_hypotheses,
+)
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import Utterance
 from kdasr.lexicon import Lexicon
@@ -53,10 +60,7 @@ class Scoreboard:
         lexicon: Sequence[str] | None = None,
         test: str | None = None,
     ) -> None:
-        if lexicon is not None and decoder != "beam":
-            raise ConfigError(
-                "a lexicon is for the beam search", where="decoder", expected="beam", got=decoder
-            )
+        check_decoder(decoder, lexicon)
         self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
         self.decoder, self.lexicon = decoder, lexicon
         self.heard: dict[str, Result] = {}

@@ -167,7 +167,7 @@ def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
         name: str,
         out: str,
         delay_reference: str,
-        losses: dict[str, Any],
+        unlabelled_losses: dict[str, Any],
         size: float = 1,
         fail: bool = False,
     ) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
     for name in ("one", "two", "three"):
         with (grouped / f"{name}.yaml").open("a") as file:
             file.write(f"out: models/{name}\ndelay_reference: models/two\n")
-            file.write("losses:\n    soft:\n        loss: !name:kdasr.losses.soft_cross_entropy\n")
+            file.write("unlabelled_losses:\n    soft:\n        loss: !name:kdasr.losses.soft_cross_entropy\n")
             file.write(f"            delay_frames: {delay}\n")
     pipeline.run_folder(grouped, {})
     if delay == "auto":

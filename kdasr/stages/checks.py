@@ -76,6 +76,16 @@ def _check_until(entry: Mapping[str, Any], losses: Mapping[str, Mapping[str, Any
         )
 
 
+def measured_delays(losses: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The terms whose `delay_frames: auto` stands for what `kdasr.delay` measures."""
+    return [
+        term
+        for term, entry in losses.items()
+        if isinstance(entry["loss"], functools.partial)
+        and entry["loss"].keywords.get("delay_frames") == "auto"
+    ]
+
+
 def _is_loss(loss: object) -> bool:
     return callable(loss) and not isinstance(loss, type)
 

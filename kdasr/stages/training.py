@@ -24,7 +24,7 @@ from kdasr.methods.pruning import Pruning
 from kdasr.models import load_model, read_card
 from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
-from kdasr.stages.checks import check_against_labels, check_losses, read_schedule
+from kdasr.stages.checks import check_against_labels, check_losses, measured_delays, read_schedule
 from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Fading, Optimisation, Training
@@ -236,12 +236,7 @@ def _with_delay(
     name: str, losses: Losses, stream: BatchSource, reference: str | None, margin_frames: int
 ) -> tuple[Losses, dict[str, Any]]:
     """The losses with `delay_frames: auto` replaced by what is measured, and that as facts for the card."""
-    waiting = [
-        term
-        for term, entry in losses.items()
-        if isinstance(entry["loss"], functools.partial)
-        and entry["loss"].keywords.get("delay_frames") == "auto"
-    ]
+    waiting = measured_delays(losses)
     if not waiting:
         return losses, {}
     if not isinstance(stream, Stream) or not stream.labels:
