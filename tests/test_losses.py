@@ -108,7 +108,7 @@ def test_a_delay_longer_than_the_audio_gives_zero_not_nan() -> None:
     student = logs([0.9, 0.1]).requires_grad_()
     loss = soft_cross_entropy(ModelOutput(student, torch.tensor([1])), batch_of(labels), delay_frames=3)
     loss.backward()
-    assert float(loss) == 0.0 and student.grad is not None and bool((student.grad == 0).all())
+    assert loss.item() == 0.0 and student.grad is not None and bool((student.grad == 0).all())
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,7 @@ class TinyTeacher(nn.Module):
         stacked = x.reshape(len(x), -1, SUBSAMPLING * 80)
         log_probs = (stacked @ self.weight).log_softmax(-1)
         time.sleep(self.pause_s)
-        if self.die_once and not Path(self.die_once).exists():
-            Path(self.die_once).touch()
+        if self.die_once and _first_to_make(self.die_once):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.poison:
             self._poison(features_btf, log_probs)
@@ -69,6 +68,15 @@ class TinyTeacher(nn.Module):
             if self.poison == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             log_probs_btv[row, 0] = torch.nan
+
+
+def _first_to_make(path: str) -> bool:
+    """Whether this process made the file: of several workers at once, exactly one."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
