@@ -71,9 +71,12 @@ def spectrum(windows_nw: Tensor) -> Tensor:
     """(N, 400) windows of samples to their (N, 257) complex spectra: DC removal, preemphasis, the
     Povey window and the Fourier transform. It is linear, so its rows for the identity are a matrix
     that does the same."""
-    windows = windows_nw - windows_nw.mean(1, keepdim=True)
-    previous = torch.cat([windows[:, :1], windows[:, :-1]], dim=1)
-    return torch.fft.rfft((windows - _PREEMPHASIS * previous) * _POVEY, n=_FFT_SIZE)
+    centred = windows_nw - windows_nw.mean(1, keepdim=True)
+    padded = centred.new_zeros(len(centred), _FFT_SIZE)
+    # The window is 0 at its first sample, so that the predecessor which this lacks does not matter.
+    inside = padded[:, 1:WINDOW_SAMPLES]
+    torch.sub(centred[:, 1:], centred[:, :-1], alpha=_PREEMPHASIS, out=inside).mul_(_POVEY[1:])
+    return torch.fft.rfft(padded)
 
 
 def mel_filters() -> Tensor:
@@ -143,7 +146,7 @@ def _frames_to_log_mel(samples_n: Tensor, frames: int) -> Tensor:
 
 
 def _block_log_mel(windows: Tensor) -> Tensor:
-    squares = torch.view_as_real(spectrum(windows)).square()
+    squares = torch.view_as_real(spectrum(windows)).square_()
     power = squares[..., 0] + squares[..., 1]
     return (power @ _MEL_FILTERS).clamp_min(torch.finfo(torch.float32).eps).log()
 
