@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
+from kdasr.beside import usable_cores
 from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.labelling.filters import Filter
@@ -65,7 +65,7 @@ class Settings:
         """How many threads decode for a teacher on `device`."""
         if self.decoders is not None:
             return self.decoders
-        return 1 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        return 1 if device.type == "cpu" else min(8, usable_cores())
 
     def window_frames(self, subsampling: int) -> int:
         return _whole_frames(self.window_seconds, subsampling)
