@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from kdasr.errors import ConfigError
 from kdasr.features import LOG_MEL_FLOOR, NUM_MEL_BINS
+from kdasr.interfaces import frames_inside
 
 SUBSAMPLING = 4
 # Feature frames before its own four that an output frame of `Subsampling` sees.
@@ -220,5 +221,4 @@ def pad_features(features_btf: Tensor, lengths_b: Tensor, num_features: int) -> 
     of a stream; frames past `num_features` are cut."""
     cut = features_btf[:, :num_features]
     padded = functional.pad(cut, (0, 0, 0, num_features - cut.shape[1]), value=LOG_MEL_FLOOR)
-    position = torch.arange(num_features, device=lengths_b.device)
-    return padded.masked_fill((position >= lengths_b[:, None])[..., None], LOG_MEL_FLOOR)
+    return padded.masked_fill(~frames_inside(lengths_b, num_features)[..., None], LOG_MEL_FLOOR)

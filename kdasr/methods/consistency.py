@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdasr.interfaces import Batch, Loss, ModelOutput
+from kdasr.interfaces import Batch, Loss, ModelOutput, frames_inside
 from kdasr.losses import without_times
 from kdasr.methods.targets import at_least_float32
 
@@ -28,8 +28,7 @@ def consistency(output: ModelOutput, batch: Batch) -> Tensor:
         L_CR in nats for each output frame; 0 where nothing is augmented.
     """
     other = batch.views[0]
-    frame_t = torch.arange(output.log_probs_btv.shape[1], device=output.lengths_b.device)
-    valid_bt = frame_t < output.lengths_b[:, None]
+    valid_bt = frames_inside(output.lengths_b, output.log_probs_btv.shape[1])
     one_btv, two_btv = at_least_float32(output.log_probs_btv), at_least_float32(other.log_probs_btv)
     divergence_bt = 0.5 * (_kl(two_btv.detach(), one_btv) + _kl(one_btv.detach(), two_btv))
     return torch.where(valid_bt, divergence_bt, 0.0).sum() / output.lengths_b.sum()

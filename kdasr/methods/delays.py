@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput
+from kdasr.interfaces import Batch, ModelOutput, frames_inside
 from kdasr.losses import BlankPolicy, check_frames, frame_weights, partition_cross_entropy
 from kdasr.methods.targets import at_least_float32, targets_of
 
@@ -122,11 +122,11 @@ def spikewise_cross_entropy(
     labels = targets_of(batch, teacher)
     log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
-    frame_t = torch.arange(log_probs_btv.shape[1], device=lengths_b.device)
-    inside_bt = frame_t < lengths_b[:, None]
+    frames = log_probs_btv.shape[1]
+    inside_bt = frames_inside(lengths_b, frames)
     weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames) * inside_bt
     best_bt = partition_cross_entropy(log_probs_btv, labels)
-    for delay in range(1, min(max_delay_frames, len(frame_t) - 1) + 1):
+    for delay in range(1, min(max_delay_frames, frames - 1) + 1):
         later_bt = partition_cross_entropy(log_probs_btv[:, delay:], labels)
         later_bt = torch.where(inside_bt[:, delay:], later_bt, torch.inf)
         best_bt = torch.minimum(best_bt, functional.pad(later_bt, (0, delay), value=torch.inf))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput
+from kdasr.interfaces import Batch, ModelOutput, frames_inside
 from kdasr.losses import best_units, check_frames
 from kdasr.methods.targets import at_least_float32, targets_of
 
@@ -43,7 +42,6 @@ def guided_spikes(
     labels = targets_of(batch, teacher)
     check_frames(output.lengths_b, labels.lengths_b, batch.keys)
     units_bt = functional.pad(best_units(labels), (delay_frames, 0))[:, : output.log_probs_btv.shape[1]]
-    frame_t = torch.arange(units_bt.shape[1], device=units_bt.device)
-    mask_bt = (units_bt != 0) & (frame_t < output.lengths_b[:, None])
+    mask_bt = (units_bt != 0) & frames_inside(output.lengths_b, units_bt.shape[1])
     spikes_bt = at_least_float32(output.log_probs_btv).gather(2, units_bt[:, :, None]).squeeze(2).exp()
     return -(spikes_bt * mask_bt).sum() / output.lengths_b.sum()
