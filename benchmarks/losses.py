@@ -6,7 +6,8 @@ A step is a batch of random features forwards and backwards through the 1.2 M-pa
 recipes/mini with the CTC loss alone, its time the median of many. The cost of a loss is the median of
 computing it and its gradient in what the student gives, on the same batch, in ratio to that step. An online
 teacher's forward pass is a row of its own: it is not the loss's, and stored labels need none. The rows of
-`recipes/mini` are what its student.yaml names under `unlabelled_losses`.
+recipes are what their student.yaml names under `unlabelled_losses`; where these learn from two views of the
+audio, so does the step: it is twice as long. All of it with one thread.
 Memory is the peak that PyTorch's allocator reports for one kept + tail loss forwards and backwards,
 for growing vocabularies and growing numbers of kept classes.
 """
@@ -26,21 +27,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdasr.evaluation import one_torch_thread
 from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch
 from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
+from kdasr.methods.adversarial import Discriminator
 from kdasr.methods.delays import spikewise_cross_entropy, windowed_cross_entropy
 from kdasr.methods.features import Flow, HiddenCosine, Hint, attention_transfer
 from kdasr.methods.guided import guided_spikes
+from kdasr.methods.intermediate import IntermediateHead
 from kdasr.methods.relations import relation_graph, relational_angles, relational_distances
 from kdasr.methods.responses import logit_regression, soft_targets
-from kdasr.methods.sequences import sampled_ctc
+from kdasr.methods.sequences import nbest_ctc, sampled_ctc
 from kdasr.methods.soft_ctc import soft_ctc
+from kdasr.methods.teacher_free import label_smoothing, virtual_teacher
 from kdasr.pipeline import load_arguments
-from kdasr.recording import Recorded
+from kdasr.recording import Recorded, WhenAsked
+from kdasr.stages.checks import with_delay
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
 
-VOCAB, KEPT, UTTERANCE_SECONDS = 29, 8, 4.0
+KEPT, UTTERANCE_SECONDS = 8, 4.0
 
 LOSSES: dict[str, Callable[[], Loss]] = {
     "soft_cross_entropy": lambda: functools.partial(soft_cross_entropy, delay_frames=2),
@@ -49,6 +55,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "spikewise_cross_entropy": lambda: spikewise_cross_entropy,
     "guided_spikes": lambda: guided_spikes,
     "best_path_ctc": lambda: best_path_ctc,
+    "nbest_ctc, searched before": lambda: nbest_ctc,
     "sampled_ctc": lambda: sampled_ctc,
     "soft_ctc": lambda: soft_ctc,
     "soft_targets, online": lambda: functools.partial(soft_targets, teacher="big", temperature=2.0),
@@ -60,9 +67,12 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "relational_distances": lambda: functools.partial(relational_distances, teacher="big"),
     "relational_angles": lambda: functools.partial(relational_angles, teacher="big"),
     "relation_graph": lambda: functools.partial(relation_graph, teacher="big"),
+    "discriminator": lambda: Discriminator(teacher="big"),
+    "intermediate_head of ctc": lambda: IntermediateHead(layer=1, loss=ctc),
+    "virtual_teacher": lambda: virtual_teacher,
+    "label_smoothing": lambda: label_smoothing,
 }
-RECIPE = Path(__file__).parents[1] / "recipes/mini/student.yaml"
-IN_RECIPE = "recipes/mini: "
+RECIPES = ("recipes/mini", "recipes/fsdd")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -70,11 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="what distillation losses cost")
     parser.add_argument("--seconds", type=float, default=40.0, help="of audio in a batch")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--vocab", type=int, default=29, help="classes; 500 is usual with word pieces")
     options = parser.parse_args(arguments)
     torch.manual_seed(1)
-    step_seconds, loss_seconds = time_losses(options.seconds, options.repeats)
+    with one_torch_thread():
+        step_seconds, loss_seconds = time_losses(options.seconds, options.repeats, options.vocab)
     shares = {name: seconds / step_seconds for name, seconds in loss_seconds.items()}
-    shares[f"{IN_RECIPE}all together"] = sum(shares[name] for name in shares if name.startswith(IN_RECIPE))
+    for recipe in RECIPES:
+        shares[f"{recipe}: all together"] = sum(shares[name] for name in shares if name.startswith(recipe))
     memory = {f"V {vocab}, k {kept}": peak_bytes(vocab, kept) for vocab, kept in GRID}
     print("| loss | share of a training step |\n|---|---|")
     for name, share in shares.items():
@@ -90,11 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 GRID = ((500, 8), (500, 64), (5_000, 8), (5_000, 64), (5_000, 512))
 
 
-def time_losses(seconds: float, repeats: int) -> tuple[float, dict[str, float]]:
-    """Median seconds of a training step with CTC, and of each loss with its gradient."""
-    student = Recorded(ChunkConformer(vocab_size=VOCAB, width=128, expansion=2, lookahead_frames=0))
-    teacher = Recorded(ConformerTeacher(vocab_size=VOCAB, width=144, num_layers=4)).eval()
-    batch = random_batch(seconds)
+def time_losses(seconds: float, repeats: int, vocab: int = 29) -> tuple[float, dict[str, float]]:
+    """Median seconds of a training step with CTC, and of each loss with its gradient; of a loss on two views
+    half of that, since a step with it is twice as long."""
+    student = Recorded(ChunkConformer(vocab_size=vocab, width=128, expansion=2, lookahead_frames=0))
+    teacher = Recorded(ConformerTeacher(vocab_size=vocab, width=144, num_layers=4)).eval()
+    batch = random_batch(seconds, vocab)
 
     def step() -> None:
         ctc(student(batch.features_btf, batch.feature_lengths_b), batch).backward()
@@ -107,38 +121,39 @@ def time_losses(seconds: float, repeats: int) -> tuple[float, dict[str, float]]:
     found = {"(the online teacher's forward pass)": _median_seconds(listen, repeats)}
     with torch.no_grad():
         given: ModelOutput = student(batch.features_btf, batch.feature_lengths_b)
+        second: ModelOutput = student(batch.features_btf, batch.feature_lengths_b)
     for name, make in {**LOSSES, **recipe_losses()}.items():
         loss = make()
+        batch.views = WhenAsked[int](lambda _: _leaf(second))
         loss(given, batch)  # draws the weights of adapters
-        found[name] = _median_seconds(functools.partial(_loss_and_gradient, loss, given, batch), repeats)
+        passes = 1 + len(batch.views)
+        run = functools.partial(_loss_and_gradient, loss, given, second, batch)
+        found[name] = _median_seconds(run, repeats) / passes
     return step_seconds, found
 
 
 def recipe_losses() -> dict[str, Callable[[], Loss]]:
-    """The losses of unlabelled audio in recipes/mini; a delay that is measured counts as 2 frames."""
-    entries = load_arguments(RECIPE, {}, expected_stage="train")["unlabelled_losses"]
+    """The losses of unlabelled audio in `RECIPES`; a delay that is measured counts as 2 frames."""
     losses: dict[str, Callable[[], Loss]] = {}
-    for name, entry in entries.items():
-        loss = entry["loss"]
-        if isinstance(loss, functools.partial) and loss.keywords.get("delay_frames") == "auto":
-            loss = functools.partial(loss, delay_frames=2)
-        losses[IN_RECIPE + name] = functools.partial(_same, loss)
+    for recipe in RECIPES:
+        path = Path(__file__).parents[1] / recipe / "student.yaml"
+        entries = load_arguments(path, {}, expected_stage="train")["unlabelled_losses"]
+        for name, entry in entries.items():
+            losses[f"{recipe}: {name}"] = functools.partial(with_delay, entry["loss"], 2)
     return losses
 
 
-def _same(loss: Loss) -> Loss:
-    return loss
-
-
-def _loss_and_gradient(loss: Loss, given: ModelOutput, batch: Batch) -> None:
-    output = ModelOutput(
-        given.log_probs_btv.detach().requires_grad_(),
-        given.lengths_b,
-        tuple(layer.detach().requires_grad_() for layer in given.layers_btd),
-    )
+def _loss_and_gradient(loss: Loss, given: ModelOutput, second: ModelOutput, batch: Batch) -> None:
+    batch.views = WhenAsked[int](lambda _: _leaf(second))
     if isinstance(loss, nn.Module):
         loss.zero_grad()
-    loss(output, batch).backward()
+    loss(_leaf(given), batch).backward()
+
+
+def _leaf(given: ModelOutput) -> ModelOutput:
+    """The same numbers, as something that gradients end in."""
+    layers = tuple(layer.detach().requires_grad_() for layer in given.layers_btd)
+    return ModelOutput(given.log_probs_btv.detach().requires_grad_(), given.lengths_b, layers)
 
 
 def _median_seconds(run: Callable[[], None], repeats: int) -> float:
@@ -151,18 +166,18 @@ def _median_seconds(run: Callable[[], None], repeats: int) -> float:
     return median(taken)
 
 
-def random_batch(seconds: float) -> Batch:
+def random_batch(seconds: float, vocab: int = 29) -> Batch:
     """Utterances of `UTTERANCE_SECONDS` with transcripts and stored labels."""
     size, feature_frames = max(2, int(seconds / UTTERANCE_SECONDS)), int(UTTERANCE_SECONDS * 100)
     frames = feature_frames // 4
-    tokens = torch.randint(1, VOCAB, (size, 20))
+    tokens = torch.randint(1, vocab, (size, 20))
     return Batch(
         [f"utt{n}" for n in range(size)],
         torch.randn(size, feature_frames, 80),
         torch.full((size,), feature_frames),
         tokens,
         torch.full((size,), 20),
-        random_labels(size, frames, VOCAB, KEPT),
+        random_labels(size, frames, vocab, KEPT),
     )
 
 

@@ -7,9 +7,11 @@ used as they are. What is there already is not done again, so this can be stoppe
 
     WORK_DIR/methods/NAME-SEED/        the student
     WORK_DIR/methods/NAME-SEED.json    its row; delete it to train again
+    WORK_DIR/methods/test_spoilt/      the test shards through the worse channel of cross_channel.yaml
     WORK_DIR/methods.json              all rows
 
-It prints a table in Markdown: WER on the test shards, against labels_only and against soft_labels.
+It prints a table in Markdown: WER on the test shards, against labels_only and against soft_labels, and
+through the worse channel.
 """
 
 from __future__ import annotations
@@ -20,16 +22,19 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from kdasr.errors import ConfigError
 from kdasr.evaluation import evaluate
 from kdasr.models import load_model, read_card
-from kdasr.pipeline import run_recipe
+from kdasr.pipeline import load_arguments, run_recipe
 from kdasr.recipe import load_recipe, parse_value
-from kdasr.shards import list_shards
+from kdasr.shards import list_shards, read_shard, write_shards
 from kdasr.storage import commit_bytes
 
 RECIPES = Path("recipes/methods")
@@ -78,7 +83,7 @@ def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     for setting in options.set:
         key, _, value = setting.partition("=")
         settings[key] = parse_value(value)
-    if options.steps is not None and not name.startswith("prune"):
+    if options.steps is not None and "start" not in load_recipe(recipe, settings).arguments:
         settings["optimisation.steps"] = options.steps
     file = work_dir / FOLDER / f"{student}.json"
     inputs = _inputs(recipe, settings, work_dir)
@@ -88,6 +93,7 @@ def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     facts = run_recipe(recipe, settings, expected_stage="train")
     loaded = load_model(work_dir / FOLDER / student)
     result = evaluate(loaded.model, loaded.units, list_shards(work_dir / "shards" / "test"))
+    spoilt = evaluate(loaded.model, loaded.units, list_shards(spoilt_test(work_dir)))
     row = {
         "method": name,
         "seed": seed,
@@ -95,6 +101,7 @@ def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         "dev_wer": facts["dev_wer"],
         "wer": round(result.wer, 3),
         "cer": round(result.cer, 3),
+        "spoilt_wer": round(spoilt.wer, 3),
         "train_seconds": round(time.time() - began),
         "pruned": loaded.card.get("pruned"),
         "inputs": inputs,
@@ -102,6 +109,23 @@ def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     commit_bytes(file, (json.dumps(row, indent=1) + "\n").encode())
     shutil.rmtree(work_dir / FOLDER / "checkpoints" / student)
     return row
+
+
+def spoilt_test(work_dir: Path) -> Path:
+    """The test shards through the worse channel that cross_channel.yaml trains for, always the same."""
+    folder, clean = work_dir / FOLDER / "test_spoilt", list_shards(work_dir / "shards" / "test")
+    recipe = RECIPES / "cross_channel.yaml"
+    spoil = load_arguments(recipe, {"work_dir": str(work_dir)}, expected_stage="train")["spoil"]
+    utterances = (one for path in clean for one in read_shard(path))
+    write_shards(
+        (
+            replace(one, samples=spoil(one.samples, np.random.default_rng(n)))
+            for n, one in enumerate(utterances)
+        ),
+        folder,
+        description="spoilt test",
+    )
+    return folder
 
 
 def _inputs(recipe: Path, settings: Mapping[str, Any], work_dir: Path) -> str:
@@ -123,8 +147,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         by_method.setdefault(row["method"], []).append(row)
     means = {name: mean(row["wer"] for row in group) for name, group in by_method.items()}
     lines = [
-        "| method | steps | WER %, each seed | mean | against labels only | against soft labels | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| method | steps | WER %, each seed | mean | against labels only | against soft labels "
+        "| through a worse channel | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, group in by_method.items():
         cells = [
@@ -133,6 +158,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             " ".join(f"{row['wer']:.1f}" for row in group),
             f"{means[name]:.1f}",
             *(_change(means, name, reference) for reference in (LABELS_ONLY, SOFT_LABELS)),
+            f"{mean(row['spoilt_wer'] for row in group):.1f}",
             f"{mean(row['train_seconds'] for row in group):.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -94,6 +94,13 @@ def check_named(value: Any, where: str) -> None:
         check_named(one, f"{where}.{name}")
 
 
+def described(value: Any) -> Any:
+    """A setting as text that is the same in every process: a function by name, an object by its config."""
+    if isinstance(value, functools.partial):
+        return [described(value.func), {k: described(v) for k, v in value.keywords.items()}]
+    return getattr(value, "__qualname__", getattr(value, "config", value))
+
+
 def _is_of(value: Any, kind: Any) -> bool:
     plain = typing.get_origin(kind) or kind
     if plain is typing.Literal:

@@ -17,8 +17,8 @@ from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import AcousticModel, SoftLabelBatch
 from kdasr.loader import Stream
-from kdasr.losses import best_units
 from kdasr.spikes import SpikeHistogram, spike_histogram
+from kdasr.targets import best_units
 
 _MIN_MATCHED = 100
 

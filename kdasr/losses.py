@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch, frames_inside
+from kdasr.targets import at_least_float32, best_units, targets_of
 
 BlankPolicy = Literal["all", "eliminate", "symmetric", "downweight"]
 BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "downweight")
@@ -43,7 +44,7 @@ def ctc(output: ModelOutput, batch: Batch) -> Tensor:
     """
     assert batch.tokens_bu is not None and batch.token_lengths_b is not None
     loss = functional.ctc_loss(
-        output.log_probs_btv.transpose(0, 1).float(),
+        at_least_float32(output.log_probs_btv).transpose(0, 1),
         batch.tokens_bu,
         output.lengths_b,
         batch.token_lengths_b,
@@ -54,7 +55,7 @@ def ctc(output: ModelOutput, batch: Batch) -> Tensor:
 
 
 @without_times
-def best_path_ctc(output: ModelOutput, batch: Batch) -> Tensor:
+def best_path_ctc(output: ModelOutput, batch: Batch, *, teacher: str | None = None) -> Tensor:
     """CTC against what the teacher heard: its best path, collapsed (sequence-level distillation with
     one hypothesis, Kim & Rush 2016, section 3.2; pseudo-labels).
 
@@ -63,14 +64,16 @@ def best_path_ctc(output: ModelOutput, batch: Batch) -> Tensor:
 
     Args:
         output: of the student.
-        batch: with `soft_labels`.
+        batch: with `soft_labels`, or with an online `teacher`.
 
     Returns:
         -log p(best paths) over the batch, in nats for each output frame. An utterance in which the
         teacher heard nothing asks for blanks alone.
+
+    Raises:
+        ConfigError: there is nothing to learn from.
     """
-    labels = batch.soft_labels
-    assert labels is not None
+    labels = targets_of(batch, teacher)
     inside_bt = frames_inside(labels.lengths_b, labels.ids_btk.shape[1])
     tokens_bu, counts_b = collapsed(best_units(labels).masked_fill(~inside_bt, 0))
     return ctc(output, replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b))
@@ -96,6 +99,7 @@ def soft_cross_entropy(
     blank_policy: BlankPolicy = "all",
     blank_weight: float = 0.1,
     spike_margin_frames: int = 1,
+    teacher: str | None = None,
 ) -> Tensor:
     """Cross-entropy to the teacher's stored posteriors on the partition kept classes + tail.
 
@@ -109,7 +113,7 @@ def soft_cross_entropy(
 
     Args:
         output: of the student.
-        batch: with `soft_labels`.
+        batch: with `soft_labels`, or with an online `teacher`, which keeps all classes.
         delay_frames: student frames that the student may lag behind the teacher.
         blank_policy: which teacher frames count: "all"; "eliminate" those whose best class is
             blank; "symmetric" keeps non-blank frames and `spike_margin_frames` around each
@@ -119,25 +123,29 @@ def soft_cross_entropy(
         Cross-entropy in nats for each frame that counts; 0 where none does.
 
     Raises:
-        ConfigError: an unknown blank policy or a negative delay.
+        ConfigError: an unknown blank policy, a negative delay or weight, or nothing to learn from.
         LabelMismatchError: the labels of an utterance have another number of frames.
     """
-    labels = batch.soft_labels
-    assert labels is not None
     if delay_frames < 0:
         raise ConfigError(
             "a negative delay", where="soft_cross_entropy", expected="delay_frames >= 0", got=delay_frames
         )
+    labels = targets_of(batch, teacher)
     weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)
     log_probs_btv, lengths_b = output.log_probs_btv, output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
     frames = log_probs_btv.shape[1] - delay_frames
     if frames <= 0:
         return log_probs_btv.sum() * 0.0
-    cross_entropy_bt = partition_cross_entropy(log_probs_btv[:, delay_frames:].float(), labels)
+    cross_entropy_bt = partition_cross_entropy(at_least_float32(log_probs_btv[:, delay_frames:]), labels)
     paired_bt = frames_inside(lengths_b - delay_frames, frames)
-    weights_bt = weights_bt[:, :frames] * paired_bt
-    return (cross_entropy_bt * weights_bt).sum() / weights_bt.sum().clamp_min(1.0)
+    return weighted_mean(cross_entropy_bt, weights_bt[:, :frames] * paired_bt)
+
+
+def weighted_mean(value_bt: Tensor, weights_bt: Tensor) -> Tensor:
+    """The mean of (B, T) values under (B, T) weights; 0 where no frame counts."""
+    total = weights_bt.sum()
+    return (value_bt * weights_bt).sum() / torch.where(total > 0, total, 1.0)
 
 
 def partition_cross_entropy(log_probs_btv: Tensor, labels: SoftLabelBatch) -> Tensor:
@@ -156,25 +164,23 @@ def partition_cross_entropy(log_probs_btv: Tensor, labels: SoftLabelBatch) -> Te
     return -(kept + tail)
 
 
-def best_units(labels: SoftLabelBatch) -> Tensor:
-    """(B, T) the teacher's most probable class in each frame; blank is 0."""
-    best_bt1 = labels.log_probs_btk.argmax(-1, keepdim=True)
-    return labels.ids_btk.gather(2, best_bt1).squeeze(2)
-
-
 def frame_weights(
     labels: SoftLabelBatch, policy: BlankPolicy, blank_weight: float, spike_margin_frames: int
 ) -> Tensor:
     """(B, T) float weights of the teacher's frames under a blank policy.
 
     Raises:
-        ConfigError: there is no such policy.
+        ConfigError: there is no such policy, or the weight is negative.
     """
     if policy not in BLANK_POLICIES:
         raise ConfigError(
             "no such blank policy", where="blank_policy", expected=", ".join(BLANK_POLICIES), got=policy
         )
-    spikes_bt = best_units(labels) != 0
+    if blank_weight < 0:
+        raise ConfigError("a negative weight", where="blank_weight", expected="0 or more", got=blank_weight)
+    units_bt = best_units(labels)
+    # What lies beyond an utterance, which an online teacher may take for anything, is no one's neighbour.
+    spikes_bt = (units_bt != 0) & frames_inside(labels.lengths_b, units_bt.shape[1])
     if policy == "all":
         return torch.ones_like(labels.tail_log_probs_bt)
     if policy == "downweight":

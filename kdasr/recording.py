@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kdasr.interfaces import ModelOutput
+
+Key = TypeVar("Key", str, int)
+
+
+class WhenAsked(dict[Key, ModelOutput]):
+    """Outputs that are made when they are asked for the first time."""
+
+    def __init__(self, make: Callable[[Key], ModelOutput]) -> None:
+        super().__init__()
+        self._make: Callable[[Key], ModelOutput] = make
+
+    def __missing__(self, key: Key) -> ModelOutput:
+        self[key] = self._make(key)
+        return self[key]
 
 
 class Recorded(nn.Module):

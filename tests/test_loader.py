@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from kdasr.errors import ConfigError, DamagedShardError, LabelMismatchError, Sha
 from kdasr.features import log_mel, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.loader import Stream, feature_statistics, texts_of
-from kdasr.losses import best_units
 from kdasr.methods.mixing import Munge
-from kdasr.shards import ShardEntry, list_shards, open_shard, read_shard
+from kdasr.shards import ShardEntry, list_shards, open_shard, read_shard, write_shards
 from kdasr.soft_labels import Failure, Header, LabelFolder, TopP, label_file, write_label_shard
+from kdasr.targets import best_units
 from kdasr.text import CharUnits
 from tests.speech import shards, utterance
 
@@ -230,3 +231,11 @@ def test_mixing_is_for_audio_that_nobody_has_labelled(tmp_path: Path) -> None:
     assert not torch.equal(mixed.batch(0).features_btf, plain.batch(0).features_btf)
     assert torch.equal(mixed.batch(0).features_btf, mixed.batch(0).features_btf)
     assert mixed.batch(0).tokens_bu is None
+
+
+def test_audio_without_a_frame_is_left_out_by_name(tmp_path: Path) -> None:
+    short, longer = utterance("short", 1), utterance("longer", 2)
+    write_shards([replace(short, samples=short.samples[:60]), longer], tmp_path)
+    stream = Stream([tmp_path], 20.0, 1, units=CharUnits())
+    assert [item.entry.key for item in stream.items] == ["longer"]
+    assert stream.left_out == {f"{tmp_path.name}/short": "60 samples are shorter than a frame"}

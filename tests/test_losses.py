@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,3 +212,50 @@ def test_best_path_ctc_of_silence_asks_for_blanks() -> None:
     labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
     loss = best_path_ctc(ModelOutput(logs([0.5, 0.5], [0.25, 0.75]), torch.tensor([2])), batch_of(labels))
     assert float(loss) == pytest.approx(-math.log(0.5 * 0.25) / 2, rel=1e-6)
+
+
+def test_what_lies_beyond_an_utterance_is_no_neighbour_of_its_spikes() -> None:
+    """An online teacher may take padding for anything."""
+    spiky, silent = [{1: 1.0}], [{0: 1.0}]
+    for beyond in (spiky, silent):
+        labels = labels_from([silent * 3 + beyond, silent * 2 + spiky + silent], [[0.0] * 4] * 2)
+        labels = labels._replace(lengths_b=torch.tensor([3, 4]))
+        weights = frame_weights(labels, "symmetric", 0.1, 1)
+        assert weights[0, :3].tolist() == [0.0, 0.0, 0.0] and weights[1].tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_few_frames_of_little_weight_still_make_a_mean() -> None:
+    labels = labels_from([[{0: 1.0}] * 3], [[0.0] * 3])
+    output = ModelOutput(logs(*[[0.5, 0.5]] * 3), torch.tensor([3]))
+    loss = soft_cross_entropy(output, batch_of(labels), blank_policy="downweight", blank_weight=0.1)
+    assert float(loss) == pytest.approx(math.log(2))
+    with pytest.raises(ConfigError, match="negative weight"):
+        soft_cross_entropy(output, batch_of(labels), blank_policy="downweight", blank_weight=-1.0)
+
+
+def test_an_online_teacher_stands_for_stored_labels() -> None:
+    torch.manual_seed(0)
+    output = ModelOutput(torch.randn(1, 6, 5).log_softmax(-1), torch.tensor([6]))
+    teacher = ModelOutput((4 * torch.randn(1, 6, 5)).log_softmax(-1), torch.tensor([6]))
+    stored = batch_of(pad_soft_labels([Full().encode(teacher.log_probs_btv[0])]))
+    heard = Batch(["utt0"], torch.zeros(1, 1, 80), torch.ones(1), teachers={"big": teacher})
+    for loss in (soft_cross_entropy, best_path_ctc):
+        expected, found = loss(output, stored), loss(output, heard, teacher="big")
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+        with pytest.raises(ConfigError, match="asks for soft labels"):
+            loss(output, heard)
+        with pytest.raises(ConfigError, match="no teacher 'small'"):
+            loss(output, heard, teacher="small")
+
+
+@pytest.mark.parametrize("settings", [{"delay_frames": 2}, {"blank_policy": "symmetric"}])
+def test_gradients_with_delay_and_policy_by_finite_differences(settings: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    row = [{0: 0.9, 2: 0.05}, {1: 0.7, 0: 0.2}, {0: 0.99}, {0: 0.6, 3: 0.4}]
+    labels = labels_from([row, row[:3]], [[0.05, 0.1, 0.01, 0.0], [0.05, 0.1, 0.01]])
+    lengths = torch.tensor([4, 3])
+
+    def loss(logits: Tensor) -> Tensor:
+        return soft_cross_entropy(ModelOutput(logits.log_softmax(-1), lengths), batch_of(labels), **settings)
+
+    assert torch.autograd.gradcheck(loss, (torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True),))

@@ -13,13 +13,18 @@ import torch
 from kdasr import stages
 from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError
 from kdasr.features import num_frames
+from kdasr.interfaces import Batch, ModelOutput
 from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
+from kdasr.methods.consistency import both_views
+from kdasr.methods.delays import windowed_cross_entropy
 from kdasr.methods.features import Hint, attention_transfer
 from kdasr.methods.intermediate import IntermediateHead
+from kdasr.methods.responses import soft_targets
 from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model, save_model
 from kdasr.shards import list_shards, open_shard
 from kdasr.soft_labels import Full, Header, write_label_shard
+from kdasr.spikes import SpikeHistogram
 from kdasr.students.conformer import ChunkConformer
 from kdasr.symbols import TableUnits
 from kdasr.teachers.conformer import ConformerTeacher
@@ -151,8 +156,57 @@ def test_transcripts_without_times_teach_only_what_needs_none(data: Path, tmp_pa
 
 def test_a_delay_longer_than_the_audio_is_refused(data: Path, tmp_path: Path) -> None:
     soft = functools.partial(soft_cross_entropy, delay_frames=200)
-    with pytest.raises(ConfigError, match=r"half of the audio is shorter than the delay.*got 200"):
-        train(data, tmp_path / "model", unlabelled_losses={"soft": {"weight": 1.0, "loss": soft}})
+    windowed = functools.partial(windowed_cross_entropy, max_delay_frames=200)
+    for loss in (
+        soft,
+        functools.partial(both_views, loss=soft),
+        windowed,
+        Hint(teacher="big", delay_frames=200),
+    ):
+        with pytest.raises(ConfigError, match=r"half of the audio is shorter than the delay.*got 200"):
+            train(data, tmp_path / "model", unlabelled_losses={"soft": {"weight": 1.0, "loss": loss}})
+        with pytest.raises(ConfigError, match=r"half of the audio is shorter than the delay.*got 200"):
+            losses = {"soft": {"weight": 1.0, "loss": loss}}
+            train(data, tmp_path / "model", unlabelled_losses=losses, labels=[], teacher=None)
+
+
+def test_a_delay_is_measured_for_a_loss_that_another_is_given(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(data, tmp_path / "reference", schedule=[["labelled", 1]])
+    histogram = SpikeHistogram(40.0, [80.0], [200], 200, 200)
+    monkeypatch.setattr("kdasr.stages.training.measure_offsets", lambda *_, **__: histogram)
+    asked: list[int] = []
+
+    def soft(output: ModelOutput, batch: Batch, *, delay_frames: int = 0) -> torch.Tensor:
+        asked.append(delay_frames)
+        return soft_cross_entropy(output, batch, delay_frames=delay_frames)
+
+    loss = functools.partial(both_views, loss=functools.partial(soft, delay_frames="auto"))
+    reference = str(tmp_path / "reference")
+    losses = {"soft": {"weight": 1.0, "loss": loss}}
+    train(
+        data, tmp_path / "model", unlabelled_losses=losses, delay_reference=reference, delay_margin_frames=1
+    )
+    assert set(asked) == {3}  # 80 ms and one frame more
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (functools.partial(soft_targets, teacher="big"), "'big'"),
+        (soft_cross_entropy, "asks for soft labels"),
+    ],
+    ids=["no such teacher", "no labels"],
+)
+def test_a_loss_that_cannot_be_computed_is_refused_before_the_first_step(
+    loss: Any, message: str, data: Path, tmp_path: Path
+) -> None:
+    """And not when the block that needs it begins."""
+    losses = {"soft": {"weight": 1.0, "loss": loss}}
+    with pytest.raises(ConfigError, match=message):
+        train(data, tmp_path / "model", labelled_losses=losses, schedule=[["unlabelled", 3], ["labelled", 1]])
+    assert not (tmp_path / "model-checkpoints/train.jsonl").exists()
 
 
 def test_every_look_at_the_dev_set_has_the_spike_offsets(data: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,9 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp
     training(data, tmp_path / "c", steps=6, peak_learning_rate=1e-3).run(tmp_path / "model")
     assert len([row for row in losses(tmp_path / "c") if "labelled/ctc" in row]) == 6
     assert list((tmp_path / f"c.{first}").glob("CKPT*"))
+    other_dev = training(data, tmp_path / "c", steps=6)
+    other_dev.dev = other_dev.streams["labelled"]  # type: ignore[assignment]
+    assert other_dev.fingerprint() != first  # its WER would be compared with those of the first dev set
 
 
 def test_a_loss_that_learns_is_optimised_and_kept_in_the_checkpoints(data: Path, tmp_path: Path) -> None:
@@ -251,6 +256,27 @@ def test_views_are_augmented_anew(data: Path, tmp_path: Path) -> None:
         assert not torch.allclose(one.log_probs_btv, other.log_probs_btv)
     assert [len(output.layers_btd) for output in seen] == [1, 1, 1, 1]
     assert first.layers_btd[0].shape == (*first.log_probs_btv.shape[:2], 32)
+
+
+def test_a_batch_is_gone_when_its_step_is_done(data: Path, tmp_path: Path) -> None:
+    """By counting references alone: what waits for the garbage collector is memory of the accelerator."""
+    run = training(data, tmp_path / "c")
+
+    def looks(output: ModelOutput, batch: Batch) -> Tensor:
+        return (batch.views[0].log_probs_btv - batch.teachers["past"].log_probs_btv).sum()
+
+    teacher = EmaTeacher(0.9)
+    teacher.attach(run.model, units_hash=UNITS.hash, statistics=None)
+    step = Step(run.model, {"labelled": {"look": (1.0, looks)}}, {"past": teacher}, run.augment)
+    gc.disable()
+    try:
+        batch = run.streams["labelled"].batch(0)
+        features = weakref.ref(batch.features_btf)
+        step(batch, "labelled")
+        del batch
+        assert features() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_left_out_is_counted_and_named(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdasr.interfaces import Batch, Loss, ModelOutput, frames_inside
 from kdasr.losses import without_times
-from kdasr.methods.targets import at_least_float32
+from kdasr.targets import at_least_float32
 
 
 @without_times

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput, frames_inside
-from kdasr.losses import BlankPolicy, check_frames, frame_weights, partition_cross_entropy
-from kdasr.methods.targets import at_least_float32, targets_of
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
+from kdasr.losses import BlankPolicy, check_frames, frame_weights, partition_cross_entropy, weighted_mean
+from kdasr.targets import at_least_float32, targets_of
+
+# The least that the classes that were not kept are taken to have where only an order is asked for.
+_LEAST_MASS = 1e-6
 
 
 def windowed_cross_entropy(
@@ -59,28 +61,15 @@ def windowed_cross_entropy(
     labels = targets_of(batch, teacher)
     log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
-    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)
-    frame_t = torch.arange(log_probs_btv.shape[1], device=lengths_b.device)
-
-    def weighted_bt(delay_frames: int, longest: int) -> tuple[Tensor, Tensor]:
-        """Cross-entropies at one delay times weights, and these, of frames before length - longest."""
-        frames = log_probs_btv.shape[1] - delay_frames
-        paired_bt = frame_t[:frames] < (lengths_b - longest)[:, None]
-        weight_bt = weights_bt[:, :frames] * paired_bt
-        return partition_cross_entropy(log_probs_btv[:, delay_frames:], labels) * weight_bt, weight_bt
-
-    last = min(max_delay_frames, log_probs_btv.shape[1] - 1)
-    delays = range(min(min_delay_frames, last), last + 1)
-    with torch.no_grad():
-        scores_bd = torch.stack([weighted_bt(delay, max_delay_frames)[0].sum(1) for delay in delays], 1)
-    chosen_b = scores_bd.argmin(1) + delays[0]
-    total, count = log_probs_btv.sum() * 0.0, weights_bt.new_zeros(())
-    for delay in sorted(set(chosen_b.tolist())):
-        loss_bt, weight_bt = weighted_bt(delay, delay)
-        mine_b1 = (chosen_b == delay)[:, None]
-        total = total + torch.where(mine_b1, loss_bt, 0.0).sum()
-        count = count + (weight_bt * mine_b1).sum()
-    return total / count.clamp_min(1.0)
+    frames = log_probs_btv.shape[1]
+    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
+    frame_t = torch.arange(frames, device=lengths_b.device)
+    common_bt = weights_bt * (frame_t < (lengths_b - max_delay_frames)[:, None])
+    last = min(max_delay_frames, frames - 1)
+    first = min(min_delay_frames, last)
+    rough_btd = _rough_cross_entropies(log_probs_btv, labels, first, last)
+    delay_b = first + (rough_btd * common_bt[:, :, None]).sum(1).argmin(1)
+    return _at_delays(log_probs_btv, lengths_b, labels, weights_bt, delay_b[:, None])
 
 
 def spikewise_cross_entropy(
@@ -123,11 +112,49 @@ def spikewise_cross_entropy(
     log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
     frames = log_probs_btv.shape[1]
-    inside_bt = frames_inside(lengths_b, frames)
-    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames) * inside_bt
-    best_bt = partition_cross_entropy(log_probs_btv, labels)
-    for delay in range(1, min(max_delay_frames, frames - 1) + 1):
-        later_bt = partition_cross_entropy(log_probs_btv[:, delay:], labels)
-        later_bt = torch.where(inside_bt[:, delay:], later_bt, torch.inf)
-        best_bt = torch.minimum(best_bt, functional.pad(later_bt, (0, delay), value=torch.inf))
-    return torch.where(inside_bt, best_bt * weights_bt, 0.0).sum() / weights_bt.sum().clamp_min(1.0)
+    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
+    rough_btd = _rough_cross_entropies(log_probs_btv, labels, 0, min(max_delay_frames, frames - 1))
+    partner_btd = torch.arange(frames, device=lengths_b.device)[:, None] + torch.arange(
+        rough_btd.shape[2], device=lengths_b.device
+    )
+    has_partner_btd = partner_btd < lengths_b[:, None, None]
+    delay_bt = rough_btd.masked_fill(~has_partner_btd, torch.inf).argmin(2)
+    return _at_delays(log_probs_btv, lengths_b, labels, weights_bt, delay_bt)
+
+
+@torch.no_grad()
+def _rough_cross_entropies(log_probs_btv: Tensor, labels: SoftLabelBatch, first: int, last: int) -> Tensor:
+    """(B, T, D) cross-entropies of label frame t and student frame t + d, for d from `first` to `last`; 0
+    where there is no such frame.
+
+    They are there to be compared: what the classes that were not kept have is 1 less what the others have,
+    which spares a pass over all classes for each delay, and is rough below one in a million.
+    """
+    frames = log_probs_btv.shape[1]
+    kept_p, tail_p = labels.log_probs_btk.exp(), labels.tail_log_probs_bt.exp()
+    is_kept_btk = labels.log_probs_btk.isfinite()
+    # Blank is always kept, though no entry of its own may say so.
+    blank_apart_bt = ~((labels.ids_btk == 0) & is_kept_btk).any(2)
+    rough_btd = log_probs_btv.new_zeros(*log_probs_btv.shape[:2], last - first + 1)
+    for place, delay in enumerate(range(first, last + 1)):
+        span = slice(0, frames - delay)
+        later_btv = log_probs_btv[:, delay:]
+        later_btk = later_btv.gather(2, labels.ids_btk[:, span])
+        kept_q = (later_btk.exp() * is_kept_btk[:, span]).sum(2)
+        kept_q += later_btv[..., 0].exp() * blank_apart_bt[:, span]
+        tail = tail_p[:, span] * (1.0 - kept_q).clamp_min(_LEAST_MASS).log()
+        rough_btd[:, span, place] = -(kept_p[:, span] * later_btk).sum(2) - tail
+    return rough_btd
+
+
+def _at_delays(
+    log_probs_btv: Tensor, lengths_b: Tensor, labels: SoftLabelBatch, weights_bt: Tensor, delay_bt: Tensor
+) -> Tensor:
+    """The mean cross-entropy of label frames and the student's, each (B, T) or utterance (B, 1) at a delay of
+    its own; of the frames that have a partner there."""
+    frames = log_probs_btv.shape[1]
+    partner_bt = torch.arange(frames, device=lengths_b.device) + delay_bt
+    place_bt1 = partner_bt.clamp_max(frames - 1)[:, :, None]
+    later_btv = log_probs_btv.gather(1, place_bt1.expand(-1, -1, log_probs_btv.shape[2]))
+    cross_entropy_bt = partition_cross_entropy(later_btv, labels)
+    return weighted_mean(cross_entropy_bt, weights_bt * (partner_bt < lengths_b[:, None]))

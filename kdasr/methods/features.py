@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdasr.interfaces import Batch, ModelOutput, frames_inside
-from kdasr.methods.pairing import (
-    FramePairs,
-    WidthAdapter,
-    layer_of,
-    online,
-    pair_frames,
-    pooled,
-)
+from kdasr.methods.pairing import FramePairs, WidthAdapter, layer_of, pair_frames, pooled
+from kdasr.targets import online
 
 
 class Hint(nn.Module):

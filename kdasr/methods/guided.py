@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, frames_inside
-from kdasr.losses import best_units, check_frames
-from kdasr.methods.targets import at_least_float32, targets_of
+from kdasr.losses import check_frames
+from kdasr.targets import at_least_float32, best_units, targets_of
 
 
 def guided_spikes(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections import ChainMap
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from kdasr.arguments import described
 from kdasr.interfaces import Batch, Loss, ModelOutput
 from kdasr.methods.pairing import WidthAdapter, layer_of
+from kdasr.recording import WhenAsked
 
 LAST_LAYER = "last_layer"
 
@@ -29,19 +30,22 @@ class IntermediateHead(nn.Module):
 
     def __init__(self, *, layer: int, loss: Loss) -> None:
         super().__init__()
-        function, settings = (loss.func, loss.keywords) if isinstance(loss, functools.partial) else (loss, {})
-        self.config: dict[str, Any] = {
-            "layer": layer,
-            "loss": getattr(function, "__qualname__", str(function)),
-            "settings": dict(settings),
-        }
+        self.config: dict[str, Any] = {"layer": layer, "loss": described(loss)}
         self.layer, self.loss = layer, loss
         self.head = WidthAdapter()
 
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
         """The loss on the layer's own log-probabilities."""
+        last = ModelOutput(output.log_probs_btv.detach(), output.lengths_b)
+        heard = replace(
+            batch,
+            teachers=ChainMap({LAST_LAYER: last}, batch.teachers),  # type: ignore[arg-type]
+            views=WhenAsked[int](lambda view: self._headed(batch.views[view])),
+        )
+        return self.loss(self._headed(output), heard)
+
+    def _headed(self, output: ModelOutput) -> ModelOutput:
+        """What the head makes of the layer, in the place of what the model makes of the last one."""
         hidden_btd = layer_of(output, self.layer, "the student")
         log_probs_btv = self.head(hidden_btd, output.log_probs_btv.shape[-1]).log_softmax(-1)
-        last = ModelOutput(output.log_probs_btv.detach(), output.lengths_b)
-        heard = replace(batch, teachers=ChainMap({LAST_LAYER: last}, batch.teachers))  # type: ignore[arg-type]
-        return self.loss(ModelOutput(log_probs_btv, output.lengths_b, output.layers_btd), heard)
+        return replace(output, log_probs_btv=log_probs_btv)

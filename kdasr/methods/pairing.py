@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput, frames_inside
+from kdasr.interfaces import ModelOutput, frames_inside
 
 
 class FramePairs(NamedTuple):
@@ -83,25 +83,6 @@ def pooled(x_btd: Tensor, lengths_b: Tensor) -> Tensor:
     return (x_btd * frames_inside(lengths_b, x_btd.shape[1])[..., None]).sum(1) / lengths_b.clamp_min(1)[
         :, None
     ]
-
-
-def online(batch: Batch, teacher: str) -> ModelOutput:
-    """What the online teacher of this name makes of the batch, without gradients.
-
-    Raises:
-        ConfigError: there is no such teacher.
-    """
-    try:
-        output = batch.teachers[teacher]
-    except KeyError:
-        raise ConfigError(
-            f"no teacher {teacher!r} runs in this training",
-            where="teachers",
-            fix="Name it under `teachers:`.",
-        ) from None
-    return ModelOutput(
-        output.log_probs_btv.detach(), output.lengths_b, tuple(layer.detach() for layer in output.layers_btd)
-    )
 
 
 def layer_of(output: ModelOutput, layer: int, whose: str) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdasr.interfaces import Batch, ModelOutput
-from kdasr.methods.pairing import layer_of, online, pooled
+from kdasr.methods.pairing import layer_of, pooled
+from kdasr.targets import online
 
 
 def relational_distances(

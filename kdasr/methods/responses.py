@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
-from kdasr.losses import BLANK_POLICIES, BlankPolicy, best_units, check_frames, frame_weights
+from kdasr.losses import BLANK_POLICIES, BlankPolicy, check_frames, frame_weights, weighted_mean
 from kdasr.methods.pairing import pair_frames
-from kdasr.methods.targets import targets_of
+from kdasr.targets import at_least_float32, best_units, targets_of
 
 # Stands for log 0 where -inf would make NaN gradients.
 _LOG_ZERO = -1e30
@@ -60,14 +60,14 @@ def soft_targets(
     frames = output.log_probs_btv.shape[1] - delay_frames
     if frames <= 0:
         return output.log_probs_btv.sum() * 0.0
-    log_probs_btv = output.log_probs_btv[:, delay_frames:].float()
+    log_probs_btv = at_least_float32(output.log_probs_btv[:, delay_frames:])
     student_btc, teacher_btc = cells(log_probs_btv, labels)
     target_btc = (teacher_btc / temperature).softmax(-1)
     soft_btc = (student_btc / temperature).log_softmax(-1)
     cross_entropy_bt = -torch.where(target_btc > 0, target_btc * soft_btc, 0.0).sum(-1)
     weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
     weights_bt = weights_bt * frames_inside(output.lengths_b - delay_frames, frames)
-    return temperature**2 * (cross_entropy_bt * weights_bt).sum() / weights_bt.sum().clamp_min(1.0)
+    return temperature**2 * weighted_mean(cross_entropy_bt, weights_bt)
 
 
 def logit_regression(
@@ -93,7 +93,7 @@ def logit_regression(
     """
     labels = targets_of(batch, teacher)
     check_frames(output.lengths_b, labels.lengths_b, batch.keys)
-    student_btv = output.log_probs_btv.float()
+    student_btv = at_least_float32(output.log_probs_btv)
     teacher_btv = _dense(labels, student_btv.shape[-1], batch.keys[0])
     pairs = pair_frames(student_btv, output.lengths_b, teacher_btv, labels.lengths_b, delay_frames)
     z_btv, v_btv = (x - x.mean(-1, keepdim=True) for x in (pairs.student_btd, pairs.teacher_btd))

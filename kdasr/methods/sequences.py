@@ -16,7 +16,7 @@ from kdasr.decoding import BLANK_ID, Hypothesis, prefix_beam
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
 from kdasr.losses import collapsed, ctc, without_times
-from kdasr.methods.targets import at_least_float32, targets_of
+from kdasr.targets import at_least_float32, spikes_of, targets_of
 
 _CACHED_UTTERANCES = 100_000
 
@@ -95,8 +95,10 @@ def sampled_ctc(
     Frames are not drawn one by one: of a sound whose probability lies half in one frame and half in the
     next, a quarter of such draws would have nothing. Spikes are drawn systematically (Kitagawa 1996,
     section A.2): there is one wherever the sum over the frames of 1 - p(blank) passes an integer,
-    counted from a random start. Each frame spikes as often as the teacher says, and a sound that is
-    sure, in whichever frames, comes once. The unit is drawn among those of the frame in which it comes.
+    counted from a random start. A run of frames with the same best class is one sound, as it is to CTC:
+    it comes at most once, as probably as in any of its frames, 1 - product of (1 - p), in the surest of
+    them. Each sound comes as often as the teacher says, and one that is divided among frames that the
+    teacher takes for blank comes once. The unit is drawn among those of the frame in which it comes.
 
     Args:
         output: of the student.
@@ -128,13 +130,28 @@ def drawn_transcripts(labels: SoftLabelBatch, sharpness: float = 1.0) -> tuple[T
     outside_bt = ~frames_inside(labels.lengths_b, frames)
     no_unit_btk = (labels.ids_btk == BLANK_ID) | outside_bt[:, :, None]
     units_btk = probs_btk.masked_fill(no_unit_btk, 0.0)
-    mass_bt = units_btk.sum(2)
+    mass_bt, run_bt, surest_bs = _each_run_once(units_btk.sum(2), labels)
     start_b1 = torch.rand(len(mass_bt), 1, dtype=torch.float64, device=mass_bt.device)
     passed_bt = (mass_bt.double().cumsum(1) + start_b1).floor()
     drawn_bt = passed_bt.diff(dim=1, prepend=torch.zeros_like(start_b1)) > 0
     place_bt = torch.multinomial((units_btk + 1e-20).flatten(0, 1), 1).view(-1, frames, 1)
     unit_bt = labels.ids_btk.gather(2, place_bt).squeeze(2).masked_fill(~drawn_bt, BLANK_ID)
-    return collapsed(unit_bt)
+    # A run is drawn whole, so that the same unit just before or behind it does not come twice.
+    of_run_bs = functional.pad(unit_bt.gather(1, surest_bs), (0, 1))
+    return collapsed(torch.where(run_bt < surest_bs.shape[1], of_run_bs.gather(1, run_bt), unit_bt))
+
+
+def _each_run_once(mass_bt: Tensor, labels: SoftLabelBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T) how probably a unit comes in each frame, that of a run in the surest of its frames; (B, T) the
+    runs and (B, S) these frames, as of `spikes_of`."""
+    spikes = spikes_of(labels)
+    width = spikes.surest_bs.shape[1]
+    none_bs = mass_bt.new_zeros(len(mass_bt), width + 1).scatter_add(
+        1, spikes.run_bt, torch.log1p(-mass_bt.clamp_max(1 - 1e-7))
+    )
+    of_run_bs = -torch.expm1(none_bs[:, :width]) * frames_inside(spikes.counts_b, width)
+    alone_bt = mass_bt.masked_fill(spikes.run_bt < width, 0.0)
+    return alone_bt.scatter_add(1, spikes.surest_bs, of_run_bs), spikes.run_bt, spikes.surest_bs
 
 
 def nbest_lists(labels: SoftLabelBatch, nbest: int, beam: int) -> list[list[Hypothesis]]:

@@ -10,13 +10,13 @@ from torch.nn import functional
 
 from kdasr.alignment import ctc_occupancy
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
-from kdasr.losses import best_units, without_times
-from kdasr.methods.targets import at_least_float32, targets_of
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
+from kdasr.losses import without_times
+from kdasr.targets import at_least_float32, best_units, spikes_of, targets_of
 
 Nearness = Literal["divergence", "mixture"]
-# The least that is left for the classes that were not kept, so that its logarithm is finite.
-_LEAST_MASS = 1e-6
+# The least of a probability, so that its logarithm is finite.
+_LEAST = 1e-30
 
 
 @without_times
@@ -89,23 +89,8 @@ class _Spikes(NamedTuple):
 
 
 def _spikes_of(labels: SoftLabelBatch, classes: int) -> _Spikes:
-    units_bt = best_units(labels)
-    previous_bt = functional.pad(units_bt, (1, 0))[:, :-1]
-    frames = units_bt.shape[1]
-    inside_bt = frames_inside(labels.lengths_b, frames)
-    first_bt = (units_bt != 0) & (units_bt != previous_bt) & inside_bt
-    counts_b = first_bt.sum(1)
-    width = int(counts_b.max().clamp_min(1))
-    # Of frames in a row with the same unit, the surest speaks for them.
-    run_bt = torch.where((units_bt != 0) & inside_bt, first_bt.cumsum(1) - 1, width)
-    best_bt = labels.log_probs_btk.amax(2)
-    top_bs = best_bt.new_full((len(units_bt), width + 1), -torch.inf).scatter_reduce(
-        1, run_bt, best_bt, "amax"
-    )
-    is_top_bt = (best_bt == top_bs.gather(1, run_bt)) & (run_bt < width)
-    frame_t = torch.arange(frames, device=units_bt.device).expand_as(run_bt)
-    place_bt = torch.where(is_top_bt, run_bt, width)
-    frame_bs = frame_t.new_zeros(len(units_bt), width + 1).scatter(1, place_bt, frame_t)[:, :width]
+    spikes = spikes_of(labels)
+    frame_bs = spikes.surest_bs
     ids_bsk = _take(labels.ids_btk, frame_bs)
     log_probs_bsk = _take(labels.log_probs_btk, frame_bs)
     empty_bsv = log_probs_bsk.new_zeros(*frame_bs.shape, classes)
@@ -113,8 +98,8 @@ def _spikes_of(labels: SoftLabelBatch, classes: int) -> _Spikes:
         empty_bsv.scatter_add(2, ids_bsk, log_probs_bsk.exp()),
         empty_bsv.scatter_reduce(2, ids_bsk, log_probs_bsk.isfinite().to(empty_bsv), "amax"),
         labels.tail_log_probs_bt.gather(1, frame_bs).exp(),
-        units_bt.gather(1, frame_bs),
-        counts_b,
+        best_units(labels).gather(1, frame_bs),
+        spikes.counts_b,
     )
 
 
@@ -125,12 +110,12 @@ def _take(x_btk: Tensor, frame_bs: Tensor) -> Tensor:
 def _scores(log_probs_btv: Tensor, spikes: _Spikes, nearness: Nearness) -> Tensor:
     """(B, T, S) how near each output frame is to each spike, in nats, 0 at most."""
     probs_btv = log_probs_btv.exp()
-    rest_bts = 1 - probs_btv @ spikes.kept_bsv.to(probs_btv).transpose(1, 2)
-    rest_bts = rest_bts.clamp_min(_LEAST_MASS)
+    # A sum of what is not kept; 1 less what is would leave nothing of it once the student is sure.
+    rest_bts = (probs_btv @ (1 - spikes.kept_bsv).to(probs_btv).transpose(1, 2)).clamp_min(_LEAST)
     target_bvs = spikes.probs_bsv.to(probs_btv).transpose(1, 2)
     tail_b1s = spikes.tail_bs.to(probs_btv)[:, None]
     if nearness == "mixture":
-        return (probs_btv @ target_bvs + tail_b1s * rest_bts).clamp_min(1e-30).log()
+        return (probs_btv @ target_bvs + tail_b1s * rest_bts).clamp_min(_LEAST).log()
     entropy_bs = -torch.xlogy(spikes.probs_bsv, spikes.probs_bsv).sum(2)
     entropy_bs = entropy_bs - torch.xlogy(spikes.tail_bs, spikes.tail_bs)
     floored_btv = log_probs_btv.clamp_min(-1e4)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdasr.alignment import ctc_occupancy
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.methods.pairing import frame_mean
+from kdasr.targets import at_least_float32
 
 
 def label_smoothing(output: ModelOutput, batch: Batch) -> Tensor:
@@ -21,7 +23,7 @@ def label_smoothing(output: ModelOutput, batch: Batch) -> Tensor:
         -log V - (1 / V) Σ_v log q_v in nats, the mean over the frames.
     """
     vocab_size = output.log_probs_btv.shape[-1]
-    divergence_bt = -math.log(vocab_size) - output.log_probs_btv.float().mean(-1)
+    divergence_bt = -math.log(vocab_size) - at_least_float32(output.log_probs_btv).mean(-1)
     return frame_mean(divergence_bt, output.lengths_b)
 
 
@@ -43,7 +45,7 @@ def virtual_teacher(
         temperature: T.
 
     Returns:
-        In nats, the mean over the frames.
+        In nats, the mean over the frames. An utterance that is too short for its transcript counts as 0.
 
     Raises:
         ConfigError: no transcripts, a probability outside 0 to 1, or a temperature that is not positive.
@@ -54,9 +56,9 @@ def virtual_teacher(
             expected="0 < correct_probability < 1 and temperature > 0",
             got=f"{correct_probability} and {temperature}",
         )
-    log_probs_btv = output.log_probs_btv.float()
+    log_probs_btv = at_least_float32(output.log_probs_btv)
     vocab_size = log_probs_btv.shape[-1]
-    correct_bt = aligned_units(output, batch)
+    correct_bt, fits_b = aligned_units(output, batch)
     teacher_btv = torch.full_like(log_probs_btv, math.log((1 - correct_probability) / (vocab_size - 1)))
     teacher_btv = teacher_btv.scatter(2, correct_bt[..., None], math.log(correct_probability))
     divergence_btv = functional.kl_div(
@@ -65,28 +67,19 @@ def virtual_teacher(
         reduction="none",
         log_target=True,
     )
-    return temperature**2 * frame_mean(divergence_btv.sum(-1), output.lengths_b)
+    return temperature**2 * frame_mean(divergence_btv.sum(-1) * fits_b[:, None], output.lengths_b)
 
 
-def aligned_units(output: ModelOutput, batch: Batch) -> Tensor:
-    """(B, T) the class of each frame under the student's alignment of the transcripts; blank is 0.
-
-    torch's gradient of the CTC loss is q - γ, so one backward pass gives γ.
+def aligned_units(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(B, T) the class of each frame under the student's alignment of the transcripts, blank is 0; and (B,)
+    whether a transcript fits into its frames at all.
 
     Raises:
         ConfigError: the batch has no transcripts.
     """
     if batch.tokens_bu is None or batch.token_lengths_b is None:
         raise ConfigError("an alignment needs transcripts", where=batch.keys[0], fix="Use labelled_losses.")
-    with torch.enable_grad():
-        log_probs_tbv = output.log_probs_btv.detach().float().transpose(0, 1).requires_grad_()
-        loss = functional.ctc_loss(
-            log_probs_tbv,
-            batch.tokens_bu,
-            output.lengths_b,
-            batch.token_lengths_b,
-            reduction="sum",
-            zero_infinity=True,
-        )
-        (gradient_tbv,) = torch.autograd.grad(loss, log_probs_tbv)
-    return (log_probs_tbv.detach().exp() - gradient_tbv).argmax(-1).transpose(0, 1)
+    nll_b, occupancy_btv = ctc_occupancy(
+        at_least_float32(output.log_probs_btv), batch.tokens_bu, output.lengths_b, batch.token_lengths_b
+    )
+    return occupancy_btv.argmax(-1), nll_b.isfinite()

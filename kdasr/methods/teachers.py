@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ class FrozenTeacher:
         weights, average: of several; see `kdasr.teachers.ensemble.EnsembleTeacher`. An average has no
             layers to look into: for features of each, name each as a teacher of its own.
         same_units: refuse a student of other units or another frame rate; False where only the
-            teacher's layers are used.
+            teacher's layers are used: its posteriors are then not given out where they differ.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class FrozenTeacher:
         self.folders = [Path(folder) for folder in ([model] if isinstance(model, str) else model)]
         self.weights, self.average, self.same_units = weights, average, same_units
         self._recorded: Recorded | None = None
+        self._comparable = True
 
     @property
     def config(self) -> dict[str, Any]:
@@ -61,23 +63,28 @@ class FrozenTeacher:
         """
         loaded = [load_model(folder) for folder in self.folders]
         models = [one.model for one in loaded]
-        if self.same_units:
-            for folder, one in zip(self.folders, loaded, strict=True):
-                _check_same(folder, "units", one.units.hash, units_hash)
-                frames = (one.model.subsampling, student.subsampling)
-                _check_same(folder, "feature frames for each output", *frames)
+        for folder, one in zip(self.folders, loaded, strict=True):
+            pairs = {
+                "units": (one.units.hash, units_hash),
+                "feature frames for each output": (one.model.subsampling, student.subsampling),
+            }
+            for what, (theirs, ours) in pairs.items():
+                if self.same_units:
+                    _check_same(folder, what, theirs, ours)
+                self._comparable &= theirs == ours
         together = models[0] if len(models) == 1 else EnsembleTeacher(models, self.weights, self.average)
         self._recorded = Recorded(together.eval().requires_grad_(False))
 
     def __call__(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
-        """What it makes of the clean audio of a batch; no gradients."""
+        """What it makes of the clean audio of a batch, no gradients; of no class (V = 0) where its classes or
+        frames are not the student's."""
         assert self._recorded is not None
         features_btf = clean_features(batch)
         with torch.no_grad():
             output: ModelOutput = self._recorded.to(features_btf.device)(
                 features_btf, batch.feature_lengths_b
             )
-        return output
+        return output if self._comparable else replace(output, log_probs_btv=output.log_probs_btv[..., :0])
 
     def after_step(self, student: TrainableModel) -> None:
         """Nothing: it stays what it is."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from kdasr.arguments import check_keywords, fitting
 from kdasr.delay import OffsetWatch
@@ -30,11 +32,18 @@ def check_losses(
             if isinstance(entry["loss"], functools.partial):
                 where = f"{name}.{term}.loss"
                 check_keywords(entry["loss"].func, entry["loss"].keywords, where, positional=2)
-            measured = name == "unlabelled_losses" and isinstance(entry["loss"], functools.partial)
-            if _asks_auto(entry["loss"], inside=measured):
+            where = f"{name}.{term}.delay_frames"
+            if _asks_auto(entry["loss"]) and name != "unlabelled_losses":
                 raise ConfigError(
-                    "only for a loss named with !name: under unlabelled_losses is a delay measured",
-                    where=f"{name}.{term}.delay_frames",
+                    "only under unlabelled_losses is a delay measured",
+                    where=where,
+                    got="auto",
+                    fix="Give a number of frames.",
+                )
+            if _asks_auto(with_delay(entry["loss"], 0)):
+                raise ConfigError(
+                    "only for losses named with !name: is a delay measured",
+                    where=where,
                     got="auto",
                     fix="Give a number of frames.",
                 )
@@ -78,25 +87,35 @@ def _check_until(entry: Mapping[str, Any], losses: Mapping[str, Mapping[str, Any
 
 def measured_delays(losses: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The terms whose `delay_frames: auto` stands for what `kdasr.delay` measures."""
-    return [
-        term
-        for term, entry in losses.items()
-        if isinstance(entry["loss"], functools.partial)
-        and entry["loss"].keywords.get("delay_frames") == "auto"
-    ]
+    return [term for term, entry in losses.items() if _asks_auto(entry["loss"])]
+
+
+def with_delay(loss: Any, delay_frames: int) -> Any:
+    """A loss named with `!name:`, with a number in the place of `delay_frames: auto`, its own and that of the
+    losses that it is given."""
+    if not isinstance(loss, functools.partial):
+        return loss
+    given = {name: with_delay(value, delay_frames) for name, value in loss.keywords.items()}
+    if given.get("delay_frames") == "auto":
+        given["delay_frames"] = delay_frames
+    return functools.partial(loss.func, *loss.args, **given)
 
 
 def _is_loss(loss: object) -> bool:
     return callable(loss) and not isinstance(loss, type)
 
 
-def _asks_auto(loss: Any, *, inside: bool) -> bool:
-    """Whether a loss, or (`inside` alone) a loss that it is given, has `delay_frames: auto`."""
+def _asks_auto(loss: Any) -> bool:
+    return any(settings.get("delay_frames") == "auto" for settings in _all_settings(loss))
+
+
+def _all_settings(loss: Any) -> Iterator[Mapping[str, Any]]:
+    """What a loss is called with, and what the losses are that it is given."""
     settings = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "config", {})
-    given = settings.get("settings", {}) if isinstance(settings.get("settings"), Mapping) else {}
-    nested = any(_asks_auto(value, inside=False) for value in settings.values() if callable(value))
-    own = not inside and settings.get("delay_frames") == "auto"
-    return own or nested or given.get("delay_frames") == "auto"
+    yield settings
+    for inner in [*settings.values(), getattr(loss, "loss", None)]:
+        if isinstance(inner, functools.partial | nn.Module):
+            yield from _all_settings(inner)
 
 
 def check_against_labels(losses: Mapping[str, Mapping[str, Any]], source: object) -> OffsetWatch | None:
@@ -109,26 +128,30 @@ def check_against_labels(losses: Mapping[str, Mapping[str, Any]], source: object
         ConfigError: a loss learns frame by frame from labels without times, or the delay it allows is
             longer than half of the audio.
     """
-    if not isinstance(source, Stream) or not source.labels:
+    if not isinstance(source, Stream):
         return None
     for term, entry in losses.items():
-        settings = entry["loss"].keywords if isinstance(entry["loss"], functools.partial) else {}
         where = f"unlabelled_losses.{term}"
-        if not source.labels_have_times and _needs_times(entry["loss"]):
+        if source.labels and not source.labels_have_times and _needs_times(entry["loss"]):
             raise ConfigError(
                 "this loss learns frame by frame, and the labels are transcripts without times",
                 where=where,
                 fix="Use kdasr.losses.best_path_ctc, or label with a teacher that gives posteriors.",
             )
-        delay_frames = max(settings.get("delay_frames", 0), settings.get("min_delay_frames", 0))
-        if (frames := source.median_frames()) is not None and delay_frames >= frames:
-            raise ConfigError(
-                "half of the audio is shorter than the delay",
-                where=where,
-                expected=f"less than {frames} frames",
-                got=delay_frames,
-            )
-    return OffsetWatch(source) if source.labels_have_times else None
+        _check_delays(entry["loss"], source.median_frames(), where)
+    return OffsetWatch(source) if source.labels and source.labels_have_times else None
+
+
+def _check_delays(loss: Any, frames: int | None, where: str) -> None:
+    for settings in _all_settings(loss):
+        for name in ("delay_frames", "min_delay_frames", "max_delay_frames"):
+            if frames is not None and settings.get(name, 0) >= frames:
+                raise ConfigError(
+                    "half of the audio is shorter than the delay",
+                    where=f"{where}.{name}",
+                    expected=f"less than {frames} frames",
+                    got=settings[name],
+                )
 
 
 def _needs_times(loss: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,13 @@ from kdasr.methods.pruning import Pruning
 from kdasr.models import load_model, read_card
 from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
-from kdasr.stages.checks import check_against_labels, check_losses, measured_delays, read_schedule
+from kdasr.stages.checks import (
+    check_against_labels,
+    check_losses,
+    measured_delays,
+    read_schedule,
+    with_delay,
+)
 from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Fading, Optimisation, Training
@@ -260,8 +265,7 @@ def _with_delay(
             file=sys.stderr,
         )
     for term in waiting:
-        delayed = functools.partial(losses[term]["loss"], delay_frames=delay_frames)
-        losses = {**losses, term: {**losses[term], "loss": delayed}}
+        losses = {**losses, term: {**losses[term], "loss": with_delay(losses[term]["loss"], delay_frames)}}
     return losses, {"delay_frames": delay_frames, "reference_offset_median_ms": histogram.median_ms}
 
 

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from kdasr.arguments import described
 from kdasr.errors import ConfigError
 from kdasr.interfaces import AcousticModel, BatchSource, OnlineTeacher, TrainableModel
 from kdasr.loader import Stream, feature_statistics
@@ -124,7 +125,8 @@ class Training:
         content = {
             "model": [type(self.model).__qualname__, self.model.config],
             "units": self.units.hash,
-            "streams": {name: stream.fingerprint() for name, stream in self.streams.items()},
+            # The dev set too: it decides which checkpoint becomes the model.
+            "streams": {name: stream.fingerprint() for name, stream in self._all_streams().items()},
             "schedule": [list(block) for block in self.schedule],
             "losses": {name: _described(terms) for name, terms in self.losses.items()},
             # However it is computed, it is the same training.
@@ -209,21 +211,14 @@ class Training:
 
 def _described(terms: WeightedLosses) -> dict[str, list[Any]]:
     """Losses by what they are called with; two runs with the same description compute the same."""
-    described: dict[str, list[Any]] = {}
+    entries: dict[str, list[Any]] = {}
     for name, (weight, loss) in terms.items():
         function: Any = loss
         settings: Any = getattr(loss, "config", {})
         if isinstance(loss, nn.Module) and not settings:
             settings = str(loss)
         if isinstance(loss, functools.partial):
-            function, settings = loss.func, {k: _named(v) for k, v in loss.keywords.items()}
+            function, settings = loss.func, {k: described(v) for k, v in loss.keywords.items()}
         value = astuple(weight) if isinstance(weight, Fading) else weight
-        described[name] = [value, getattr(function, "__qualname__", type(function).__qualname__), settings]
-    return described
-
-
-def _named(value: Any) -> Any:
-    """A setting as text that is the same in every process: a function by name, an object by its config."""
-    if isinstance(value, functools.partial):
-        return [_named(value.func), {k: _named(v) for k, v in value.keywords.items()}]
-    return getattr(value, "__qualname__", getattr(value, "config", value))
+        entries[name] = [value, getattr(function, "__qualname__", type(function).__qualname__), settings]
+    return entries

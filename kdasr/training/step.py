@@ -7,9 +7,9 @@ so that whatever wraps it for several processes sees all of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, Loss, ModelOutput, OnlineTeacher
-from kdasr.recording import Recorded
-
-Key = TypeVar("Key", str, int)
+from kdasr.recording import Recorded, WhenAsked
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +79,16 @@ class Step(nn.Module):
         """What the student makes of a batch on the module's device, and each weighted loss."""
         features_btf = self._heard(batch)
         output: ModelOutput = self.student(features_btf, batch.feature_lengths_b)
-        batch.teachers = _WhenAsked[str](lambda name: self._teacher(name)(batch, features_btf))
-        batch.views = _WhenAsked[int](lambda _: self.student(self._heard(batch), batch.feature_lengths_b))
+        batch.teachers = WhenAsked[str](lambda name: self._teacher(name)(batch, features_btf))
+        batch.views = WhenAsked[int](lambda _: self.student(self._heard(batch), batch.feature_lengths_b))
         terms = {}
         for name, (weight, loss) in self._losses[stream].items():
             if isinstance(weight, Fading) and self.progress >= weight.until:
                 continue  # it costs no time any more
             now = weight.at(self.progress) if isinstance(weight, Fading) else weight
             terms[name] = now * loss(output, batch)
+        # They hold the batch, which holds them: memory that would wait for the garbage collector.
+        batch.teachers, batch.views = {}, {}
         return output, terms
 
     def after_step(self) -> None:
@@ -97,23 +97,23 @@ class Step(nn.Module):
             teacher.after_step(self.student.model)
 
     def initialise(self, seed: int, batches: Iterable[tuple[str, Batch]]) -> None:
-        """Draw the weights of the losses that learn, with the widths that (stream, batch) show.
+        """Draw the weights of the losses that learn, with the widths that (stream, batch) show, and see that
+        every loss can be computed: better now than when its block begins.
 
         Raises:
-            ConfigError: a loss that learns is never used.
+            ConfigError: a loss that learns is never used, or asks for what its stream has not.
         """
         learned = [part for name, part in self.learned.items() if not name.startswith("teachers/")]
-        if not learned:
-            return
         torch.manual_seed(seed)
         for part in (part for loss in learned for part in loss.modules()):
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
-        if not any(is_lazy(parameter) for parameter in self.parameters()):
-            return
+        was_training = self.training
+        self.eval()
         with torch.no_grad():
             for stream, batch in batches:
                 self(batch, stream)
+        self.train(was_training)
         for name, part in self.learned.items():
             if any(is_lazy(parameter) for parameter in part.parameters()):
                 raise ConfigError("this loss is in no stream of the schedule", where=name)
@@ -132,18 +132,6 @@ class Step(nn.Module):
             return batch.features_btf
         augmented: Tensor = self.augment(batch.features_btf)
         return augmented
-
-
-class _WhenAsked(dict[Key, ModelOutput]):
-    """Outputs that are made when they are asked for the first time."""
-
-    def __init__(self, make: Callable[[Key], ModelOutput]) -> None:
-        super().__init__()
-        self._make: Callable[[Key], ModelOutput] = make
-
-    def __missing__(self, key: Key) -> ModelOutput:
-        self[key] = self._make(key)
-        return self[key]
 
 
 def step_seed(seed: int, step: int | str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.losses import IN_RECIPE, LOSSES, highest, peak_bytes, random_batch, random_labels, time_losses
-from kdasr.losses import best_units
+from benchmarks.losses import LOSSES, RECIPES, highest, peak_bytes, random_batch, random_labels, time_losses
+from kdasr.targets import best_units
 
 
 def test_peak_memory_is_that_of_the_allocator() -> None:
@@ -33,8 +33,9 @@ def test_stored_labels_of_the_benchmark_spike_now_and_then() -> None:
 
 
 def test_losses_cost_little_beside_a_step() -> None:
-    """Far below the 10 % that they may cost, so that a busy machine does not matter."""
+    """Loosely, so that a busy machine does not matter; `python -m benchmarks.losses` measures the 10 %."""
     step_seconds, losses = time_losses(8.0, 2)
     assert set(LOSSES) < set(losses)
-    assert any(name.startswith(IN_RECIPE) for name in losses)
-    assert sum(losses[name] for name in losses if name.startswith(IN_RECIPE)) < 0.5 * step_seconds
+    for recipe in RECIPES:
+        of_recipe = [seconds for name, seconds in losses.items() if name.startswith(recipe)]
+        assert 0 < sum(of_recipe) < 0.5 * step_seconds

@@ -79,12 +79,11 @@ def test_gradcheck(loss: str) -> None:
     def value(logits: Tensor) -> Tensor:
         output = output_of(logits, lengths=[3, 2])
         if loss == "soft":
-            # In float64, as `float` would cut it to float32.
             return soft_targets(output, batch, teacher="big", temperature=2.0, delay_frames=1)
         return logit_regression(output, batch, teacher="big", delay_frames=1)
 
     logits = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(value, (logits,), eps=1e-3, atol=1e-3, rtol=1e-2)
+    assert torch.autograd.gradcheck(value, (logits,))
 
 
 def test_full_labels_and_the_teacher_itself_teach_the_same() -> None:

@@ -155,3 +155,14 @@ def test_the_same_seed_draws_the_same() -> None:
 def test_a_sharpness_of_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="sharpness > 0"):
         sampled_ctc(output_of(torch.zeros(1, 3, 4)), batch_of(labels_from([FRAMES])), sharpness=0.0)
+
+
+def test_a_run_of_frames_is_one_sound() -> None:
+    """As CTC reads it, also where a frame of the run is not drawn, or a neighbour of another class is."""
+    run = [{0: 1.0}, *[{0: 0.1, 1: 0.9}] * 5, {0: 1.0}]
+    found = transcripts(run, 500)
+    assert set(found) <= {(), (1,)} and found.count((1,)) >= 499  # 1 - 0.1^5
+    before = [{0: 0.6, 1: 0.4}, {0: 0.4, 1: 0.6}, {1: 1.0}, {0: 1.0}]
+    assert set(transcripts(before, 500)) == {(1,)}
+    weak = transcripts([{0: 1.0}, {0: 0.4, 1: 0.6}, {0: 0.4, 1: 0.6}, {0: 1.0}], 20_000)
+    assert weak.count((1,)) / len(weak) == pytest.approx(1 - 0.4**2, abs=0.015)

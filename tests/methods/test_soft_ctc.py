@@ -136,3 +136,11 @@ def test_an_unknown_nearness_is_refused() -> None:
             batch_of(labels_from([DOUBTFUL])),
             nearness="near",  # type: ignore[arg-type]
         )
+
+
+def test_a_student_that_is_sure_still_learns_of_what_was_not_kept() -> None:
+    """The gradient for the logits is q - p on the partition, however little is left of q."""
+    labels = labels_from([[{1: 0.6, 0: 0.1}]])
+    logits = torch.tensor([[[0.0, 20.0, 0.0, 0.0]]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(soft_ctc(output_of(logits.log_softmax(-1)), batch_of(labels)), logits)
+    torch.testing.assert_close(gradient[0, 0], torch.tensor([-0.1, 0.4, -0.15, -0.15]), atol=1e-5, rtol=1e-4)

@@ -12,6 +12,7 @@ import torch
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import Batch
 from kdasr.methods.mutual import Peer, mutual_learning
+from kdasr.methods.responses import soft_targets
 from kdasr.methods.teachers import EmaTeacher, FrozenTeacher
 from kdasr.models import save_model
 from kdasr.students.conformer import ChunkConformer
@@ -71,7 +72,16 @@ def test_a_teacher_of_other_units_is_refused_unless_only_its_layers_matter(tmp_p
     folder = teacher_folder(tmp_path / "t")
     with pytest.raises(LabelMismatchError, match=r"differ in units.*same_units"):
         FrozenTeacher(folder).attach(student(), units_hash="another", statistics=None)
-    FrozenTeacher(folder, same_units=False).attach(student(), units_hash="another", statistics=None)
+    layers = FrozenTeacher(folder, same_units=False)
+    layers.attach(student(), units_hash="another", statistics=None)
+    batch = noise_batch()
+    heard = layers(batch, batch.features_btf)
+    assert (
+        heard.log_probs_btv.shape == (2, 10, 0) and [x.shape for x in heard.layers_btd] == [(2, 10, 16)] * 2
+    )
+    batch.teachers = {"big": heard}
+    with pytest.raises(ConfigError, match=r"teachers\.big: .*other units.*layers only"):
+        soft_targets(output_of(torch.randn(2, 10, 29)), batch, teacher="big")
 
 
 def test_the_average_follows_the_student() -> None:

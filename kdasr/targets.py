@@ -1,0 +1,109 @@
+"""What a loss learns from: stored soft labels, or what an online teacher makes of the batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdasr.errors import ConfigError
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
+
+
+def targets_of(batch: Batch, teacher: str | None = None) -> SoftLabelBatch:
+    """The posteriors to learn from, without gradients.
+
+    Args:
+        teacher: name of an online teacher, which keeps all classes; None for the stored labels.
+
+    Raises:
+        ConfigError: stored labels are wanted and the batch has none, or there is no such teacher, or one of
+            other classes.
+    """
+    if teacher is None:
+        if batch.soft_labels is None:
+            raise ConfigError(
+                "a loss asks for soft labels, and this audio has none",
+                where=batch.keys[0] if batch.keys else None,
+                fix="Give the recipe `labels`, name an online `teacher` in the loss, or move it to "
+                "unlabelled_losses.",
+            )
+        return batch.soft_labels
+    output = online(batch, teacher)
+    log_probs_btv = output.log_probs_btv
+    if log_probs_btv.shape[2] == 0:
+        raise ConfigError(
+            "a loss compares posteriors with those of a teacher of other units or another frame rate",
+            where=f"teachers.{teacher}",
+            fix="Use losses that compare layers only, or a teacher with the student's units.",
+        )
+    ids_btv = torch.arange(log_probs_btv.shape[2], device=log_probs_btv.device).expand_as(log_probs_btv)
+    nothing_bt = torch.full_like(log_probs_btv[:, :, 0], -torch.inf)
+    return SoftLabelBatch(ids_btv, log_probs_btv, nothing_bt, output.lengths_b)
+
+
+def online(batch: Batch, teacher: str) -> ModelOutput:
+    """What the online teacher of this name makes of the batch, without gradients.
+
+    Raises:
+        ConfigError: there is no such teacher.
+    """
+    try:
+        output = batch.teachers[teacher]
+    except KeyError:
+        raise ConfigError(
+            f"no teacher {teacher!r} runs in this training",
+            where="teachers",
+            fix="Name it under `teachers:`.",
+        ) from None
+    return ModelOutput(
+        output.log_probs_btv.detach(), output.lengths_b, tuple(layer.detach() for layer in output.layers_btd)
+    )
+
+
+class Spikes(NamedTuple):
+    """Runs of frames with the same best class, other than blank.
+
+    Attributes:
+        run_bt: (B, T) the number of the run that a frame belongs to, S for none.
+        surest_bs: (B, S) its surest frame, the first of equals; 0 behind the last run.
+        counts_b: (B,) how many runs there are.
+    """
+
+    run_bt: Tensor
+    surest_bs: Tensor
+    counts_b: Tensor
+
+
+def spikes_of(labels: SoftLabelBatch) -> Spikes:
+    """The teacher's spikes, in order."""
+    units_bt = best_units(labels)
+    frames = units_bt.shape[1]
+    is_spike_bt = (units_bt != 0) & frames_inside(labels.lengths_b, frames)
+    first_bt = is_spike_bt & (units_bt != functional.pad(units_bt, (1, 0))[:, :-1])
+    counts_b = first_bt.sum(1)
+    width = int(counts_b.max().clamp_min(1))
+    run_bt = torch.where(is_spike_bt, first_bt.cumsum(1) - 1, width)
+    best_bt = labels.log_probs_btk.amax(2)
+    top_bs = best_bt.new_full((len(run_bt), width + 1), -torch.inf)
+    top_bs = top_bs.scatter_reduce(1, run_bt, best_bt, "amax")
+    is_top_bt = is_spike_bt & (best_bt == top_bs.gather(1, run_bt))
+    frame_bt = torch.arange(frames, device=run_bt.device).expand_as(run_bt)
+    surest_bs = run_bt.new_full((len(run_bt), width + 1), frames)
+    surest_bs = surest_bs.scatter_reduce(1, torch.where(is_top_bt, run_bt, width), frame_bt, "amin")[
+        :, :width
+    ]
+    return Spikes(run_bt, surest_bs.masked_fill(surest_bs == frames, 0), counts_b)
+
+
+def best_units(labels: SoftLabelBatch) -> Tensor:
+    """(B, T) the teacher's most probable class in each frame; blank is 0."""
+    best_bt1 = labels.log_probs_btk.argmax(-1, keepdim=True)
+    return labels.ids_btk.gather(2, best_bt1).squeeze(2)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision made single; all else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
