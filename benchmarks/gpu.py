@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def measure(scale: Scale, device: str, settings: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows: a training step and a forward pass of each model under each setting."""
+    """Rows: a training step of each model under each setting, and a forward pass under each but compiled."""
     peaks = {precision: matrix_tflops(device, precision, scale.matrix) for precision in DTYPES}
     print(f"{device_name(device)}; a product of {scale.matrix}² matrices, TFLOP/s: {peaks}", flush=True)
     for name, make in scale.models.items():
@@ -125,11 +125,15 @@ def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> l
     # What a step before this one held: its hooks refer to it in circles.
     gc.collect()
     torch.manual_seed(1)
-    step = TrainingStep(make(), device, _precision(setting), compile=setting.endswith("+compile"))
+    compile = setting.endswith("+compile")
+    step = TrainingStep(make(), device, _precision(setting), compile=compile)
+    # Layers are compiled for training alone.
+    works: list[tuple[str, Callable[[Batch], Any]]] = [("step", step)]
+    works += [] if compile else [("forward", step.forward)]
     rows = []
     try:
         batch = _batch(step, scale, device)
-        for what, work in (("step", step), ("forward", step.forward)):
+        for what, work in works:
             if device != "cpu":
                 torch.accelerator.reset_peak_memory_stats()
             each_s = seconds_each(partial(work, batch), device, times=scale.times, warm_up=3)

@@ -65,9 +65,11 @@ part steps "training steps and forward passes: hours of audio a second, memory, 
     "$python" -m benchmarks.gpu --device "$device" --scale "$scale" --out "$out/steps.json" ${SETTINGS:+--settings $SETTINGS}
 
 if [[ $scale == full ]]; then
-    # At GPU scale the recipes get a wider and deeper teacher, larger batches and bf16.
+    # At GPU scale the recipes get a wider and deeper teacher and students, larger batches and bf16.
     sizes=(--teacher.model.width 384 --teacher.model.num_layers 12 --teacher.model.num_heads 6
-        --teacher.batch_seconds 320 --teacher.optimisation.precision bf16)
+        --teacher.batch_seconds 320 --teacher.optimisation.precision bf16
+        --student.model.width 256 --student.model.num_layers 8 --student.model.num_heads 4
+        --student.batch_seconds 320 --student.optimisation.precision bf16)
 else
     # Without the gate for int8, whose twin of so little training errs otherwise.
     sizes=(--export.max_wer_rise 1000 --teacher.model.width 32 --teacher.model.num_layers 1 --teacher.optimisation.steps 4

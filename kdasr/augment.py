@@ -65,7 +65,9 @@ def warp_frequency(features_btf: Tensor, max_warp: float) -> Tensor:
     bins = torch.arange(NUM_MEL_BINS, device=features_btf.device)
     place_bf = (bins * factor_b[:, None]).clamp(0, NUM_MEL_BINS - 1)
     weights_bff = (1.0 - (place_bf[:, None, :] - bins[None, :, None]).abs()).clamp_min(0.0)
-    return features_btf @ weights_bff
+    # Under bf16, autocast would round log-mel to two or three digits, which the model then normalises.
+    with torch.autocast(features_btf.device.type, enabled=False):
+        return features_btf @ weights_bff
 
 
 def _uniform(features_btf: Tensor, bound: float) -> Tensor:

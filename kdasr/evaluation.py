@@ -24,12 +24,12 @@ from rich.progress import track
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, decode_whole, greedy
 from kdasr.error_rates import ErrorCounts, count_errors
-from kdasr.errors import ConfigError, ShardError
-from kdasr.features import LOG_MEL_FLOOR, log_mel
+from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.interfaces import AcousticModel, Utterance
 from kdasr.shards import open_shard, read_shard
 from kdasr.storage import commit_bytes
-from kdasr.text import Units
+from kdasr.teachers.base import LOG_MEL, FrontEnd
+from kdasr.text import Units, normalise
 
 DECODERS = ("greedy", "beam")
 
@@ -85,6 +85,8 @@ def evaluate(
     lexicon: Grammar | None = None,
     batch_utterances: int = 16,
     device: torch.device | str = "cpu",
+    front_end: FrontEnd = LOG_MEL,
+    spells_as_we_do: bool = True,
 ) -> Result:
     """Error rates of an acoustic model over whole utterances, in padded batches.
 
@@ -95,6 +97,8 @@ def evaluate(
         lexicon: the words that the beam search may find (`kdasr.lexicon.Lexicon`).
         batch_utterances: utterances in one pass.
         device: where the model lies.
+        front_end: what the model hears.
+        spells_as_we_do: whether its texts are normalised, as transcripts are; those of others are here.
 
     Raises:
         ConfigError: an unknown decoder, or transcripts without a word.
@@ -103,14 +107,20 @@ def evaluate(
     check_decoder(decoder, lexicon)
 
     def hear(utterances: Sequence[Utterance]) -> list[tuple[str, list[Token] | None]]:
-        log_probs_btv, lengths_b = _run_batch(model, utterances, device)
+        log_probs_btv, lengths_b = _run_batch(model, utterances, device, front_end)
         tokens = greedy(log_probs_btv, lengths_b)
         if decoder == "greedy":
-            return [(units.decode([token.id for token in row]), row) for row in tokens]
+            return [(text_of(row), row) for row in tokens]
         frames = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
         found = [decode_whole(BeamStream(beam, lexicon), row[:length]) for row, length in frames]
-        texts = [units.decode([token.id for token in row]) for row in found]
-        return list(zip(texts, tokens, strict=True))
+        return list(zip(map(text_of, found), tokens, strict=True))
+
+    def text_of(tokens: Sequence[Token]) -> str:
+        text = units.decode([token.id for token in tokens])
+        if not spells_as_we_do:
+            with contextlib.suppress(UnitsError):  # what cannot be normalised is an error as it stands
+                text = normalise(text)
+        return text
 
     return _score(shards, hear, batch_utterances)
 
@@ -179,13 +189,13 @@ def write_hypotheses(path: Path, result: Result) -> None:
 
 
 def _run_batch(
-    model: AcousticModel, utterances: Sequence[Utterance], device: torch.device | str
+    model: AcousticModel, utterances: Sequence[Utterance], device: torch.device | str, front_end: FrontEnd
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    features = [log_mel(utterance.samples) for utterance in utterances]
-    lengths_b = torch.tensor([len(feature) for feature in features], device=device)
-    features_btf = torch.nn.utils.rnn.pad_sequence(features, batch_first=True, padding_value=LOG_MEL_FLOOR)
+    heard = [front_end.compute(utterance.samples) for utterance in utterances]
+    lengths_b = torch.tensor([len(one) for one in heard], device=device)
+    padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True, padding_value=front_end.padding)
     with torch.inference_mode():
-        return model.offline(features_btf.to(device), lengths_b)
+        return model.offline(padded.to(device), lengths_b)
 
 
 def _score(

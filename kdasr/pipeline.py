@@ -13,7 +13,7 @@ import json
 import os
 import time
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from kdasr import stages
 from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
 from kdasr.errors import ConfigError
+from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
 from kdasr.stages.checks import measured_delays
@@ -88,7 +89,8 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
             it are.
 
     Raises:
-        ConfigError: a recipe cannot be read, or there is no such stage.
+        ConfigError: a recipe cannot be read, there is no such stage, or a folder that a stage needs.
+        ModelError: a pretrained teacher is not there.
         KdasrError: a stage failed.
     """
     todo = _read_folder(Path(folder), settings)
@@ -103,6 +105,7 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
         before = todo[: todo.index(group[0])]
         _run(found[0], marks=all(_is_done(one.marker, one.inputs) for one in before))
         return work_dir
+    _check_there(todo)
     for group in _groups(todo):
         left = [one for one in group if not _was_done(one)]
         if len(left) > 1 and _may_share(len(left)) and _can_be_said(settings):
@@ -140,6 +143,45 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
         inputs = hashlib.sha256(f"{inputs}\n{_without_comments(recipe.text)}".encode()).hexdigest()
         todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs))
     return todo
+
+
+def _check_there(todo: list[_Todo]) -> None:
+    """See that what no stage makes is on this machine: better now than after hours of work.
+
+    Raises:
+        ConfigError: the folder of a corpus, a model or units is not there.
+        ModelError, MissingDependencyError: a pretrained teacher is not, or cannot be loaded.
+    """
+    made = {Path(str(one.recipe.arguments.get("out"))) for one in todo}
+    loaded: list[TeacherSource] = []
+    for one in todo:
+        if _is_done(one.marker, one.inputs):
+            continue
+        for key, value in _needed(one.recipe):
+            if isinstance(value, TeacherSource) and value not in loaded:
+                value.load("cpu")
+                loaded.append(value)
+            elif isinstance(value, str) and Path(value) not in made and not Path(value).is_dir():
+                raise ConfigError(
+                    f"the stage {one.stage.name} needs a folder that is not there",
+                    where=key,
+                    got=value,
+                    fix="Name another, or put it there: no stage of this run makes it.",
+                )
+
+
+def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Folders and teachers that a stage is given, with the keys that name them."""
+    arguments = check_recipe(recipe)
+    if recipe.stage == "prepare":
+        yield "corpus", stages.corpus_folder(**arguments)
+    for key in ("teacher", "start", "units"):
+        # An ensemble is of folders, which stages may make.
+        if not isinstance(arguments.get(key), Ensemble | FolderTeacher):
+            yield key, arguments.get(key)
+    for name, row in (arguments.get("models") or {}).items():
+        if isinstance(row, Mapping) and isinstance(row.get("path"), TeacherSource):
+            yield f"models.{name}", row["path"]
 
 
 def _groups(todo: list[_Todo]) -> list[list[_Todo]]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from numpy.typing import NDArray
 
 from export.measure import measure_chunks
 from export.transcribe import Recogniser, open_recogniser
+from kdasr.arguments import fitting
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError
 from kdasr.evaluation import (
@@ -31,6 +33,7 @@ from kdasr.results import HYPOTHESES_FOLDER, append_result
 from kdasr.shards import read_shard
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.streaming import algorithmic_latency_ms
+from kdasr.teachers.base import TeacherSource
 
 EXAMPLE_FILE = "example.wav"
 # Long enough to time a model, short enough not to be waited for.
@@ -71,17 +74,24 @@ class Scoreboard:
         self,
         name: str,
         *,
-        path: str,
+        path: str | TeacherSource,
         chunk_by_chunk: bool = False,
         trained: str | None = None,
         chunk_ms: int | None = None,
     ) -> dict[str, Any]:
-        """Measure the model at `path` and write its row; `chunk_ms` is as in `open_recogniser`.
+        """Measure the model at `path`, or a pretrained teacher, and write its row; `chunk_ms` is as in
+        `open_recogniser`.
 
         Raises:
             ModelError: there is no model that can be used so.
+            ConfigError: a teacher that gives no posteriors, or is asked for what only students do.
             ShardError: the test shards are damaged or have no transcripts.
         """
+        if isinstance(path, TeacherSource):
+            if chunk_by_chunk or trained is not None or chunk_ms is not None:
+                raise ConfigError("a pretrained teacher hears whole utterances", where=f"models.{name}")
+            return self._add_teacher(name, path)
+        fitting(path, str, f"models.{name}.path")
         recogniser = open_recogniser(Path(path), chunk_ms=chunk_ms)
         lexicon = None if self.lexicon is None else Lexicon(units=recogniser.units, sources=self.lexicon)
         if self.decoder == "beam":
@@ -99,9 +109,47 @@ class Scoreboard:
             "bytes": _weights_file(Path(path)).stat().st_size,
             "latency_ms": algorithmic_latency_ms(recogniser.chunk_model) if recogniser.chunk_model else None,
             "seed": self.seed,
-            "train_steps": card["training"]["train_steps"],
+            "train_steps": card.get("training", {}).get("train_steps", 0),
             **self._speed(recogniser, chunk_by_chunk),
             **self._same_text(name),
+        }
+        append_result(self.results, row)
+        return row
+
+    def _add_teacher(self, name: str, source: TeacherSource) -> dict[str, Any]:
+        """The row of a pretrained teacher: it has no size on disk but that of its weights, and how fast it is
+        on one core is not measured. Its frames and units are its own, so its spikes cannot be compared."""
+        teacher = source.load("cuda" if torch.cuda.is_available() else "cpu")
+        if teacher.level != "frame" or teacher.units is None:
+            raise ConfigError(
+                "only teachers that give posteriors can be measured", where=f"models.{name}", got=teacher.name
+            )
+        lexicon = None if self.lexicon is None else Lexicon(units=teacher.units, sources=self.lexicon)
+        # One at a time, since it may hear padding, and may be large.
+        result = evaluate(
+            teacher.model,
+            teacher.units,
+            self.shards,
+            decoder=self.decoder,
+            lexicon=lexicon,
+            batch_utterances=1,
+            device=teacher.device,
+            front_end=teacher.front_end,
+            spells_as_we_do=False,
+        )
+        write_hypotheses(self._hypotheses(name), result)
+        weights = list(teacher.model.parameters()) if isinstance(teacher.model, torch.nn.Module) else []
+        row = {
+            "model": name,
+            **({"test": self.test} if self.test is not None else {}),
+            "wer": round(result.wer, 3),
+            "cer": round(result.cer, 3),
+            "params": sum(weight.numel() for weight in weights),
+            "bytes": sum(weight.numel() * weight.element_size() for weight in weights),
+            "latency_ms": None,
+            "seed": self.seed,
+            "train_steps": 0,
+            "rtf": None,
         }
         append_result(self.results, row)
         return row

@@ -21,3 +21,15 @@ def test_nothing_is_drawn_where_nothing_is_asked_for() -> None:
     features_btf = torch.randn(2, 50, 80)
     augment = SpecAugment(num_frequency_masks=0, num_time_masks=0)
     torch.testing.assert_close(augment(features_btf), features_btf)
+
+
+def test_a_warp_keeps_its_digits_under_bf16() -> None:
+    features_btf = torch.randn(2, 50, 80) * 3 - 8
+    augment = SpecAugment(num_frequency_masks=0, num_time_masks=0, max_warp=0.1)
+    torch.manual_seed(1)
+    wanted = augment(features_btf)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = augment(features_btf)
+    assert found.dtype == torch.float32 and torch.equal(found, wanted)
+    assert float((wanted - features_btf).abs().max()) > 0.1

@@ -27,7 +27,8 @@ STAND_INS = {
 }
 SLURM = {
     "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_NUM_NODES": "2",
-    "SLURM_GPUS_ON_NODE": "4", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16",
+    "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "12", "SLURM_ARRAY_TASK_ID": "3",
+    "SLURM_ARRAY_TASK_COUNT": "16",
 }  # fmt: skip
 
 
@@ -104,6 +105,10 @@ def test_a_file_is_whole_and_says_how_it_is_used(path: Path) -> None:
     assert bool(directives) == (path.suffix == ".sbatch")
     assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", line) for line in directives)
     assert f"recipes/cluster/{path.name} recipes/" in text
+    # Each step gets the cores of the job.
+    steps = re.findall(r"^ *srun .*$", text.replace("\\\n", " "), re.MULTILINE)
+    assert bool(steps) == bool(directives)
+    assert all('--cpus-per-task="$SLURM_CPUS_PER_TASK"' in step for step in steps)
     assert path.name in (ROOT / "docs/clusters.md").read_text()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kdasr import pipeline, stages
-from kdasr.errors import ConfigError, KdasrError
+from kdasr.errors import ConfigError, KdasrError, ModelError
 from kdasr.recipe import RUN_FILE
 
 
@@ -49,6 +49,49 @@ def test_a_folder_that_a_later_stage_needs_is_asked_for_at_once(folder: Path, ra
     with pytest.raises(ConfigError, match="folder needs the folder it lies in.*--unlabelled_corpus DIR"):
         pipeline.run_folder(folder, {})
     assert ran == []
+
+
+def test_what_no_stage_makes_must_be_there_before_the_first_runs(
+    folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb(*, name: str, out: str, teacher: Any) -> dict[str, Any]:
+        ran.append(name)
+        return {}
+
+    monkeypatch.setattr(pipeline, "VERBS", {"label": verb, "prepare": stages.prepare})
+    for name, teacher in (("one", "null"), ("two", f"{folder}/made"), ("three", f"{folder}/elsewhere")):
+        out = f"{folder}/made" if name == "one" else name
+        text = f"stage: label\nwork_dir: {folder}/work\nname: {name}\nout: {out}\nteacher: {teacher}\n"
+        (folder / f"{name}.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"teacher: the stage three needs a folder.*elsewhere"):
+        pipeline.run_folder(folder, {})
+    network = "!new:kdasr.teachers.torchaudio_ctc.TorchaudioCTC\n    architecture: nowhere.json\n"
+    text = (folder / "three.yaml").read_text()
+    (folder / "three.yaml").write_text(text.partition("teacher:")[0] + f"teacher: {network}")
+    with pytest.raises(ModelError, match=r"nowhere\.json"):
+        pipeline.run_folder(folder, {})
+    (folder / "three.yaml").write_text(text)
+    (folder / "elsewhere").mkdir()
+    prepare = f"stage: prepare\nwork_dir: {folder}/work\nname: folder\ncorpus: {folder}/audio\nout: o\n"
+    (folder / "two.yaml").write_text(prepare)
+    with pytest.raises(ConfigError, match=r"corpus: the stage two needs a folder.*audio"):
+        pipeline.run_folder(folder, {})
+    assert ran == []
+
+
+def test_a_stage_that_is_done_needs_nothing(folder: Path, ran: list[str]) -> None:
+    def verb(*, name: str, teacher: str = "") -> dict[str, Any]:
+        ran.append(name)
+        return {}
+
+    pipeline.VERBS["label"] = verb
+    (folder / "teacher").mkdir()
+    text = f"stage: label\nwork_dir: {folder}/work\nname: one\nteacher: {folder}/teacher\n"
+    (folder / "one.yaml").write_text(text)
+    pipeline.run_folder(folder, {})
+    (folder / "teacher").rmdir()
+    pipeline.run_folder(folder, {})
+    assert ran == ["one", "two:1", "three:1"]
 
 
 def test_a_change_reruns_its_stage_and_all_after_it(folder: Path, ran: list[str]) -> None:

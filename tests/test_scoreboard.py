@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from kdasr.models import save_model
 from kdasr.scoreboard import Scoreboard
 from kdasr.shards import list_shards
 from kdasr.students.conformer import ChunkConformer
+from kdasr.symbols import TableUnits
+from kdasr.teachers.base import WAVEFORM, Teacher
 from kdasr.text import CharUnits
 from tests.speech import shards
 
@@ -60,6 +63,37 @@ def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> N
     assert row["texts_unlike_offline"] == 0
     heard = [one.hypothesis for one in board.heard["student_streaming"].heard]
     assert any(heard) and {word for text in heard for word in text.split()} <= {"a", "be", "see"}
+
+
+class SaysOneThing:
+    """A teacher of samples that writes "Good A" whatever it hears."""
+
+    vocab_size, subsampling = 5, 2
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+
+    def load(self, device: str) -> Teacher:
+        units = TableUnits.from_foreign(["Go", "o", "d", "\u2581A", "<blank>"], blank_id=4)
+        return Teacher(self, "one", "w", units.hash, WAVEFORM.hash, units=units, front_end=WAVEFORM)
+
+    def offline(self, samples_bn: torch.Tensor, lengths_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert samples_bn.shape == (1, int(lengths_b[0])), "samples, one utterance at a time"
+        path = torch.tensor([1, 0, 2, 2, 3, 4])
+        return torch.nn.functional.one_hot(path, 5)[None].float().log_softmax(-1), torch.tensor([len(path)])
+
+
+def test_a_pretrained_teacher_has_a_row_too_and_its_text_is_normalised(tmp_path: Path) -> None:
+    board = Scoreboard(list_shards(shards(tmp_path / "test", 2)), tmp_path / "results.json", seed=3)
+    row = board.add("teacher", path=SaysOneThing())
+    assert row["rtf"] is None and row["latency_ms"] is None and row["params"] == 0 and row["wer"] > 0
+    assert json.loads((tmp_path / "results.json").read_text()) == [row]
+    lines = (tmp_path / "hypotheses" / "teacher-3.jsonl").read_text().splitlines()
+    assert [json.loads(line)["hypothesis"] for line in lines] == ["good a"] * 2
+    with pytest.raises(ConfigError, match="whole utterances"):
+        board.add("teacher", path=SaysOneThing(), chunk_by_chunk=True)
+    with pytest.raises(ConfigError, match=r"models\.teacher\.path"):
+        board.add("teacher", path=3)  # type: ignore[arg-type]
 
 
 def test_a_lexicon_without_a_search_is_refused_before_any_row(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from kdasr.storage import Place, StorageError
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _READY = "ready"
+#: A device that Ray's cluster decides.
+AUTO_DEVICE = "auto"
 #: Workers in a row that die before they are ready, until the job gives up.
 MAX_STILLBORN = 3
 

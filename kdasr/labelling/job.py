@@ -76,7 +76,7 @@ def label(
         settings: how to label; see `Settings`.
         engine: `inline` (this process), `processes` or `ray`.
         workers: processes or actors, each with a teacher of its own.
-        device: of the teachers, such as `cpu` or `cuda`.
+        device: of the teachers, such as `cpu` or `cuda`; with Ray, `auto` is a GPU each where there are any.
         shard_index, num_shards: do only every `num_shards`-th shard, beginning with number
             `shard_index`, for arrays of cluster jobs.
         verify: read every label that exists, whole, before believing that it is done.

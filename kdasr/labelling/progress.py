@@ -32,6 +32,7 @@ class Totals:
         log_problem: why the log has no more lines.
         failed: utterances without labels and why, the first `MOST_NAMED` of them.
         num_failed: all of them.
+        halved: batches that were halved because the memory did not hold them.
     """
 
     shards: int
@@ -50,6 +51,7 @@ class Totals:
     labelled: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     num_failed: int = 0
+    halved: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -76,6 +78,7 @@ class Totals:
         self.teacher_s += result.teacher_s
         self.encode_s += result.encode_s
         self.padding_s += result.padding * result.seconds
+        self.halved += result.halved
         return {
             **line,
             "event": "labelled",
@@ -84,6 +87,7 @@ class Totals:
             "teacher_s": round(result.teacher_s, 3),
             "encode_s": round(result.encode_s, 3),
             "padding": round(result.padding, 4),
+            "halved_batches": result.halved,
             "labelled": manifest["labelled"],
             "failed": dict(manifest["failed"]),
             "frames": manifest["frames"],
@@ -126,6 +130,7 @@ class Totals:
             "teacher_share": round(self.teacher_s / self.worker_s, 4) if self.worker_s else 0.0,
             "encode_share": round(self.encode_s / self.worker_s, 4) if self.worker_s else 0.0,
             "padding": round(self.padding_s / self.seconds, 4) if self.seconds else 0.0,
+            "halved_batches": self.halved,
             "log_problem": self.log_problem,
         }
 
@@ -164,6 +169,11 @@ class Display:
         """Bring the bar up to date after a shard."""
         if outcome.result is None:
             self.note(f"failed: {outcome.audio}: {outcome.reason}")
+        elif 0 < outcome.result.halved == totals.halved:  # the first shard of which this is known
+            self.note(
+                "too little memory for the batches that were asked for: they are of at most "
+                f"{outcome.result.batch_seconds:.0f} s now"
+            )
         speed = progress_text(totals, self._seconds)
         self._progress.update(self._bar, completed=totals.seconds / 3600, speed=speed)
         if not self._console.is_terminal and totals.wall_s - self._said_s >= _QUIET_S:
@@ -194,6 +204,11 @@ def summary_text(summary: dict[str, Any]) -> str:
         shares = f"teacher {summary['teacher_share']:.0%} of the time, codec {summary['encode_share']:.0%}"
         lines.append(
             f"{summary['times_real_time']:,.0f} × real time; {shares}; {summary['padding']:.1%} padding"
+        )
+    if summary["halved_batches"]:
+        lines.append(
+            f"{summary['halved_batches']} batches did not fit the memory and were halved: "
+            "a smaller batch_seconds would spare the attempts"
         )
     if summary.get("compared_with_plan"):
         lines.append(summary["compared_with_plan"])

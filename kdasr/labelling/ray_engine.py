@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdasr.errors import ConfigError, MissingDependencyError
-from kdasr.labelling.engines import MAX_STILLBORN, Report, Task, Work, execute, set_threads
+from kdasr.labelling.engines import AUTO_DEVICE, MAX_STILLBORN, Report, Task, Work, execute, set_threads
 
 
 class RayCrew:
@@ -20,7 +21,8 @@ class RayCrew:
     Tasks name shards and carry no audio; each actor reads and writes by itself.
 
     Args:
-        work: what to do. Places in it must mean the same on every node.
+        work: what to do. Places in it must mean the same on every node. A device of `AUTO_DEVICE` is a
+            GPU for each actor where the cluster has any.
         size: number of actors.
         address: of a running cluster; None joins the one the environment names, or starts one here.
     """
@@ -34,7 +36,11 @@ class RayCrew:
         self._started_here = not ray.is_initialized()
         if self._started_here:
             _connect(ray, address, size)
-        gpus = 1 if work.device.startswith("cuda") else 0
+        if work.device == AUTO_DEVICE:
+            # The cluster's to say: this machine may have no GPU, or be the only one that has.
+            gpu_there = self._ray.cluster_resources().get("GPU", 0) >= 1
+            self._work = replace(work, device="cuda" if gpu_there else "cpu")
+        gpus = 1 if self._work.device.startswith("cuda") else 0
         self._check_room(gpus)
         # No restarts or retries by Ray: the foreman counts deaths, and only it tries again.
         self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
@@ -72,7 +78,8 @@ class RayCrew:
                     where="workers",
                     expected=f"a {kind} for each",
                     got=f"{there} {kind}s",
-                    fix="Ask for fewer workers, or add nodes first.",
+                    fix="Ask for fewer workers, add nodes first"
+                    + (", or label with --device cpu." if kind == "GPU" else "."),
                 )
 
     def _replace(self, worker: int, error: Exception) -> bool:

@@ -24,7 +24,7 @@ class Settings:
 
     Attributes:
         codec: what to keep of the posteriors.
-        batch_seconds: audio in one forward pass, padding included.
+        batch_seconds: audio in one forward pass, padding included; less where the memory does not hold it.
         window_seconds: longer utterances are labelled in windows of this length …
         overlap_seconds: … that overlap by this much.
         precision: of the forward pass; log-probs are always made float32.
@@ -88,6 +88,8 @@ class ShardResult:
         seconds: audio in the shard.
         wall_s, teacher_s, encode_s: time in all, in the forward pass, in the codec.
         padding: share of the frames that were padding.
+        halved: batches that the memory did not hold.
+        batch_seconds: audio in a batch, at most, once all was done.
     """
 
     audio: str
@@ -97,6 +99,8 @@ class ShardResult:
     teacher_s: float = 0.0
     encode_s: float = 0.0
     padding: float = 0.0
+    halved: int = 0
+    batch_seconds: float = 0.0
 
 
 def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha256: str) -> Header:

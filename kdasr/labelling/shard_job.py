@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import KdasrError, SoftLabelError
-from kdasr.features import num_frames
+from kdasr.features import FRAME_SHIFT_MS, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
 from kdasr.labelling.settings import PRECISIONS, Settings, ShardResult, make_header
@@ -46,6 +46,7 @@ def label_shard(
 
     The bytes written depend on the shard, the teacher and the settings alone. An utterance that
     cannot be labelled gets a placeholder with its reason; nothing is written before all are done.
+    Where the memory does not hold a batch, this one and all of the teacher's later ones are halved.
 
     Args:
         exclude: keys not to be tried, with the reasons.
@@ -68,7 +69,15 @@ def label_shard(
     )
     wall_s = time.perf_counter() - started
     return ShardResult(
-        audio_path.name, manifest, shard.seconds, wall_s, run.teacher_s, run.encode_s, run.padding
+        audio_path.name,
+        manifest,
+        shard.seconds,
+        wall_s,
+        run.teacher_s,
+        run.encode_s,
+        run.padding,
+        run.halved,
+        (teacher.room.frames or settings.batch_frames) * FRAME_SHIFT_MS / 1000,
     )
 
 
@@ -92,10 +101,19 @@ class _Loaded(NamedTuple):
     inputs: Tensor
     lengths: list[int]
 
-    def alone(self) -> Iterator[_Loaded]:
-        """Every segment as a batch of its own."""
-        for row, (segment, length) in enumerate(zip(self.segments, self.lengths, strict=True)):
-            yield _Loaded([segment], self.inputs[row : row + 1, :length], [length])
+    @property
+    def frames(self) -> int:
+        """Feature frames, padding included."""
+        return len(self.segments) * max(segment.frames for segment in self.segments)
+
+    def parts(self, size: int) -> list[_Loaded]:
+        """Batches of up to `size` of its segments."""
+        starts = range(0, len(self.segments), size)
+        return [self._part(slice(start, start + size)) for start in starts]
+
+    def _part(self, rows: slice) -> _Loaded:
+        lengths = self.lengths[rows]
+        return _Loaded(self.segments[rows], self.inputs[rows, : max(lengths)], lengths)
 
 
 class _ShardRun:
@@ -112,6 +130,7 @@ class _ShardRun:
         self._decoded = _Decoded()
         self._encoding: deque[Future[None]] = deque()
         self.teacher_s = self.encode_s = self.padding = 0.0
+        self.halved = 0
 
     def label(self) -> list[tuple[str, SoftLabels | Failure]]:
         # A teacher that hears the padding gets inputs of one length together.
@@ -216,22 +235,35 @@ class _ShardRun:
     def _forward_all(self, loaded: _Loaded, encoder: Executor) -> None:
         if not loaded.segments:
             return
+        count, room = len(loaded.segments), self._teacher.room
+        half, size = -(-count // 2), count
+        if count > 1 and room.frames is not None and loaded.frames > room.frames:
+            self._forward_parts(loaded, half, encoder)
+            return
         try:
             log_probs = self._forward(loaded)
         except torch.AcceleratorError:
             raise  # whatever this process asks of the device next will fail too
+        except (torch.OutOfMemoryError, MemoryError):
+            if count == 1:
+                raise  # says more of the machine, and who else is using it, than of the utterance
+            self.halved += 1
+            size, room.frames = half, half * loaded.frames // count
         except Exception as error:
-            if len(loaded.segments) == 1:
-                if isinstance(error, torch.OutOfMemoryError | MemoryError):
-                    raise  # says more of the machine, and who else is using it, than of the utterance
+            if count == 1:
                 self._fail(loaded.segments[0], f"the teacher raised {type(error).__name__}: {_reason(error)}")
                 return
-            # One utterance must not take its batch with it: try each alone.
-            for one in loaded.alone():
-                self._forward_all(one, encoder)
+            size = 1  # one utterance must not take its batch with it
+        if size < count:
+            # Not above: an error that is at hand holds on to the memory of the pass that raised it.
+            self._forward_parts(loaded, size, encoder)
             return
         self._encoding.append(encoder.submit(self._store, loaded.segments, log_probs))
         self._wait_for_encoder(_MAX_UNENCODED)
+
+    def _forward_parts(self, loaded: _Loaded, size: int, encoder: Executor) -> None:
+        for part in loaded.parts(size):
+            self._forward_all(part, encoder)
 
     def _wait_for_encoder(self, most: int) -> None:
         """Until at most so many batches are with the codec; its errors come up here."""
@@ -241,7 +273,7 @@ class _ShardRun:
     def _forward(self, loaded: _Loaded) -> list[Tensor]:
         """Log-probs (T', V) of each segment."""
         if not self._teacher.pads and len(set(loaded.lengths)) > 1:
-            return [log_probs for one in loaded.alone() for log_probs in self._forward(one)]
+            return [log_probs for one in loaded.parts(1) for log_probs in self._forward(one)]
         started = time.perf_counter()
         device = self._teacher.device
         lengths_b = torch.tensor(loaded.lengths)

@@ -17,6 +17,7 @@ from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
 from kdasr.labelling import label as label_shards
 from kdasr.labelling import plan as plan_labels
 from kdasr.labelling import retokenise as retokenise_labels
+from kdasr.labelling.engines import AUTO_DEVICE
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
 from kdasr.shards import list_shards
@@ -114,7 +115,8 @@ def label(
         settings=settings,
         engine=engine,
         workers=workers,
-        device=job.device(usable_device(device)),
+        # What this machine has says nothing of the nodes that Ray's workers run on.
+        device=device or AUTO_DEVICE if engine == "ray" else job.device(usable_device(device)),
         shard_index=shard_index,
         num_shards=num_shards,
         verify=verify,
@@ -217,12 +219,12 @@ def evaluate(
     """Measure models on test shards and add their rows to `results` (a results.json).
 
     `test` is a list of folders, or one for each name of a test set. `models` maps a row's name to
-    `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320}`: `path` is a model folder or an
-    .onnx file, `chunk_ms` the audio in a chunk where it is not the model's own (0 for full context),
-    `trained` the folder it was exported from. `decoder` is "greedy" or "beam"; the beam is kept
-    to the words of `lexicon`, text files or folders of labelled shards. `spikes` names two rows,
-    teacher and student, whose spikes to compare on the first test set, of which an utterance is also
-    kept as an example.
+    `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320}`: `path` is a model folder, an
+    .onnx file or a pretrained teacher, `chunk_ms` the audio in a chunk where it is not the model's own
+    (0 for full context), `trained` the folder it was exported from. `decoder` is "greedy" or "beam"; the
+    beam is kept to the words of `lexicon`, text files or folders of labelled shards. `spikes` names two
+    rows, teacher and student, whose spikes to compare on the first test set, of which an utterance is
+    also kept as an example.
     """
     from kdasr.scoreboard import Scoreboard
 

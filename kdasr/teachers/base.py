@@ -61,6 +61,17 @@ WAVEFORM = FrontEnd(
 )
 
 
+@dataclass
+class Room:
+    """What the memory of a teacher's device has turned out to hold.
+
+    Attributes:
+        frames: the most feature frames of a batch, padding included; None while no batch was too large.
+    """
+
+    frames: int | None = None
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A teacher that is ready to label.
@@ -82,6 +93,7 @@ class Teacher:
             CTC path, which has no times.
         max_seconds: the longest utterance a teacher of level "sequence" can take, which cannot be cut.
         facts: what else labels should say of it; empty for kdasr's own models.
+        room: what fits its device; labelling finds out.
     """
 
     model: AcousticModel
@@ -97,6 +109,7 @@ class Teacher:
     level: Literal["frame", "sequence"] = "frame"
     max_seconds: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    room: Room = field(default_factory=Room)
 
 
 @runtime_checkable

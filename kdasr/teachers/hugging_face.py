@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kdasr.audio import SAMPLE_RATE_HZ
@@ -163,7 +164,10 @@ def weight_files(folder: Path) -> list[Path]:
 def _load(transformers: Any, folder: Path) -> tuple[Any, Any, Any]:
     weight_files(folder)
     try:
-        network = transformers.AutoModelForCTC.from_pretrained(folder, local_files_only=True)
+        # However it was saved: it hears float32, of which autocast makes what labelling asks for.
+        network = transformers.AutoModelForCTC.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32
+        )
         extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises all kinds for what is missing or of another kind

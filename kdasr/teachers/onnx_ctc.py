@@ -207,10 +207,12 @@ def _open(path: Path, device: str) -> Any:
             got=", ".join(onnxruntime.get_available_providers()),
             fix="Install onnxruntime-gpu in its place, or label with --device cpu.",
         )
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        # Without its number it would be the first GPU, whichever torch was told to use.
+        providers.insert(0, (provider, {"device_id": torch.device(device).index or 0}))
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=[*dict.fromkeys([provider, "CPUExecutionProvider"])]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own kinds, which it does not export
         raise ModelError("onnxruntime cannot load the model", where=path, got=error) from error
 

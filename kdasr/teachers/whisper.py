@@ -54,7 +54,7 @@ class Whisper:
         weights = weight_files(folder)
         try:
             network = transformers.WhisperForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True
+                folder, local_files_only=True, dtype=torch.float32
             )
             processor = transformers.WhisperProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the library raises all kinds for what is missing or of another kind

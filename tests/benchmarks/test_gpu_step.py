@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from benchmarks import gpu, loader
 from benchmarks.step import TrainingStep, seconds_of, synthetic_batch
 from kdasr.interfaces import Batch
+from kdasr.recipe import parse_value, run_stages
 from kdasr.teachers.conformer import ConformerTeacher
 from tests.speech import shards
 
@@ -75,6 +77,22 @@ def test_loader_and_step_are_compared_for_each_number_of_workers(tmp_path: Path)
         assert row["workers"] == workers
         assert row["loader_to_step"] == pytest.approx(row["loader_s"] / row["step_s"])
     assert json.loads((tmp_path / "loader.json").read_text())["workers"] == figures["workers"]
+
+
+@pytest.mark.parametrize("name", ["mini", "fsdd"])
+def test_the_script_scales_teacher_and_students(name: str) -> None:
+    full, tiny = re.findall(r"sizes=\((.*?)\)", (ROOT / "benchmarks/gpu.sh").read_text(), re.DOTALL)
+    words = full.split()
+    sizes = {key[2:]: parse_value(value) for key, value in zip(words[::2], words[1::2], strict=True)}
+    settings = {"work_dir": "w", **sizes}
+    stages = run_stages(ROOT / "recipes" / name, settings)
+    trained = [stage for stage in stages if "optimisation.precision" in stage.settings]
+    assert [stage.name for stage in trained] == ["teacher", "student_labelled_only", "student_distilled"]
+    for stage in trained:
+        assert stage.settings["batch_seconds"] == 320 and stage.settings["optimisation.precision"] == "bf16"
+        assert stage.settings["model.width"] / stage.settings["model.num_heads"] == 64
+    words = tiny.split()
+    assert run_stages(ROOT / "recipes/mini", {key[2:]: 1 for key in words[::2]})
 
 
 def test_the_script_names_what_an_interpreter_lacks(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from tests.librispeech_tree import CHAPTERS, SPEAKERS, UTTERANCES, make_recordin
 ROOT = Path(__file__).parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "recipes/librispeech").rglob(RUN_FILE))
 TINY = [
-    "--model.width", "32", "--model.num_layers", "1", "--model.kernel_frames", "5",
+    "--model.width", "32", "--model.num_layers", "1", "--model.num_heads", "2",
+    "--model.kernel_frames", "5",
     "--optimisation.steps", "4", "--optimisation.eval_every", "2", "--batch_seconds", "15",
     "--num_workers", "0",
     # What training of this length cannot give: an int8 twin that errs alike.
@@ -51,7 +52,7 @@ def options(run: Path, corpora: dict[str, Path]) -> list[str]:
     if "unlabelled_corpus" in keys:
         given += ["--unlabelled_corpus", str(corpora["unlabelled_corpus"])]
     if "teacher" not in stages:
-        return [*given, "--label.teacher", str(corpora["teacher"])]
+        return [*given, "--teacher", str(corpora["teacher"])]
     # The words of this corpus fill no more pieces.
     return [*given, "--units.vocab_size", "30"]
 
@@ -70,6 +71,10 @@ def test_students_are_of_the_promised_size_and_latency(run: Path) -> None:
     with torch.device("meta"):
         model = student["model"](vocab_size=vocab_size)
     assert count_parameters(model) <= 10_000_000
+    millions = re.search(r"Conformer of ([\d.]+) M parameters", (run / "student.yaml").read_text())
+    assert millions is not None and f"{count_parameters(model) / 1e6:.1f}" == millions[1]
+    # In bf16, attention over heads of other widths is slow.
+    assert model.config["width"] / model.config["num_heads"] % 8 == 0
     assert 320 <= algorithmic_latency_ms(model) < 345
 
 

@@ -242,6 +242,27 @@ def test_an_utterance_for_which_the_memory_was_too_small_is_not_blamed_either(
     assert len(files(tmp_path / "labels")) == 2 * summary["shards_labelled"]
 
 
+def test_that_batches_are_halved_is_said_once_and_counted(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offline, tried = TinyTeacher.offline, []
+
+    def fail_twice(self: TinyTeacher, features_btf: torch.Tensor, lengths_b: torch.Tensor) -> Any:
+        tried.append(len(features_btf))
+        if len(features_btf) > 1 and sum(size > 1 for size in tried) <= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return offline(self, features_btf, lengths_b)
+
+    monkeypatch.setattr(TinyTeacher, "offline", fail_twice)
+    make_audio(tmp_path / "many", 24, per_shard=12)
+    summary = run(tmp_path / "many", tmp_path / "labels", quiet=False)
+    assert summary["labelled"] == 24 and summary["halved_batches"] == 2
+    assert capsys.readouterr().err.count("too little memory for the batches") == 1
+    assert "2 batches did not fit the memory" in summary_text(summary)
+    lines = [json.loads(line) for line in (tmp_path / "labels" / "log.jsonl").read_text().splitlines()]
+    assert sum(line["halved_batches"] for line in lines) == 2
+
+
 def test_workers_take_the_gpus_of_a_machine_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [engines._device_of("cuda", worker) for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -104,6 +104,31 @@ def test_a_poison_utterance_is_named_and_its_neighbours_are_labelled(
     assert [key for key, _ in result.manifest["failed"]] == ["utt-002"]
     assert reason in result.manifest["failed"][0][1]
     assert result.manifest["labelled"] == 5
+
+
+def test_batches_that_the_memory_does_not_hold_are_halved_and_so_are_those_after_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    items = [Utterance(f"{n:02d}", (0.1 * rng.standard_normal(8_000)).astype(np.float32)) for n in range(32)]
+    shards = write_shards(items, tmp_path / "audio", max_utterances=16)
+    teacher = TinySource().load("cpu")
+    model, calls = cast(Any, teacher.model), []
+    offline = model.offline
+
+    def with_memory_for_five(features_btf: torch.Tensor, lengths_b: torch.Tensor) -> Any:
+        calls.append(len(features_btf))
+        if len(features_btf) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return offline(features_btf, lengths_b)
+
+    model.offline = with_memory_for_five
+    results = [label_shard(teacher, shard, tmp_path / "labels", Settings(codec=Full())) for shard in shards]
+    assert calls == [16, 8, 4, 4, 4, 4, *[4, 4, 4, 4]]
+    assert [result.halved for result in results] == [2, 0]
+    assert [result.batch_seconds for result in results] == [pytest.approx(4 * 0.5, abs=0.1)] * 2
+    for shard in shards:
+        whole = labels_for(shard, tmp_path / "whole")
+        for key, labels in open_label_shard(tmp_path / "labels" / f"{shard.stem}.kdsl"):
+            assert labels.log_probs == pytest.approx(whole.read(key).log_probs, abs=1e-4)
 
 
 def test_an_utterance_that_cannot_be_decoded_is_named(

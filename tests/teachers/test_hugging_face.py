@@ -64,6 +64,19 @@ def test_a_blank_elsewhere_comes_first(tmp_path: Path) -> None:
     assert torch.equal(ours[..., 10:], theirs[..., 10:])
 
 
+def test_weights_that_were_saved_in_half_precision_are_heard_in_single(tmp_path: Path) -> None:
+    network, _ = hugging_face_model(tmp_path)
+    network.half().save_pretrained(tmp_path)
+    teacher = HuggingFaceCTC(tmp_path).load("cpu")
+    assert {weight.dtype for weight in teacher.model.parameters()} == {torch.float32}  # type: ignore[attr-defined]
+    samples = torch.from_numpy(noise(0.5))
+    with torch.inference_mode():
+        heard = torch.nn.functional.layer_norm(samples, samples.shape)[None]
+        wanted = network.float()(heard).logits.log_softmax(-1)
+        got, _ = teacher.model.offline(samples[None], torch.tensor([8000]))
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("source", [HuggingFaceCTC, Whisper])
 def test_what_is_not_on_this_machine_is_not_fetched(
     source: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

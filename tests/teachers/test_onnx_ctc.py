@@ -16,6 +16,7 @@ import torch
 from kdasr.decoding import greedy
 from kdasr.errors import ConfigError, MissingDependencyError, ModelError
 from kdasr.features import log_mel
+from kdasr.teachers import onnx_ctc
 from kdasr.teachers.base import Teacher
 from kdasr.teachers.onnx_ctc import OnnxCTC
 from tests.teachers.tiny_models import noise
@@ -112,6 +113,27 @@ def test_other_weights_tokens_or_language_are_another_teacher(tmp_path: Path) ->
     tokens = path.with_name("tokens.txt")
     tokens.write_text(tokens.read_text().replace("o 23", "ö 23"))
     assert OnnxCTC(path).load("cpu").weights_hash != first.weights_hash
+
+
+@pytest.mark.parametrize(
+    ("device", "providers"),
+    [
+        ("cuda:3", [("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]),
+        ("cuda", [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"]),
+        ("cpu", ["CPUExecutionProvider"]),
+    ],
+)
+def test_a_session_opens_on_the_device_that_is_asked_for(
+    device: str, providers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: there)
+    monkeypatch.setattr(
+        "onnxruntime.InferenceSession", lambda path, options, providers: opened.append(providers)
+    )
+    onnx_ctc._open(Path("model.onnx"), device)
+    assert opened == [providers]
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "kaldi_native_fbank"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def test_scores_are_those_of_the_librarys_own_forward(teacher: Teacher) -> None:
     logits[prompt - 1, model.how.begin_suppress_tokens] = -torch.inf  # type: ignore[attr-defined]
     log_probs = logits.log_softmax(-1)[torch.arange(tokens.shape[1] - 1), tokens[0, 1:]]
     assert score == pytest.approx(float(log_probs[prompt - 1 :].mean()), abs=1e-3)
+
+
+def test_weights_that_were_saved_in_half_precision_are_heard_in_single(tmp_path: Path) -> None:
+    whisper_model(tmp_path).half().save_pretrained(tmp_path)
+    teacher = Whisper(tmp_path).load("cpu")
+    samples = torch.from_numpy(noise(1.0, 3))
+    with torch.inference_mode():
+        ((_, score),) = teacher.model.transcribe([samples])  # type: ignore[attr-defined]
+    assert teacher.model.network.dtype == torch.float32 and -5 < score < 0  # type: ignore[attr-defined]
 
 
 def test_tokens_without_a_spoken_form_are_suppressed(teacher: Teacher) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from kdasr.models import load_model
+from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.training.compiled import compiled
 from tests.speech import shards
 from tests.test_training import losses, training
@@ -32,8 +34,33 @@ def test_compiled_layers_train_as_others_do(tmp_path: Path, monkeypatch: pytest.
         torch.testing.assert_close(others[name], tensor, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
+def test_batches_of_all_shapes_share_a_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks of two shapes, for one utterance and for several; none more for looks at the dev set."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch.manual_seed(0)
+    model = ConformerTeacher(vocab_size=5, width=16, num_layers=2, num_heads=2, kernel_frames=3, dropout=0.0)
+    # No length that happens to be the width: torch would take the two for one.
+    batches = [torch.randn(count, frames, 80) for count, frames in [(3, 100), (1, 80), (2, 91), (5, 120)]]
+    torch._dynamo.reset()
+    counters.clear()
+    with compiled(model, True):
+        for features_btf in batches:
+            lengths_b = torch.full((len(features_btf),), features_btf.shape[1])
+            for share in (0.0, 1.0):
+                model.train().chunked_share = share
+                fast, _ = model.offline(features_btf, lengths_b)
+                model.eval()
+                with torch.no_grad():
+                    model.offline(features_btf, lengths_b)
+    graphs, unimplemented = counters["stats"]["unique_graphs"], counters["unimplemented"]
+    assert 1 <= graphs <= 4 and not unimplemented
+    plain, _ = model.train().offline(features_btf, lengths_b)
+    torch.testing.assert_close(fast, plain)
+
+
 def test_layers_are_compiled_inside_only_and_models_without_layers_whole() -> None:
-    class Whole:
+    class Whole(torch.nn.Module):
         def offline(self) -> int:
             return 1
 
