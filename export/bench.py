@@ -28,7 +28,7 @@ from export.publish import export_student
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.error_rates import error_rates
-from kdasr.errors import ExportError
+from kdasr.errors import ConfigError, ExportError
 from kdasr.interfaces import Utterance
 from kdasr.models import WEIGHTS_FILE, LoadedModel, load_model
 from kdasr.shards import read_shard
@@ -62,9 +62,11 @@ def bench_device(
         and `export.delays.Delays`.
 
     Raises:
+        ConfigError: no rounds.
         ModelError: the model cannot be used or cannot run chunk by chunk.
         ExportError: an export misses parity, or an engine dies.
     """
+    _check_rounds(rounds)
     loaded = load_model(model)
     recogniser = open_recogniser(model)
     latency_ms = algorithmic_latency_ms(recogniser.streaming_model())
@@ -106,8 +108,10 @@ def time_engines(
         and the smallest `cpu_rtf` over all rounds.
 
     Raises:
+        ConfigError: no rounds.
         ExportError: an engine dies.
     """
+    _check_rounds(rounds)
     audio = folder / "timed.wav"
     soundfile.write(audio, _timed_samples(utterances), SAMPLE_RATE_HZ, subtype="FLOAT")
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
@@ -122,6 +126,11 @@ def time_engines(
         }
         for name, of_rounds in measured.items()
     }
+
+
+def _check_rounds(rounds: int) -> None:
+    if rounds < 1:
+        raise ConfigError("each engine is timed at least once", where="rounds", expected=">= 1", got=rounds)
 
 
 def streaming_wer(model: Path, utterances: Sequence[Utterance]) -> float:
@@ -160,6 +169,8 @@ def table(figures: Mapping[str, Any]) -> list[str]:
             if delays[f"{name}_p50_ms"] is not None:
                 p50, p90 = delays[f"{name}_p50_ms"], delays[f"{name}_p90_ms"]
                 lines.append(f"{what}: P50 {p50:+.0f} ms, P90 {p90:+.0f} ms")
+        if delays["shown_at_end"]:
+            lines.append(f"{delays['shown_at_end']} utterances showed text at their end alone")
     return lines
 
 

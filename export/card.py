@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import commit_file, temporary_name
+from kdasr.errors import ModelError
 from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, NUM_MEL_BINS, feature_hash
 from kdasr.interfaces import StreamingModel
 from kdasr.streaming import TorchChunkModel, algorithmic_latency_ms
@@ -32,7 +33,8 @@ def build_card(
 
     Args:
         format: what the files are.
-        figures: for `float32` and `int8`: file name, bytes, sha256, agreement, WER if measured.
+        figures: for `float32` and `int8`: file name, bytes, sha256, agreement, and the WER with the
+            audio that it was measured on.
     """
     frame_ms = FRAME_SHIFT_MS * student.subsampling
     return {
@@ -87,6 +89,35 @@ def write_card(card: dict[str, Any], path: Path) -> None:
     commit_file(temporary, path)
 
 
+def read_export_card(folder: Path) -> dict[str, Any] | None:
+    """The card of the export in `folder`; None where there is none.
+
+    Raises:
+        ModelError: there is one, and it cannot be read or is of another version.
+    """
+    path = folder / CARD_FILE
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if card.get("format") != CARD_FORMAT:
+            return None  # of a model folder
+        files = {name: (facts["file"], facts["sha256"]) for name, facts in card["files"].items()}
+        known = card["version"] == CARD_VERSION and "float32" in files
+        if known and isinstance(card["student"]["weights_sha256"], str):
+            return card
+        found = f"version {card['version']} with the files {sorted(files)}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = repr(error)
+    raise ModelError(
+        "the card of the export cannot be used",
+        where=path,
+        expected=f"{CARD_FORMAT} version {CARD_VERSION} with the facts of its files",
+        got=found,
+        fix="Export the model again, or copy the folder again.",
+    )
+
+
 def figures_text(figures: dict[str, Any]) -> str:
     """What the card says of one file, in a line."""
     agreement = figures.get("parity_with_torch") or figures["agreement_with_torch"]
@@ -95,7 +126,13 @@ def figures_text(figures: dict[str, Any]) -> str:
         f"log-probs within {agreement['max_abs_difference']:.2g} of torch",
         f"{agreement['same_argmax']:.1%} of frames the same class",
     ]
-    if "wer_percent" in figures:
-        rise = figures.get("wer_rise_points")
-        parts.append(f"WER {figures['wer_percent']:.2f} %" + (f" ({rise:+.2f})" if rise is not None else ""))
+    if figures["wer_percent"] is None:
+        parts.append(f"WER {figures['wer_data']}")
+    else:
+        rise, data = figures.get("wer_rise_points"), figures["wer_data"]
+        parts.append(
+            f"WER {figures['wer_percent']:.2f} %"
+            + (f" ({rise:+.2f})" if rise is not None else "")
+            + f" over the {data['words']} words of {', '.join(data['folders'])}"
+        )
     return ", ".join(parts)

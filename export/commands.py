@@ -50,13 +50,13 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
         "--microphone", action="store_true", help="listen until Ctrl-C (pip install 'kdasr[mic]')"
     )
     parser.add_argument("--device", help="which microphone, by name or number")
-    parser.add_argument("--rate", type=int, default=16_000, help="sample rate of PCM on standard input")
+    parser.add_argument("--rate", type=int, help="sample rate of PCM on standard input (default 16000)")
     parser.add_argument(
         "--endpoint",
         action=argparse.BooleanOptionalAction,
         help="one line for each stretch between pauses (default: for live audio only)",
     )
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds of silence that end a stretch")
+    parser.add_argument("--pause", type=float, help="seconds of silence that end a stretch (default 1)")
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="audio files; - for raw 16-bit mono PCM on stdin"
     )

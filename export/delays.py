@@ -38,8 +38,11 @@ class Delays:
         emission_p50_ms, emission_p90_ms: spike of a unit minus its aligned start; None without an
             aligner.
         first_token_p50_ms, first_token_p90_ms: from the aligned start of the first unit to the
-            audio that had to arrive before any text was shown; None without an aligner.
+            audio that had to arrive before any text was shown, all of it where text came with the
+            end alone; None without an aligner.
         not_aligned: utterances that the aligner's frames could not hold.
+        shown_at_end: utterances of the first-token delay whose text came with the end alone. Audio that
+            goes on would have kept them waiting longer.
     """
 
     utterances: int
@@ -51,6 +54,7 @@ class Delays:
     first_token_p50_ms: float | None
     first_token_p90_ms: float | None
     not_aligned: int
+    shown_at_end: int
 
 
 def measure_delays(
@@ -60,7 +64,7 @@ def measure_delays(
     `aligner`, a torch model with the same units, has it."""
     frame_ms = float(FRAME_SHIFT_MS * recogniser.streaming_model().subsampling)
     streamed, offline, emission, first = [], [], [], []
-    not_aligned = 0
+    not_aligned = shown_at_end = 0
     for utterance in utterances:
         session, shown_ms = _stream(recogniser, utterance)
         streamed.append(session.text)
@@ -73,8 +77,10 @@ def measure_delays(
             not_aligned += 1
             continue
         emission += spike_offsets(reference, session.tokens, frame_ms)
-        if shown_ms is not None and reference:
-            first.append(shown_ms - reference[0].frame * frame_ms)
+        if reference:
+            whole_ms = 1000 * len(utterance.samples) / SAMPLE_RATE_HZ
+            first.append((whole_ms if shown_ms is None else shown_ms) - reference[0].frame * frame_ms)
+            shown_at_end += shown_ms is None
     references = [utterance.text or "" for utterance in utterances]
     return Delays(
         len(utterances),
@@ -84,11 +90,13 @@ def measure_delays(
         *_percentiles(emission),
         *_percentiles(first),
         not_aligned,
+        shown_at_end,
     )
 
 
 def _stream(recogniser: Recogniser, utterance: Utterance) -> tuple[StreamingSession, float | None]:
-    """The finished session, and how much audio had arrived when text was first there."""
+    """The finished session, and how much audio had arrived when text was first there; None where that
+    was not before the end."""
     session = recogniser.session(where=utterance.key)
     arrived, shown_ms = 0, None
     for piece in pieces_of(utterance.samples, _PIECE_MS):
@@ -103,18 +111,26 @@ def open_aligner(path: Path, recogniser: Recogniser) -> Recogniser:
     """The model at `path`, fit to align for `recogniser`.
 
     Raises:
-        ModelError: it has other units or is no torch model.
+        ModelError: it has other units or other output frames, or is no torch model.
     """
     aligner = open_recogniser(path)
-    if aligner.offline_model is None or aligner.units.hash != recogniser.units.hash:
-        raise ModelError(
-            "this model cannot align for the student",
-            where=path,
-            expected="a torch model folder with the same units",
-            got="an exported model" if aligner.offline_model is None else "other units",
-            fix="Name the teacher's folder.",
-        )
-    return aligner
+    frames = recogniser.streaming_model().subsampling
+    if aligner.offline_model is None:
+        got = "an exported model"
+    elif aligner.units.hash != recogniser.units.hash:
+        got = "other units"
+    elif aligner.offline_model.subsampling != frames:
+        ms = FRAME_SHIFT_MS * aligner.offline_model.subsampling
+        got = f"output frames of {ms} ms in place of {FRAME_SHIFT_MS * frames} ms"
+    else:
+        return aligner
+    raise ModelError(
+        "this model cannot align for the student",
+        where=path,
+        expected="a torch model folder with the same units and output frames",
+        got=got,
+        fix="Name the teacher's folder.",
+    )
 
 
 @torch.inference_mode()

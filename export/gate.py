@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.publish import Gate
+from export.publish import Gate, Measured
 from kdasr.evaluation import evaluate_transcriber
 from kdasr.interfaces import Utterance
 from kdasr.streaming import ChunkModel, StreamingSession
@@ -13,17 +13,20 @@ from kdasr.text import Units
 
 
 def wer_gate(units: Units, shards: Sequence[Path]) -> Gate:
-    """A function from a `ChunkModel` to its WER in percent over `shards`, decoded chunk by chunk.
+    """A function from a `ChunkModel` to its WER over `shards`, decoded chunk by chunk.
 
     The function raises ShardError where the shards are damaged or hold no transcripts.
     """
 
-    def wer_percent(model: ChunkModel) -> float:
+    folders = tuple(dict.fromkeys(str(path.parent) for path in shards))
+
+    def measure(model: ChunkModel) -> Measured:
         def transcribe(utterance: Utterance) -> str:
             session = StreamingSession(model, units, where=utterance.key)
             session.accept(utterance.samples)
             return session.finish()
 
-        return evaluate_transcriber(transcribe, shards).wer
+        result = evaluate_transcriber(transcribe, shards)
+        return Measured(result.wer, result.errors.words, folders)
 
-    return wer_percent
+    return measure

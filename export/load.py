@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from export.card import read_export_card
 from export.contract import WAVE_FORMAT
 from export.publish import TOKENS_FILE
 from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE, OnnxChunkModel, OnnxWaveModel, open_session
 from export.to_executorch import FLOAT_FILE as EXECUTORCH_FILE
 from export.to_executorch import ExecutorchModel
 from kdasr.errors import ModelError, UnitsError
+from kdasr.models import file_sha256
 from kdasr.text import Units, load_units
 
 ExportedModel = OnnxChunkModel | OnnxWaveModel | ExecutorchModel
 
 
 def exported_file(path: Path) -> Path | None:
-    """The model file that `path` means: itself, or the float32 file of an export folder; None where
-    it is neither."""
+    """The model file that `path` means: itself, or the float32 file of an export folder, which its
+    card names; None where it is neither.
+
+    Raises:
+        ModelError: the card cannot be used.
+    """
     if path.suffix in (".onnx", ".pte"):
         return path
+    if (card := read_export_card(path)) is not None:
+        return path / str(card["files"]["float32"]["file"])
     names = (FLOAT_FILE, WAVE_FLOAT_FILE, EXECUTORCH_FILE)
     return next((path / name for name in names if (path / name).is_file()), None)
 
 
 def load_exported(path: Path, num_threads: int = 1) -> tuple[ExportedModel, Units]:
-    """An exported model and its units, checked to belong together.
+    """An exported model and its units, checked to belong together and, where its card is there, to be
+    what was exported.
 
     Args:
         path: a model file beside its units.
 
     Raises:
-        ModelError: the model cannot be used, or units or tokens.txt beside it are of another model.
+        ModelError: the model cannot be used, or the card, units or tokens.txt beside it are of another.
     """
+    folder = path.parent
+    card = read_export_card(folder)
+    if card is not None:
+        _check_hash(path, card)
     model = _open(path, num_threads)
-    folder = model.path.parent
+    if card is not None:
+        _check_student(model, card)
     try:
         units = load_units(folder)
     except UnitsError as error:
@@ -53,6 +68,36 @@ def load_exported(path: Path, num_threads: int = 1) -> tuple[ExportedModel, Unit
         )
     check_tokens_file(folder / TOKENS_FILE, units)
     return model, units
+
+
+def _check_hash(path: Path, card: dict[str, Any]) -> None:
+    """Raises:
+    ModelError: the card has this file's hash, and it is another."""
+    known = {facts["file"]: facts["sha256"] for facts in card["files"].values()}
+    if path.is_file() and path.name in known and (found := file_sha256(path)) != known[path.name]:
+        raise ModelError(
+            "the file is not the one that was exported",
+            where=path,
+            expected=f"sha256 {known[path.name]}, as its card says",
+            got=found,
+            fix="It is damaged, truncated or changed: copy the folder or export the model again.",
+        )
+
+
+def _check_student(model: ExportedModel, card: dict[str, Any]) -> None:
+    """A file that the card does not list, a variant of those it lists, is of the same student.
+
+    Raises:
+        ModelError: it is of another."""
+    expected, got = card["student"]["weights_sha256"], model.facts.weights_sha256
+    if got != expected:
+        raise ModelError(
+            "the card beside the file is of another student",
+            where=model.path,
+            expected=f"weights {expected[:12]}…",
+            got=f"{got[:12]}…",
+            fix="Keep each export in a folder of its own.",
+        )
 
 
 def _open(path: Path, num_threads: int) -> ExportedModel:

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from export import commit_file, temporary_name
 from export.card import CARD_FILE, build_card, write_card
-from export.formats import Format, format_class
+from export.formats import FORMATS, Format, format_class
 from export.parity import Agreement, compare, require_parity
 from export.to_onnx import OnnxFormat
-from kdasr.errors import ExportError, MissingDependencyError
+from kdasr.errors import ConfigError, ExportError, MissingDependencyError
 from kdasr.interfaces import StreamingModel
-from kdasr.models import file_sha256
-from kdasr.streaming import ChunkModel, TorchChunkModel
+from kdasr.models import WEIGHTS_FILE, file_sha256
+from kdasr.streaming import ChunkModel, TorchChunkModel, silence_controls
 from kdasr.text import Units, write_tokens_txt
 
 TOKENS_FILE = "tokens.txt"
 MAX_WER_RISE = 0.5
+NOT_MEASURED = "not measured: exported without development shards (--dev)"
 
-Gate = Callable[[ChunkModel], float]
+
+@dataclass(frozen=True)
+class Measured:
+    """The WER of a file on development audio, and which audio that was.
+
+    Attributes:
+        wer_percent: word errors for each hundred words.
+        words: words of the transcripts.
+        folders: where the shards lie.
+    """
+
+    wer_percent: float
+    words: int
+    folders: tuple[str, ...]
+
+
+Gate = Callable[[ChunkModel], Measured]
 
 
 @dataclass(frozen=True)
@@ -54,21 +71,24 @@ def export_student(
 ) -> Export:
     """Writes `student` in a format, runs every file against torch, and only then names them.
 
-    Files of an earlier export in `out_dir` are replaced at the end, or not at all.
+    One folder holds one export: the files of an earlier one in `out_dir`, of whatever format, are
+    replaced at the end, or not at all. Classes that stand for no text are never emitted by the files
+    (`kdasr.streaming.silence_controls`).
 
     Args:
         student: a streaming student; it is put into evaluation mode.
         units: its units.
-        out_dir: made if need be.
+        out_dir: made if need be; not the folder of a model.
         format: one of `export.formats.FORMATS`.
         weights_sha256: hash of the weights it was loaded from, for the card.
         name: what the card calls it.
         int8: whether to write the int8 file too.
-        gate: a function from a `ChunkModel` to its WER in percent on development audio. With it,
-            an int8 file that is more than `max_wer_rise` points worse than float32 is refused.
+        gate: a function from a `ChunkModel` to its WER on development audio. With it, an int8 file
+            that is more than `max_wer_rise` points worse than float32 is refused; without it, the
+            card says that WER was not measured.
 
     Raises:
-        ConfigError: there is no such format.
+        ConfigError: there is no such format, or `out_dir` holds a model.
         ExportError: the units are not the student's, its state or an operation does not fit the
             format, parity is missed, or the gate is missed; the message holds the figure.
         ModelError: the student cannot run chunk by chunk.
@@ -79,7 +99,9 @@ def export_student(
         # Not imported here: some packages are talkative, and the format knows how to hush them.
         if find_spec(package) is None:
             raise MissingDependencyError(package, kind.extra)
+    _check_folder(out_dir)
     _check_units(student, units)
+    student = silence_controls(student, units)
     TorchChunkModel(student)  # which refuses a student of full context
     written = kind(student, units, weights_sha256)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -89,11 +111,12 @@ def export_student(
         figures = {"float32": _write_float(written, student, float_temporary, float_path, gate)}
         if int8:
             figures["int8"] = _write_int8(written, student, int8_temporary, float_temporary, int8_path)
+            measured = _measured(gate, written.open(int8_temporary))
             if gate is not None:
                 before = figures["float32"]["wer_percent"]
-                candidate = written.open(int8_temporary)
-                figures["int8"].update(_gated(candidate, gate, before, max_wer_rise, int8_path))
-        _retire(written, out_dir)
+                measured["wer_rise_points"] = _rise(measured["wer_percent"], before, max_wer_rise, int8_path)
+            figures["int8"].update(measured)
+        _retire(out_dir)
         units.save(out_dir)
         write_tokens_txt(units, out_dir / TOKENS_FILE)
         commit_file(float_temporary, float_path)
@@ -107,6 +130,19 @@ def export_student(
     card = build_card(student, units, name=name, format=written, figures=figures)
     write_card(card, out_dir / CARD_FILE)
     return Export(float_path, int8_path if int8 else None, card)
+
+
+def _check_folder(out_dir: Path) -> None:
+    """Raises:
+    ConfigError: the export would write over the card and the units of a model."""
+    if (out_dir / WEIGHTS_FILE).exists():
+        raise ConfigError(
+            "this is the folder of a model, and an export there would destroy it",
+            where=out_dir,
+            expected="a folder of its own for the export",
+            got=f"a folder with {WEIGHTS_FILE}",
+            fix="Choose another --out.",
+        )
 
 
 def _check_units(student: StreamingModel, units: Units) -> None:
@@ -129,10 +165,7 @@ def _write_float(
     candidate = format.open(path)
     parity = compare(TorchChunkModel(student), candidate, batch_sizes=format.batch_sizes)
     require_parity(parity, str(final), format.tolerance)
-    figures: dict[str, Any] = {"parity_with_torch": parity.as_dict()}
-    if gate is not None:
-        figures["wer_percent"] = gate(candidate)
-    return figures
+    return {"parity_with_torch": parity.as_dict(), **_measured(gate, candidate)}
 
 
 def _write_int8(
@@ -145,15 +178,20 @@ def _write_int8(
     return {"agreement_with_torch": agreement.as_dict()}
 
 
-def _gated(
-    candidate: ChunkModel, gate: Gate, float_wer: float, max_wer_rise: float, where: Path
-) -> dict[str, Any]:
-    """The WER of an int8 model, and how much it is above that of float32.
+def _measured(gate: Gate | None, candidate: ChunkModel) -> dict[str, Any]:
+    """The WER of a model and its audio, for the card."""
+    if gate is None:
+        return {"wer_percent": None, "wer_data": NOT_MEASURED}
+    data = asdict(gate(candidate))
+    return {"wer_percent": data.pop("wer_percent"), "wer_data": data}
+
+
+def _rise(wer: float, float_wer: float, max_wer_rise: float, where: Path) -> float:
+    """How many points the WER of int8 is above that of float32.
 
     Raises:
-        ExportError: it is too much.
+        ExportError: too many.
     """
-    wer = gate(candidate)
     rise = wer - float_wer
     if not rise <= max_wer_rise:
         raise ExportError(
@@ -163,7 +201,7 @@ def _gated(
             got=f"{rise:.2f} points ({float_wer:.2f} % to {wer:.2f} %)",
             fix="No file was written. Export without int8, or raise the limit.",
         )
-    return {"wer_percent": wer, "wer_rise_points": rise}
+    return rise
 
 
 def _require_resemblance(agreement: Agreement, where: Path) -> None:
@@ -178,9 +216,11 @@ def _require_resemblance(agreement: Agreement, where: Path) -> None:
         )
 
 
-def _retire(format: Format, out_dir: Path) -> None:
-    """Takes away the card first: a folder without one is not a finished export."""
-    for name in (CARD_FILE, format.float_file, format.int8_file, TOKENS_FILE):
+def _retire(out_dir: Path) -> None:
+    """Takes away an export of any format, for the card will describe the new one alone. The card goes
+    first: a folder without one is not a finished export."""
+    models = [name for kind in FORMATS.values() for name in (kind.float_file, kind.int8_file)]
+    for name in (CARD_FILE, *models, TOKENS_FILE):
         (out_dir / name).unlink(missing_ok=True)
 
 

@@ -74,9 +74,8 @@ class OnnxChunkModel:
     def step(
         self, features_btf: NDArray[np.float32], state: OnnxState
     ) -> tuple[NDArray[np.float32], OnnxState]:
-        log_probs_btv, *next_state = self._session.run(
-            None, dict(zip(self.input_names, [features_btf, *state], strict=True))
-        )
+        inputs = dict(zip(self.input_names, [features_btf, *state], strict=True))
+        log_probs_btv, *next_state = run_session(self._session, None, inputs, self.path)
         return log_probs_btv, next_state
 
 
@@ -114,10 +113,8 @@ class OnnxWaveModel:
     def step(
         self, window: SampleWindow, state: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        log_probs_btv, state = self._session.run(
-            WAVE_OUTPUTS,
-            dict(zip(WAVE_INPUTS, (window.samples_bn, window.valid_frames_b, state), strict=True)),
-        )
+        inputs = dict(zip(WAVE_INPUTS, (window.samples_bn, window.valid_frames_b, state), strict=True))
+        log_probs_btv, state = run_session(self._session, WAVE_OUTPUTS, inputs, self.path)
         return log_probs_btv, state
 
 
@@ -146,3 +143,23 @@ def open_session(path: Path, num_threads: int) -> Any:
             got=str(error).strip().splitlines()[0][:200],
             fix="It is damaged, truncated or not an ONNX file: export or copy it again.",
         ) from error
+
+
+def run_session(
+    session: Any, outputs: list[str] | None, inputs: dict[str, NDArray[Any]], path: Path
+) -> list[NDArray[Any]]:
+    """What a session computes.
+
+    Raises:
+        ModelError: the graph does not take what the file's metadata says it takes.
+    """
+    try:
+        results: list[NDArray[Any]] = session.run(outputs, inputs)
+    except Exception as error:  # as above
+        raise ModelError(
+            "ONNX Runtime cannot run the file",
+            where=path,
+            got=str(error).strip().splitlines()[0][:200],
+            fix="Its metadata and its graph are not of one model: export or copy it again.",
+        ) from error
+    return results

@@ -14,12 +14,14 @@ from export.sources import microphone_pieces, pcm_pieces, pieces_of
 from export.transcribe import DEFAULT_PIECE_MS, Recogniser, Transcript, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
 from kdasr.decoding import DEFAULT_BEAM
-from kdasr.errors import ConfigError
+from kdasr.errors import AudioError, ConfigError
 from kdasr.lexicon import Lexicon
 from kdasr.streaming import EndpointRules
 
 STANDARD_INPUT = "-"
 MICROPHONE = "microphone"
+# Of a partial text, what a log shows: each one repeats those before it.
+_LOG_COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ class Request:
         stream: decode files chunk by chunk and show partial text; live sources always do.
         json_lines: one JSON object a line, with word times.
         endpoint: cut at pauses into one transcript each; None does so for live sources only.
-        min_silence_s, max_segment_s: see `kdasr.streaming.EndpointRules`.
+        min_silence_s: see `kdasr.streaming.EndpointRules`; None for its own.
         chunk_ms: audio in a chunk of the model; None for the model's own.
         lexicon: text files and folders of labelled shards with the words to hear; none for any.
         beam: prefixes of a search; None for the most probable class of each frame, or with a lexicon 16.
-        rate_hz: sample rate of the PCM on standard input.
+        rate_hz: sample rate of the PCM on standard input; None for 16 kHz.
         piece_ms: how much audio is taken at a time.
     """
 
@@ -49,13 +51,24 @@ class Request:
     stream: bool = False
     json_lines: bool = False
     endpoint: bool | None = None
-    min_silence_s: float = 1.0
-    max_segment_s: float = 20.0
+    min_silence_s: float | None = None
     chunk_ms: int | None = None
     lexicon: tuple[str, ...] = ()
     beam: int | None = None
-    rate_hz: int = SAMPLE_RATE_HZ
+    rate_hz: int | None = None
     piece_ms: int = DEFAULT_PIECE_MS
+
+    @property
+    def live(self) -> bool:
+        """Whether the audio is heard as it comes."""
+        return self.microphone or STANDARD_INPUT in self.sources
+
+    @property
+    def rules(self) -> EndpointRules | None:
+        """Where to cut; None for nowhere."""
+        if not (self.live if self.endpoint is None else self.endpoint):
+            return None
+        return EndpointRules() if self.min_silence_s is None else EndpointRules(self.min_silence_s)
 
 
 def show_transcripts(
@@ -64,9 +77,11 @@ def show_transcripts(
     """Prints `source<TAB>text` (or a JSON object) for each final transcript on `out` as it is
     ready, and partial text, where there is any, on `err` (with `json_lines` on `out` too).
 
+    A file that cannot be read is told on `err`, and the others are transcribed all the same.
+
     Raises:
-        ConfigError: no source, or several live ones.
-        AudioError: a source cannot be read.
+        ConfigError: no source, several live ones, or a setting of another kind of source.
+        AudioError: a source cannot be read; of several files, how many.
         ModelError: the model cannot be used, or not in this way.
     """
     out, err = out or sys.stdout, err or sys.stderr
@@ -116,47 +131,71 @@ def _check(request: Request) -> None:
             expected="either files, or -, or --microphone",
             got=" ".join([*request.sources, *(["--microphone"] if request.microphone else [])]),
         )
+    for name, value, used, what in (
+        ("--device", request.device, request.microphone, "--microphone"),
+        ("--rate", request.rate_hz, STANDARD_INPUT in request.sources, "- for PCM on standard input"),
+        ("--pause", request.min_silence_s, request.rules is not None, "live audio or --endpoint"),
+    ):
+        if value is not None and not used:
+            raise ConfigError("a setting that nothing here uses", where=name, expected=f"{what} with it")
 
 
 def _all_transcripts(
     recogniser: Recogniser, request: Request, stdin: BinaryIO, err: TextIO
 ) -> Iterator[Transcript]:
-    rules = EndpointRules(request.min_silence_s, request.max_segment_s)
     if request.microphone:
-        pieces = microphone_pieces(device=request.device, piece_ms=request.piece_ms)
-        print("listening; Ctrl-C ends it", file=err, flush=True)
-        yield from recogniser.listen(pieces, MICROPHONE, None if request.endpoint is False else rules)
+        pieces = microphone_pieces(
+            device=request.device,
+            piece_ms=request.piece_ms,
+            on_open=lambda: print("listening; Ctrl-C ends it", file=err, flush=True),
+        )
+        yield from recogniser.listen(pieces, MICROPHONE, request.rules)
         return
+    failed = 0
     for source in request.sources:
-        if source == STANDARD_INPUT:
-            pieces = pcm_pieces(stdin, rate_hz=request.rate_hz, piece_ms=request.piece_ms)
-            yield from recogniser.listen(pieces, source, None if request.endpoint is False else rules)
-        else:
-            yield from _file_transcripts(recogniser, request, source, rules, err)
+        try:
+            if source == STANDARD_INPUT:
+                rate_hz = SAMPLE_RATE_HZ if request.rate_hz is None else request.rate_hz
+                pieces = pcm_pieces(stdin, rate_hz=rate_hz, piece_ms=request.piece_ms)
+                yield from recogniser.listen(pieces, source, request.rules)
+            else:
+                yield from _file_transcripts(recogniser, request, source, err)
+        except AudioError as error:
+            if len(request.sources) == 1:
+                raise
+            failed += 1
+            _clear_line(err)
+            print(f"kdasr: {error}", file=err, flush=True)
+    if failed:
+        raise AudioError(f"{failed} of {len(request.sources)} sources could not be transcribed")
 
 
 def _file_transcripts(
-    recogniser: Recogniser, request: Request, source: str, rules: EndpointRules, err: TextIO
+    recogniser: Recogniser, request: Request, source: str, err: TextIO
 ) -> Iterable[Transcript]:
     decoded = load_with_rate(Path(source))
     if decoded.source_rate_hz != SAMPLE_RATE_HZ:
         print(f"{source}: resampled from {decoded.source_rate_hz} Hz to {SAMPLE_RATE_HZ} Hz", file=err)
     if request.stream or request.endpoint:
         pieces = pieces_of(decoded.samples, request.piece_ms)
-        return recogniser.listen(pieces, source, rules if request.endpoint else None)
+        return recogniser.listen(pieces, source, request.rules if request.endpoint else None)
     words = recogniser.words(recogniser.recognise(decoded.samples, source))
     return [Transcript(source, " ".join(word.text for word in words), words, True)]
 
 
 def _show_partial(heard: Transcript, err: TextIO) -> None:
-    """On a terminal the line is written over; in a log each partial is a line."""
+    """On a terminal the line is written over; in a log each partial is a line. Of a long text either
+    shows the end."""
     if err.isatty():
         width = shutil.get_terminal_size().columns - 1
-        line = f"{heard.source}: {heard.text}"
-        err.write("\r\x1b[K" + (line if len(line) <= width else "…" + line[1 - width :]))
+        err.write("\r\x1b[K" + _end_of(f"{heard.source}: {heard.text}", width))
     else:
-        err.write(f"{heard.source}\t{heard.text} …\n")
+        err.write(f"{heard.source}\t{_end_of(heard.text, _LOG_COLUMNS)} …\n")
     err.flush()
+
+
+def _end_of(line: str, width: int) -> str:
+    return line if len(line) <= width else "…" + line[1 - width :]
 
 
 def _clear_line(err: TextIO) -> None:

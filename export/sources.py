@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import FrameType
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -49,25 +53,27 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ, piece_ms: int
         piece_ms: the most that is read at a time; what is there is taken without waiting for more.
 
     Raises:
-        AudioError: the stream begins like a WAV or another audio file instead of raw samples.
+        AudioError: the stream begins like a WAV or another audio file instead of raw samples, or
+            its rate is one that `kdasr.audio.check_rates` refuses.
         ConfigError: a rate or piece that is not positive.
     """
     resampler = StreamingResampler(rate_hz)
     size = piece_samples(piece_ms, rate_hz) * _BYTES_PER_SAMPLE
     read = getattr(stream, "read1", stream.read)
     rest, checked = b"", False
-    while data := _until_interrupted(lambda: read(size)):
-        rest += data
-        if not checked:
-            _refuse_container(rest)
-            checked = len(rest) >= _NAME_BYTES
-        # Samples wait until it is certain that they are samples.
-        whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE if checked else 0
+    with _CtrlC() as ctrl_c:
+        while data := ctrl_c.unless_pressed(lambda: read(size)):
+            rest += data
+            if not checked:
+                _refuse_container(rest)
+                checked = len(rest) >= _NAME_BYTES
+            # Samples wait until it is certain that they are samples.
+            whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE if checked else 0
+            yield resampler.accept(_to_float(rest[:whole]))
+            rest = rest[whole:]
+        whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE
         yield resampler.accept(_to_float(rest[:whole]))
-        rest = rest[whole:]
-    whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE
-    yield resampler.accept(_to_float(rest[:whole]))
-    yield resampler.flush()
+        yield resampler.flush()
     if len(rest) > whole:
         _log.warning("the PCM stream ended in the middle of a sample: its last byte was left out")
 
@@ -88,12 +94,15 @@ def _refuse_container(data: bytes) -> None:
         )
 
 
-def microphone_pieces(*, device: str | int | None = None, piece_ms: int = 100) -> Iterator[Samples]:
+def microphone_pieces(
+    *, device: str | int | None = None, piece_ms: int = 100, on_open: Callable[[], None] = lambda: None
+) -> Iterator[Samples]:
     """The microphone, until Ctrl-C: what was heard before it is complete.
 
     Args:
         device: name or number as `python -m sounddevice` lists them; None for the default.
         piece_ms: how much arrives at a time.
+        on_open: called when the microphone listens.
 
     Raises:
         MissingDependencyError: sounddevice is not installed.
@@ -107,28 +116,32 @@ def microphone_pieces(*, device: str | int | None = None, piece_ms: int = 100) -
             _log.warning("microphone: %s", status)
         arrived.put(frames[:, 0].copy())
 
-    try:
-        rate_hz = _microphone_rate_hz(sounddevice, device)
-        microphone = sounddevice.InputStream(
-            samplerate=rate_hz,
-            channels=1,
-            dtype="float32",
-            device=device,
-            blocksize=piece_samples(piece_ms, rate_hz),
-            callback=hear,
-        )
-    except (sounddevice.PortAudioError, ValueError) as error:
-        raise AudioError(
-            "the microphone cannot be opened",
-            where=f"device {device}" if device is not None else "default device",
-            got=error,
-            fix="List the devices with: python -m sounddevice",
-        ) from error
-    resampler = StreamingResampler(rate_hz)
-    with microphone:
-        while (frames := _until_interrupted(arrived.get)) is not None:
+    with _CtrlC() as ctrl_c, ExitStack() as opened:
+        try:
+            rate_hz = _microphone_rate_hz(sounddevice, device)
+            resampler = StreamingResampler(rate_hz)
+            opened.enter_context(
+                sounddevice.InputStream(
+                    samplerate=rate_hz,
+                    channels=1,
+                    dtype="float32",
+                    device=device,
+                    blocksize=piece_samples(piece_ms, rate_hz),
+                    callback=hear,
+                )
+            )
+        except (sounddevice.PortAudioError, ValueError) as error:
+            raise AudioError(
+                "the microphone cannot be opened",
+                where=f"device {device}" if device is not None else "default device",
+                got=error,
+                fix="List the devices with: python -m sounddevice",
+            ) from error
+        on_open()
+        while (frames := ctrl_c.unless_pressed(arrived.get)) is not None:
             yield resampler.accept(frames)
-    yield resampler.flush()
+        opened.close()  # what is computed from here on needs no microphone
+        yield resampler.flush()
 
 
 def _microphone_rate_hz(sounddevice: Any, device: str | int | None) -> int:
@@ -142,12 +155,42 @@ def _microphone_rate_hz(sounddevice: Any, device: str | int | None) -> int:
     return SAMPLE_RATE_HZ
 
 
-def _until_interrupted(read: Callable[[], T]) -> T | None:
-    """What `read` gives; None once Ctrl-C is pressed: it ends what is heard, and not its transcript."""
-    try:
-        return read()
-    except KeyboardInterrupt:
-        return None
+class _CtrlC:
+    """Within the block the first Ctrl-C ends what is heard and not its transcript: it ends the read that
+    waits for more, and breaks off nothing that is computed meanwhile. A second one does.
+
+    Where Ctrl-C does not raise KeyboardInterrupt anyway, as in other threads, it stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self._pressed = self._reading = self._installed = False
+
+    def __enter__(self) -> _CtrlC:
+        main = threading.current_thread() is threading.main_thread()
+        self._installed = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._installed:
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def unless_pressed(self, read: Callable[[], T]) -> T | None:
+        """What `read` gives; None once Ctrl-C was pressed."""
+        try:
+            self._reading = True  # before the look at what was pressed: no press falls between
+            result = None if self._pressed else read()
+            self._reading = False
+            return result
+        except KeyboardInterrupt:
+            self._reading = False
+            return None
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        again, self._pressed = self._pressed, True
+        if again or self._reading:
+            raise KeyboardInterrupt
 
 
 def _sounddevice() -> Any:

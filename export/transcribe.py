@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from export.load import exported_file, load_exported
 from export.sources import pieces_of
-from kdasr.audio import load
+from kdasr.audio import SAMPLE_RATE_HZ, load
 from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, GreedyStream, StreamDecoder, Token, decode_whole
-from kdasr.errors import ConfigError, ModelError
+from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import AcousticModel, StreamingModel
 from kdasr.models import CARD_FILE, WEIGHTS_FILE, load_model
@@ -26,12 +26,17 @@ from kdasr.streaming import (
     StreamingSession,
     TorchChunkModel,
     Word,
+    check_samples,
     set_chunk_ms,
+    silence_controls,
     words_of,
 )
 from kdasr.text import Units
 
 DEFAULT_PIECE_MS = 100
+# What is longer runs chunk by chunk where it can: attention over all of it at once takes memory that
+# grows as the square of the length.
+LONGEST_AT_ONCE_S = 60
 
 Partial = Callable[[Path, str], None]
 
@@ -106,9 +111,17 @@ class Recogniser:
         )
 
     def recognise(self, samples: NDArray[np.float32], where: str = "audio") -> list[Token]:
-        """The tokens of a whole utterance. A torch model sees all of it in one pass; an exported
-        one, which has no such pass, chunk by chunk, which gives the same."""
-        if self.offline_model is None:
+        """The tokens of a whole utterance. A torch model sees all of it in one pass. An exported one,
+        which has no such pass, goes chunk by chunk, and so does a torch student with more than
+        `LONGEST_AT_ONCE_S`: that gives the same.
+
+        Raises:
+            AudioError: bad samples (see `kdasr.streaming.check_samples`), or more of them than a model
+                of full context has memory for.
+        """
+        samples = check_samples(samples, where)
+        seconds = len(samples) / SAMPLE_RATE_HZ
+        if self.offline_model is None or (self.chunk_model is not None and seconds > LONGEST_AT_ONCE_S):
             session = self.session(where=where)
             session.accept(samples)
             session.finish()
@@ -117,8 +130,18 @@ class Recogniser:
         lengths_b = torch.tensor([features_btf.shape[1]])
         if not int(lengths_b):
             return []
-        with torch.inference_mode():
-            log_probs_btv, frames_b = self.offline_model.offline(features_btf, lengths_b)
+        try:
+            with torch.inference_mode():
+                log_probs_btv, frames_b = self.offline_model.offline(features_btf, lengths_b)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+                raise
+            raise AudioError(
+                "too long for a model of full context on this machine",
+                where=where,
+                got=f"{seconds:.0f} s of audio, and no memory for all of it at once",
+                fix="Cut it into shorter files, or use a student, which runs chunk by chunk.",
+            ) from error
         return decode_whole(self.decoder(), log_probs_btv[0, : int(frames_b[0])])
 
     def transcribe(self, samples: NDArray[np.float32], where: str = "audio") -> str:
@@ -148,6 +171,7 @@ class Recogniser:
         for piece in pieces:
             for segment in session.accept(piece):
                 yield Transcript(source, segment.text, segment.words, True)
+                before = ""  # after it nothing is on show any more
             if session.partial != before:
                 before = session.partial
                 yield Transcript(source, before, [], False)
@@ -179,11 +203,19 @@ def open_recogniser(path: Path, num_threads: int = 1, chunk_ms: int | None = Non
     if path.is_dir() and ((path / WEIGHTS_FILE).exists() or (path / CARD_FILE).exists()):
         loaded = load_model(path)
         if not isinstance(loaded.model, StreamingModel):
+            if chunk_ms:
+                raise ConfigError(
+                    "a model of full context has no chunks",
+                    where=path,
+                    expected=f"no --chunk-ms for a {type(loaded.model).__name__}",
+                    got=chunk_ms,
+                )
             return Recogniser(path, loaded.units, loaded.model, None)
         if chunk_ms is not None:
             set_chunk_ms(loaded.model, chunk_ms)
-        chunk_model = TorchChunkModel(loaded.model) if loaded.model.shift else None
-        return Recogniser(path, loaded.units, loaded.model, chunk_model)
+        student = silence_controls(loaded.model, loaded.units)
+        chunk_model = TorchChunkModel(student) if student.shift else None
+        return Recogniser(path, loaded.units, student, chunk_model)
     raise ModelError(
         "there is no model here",
         where=path,

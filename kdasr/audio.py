@@ -26,6 +26,8 @@ _UNKNOWN_BYTES = (0, 0xFFFFFFFF)
 _UNKNOWN_FRAMES = 2**62
 _BLOCK_SECONDS = 60.0
 _COPY_AGAIN = "Copy the file again from its source."
+# The filter has a row for each output sample of a period, each as long as the period: 16 MB at most.
+_MOST_WEIGHTS = 4_000_000
 
 
 class Decoded(NamedTuple):
@@ -48,7 +50,7 @@ def decode(data: bytes, where: str) -> NDArray[np.float32]:
 
     Raises:
         AudioError: no bytes, not decodable, cut short (as far as the format tells: ogg does not),
-            no samples, or NaN/infinite samples.
+            no samples, NaN/infinite samples, or a rate that `check_rates` refuses.
     """
     return decode_with_rate(data, where).samples
 
@@ -56,6 +58,7 @@ def decode(data: bytes, where: str) -> NDArray[np.float32]:
 def decode_with_rate(data: bytes, where: str, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
     """As `decode`, at `rate_hz`, telling also which sample rate the audio had."""
     with _opened(io.BytesIO(data), where) as file:
+        check_rates(file.samplerate, rate_hz, where)
         return _joined(_segments(file, None, where), file.samplerate, rate_hz)
 
 
@@ -71,6 +74,7 @@ def load(path: Path) -> NDArray[np.float32]:
 def load_with_rate(path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
     """As `load`, at `rate_hz`, telling also which sample rate the file had."""
     with _stream(path) as stream, _opened(stream, str(path)) as file:
+        check_rates(file.samplerate, rate_hz, str(path))
         return _joined(_segments(file, None, str(path)), file.samplerate, rate_hz)
 
 
@@ -83,17 +87,41 @@ def load_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ)
         AudioError: as `load`; of a file that is cut short, the segments before the cut come first.
     """
     with _stream(path) as stream, _opened(stream, str(path)) as file:
+        check_rates(file.samplerate, rate_hz, str(path))
         for frames_nc in _segments(file, max_seconds, str(path)):
             yield _joined([frames_nc], file.samplerate, rate_hz)
 
 
 def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:
-    """(N,) samples at `from_hz` to (ceil(N * to_hz / from_hz),) at `to_hz`: windowed-sinc polyphase."""
+    """(N,) samples at `from_hz` to (ceil(N * to_hz / from_hz),) at `to_hz`: windowed-sinc polyphase.
+
+    Raises:
+        AudioError: see `check_rates`.
+    """
     if from_hz == to_hz:
         return samples
+    check_rates(from_hz, to_hz)
     with torch.no_grad():
         resampled = _resampler(from_hz, to_hz)(torch.from_numpy(np.array(samples, dtype=np.float32)))
     return np.asarray(resampled.numpy(), dtype=np.float32)
+
+
+def check_rates(from_hz: int, to_hz: int, where: str = "audio") -> None:
+    """Refuses two rates whose ratio in lowest terms is of so large numbers (44,101 to 16,000) that the
+    filter between them would take gigabytes.
+
+    Raises:
+        AudioError: they are such rates.
+    """
+    divisor = math.gcd(from_hz, to_hz)
+    if from_hz // divisor * (to_hz // divisor) > _MOST_WEIGHTS:
+        raise AudioError(
+            "a sample rate that cannot be resampled from",
+            where=where,
+            expected=f"one that has a simple ratio to {to_hz} Hz, such as 8000, 22050, 44100 or 48000 Hz",
+            got=f"{from_hz} Hz",
+            fix=f"Convert it first: ffmpeg -i FILE -ar {to_hz} OUT.wav",
+        )
 
 
 def encode_flac(samples: NDArray[np.float32]) -> bytes:

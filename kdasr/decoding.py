@@ -95,7 +95,13 @@ def greedy(
 
 
 class StreamDecoder(Protocol):
-    """Frames in, piece by piece; the tokens so far out."""
+    """Frames in, piece by piece; the tokens so far out.
+
+    Attributes:
+        only_grows: whether a token, once there, stays as it is until it is taken.
+    """
+
+    only_grows: bool
 
     @property
     def tokens(self) -> list[Token]:
@@ -138,6 +144,8 @@ class GreedyStream:
         last_id: class of the last frame seen; it decides whether the next frame begins a new unit.
         frames_seen: frames fed so far.
     """
+
+    only_grows = True
 
     def __init__(self) -> None:
         self.tokens: list[Token] = []
@@ -200,6 +208,7 @@ class BeamStream:
         frames_seen: frames fed so far.
     """
 
+    only_grows = False
     _prefixes: list[_Prefix]
     _taken: int
     _ends_blank: NDArray[np.float64]

@@ -101,11 +101,8 @@ class TableUnits(SymbolUnits):
                 got=f"{symbols[:3]} …" + (f", more than once: {twice[:5]}" if twice else ""),
             )
         self.model_bytes, self.upper = model_bytes, upper
-        self._id_by_text = {
-            symbol: unit
-            for unit, symbol in enumerate(symbols)
-            if unit != BLANK_ID and symbol and not _CONTROL.fullmatch(symbol)
-        }
+        silent = {BLANK_ID, *control_ids(symbols)}
+        self._id_by_text = {symbol: unit for unit, symbol in enumerate(symbols) if unit not in silent}
         self._longest = max((len(symbol) for symbol in self._id_by_text), default=0)
         # Word pieces begin with the mark; in a table of characters it stands between words.
         self._pieces = any(len(s) > 1 and s.startswith(WORD_START) for s in self._id_by_text)
@@ -193,6 +190,15 @@ class TableUnits(SymbolUnits):
             ids.append(self._id_by_text[step[1]])
             start += len(step[1])
         return ids
+
+
+def control_ids(symbols: Sequence[str]) -> list[int]:
+    """The classes that stand for no text, blank aside: those whose symbol is empty or in brackets."""
+    return [
+        unit
+        for unit, symbol in enumerate(symbols)
+        if unit != BLANK_ID and (not symbol or _CONTROL.fullmatch(symbol))
+    ]
 
 
 def blank_path(ids: Sequence[int]) -> list[int]:

@@ -89,6 +89,27 @@ def test_resampling_removes_what_the_new_rate_cannot_hold() -> None:
     assert np.abs(resample(tone(0.25, 44_100, 12_000.0), 44_100)[500:3500]).max() < 0.01
 
 
+@pytest.mark.parametrize("rate_hz", [22_254, 44_101])
+def test_a_rate_whose_filter_would_take_gigabytes_is_refused(rate_hz: int, tmp_path: Path) -> None:
+    message = f"a sample rate that cannot be resampled from.*got {rate_hz} Hz.*ffmpeg"
+    path = tmp_path / "odd.wav"
+    path.write_bytes(encoded(tone(0.1, rate_hz), rate_hz))
+    with pytest.raises(AudioError, match=rf"odd\.wav: {message}"):
+        load(path)
+    with pytest.raises(AudioError, match=rf"odd\.wav: {message}"):
+        next(load_segments(path, 1.0))
+    with pytest.raises(AudioError, match=f"x: {message}"):
+        decode(path.read_bytes(), "x")
+    with pytest.raises(AudioError, match=message):
+        resample(tone(0.1, rate_hz), rate_hz)
+    assert load_with_rate(path, rate_hz).source_rate_hz == rate_hz
+
+
+@pytest.mark.parametrize("from_hz", [11_025, 14_416, 15_984, 37_800, 96_000, 192_000])
+def test_rates_that_are_met_are_not_refused(from_hz: int) -> None:
+    assert len(resample(np.zeros(from_hz // 10, np.float32), from_hz)) == pytest.approx(1_600, abs=1)
+
+
 def test_another_rate_can_be_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(encoded(tone(0.5, 8_000), 8_000))

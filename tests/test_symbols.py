@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdasr.errors import UnitsError
-from kdasr.symbols import TableUnits, blank_path
+from kdasr.symbols import TableUnits, blank_path, control_ids
 from kdasr.text import load_units, train_sentencepiece
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "H", "L", "O", "'"]
@@ -19,6 +19,11 @@ def test_letters_get_the_spelling_of_normalised_text() -> None:
     assert units.symbols == ["<blk>", "<s>", "</s>", "<unk>", "▁", "e", "h", "l", "o", "'"]
     assert units.encode("hello ole") == [6, 5, 7, 7, 8, 4, 8, 7, 5]
     assert units.decode([6, 5, 7, 8, 4, 3, 8, 2]) == "helo o"
+
+
+def test_classes_that_stand_for_no_text_are_those_in_brackets_but_for_blank() -> None:
+    assert control_ids(TableUnits.from_foreign(LETTERS, blank_id=0).symbols) == [1, 2, 3]
+    assert control_ids(["<blk>", "a", "", "[PAD]", "<", "<|en|>"]) == [2, 3, 5]
 
 
 def test_blank_moves_to_the_front_and_pieces_are_cut_as_few_as_possible() -> None:

@@ -14,6 +14,7 @@ from kdasr.streaming.models import (
     TorchChunkModel,
     algorithmic_latency_ms,
     set_chunk_ms,
+    silence_controls,
 )
 from kdasr.streaming.resampler import StreamingResampler
 from kdasr.streaming.session import StreamingSession, check_samples
@@ -37,5 +38,6 @@ __all__ = [
     "algorithmic_latency_ms",
     "check_samples",
     "set_chunk_ms",
+    "silence_controls",
     "words_of",
 ]

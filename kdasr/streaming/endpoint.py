@@ -21,7 +21,8 @@ class EndpointRules:
     """When a segment ends.
 
     Attributes:
-        min_silence_s: seconds without a new unit after which a segment is over.
+        min_silence_s: seconds without a new unit after which a segment is over, and its last word with
+            it: what follows is another word, for text cannot wait for what is said next.
         max_segment_s: seconds after which a segment is cut, before its last word.
     """
 
@@ -60,8 +61,9 @@ class Segment:
 class EndpointingSession:
     """A `StreamingSession` that hands over its text in segments, so that it can run for ever.
 
-    The model's state runs on across the cuts: with greedy decoding all segments together are the words
-    of one uninterrupted session. A search begins anew after each pause.
+    The model's state runs on across the cuts: with greedy decoding all segments together are the units
+    of one uninterrupted session, and its words but for those that a pause parts. A search begins anew
+    after each pause.
 
     Args:
         model: what to run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,10 +13,14 @@ from kdasr.errors import ConfigError, ModelError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import StreamingModel
 from kdasr.streaming.windows import FeatureWindows, FrontEnd
+from kdasr.symbols import control_ids
+from kdasr.text import Units
 
 # Half of the 25 ms analysis window plus half of the 10 ms hop: the audio that a centred feature
 # frame needs beyond its own 10 ms (snip_edges=false).
 FEATURE_LOOKAHEAD_MS = 17.5
+# Far below any logit, and yet so small that float32 keeps the figure to 2e-5: exports are compared by it.
+_NEVER_LOGIT = -200.0
 
 
 class ChunkModel(Protocol):
@@ -97,6 +102,33 @@ class TorchChunkModel:
     def step(self, features_btf: NDArray[np.float32], state: Any) -> tuple[NDArray[np.float32], Any]:
         log_probs_btv, state = self.student.forward(torch.from_numpy(features_btf), state)
         return log_probs_btv.numpy(), state
+
+
+def silence_controls(student: StreamingModel, units: Units) -> StreamingModel:
+    """`student` with a head that never emits a class that stands for no text (`<unk>`, `<s>` of a
+    foreign table of symbols); the same object where there is none.
+
+    kdasr's units would leave such a class out of the text, but other runtimes print its symbol.
+
+    Raises:
+        ModelError: it has such classes, and no linear head.
+    """
+    controls = control_ids(units.symbols)
+    if not controls:
+        return student
+    silenced: Any = copy.deepcopy(student)
+    head = getattr(silenced, "head", None)
+    if not isinstance(head, torch.nn.Linear) or head.bias is None:
+        raise ModelError(
+            "the classes that stand for no text cannot be silenced",
+            where=type(student).__name__,
+            expected="a student whose `head` is an nn.Linear with a bias",
+            got=f"{[units.symbols[unit] for unit in controls][:5]} among its units",
+        )
+    with torch.no_grad():
+        head.weight[controls] = 0.0
+        head.bias[controls] = _NEVER_LOGIT
+    return silenced
 
 
 def set_chunk_ms(student: StreamingModel, chunk_ms: int) -> None:

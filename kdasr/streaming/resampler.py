@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.audio import SAMPLE_RATE_HZ, check_rates, resample
 from kdasr.errors import ConfigError
 
 # Input samples on either side that reach into an output sample: torchaudio's default filter is
@@ -24,11 +24,13 @@ class StreamingResampler:
 
     Raises:
         ConfigError: a rate that is not positive.
+        AudioError: two rates that `kdasr.audio.check_rates` refuses.
     """
 
     def __init__(self, from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> None:
         if from_hz < 1 or to_hz < 1:
             raise ConfigError("a sample rate is positive", expected=">= 1 Hz", got=(from_hz, to_hz))
+        check_rates(from_hz, to_hz)
         divisor = math.gcd(from_hz, to_hz)
         self._from_hz, self._to_hz = from_hz, to_hz
         # Blocks of so many input samples give a whole number of output samples.

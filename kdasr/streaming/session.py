@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from kdasr.decoding import GreedyStream, StreamDecoder, Token
 from kdasr.errors import AudioError, ModelError
 from kdasr.streaming.models import ChunkModel
-from kdasr.text import Units
+from kdasr.text import WORD_START, Units
 
 # Floating point audio may overshoot 1 after resampling; a peak like this is integer PCM.
 _PEAK_OF_UNSCALED_PCM = 100.0
@@ -112,6 +112,7 @@ class StreamingSession:
         self._decoder = self._make_decoder()
         self._log_probs: list[NDArray[np.float32]] = []
         self._text = ""
+        self._known: tuple[int, str] = (0, "")
         self._finished = False
 
     @property
@@ -180,11 +181,23 @@ class StreamingSession:
         Neither the model's state nor the count of frames changes."""
         taken = self.tokens[:count]
         self._decoder.take(len(taken))
+        self._known = (0, "")
         self._decode()
         return taken
 
     def _decode(self) -> None:
-        self._text = self.units.decode([token.id for token in self.tokens])
+        """Brings the text up to date: of tokens that only grow, no word but the last is spelt again."""
+        tokens, (count, text) = self.tokens, self._known if self._decoder.only_grows else (0, "")
+        last = len(tokens) - 1
+        while last > count and not self.units.symbols[tokens[last].id].startswith(WORD_START):
+            last -= 1
+        if last > count:  # what is before the last word is known from now on
+            count, text = self._known = last, self._joined(text, tokens[count:last])
+        self._text = self._joined(text, tokens[count:])
+
+    def _joined(self, text: str, tokens: list[Token]) -> str:
+        more = self.units.decode([token.id for token in tokens])
+        return f"{text} {more}" if text and more else text or more
 
     def _step(self, window: Any, max_frames: int) -> None:
         """Steps over one window, and counts at most `max_frames` of what comes out."""

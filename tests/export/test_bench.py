@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import export.bench
-from export.bench import bench_device, streaming_wer, table
+from export.bench import bench_device, streaming_wer, table, time_engines
 from export.formats import available_formats, format_class
 from export.parity import probe_sound
 from export.publish import export_student
@@ -73,8 +73,15 @@ def test_an_engine_that_dies_is_an_error(place: Path, monkeypatch: pytest.Monkey
         return exported
 
     monkeypatch.setattr(export.bench, "export_student", damaged)
-    with pytest.raises(ExportError, match="an engine failed.*cannot read the file"):
+    with pytest.raises(ExportError, match="an engine failed.*not the one that was exported"):
         bench_device(place / "student", formats=["onnx"])
+
+
+def test_there_is_at_least_one_round(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rounds: each engine is timed at least once; expected >= 1; got 0"):
+        bench_device(place / "student", rounds=0)
+    with pytest.raises(ConfigError, match="rounds"):
+        time_engines({"torch": place / "student"}, [], tmp_path, rounds=-1)
 
 
 def test_formats_are_known_by_name() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import export.delays
 from export.delays import measure_delays, open_aligner
 from export.parity import probe_sound
 from export.publish import export_student
@@ -56,3 +60,24 @@ def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> 
     export_student(conformer(), UNITS, tmp_path, int8=False)
     with pytest.raises(ModelError, match="cannot align for the student.*an exported model"):
         open_aligner(tmp_path, recogniser)
+
+
+def test_an_aligner_of_other_frames_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recogniser = open_recogniser(place / "student")
+    slower: Any = SimpleNamespace(subsampling=8)
+    monkeypatch.setattr(
+        export.delays, "open_recogniser", lambda path: replace(recogniser, offline_model=slower)
+    )
+    with pytest.raises(ModelError, match="cannot align .*got output frames of 80 ms in place of 40 ms"):
+        open_aligner(place / "student", recogniser)
+
+
+def test_text_that_comes_with_the_end_alone_counts_as_late_as_the_end(place: Path) -> None:
+    aligner = open_recogniser(place / "student")
+    late = open_recogniser(place / "student", chunk_ms=3_200)
+    (utterance, *_) = utterances(place)
+    delays = measure_delays(late, [utterance], aligner)
+    (first, *_) = export.delays._aligned(aligner, utterance)
+    assert delays.first_token_p50_ms == 1_000 * 30_000 / 16_000 - 40 * first.frame
+    assert delays.shown_at_end == 1
+    assert measure_delays(aligner, [utterance], aligner).shown_at_end == 0

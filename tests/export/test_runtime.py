@@ -11,12 +11,15 @@ import numpy as np
 import onnx
 import pytest
 
+from export.card import CARD_FILE
 from export.graph import set_metadata
 from export.load import exported_file, load_exported
 from export.publish import export_student
 from export.runtime import OnnxChunkModel
 from kdasr.errors import MissingDependencyError, ModelError
-from tests.export.small_models import UNITS, recurrent
+from kdasr.models import save_model
+from kdasr.streaming import StreamingSession
+from tests.export.small_models import UNITS, conformer, recurrent
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +62,73 @@ def test_a_truncated_file_is_refused(folder: Path, keep: float) -> None:
     path = folder / "model.onnx"
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(ModelError, match=r"model\.onnx: the file is not the one that was exported"):
+        load_exported(folder / "model.onnx")
+    (folder / CARD_FILE).unlink()
     with pytest.raises(ModelError, match=r"model\.onnx: .*(cannot read|not a streaming model)"):
         load_exported(folder / "model.onnx")
 
 
+def test_damage_that_onnx_runtime_does_not_notice_is_refused(folder: Path) -> None:
+    path = folder / "model.int8.onnx"
+    data = bytearray(path.read_bytes())
+    middle = slice(len(data) // 2, len(data) // 2 + 200)
+    data[middle] = bytes(byte ^ 0x5A for byte in data[middle])
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"model\.int8\.onnx: .*expected sha256 .*as its card says"):
+        load_exported(path)
+
+
+def test_a_folder_means_the_file_of_its_card(folder: Path) -> None:
+    (folder / "model.onnx").rename(folder / "other.onnx")
+    card = json.loads((folder / CARD_FILE).read_text())
+    card["files"]["float32"]["file"] = "other.onnx"
+    (folder / CARD_FILE).write_text(json.dumps(card))
+    assert exported_file(folder) == folder / "other.onnx"
+    load_exported(folder / "other.onnx")
+
+
+def test_a_file_of_another_student_beside_the_card_is_refused(folder: Path, tmp_path: Path) -> None:
+    export_student(conformer(), UNITS, tmp_path / "a", weights_sha256="aa" * 32, int8=False)
+    shutil.copyfile(tmp_path / "a" / "model.onnx", folder / "stale.onnx")
+    with pytest.raises(ModelError, match=r"stale\.onnx: the card beside the file is of another student"):
+        load_exported(folder / "stale.onnx")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda card: card.update(version=2),
+        lambda card: card["files"].pop("float32"),
+        lambda card: card["files"]["int8"].pop("sha256"),
+        lambda card: card.pop("student"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_refused(folder: Path, edit: object) -> None:
+    card = json.loads((folder / CARD_FILE).read_text())
+    assert callable(edit)
+    edit(card)
+    (folder / CARD_FILE).write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=r"model\.json: the card of the export cannot be used"):
+        exported_file(folder)
+
+
+def test_the_card_of_a_model_folder_is_no_export(tmp_path: Path) -> None:
+    save_model(tmp_path / "student", conformer(), UNITS)
+    assert exported_file(tmp_path / "student") is None
+
+
+def test_a_graph_that_does_not_take_what_its_metadata_says_is_a_model_error(folder: Path) -> None:
+    change_metadata(folder / "model.onnx", T="40")
+    (folder / CARD_FILE).unlink()
+    session = StreamingSession(*load_exported(folder / "model.onnx"))
+    with pytest.raises(ModelError, match=r"model\.onnx: ONNX Runtime cannot run the file"):
+        session.accept(np.zeros(16_000, np.float32))
+
+
 def test_bytes_that_are_not_onnx_are_refused(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(np.random.default_rng(0).bytes(5_000))
+    (folder / CARD_FILE).unlink()
     with pytest.raises(ModelError, match="ONNX Runtime cannot read the file"):
         load_exported(folder / "model.onnx")
 
@@ -97,6 +161,7 @@ def test_metadata_is_checked(folder: Path, changes: dict[str, str], message: str
 
 def test_units_of_another_model_are_refused(folder: Path) -> None:
     change_metadata(folder / "model.onnx", units_hash="f" * 64)
+    (folder / CARD_FILE).unlink()
     with pytest.raises(ModelError, match="the units are of another model"):
         load_exported(folder / "model.onnx")
 

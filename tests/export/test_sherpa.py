@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from export.load import load_exported
 from export.parity import probe_sound
 from export.publish import export_student
 from kdasr.streaming import StreamingSession, TorchChunkModel
-from tests.export.small_models import ALL, KINDS, UNITS
+from kdasr.symbols import TableUnits
+from tests.export.small_models import ALL, KINDS, UNITS, conformer
 
 PROGRAM = Path(__file__).with_name("sherpa_decode.py")
 NUM_SAMPLES = (40_000, 24_123, 31_321)
@@ -121,6 +123,22 @@ def test_sherpa_command_line_gives_the_same_text(exported: Any) -> None:
     assert len(results) == len(wavs)
     for session, result in zip(sessions(TorchChunkModel(student)), results, strict=True):
         assert_same(session, result)
+
+
+def test_sherpa_prints_no_symbol_that_stands_for_no_text(tmp_path: Path) -> None:
+    units = TableUnits.from_foreign(["<s>", "<pad>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz'"], 1)
+    student = conformer(vocab_size=units.vocab_size, lead_nats=6.0)
+    with torch.no_grad():
+        student.head.bias[1:4] += 20
+    export_student(student, units, tmp_path, int8=False)
+    samples = np.concatenate([utterance(40_000, 20), np.zeros((student.window + 2) * 160, np.float32)])
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    (heard,) = sherpa(tmp_path, [tmp_path / "a.wav"])
+    assert len(heard["tokens"]) >= 6 and not {"<s>", "</s>", "<unk>"} & set(heard["tokens"])
+    model, _ = load_exported(tmp_path / "model.onnx")
+    session = StreamingSession(model, units)
+    session.accept(utterance(40_000, 20))
+    assert heard["text"].split()[:3] == session.finish().split()[:3]
 
 
 def test_the_comparison_notices_other_features(exported: Any) -> None:

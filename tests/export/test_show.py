@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import export.show
 from export.parity import probe_sound
 from export.publish import export_student
 from export.show import Request, show_transcripts
-from export.transcribe import open_recogniser
+from export.transcribe import Recogniser, open_recogniser
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.models import save_model
+from kdasr.streaming import EndpointRules
 from tests.export.small_models import UNITS, conformer
+from tests.streaming.scripted import Scripted, silence, spell
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +99,21 @@ def test_a_pipe_is_cut_at_pauses_by_itself_and_a_file_on_request(place: Path, tm
     pause = np.zeros(32_000, np.float32)
     audio = np.concatenate([probe_sound(20_000, 1), pause, probe_sound(20_000, 2), pause])
     soundfile.write(tmp_path / "two.wav", audio, 16_000)
-    rules = {"min_silence_s": 0.5}
+    pause_s = 0.5
     data = soundfile.read(tmp_path / "two.wav", dtype="int16")[0].astype("<i2").tobytes()
-    piped, _ = shown(Request(place / "onnx", ("-",), **rules), stdin=io.BytesIO(data))
+    piped, _ = shown(Request(place / "onnx", ("-",), min_silence_s=pause_s), stdin=io.BytesIO(data))
     name = str(tmp_path / "two.wav")
-    whole, _ = shown(Request(place / "onnx", (name,), stream=True, **rules))
-    cut, _ = shown(Request(place / "onnx", (name,), endpoint=True, **rules))
+    whole, _ = shown(Request(place / "onnx", (name,), stream=True))
+    cut, _ = shown(Request(place / "onnx", (name,), endpoint=True, min_silence_s=pause_s))
     assert len(whole) == 1 and len(cut) >= 2
     assert [line.split("\t")[1] for line in cut] == [line.split("\t")[1] for line in piped]
 
 
 def test_the_microphone_is_shown_to_its_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def speak(**settings: Any) -> Any:
+    def speak(*, on_open: Callable[[], None], **settings: Any) -> Any:
         assert settings == {"device": "kitchen", "piece_ms": 100}
+        assert err.getvalue() == ""  # nobody listens yet
+        on_open()
         yield probe_sound(40_000, 1)
         yield probe_sound(8_000, 2)
 
@@ -153,6 +159,11 @@ def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
         ({}, "nothing to transcribe"),
         ({"sources": ("-", "-")}, "a live source is listened to alone"),
         ({"sources": ("a.wav",), "microphone": True}, "got a.wav --microphone"),
+        ({"sources": ("a.wav",), "rate_hz": 0}, "--rate: a setting that nothing here uses"),
+        ({"microphone": True, "rate_hz": 8_000}, "--rate: .*expected - for PCM on standard input"),
+        ({"sources": ("-",), "device": "kitchen"}, "--device: .*expected --microphone"),
+        ({"sources": ("a.wav",), "min_silence_s": 2.0}, "--pause: .*expected live audio or --endpoint"),
+        ({"sources": ("-",), "endpoint": False, "min_silence_s": 2.0}, "--pause"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(place: Path, changes: dict[str, Any], message: str) -> None:
@@ -162,7 +173,67 @@ def test_requests_that_make_no_sense_are_refused(place: Path, changes: dict[str,
 
 def test_a_missing_file_is_named(place: Path) -> None:
     with pytest.raises(AudioError, match=r"nowhere\.wav: the audio file cannot be read"):
-        shown(Request(place / "onnx", (files(place)[0], "nowhere.wav")))
+        shown(Request(place / "onnx", ("nowhere.wav",)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_files_after_a_bad_one_are_transcribed_all_the_same(
+    place: Path, tmp_path: Path, stream: bool
+) -> None:
+    (tmp_path / "noise.wav").write_bytes(b"RIFF")
+    first, second = files(place)
+    out, err = io.StringIO(), io.StringIO()
+    request = Request(
+        place / "onnx", (first, "nowhere.wav", str(tmp_path / "noise.wav"), second), stream=stream
+    )
+    with pytest.raises(AudioError, match=r"^2 of 4 sources could not be transcribed$"):
+        show_transcripts(request, out=out, err=err)
+    assert out.getvalue().splitlines() == [f"{name}\t{text(place, name)}" for name in (first, second)]
+    told = [line for line in err.getvalue().splitlines() if line.startswith("kdasr: ")]
+    assert len(told) == 2 and "nowhere.wav: " in told[0] and "noise.wav: " in told[1]
+
+
+def scripted(script: dict[int, str]) -> Recogniser:
+    return Recogniser(Path("scripted"), UNITS, None, Scripted(script))
+
+
+def test_no_empty_partial_follows_a_stretch() -> None:
+    recogniser = scripted({**spell("one two", 5), **spell("three", 60)})
+    pieces = [silence(2)] * 50
+    heard = list(recogniser.listen(pieces, "pipe", EndpointRules()))
+    assert [one.text for one in heard if one.final] == ["one two", "three"]
+    partials = [one.text for one in heard if not one.final]
+    assert partials[:3] == ["o", "on", "one"] and partials[-1] == "three" and all(partials)
+
+
+def test_a_log_grows_as_the_audio_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recogniser = scripted(spell("lorem " * 400, 5))
+    monkeypatch.setattr(export.show, "open_recogniser", lambda path, chunk_ms: recogniser)
+    sizes = []
+    for frames in (500, 1_000, 2_000):
+        soundfile.write(tmp_path / "a.wav", silence(frames), 16_000)
+        out, err = shown(Request(Path("scripted"), (str(tmp_path / "a.wav"),), stream=True))
+        sizes.append(sum(map(len, err)))
+        assert len(err[-1].split("\t")[1]) == 102 and out[0].split("\t")[1].startswith("lorem lorem")
+    assert sizes[2] < 2.2 * sizes[1] < 5 * sizes[0]
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_a_chunk_is_computed_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pressed(Scripted):
+        def step(self, features_btf: Any, state: Any) -> Any:
+            if state == 30:
+                signal.raise_signal(signal.SIGINT)
+            return super().step(features_btf, state)
+
+    script = spell("what was heard until then", 2, spacing=1)
+    recogniser = Recogniser(Path("scripted"), UNITS, None, Pressed(script))
+    monkeypatch.setattr(export.show, "open_recogniser", lambda path, chunk_ms: recogniser)
+    stdin = io.BytesIO(bytes(2 * len(silence(400))))
+    out, _ = shown(Request(Path("scripted"), ("-",)), stdin=stdin)
+    assert out == ["-\twhat was heard until then"]
+    assert len(stdin.read()) > 0  # what came after it was not waited for
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_lexicon_keeps_every_engine_to_its_words(place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import queue
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -77,6 +78,36 @@ def test_ctrl_c_ends_a_pipe_and_loses_nothing() -> None:
     assert np.array_equal(heard, data / 32_768)
 
 
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_between_two_reads_ends_the_pipe_and_a_second_one_everything() -> None:
+    data = np.arange(5_000, dtype="<i2")
+    pieces = pcm_pieces(io.BytesIO(data.tobytes()))
+    heard = [next(pieces), next(pieces)]
+    signal.raise_signal(signal.SIGINT)  # while a chunk is computed
+    heard += pieces
+    assert np.array_equal(np.concatenate(heard), data[:3_200] / 32_768)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    pieces = pcm_pieces(io.BytesIO(data.tobytes()))
+    next(pieces)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    pieces.close()
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_ends_a_read_that_waits() -> None:
+    class Waiting(io.BytesIO):
+        def read1(self, size: int | None = -1) -> bytes:
+            if not (data := super().read1(size)):
+                signal.raise_signal(signal.SIGINT)
+            return data
+
+    data = np.arange(5_000, dtype="<i2")
+    heard = np.concatenate(list(pcm_pieces(Waiting(data.tobytes()))))
+    assert np.array_equal(heard, data / 32_768)
+
+
 def test_an_empty_pipe_is_silence() -> None:
     assert sum(len(piece) for piece in pcm_pieces(io.BytesIO(b""))) == 0
 
@@ -90,6 +121,8 @@ def test_a_file_in_place_of_raw_samples_is_refused(head: bytes, name: str) -> No
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="a sample rate is positive"):
         list(pcm_pieces(io.BytesIO(b""), rate_hz=0))
+    with pytest.raises(AudioError, match="cannot be resampled from.*got 44101 Hz"):
+        list(pcm_pieces(io.BytesIO(b""), rate_hz=44_101))
     with pytest.raises(ConfigError, match="piece_ms"):
         list(pieces_of(np.zeros(10, np.float32), 0))
 
@@ -133,7 +166,9 @@ def sounddevice(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespa
 def test_microphone_gives_what_the_device_gives(
     sounddevice: types.SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    *pieces, rest = microphone_pieces(device=2)
+    opened: list[bool] = []
+    *pieces, rest = microphone_pieces(device=2, on_open=lambda: opened.append(True))
+    assert opened == [True]
     assert [float(piece[0]) for piece in pieces] == pytest.approx([n / 10 for n in range(10)])
     assert all(piece.shape == (1_600,) for piece in pieces) and rest.shape == (0,)
     assert FakeStream.settings["samplerate"] == 16_000 and FakeStream.settings["device"] == 2
@@ -153,15 +188,19 @@ def test_a_microphone_without_16_khz_is_resampled(sounddevice: types.SimpleNames
     assert middles == pytest.approx([n / 10 for n in range(10)], abs=1e-3)
 
 
-def test_a_microphone_that_is_not_there_is_said_so(sounddevice: types.SimpleNamespace) -> None:
-    def refuse(**settings: object) -> None:
+@pytest.mark.parametrize("when", ["made", "started"])
+def test_a_microphone_that_is_not_there_is_said_so(sounddevice: types.SimpleNamespace, when: str) -> None:
+    def refuse(*stream: object, **settings: object) -> None:
         raise RuntimeError("Error querying device -1")
 
-    sounddevice.InputStream = refuse
+    opened: list[bool] = []
+    refusing = type("Refusing", (FakeStream,), {"__enter__": refuse})
+    sounddevice.InputStream = refuse if when == "made" else refusing
     with pytest.raises(
         AudioError, match=r"device kitchen: .*Error querying device -1.*python -m sounddevice"
     ):
-        next(microphone_pieces(device="kitchen"))
+        next(microphone_pieces(device="kitchen", on_open=lambda: opened.append(True)))
+    assert not opened
 
 
 def test_without_sounddevice_the_pip_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

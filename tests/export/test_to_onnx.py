@@ -13,12 +13,15 @@ import pytest
 import torch
 
 import export.publish
-from export.load import load_exported
-from export.parity import compare, probe_sound
-from export.publish import export_student
+from export.load import exported_file, load_exported
+from export.parity import compare, probe_sound, run_chunks
+from export.publish import Measured, export_student
 from export.runtime import OnnxChunkModel
-from kdasr.errors import ExportError, MissingDependencyError
-from kdasr.streaming import StreamingSession, TorchChunkModel
+from export.transcribe import open_recogniser
+from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
+from kdasr.models import load_model, save_model
+from kdasr.streaming import StreamingSession, TorchChunkModel, silence_controls
+from kdasr.symbols import TableUnits
 from tests.export.small_models import STUDENTS, UNITS, RecurrentStudent, conformer, recurrent
 
 FILES = {"model.onnx", "model.int8.onnx", "tokens.txt", "units.json", "model.json"}
@@ -157,14 +160,16 @@ def test_nan_weights_are_not_exported(tmp_path: Path) -> None:
 def test_the_gate_measures_both_files_and_refuses_a_rise(tmp_path: Path) -> None:
     seen = []
 
-    def gate(model: Any) -> Any:
+    def gate(model: Any) -> Measured:
         seen.append(model.path.name)
-        return 10.0 + 0.4 * len(seen)
+        return Measured(10.0 + 0.4 * len(seen), 250, ("shards/dev", "shards/labelled"))
 
     card = export_student(recurrent(), UNITS, tmp_path, gate=gate).card
     assert len(seen) == 2 and "int8" in seen[1] and "int8" not in seen[0]
     assert card["files"]["float32"]["wer_percent"] == 10.4
     assert card["files"]["int8"]["wer_rise_points"] == pytest.approx(0.4)
+    for facts in card["files"].values():
+        assert facts["wer_data"] == {"words": 250, "folders": ("shards/dev", "shards/labelled")}
     with pytest.raises(ExportError, match=r"at most 0.3 points.*0.40 points"):
         export_student(recurrent(), UNITS, tmp_path / "other", gate=gate, max_wer_rise=0.3)
     assert list((tmp_path / "other").iterdir()) == []
@@ -175,6 +180,71 @@ def test_without_int8_there_is_one_model_and_no_stale_one(tmp_path: Path) -> Non
     exported = export_student(recurrent(), UNITS, tmp_path, int8=False)
     assert exported.int8_path is None and "int8" not in exported.card["files"]
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"}
+
+
+def test_an_export_never_destroys_a_model(tmp_path: Path) -> None:
+    save_model(tmp_path / "student", conformer(), UNITS)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "student").iterdir()}
+    with pytest.raises(ConfigError, match=r"student: this is the folder of a model.*another --out"):
+        export_student(conformer(), UNITS, tmp_path / "student")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "student").iterdir()} == before
+    load_model(tmp_path / "student")
+
+
+def test_another_format_replaces_the_export_before(tmp_path: Path) -> None:
+    export_student(conformer(), UNITS, tmp_path, int8=False)
+    card = export_student(conformer(width=24), UNITS, tmp_path, format="wave-onnx", int8=False).card
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.onnx", "model.int8.onnx"} | {
+        "model.wave.onnx"
+    }
+    file = exported_file(tmp_path)
+    assert file is not None
+    assert load_exported(file)[0].facts.state_floats == card["student"]["state_floats"]
+
+
+def test_without_a_gate_the_card_says_that_nothing_was_measured(folders: Any) -> None:
+    card = json.loads((folders["conformer"][1] / "model.json").read_text())
+    for facts in card["files"].values():
+        assert facts["wer_percent"] is None and facts["wer_data"].startswith("not measured: ")
+
+
+FOREIGN = TableUnits.from_foreign(["<s>", "<pad>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz'"], 1)
+
+
+def table_student() -> Any:
+    """A student that would say <s>, </s> and <unk> more often than anything else."""
+    student = conformer(vocab_size=FOREIGN.vocab_size)
+    with torch.no_grad():
+        student.head.bias[1:4] += 1.5
+    return student
+
+
+@pytest.mark.parametrize(("format", "file"), [("onnx", "model.onnx"), ("wave-onnx", "model.wave.onnx")])
+def test_classes_that_stand_for_no_text_are_never_emitted(tmp_path: Path, format: str, file: str) -> None:
+    student, sound = table_student(), probe_sound(40_000, 1)
+    assert FOREIGN.symbols[:4] == ["<blk>", "<s>", "</s>", "<unk>"]
+    loud = run_chunks(TorchChunkModel(student), [sound]).argmax(-1)
+    assert np.isin(loud, [1, 2, 3]).mean() > 0.3
+    exported = export_student(student, FOREIGN, tmp_path, format=format)
+    assert exported.card["files"]["float32"]["parity_with_torch"]["max_abs_difference"] < 5e-3
+    for path in (exported.float_path, exported.int8_path):
+        assert path is not None
+        log_probs_btv = run_chunks(load_exported(path)[0], [sound])
+        assert log_probs_btv[..., 1:4].max() < -100
+        assert np.allclose(np.exp(log_probs_btv).sum(-1), 1, atol=1e-3)
+    save_model(tmp_path / "student", student, FOREIGN)
+    texts = [open_recogniser(path).transcribe(sound) for path in (tmp_path / "student", tmp_path / file)]
+    assert texts[0] == texts[1] and len(texts[0]) > 5
+    # The student that was handed in goes on as it was.
+    assert np.array_equal(run_chunks(TorchChunkModel(student), [sound]).argmax(-1), loud)
+
+
+def test_only_a_linear_head_can_be_silenced() -> None:
+    student = table_student()
+    student.head = torch.nn.Sequential(student.head)
+    with pytest.raises(ModelError, match="cannot be silenced"):
+        silence_controls(student, FOREIGN)
+    assert silence_controls(student, UNITS) is student
 
 
 class NotZero(RecurrentStudent):

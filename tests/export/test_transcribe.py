@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+import export.transcribe
 from export.parity import probe_sound
 from export.publish import export_student
 from export.transcribe import open_recogniser, transcribe
@@ -113,6 +116,46 @@ def test_a_teacher_transcribes_whole_files_only(models: Path, wavs: list[Path], 
     assert teacher.transcribe(samples) == recogniser.transcribe(samples)
     with pytest.raises(ModelError, match="teacher: this model cannot run chunk by chunk.*without --stream"):
         teacher.session()
+
+
+def test_long_audio_runs_chunk_by_chunk_and_gives_the_same(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recogniser, samples = open_recogniser(models / "torch"), probe_sound(40_000, 5)
+    at_once = recogniser.recognise(samples)
+    monkeypatch.setattr(export.transcribe, "LONGEST_AT_ONCE_S", 2)
+    monkeypatch.setattr(recogniser.offline_model, "offline", None)
+    chunked = recogniser.recognise(samples)
+    assert len(at_once) > 10 and [token[:2] for token in chunked] == [token[:2] for token in at_once]
+    with pytest.raises(TypeError):  # what is short goes through `offline`
+        recogniser.recognise(samples[:30_000])
+
+
+def test_audio_that_a_teacher_has_no_memory_for_is_named(models: Path) -> None:
+    class Greedy(torch.nn.Module):
+        def offline(self, *features_and_lengths: torch.Tensor) -> object:
+            return torch.empty(2**50)
+
+    teacher = replace(open_recogniser(models / "torch"), offline_model=Greedy(), chunk_model=None)  # type: ignore[arg-type]
+    with pytest.raises(
+        AudioError, match=r"talk\.wav: too long for a model of full context.*got 2 s of audio"
+    ):
+        teacher.recognise(probe_sound(32_000, 1), "talk.wav")
+
+
+@pytest.mark.parametrize("model", ["torch", "onnx"])
+def test_samples_scaled_as_integers_are_refused_whatever_runs_the_model(models: Path, model: str) -> None:
+    scaled = probe_sound(30_000, 1) * 32_768
+    with pytest.raises(AudioError, match=r"loud\.wav: the samples are not scaled"):
+        open_recogniser(models / model).transcribe(scaled, "loud.wav")
+
+
+def test_a_teacher_takes_no_chunk(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = SimpleNamespace(model=torch.nn.Linear(1, 1), units=UNITS)
+    monkeypatch.setattr(export.transcribe, "load_model", lambda path: teacher)
+    with pytest.raises(ConfigError, match="a model of full context has no chunks.*no --chunk-ms.*got 123"):
+        open_recogniser(models / "torch", chunk_ms=123)
+    assert open_recogniser(models / "torch", chunk_ms=0).chunk_model is None
 
 
 def test_a_piece_of_no_length_is_refused(models: Path, wavs: list[Path]) -> None:

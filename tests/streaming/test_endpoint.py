@@ -41,6 +41,14 @@ def test_a_shorter_pause_does_not() -> None:
     assert only.text == "one twothree"  # the script holds no word mark between them
 
 
+def test_a_pause_within_a_word_parts_it() -> None:
+    """When it is over, nobody knows yet whether a word goes on: text that waited for the next unit would
+    come only when somebody speaks again."""
+    script = {5: "s", 32: "o", 40: "▁", 45: "x"}
+    assert [segment.text for segment in run(script, 100, EndpointRules(min_silence_s=1.0))] == ["s", "o x"]
+    assert [segment.text for segment in run(script, 100, EndpointRules(min_silence_s=1.1))] == ["so x"]
+
+
 def test_the_segment_comes_as_soon_as_the_pause_is_long_enough() -> None:
     session = EndpointingSession(Scripted(TWO), UNITS, EndpointRules(min_silence_s=0.4))
     # The last letter is in frame 17; ten blank frames later, at the end of frame 27, it is over.

@@ -15,7 +15,9 @@ from kdasr.decoding import greedy
 from kdasr.errors import AudioError, ModelError
 from kdasr.features import log_mel
 from kdasr.streaming import StreamingSession, TorchChunkModel, algorithmic_latency_ms, check_samples
+from kdasr.text import CharUnits
 from tests.export.small_models import STUDENTS, UNITS, conformer
+from tests.streaming.scripted import Scripted, silence, spell
 
 
 def offline(student: Any, samples: Any) -> Any:
@@ -109,6 +111,26 @@ def test_partial_text_grows_while_audio_arrives() -> None:
     assert len(set(partials)) > 4 and partials[0] == ""
     assert all(final.startswith(partial) for partial in partials)
     assert session.finish() == final
+
+
+class Counting(CharUnits):
+    """Counts the units that it spells."""
+
+    spelt = 0
+
+    def decode(self, ids: Any) -> str:
+        self.spelt += len(ids)
+        return super().decode(ids)
+
+
+def test_no_word_but_the_last_is_spelt_again_while_text_grows() -> None:
+    units, text = Counting(), " ".join(["lorem ipsum"] * 60)
+    session = StreamingSession(Scripted(spell(text, 3)), units)
+    partials = [session.accept(silence(2)) for _ in range(len(text) + 10)]
+    assert session.finish() == text and units.spelt < 12 * len(text)
+    assert partials == sorted(partials, key=len) and all(text.startswith(partial) for partial in partials)
+    session.take(len("lorem ipsum "))
+    assert session.text == text.removeprefix("lorem ipsum ")
 
 
 def test_reset_begins_a_new_stream() -> None:
