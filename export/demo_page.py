@@ -7,12 +7,13 @@ cache folder; nothing of it is part of this project.
 from __future__ import annotations
 
 import http.server
+import io
 import tempfile
 import threading
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from export.npm import npm_package
 from export.publish import export_student
@@ -23,6 +24,7 @@ from kdasr.models import load_model
 RUNTIME_PACKAGE = "onnxruntime-web"
 RUNTIME_VERSION = "1.30.0"
 PAGE_FOLDER = Path(__file__).with_name("web")
+_LAST_PORT = 65_535
 _TYPES = {
     ".mjs": "text/javascript",
     ".js": "text/javascript",
@@ -88,12 +90,32 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             else str(root / "missing")
         )
 
+    def send_head(self) -> io.BytesIO | BinaryIO | None:
+        """The headers of the whole file, even where the browser has one of a later date: the same name
+        and port may have been another model's."""
+        del self.headers["If-Modified-Since"]
+        return super().send_head()
+
     def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")
+        self.send_header("Cache-Control", "no-store")
         super().end_headers()
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Says nothing: a page asks for a dozen files."""
+
+
+def _server(port: int, folders: dict[str, Path]) -> http.server.ThreadingHTTPServer:
+    """Raises:
+    ConfigError: the port is taken or not to be had."""
+    try:
+        return http.server.ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, folders=folders))
+    except OSError as error:
+        raise ConfigError(
+            "the page cannot be served",
+            where=f"port {port}",
+            got=error.strerror,
+            fix="Choose another --port.",
+        ) from error
 
 
 class DemoPage:
@@ -105,7 +127,7 @@ class DemoPage:
         runtime: folder of ONNX Runtime's browser files; None installs it by npm if need be.
 
     Raises:
-        ConfigError: the port is taken, or the runtime cannot be installed.
+        ConfigError: the port is taken or no port, or the runtime cannot be installed.
         ModelError: there is no model that can be served.
 
     Attributes:
@@ -113,23 +135,15 @@ class DemoPage:
     """
 
     def __init__(self, model: Path, *, port: int = 8000, runtime: Path | None = None) -> None:
+        if not 0 <= port <= _LAST_PORT:
+            raise ConfigError("no such port", where="--port", expected=f"0 to {_LAST_PORT}", got=port)
         self._scratch = tempfile.TemporaryDirectory(prefix="kdasr-page-")
         try:
             folders = {
                 "ort": runtime or npm_package(RUNTIME_PACKAGE, RUNTIME_VERSION) / "dist",
                 "model": model_folder(Path(model), Path(self._scratch.name)),
             }
-            self._server = http.server.ThreadingHTTPServer(
-                ("127.0.0.1", port), partial(_Handler, folders=folders)
-            )
-        except OSError as error:
-            self._scratch.cleanup()
-            raise ConfigError(
-                "the page cannot be served",
-                where=f"port {port}",
-                got=error.strerror,
-                fix="Choose another --port.",
-            ) from error
+            self._server = _server(port, folders)
         except BaseException:
             self._scratch.cleanup()
             raise

@@ -23,7 +23,7 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
         cache: where to keep it; None for `cache_folder()`.
 
     Raises:
-        ConfigError: npm is missing or fails; the message holds what to do.
+        ConfigError: npm is missing or fails, or the folder cannot be made; the message holds what to do.
     """
     prefix = (cache or cache_folder()) / f"{name}-{version}"
     folder = prefix / "node_modules" / name
@@ -38,7 +38,16 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
             expected=f"npm, to install {wanted}",
             fix=f"Install Node.js with npm, or run elsewhere: npm install --prefix {prefix} {wanted}",
         )
-    prefix.mkdir(parents=True, exist_ok=True)
+    try:
+        prefix.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{wanted} cannot be installed",
+            where=prefix,
+            expected="a folder that may be written",
+            got=error.strerror,
+            fix="Set XDG_CACHE_HOME to one.",
+        ) from error
     command = [npm, "install", "--prefix", str(prefix), "--ignore-scripts", "--no-audit", "--no-fund", wanted]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not folder.is_dir():

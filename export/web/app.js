@@ -4,6 +4,9 @@ import { decodeFile, encodeWav, openMicrophone, play, RATE } from "./audio.js";
 import { Bars, loudness, percentile } from "./meters.js";
 
 const PIECE = RATE / 10;
+// What is kept of a stream that may run for hours: for the figures, and for "Save".
+const KEPT_CHUNKS = 1000;
+const KEPT_PIECES = 6000; // ten minutes
 // When a live stretch is over, as `kdasr transcribe` has it.
 const RULES = { minSilence: 1.0, maxSegment: 20.0 };
 
@@ -12,8 +15,7 @@ const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "modu
 const levels = new Bars($("loudness"), 1);
 let times = null; // bars of chunk times, once the length of a chunk is known
 let ready = null; // what the worker said of the model
-let heard = []; // pieces of samples of this recording
-let chunkTimes = [];
+let recording = null; // what is or was heard: pieces of samples, milliseconds of the last chunks and of all
 let stop = null; // ends what is live, the microphone or a file that is listened to
 let busy = false;
 
@@ -23,9 +25,11 @@ function status(text, state) {
 }
 
 function fail(error) {
+  if (recording) recording.failed = true;
   setStop(null)?.();
+  if (ready) $("precision").value = ready.precision;
   status(error.message ?? String(error), "error");
-  $("hint").hidden = $("segments").children.length > 0;
+  $("hint").hidden = $("segments").children.length > 0 || !$("nothing").hidden;
   $("partial").hidden = true;
   setBusy(false);
 }
@@ -48,12 +52,11 @@ function setStop(end) {
 }
 
 function begin(name, rules) {
-  heard = [];
-  chunkTimes = [];
+  recording = { heard: [], shortened: false, chunkTimes: [], computed: 0, failed: false };
   levels.clear();
   times.clear();
   for (const name of ["p50", "p95", "rtf"]) $(name).textContent = "–";
-  $("hint").hidden = true;
+  $("hint").hidden = $("nothing").hidden = true;
   $("segments").replaceChildren();
   $("partial").hidden = false;
   $("partial").textContent = "";
@@ -61,52 +64,66 @@ function begin(name, rules) {
   $("copy").disabled = $("save").disabled = true;
   setBusy(true);
   worker.postMessage({ type: "start", rules });
+  return recording;
 }
 
-function feed(samples) {
-  heard.push(samples);
+// Samples and the end of a recording that failed may come late: they are not to reach the next one.
+function isLive(target) {
+  return target === recording && !target.failed;
+}
+
+function feed(target, samples) {
+  if (!isLive(target)) return;
+  target.heard.push(samples);
+  if (target.heard.length > KEPT_PIECES) target.shortened = Boolean(target.heard.shift());
   levels.push(loudness(samples));
   worker.postMessage({ type: "samples", samples });
+}
+
+function finish(target) {
+  if (isLive(target)) worker.postMessage({ type: "finish" });
 }
 
 // ------------------------------------------------------------------ sources
 
 async function toggle() {
   if (stop) {
+    const target = recording;
     status("finishing", "working");
     await setStop(null)();
+    finish(target);
     return;
   }
-  begin("microphone", RULES);
+  const target = begin("microphone", RULES);
+  status("opening the microphone", "working");
+  let close;
   try {
-    const close = await openMicrophone(feed);
-    setStop(async () => {
-      await close();
-      worker.postMessage({ type: "finish" });
-    });
+    close = await openMicrophone((samples) => feed(target, samples));
   } catch (error) {
     fail(new Error(`The microphone cannot be used: ${error.message}`));
     return;
   }
+  if (!isLive(target)) return close();
+  setStop(close);
   status("listening", "listening");
 }
 
 async function transcribeFile(file) {
   if (!file || busy || !ready) return;
-  begin(file.name, null);
+  const target = begin(file.name, null);
   status("working", "working");
   try {
     const { mono, buffer } = await decodeFile(file);
-    if ($("listen").checked) await feedAlong(mono, buffer);
-    else for (let start = 0; start < mono.length; start += PIECE) feed(mono.slice(start, start + PIECE));
-    worker.postMessage({ type: "finish" });
+    if ($("listen").checked) await feedAlong(target, mono, buffer);
+    else for (let start = 0; start < mono.length; start += PIECE) feed(target, mono.slice(start, start + PIECE));
+    finish(target);
   } catch (error) {
     fail(error);
   }
 }
 
 // Feeds the samples while the file is heard, at the pace of a clock, to its end or until it is stopped.
-async function feedAlong(mono, buffer) {
+async function feedAlong(target, mono, buffer) {
   let stopped = false;
   const silence = play(buffer);
   setStop(() => {
@@ -118,7 +135,7 @@ async function feedAlong(mono, buffer) {
     const due = began + (1000 * (start + PIECE)) / RATE;
     await new Promise((resolve) => setTimeout(resolve, Math.max(0, due - performance.now())));
     if (stopped) return;
-    feed(mono.slice(start, start + PIECE));
+    feed(target, mono.slice(start, start + PIECE));
   }
   setStop(null);
 }
@@ -128,26 +145,34 @@ async function feedAlong(mono, buffer) {
 const says = {
   ready(data) {
     ready = data;
-    times = new Bars($("chunks"), data.chunkMs / 10);
+    times ??= new Bars($("chunks"), 1);
+    times.limit = data.chunkMs / 10;
     $("latency").textContent = `${Math.round(data.card.streaming.latency_ms)} ms`;
     $("size").textContent = `${(data.bytes / 1e6).toFixed(1)} MB`;
     const parameters = data.card.student.parameters;
     $("size-what").textContent = parameters ? `${(parameters / 1e6).toFixed(2)} M parameters` : "model";
     $("source").textContent = data.card.name;
     if (!data.card.files.int8) $("precision").replaceChildren(new Option("32 bit", "float32"));
+    $("precision").value = data.precision;
     status("ready", "ready");
     setBusy(false);
   },
   update(data) {
+    if (recording.failed) return;
     showText(data);
     showChunks(data);
   },
   final(data) {
+    if (recording.failed) return;
     showText(data);
     showChunks(data);
     $("partial").hidden = true;
-    $("copy").disabled = $("save").disabled = false;
-    document.body.dataset.text = data.segments.map((segment) => segment.text).join(" ");
+    $("save").textContent = recording.shortened ? "Save the last 10 minutes" : "Save what was heard";
+    const texts = Array.from(document.querySelectorAll("#segments span"), (span) => span.textContent);
+    document.body.dataset.text = texts.join(" ");
+    $("nothing").hidden = texts.length > 0;
+    $("copy").disabled = !texts.length;
+    $("save").disabled = false;
     status("ready", "ready");
     setBusy(false);
   },
@@ -159,7 +184,7 @@ worker.onerror = (event) => fail(new Error(event.message || "The worker could no
 
 function showText({ segments, partial }) {
   const list = $("segments");
-  for (const segment of segments.slice(list.children.length)) {
+  for (const segment of segments) {
     const item = document.createElement("li");
     const time = document.createElement("time");
     const text = document.createElement("span");
@@ -173,15 +198,17 @@ function showText({ segments, partial }) {
 }
 
 function showChunks({ chunks, seconds }) {
+  const { chunkTimes } = recording;
   for (const milliseconds of chunks) {
     chunkTimes.push(milliseconds);
+    if (chunkTimes.length > KEPT_CHUNKS) chunkTimes.shift();
+    recording.computed += milliseconds;
     times.push(milliseconds);
   }
   if (!chunkTimes.length) return;
   $("p50").textContent = `${percentile(chunkTimes, 0.5).toFixed(1)} ms`;
   $("p95").textContent = `${percentile(chunkTimes, 0.95).toFixed(1)} ms`;
-  const computed = chunkTimes.reduce((sum, value) => sum + value, 0) / 1000;
-  $("rtf").textContent = `${((100 * computed) / Math.max(seconds, 0.1)).toFixed(1)} %`;
+  $("rtf").textContent = `${(recording.computed / Math.max(10 * seconds, 1)).toFixed(1)} %`;
 }
 
 // ------------------------------------------------------------------ the rest of the page
@@ -197,7 +224,7 @@ $("precision").onchange = ({ target }) => {
 $("copy").onclick = () => navigator.clipboard.writeText(document.body.dataset.text);
 $("save").onclick = () => {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(encodeWav(heard));
+  link.href = URL.createObjectURL(encodeWav(recording.heard));
   link.download = "heard.wav";
   link.click();
   URL.revokeObjectURL(link.href);

@@ -1,5 +1,7 @@
 // Where samples come from: a microphone or a file, as mono 16 kHz; and where they can be kept.
 
+import { Resampler } from "./resampler.js";
+
 export const RATE = 16000;
 
 // Calls onSamples(Float32Array) every 100 ms. Returns a function that stops and waits for the rest.
@@ -8,21 +10,52 @@ export async function openMicrophone(onSamples) {
   const stream = await navigator.mediaDevices.getUserMedia({
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
   });
-  const context = new AudioContext({ sampleRate: RATE });
+  let source = null;
+  const release = async () => {
+    for (const track of stream.getTracks()) track.stop();
+    await source?.context.close();
+  };
+  try {
+    source = await connected(stream);
+    const stop = await capture(source, onSamples);
+    return () => stop().finally(release);
+  } catch (error) {
+    await release(); // or the browser would go on showing that it listens
+    throw error;
+  }
+}
+
+// The stream in a context of 16 kHz, or of its own rate: Firefox may connect it to no other.
+async function connected(stream) {
+  for (const options of [{ sampleRate: RATE }, {}]) {
+    const context = new AudioContext(options);
+    try {
+      return context.createMediaStreamSource(stream);
+    } catch (error) {
+      await context.close();
+      if (!options.sampleRate) throw error;
+    }
+  }
+}
+
+async function capture(source, onSamples) {
+  const { context } = source;
   await context.audioWorklet.addModule(new URL("./capture.js", import.meta.url));
-  const capture = new AudioWorkletNode(context, "capture", { channelCount: 1, channelCountMode: "explicit" });
+  const node = new AudioWorkletNode(context, "capture", { channelCount: 1, channelCountMode: "explicit" });
+  const resampler = context.sampleRate === RATE ? null : new Resampler(context.sampleRate, RATE);
   let done;
   const stopped = new Promise((resolve) => (done = resolve));
-  capture.port.onmessage = ({ data }) => {
-    if (data.samples.length) onSamples(data.samples);
-    if (data.last) done();
+  const give = (samples) => samples.length && onSamples(samples);
+  node.port.onmessage = ({ data }) => {
+    give(resampler ? resampler.accept(data.samples) : data.samples);
+    if (!data.last) return;
+    if (resampler) give(resampler.flush());
+    done();
   };
-  context.createMediaStreamSource(stream).connect(capture).connect(context.destination);
-  return async () => {
-    capture.port.postMessage("stop");
-    await stopped;
-    for (const track of stream.getTracks()) track.stop();
-    await context.close();
+  source.connect(node).connect(context.destination);
+  return () => {
+    node.port.postMessage("stop");
+    return stopped;
   };
 }
 

@@ -1,6 +1,6 @@
 // Runs in the audio thread: hands the microphone's samples to the page, 100 ms at a time.
 
-const PIECE = 1600;
+const PIECE = Math.round(sampleRate / 10);
 
 class Capture extends AudioWorkletProcessor {
   constructor() {

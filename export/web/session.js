@@ -5,6 +5,8 @@ import { SampleWindows } from "./windows.js";
 
 const BLANK = 0;
 const WORD_START = "\u2581";
+// Classes of foreign tables that stand for no text: <s>, <unk>, [PAD], <|en|>.
+const CONTROL = /^(<[^<>]+>|\[[^[\]]+\])$/;
 
 export class Session {
   // model: { window, shift, subsampling, vocabSize, initialState(), step(window, state) }
@@ -30,8 +32,10 @@ export class Session {
   // onChunk(milliseconds) is called for every chunk that was computed.
   async accept(samples, onChunk = () => {}) {
     if (!samples.every(Number.isFinite)) throw new Error("The audio holds samples that are no numbers (NaN or infinite)");
-    for (const window of this.frontEnd.accept(samples)) await this.#step(window, Infinity, onChunk);
-    this.#cut();
+    for (const window of this.frontEnd.accept(samples)) {
+      await this.#step(window, Infinity, onChunk);
+      this.#cut(); // after every window, so that the cuts do not depend on the sizes of the pieces
+    }
   }
 
   async finish(onChunk = () => {}) {
@@ -103,15 +107,15 @@ export class Session {
 }
 
 export function decode(tokens, symbols) {
-  const joined = tokens.map((token) => symbols[token.id]).join("");
-  return joined.replaceAll(WORD_START, " ").split(" ").filter(Boolean).join(" ");
+  const spoken = tokens.map((token) => symbols[token.id]).filter((symbol) => !CONTROL.test(symbol));
+  return spoken.join("").replaceAll(WORD_START, " ").split(/\s+/).filter(Boolean).join(" ");
 }
 
 export function parseTokens(text) {
   const symbols = [];
   for (const line of text.split("\n")) {
     const cut = line.lastIndexOf(" ");
-    if (cut > 0) symbols[Number(line.slice(cut + 1))] = line.slice(0, cut);
+    if (cut >= 0) symbols[Number(line.slice(cut + 1))] = line.slice(0, cut);
   }
   return symbols;
 }

@@ -24,9 +24,26 @@ self.onmessage = ({ data }) => {
 };
 
 async function fetched(path) {
-  const response = await fetch(new URL(path, import.meta.url));
+  // "no-cache": a card and weights that were kept at different times may not belong together.
+  const response = await fetch(new URL(path, import.meta.url), { cache: "no-cache" }).catch(() => {
+    throw new Error(`${path} cannot be loaded: no network, and no copy of it was kept`);
+  });
   if (!response.ok) throw new Error(`${path} cannot be loaded (${response.status})`);
   return response;
+}
+
+// The weights that the card means: a length tells what is cut off, a hash what is another model's.
+async function fetchedWeights({ file, bytes, sha256 }) {
+  const weights = new Uint8Array(await (await fetched(`./model/${file}`)).arrayBuffer());
+  if (weights.length !== bytes) {
+    throw new Error(`${file} has ${weights.length} bytes, not ${bytes}: it is truncated or of another export`);
+  }
+  // Browsers hash on https and localhost pages only.
+  const hash = crypto.subtle && new Uint8Array(await crypto.subtle.digest("SHA-256", weights));
+  if (hash && Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("") !== sha256) {
+    throw new Error(`${file} is of another export than model.json: load the page again`);
+  }
+  return weights;
 }
 
 async function load({ precision }) {
@@ -35,23 +52,21 @@ async function load({ precision }) {
   if (card.format !== "kdasr-export" || card.version !== 1 || card.file_format !== "wave-onnx") {
     throw new Error("model.json is not the card of a wave-onnx export of this version: export the model again");
   }
-  symbols = parseTokens(await (await fetched("./model/tokens.txt")).text());
-  if (symbols.length !== Number(card.metadata.vocab_size) || symbols.includes(undefined)) {
-    throw new Error(`tokens.txt has ${symbols.length} symbols, but the model ${card.metadata.vocab_size} classes`);
+  const table = parseTokens(await (await fetched("./model/tokens.txt")).text());
+  if (table.length !== Number(card.metadata.vocab_size) || table.includes(undefined)) {
+    throw new Error(`tokens.txt has ${table.length} symbols, but the model ${card.metadata.vocab_size} classes`);
   }
-  const file = card.files[precision] ?? card.files.float32;
-  const bytes = new Uint8Array(await (await fetched(`./model/${file.file}`)).arrayBuffer());
-  if (bytes.length !== file.bytes) {
-    throw new Error(`${file.file} has ${bytes.length} bytes, not ${file.bytes}: it is truncated or of another export`);
-  }
-  const runtime = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
-  model = chunkModel(runtime, card.metadata);
-  await model.step({ samples: new Float32Array(model.numSamples), validFrames: model.window }, model.initialState());
+  const chosen = card.files[precision] ? precision : "float32";
+  const entry = card.files[chosen];
+  const runtime = await ort.InferenceSession.create(await fetchedWeights(entry), { executionProviders: ["wasm"] });
+  const loaded = chunkModel(runtime, card.metadata);
+  await loaded.step({ samples: new Float32Array(loaded.numSamples), validFrames: loaded.window }, loaded.initialState());
+  [model, symbols] = [loaded, table]; // only now: until here an earlier model is whole and in use
   self.postMessage({
     type: "ready",
     card,
-    file: file.file,
-    bytes: file.bytes,
+    precision: chosen,
+    bytes: entry.bytes,
     chunkMs: 10 * model.shift,
     milliseconds: performance.now() - began,
   });
@@ -93,13 +108,15 @@ async function finish() {
   if (!session) return;
   await session.finish((milliseconds) => chunks.push(milliseconds));
   report("final");
+  session = null; // nothing comes after its end
 }
 
+// Segments and chunk times are those since the last report.
 function report(type) {
   self.postMessage({
     type,
     partial: session.text,
-    segments: session.segments,
+    segments: session.segments.splice(0),
     seconds: session.frontEnd.numSamples / 16000,
     chunks: chunks.splice(0),
   });

@@ -95,6 +95,35 @@ def test_a_taken_port_is_said_so(page: DemoPage, runtime: Path, tmp_path: Path) 
         DemoPage(tmp_path, port=int(port), runtime=runtime)
 
 
+@pytest.mark.parametrize("port", [-1, 65_536, 70_000])
+def test_a_number_that_is_no_port_is_said_so(tmp_path: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match=f"--port: no such port; expected 0 to 65535; got {port}"):
+        DemoPage(tmp_path, port=port)
+
+
+def test_a_cache_that_cannot_be_written_is_no_matter_of_the_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(export.npm.shutil, "which", lambda name: "npm")
+    with pytest.raises(
+        ConfigError, match="file/kdasr/onnx.*cannot be installed.*Set XDG_CACHE_HOME"
+    ) as raised:
+        DemoPage(tmp_path, port=0)
+    assert "port" not in str(raised.value)
+
+
+def test_a_file_is_sent_whatever_the_browser_kept(page: DemoPage) -> None:
+    """Another model on the same port may have older files of the same names."""
+    since = {"If-Modified-Since": "Fri, 31 Dec 2100 23:59:59 GMT"}
+    with urllib.request.urlopen(
+        urllib.request.Request(page.url + "model/model.json", headers=since)
+    ) as answer:
+        assert answer.status == 200 and json.loads(answer.read())["name"] == "little"
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
 def test_without_npm_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.npm.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"npm is not installed.*onnxruntime-web@1\.0\.0"):

@@ -1,0 +1,178 @@
+"""The page listens: to a microphone, and along with a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import soundfile
+
+from export.demo_page import PAGE_FOLDER
+from export.sources import pieces_of
+from export.transcribe import DEFAULT_PIECE_MS, open_recogniser, transcribe
+from kdasr.streaming import EndpointRules
+from tests.web.pages import choose, error_of, final_text, text_of, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.web
+
+
+def test_partial_text_appears_while_one_listens_along(page: Page, place: Path) -> None:
+    choose(page, "float32")
+    page.check("#listen")
+    page.set_input_files("#file", place / "a.wav")
+    seen = set()
+    for _ in range(30):
+        page.wait_for_timeout(100)
+        seen.add(page.locator("#partial").inner_text())
+    assert len(seen - {""}) > 3
+    page.wait_for_function("document.body.dataset.text !== undefined")
+    ((_, expected),) = transcribe([place / "a.wav"], place / "wave")
+    assert page.evaluate("document.body.dataset.text") == expected
+
+
+def test_listening_along_can_be_stopped(page: Page, place: Path) -> None:
+    button = page.locator("#microphone")
+    page.check("#listen")
+    page.set_input_files("#file", place / "a.wav")
+    page.wait_for_function("document.querySelector('#partial').textContent.length > 3")
+    assert button.inner_text() == "Stop" and page.locator("#file").is_disabled()
+    button.click()
+    page.wait_for_function("document.body.dataset.text !== undefined")
+    wait_until(page, "ready")
+    assert button.inner_text() == "Speak"
+    text = str(page.evaluate("document.body.dataset.text"))
+    page.uncheck("#listen")
+    assert 3 < len(text) < len(text_of(page, place / "a.wav"))
+
+
+def start_listening(page: Page) -> None:
+    page.evaluate("delete document.body.dataset.text")
+    page.click("#microphone")
+    wait_until(page, "listening")
+    page.wait_for_function("document.querySelector('#partial').textContent.length > 8", timeout=20_000)
+
+
+def heard_by(page: Page, folder: Path) -> Path:
+    """Stops listening and saves what was heard."""
+    page.click("#microphone")
+    final_text(page)
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(folder / "heard.wav")
+    return folder / "heard.wav"
+
+
+def assert_heard(page: Page, place: Path, file: Path) -> None:
+    """The page's text is that of `kdasr transcribe`, which is given the same samples as a stream."""
+    heard, rate_hz = soundfile.read(file, dtype="float32")
+    assert rate_hz == 16_000 and len(heard) > 8_000 and np.abs(heard).max() > 0.05
+    pieces = pieces_of(heard, DEFAULT_PIECE_MS)
+    transcripts = open_recogniser(place / "wave").listen(pieces, "microphone", EndpointRules())
+    expected = [transcript.text for transcript in transcripts if transcript.final]
+    assert page.locator("#segments span").all_inner_texts() == expected != []
+    assert final_text(page) == " ".join(expected)
+
+
+def test_the_microphone_gives_the_text_of_what_it_heard(page: Page, place: Path, tmp_path: Path) -> None:
+    choose(page, "float32")
+    start_listening(page)
+    assert_heard(page, place, heard_by(page, tmp_path))
+
+
+def test_a_microphone_that_takes_its_own_rate_alone_is_resampled(
+    page: Page, place: Path, tmp_path: Path
+) -> None:
+    """As Firefox may refuse a microphone to a context of another rate."""
+    page.evaluate(CONTEXTS, "context => context.sampleRate === 16000")
+    choose(page, "float32")
+    start_listening(page)
+    heard = heard_by(page, tmp_path)
+    assert page.evaluate("contexts.map((context) => [context.sampleRate === 16000, context.state])") == [
+        [True, "closed"],
+        [False, "closed"],
+    ]
+    assert_heard(page, place, heard)
+
+
+def test_a_microphone_that_fails_is_let_go(page: Page) -> None:
+    page.evaluate(CONTEXTS, "() => true")
+    page.click("#microphone")
+    assert "The microphone cannot be used: refused" in error_of(page)
+    assert page.evaluate("contexts.map((context) => context.state)") == ["closed", "closed"]
+    assert page.evaluate("contexts[0].stream.getTracks().map((track) => track.readyState)") == ["ended"]
+    assert page.locator("#microphone").is_enabled()
+
+
+# Keeps every context in `contexts`, and has those refuse a stream for which `refuses` says so.
+CONTEXTS = """refuses => {
+  refuses = eval(refuses);
+  window.contexts = [];
+  window.AudioContext = class extends AudioContext {
+    constructor(options) {
+      super(options);
+      contexts.push(this);
+    }
+    createMediaStreamSource(stream) {
+      this.stream = stream;
+      if (refuses(this)) throw new DOMException("refused", "NotSupportedError");
+      return super.createMediaStreamSource(stream);
+    }
+  };
+}"""
+
+
+def test_the_end_of_a_recording_that_failed_does_not_end_the_next(
+    page: Page, place: Path, tmp_path: Path
+) -> None:
+    page.evaluate(
+        """() => {
+          const { postMessage } = MessagePort.prototype;
+          MessagePort.prototype.postMessage = function (message) {
+            setTimeout(() => postMessage.call(this, message), 400); // the microphone stops late
+          };
+          const post = Worker.prototype.postMessage;
+          Worker.prototype.postMessage = function (message) {
+            if (window.spoil && message.samples) message.samples[0] = NaN;
+            post.call(this, message);
+          };
+        }"""
+    )
+    choose(page, "float32")
+    start_listening(page)
+    page.evaluate("window.spoil = true")
+    assert "no numbers" in error_of(page)
+    page.evaluate("window.spoil = false")
+    page.click("#microphone")
+    wait_until(page, "listening")
+    page.wait_for_timeout(1_000)
+    assert page.locator("#status").get_attribute("data-state") == "listening"
+    assert_heard(page, place, heard_by(page, tmp_path))
+
+
+def test_of_a_long_recording_the_end_is_kept(browser: Browser, url: str, place: Path, tmp_path: Path) -> None:
+    """With small bounds in place of ten minutes and a thousand chunks."""
+    page = browser.new_context(service_workers="block").new_page()
+    script = (PAGE_FOLDER / "app.js").read_text()
+    for before, after in [
+        ("KEPT_PIECES = 6000", "KEPT_PIECES = 20"),
+        ("KEPT_CHUNKS = 1000", "KEPT_CHUNKS = 5"),
+    ]:
+        assert before in script
+        script = script.replace(before, after)
+    page.route("**/app.js", lambda route: route.fulfill(body=script, content_type="text/javascript"))
+    page.goto(url)
+    wait_until(page, "ready")
+    text_of(page, place / "float.wav")
+    assert page.locator("#save").inner_text() == "Save the last 10 minutes"
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(tmp_path / "heard.wav")
+    sound, _ = soundfile.read(place / "float.wav", dtype="float32")
+    kept, _ = soundfile.read(tmp_path / "heard.wav", dtype="float32")
+    assert np.array_equal(kept, sound[-len(kept) :]) and 19 * 1_600 < len(kept) <= 20 * 1_600
+    page.context.close()

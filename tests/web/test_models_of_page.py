@@ -1,0 +1,161 @@
+"""The page runs the model that its card names, online and offline, or says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from export.demo_page import DemoPage
+from export.publish import export_student
+from export.runtime import WAVE_FLOAT_FILE, WAVE_INT8_FILE
+from export.transcribe import transcribe
+from tests.export.small_models import UNITS, conformer
+from tests.web.pages import choose, error_of, text_of, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.web
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another export, whose files are older than those of `place`."""
+    folder = tmp_path_factory.mktemp("other")
+    export_student(conformer(width=40), UNITS, folder, format="wave-onnx", name="other")
+    for file in folder.iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    return folder
+
+
+def serve(folder: Path, model: Path) -> None:
+    """Puts another model in the folder that is served."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(model, folder)
+
+
+def load(page: Page, url: str) -> None:
+    page.goto(url)
+    wait_until(page, "ready")
+
+
+def texts_of(page: Page, file: Path) -> list[str]:
+    texts = []
+    for precision in ("float32", "int8"):
+        choose(page, precision)
+        texts.append(text_of(page, file))
+    return texts
+
+
+def texts_by(model: Path, file: Path) -> list[str]:
+    return [dict(transcribe([file], model / name))[file] for name in (WAVE_FLOAT_FILE, WAVE_INT8_FILE)]
+
+
+@pytest.mark.parametrize("service_workers", ["allow", "block"])
+def test_another_model_at_the_same_address_is_the_one_that_runs(
+    browser: Browser, place: Path, other: Path, tmp_path: Path, service_workers: Any
+) -> None:
+    sound = place / "float.wav"
+    assert texts_by(place / "wave", sound) != texts_by(other, sound)
+    context = browser.new_context(service_workers=service_workers)
+    page = context.new_page()
+    serve(tmp_path / "model", place / "wave")
+    with DemoPage(tmp_path / "model", port=0) as served:
+        load(page, served.url)
+        assert texts_of(page, sound) == texts_by(place / "wave", sound)
+        serve(tmp_path / "model", other)
+        load(page, served.url)
+        assert page.locator("#source").inner_text() == "other"
+        assert texts_of(page, sound) == texts_by(other, sound)
+    context.close()
+
+
+def test_what_is_kept_for_use_offline_is_all_of_one_model(
+    browser: Browser, place: Path, other: Path, tmp_path: Path
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    serve(tmp_path / "model", place / "wave")
+    with DemoPage(tmp_path / "model", port=0) as served:
+        load(page, served.url)
+        page.wait_for_function("navigator.serviceWorker.controller !== null")
+        choose(page, "float32")
+        serve(tmp_path / "model", other)
+        load(page, served.url)
+        page.wait_for_function(
+            "async () => (await (await caches.match('model/model.json'))?.json())?.name === 'other'"
+        )
+    context.set_offline(True)
+    load(page, served.url)
+    assert page.locator("#source").inner_text() == "other"
+    assert texts_of(page, place / "float.wav") == texts_by(other, place / "float.wav")
+    context.close()
+
+
+def test_weights_that_cannot_be_loaded_leave_the_model_that_is_chosen(
+    browser: Browser, place: Path, tmp_path: Path
+) -> None:
+    page = browser.new_page()
+    serve(tmp_path / "model", place / "wave")
+    with DemoPage(tmp_path / "model", port=0) as served:
+        load(page, served.url)
+        (tmp_path / "model" / WAVE_FLOAT_FILE).unlink()
+        page.select_option("#precision", "float32")
+        assert "model.wave.onnx cannot be loaded" in error_of(page)
+        assert page.locator("#precision").input_value() == "int8"
+        text = text_of(page, place / "float.wav")
+        assert text == texts_by(place / "wave", place / "float.wav")[1]
+    page.close()
+
+
+def test_the_page_works_without_a_network_once_loaded(page: Page, place: Path) -> None:
+    before = text_of(page, place / "a.wav")
+    page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+    page.wait_for_function("navigator.serviceWorker.controller !== null")
+    page.context.set_offline(True)
+    page.reload()
+    wait_until(page, "ready")
+    assert text_of(page, place / "a.wav") == before
+    page.context.set_offline(False)
+
+
+def change_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def set_in_card(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**card, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: set_in_card(folder, version=99), "of this version"),
+        (lambda folder: set_in_card(folder, file_format="onnx"), "not the card of a wave-onnx export"),
+        (lambda folder: os.truncate(folder / "model.wave.int8.onnx", 5_000), "5000 bytes, not .*truncated"),
+        (lambda folder: change_a_byte(folder / WAVE_INT8_FILE), "of another export than model.json"),
+        (lambda folder: (folder / "tokens.txt").write_text("<blk> 0\na 1\n"), "2 symbols, but the model 29"),
+        (lambda folder: (folder / "tokens.txt").unlink(), "tokens.txt cannot be loaded"),
+    ],
+    ids=["version", "format", "truncated", "other weights", "tokens", "no tokens"],
+)
+def test_a_model_that_is_not_whole_is_said_so(
+    browser: Browser, place: Path, tmp_path: Path, spoil: Any, message: str
+) -> None:
+    folder = Path(shutil.copytree(place / "wave", tmp_path / "model"))
+    spoil(folder)
+    with DemoPage(folder, port=0) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        assert re.search(message, error_of(page))
+        assert page.locator("#microphone").is_disabled()
+        page.close()
