@@ -110,8 +110,8 @@ class Step(nn.Module):
                 reset()
         was_training = self.training
         self.eval()
-        with torch.no_grad():
-            for stream, batch in batches:
+        for stream, batch in batches:  # some are learned themselves, so they are made with gradients
+            with torch.no_grad():
                 self(batch, stream)
         self.train(was_training)
         for name, part in self.learned.items():
