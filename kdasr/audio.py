@@ -57,8 +57,7 @@ def decode(data: bytes, where: str) -> NDArray[np.float32]:
 
 def decode_with_rate(data: bytes, where: str, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
     """As `decode`, at `rate_hz`, telling also which sample rate the audio had."""
-    with _opened(io.BytesIO(data), where) as file:
-        check_rates(file.samplerate, rate_hz, where)
+    with _opened(io.BytesIO(data), where, rate_hz) as file:
         return _joined(_segments(file, None, where), file.samplerate, rate_hz)
 
 
@@ -73,8 +72,7 @@ def load(path: Path) -> NDArray[np.float32]:
 
 def load_with_rate(path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
     """As `load`, at `rate_hz`, telling also which sample rate the file had."""
-    with _stream(path) as stream, _opened(stream, str(path)) as file:
-        check_rates(file.samplerate, rate_hz, str(path))
+    with _stream(path) as stream, _opened(stream, str(path), rate_hz) as file:
         return _joined(_segments(file, None, str(path)), file.samplerate, rate_hz)
 
 
@@ -86,8 +84,7 @@ def load_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ)
     Raises:
         AudioError: as `load`; of a file that is cut short, the segments before the cut come first.
     """
-    with _stream(path) as stream, _opened(stream, str(path)) as file:
-        check_rates(file.samplerate, rate_hz, str(path))
+    with _stream(path) as stream, _opened(stream, str(path), rate_hz) as file:
         for frames_nc in _segments(file, max_seconds, str(path)):
             yield _joined([frames_nc], file.samplerate, rate_hz)
 
@@ -158,8 +155,9 @@ class _Forward(soundfile.SoundFile):
 
 
 @contextmanager
-def _opened(stream: BinaryIO, where: str) -> Iterator[soundfile.SoundFile]:
-    """libsndfile's view of a stream that is not empty, not cut and holds samples."""
+def _opened(stream: BinaryIO, where: str, rate_hz: int) -> Iterator[soundfile.SoundFile]:
+    """libsndfile's view of a stream that is not empty, not cut and holds samples that can be brought to
+    `rate_hz`."""
     num_bytes = stream.seek(0, os.SEEK_END)
     if num_bytes == 0:
         raise AudioError("the audio is empty", where=where, expected="an audio file", got="0 bytes")
@@ -170,6 +168,7 @@ def _opened(stream: BinaryIO, where: str) -> Iterator[soundfile.SoundFile]:
             if file.frames == 0:
                 expected, got = "at least one sample", "a header alone"
                 raise AudioError("the audio holds no samples", where=where, expected=expected, got=got)
+            check_rates(file.samplerate, rate_hz, where)
             yield file
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(

@@ -74,8 +74,7 @@ def best_path_ctc(output: ModelOutput, batch: Batch, *, teacher: str | None = No
         ConfigError: there is nothing to learn from.
     """
     labels = targets_of(batch, teacher)
-    inside_bt = frames_inside(labels.lengths_b, labels.ids_btk.shape[1])
-    tokens_bu, counts_b = collapsed(best_units(labels).masked_fill(~inside_bt, 0))
+    tokens_bu, counts_b = collapsed(best_units(labels))
     return ctc(output, replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b))
 
 
@@ -178,9 +177,7 @@ def frame_weights(
         )
     if blank_weight < 0:
         raise ConfigError("a negative weight", where="blank_weight", expected="0 or more", got=blank_weight)
-    units_bt = best_units(labels)
-    # What lies beyond an utterance, which an online teacher may take for anything, is no one's neighbour.
-    spikes_bt = (units_bt != 0) & frames_inside(labels.lengths_b, units_bt.shape[1])
+    spikes_bt = best_units(labels) != 0
     if policy == "all":
         return torch.ones_like(labels.tail_log_probs_bt)
     if policy == "downweight":

@@ -81,7 +81,7 @@ def spikes_of(labels: SoftLabelBatch) -> Spikes:
     """The teacher's spikes, in order."""
     units_bt = best_units(labels)
     frames = units_bt.shape[1]
-    is_spike_bt = (units_bt != 0) & frames_inside(labels.lengths_b, frames)
+    is_spike_bt = units_bt != 0
     first_bt = is_spike_bt & (units_bt != functional.pad(units_bt, (1, 0))[:, :-1])
     counts_b = first_bt.sum(1)
     width = int(counts_b.max().clamp_min(1))
@@ -99,9 +99,11 @@ def spikes_of(labels: SoftLabelBatch) -> Spikes:
 
 
 def best_units(labels: SoftLabelBatch) -> Tensor:
-    """(B, T) the teacher's most probable class in each frame; blank is 0."""
+    """(B, T) the teacher's most probable class in each frame, blank being 0, and so beyond an utterance,
+    which an online teacher may take for anything."""
     best_bt1 = labels.log_probs_btk.argmax(-1, keepdim=True)
-    return labels.ids_btk.gather(2, best_bt1).squeeze(2)
+    units_bt = labels.ids_btk.gather(2, best_bt1).squeeze(2)
+    return units_bt * frames_inside(labels.lengths_b, units_bt.shape[1])
 
 
 def at_least_float32(x: Tensor) -> Tensor:
