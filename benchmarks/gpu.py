@@ -1,12 +1,15 @@
 """What a training step and a forward pass make of an accelerator, for fp32, bf16 and compiled layers.
 
+fp32 is what training makes of it: products in TensorFloat-32, which SpeechBrain allows.
+
     python -m benchmarks.gpu --device cuda --scale full      prints the table, writes runs/gpu/steps.json
     python -m benchmarks.gpu --device cpu --scale tiny       the same in seconds, to see that it runs
 
 Batches are full: utterances of one length, random features. MFU is the share of what the device can do
-that the step's matrix products, convolutions and attention use (torch's FlopCounterMode counts them,
-forward and backward): of the card's data sheet where the card is known, and of a large matrix product
-measured in the same run. The rest is what normalisation, activations, the loss and idle time cost.
+that the matrix products, convolutions and attention use (torch's FlopCounterMode counts those of the
+forward pass; a step is three of it): of the card's data sheet where the card is known, and of a large
+matrix product measured in the same run. The rest is what normalisation, activations, the loss and idle
+time cost.
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ from kdasr.interfaces import Batch
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
 
-# Dense TFLOP/s of the data sheets: (bf16, fp32), without sparsity and without TensorFloat-32.
+# Dense TFLOP/s of the data sheets: (bf16, TensorFloat-32), without sparsity.
 DATA_SHEETS = {
-    "H200": (989.0, 67.0),
-    "H100": (989.0, 67.0),
-    "A100": (312.0, 19.5),
-    "L40S": (362.0, 91.6),
-    "L4": (121.0, 30.3),
-    "A10": (125.0, 31.2),
+    "H200": (989.0, 494.5),
+    "H100": (989.0, 494.5),
+    "A100": (312.0, 156.0),
+    "L40S": (362.0, 183.0),
+    "L4": (121.0, 60.0),
+    "A10": (125.0, 62.5),
     "RTX 4090": (165.0, 82.6),
 }
 
@@ -59,8 +62,11 @@ def scales() -> dict[str, Scale]:
         "left_context_frames": 64,
     }
     tiny: dict[str, Any] = {"width": 32, "num_layers": 2, "num_heads": 2, "kernel_frames": 5}
+    # 24 layers of 1,024: a teacher as large as large ones are.
+    large = {**teacher, "width": 1024, "num_layers": 24, "num_heads": 16}
     full = {
         "teacher": lambda: ConformerTeacher(vocab_size=5_000, **teacher),
+        "teacher_600m": lambda: ConformerTeacher(vocab_size=5_000, **large),
         "student": lambda: ChunkConformer(vocab_size=5_000, **student),
     }
     small = {
@@ -75,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description="training steps and forward passes on an accelerator")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", default="full", choices=list(scales()))
+    parser.add_argument("--models", nargs="+", help="of the scale; default: all")
     parser.add_argument("--utterances", type=int, help="in a batch; default: of the scale")
     parser.add_argument("--settings", nargs="+", default=["fp32", "bf16", "bf16+compile"])
     parser.add_argument("--out", type=Path, default=Path("runs/gpu/steps.json"))
@@ -82,7 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     scale = scales()[options.scale]
     if options.utterances:
         scale = scale._replace(utterances=options.utterances)
-    rows = list(measure(scale, options.device, options.settings))
+    if options.models:
+        scale = scale._replace(models={name: scale.models[name] for name in options.models})
+    rows = []
+    for row in measure(scale, options.device, options.settings):
+        # One by one: a later one may fail, or take longer than anybody waits.
+        print(f"{row['model']}, {row['setting']}, {row['what']}: {row['ms']:.1f} ms", flush=True)
+        rows.append(row)
     print_table(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"device": device_name(options.device), "rows": rows}, indent=1) + "\n")
@@ -91,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 def measure(scale: Scale, device: str, settings: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows: a training step of each model under each setting, and a forward pass under each but compiled."""
+    # As in training, where SpeechBrain allows it: float32 with TensorFloat-32 products.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     peaks = {precision: matrix_tflops(device, precision, scale.matrix) for precision in DTYPES}
     print(f"{device_name(device)}; a product of {scale.matrix}² matrices, TFLOP/s: {peaks}", flush=True)
     for name, make in scale.models.items():
@@ -136,7 +151,9 @@ def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> l
         for what, work in works:
             if device != "cpu":
                 torch.accelerator.reset_peak_memory_stats()
-            each_s = seconds_each(partial(work, batch), device, times=scale.times, warm_up=3)
+            # A teacher draws between two masks, each of which is another graph to compile.
+            warm_up = 12 if compile else 3
+            each_s = seconds_each(partial(work, batch), device, times=scale.times, warm_up=warm_up)
             rows.append(
                 {
                     "what": what,
@@ -160,10 +177,11 @@ def _flops(make: Callable[[], Any], scale: Scale, device: str) -> dict[str, floa
     """Operations of a step and of a forward pass for each utterance. Counted without compiling: the
     graph of a compiled layer hides its products from the counter."""
     step = TrainingStep(make(), device, "bf16")
-    batch = _batch(step, scale._replace(utterances=1), device)
-    counted = {"step": step.flops(batch, step), "forward": step.flops(batch, step.forward)}
+    forward = step.flops(_batch(step, scale._replace(utterances=1), device), step.forward)
     step.close()
-    return counted
+    # The counter takes the gradient of a depthwise convolution for that of a dense one; there are two
+    # products in the backward pass for each in the forward pass.
+    return {"step": 3 * forward, "forward": forward}
 
 
 def _batch(step: TrainingStep, scale: Scale, device: str) -> Batch:

@@ -33,9 +33,11 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from kdasr.features import LOG_MEL_FLOOR, log_mel
+from benchmarks.gpu import scales
+from kdasr.features import LOG_MEL_FLOOR, feature_hash, log_mel
 from kdasr.labelling import FolderTeacher, Settings, Teacher, label_shard
 from kdasr.labelling.batches import cut_segments, make_batches
+from kdasr.labelling.settings import PRECISIONS, exact_float32
 from kdasr.shards import list_shards, open_shard, read_utterance
 
 Prepared = list[tuple[torch.Tensor, torch.Tensor]]
@@ -46,31 +48,47 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="overhead of labelling over the bare forward pass")
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="default: WORK_DIR/teacher")
+    parser.add_argument("--untrained", help="a teacher of benchmarks/gpu.py, such as teacher_600m, instead")
+    parser.add_argument("--precision", default="float32", choices=list(PRECISIONS))
     parser.add_argument("--audio", type=Path, help="default: WORK_DIR/shards/unlabelled")
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    teacher = FolderTeacher(options.teacher or options.work_dir / "teacher").load(options.device)
+    if options.untrained:
+        teacher = _untrained(options.untrained, options.device)
+    else:
+        teacher = FolderTeacher(options.teacher or options.work_dir / "teacher").load(options.device)
     shards = list_shards(options.audio or options.work_dir / "shards" / "unlabelled")[: options.shards]
-    figures = measure(teacher, shards, options.rounds)
+    figures = measure(teacher, shards, options.rounds, options.precision)
     for name, value in figures.items():
         print(f"{name}: {value:,.4g}")
     (options.work_dir / "labelling.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
 
 
-def measure(teacher: Teacher, shards: Sequence[Path], rounds: int) -> dict[str, float]:
+def _untrained(name: str, device: str) -> Teacher:
+    """With random weights, and as sure of what it says as a trained one."""
+    torch.manual_seed(1)
+    model = scales()["full"].models[name]()
+    with torch.no_grad():
+        model.head.weight.mul_(8.0)
+    return Teacher(model.eval().to(device), name, "0" * 64, "0" * 64, feature_hash(), torch.device(device))
+
+
+def measure(
+    teacher: Teacher, shards: Sequence[Path], rounds: int, precision: str = "float32"
+) -> dict[str, float]:
     """The figures, each the median over `rounds` rounds over `shards`."""
-    settings = Settings(threads=1)
+    settings = Settings(threads=1, precision=precision)  # type: ignore[arg-type]
     audio_s = sum(open_shard(path).seconds for path in shards)
     feature_cpu_s, prepared = _prepare(teacher, shards, settings)
-    _forward(teacher, prepared[:2])
+    _forward(teacher, prepared[:2], precision)
     bare, job = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            bare.append(_timed(partial(_forward, teacher, prepared)))
+            bare.append(_timed(partial(_forward, teacher, prepared, precision)))
             job.append(_timed(partial(_label, teacher, shards, Path(folder) / str(number), settings)))
     ratios = [
         [there / here for there, here in zip(*pair, strict=True)] for pair in zip(job, bare, strict=True)
@@ -133,8 +151,10 @@ def _label(teacher: Teacher, shards: Sequence[Path], out: Path, settings: Settin
         label_shard(teacher, path, out, settings)
 
 
-def _forward(teacher: Teacher, prepared: Prepared) -> None:
-    with torch.inference_mode():
+def _forward(teacher: Teacher, prepared: Prepared, precision: str) -> None:
+    dtype = PRECISIONS[precision]
+    autocast = torch.autocast(teacher.device.type, dtype) if dtype is not None else exact_float32()
+    with torch.inference_mode(), autocast:
         for features_btf, lengths_b in prepared:
             log_probs, _ = teacher.model.offline(
                 features_btf.to(teacher.device), lengths_b.to(teacher.device)

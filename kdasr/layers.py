@@ -155,8 +155,25 @@ class Convolution(nn.Module):
 
     def mix(self, gated_btd: Tensor) -> Tensor:
         """(B, T + kernel - 1, D) gated frames with their context to (B, T, D)."""
-        mixed = self.depthwise(gated_btd.transpose(1, 2)).transpose(1, 2)
+        mixed = _over_time(self.depthwise, gated_btd)
         return self.dropout(self.out(functional.silu(self.depthwise_norm(mixed))))
+
+
+def _over_time(convolution: nn.Conv1d, x_btd: Tensor) -> Tensor:
+    """A depthwise convolution: (B, T + kernel - 1, D) frames with their context to (B, T, D)."""
+    if not x_btd.is_cuda or torch.compiler.is_compiling() or not _in_16_bits(x_btd):
+        return convolution(x_btd.transpose(1, 2)).transpose(1, 2)
+    # As an image of one line whose channels come last, which is how frames lie: cuDNN has a fast kernel for
+    # that in 16 bits, and for one dimension none (recipes/RESULTS-gpu.md). Compiled, it fails in torch 2.11.
+    weight = convolution.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    image_bd1t = x_btd.transpose(1, 2).unsqueeze(2)
+    mixed = functional.conv2d(image_bd1t, weight, convolution.bias, groups=convolution.groups)
+    return mixed.squeeze(2).transpose(1, 2)
+
+
+def _in_16_bits(x: Tensor) -> bool:
+    """Whether a convolution of x is computed in bf16 or float16."""
+    return torch.is_autocast_enabled(x.device.type) or x.dtype in (torch.bfloat16, torch.float16)
 
 
 class ConformerLayer(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +20,19 @@ from kdasr.soft_labels import Codec, Header, TopP
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, a GPU computes float32 in float32. With TensorFloat-32, which torch allows for convolutions and
+    SpeechBrain once it is imported for everything, ten bits of a number are left."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to label.
@@ -27,7 +42,8 @@ class Settings:
         batch_seconds: audio in one forward pass, padding included; less where the memory does not hold it.
         window_seconds: longer utterances are labelled in windows of this length …
         overlap_seconds: … that overlap by this much.
-        precision: of the forward pass; log-probs are always made float32.
+        precision: of the forward pass; log-probs are always made float32. float32 is exact on a GPU too, and
+            several times slower there than bfloat16.
         threads: CPU threads of the forward pass of one worker; None shares torch's own choice among
             the workers.
         decoders: threads that decode audio and compute features ahead of the teacher. One is enough for a

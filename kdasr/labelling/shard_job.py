@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +20,7 @@ from kdasr.errors import KdasrError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
-from kdasr.labelling.settings import PRECISIONS, Settings, ShardResult, make_header
+from kdasr.labelling.settings import PRECISIONS, Settings, ShardResult, exact_float32, make_header
 from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_languages, read_utterance
 from kdasr.soft_labels import Failure, concatenate, label_file, write_label_shard
@@ -116,6 +116,16 @@ class _Loaded(NamedTuple):
         return _Loaded(self.segments[rows], self.inputs[rows, : max(lengths)], lengths)
 
 
+class _Heard(NamedTuple):
+    """What a teacher gave to a batch: (B, T', V) log-probs and (B,) frames, perhaps not computed yet; when it
+    was asked, and when an answer (on a CPU: the answer) was promised."""
+
+    log_probs_btv: Tensor
+    frames_b: Tensor
+    started: float
+    launched: float
+
+
 class _ShardRun:
     """The labelling of one shard: decode and features in one thread or several, the codec in another,
     the teacher in this one, which has nothing else to do."""
@@ -129,7 +139,7 @@ class _ShardRun:
         self._num_segments: dict[int, int] = {}
         self._decoded = _Decoded()
         self._encoding: deque[Future[None]] = deque()
-        self.teacher_s = self.encode_s = self.padding = 0.0
+        self.teacher_s = self.encode_s = self.padding = self._teacher_done = 0.0
         self.halved = 0
 
     def label(self) -> list[tuple[str, SoftLabels | Failure]]:
@@ -241,7 +251,7 @@ class _ShardRun:
             self._forward_parts(loaded, half, encoder)
             return
         try:
-            log_probs = self._forward(loaded)
+            heard = self._forward(loaded)
         except torch.AcceleratorError:
             raise  # whatever this process asks of the device next will fail too
         except (torch.OutOfMemoryError, MemoryError):
@@ -258,7 +268,7 @@ class _ShardRun:
             # Not above: an error that is at hand holds on to the memory of the pass that raised it.
             self._forward_parts(loaded, size, encoder)
             return
-        self._encoding.append(encoder.submit(self._store, loaded.segments, log_probs))
+        self._encoding.append(encoder.submit(self._store, loaded.segments, heard))
         self._wait_for_encoder(_MAX_UNENCODED)
 
     def _forward_parts(self, loaded: _Loaded, size: int, encoder: Executor) -> None:
@@ -270,10 +280,10 @@ class _ShardRun:
         while len(self._encoding) > most:
             self._encoding.popleft().result()
 
-    def _forward(self, loaded: _Loaded) -> list[Tensor]:
-        """Log-probs (T', V) of each segment."""
+    def _forward(self, loaded: _Loaded) -> list[_Heard]:
+        """What the teacher gives; an accelerator may still be at it, and gets the next batch meanwhile."""
         if not self._teacher.pads and len(set(loaded.lengths)) > 1:
-            return [log_probs for one in loaded.parts(1) for log_probs in self._forward(one)]
+            return [heard for one in loaded.parts(1) for heard in self._forward(one)]
         started = time.perf_counter()
         device = self._teacher.device
         lengths_b = torch.tensor(loaded.lengths)
@@ -281,18 +291,25 @@ class _ShardRun:
             log_probs_btv, frames_b = self._teacher.model.offline(
                 loaded.inputs.to(device), lengths_b.to(device)
             )
-        log_probs_btv, frames = log_probs_btv.float(), frames_b.tolist()
-        self.teacher_s += time.perf_counter() - started
-        return [row[:count] for row, count in zip(log_probs_btv, frames, strict=True)]
+        return [_Heard(log_probs_btv.float(), frames_b, started, time.perf_counter())]
+
+    def _rows(self, heard: _Heard) -> list[Tensor]:
+        """Log-probs (T', V) of each segment, once they are there."""
+        frames = heard.frames_b.tolist()
+        done = time.perf_counter() if heard.log_probs_btv.device.type != "cpu" else heard.launched
+        self.teacher_s += max(0.0, done - max(heard.started, self._teacher_done))
+        self._teacher_done = done
+        return [row[:count] for row, count in zip(heard.log_probs_btv, frames, strict=True)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = PRECISIONS[self._settings.precision]
-        return torch.autocast(self._teacher.device.type, dtype) if dtype is not None else nullcontext()
+        return torch.autocast(self._teacher.device.type, dtype) if dtype is not None else exact_float32()
 
     def _fail(self, segment: Segment, reason: str) -> None:
         self._broken.setdefault(segment.number, {})[segment.first] = reason
 
-    def _store(self, segments: list[Segment], log_probs: list[Tensor]) -> None:
+    def _store(self, segments: list[Segment], heard: list[_Heard]) -> None:
+        log_probs = [row for one in heard for row in self._rows(one)]
         started = time.perf_counter()
         kept, keys, owners = [], [], []
         for segment, log_probs_tv in zip(segments, log_probs, strict=True):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 _MOST_GRAPHS = 64
@@ -29,8 +30,13 @@ def compiled(model: Any, wanted: bool) -> Iterator[None]:
         setattr(place, name, _in_training(place, getattr(place, name)))
     try:
         # Masks of two shapes, batches of one utterance or more, and for a Zipformer its stacks and chunk
-        # sizes: after eight graphs torch would run everything else uncompiled.
-        with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):
+        # sizes: after eight graphs torch would run everything else uncompiled. The analysis is for fixed
+        # shapes only; with lengths that vary, torch 2.11 fails in it on a GPU.
+        fixed_shapes_only = {"triton.coalesce_tiling_analysis": False}
+        with (
+            torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS),
+            torch._inductor.config.patch(fixed_shapes_only),
+        ):
             yield
     finally:
         for place, name in places:

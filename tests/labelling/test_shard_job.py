@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -193,6 +194,35 @@ def test_half_precision_labels_are_close_and_marked(tmp_path: Path) -> None:
     assert rough.header.config_hash != exact.header.config_hash
     for key, wanted in exact:
         assert rough.read(key).log_probs == pytest.approx(wanted.log_probs, abs=0.1)
+
+
+@pytest.fixture
+def tf32_allowed() -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    yield
+    matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32_allowed")
+def test_float32_is_float32_and_training_keeps_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether SpeechBrain, which allows TensorFloat-32, was imported must not show in labels of a GPU."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    seen: list[tuple[bool, bool]] = []
+    plain = TEACHER.model.offline
+
+    def offline(*inputs: torch.Tensor) -> Any:
+        seen.append((matmul.allow_tf32, cudnn.allow_tf32))
+        return plain(*inputs)
+
+    monkeypatch.setattr(TEACHER.model, "offline", offline)
+    (audio,) = make_audio(tmp_path / "audio", 2, per_shard=2)
+    labels_for(audio, tmp_path / "labels")
+    assert seen and set(seen) == {(False, False)}
+    assert matmul.allow_tf32 and cudnn.allow_tf32
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
