@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import labelling
+from benchmarks.gpu import scales
 from kdasr.labelling import Settings, label_shard
 from kdasr.shards import open_shard
 from tests.labelling.tiny import TinySource, make_audio
@@ -24,7 +25,7 @@ def test_the_bare_pass_sees_what_the_teacher_sees_when_labelling(
         teacher.model, "offline", lambda x, lengths: (seen.append(x.clone()), offline(x, lengths))[1]
     )
     _, prepared = labelling._prepare(teacher, [shard], settings)
-    labelling._forward(teacher, prepared)
+    labelling._forward(teacher, prepared, settings.precision)
     bare, seen = seen, []
     label_shard(teacher, shard, tmp_path / "labels", settings)
     assert len(bare) == len(seen) > 1
@@ -38,3 +39,16 @@ def test_the_figures_of_a_run_belong_together(tmp_path: Path) -> None:
     ratio = found["bare_forward_times_real_time"] / found["labelling_times_real_time"]
     assert ratio == pytest.approx(1 + found["overhead_wall_percent"] / 100)
     assert found["overhead_cpu_percent"] > 0
+
+
+def test_a_teacher_that_nobody_trained_can_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = scales()["tiny"]
+    monkeypatch.setattr(labelling, "scales", lambda: {"full": tiny})
+    make_audio(tmp_path / "audio", 4, per_shard=4)
+    paths = ["--work-dir", str(tmp_path), "--audio", str(tmp_path / "audio")]
+    found = labelling.main(
+        [*paths, "--untrained", "teacher", "--precision", "bfloat16", "--shards", "1", "--rounds", "1"]
+    )
+    assert found["labelling_times_real_time"] > 0
