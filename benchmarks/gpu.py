@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if options.utterances:
         scale = scale._replace(utterances=options.utterances)
     if options.models:
+        if unknown := set(options.models) - set(scale.models):
+            parser.error(f"--models: no {', '.join(sorted(unknown))}; there are {', '.join(scale.models)}")
         scale = scale._replace(models={name: scale.models[name] for name in options.models})
     rows = []
     for row in measure(scale, options.device, options.settings):

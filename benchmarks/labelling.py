@@ -37,7 +37,7 @@ from benchmarks.gpu import scales
 from kdasr.features import LOG_MEL_FLOOR, feature_hash, log_mel
 from kdasr.labelling import FolderTeacher, Settings, Teacher, label_shard
 from kdasr.labelling.batches import cut_segments, make_batches
-from kdasr.labelling.settings import PRECISIONS, exact_float32
+from kdasr.labelling.settings import PRECISIONS
 from kdasr.shards import list_shards, open_shard, read_utterance
 
 Prepared = list[tuple[torch.Tensor, torch.Tensor]]
@@ -48,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="overhead of labelling over the bare forward pass")
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="default: WORK_DIR/teacher")
-    parser.add_argument("--untrained", help="a teacher of benchmarks/gpu.py, such as teacher_600m, instead")
+    parser.add_argument(
+        "--untrained",
+        choices=list(scales()["full"].models),
+        help="a teacher of benchmarks/gpu.py, such as teacher_600m, instead",
+    )
     parser.add_argument("--precision", default="float32", choices=list(PRECISIONS))
     parser.add_argument("--audio", type=Path, help="default: WORK_DIR/shards/unlabelled")
     parser.add_argument("--shards", type=int, default=2)
@@ -84,11 +88,11 @@ def measure(
     settings = Settings(threads=1, precision=precision)  # type: ignore[arg-type]
     audio_s = sum(open_shard(path).seconds for path in shards)
     feature_cpu_s, prepared = _prepare(teacher, shards, settings)
-    _forward(teacher, prepared[:2], precision)
+    _forward(teacher, prepared[:2], settings)
     bare, job = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            bare.append(_timed(partial(_forward, teacher, prepared, precision)))
+            bare.append(_timed(partial(_forward, teacher, prepared, settings)))
             job.append(_timed(partial(_label, teacher, shards, Path(folder) / str(number), settings)))
     ratios = [
         [there / here for there, here in zip(*pair, strict=True)] for pair in zip(job, bare, strict=True)
@@ -151,10 +155,8 @@ def _label(teacher: Teacher, shards: Sequence[Path], out: Path, settings: Settin
         label_shard(teacher, path, out, settings)
 
 
-def _forward(teacher: Teacher, prepared: Prepared, precision: str) -> None:
-    dtype = PRECISIONS[precision]
-    autocast = torch.autocast(teacher.device.type, dtype) if dtype is not None else exact_float32()
-    with torch.inference_mode(), autocast:
+def _forward(teacher: Teacher, prepared: Prepared, settings: Settings) -> None:
+    with torch.inference_mode(), settings.autocast(teacher.device):
         for features_btf, lengths_b in prepared:
             log_probs, _ = teacher.model.offline(
                 features_btf.to(teacher.device), lengths_b.to(teacher.device)

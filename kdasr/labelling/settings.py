@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 
 @contextmanager
-def exact_float32() -> Iterator[None]:
+def _exact_float32() -> Iterator[None]:
     """Inside, a GPU computes float32 in float32. With TensorFloat-32, which torch allows for convolutions and
     SpeechBrain once it is imported for everything, ten bits of a number are left."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -88,6 +88,11 @@ class Settings:
 
     def overlap_frames(self, subsampling: int) -> int:
         return _whole_frames(self.overlap_seconds, subsampling)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Inside, a forward pass on `device` has the precision."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(device.type, dtype) if dtype is not None else _exact_float32()
 
     @property
     def batch_frames(self) -> int:

@@ -7,9 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from kdasr.errors import KdasrError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
-from kdasr.labelling.settings import PRECISIONS, Settings, ShardResult, exact_float32, make_header
+from kdasr.labelling.settings import Settings, ShardResult, make_header
 from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_languages, read_utterance
 from kdasr.soft_labels import Failure, concatenate, label_file, write_label_shard
@@ -287,7 +286,7 @@ class _ShardRun:
         started = time.perf_counter()
         device = self._teacher.device
         lengths_b = torch.tensor(loaded.lengths)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._settings.autocast(device):
             log_probs_btv, frames_b = self._teacher.model.offline(
                 loaded.inputs.to(device), lengths_b.to(device)
             )
@@ -300,10 +299,6 @@ class _ShardRun:
         self.teacher_s += max(0.0, done - max(heard.started, self._teacher_done))
         self._teacher_done = done
         return [row[:count] for row, count in zip(heard.log_probs_btv, frames, strict=True)]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = PRECISIONS[self._settings.precision]
-        return torch.autocast(self._teacher.device.type, dtype) if dtype is not None else exact_float32()
 
     def _fail(self, segment: Segment, reason: str) -> None:
         self._broken.setdefault(segment.number, {})[segment.first] = reason

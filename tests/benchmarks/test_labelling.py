@@ -25,7 +25,7 @@ def test_the_bare_pass_sees_what_the_teacher_sees_when_labelling(
         teacher.model, "offline", lambda x, lengths: (seen.append(x.clone()), offline(x, lengths))[1]
     )
     _, prepared = labelling._prepare(teacher, [shard], settings)
-    labelling._forward(teacher, prepared, settings.precision)
+    labelling._forward(teacher, prepared, settings)
     bare, seen = seen, []
     label_shard(teacher, shard, tmp_path / "labels", settings)
     assert len(bare) == len(seen) > 1
