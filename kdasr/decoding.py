@@ -195,6 +195,21 @@ class _Prefix(NamedTuple):
     tokens: tuple[Token, ...]
 
 
+class _Layout(NamedTuple):
+    """What a beam of prefixes is like, whatever is heard.
+
+    Attributes:
+        last: (prefixes,) the last unit of each; blank of the empty one.
+        children, parents: (pairs,) rows of prefixes that are one unit longer than another one, and of those.
+        forbidden: (prefixes, V) True for what may not follow.
+    """
+
+    last: NDArray[np.intp]
+    children: NDArray[np.intp]
+    parents: NDArray[np.intp]
+    forbidden: NDArray[np.bool_]
+
+
 class BeamStream:
     """`prefix_beam` of one utterance, chunk by chunk: any cut gives the text of the whole.
 
@@ -292,6 +307,8 @@ class BeamStream:
     def _begin(self, prefix: _Prefix, taken: int) -> None:
         """Go on from one prefix alone, of whose units the first `taken` are taken."""
         self._prefixes, self._taken = [prefix], taken
+        self._next_units: dict[tuple[int, ...], NDArray[np.bool_]] = {}
+        self._layout: _Layout | None = None
         # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
         self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
 
@@ -301,34 +318,34 @@ class BeamStream:
     def _keep(self, kept: list[bool]) -> None:
         self._prefixes = [prefix for prefix, keep in zip(self._prefixes, kept, strict=True) if keep]
         self._ends_blank, self._ends_unit = self._ends_blank[kept], self._ends_unit[kept]
+        self._layout = None
 
     def _advance(self, frame_v: NDArray[np.float64]) -> None:
         """One frame of the search: every prefix stays or grows by one unit; the best remain."""
         prefixes, totals = self._prefixes, np.logaddexp(self._ends_blank, self._ends_unit)
-        rows = np.arange(len(prefixes))
-        last = np.array([prefix.ids[-1] if prefix.ids else BLANK_ID for prefix in prefixes], dtype=int)
+        if self._layout is None:
+            self._layout = self._laid_out(len(frame_v))
+        last, children, parents, forbidden = self._layout
         stay_blank = totals + frame_v[BLANK_ID]
         stay_unit = self._ends_unit + frame_v[last]  # the empty prefix has ends_unit = -inf and stays there
         grow = totals[:, None] + frame_v[None, :]
-        grow[rows, last] = self._ends_blank + frame_v[last]  # the same unit again needs a blank in between
-        grow[:, BLANK_ID] = -np.inf
-        if self._grammar is not None and prefixes:
-            next_units = self._grammar.next_units
-            allowed = np.stack([next_units(prefix.ids, self._after_pause) for prefix in prefixes])
-            grow[~allowed] = -np.inf
-        stays = list(prefixes)
+        # The same unit again needs a blank in between.
+        grow[np.arange(len(prefixes)), last] = self._ends_blank + frame_v[last]
+        grow[forbidden] = -np.inf
         # A prefix that grows into another one of the beam adds to it instead of standing twice.
-        row_by_ids = {prefix.ids: row for row, prefix in enumerate(prefixes)}
-        for row, prefix in enumerate(prefixes):
-            parent = row_by_ids.get(prefix.ids[:-1]) if prefix.ids else None
-            if parent is not None:
-                grown = grow[parent, prefix.ids[-1]]
-                if grown > max(stay_blank[row], stay_unit[row]):  # here is where the unit is likeliest
-                    stays[row] = self._grown(prefixes[parent], prefix.ids[-1], frame_v)
-                stay_unit[row] = np.logaddexp(stay_unit[row], grown)
-                grow[parent, prefix.ids[-1]] = -np.inf
-        scores = np.concatenate([np.logaddexp(stay_blank, stay_unit), grow.ravel()])
-        beam = self._beam
+        grown = grow[parents, last[children]]
+        likeliest = grown > np.maximum(stay_blank, stay_unit)[children]
+        stay_unit[children] = np.logaddexp(stay_unit[children], grown)
+        grow[parents, last[children]] = -np.inf
+        stays = list(prefixes)
+        for row, parent in zip(children[likeliest].tolist(), parents[likeliest].tolist(), strict=True):
+            stays[row] = self._grown(prefixes[parent], int(last[row]), frame_v)
+        scores = np.logaddexp(stay_blank, stay_unit)
+        if len(stays) == self._beam and grow.max() < scores.min():
+            # As in most frames, nothing new is good enough.
+            self._prefixes, self._ends_blank, self._ends_unit = stays, stay_blank, stay_unit
+            return
+        scores, beam = np.concatenate([scores, grow.ravel()]), self._beam
         best = np.argpartition(-scores, beam - 1)[:beam] if beam < len(scores) else np.arange(len(scores))
         best = best[scores[best] > -np.inf]
         self._ends_blank = np.concatenate([stay_blank, np.full(grow.size, -np.inf)])[best]
@@ -339,6 +356,26 @@ class BeamStream:
             stays[index] if index < len(stays) else self._grown(prefixes[row], unit, frame_v)
             for index, (row, unit) in zip(best.tolist(), places, strict=True)
         ]
+        self._layout = None
+
+    def _laid_out(self, vocab_size: int) -> _Layout:
+        ids = [prefix.ids for prefix in self._prefixes]
+        rows = {one: row for row, one in enumerate(ids)}
+        pairs = [(row, rows[one[:-1]]) for row, one in enumerate(ids) if one and one[:-1] in rows]
+        children, parents = np.array(pairs, dtype=int).reshape(-1, 2).T
+        forbidden = np.zeros((len(ids), vocab_size), dtype=bool)
+        if self._grammar is not None:
+            known = self._next_units
+            # A prefix that stays is asked about once.
+            self._next_units = {
+                one: known[one] if one in known else self._grammar.next_units(one, self._after_pause)
+                for one in ids
+            }
+            for row, one in enumerate(ids):
+                forbidden[row] = ~self._next_units[one]
+        forbidden[:, BLANK_ID] = True
+        last = np.array([one[-1] if one else BLANK_ID for one in ids], dtype=int)
+        return _Layout(last, children, parents, forbidden)
 
     def _grown(self, prefix: _Prefix, unit: int, frame_v: NDArray[np.float64]) -> _Prefix:
         token = Token(unit, self.frames_seen, float(frame_v[unit]))
