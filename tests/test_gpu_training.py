@@ -68,9 +68,9 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data: Path, tmp_pat
 
     def breaks(output: Any, batch: Any) -> Any:
         calls.extend([1] * torch.is_grad_enabled())
-        return ctc(output, batch) * (float("nan") if len(calls) == 4 else 1.0)
+        return ctc(output, batch) * (float("nan") if len(calls) >= 4 else 1.0)
 
-    with pytest.raises(NonFiniteLossError, match="step 4"):
+    with pytest.raises(NonFiniteLossError, match="step 7"):
         train(data, tmp_path, accelerator(), loss=breaks)
     for path in (tmp_path / "c").glob("CKPT*/model.ckpt"):
         assert all(torch.isfinite(t).all() for t in torch.load(path, weights_only=True).values())

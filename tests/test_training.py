@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -169,19 +170,55 @@ def test_a_finished_run_trains_no_further(data: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "c") == before
 
 
-def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
-    def breaks(output: ModelOutput, batch: Batch) -> Tensor:
-        calls.extend([1] * torch.is_grad_enabled())
-        return ctc(output, batch) * (float("nan") if len(calls) == 8 else 1.0)
+class Breaks:
+    """CTC, not finite in the training steps from `first` to `last`: by its value, or its gradient alone."""
 
-    calls: list[int] = []
-    with pytest.raises(NonFiniteLossError, match=r"step 8.*last good checkpoint is kept") as caught:
-        training(data, tmp_path / "c", loss=breaks).run(tmp_path / "model")
+    def __init__(self, first: int, last: int, *, gradient_alone: bool = False) -> None:
+        self.first, self.last, self.gradient_alone, self.calls = first, last, gradient_alone, 0
+        self.__qualname__ = "Breaks"
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Tensor:
+        self.calls += torch.is_grad_enabled()
+        loss = ctc(output, batch)
+        if not (torch.is_grad_enabled() and self.first <= self.calls <= self.last):
+            return loss
+        if self.gradient_alone:
+            return loss + (output.log_probs_btv.sum() * 0.0).sqrt()  # 0, with a slope of infinity times 0
+        return loss * float("nan")
+
+
+def test_nan_losses_stop_and_keep_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    run = training(data, tmp_path / "c", loss=Breaks(8, 10**9))
+    with pytest.raises(NonFiniteLossError, match=r"step 11.*last good checkpoint is kept") as caught:
+        run.run(tmp_path / "model")
     assert "labelled/ctc" in str(caught.value) and "labelled-00" in str(caught.value)
     kept = list((tmp_path / "c").glob("CKPT*/model.ckpt"))
     assert kept
     for path in kept:
         assert all(torch.isfinite(t).all() for t in torch.load(path, weights_only=True).values())
+
+
+@pytest.mark.parametrize("gradient_alone", [False, True])
+def test_a_step_that_is_not_finite_is_left_out_and_named(
+    data: Path, tmp_path: Path, gradient_alone: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = Breaks(4, 5, gradient_alone=gradient_alone)
+    training(data, tmp_path / "c", loss=broken, steps=8).run(tmp_path / "model")
+    rows = [row for row in losses(tmp_path / "c") if "dev_wer" not in row]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    left_out = [row for row in rows if "left_out" in row]
+    assert [row["step"] for row in left_out] == [4, 5]
+    assert all(key.startswith("labelled-00") for row in left_out for key in row["left_out"])
+    assert left_out[0]["not_finite"] == ({} if gradient_alone else {"labelled/ctc": "nan"})
+    assert "step 4 is left out" in capfd.readouterr().err
+    weights = load_model(tmp_path / "model").model.state_dict().values()
+    assert all(torch.isfinite(weight).all() for weight in weights)
+    assert all(math.isfinite(row["labelled/ctc"]) for row in rows[5:])
+
+
+def test_no_patience_stops_at_the_first_step_that_is_not_finite(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLossError, match="step 3"):
+        training(data, tmp_path / "c", loss=Breaks(3, 3), nonfinite_patience=0).run(tmp_path / "model")
 
 
 def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp_path: Path) -> None:

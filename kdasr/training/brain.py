@@ -63,6 +63,7 @@ class CtcBrain(sb.Brain):
         self.ranks = ranks()
         self.names = [f"{stream}/{name}" for stream, terms in training.losses.items() for name in terms]
         self.unread: deque[StepNews] = deque()
+        self.steps_not_taken = 0  # in a row, up to the last one
         super().__init__(
             modules={"step": step},
             opt_class=lambda parameters: make_optimiser(
@@ -177,18 +178,26 @@ class CtcBrain(sb.Brain):
                 news = StepNews(step, keys, sums.values.clone())
                 self._add_up(sums)
                 self.optimizers_step()
+                news.steps_not_taken = self.steps_not_taken
             self.on_fit_batch_end(part, outputs, loss, is_last)
         self.unread.append(news.with_sums(sums.values))
         self._read(keep=self.steps_unread)
         return loss.detach()
 
     def optimizers_step(self) -> None:
-        """As SpeechBrain's, which clips the gradients of the first parameter group alone: Muon has two."""
+        """As SpeechBrain's, which clips the gradients of the first parameter group alone: Muon has two.
+
+        A step whose gradient is not finite is not taken. All ranks see the same sum, so all leave it out.
+        """
         parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_gradient_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_gradient_norm)
+        if self.scaler.is_enabled() or bool(norm.isfinite()):  # the scaler of fp16 looks for itself
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.steps_not_taken = 0
+        else:
+            self.steps_not_taken += 1
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
 
@@ -225,26 +234,44 @@ class CtcBrain(sb.Brain):
         while len(self.unread) > keep:
             news = self.unread.popleft()
             loss, terms = means(self.names, news.arrived())
-            if not math.isfinite(loss):
-                raise self._not_finite(news, loss, terms)
             step = news.step + 1
-            in_epoch = step - self.epoch_start
-            self.avg_train_loss += (loss - self.avg_train_loss) / in_epoch
+            if math.isfinite(loss) and not news.steps_not_taken:
+                in_epoch = step - self.epoch_start
+                self.avg_train_loss += (loss - self.avg_train_loss) / in_epoch
+                row: dict[str, Any] = {"step": step, **terms}
+            else:
+                row = self._not_finite(news, loss, terms)
             if self.ranks.first:
-                self.log.write({"step": step, **terms})
+                self.log.write(row)
             self.progress.update(self.task, completed=step)
 
-    def _not_finite(self, news: StepNews, loss: float, terms: dict[str, float]) -> NonFiniteLossError:
+    def _not_finite(self, news: StepNews, loss: float, terms: dict[str, float]) -> dict[str, Any]:
+        """What the log says of a step that was not taken.
+
+        Raises:
+            NonFiniteLossError: it is one too many in a row, or it was taken.
+        """
         own_loss, _ = means(self.names, news.own_values.cpu())
         suspects = self.ranks.gather([] if math.isfinite(own_loss) else news.keys)
-        return NonFiniteLossError(
-            f"the loss became {loss} in step {news.step + 1}",
-            where=self.training.name,
-            got=terms,
-            fix=f"The last good checkpoint is kept in {self.training.checkpoints}, if one was due before. "
-            "Lower peak_learning_rate, or look at the audio of this batch: "
-            + ", ".join(key for keys in suspects for key in keys),
-        )
+        keys = [key for found in suspects for key in found] or [
+            key for found in self.ranks.gather(news.keys) for key in found
+        ]
+        if not 0 < news.steps_not_taken <= self.optimisation.nonfinite_patience:
+            raise NonFiniteLossError(
+                f"the loss became {loss} in step {news.step + 1}, or its gradient is not finite",
+                where=self.training.name,
+                got=terms,
+                fix=f"The last good checkpoint is kept in {self.training.checkpoints}, if one was due "
+                "before. Look at the audio of this batch, or begin again with a lower "
+                "peak_learning_rate: " + ", ".join(keys),
+            )
+        if self.ranks.first:
+            Console(stderr=True, soft_wrap=True).print(
+                f"{self.training.name}: step {news.step + 1} is left out, its loss {loss:.4g} or gradient "
+                f"is not finite (see {self.log.path})"
+            )
+        not_finite = {name: str(value) for name, value in terms.items() if not math.isfinite(value)}
+        return {"step": news.step + 1, "left_out": keys, "not_finite": not_finite}
 
     def _check_ranks(self) -> None:
         """All ranks go on from the same step, which they do if they see the same checkpoints."""

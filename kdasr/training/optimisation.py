@@ -23,6 +23,7 @@ _LEAST: dict[str, float] = {
     "peak_learning_rate": 0.0,
     "weight_decay": 0.0,
     "max_gradient_norm": 0.0,
+    "nonfinite_patience": 0,
     "ema_decay": 0.0,
     "phase_decay": 0.0,
 }
@@ -44,6 +45,8 @@ class Optimisation:
         weight_decay: of all parameters, decoupled.
         betas: of AdamW.
         max_gradient_norm: gradients are scaled down to this norm.
+        nonfinite_patience: steps in a row whose gradient may be NaN or infinite: such a step is left out,
+            and the log names its utterances. One more ends the training.
         keep_best: checkpoints kept; the one with the lowest dev WER becomes the model.
         precision: "fp32", "bf16" or "fp16" (autocast).
         accumulate: batches whose mean gradient makes a step. The processes that `torchrun` starts
@@ -63,6 +66,7 @@ class Optimisation:
     weight_decay: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.98)
     max_gradient_norm: float = 5.0
+    nonfinite_patience: int = 3
     keep_best: int = 3
     precision: str = "fp32"
     accumulate: int = 1

@@ -33,6 +33,8 @@ from kdasr.training_log import LOG_FILE
 
 FINGERPRINT_FILE = "fingerprint.txt"
 LEFT_OUT_FILE = "left_out.json"
+# Settings of the optimisation with which the same steps are taken.
+_NO_MATTER = ("compile", "nonfinite_patience")
 
 Watch = Callable[[AcousticModel, torch.device | str], dict[str, Any]]
 
@@ -87,7 +89,7 @@ class Training:
 
         Raises:
             RankLostError: another process of this training has ended.
-            NonFiniteLossError: the loss became NaN or infinite; checkpoints are kept.
+            NonFiniteLossError: the loss or its gradient stayed NaN or infinite; checkpoints are kept.
             ConfigError: the schedule, the losses and the data do not fit each other.
         """
         with joined() as ranks:
@@ -129,8 +131,7 @@ class Training:
             "streams": {name: stream.fingerprint() for name, stream in self._all_streams().items()},
             "schedule": [list(block) for block in self.schedule],
             "losses": {name: _described(terms) for name, terms in self.losses.items()},
-            # However it is computed, it is the same training.
-            "optimisation": {k: v for k, v in asdict(self.optimisation).items() if k != "compile"},
+            "optimisation": {k: v for k, v in asdict(self.optimisation).items() if k not in _NO_MATTER},
             "augment": [str(self.augment), getattr(self.augment, "config", None)],
             "seed": self.seed,
         }

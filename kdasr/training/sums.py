@@ -44,7 +44,10 @@ class StepNews:
         step: its number, from 0.
         keys: the utterances that this rank had in it.
         own_values: what a `StepSums` held before it was added up over the ranks.
+        steps_not_taken: how many steps in a row, this one the last, had a gradient that is not finite.
     """
+
+    steps_not_taken = 0
 
     def __init__(self, step: int, keys: list[str], own_values: Tensor) -> None:
         self.step, self.keys, self.own_values = step, keys, own_values
