@@ -18,6 +18,9 @@ from kdasr.interfaces import frames_inside
 
 BLANK_ID = 0
 DEFAULT_BEAM = 16
+# Units that a search hands from one frame to the next before it looks which of them are settled, and from
+# how many on it settles the older half whatever the other prefixes say: a minute of speech in letters.
+_LONG_PREFIX, _LONGEST_PREFIX = 128, 1024
 
 
 class Token(NamedTuple):
@@ -225,21 +228,23 @@ class BeamStream:
 
     only_grows = False
     _prefixes: list[_Prefix]
-    _taken: int
+    _taken: int  # units at the start of each prefix that are among the settled or taken tokens
     _ends_blank: NDArray[np.float64]
     _ends_unit: NDArray[np.float64]
+    _layout: _Layout | None
 
     def __init__(self, beam: int = DEFAULT_BEAM, grammar: Grammar | None = None) -> None:
         assert beam >= 1, beam
         self.frames_seen = 0
         self._beam, self._grammar = beam, grammar
         self._settled = self._after_pause = False
+        self._head: list[Token] = []  # tokens that all prefixes share, but for those taken
         self._begin(_Prefix((), ()), taken=0)
 
     @property
     def tokens(self) -> list[Token]:
         """Tokens of the best prefix that were not taken; the last word may be unfinished."""
-        return list(self._best.tokens[self._taken :]) if self._prefixes else []
+        return self._head + (list(self._best.tokens[self._taken :]) if self._prefixes else [])
 
     @property
     def _best(self) -> _Prefix:
@@ -247,27 +252,31 @@ class BeamStream:
 
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
         """Take the next (T, V) frames; whether the best text is another now."""
-        before = self._best.tokens if self._prefixes else ()
+        before = self.tokens
         self._settled = self._settled and len(log_probs_tv) == 0
         for frame_v in np.asarray(log_probs_tv, dtype=np.float64):
             self._advance(frame_v)
             self.frames_seen += 1
-        return bool(self._prefixes) and self._best.tokens != before
+        return self.tokens != before
 
     def cut(self, count: int) -> int:
         """`count`, or the start of the word that a cut there would halve."""
-        end = self._taken + count
-        if self._grammar is None or end >= len(self._best.ids):
+        taken = () if self._head else self._best.ids[: self._taken]
+        known, end = (*taken, *(token.id for token in self.tokens)), len(taken) + count
+        if self._grammar is None or end >= len(known):
             return count
-        start = self._grammar.last_word_start(self._best.ids[: end + 1])
-        return count if start == end else max(0, start - self._taken)
+        start = self._grammar.last_word_start(known[: end + 1])
+        return count if start == end else max(0, start - len(taken))
 
     def hypotheses(self, nbest: int) -> list[Hypothesis]:
         """The best `nbest` transcripts that may end here, the best first."""
         totals = np.logaddexp(self._ends_blank, self._ends_unit)
         order = np.argsort(-totals, kind="stable")
-        ranked = [Hypothesis(self._prefixes[index].ids, float(totals[index])) for index in order]
-        return [one for one in ranked if self._may_end(one.ids)][:nbest]
+        head = [token.id for token in self._head]
+        ranked = [(self._prefixes[index].ids, float(totals[index])) for index in order]
+        return [
+            Hypothesis((*head, *ids[self._taken :]), total) for ids, total in ranked if self._may_end(ids)
+        ][:nbest]
 
     def settle(self) -> None:
         """As `finish`; when the tokens are taken, the next word is the first of a transcript of its own."""
@@ -294,21 +303,43 @@ class BeamStream:
             return
         if self._settled and count == len(self.tokens):
             self._begin(_Prefix((), ()), taken=0)
-            self._after_pause = True
+            self._head, self._after_pause = [], True
             return
-        end = self._taken + count
-        known = self._best.ids[:end]
-        self._keep([prefix.ids[:end] == known for prefix in self._prefixes])
+        of_head = min(count, len(self._head))
+        self._head = self._head[of_head:]
+        if count > of_head:
+            end = self._taken + count - of_head
+            known = self._best.ids[:end]
+            self._keep([prefix.ids[:end] == known for prefix in self._prefixes])
+            self._forget(end)
+
+    def _forget(self, end: int) -> None:
+        """Go on without the first `end` units, which all prefixes share, but for those that matter yet."""
         # The last unit decides whether the next one is a new one, the last word what may follow.
-        first = end - 1 if self._grammar is None else min(end - 1, self._grammar.last_word_start(known))
+        first = end - 1
+        if self._grammar is not None:
+            first = min(first, self._grammar.last_word_start(self._prefixes[0].ids[:end]))
         self._prefixes = [_Prefix(ids[first:], tokens[first:]) for ids, tokens in self._prefixes]
-        self._taken = end - first
+        self._taken, self._layout = end - first, None
+
+    def _settle_head(self) -> None:
+        """Move what all prefixes share to the head, or each frame would cost more the longer the text."""
+        best, ids = self._best, [prefix.ids for prefix in self._prefixes]
+        lowest, highest = min(ids), max(ids)  # what these two share all of them do
+        pairs = enumerate(zip(lowest, highest, strict=False))
+        end = next((place for place, (one, other) in pairs if one != other), min(map(len, ids)))
+        if len(best.ids) > _LONGEST_PREFIX:
+            end = max(end, _LONGEST_PREFIX // 2)
+            self._keep([one[:end] == best.ids[:end] for one in ids])
+        if end - self._taken >= _LONG_PREFIX // 2:
+            self._head += best.tokens[self._taken : end]
+            self._forget(end)
 
     def _begin(self, prefix: _Prefix, taken: int) -> None:
         """Go on from one prefix alone, of whose units the first `taken` are taken."""
         self._prefixes, self._taken = [prefix], taken
         self._next_units: dict[tuple[int, ...], NDArray[np.bool_]] = {}
-        self._layout: _Layout | None = None
+        self._layout = None
         # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
         self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
 
@@ -357,6 +388,8 @@ class BeamStream:
             for index, (row, unit) in zip(best.tolist(), places, strict=True)
         ]
         self._layout = None
+        if self._prefixes and len(self._prefixes[0].ids) > _LONG_PREFIX:
+            self._settle_head()
 
     def _laid_out(self, vocab_size: int) -> _Layout:
         ids = [prefix.ids for prefix in self._prefixes]

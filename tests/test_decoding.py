@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kdasr.decoding import BeamStream, GreedyStream, Hypothesis, collapse, greedy, prefix_beam
+from kdasr.decoding import BeamStream, GreedyStream, Hypothesis, Token, collapse, greedy, prefix_beam
+from kdasr.lexicon import Lexicon
+from kdasr.text import CharUnits
 
 
 def random_log_probs(seed: int, frames: int, classes: int, peak: float = 1.0) -> NDArray[np.float32]:
@@ -206,6 +208,31 @@ def test_prefixes_that_differ_in_what_was_taken_are_given_up() -> None:
         stream.finish()
     assert [token.id for token in undecided.tokens] == [2, 2]
     assert [token.id for token in decided.tokens] == [1]
+
+
+@pytest.mark.parametrize("with_words", [False, True])
+def test_a_long_text_is_found_in_full_and_costs_no_more_for_each_frame(with_words: bool) -> None:
+    units = CharUnits()
+    lexicon = Lexicon(units=units, words=["one", "two", "three"]) if with_words else None
+    text = " ".join(["one", "two", "three"] * 120)
+    ids = units.encode(text)
+    path = [unit for unit in ids for _ in range(2)]
+    path[1::2] = [0] * len(ids)
+    log_probs = path_log_probs(path, classes=units.vocab_size)
+    stream = BeamStream(8, lexicon)
+    taken: list[Token] = []
+    longest = 0
+    for start in range(0, len(path), 7):
+        stream.feed(log_probs[start : start + 7])
+        longest = max(longest, *(len(prefix.ids) for prefix in stream._prefixes))
+        if start == 7 * 60:  # some of what is settled, up to a word
+            taken = stream.tokens[: stream.cut(30)]
+            stream.take(len(taken))
+    stream.finish()
+    assert longest <= (256 if with_words else 1100) < len(ids)
+    assert units.decode([token.id for token in taken + stream.tokens]) == text
+    assert [token.frame for token in taken + stream.tokens] == list(range(0, len(path), 2))
+    assert units.decode(list(prefix_beam(log_probs, 8, grammar=lexicon)[0].ids)) == text
 
 
 def test_at_its_end_a_transcript_is_complete_or_nothing() -> None:
