@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -246,6 +247,19 @@ def test_an_online_teacher_stands_for_stored_labels() -> None:
             loss(output, heard)
         with pytest.raises(ConfigError, match="no teacher 'small'"):
             loss(output, heard, teacher="small")
+
+
+@pytest.mark.parametrize("loss", [ctc, best_path_ctc])
+def test_ctc_gradients_by_finite_differences(loss: Callable[[ModelOutput, Batch], Tensor]) -> None:
+    row = [{0: 0.9, 2: 0.1}, {1: 0.9}, {0: 0.9}, {1: 0.8, 3: 0.2}]
+    batch = batch_of(labels_from([row, row[:3]], [[0.0, 0.1, 0.1, 0.0], [0.0, 0.1, 0.1]]))
+    batch.tokens_bu, batch.token_lengths_b = torch.tensor([[1, 1], [1, 0]]), torch.tensor([2, 1])
+    lengths = torch.tensor([4, 3])
+
+    def value(logits: Tensor) -> Tensor:
+        return loss(ModelOutput(logits.log_softmax(-1), lengths), batch)
+
+    assert torch.autograd.gradcheck(value, (torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True),))
 
 
 @pytest.mark.parametrize("settings", [{"delay_frames": 2}, {"blank_policy": "symmetric"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -94,16 +95,15 @@ def test_an_online_teacher_stands_for_stored_labels() -> None:
         windowed_cross_entropy(heard, batch)
 
 
-def test_gradient_by_finite_differences() -> None:
+@pytest.mark.parametrize("loss", [windowed_cross_entropy, spikewise_cross_entropy])
+def test_gradient_by_finite_differences(loss: Callable[..., Tensor]) -> None:
     labels = labels_from([spiky(6, 2), spiky(5, 1)])
     logits = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
 
-    def loss(x: Tensor) -> Tensor:
-        return windowed_cross_entropy(
-            output_of(x.log_softmax(-1), 6, 5), batch_of(labels), max_delay_frames=2
-        )
+    def value(x: Tensor) -> Tensor:
+        return loss(output_of(x.log_softmax(-1), 6, 5), batch_of(labels), max_delay_frames=2)
 
-    assert torch.autograd.gradcheck(loss, (logits,))
+    assert torch.autograd.gradcheck(value, (logits,))
 
 
 def test_what_cannot_be_is_refused() -> None:
