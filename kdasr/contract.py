@@ -19,8 +19,9 @@ is too much belongs to the last frame or, where the teacher is slower, to none.
 
 Classes: symbols are matched as they are, then by alias (`|` for "▁"), then with case folded. A symbol
 that the student lacks goes to blank, which gives exactly the posterior of the transcript with it struck
-out; that is done unasked for the likes of `<s>` only. Classes of the student that the teacher lacks are
-left to the labelled data.
+out; that is done unasked for the likes of `<s>` only. Several symbols may become one; where two such
+follow each other, a blank keeps them two (see `map_classes`). Classes of the student that the
+teacher lacks are left to the labelled data.
 """
 
 from __future__ import annotations
@@ -85,16 +86,15 @@ class Contract:
 
     def apply(self, labels: SoftLabels, student_frames: int) -> SoftLabels:
         """The labels over the student's classes, one frame for each of the student's."""
-        if self.class_map is not None:
-            labels = map_classes(labels, self.class_map)
         ratio = self.teacher_per_student
-        if ratio is None or (ratio == 1 and labels.num_frames == student_frames):
+        # A blank between classes that fall together needs room: most there is where frames are shortest.
+        if ratio is not None and ratio < 1:
+            labels = take_frames(labels, centres(student_frames, ratio).clip(max=labels.num_frames - 1))
+        if self.class_map is not None:
+            labels = map_classes(labels, self.class_map, timed=ratio is not None)
+        if ratio is None or ratio < 1 or (ratio == 1 and labels.num_frames == student_frames):
             return labels
-        if ratio < 1:
-            chosen = centres(student_frames, ratio).clip(max=labels.num_frames - 1)
-        else:
-            chosen = pool_frames(labels, student_frames, ratio)
-        return take_frames(labels, chosen)
+        return take_frames(labels, pool_frames(labels, student_frames, ratio))
 
 
 class LabelSymbols(NamedTuple):

@@ -189,6 +189,67 @@ def test_classes_that_fall_together_are_added_and_struck_out_ones_go_to_blank() 
     assert np.exp(found.tail_log_probs).tolist() == pytest.approx([0.1, 0.0])
 
 
+# To the student, 1 and 2 are 5, 3 is 6, and 4 is nothing.
+FALLING = (0, 5, 5, 6, 0)
+
+
+def doubtful(path: list[int]) -> SoftLabels:
+    """One frame for each id of a path, with something for every class."""
+    return labels([{unit: 0.8 if unit == best else 0.05 for unit in range(5)} for best in path])
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ([3, 1, 2, 0, 0], [6, 5, 0, 5, 0]),  # the second sound takes the blank behind it
+        ([0, 0, 3, 1, 2], [0, 6, 5, 0, 5]),  # or, at the end, those before move
+        ([0, 1, 1, 2, 0], [0, 5, 0, 5, 0]),  # of two frames one can be spared
+        ([0, 1, 2, 2, 0], [0, 5, 0, 5, 0]),
+        ([1, 2, 3, 0, 3, 0], [5, 0, 5, 6, 0, 6]),  # a blank between equal units is none to spare
+        ([0, 1, 2, 1, 0, 0], [5, 0, 5, 0, 5, 0]),
+        ([1, 4, 2, 0], [5, 0, 5, 0]),  # what is struck out parts them
+        ([1, 1, 0, 1, 0], [5, 5, 0, 5, 0]),
+        ([3, 1, 2], [6, 5, 5]),  # no room: one is lost
+        ([1, 2, 1], [5, 0, 5]),  # of three, two have room
+    ],
+)
+def test_classes_that_fall_together_stay_two_sounds(path: list[int], expected: list[int]) -> None:
+    assert best_path(Contract(Fraction(1), FALLING).apply(doubtful(path), len(path))) == expected
+
+
+def test_a_blank_that_parts_is_the_blankest_frame_or_made_of_a_spike() -> None:
+    found = map_classes(labels([{1: 0.7, 0: 0.3}, {2: 0.8, 0: 0.2}, {0: 0.9, 3: 0.1}]), FALLING)
+    assert found.ids.tolist() == [0, 5, 0, 6, 0, 5]
+    assert np.exp(found.log_probs).tolist() == pytest.approx([0.3, 0.7, 0.9, 0.1, 0.2, 0.8])
+    spelled = labels([{0: 0.1, 1: 0.8, 3: 0.1}, {0: 0.1, 2: 0.8, 3: 0.1}])
+    longer = Contract(None, FALLING).apply(spelled, 50)
+    assert longer.kept_counts.tolist() == [3, 3, 3] and best_path(longer) == [5, 0, 5]
+    assert np.exp(longer.log_probs[3:6]).tolist() == pytest.approx([0.8, 0.1, 0.1])
+
+
+def test_a_sound_that_only_the_sum_makes_the_best_is_one() -> None:
+    doubt = labels([{3: 0.4, 1: 0.3, 2: 0.2, 0: 0.1}, {1: 0.9, 0: 0.1}, {0: 1.0}])
+    assert best_path(map_classes(doubt, FALLING)) == [5, 5, 0]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 4]), min_size=1, max_size=40),
+    st.one_of(RATIOS, st.sampled_from([Fraction(1), Fraction(1, 2), Fraction(2, 5), None])),
+)
+def test_the_mapped_transcript_is_that_of_the_mapped_labels(path: list[int], ratio: Fraction | None) -> None:
+    student_frames = 50 if ratio is None else math.ceil(len(path) / ratio)
+    found = best_path(Contract(ratio, FALLING).apply(doubtful(path), student_frames))
+    spoken = [FALLING[unit] for unit in collapse(path) if FALLING[unit]]
+    needed = len(spoken) + sum(a == b for a, b in itertools.pairwise(spoken))
+    if ratio is None:
+        assert collapse(found) == spoken and len(found) >= len(path)
+    elif needed <= student_frames:
+        assert len(found) == student_frames and collapse(found) == spoken
+    else:
+        assert len(found) == student_frames and len(collapse(found)) <= len(spoken)
+
+
 def test_a_permuted_teacher_gives_the_very_labels_of_an_unpermuted_one() -> None:
     rng = np.random.default_rng(0)
     order = np.concatenate(([0], 1 + rng.permutation(UNITS.vocab_size - 1)))

@@ -15,11 +15,42 @@ from kdasr.soft_labels.runs import BLANK_ID, frame_starts
 Ints = NDArray[np.int64]
 
 
-def map_classes(labels: SoftLabels, class_map: Sequence[int]) -> SoftLabels:
+def map_classes(labels: SoftLabels, class_map: Sequence[int], *, timed: bool = True) -> SoftLabels:
     """Labels over other classes: ids by `class_map`; what falls together in a frame is added up.
 
-    Blank stays first in each frame, the others follow with the likeliest first.
+    Blank stays first in each frame.
+
+    The best path spells what the teacher's own does, wherever adding up leaves the best class the best.
+    Where two classes that become one follow each other, CTC would hear them once: "née" would be "ne".
+    So a blank frame is put between them, and the nearest frame that can be spared is left out, a frame
+    of a run or a blank; those between the two move by one. Only an utterance with more units than
+    frames loses some.
+
+    Args:
+        class_map: (V of the teacher,) the new id of each class; blank stays blank.
+        timed: whether frames are times, so that there must be as many as before; a transcript without
+            times becomes longer instead.
     """
+    mapped = _add_up(labels, class_map)
+    units = [unit for unit in class_map if unit != BLANK_ID]
+    if len(set(units)) == len(units):
+        return mapped
+    (own, _), (best, blank) = _best_and_blank(labels), _best_and_blank(mapped)
+    spoken = (best != BLANK_ID) & (best == np.asarray(class_map, np.int64)[own])
+    one = spoken[1:] & spoken[:-1] & (best[1:] == best[:-1]) & (own[1:] != own[:-1])
+    if not one.any():
+        return mapped
+    seconds = 1 + np.flatnonzero(one)
+    gaps = seconds + np.arange(len(seconds))
+    frames = np.insert(np.arange(len(best)), seconds, int(blank.argmax()))
+    if not timed:
+        return _blanked(take_frames(mapped, frames), gaps)
+    stay = _make_room(np.insert(best, seconds, BLANK_ID), gaps)
+    return _blanked(take_frames(mapped, frames[stay]), np.flatnonzero(np.isin(stay, gaps)))
+
+
+def _add_up(labels: SoftLabels, class_map: Sequence[int]) -> SoftLabels:
+    """Each frame over other classes, blank first, the others with the likeliest first."""
     frame = np.repeat(np.arange(labels.num_frames), labels.kept_counts)
     ids = np.asarray(class_map, np.int64)[labels.ids]
     width = int(max(class_map)) + 1
@@ -31,6 +62,26 @@ def map_classes(labels: SoftLabels, class_map: Sequence[int]) -> SoftLabels:
         log_probs = np.log(mass[order]).astype(np.float32)
     counts = np.bincount(new_frame, minlength=labels.num_frames).astype(np.int64)
     return SoftLabels(counts, new_ids[order], log_probs, labels.tail_log_probs)
+
+
+def _make_room(units: Ints, gaps: Ints) -> Ints:
+    """The places of a path that stay when one is left out for each of its `gaps`: the nearest to the gap that
+    can be spared, the later of two; the gap itself where there is none."""
+    stay = list(range(len(units)))
+    for gap in gaps.tolist():
+        here = stay.index(gap)
+        spare = _spare([BLANK_ID, *units[stay].tolist(), BLANK_ID])
+        del stay[min(spare, key=lambda place: (abs(place - here), -place), default=here)]
+    return np.asarray(stay, np.int64)
+
+
+def _blanked(labels: SoftLabels, places: Ints) -> SoftLabels:
+    """The labels with blank the best class in these frames: the class that was has blank's probability."""
+    starts, log_probs = frame_starts(labels), labels.log_probs.copy()
+    for first, end in zip(starts[places].tolist(), starts[places + 1].tolist(), strict=True):
+        top = first + int(log_probs[first:end].argmax())
+        log_probs[[first, top]] = log_probs[[top, first]]
+    return SoftLabels(labels.kept_counts, labels.ids, log_probs, labels.tail_log_probs)
 
 
 def take_frames(labels: SoftLabels, chosen: Ints) -> SoftLabels:
@@ -107,16 +158,21 @@ def _squeeze(taken: list[int], waiting: list[int], best: Ints) -> None:
     for spike in waiting:
         again = best[taken[-1]] == best[spike]
         for frame in [_blank_before(spike, best), spike] if again else [spike]:
-            units = [BLANK_ID, *best[taken].tolist(), int(best[frame])]
-            spare = [
-                place
-                for place, (before, unit, after) in enumerate(zip(units, units[1:], units[2:], strict=False))
-                if unit in (before, after) or (unit == BLANK_ID and before != after)
-            ]
+            spare = _spare([BLANK_ID, *best[taken].tolist(), int(best[frame])])
             if not spare:
                 return
             del taken[spare[-1]]
             taken.append(frame)
+
+
+def _spare(units: list[int]) -> list[int]:
+    """The places between the first and the last unit, counted from the second, without which a path collapses
+    to the same: frames of a run, and blanks that part no equal units."""
+    return [
+        place
+        for place, (before, unit, after) in enumerate(zip(units, units[1:], units[2:], strict=False))
+        if unit in (before, after) or (unit == BLANK_ID and before != after)
+    ]
 
 
 def centres(count: int, scale: Fraction) -> Ints:
