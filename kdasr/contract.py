@@ -20,8 +20,10 @@ is too much belongs to the last frame or, where the teacher is slower, to none.
 Classes: symbols are matched as they are, then by alias (`|` for "▁"), then with case folded. A symbol
 that the student lacks goes to blank, which gives exactly the posterior of the transcript with it struck
 out; that is done unasked for the likes of `<s>` only. Several symbols may become one; where two such
-follow each other, a blank keeps them two (see `map_classes`). Classes of the student that the
-teacher lacks are left to the labelled data.
+follow each other, a blank keeps them two (see `map_classes`). A class of the student that the teacher
+lacks is, to the teacher, never said: where labels leave no tail its target is 0 in every frame, where they
+do it shares the tail with all else that was not kept. Only transcripts teach it, against that; which
+classes these are is said before the first step.
 """
 
 from __future__ import annotations
@@ -135,6 +137,14 @@ class StudentSide:
         ratio = Fraction(FRAME_SHIFT_MS * self.subsampling) / teacher_ms if teacher_ms > 0 else None
         slack = math.ceil(_declared_slack(header) / max(ratio, Fraction(1))) if ratio is not None else 0
         return Contract(ratio, self._class_map(header, symbols, where), max(_TOLERANCE_FRAMES, slack))
+
+    def lacking(self, contract: Contract) -> list[str]:
+        """The student's symbols, other than the likes of `<unk>`, that a teacher has no class for."""
+        if contract.class_map is None:
+            return []
+        known = {BLANK_ID, *contract.class_map}
+        symbols = enumerate(self.units.symbols)
+        return [symbol for unit, symbol in symbols if unit not in known and not _SPECIAL.fullmatch(symbol)]
 
     def _class_map(self, header: Header, symbols: LabelSymbols | None, where: str) -> tuple[int, ...] | None:
         if header.units_hash == self.units.hash and not self.unit_map:

@@ -151,6 +151,13 @@ class Stream:
         contracts = [joined.contract for joined in self._joined.values()]
         return all(one is None or one.teacher_per_student is not None for one in contracts)
 
+    def untaught(self) -> list[str]:
+        """The student's symbols that a teacher of the labels has no class for; see `kdasr.contract`."""
+        if self.student is None:
+            return []
+        contracts = {joined.contract for joined in self._joined.values() if joined.contract is not None}
+        return sorted({symbol for contract in contracts for symbol in self.student.lacking(contract)})
+
     def median_frames(self) -> int | None:
         """Output frames of the student in half of the utterances or fewer; None without a student."""
         return None if self.student is None else self.student.frames(int(np.median(self._frames)))

@@ -278,6 +278,14 @@ def test_other_units_without_symbols_are_refused() -> None:
     assert side.contract(foreign, LabelSymbols(["<blk>", "b"], "other"), "labels").class_map == (0, 4)
 
 
+def test_symbols_that_a_teacher_lacks_are_named() -> None:
+    side = StudentSide(UNITS, 4, {"é": "e"})
+    symbols = ["<blk>", *(s for s in UNITS.symbols[:0:-1] if s not in {"'", "e", "q"}), "é", "<s>"]
+    foreign = header(units_hash="other", vocab_size=len(symbols))
+    assert side.lacking(side.contract(foreign, LabelSymbols(symbols, "other"), "labels")) == ["'", "q"]
+    assert StudentSide(UNITS, 4).lacking(StudentSide(UNITS, 4).contract(header(), None, "labels")) == []
+
+
 @pytest.mark.parametrize("content", [b"no json", b"[]", b'{"symbols": 3, "hash": "h"}', b'{"format": "x"}'])
 def test_a_damaged_list_of_symbols_is_refused(tmp_path: Path, content: bytes) -> None:
     assert label_symbols(locate(tmp_path)) is None

@@ -73,6 +73,17 @@ def test_truncated_labels_are_least_where_student_equals_teacher() -> None:
     assert float(logits.grad.abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize(("tail", "gradient"), [(0.0, 0.25), (0.1, 0.25 - 0.1 / 2)])
+def test_a_class_that_the_teacher_lacks_has_target_0_or_its_share_of_the_tail(
+    tail: float, gradient: float
+) -> None:
+    """Of four classes that are alike to the student, the teacher's labels never name the last."""
+    kept = {0: 0.6, 1: 0.3} if tail else {0: 0.6, 1: 0.3, 2: 0.1}
+    logits = torch.zeros(1, 1, 4, requires_grad=True)
+    partition_cross_entropy(logits.log_softmax(-1), labels_from([[kept]], [[tail]])).backward()
+    assert logits.grad is not None and float(logits.grad[0, 0, 3]) == pytest.approx(gradient, rel=1e-5)
+
+
 def test_gradient_by_finite_differences() -> None:
     labels = labels_from([[{0: 0.7, 2: 0.2}, {0: 0.1, 3: 0.9}], [{0: 1.0}]], [[0.1, 0.0], [0.0]])
     labels = SoftLabelBatch(

@@ -99,10 +99,17 @@ def test_a_student_of_other_units_is_refused_by_name(data: Path, tmp_path: Path)
 
 
 def foreign_labels(
-    folder: Path, audio: Path, *, missing_frames: int = 0, symbol: str = "<s>", shift_ms: float = 20.0
+    folder: Path,
+    audio: Path,
+    *,
+    missing_frames: int = 0,
+    symbol: str = "<s>",
+    shift_ms: float = 20.0,
+    without: str = "",
 ) -> Path:
-    """Labels every 20 ms over the letters backwards and a class of their own."""
-    units = TableUnits([CharUnits().symbols[0], *CharUnits().symbols[:0:-1], symbol])
+    """Labels every 20 ms over the letters backwards, some left out, and a class of their own."""
+    letters = [letter for letter in CharUnits().symbols[:0:-1] if letter not in without]
+    units = TableUnits([CharUnits().symbols[0], *letters, symbol])
     units.save(folder)
     for path in list_shards(audio):
         shard = open_shard(path)
@@ -124,6 +131,17 @@ def test_a_teacher_of_another_rate_and_order_of_units_can_teach(data: Path, tmp_
     facts = train(data, tmp_path / "model", labels=[str(labels)], teacher=None)
     assert facts["train_steps"] == 2
     assert "unlabelled/soft" in (tmp_path / "model-checkpoints/train.jsonl").read_text()
+
+
+def test_letters_that_the_teacher_lacks_are_named_before_the_first_step(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    labels = foreign_labels(tmp_path / "labels", data / "unlabelled", without="'q")
+    train(data, tmp_path / "model", labels=[str(labels)], teacher=None)
+    told = "model: a teacher of the labels has no class for 2 of the student's symbols: ' q ("
+    assert capfd.readouterr().err.count(told) == 1
+    train(data, tmp_path / "own")
+    assert "has no class for" not in capfd.readouterr().err
 
 
 def test_what_cannot_be_joined_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:

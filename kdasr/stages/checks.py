@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from kdasr.arguments import check_keywords, fitting
 from kdasr.delay import OffsetWatch
 from kdasr.errors import ConfigError
 from kdasr.loader import Stream
+from kdasr.ranks import ranks
+from kdasr.symbols import shorten
 
 
 def check_losses(
@@ -140,6 +143,17 @@ def check_against_labels(losses: Mapping[str, Mapping[str, Any]], source: object
             )
         _check_delays(entry["loss"], source.median_frames(), where)
     return OffsetWatch(source) if source.labels and source.labels_have_times else None
+
+
+def tell_what_is_untaught(name: str, source: object) -> None:
+    """Say once which of the student's symbols a teacher of the stored labels lacks: it never says them."""
+    symbols = source.untaught() if isinstance(source, Stream) else []
+    if symbols and ranks().first:
+        print(
+            f"{name}: a teacher of the labels has no class for {len(symbols)} of the student's symbols: "
+            f"{shorten(' '.join(symbols))} (never said in what it labels: only transcripts teach them)",
+            file=sys.stderr,
+        )
 
 
 def _check_delays(loss: Any, frames: int | None, where: str) -> None:

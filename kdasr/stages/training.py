@@ -28,6 +28,7 @@ from kdasr.stages.checks import (
     check_losses,
     measured_delays,
     read_schedule,
+    tell_what_is_untaught,
     with_delay,
 )
 from kdasr.teachers.base import TeacherSource
@@ -133,6 +134,7 @@ def train(
             name, unlabelled_losses or {}, streams["unlabelled"], delay_reference, delay_margin_frames
         )
         watch = check_against_labels(unlabelled_losses, streams["unlabelled"])
+        tell_what_is_untaught(name, streams["unlabelled"])
         card |= delay_facts
     dev_stream = Stream(
         [Path(folder) for folder in dev], batch_seconds, seed, units=units_built, cache_bytes=2**28
