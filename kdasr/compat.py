@@ -1,8 +1,9 @@
 """The one place that works round a broken dependency.
 
 torchaudio's x86-64 wheel links the CUDA runtime. Beside a CPU build of torch its compiled
-extension cannot load and `import torchaudio` raises OSError, although its pure-Python parts
-(which SpeechBrain imports) need none of it. `import_torchaudio` then puts a stand-in in place of
+extension cannot load and `import torchaudio` raises OSError; beside a torch of another CUDA version
+it loads and refuses itself with RuntimeError. Its pure-Python parts (which SpeechBrain imports) need
+none of it. `import_torchaudio` then puts a stand-in in place of
 `torchaudio._extension` and imports again. Where the extension loads, it changes nothing. Every
 module that needs torchaudio or SpeechBrain calls it first, so it holds in spawned workers too.
 """
@@ -36,7 +37,7 @@ def import_torchaudio() -> types.ModuleType:
     """torchaudio, with its compiled extension where that loads and without it elsewhere."""
     try:
         return importlib.import_module("torchaudio")
-    except OSError:
+    except (OSError, RuntimeError):
         for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
             del sys.modules[name]
         sys.modules["torchaudio._extension"] = _stand_in()
