@@ -33,6 +33,7 @@ from export.quantise import only_errors
 from export.runtime import OnnxChunkModel
 from export.transcribe import open_recogniser
 from kdasr.error_rates import error_rates
+from kdasr.errors import ExportError
 from kdasr.interfaces import Utterance
 from kdasr.models import load_model
 from kdasr.shards import list_shards, read_shard
@@ -69,7 +70,8 @@ def write_variants(model: Path, folder: Path, calibration: Sequence[Utterance]) 
     """The student in float32 and quantised in every way, as files of one export folder."""
     loaded = load_model(model)
     exported = export_student(loaded.model, loaded.units, folder)
-    assert exported.int8_path is not None
+    if exported.int8_path is None:
+        raise ExportError("there is no int8 file to compare others with", where=model, got=exported.refused)
     files = {"float32": exported.float_path, SHIPPED: exported.int8_path}
     metadata = {entry.key: entry.value for entry in onnx.load(exported.float_path).metadata_props}
     for number, (name, quantise) in enumerate(VARIANTS.items()):

@@ -24,7 +24,7 @@ import soundfile
 from export.delays import measure_delays, open_aligner
 from export.formats import available_formats
 from export.parity import probe_sound
-from export.publish import export_student
+from export.publish import Export, export_student
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.error_rates import error_rates
@@ -57,7 +57,7 @@ def bench_device(
         rounds: how often to time each engine, in turns.
 
     Returns:
-        `{"model", "parameters", "latency_ms", "export_s": {format: seconds},
+        `{"model", "parameters", "latency_ms", "export_s": {format: seconds}, "refused": {name: reason},
         "engines": {name: {"bytes", "wer", "rtf", "p50_ms", …}}, "delays"}`; see `time_engines`
         and `export.delays.Delays`.
 
@@ -73,10 +73,14 @@ def bench_device(
     utterances = list(islice(_labelled(shards), MAX_UTTERANCES))
     aligning = open_aligner(aligner, recogniser) if aligner is not None else None
     with tempfile.TemporaryDirectory() as folder:
-        engines, export_s = {"torch": model}, {}
+        engines, export_s, refused = {"torch": model}, {}, {}
         for name in available_formats() if formats is None else formats:
-            files, export_s[name] = _export(loaded, Path(folder) / name, name)
-            engines.update(files)
+            exported, export_s[name] = _export(loaded, Path(folder) / name, name)
+            engines[f"{name} float32"] = exported.float_path
+            if exported.int8_path is not None:
+                engines[f"{name} int8"] = exported.int8_path
+            else:
+                refused[f"{name} int8"] = exported.refused
         rows = time_engines(engines, utterances, Path(folder), rounds)
         for name, path in engines.items():
             rows[name]["bytes"] = _size(path)
@@ -87,6 +91,7 @@ def bench_device(
         "parameters": loaded.card.get("parameters"),
         "latency_ms": latency_ms,
         "export_s": export_s,
+        "refused": refused,
         "engines": rows,
         "delays": asdict(delays) if delays else None,
     }
@@ -158,6 +163,7 @@ def table(figures: Mapping[str, Any]) -> list[str]:
             f"{row['cpu_rtf']:7.4f} {row['p50_ms']:7.2f} {row['p95_ms']:7.2f} {row['p99_ms']:7.2f} "
             f"{row['model_mib']:10.1f} {row['peak_mib']:9.1f}"
         )
+    lines += [f"{name} is left out: {reason}" for name, reason in figures["refused"].items()]
     lines += [f"export to {name}: {seconds:.1f} s" for name, seconds in figures["export_s"].items()]
     if (delays := figures["delays"]) is not None:
         difference = delays["wer_streaming"] - delays["wer_offline"]
@@ -174,13 +180,11 @@ def table(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _export(loaded: LoadedModel, folder: Path, format: str) -> tuple[dict[str, Path], float]:
-    """The files of an export by name of the engine, and the seconds that it took, checks included."""
+def _export(loaded: LoadedModel, folder: Path, format: str) -> tuple[Export, float]:
+    """An export, and the seconds that it took, checks included."""
     began = time.perf_counter()
     exported = export_student(loaded.model, loaded.units, folder, format=format)
-    files = {"float32": exported.float_path, "int8": exported.int8_path}
-    seconds = time.perf_counter() - began
-    return {f"{format} {kind}": path for kind, path in files.items() if path is not None}, seconds
+    return exported, time.perf_counter() - began
 
 
 def _run_worker(model: Path, audio: Path) -> dict[str, Any]:

@@ -33,8 +33,10 @@ def build_card(
 
     Args:
         format: what the files are.
-        figures: for `float32` and `int8`: file name, bytes, sha256, agreement, and the WER with the
-            audio that it was measured on.
+        figures: for each file that is there, `float32` or `int8`: file name, bytes, sha256, agreement,
+            and the WER with the audio that it was measured on. What the card calls `refused` has, of
+            files that were not written, the name they would have had, the reason, and the same figures
+            as far as they were measured; here it is still empty.
     """
     frame_ms = FRAME_SHIFT_MS * student.subsampling
     return {
@@ -78,6 +80,7 @@ def build_card(
         },
         "metadata": format.facts,
         "files": figures,
+        "refused": {},
         "run": format.run,
     }
 
@@ -116,6 +119,17 @@ def read_export_card(folder: Path) -> dict[str, Any] | None:
         got=found,
         fix="Export the model again, or copy the folder again.",
     )
+
+
+def refusal(path: Path) -> str | None:
+    """Why an export has no file at `path`; None where there is one, or no card that tells.
+
+    Raises:
+        ModelError: the card cannot be used.
+    """
+    card = None if path.exists() else read_export_card(path.parent)
+    refused = (card or {}).get("refused", {}).values()
+    return next((str(facts["reason"]) for facts in refused if facts["file"] == path.name), None)
 
 
 def figures_text(figures: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import sys
 import tempfile
 import threading
 from functools import partial
@@ -15,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from export.card import refusal
 from export.npm import npm_package
 from export.publish import export_student
-from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE
+from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE, WAVE_INT8_FILE
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import load_model
 
@@ -128,7 +130,7 @@ class DemoPage:
 
     Raises:
         ConfigError: the port is taken or no port, or the runtime cannot be installed.
-        ModelError: there is no model that can be served.
+        ModelError: there is no model that can be served, or its card cannot be used.
 
     Attributes:
         url: where the page is.
@@ -143,6 +145,8 @@ class DemoPage:
                 "ort": runtime or npm_package(RUNTIME_PACKAGE, RUNTIME_VERSION) / "dist",
                 "model": model_folder(Path(model), Path(self._scratch.name)),
             }
+            if (reason := refusal(folders["model"] / WAVE_INT8_FILE)) is not None:
+                print(f"the page has 32-bit weights alone: {reason}", file=sys.stderr)
             self._server = _server(port, folders)
         except BaseException:
             self._scratch.cleanup()

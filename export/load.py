@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from export.card import read_export_card
+from export.card import read_export_card, refusal
 from export.contract import WAVE_FORMAT
 from export.publish import TOKENS_FILE
 from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE, OnnxChunkModel, OnnxWaveModel, open_session
@@ -44,6 +44,8 @@ def load_exported(path: Path, num_threads: int = 1) -> tuple[ExportedModel, Unit
         ModelError: the model cannot be used, or the card, units or tokens.txt beside it are of another.
     """
     folder = path.parent
+    if (reason := refusal(path)) is not None:
+        raise ModelError("the export left this file out", where=path, got=reason)
     card = read_export_card(folder)
     if card is not None:
         _check_hash(path, card)

@@ -13,7 +13,7 @@ from export.card import CARD_FILE, build_card, write_card
 from export.formats import FORMATS, Format, format_class
 from export.parity import Agreement, compare, require_parity
 from export.to_onnx import OnnxFormat
-from kdasr.errors import ConfigError, ExportError, MissingDependencyError
+from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
 from kdasr.interfaces import StreamingModel
 from kdasr.models import WEIGHTS_FILE, file_sha256
 from kdasr.streaming import ChunkModel, TorchChunkModel, silence_controls
@@ -48,13 +48,15 @@ class Export:
 
     Attributes:
         float_path: the float32 file.
-        int8_path: the int8 file, or None where it was not asked for.
+        int8_path: the int8 file, or None where it was not asked for or is refused.
         card: the content of `model.json`.
+        refused: why there is no int8 file, where it is refused.
     """
 
     float_path: Path
     int8_path: Path | None
     card: dict[str, Any]
+    refused: str | None
 
 
 def export_student(
@@ -72,7 +74,8 @@ def export_student(
     """Writes `student` in a format, runs every file against torch, and only then names them.
 
     One folder holds one export: the files of an earlier one in `out_dir`, of whatever format, are
-    replaced at the end, or not at all. Classes that stand for no text are never emitted by the files
+    replaced once the float32 file is checked, or not at all. That file and its card are there whatever
+    comes of int8. Classes that stand for no text are never emitted by the files
     (`kdasr.streaming.silence_controls`).
 
     Args:
@@ -84,13 +87,13 @@ def export_student(
         name: what the card calls it.
         int8: whether to write the int8 file too.
         gate: a function from a `ChunkModel` to its WER on development audio. With it, an int8 file
-            that is more than `max_wer_rise` points worse than float32 is refused; without it, the
-            card says that WER was not measured.
+            that is more than `max_wer_rise` points worse than float32 is refused: it is not written,
+            and the card says why, with the figures. Without it, the card says that WER was not measured.
 
     Raises:
         ConfigError: there is no such format, or `out_dir` holds a model.
         ExportError: the units are not the student's, its state or an operation does not fit the
-            format, parity is missed, or the gate is missed; the message holds the figure.
+            format, or float32 misses parity; the message holds the figure.
         ModelError: the student cannot run chunk by chunk.
         MissingDependencyError: a package that the format needs is not installed.
     """
@@ -108,28 +111,29 @@ def export_student(
     float_path, int8_path = out_dir / written.float_file, out_dir / written.int8_file
     float_temporary, int8_temporary = temporary_name(float_path), temporary_name(int8_path)
     try:
-        figures = {"float32": _write_float(written, student, float_temporary, float_path, gate)}
-        if int8:
-            figures["int8"] = _write_int8(written, student, int8_temporary, float_temporary, int8_path)
-            measured = _measured(gate, written.open(int8_temporary))
-            if gate is not None:
-                before = figures["float32"]["wer_percent"]
-                measured["wer_rise_points"] = _rise(measured["wer_percent"], before, max_wer_rise, int8_path)
-            figures["int8"].update(measured)
+        figures = _write_float(written, student, float_temporary, float_path, gate)
         _retire(out_dir)
         units.save(out_dir)
         write_tokens_txt(units, out_dir / TOKENS_FILE)
         commit_file(float_temporary, float_path)
-        figures["float32"].update(_file_facts(float_path))
-        if int8:
+        figures.update(_file_facts(float_path))
+        card = build_card(student, units, name=name, format=written, figures={"float32": figures})
+        write_card(card, out_dir / CARD_FILE)
+        if not int8:
+            return Export(float_path, None, card, None)
+        int8_figures, refused = _write_int8(
+            written, student, int8_temporary, float_path, gate, figures["wer_percent"], max_wer_rise
+        )
+        if refused is None:
             commit_file(int8_temporary, int8_path)
-            figures["int8"].update(_file_facts(int8_path))
+            card["files"]["int8"] = {**int8_figures, **_file_facts(int8_path)}
+        else:
+            card["refused"]["int8"] = {"file": int8_path.name, "reason": refused, **int8_figures}
     finally:
         float_temporary.unlink(missing_ok=True)
         int8_temporary.unlink(missing_ok=True)
-    card = build_card(student, units, name=name, format=written, figures=figures)
     write_card(card, out_dir / CARD_FILE)
-    return Export(float_path, int8_path if int8 else None, card)
+    return Export(float_path, int8_path if refused is None else None, card, refused)
 
 
 def _check_folder(out_dir: Path) -> None:
@@ -169,13 +173,30 @@ def _write_float(
 
 
 def _write_int8(
-    format: Format, student: StreamingModel, path: Path, float_path: Path, final: Path
-) -> dict[str, Any]:
-    """Writes the int8 file to `path`; its figures. Raises ExportError as `export_student` does."""
-    format.write_int8(path, float_path)
-    agreement = compare(TorchChunkModel(student), format.open(path), batch_sizes=format.batch_sizes)
-    _require_resemblance(agreement, final)
-    return {"agreement_with_torch": agreement.as_dict()}
+    format: Format,
+    student: StreamingModel,
+    path: Path,
+    float_path: Path,
+    gate: Gate | None,
+    float_wer: float | None,
+    max_wer_rise: float,
+) -> tuple[dict[str, Any], str | None]:
+    """Writes the int8 file to `path`; its figures, as far as they were measured, and why it is refused
+    where it is."""
+    figures: dict[str, Any] = {}
+    try:
+        format.write_int8(path, float_path)
+        candidate = format.open(path)
+        agreement = compare(TorchChunkModel(student), candidate, batch_sizes=format.batch_sizes)
+        figures["agreement_with_torch"] = agreement.as_dict()
+        _require_resemblance(agreement)
+        figures.update(_measured(gate, candidate))
+        if float_wer is not None:
+            figures["wer_rise_points"] = figures["wer_percent"] - float_wer
+            _require_accuracy(figures, float_wer, max_wer_rise)
+    except (ExportError, ModelError) as error:  # it does not agree, or does not even run
+        return figures, str(error)
+    return figures, None
 
 
 def _measured(gate: Gate | None, candidate: ChunkModel) -> dict[str, Any]:
@@ -186,33 +207,27 @@ def _measured(gate: Gate | None, candidate: ChunkModel) -> dict[str, Any]:
     return {"wer_percent": data.pop("wer_percent"), "wer_data": data}
 
 
-def _rise(wer: float, float_wer: float, max_wer_rise: float, where: Path) -> float:
-    """How many points the WER of int8 is above that of float32.
-
-    Raises:
-        ExportError: too many.
-    """
-    rise = wer - float_wer
+def _require_accuracy(figures: dict[str, Any], float_wer: float, max_wer_rise: float) -> None:
+    """Raises:
+    ExportError: the WER of int8 is more than so many points above that of float32."""
+    rise, wer, words = figures["wer_rise_points"], figures["wer_percent"], figures["wer_data"]["words"]
     if not rise <= max_wer_rise:
         raise ExportError(
             "int8 costs too much accuracy",
-            where=where,
             expected=f"at most {max_wer_rise:g} points of WER more than float32",
-            got=f"{rise:.2f} points ({float_wer:.2f} % to {wer:.2f} %)",
-            fix="No file was written. Export without int8, or raise the limit.",
+            got=f"{rise:.2f} points ({float_wer:.2f} % to {wer:.2f} % of {words} words)",
+            fix="Use float32, or raise max_wer_rise if so few words cannot tell.",
         )
-    return rise
 
 
-def _require_resemblance(agreement: Agreement, where: Path) -> None:
+def _require_resemblance(agreement: Agreement) -> None:
     """A quantised model may differ, but one that agrees on fewer than half of the frames is broken."""
     if agreement.same_argmax < 0.5:
         raise ExportError(
             "the int8 model is not the float32 model any more",
-            where=where,
             expected="the same class in at least half of all frames",
             got=f"{agreement.same_argmax:.1%}",
-            fix="Export without int8, or train longer: weights with outliers do not quantise.",
+            fix="Use float32, or train longer: weights with outliers do not quantise.",
         )
 
 

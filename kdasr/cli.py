@@ -16,7 +16,8 @@ _FOR_ALL = ("run", "train", "label", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake gives one line on stderr and exit status 2."""
+    """Run one command; a user's mistake gives one line on stderr and exit status 2. Status 1: a check found
+    something wrong, or an export left a file out; stderr or stdout says what."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     try:
@@ -161,10 +162,12 @@ def _run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 def _transcribe_live(work_dir: Path) -> None:
     """Show what the exported student makes of the example WAV, chunk by chunk as it is spoken."""
+    from export.runtime import FLOAT_FILE, INT8_FILE
     from export.transcribe import transcribe
 
-    example, model = work_dir / "example.wav", work_dir / "export" / "onnx" / "model.int8.onnx"
-    if not example.exists() or not model.exists():
+    example, folder = work_dir / "example.wav", work_dir / "export" / "onnx"
+    model = next((folder / name for name in (INT8_FILE, FLOAT_FILE) if (folder / name).exists()), None)
+    if not example.exists() or model is None:
         return
     print(f"$ kdasr transcribe --stream --model {model} {example}")
     partials: list[str] = []
@@ -201,9 +204,9 @@ def _recipe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         print(f"{name}\t{value}")
 
 
-def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     from kdasr.pipeline import run_recipe
-    from kdasr.stages import export
+    from kdasr.stages import export, refused_files
 
     names = ("model", "out", "format", "chunk_ms", "int8", "dev", "max_wer_rise", "name")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
@@ -215,8 +218,11 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise ConfigError(f"unknown option --{next(iter(settings))}", fix="See kdasr export --help.")
     else:
         result = export(**given)
-    for path, figures in result.items():
-        print(f"{path}\t{figures}")
+    for path, figures in result["files"].items():
+        print(f"{path}\t{figures}", flush=True)
+    for line in refused_files(result):
+        print(f"kdasr: {line}", file=sys.stderr)
+    return 1 if result["refused"] else 0
 
 
 def _report(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

@@ -231,6 +231,9 @@ def _command(folder: Path, settings: Mapping[str, Any], one: _Todo) -> list[str]
 def _run(one: _Todo, marks: bool = True) -> None:
     started = time.time()
     result = _call(one.recipe)
+    if one.recipe.stage == "export":
+        for line in stages.refused_files(result):
+            _console.out(line, highlight=False)
     if ranks().first and marks:
         _mark_done(one.marker, one.inputs, result, time.time() - started)
 

@@ -1,6 +1,7 @@
 """Result rows in, results.json out, and back: what every model of a work folder has reached.
 
-WORK_DIR/results.json                  one row for each (model, seed), and test set where there are several
+WORK_DIR/results.json                  one row for each (model, seed), and test set where there are several;
+                                       of a model that is not there, it says why in place of figures
 WORK_DIR/hypotheses/MODEL-SEED.jsonl   what was said and what was heard, utterance by utterance; the
                                        name of a test set comes first where there are several
 WORK_DIR/spike_offsets.json            see kdasr/spikes.py
@@ -22,6 +23,7 @@ from kdasr.storage import commit_bytes
 
 RESULTS_FILE = "results.json"
 HYPOTHESES_FOLDER = "hypotheses"
+MISSING = "missing"
 ROW_FIELDS = ("model", "wer", "cer", "params", "bytes", "rtf", "latency_ms", "seed", "train_steps")
 
 
@@ -38,7 +40,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise ConfigError("the results cannot be read", where=path, got=str(error)) from error
     if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and set(ROW_FIELDS) <= set(row) for row in rows
+        isinstance(row, dict) and set(_fields(row)) <= set(row) for row in rows
     ):
         raise ConfigError(
             "not a list of result rows",
@@ -56,6 +58,7 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
         path: created where missing. Several processes may add to it at once.
         row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` of the model on disk, `rtf`
             or `latency_ms` None where there is none; `test` names the test set where there are several.
+            Of a model that is not there: `model`, `seed` and, as `missing`, the reason.
 
     Raises:
         ConfigError: a field is missing or not a finite number, or the file is not one of results.
@@ -75,8 +78,12 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
         commit_bytes(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def _fields(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("model", "seed") if MISSING in row else ROW_FIELDS
+
+
 def _check_row(path: Path, row: Mapping[str, Any]) -> None:
-    for name in ROW_FIELDS:
+    for name in _fields(row):
         if name not in row:
             raise ConfigError("a result row lacks a field", where=path, expected=name, got=", ".join(row))
         value = row[name]

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from export.card import refusal
 from export.measure import measure_chunks
 from export.transcribe import Recogniser, open_recogniser
 from kdasr.arguments import fitting
@@ -29,7 +30,7 @@ from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import Utterance
 from kdasr.lexicon import Lexicon
 from kdasr.models import WEIGHTS_FILE, read_card
-from kdasr.results import HYPOTHESES_FOLDER, append_result
+from kdasr.results import HYPOTHESES_FOLDER, MISSING, append_result
 from kdasr.shards import read_shard
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.streaming import algorithmic_latency_ms
@@ -80,7 +81,7 @@ class Scoreboard:
         chunk_ms: int | None = None,
     ) -> dict[str, Any]:
         """Measure the model at `path`, or a pretrained teacher, and write its row; `chunk_ms` is as in
-        `open_recogniser`.
+        `open_recogniser`. The row of a file that its export refused has no figures but the reason.
 
         Raises:
             ModelError: there is no model that can be used so.
@@ -92,6 +93,8 @@ class Scoreboard:
                 raise ConfigError("a pretrained teacher hears whole utterances", where=f"models.{name}")
             return self._add_teacher(name, path)
         fitting(path, str, f"models.{name}.path")
+        if (reason := refusal(Path(path))) is not None:
+            return self._leave_out(name, reason)
         recogniser = open_recogniser(Path(path), chunk_ms=chunk_ms)
         lexicon = None if self.lexicon is None else Lexicon(units=recogniser.units, sources=self.lexicon)
         if self.decoder == "beam":
@@ -101,18 +104,23 @@ class Scoreboard:
         self.heard[name] = result
         write_hypotheses(self._hypotheses(name), result)
         row = {
-            "model": name,
-            **({"test": self.test} if self.test is not None else {}),
+            **self._identity(name),
             "wer": round(result.wer, 3),
             "cer": round(result.cer, 3),
             "params": card["parameters"],
             "bytes": _weights_file(Path(path)).stat().st_size,
             "latency_ms": algorithmic_latency_ms(recogniser.chunk_model) if recogniser.chunk_model else None,
-            "seed": self.seed,
             "train_steps": card.get("training", {}).get("train_steps", 0),
             **self._speed(recogniser, chunk_by_chunk),
             **self._same_text(name),
         }
+        append_result(self.results, row)
+        return row
+
+    def _leave_out(self, name: str, reason: str) -> dict[str, Any]:
+        """The row of a model that is not there; what an earlier one heard is not this one's."""
+        self._hypotheses(name).unlink(missing_ok=True)
+        row = {**self._identity(name), MISSING: reason}
         append_result(self.results, row)
         return row
 
@@ -140,14 +148,12 @@ class Scoreboard:
         write_hypotheses(self._hypotheses(name), result)
         weights = list(teacher.model.parameters()) if isinstance(teacher.model, torch.nn.Module) else []
         row = {
-            "model": name,
-            **({"test": self.test} if self.test is not None else {}),
+            **self._identity(name),
             "wer": round(result.wer, 3),
             "cer": round(result.cer, 3),
             "params": sum(weight.numel() for weight in weights),
             "bytes": sum(weight.numel() * weight.element_size() for weight in weights),
             "latency_ms": None,
-            "seed": self.seed,
             "train_steps": 0,
             "rtf": None,
         }
@@ -175,6 +181,10 @@ class Scoreboard:
         path = self.results.parent / EXAMPLE_FILE
         soundfile.write(path, example.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
         return path
+
+    def _identity(self, name: str) -> dict[str, Any]:
+        """What a row is known by."""
+        return {"model": name, **({"test": self.test} if self.test is not None else {}), "seed": self.seed}
 
     def _hypotheses(self, name: str) -> Path:
         parts = [self.test, name, str(self.seed)]

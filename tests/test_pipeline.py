@@ -245,6 +245,21 @@ def test_without_cores_for_all_they_run_in_order(
     assert ran == ["one:1", "two:1", "three:1"] and beside == []
 
 
+def test_a_run_goes_on_without_a_file_that_the_export_refused(
+    folder: Path, ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export(*, name: str) -> dict[str, Any]:
+        ran.append(name)
+        return {"files": {"model.onnx": "exact"}, "refused": {"model.int8.onnx": "too bad"}}
+
+    pipeline.VERBS["export"] = export
+    (folder / "two.yaml").write_text(f"stage: export\nwork_dir: {folder}/work\nname: two\n")
+    pipeline.run_folder(folder, {})
+    pipeline.run_folder(folder, {})
+    assert ran == ["one:1", "two", "three:1"]
+    assert capsys.readouterr().err.count("model.int8.onnx was not written: too bad\n") == 1
+
+
 def test_a_stage_that_is_not_there_is_named(folder: Path, ran: list[str]) -> None:
     with pytest.raises(ConfigError, match="no such stage.*one, two, three.*four"):
         pipeline.run_folder(folder, {}, only="four")

@@ -50,6 +50,17 @@ def test_each_test_set_has_rows_of_its_own(tmp_path: Path) -> None:
     assert [(item["test"], item["wer"]) for item in read_results(path)] == [("clean", 4.0), ("other", 15.0)]
 
 
+def test_the_row_of_a_model_that_is_not_there_says_why_until_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    append_result(path, row("int8", wer=9.0))
+    append_result(path, {"model": "int8", "seed": 1, "missing": "refused"})
+    assert read_results(path) == [{"model": "int8", "seed": 1, "missing": "refused"}]
+    append_result(path, row("int8", wer=8.0))
+    assert [(item["model"], item["wer"]) for item in read_results(path)] == [("int8", 8.0)]
+    with pytest.raises(ConfigError, match="lacks a field; expected seed"):
+        append_result(path, {"model": "int8", "missing": "refused"})
+
+
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert read_results(tmp_path / "results.json") == []
 

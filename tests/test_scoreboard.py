@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdasr import stages
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import save_model
 from kdasr.scoreboard import Scoreboard
@@ -63,6 +64,38 @@ def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> N
     assert row["texts_unlike_offline"] == 0
     heard = [one.hypothesis for one in board.heard["student_streaming"].heard]
     assert any(heard) and {word for text in heard for word in text.split()} <= {"a", "be", "see"}
+
+
+def test_a_file_that_its_export_refused_is_left_out_and_the_row_says_why(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    student = ChunkConformer(
+        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
+    )
+    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    shards(tmp_path / "test", 2)
+
+    def run(max_wer_rise: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the evaluation says of int8, and its row."""
+        model, out, results = str(tmp_path / "student"), tmp_path / "onnx", tmp_path / "results.json"
+        dev = [str(tmp_path / "test")]
+        stages.export(model=model, out=str(out), dev=dev, max_wer_rise=max_wer_rise)
+        rows = {
+            name: {"path": str(out / name), "trained": model} for name in ("model.onnx", "model.int8.onnx")
+        }
+        said = stages.evaluate(test=dev, models=rows, results=str(results), seed=3)
+        assert said["model.onnx"].startswith("WER ")
+        return said["model.int8.onnx"], json.loads(results.read_text())[1]
+
+    heard = tmp_path / "hypotheses" / "model.int8.onnx-3.jsonl"
+    said, row = run(1_000)
+    assert said == f"WER {row['wer']:.2f} %" and heard.exists()
+    said, row = run(-1_000)
+    assert said == f"left out: {row['missing']}" and row["missing"].startswith("int8 costs too much accuracy")
+    assert set(row) == {"model", "seed", "missing"} and row["seed"] == 3
+    # What the file of the export before heard is not kept for this one's.
+    assert not heard.exists()
+    said, row = run(1_000)
+    assert said == f"WER {row['wer']:.2f} %" and heard.exists()
 
 
 class SaysOneThing:

@@ -17,7 +17,7 @@ from kdasr.report.plots import (
     plot_spikes_over_steps,
     read_log,
 )
-from kdasr.report.table import COLUMNS, Line, improvement, lines_of
+from kdasr.report.table import COLUMNS, Line, improvement, left_out, lines_of
 from kdasr.results import HYPOTHESES_FOLDER, RESULTS_FILE, read_results
 from kdasr.spikes import SPIKES_FILE, read_histogram
 from kdasr.storage import commit_bytes
@@ -45,9 +45,10 @@ def write_report(work_dir: Path) -> Path:
         MissingDependencyError: matplotlib is not installed.
     """
     work_dir = Path(work_dir)
-    lines = lines_of(read_results(work_dir / RESULTS_FILE))
+    rows = read_results(work_dir / RESULTS_FILE)
+    lines = lines_of(rows)
     logs = {path.parent.name: read_log(path) for path in sorted(work_dir.glob("**/train.jsonl"))}
-    if not lines and not logs:
+    if not rows and not logs:
         raise ConfigError(
             "nothing to report on",
             where=work_dir,
@@ -64,7 +65,8 @@ def write_report(work_dir: Path) -> Path:
         drawn["Spikes while learning"] = "spikes_over_steps.png"
     if (spikes := work_dir / SPIKES_FILE).exists():
         drawn["Spikes"] = plot_spikes(plots / "spikes.png", read_histogram(spikes)) and "spikes.png"
-    sections = [_results(lines), *(_picture(title, name) for title, name in drawn.items() if name)]
+    sections = [_results(lines), *(f"<p>{html.escape(sentence)}</p>" for sentence in left_out(rows))]
+    sections += [*(_picture(title, name) for title, name in drawn.items() if name)]
     sections += _misheard(work_dir / HYPOTHESES_FOLDER)
     title = html.escape(f"kdasr: {work_dir.name}")
     page = (

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdasr.results import RESULTS_FILE, read_results
+from kdasr.results import MISSING, RESULTS_FILE, read_results
 from kdasr.spikes import SPIKES_FILE, draw, read_histogram
 
 COLUMNS = ("model", "WER %", "CER %", "params", "size", "RTF (1 core)", "latency")
@@ -70,10 +70,12 @@ class Line:
 
 
 def lines_of(rows: Sequence[dict[str, Any]]) -> list[Line]:
-    """Rows gathered by test set, as they came, and model: the known ones in the order of LABELS, then
-    the others as they came."""
+    """Rows with figures gathered by test set, as they came, and model: the known ones in the order of
+    LABELS, then the others as they came."""
     gathered: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
     for row in rows:
+        if MISSING in row:
+            continue
         gathered.setdefault((row.get("test"), row["model"]), []).append(row)
     tests = list(dict.fromkeys(test for test, _ in gathered))
     models = list(dict.fromkeys([*LABELS, *(model for _, model in gathered)]))
@@ -82,6 +84,15 @@ def lines_of(rows: Sequence[dict[str, Any]]) -> list[Line]:
         for test in tests
         for model in models
         if (test, model) in gathered
+    ]
+
+
+def left_out(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for each row without figures: which, and why there are none."""
+    return [
+        f"{Line(row['model'], [row], row.get('test')).label} (seed {row['seed']}) is left out: {row[MISSING]}"
+        for row in rows
+        if MISSING in row
     ]
 
 
@@ -116,10 +127,18 @@ def print_results(work_dir: Path, console: Console | None = None) -> None:
     if console.width < _MIN_COLUMNS and not console.is_terminal:
         console.width = _MIN_COLUMNS
     path = Path(work_dir) / RESULTS_FILE
-    lines = lines_of(read_results(path))
-    if not lines:
+    rows = read_results(path)
+    if not rows:
         console.print(f"no results in {path} yet")
         return
+    if lines := lines_of(rows):
+        _print_table(path, lines, console)
+    for sentence in left_out(rows):
+        console.print(sentence, markup=False, highlight=False)
+    _print_spikes(Path(work_dir) / SPIKES_FILE, console)
+
+
+def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     seeds = sorted({row["seed"] for line in lines for row in line.rows})
     table = Table(title=f"{path} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})")
     for index, column in enumerate(COLUMNS):
@@ -129,7 +148,6 @@ def print_results(work_dir: Path, console: Console | None = None) -> None:
     console.print(table)
     if sentence := improvement(lines):
         console.print(sentence)
-    _print_spikes(Path(work_dir) / SPIKES_FILE, console)
 
 
 def _print_spikes(path: Path, console: Console) -> None:

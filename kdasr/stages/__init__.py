@@ -20,6 +20,7 @@ from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.labelling.engines import AUTO_DEVICE
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
+from kdasr.results import MISSING
 from kdasr.shards import list_shards
 from kdasr.stages.training import make_units, train, usable_device
 from kdasr.streaming import set_chunk_ms
@@ -181,7 +182,8 @@ def export(
 
     `format` is one of `export.formats.FORMATS`; `chunk_ms` is the audio in a chunk, None for the
     student's own. With `dev`, folders of labelled shards, an int8 file whose WER is `max_wer_rise`
-    points worse is refused. What comes back says of each file how exact it is.
+    points worse is refused. What comes back says of each of the `files` how exact it is, and of those
+    `refused` why; they are not there.
     """
     from export.card import figures_text
     from export.gate import wer_gate
@@ -202,8 +204,16 @@ def export(
         gate=wer_gate(loaded.units, shards) if shards else None,
         max_wer_rise=max_wer_rise,
     )
-    files = exported.card["files"].values()
-    return {str(Path(out) / figures["file"]): figures_text(figures) for figures in files}
+    files, refused = exported.card["files"].values(), exported.card["refused"].values()
+    return {
+        "files": {str(Path(out) / figures["file"]): figures_text(figures) for figures in files},
+        "refused": {str(Path(out) / figures["file"]): figures["reason"] for figures in refused},
+    }
+
+
+def refused_files(exported: Mapping[str, Any]) -> list[str]:
+    """Of what `export` gives back, a line for each file that it did not write."""
+    return [f"{path} was not written: {reason}" for path, reason in exported["refused"].items()]
 
 
 def evaluate(
@@ -216,7 +226,8 @@ def evaluate(
     lexicon: Sequence[str] | None = None,
     spikes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Measure models on test shards and add their rows to `results` (a results.json).
+    """Measure models on test shards and add their rows to `results` (a results.json); of a file that its
+    export refused, the row says why there is none.
 
     `test` is a list of folders, or one for each name of a test set. `models` maps a row's name to
     `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320}`: `path` is a model folder, an
@@ -236,7 +247,8 @@ def evaluate(
         for model, settings in models.items():
             check_keywords(board.add, settings, f"models.{model}", positional=1)
             row = board.add(model, **settings)
-            summary[f"{name}: {model}" if name else model] = f"WER {row['wer']:.2f} %"
+            said = f"left out: {row[MISSING]}" if MISSING in row else f"WER {row['wer']:.2f} %"
+            summary[f"{name}: {model}" if name else model] = said
         if number == 0:
             if spikes is not None:
                 board.compare_spikes(*spikes)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import export.bench
+import export.publish
 from export.bench import bench_device, streaming_wer, table, time_engines
 from export.formats import available_formats, format_class
-from export.parity import probe_sound
+from export.parity import Agreement, probe_sound
 from export.publish import export_student
 from export.transcribe import open_recogniser
 from kdasr.errors import ConfigError, ExportError
@@ -56,6 +57,19 @@ def test_every_engine_is_measured_and_shown(place: Path) -> None:
     lines = table(figures)
     assert "latency 217.5 ms" in lines[0] and any(line.startswith("onnx int8") for line in lines)
     assert any("texts differ" in line for line in lines) and any("export to onnx" in line for line in lines)
+    assert figures["refused"] == {} and not any("left out" in line for line in lines)
+
+
+def test_an_int8_file_that_its_export_refused_is_said_to_be_left_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(agreement: Agreement) -> None:
+        raise ExportError("another model")
+
+    monkeypatch.setattr(export.publish, "_require_resemblance", refused)
+    figures = bench_device(place / "student", rounds=1, formats=["onnx"])
+    assert set(figures["engines"]) == {"torch", "onnx float32"}
+    assert "onnx int8 is left out: another model" in table(figures)
 
 
 def test_the_error_rate_is_that_of_the_transcripts(place: Path) -> None:

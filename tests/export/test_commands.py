@@ -17,7 +17,9 @@ import export.demo_page
 from export.parity import probe_sound
 from export.publish import export_student
 from kdasr.cli import main
+from kdasr.interfaces import Utterance
 from kdasr.models import save_model
+from kdasr.shards import write_shards
 from tests.export.small_models import UNITS, conformer
 
 
@@ -101,6 +103,25 @@ def test_export_knows_formats_and_chunks(
     )
     assert main(["transcribe", "--model", str(out), str(place / "a.wav")]) == 0
     assert "a.wav\t" in capsys.readouterr().out
+
+
+def test_export_without_its_int8_file_ends_with_status_1(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, out = tmp_path / "dev", tmp_path / "onnx"
+    write_shards([Utterance("only", probe_sound(20_000, 1), text="one two")], shards)
+    arguments = ["export", "--model", str(place / "student"), "--out", str(out), "--dev", str(shards)]
+    assert main([*arguments, "--max-wer-rise", "1000"]) == 0
+    assert (out / "model.int8.onnx").exists()
+    capsys.readouterr()
+    assert main([*arguments, "--max-wer-rise=-1000"]) == 1
+    printed = capsys.readouterr()
+    assert re.fullmatch(rf"{out}/model\.onnx\t.* WER .* over the 2 words of {shards}\n", printed.out)
+    assert re.fullmatch(
+        rf"kdasr: {out}/model\.int8\.onnx was not written: int8 costs too much accuracy; .* of 2 words.*\n",
+        printed.err,
+    )
+    assert (out / "model.onnx").exists() and not (out / "model.int8.onnx").exists()
 
 
 @pytest.mark.slow

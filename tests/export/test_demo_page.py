@@ -13,7 +13,7 @@ import pytest
 import export.npm
 from export.demo_page import PAGE_FOLDER, DemoPage
 from export.npm import npm_package
-from export.publish import export_student
+from export.publish import Measured, export_student
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import save_model
 from tests.export.small_models import UNITS, conformer, recurrent
@@ -80,6 +80,19 @@ def test_a_student_is_exported_first(runtime: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "student", conformer(), UNITS)
     with DemoPage(tmp_path / "student", port=0, runtime=runtime) as served:
         assert json.loads(get(served.url + "model/model.json")[1])["name"] == "student"
+
+
+def test_an_export_without_its_int8_file_is_served_and_says_why(
+    runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gate(model: object) -> Measured:
+        return Measured(10.0, 250, ("shards/dev",))
+
+    export_student(recurrent(), UNITS, tmp_path, format="wave-onnx", gate=gate, max_wer_rise=-1)
+    with DemoPage(tmp_path, port=0, runtime=runtime) as served:
+        card = json.loads(get(served.url + "model/model.json")[1])
+        assert set(card["files"]) == {"float32"} and set(card["refused"]) == {"int8"}
+    assert capsys.readouterr().err.startswith("the page has 32-bit weights alone: int8 costs too much")
 
 
 def test_an_export_with_features_is_refused(runtime: Path, tmp_path: Path) -> None:

@@ -101,6 +101,28 @@ def test_a_changed_setting_redoes_its_stage_and_what_follows(finished: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_without_int8_and_says_why(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def rows() -> dict[str, dict[str, object]]:
+        return {row["model"]: row for row in json.loads((finished / "results.json").read_text())}
+
+    folder = finished / "export" / "onnx"
+    assert (folder / "model.int8.onnx").exists() and "wer" in rows()["onnx_int8"]
+    for said_in_stage in (1, 0):
+        capsys.readouterr()
+        assert run(finished, "--max_wer_rise=-200") == 0
+        assert (folder / "model.onnx").exists() and not (folder / "model.int8.onnx").exists()
+        assert "wer" in rows()["onnx_float32"] and "wer" not in rows()["onnx_int8"]
+        printed = capsys.readouterr()
+        assert "exported ONNX int8 (seed 5) is left out: int8 costs too much accuracy" in printed.out
+        assert f"transcribe --stream --model {folder / 'model.onnx'}" in printed.out
+        assert printed.err.count("model.int8.onnx was not written") == said_in_stage
+        assert printed.err.count("done before") == (5 if said_in_stage else 7)
+    assert "exported ONNX int8 (seed 5) is left out" in (finished / "report.html").read_text()
+    assert run(finished) == 0
+    assert (folder / "model.int8.onnx").exists() and "wer" in rows()["onnx_int8"]
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "work"
     command = [

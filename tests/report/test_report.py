@@ -133,6 +133,19 @@ def test_test_sets_are_told_apart() -> None:
     assert "from 40.0 to 32.0 % WER on other: 20 % relative better" in sentences
 
 
+def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
+    folder = work_folder(tmp_path, seeds=(1, 2))
+    append_result(folder / "results.json", {"model": "onnx_int8", "seed": 2, "missing": "too bad <1 %"})
+    text = printed(folder)
+    assert "exported ONNX int8 (seed 2) is left out: too bad <1 %" in text
+    # The other seed alone.
+    assert ["exported ONNX int8", "22.2", "11.1", "0.91 M", "3.6 MB", "0.0123", "345 ms"] in cells(text)
+    append_result(folder / "results.json", {"model": "onnx_int8", "seed": 1, "missing": "too bad <1 %"})
+    assert not [line for line in cells(printed(folder)) if line[0] == "exported ONNX int8"]
+    page = write_report(folder).read_text()
+    assert "<p>exported ONNX int8 (seed 1) is left out: too bad &lt;1 %</p>" in page
+
+
 def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
     assert "no results in" in printed(tmp_path)
     with pytest.raises(ConfigError, match="nothing to report on"):
