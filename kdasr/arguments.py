@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
@@ -19,6 +20,7 @@ _KINDS: dict[Any, str] = {
     bool: "true or false",
     types.NoneType: "null",
     Sequence: "a list",
+    tuple: "a list",
     Mapping: "a mapping",
 }
 # In place of a number: it is measured before the loss is called.
@@ -66,14 +68,23 @@ def check_keywords(
     except TypeError as error:
         reason = str(error).removeprefix("got ")
         raise ConfigError(what, where=where, expected=", ".join(known), got=reason) from error
-    try:
-        made_by = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-        hints = typing.get_type_hints(made_by)
-    except (NameError, TypeError):  # types imported for type checkers only, or an object that is called
-        hints = {}
+    hints = _hints(function)
     for keyword, value in keywords.items():
         if (keyword, value) != _MEASURED:
             fitting(value, hints.get(keyword, Any), f"{where}.{keyword}")
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of what a function takes, or a class and those that it passes further settings on to."""
+    made_by: list[Any] = [function]
+    if isinstance(function, type):
+        made_by = [one.__init__ for one in reversed(function.__mro__)]  # type: ignore[misc]
+    hints: dict[str, Any] = {}
+    for one in made_by:
+        # Types imported for type checkers only, or an object that is called.
+        with contextlib.suppress(NameError, TypeError):
+            hints |= typing.get_type_hints(one)
+    return hints
 
 
 def check_named(value: Any, where: str) -> None:
@@ -102,18 +113,33 @@ def described(value: Any) -> Any:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    plain = typing.get_origin(kind) or kind
+    plain, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
     if plain is typing.Literal:
-        return value in typing.get_args(kind)
+        return value in parts
     if plain not in _KINDS:
         return True
-    if (plain in (int, float) and isinstance(value, bool)) or (plain is Sequence and isinstance(value, str)):
+    if plain in (Sequence, tuple):
+        return _is_list(value, parts, of_any_length=plain is Sequence or ... in parts)
+    if plain in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if plain is float else plain)
 
 
+def _is_list(value: Any, kinds: tuple[Any, ...], *, of_any_length: bool) -> bool:
+    """Whether a value is a list of elements of the first kind, or of one of each kind."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    if of_any_length:
+        return not kinds or all(_is_of(one, kinds[0]) for one in value)
+    return len(value) == len(kinds) and all(map(_is_of, value, kinds))
+
+
 def _said(kind: Any) -> str:
     plain = typing.get_origin(kind) or kind
+    parts = typing.get_args(kind)
     if plain is typing.Literal:
-        return " or ".join(map(str, typing.get_args(kind)))
+        return " or ".join(map(str, parts))
+    if plain in (Sequence, tuple) and parts:
+        elements = (*parts, ...) if plain is Sequence else parts
+        return "[" + ", ".join("…" if one is ... else _said(one) for one in elements) + "]"
     return _KINDS.get(plain, str(kind))

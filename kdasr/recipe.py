@@ -15,19 +15,20 @@ those of the base, and dotted ones reach into them (`optimisation.steps: 600`).
 from __future__ import annotations
 
 import io
+import pydoc
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, Loader, MappingNode, SequenceNode
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from kdasr.arguments import check_named
+from kdasr.arguments import check_keywords, check_named
 from kdasr.errors import ConfigError
 
 RUN_FILE = "run.yaml"
@@ -89,7 +90,7 @@ def load_recipe(
 
     Raises:
         ConfigError: no such file, bad YAML, an unknown key in `settings`, or an object that cannot
-            be built.
+            be built or is given what it does not take.
     """
     path = Path(path)
     known = _parse(path)
@@ -97,7 +98,7 @@ def load_recipe(
         _set(path, known, name, value, takes)
     try:
         text = resolve_references(io.StringIO(_dumped(known))).getvalue()
-        built = load_hyperpyyaml(io.StringIO(text))
+        built = load_hyperpyyaml(io.StringIO(text), loader=_loader(path))
     except ConfigError:
         raise
     except Exception as error:  # whatever a constructor named in the YAML raises
@@ -184,6 +185,34 @@ def parse_value(text: str) -> Any:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError:
         return text
+
+
+def _loader(path: Path) -> type[Loader]:
+    """A loader that looks whether a class (`!new:`) takes what it is given, before it is built."""
+
+    class Checking(Loader):
+        @classmethod
+        def add_multi_constructor(cls, tag_prefix: str, multi_constructor: Callable[..., Any]) -> None:
+            # HyperPyYAML adds its own in every load.
+            if tag_prefix == "!new:":
+                multi_constructor = _checked(multi_constructor, path)
+            super().add_multi_constructor(tag_prefix, multi_constructor)
+
+    return Checking
+
+
+def _checked(construct: Callable[..., Any], path: Path) -> Callable[..., Any]:
+    def checked(loader: Any, name: str, node: Any) -> Any:
+        made = pydoc.locate(name)
+        if isinstance(made, type) and not isinstance(node, SequenceNode):
+            is_given = isinstance(node, MappingNode)
+            keywords = loader.construct_mapping(node, deep=True) if is_given else {}
+            where = f"{path}: {name}"
+            check_keywords(made, keywords, where, positional=0)
+            check_named(keywords, where)
+        return construct(loader, name, node)
+
+    return checked
 
 
 def _parse(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -31,6 +31,14 @@ class Model:
         self.sizes = vocab_size, width, dropout
 
 
+class FurtherModel(Model):
+    """A class that passes further settings on."""
+
+    def __init__(self, *, depth: int = 2, **further: Any) -> None:
+        super().__init__(**further)
+        self.depth = depth
+
+
 @pytest.mark.parametrize(
     ("value", "hint", "found"),
     [
@@ -40,6 +48,9 @@ class Model:
         (3, float, 3),
         (None, int | None, None),
         ([], Sequence[tuple[str, int]], []),
+        ([["a", 1]], Sequence[tuple[str, int]], [["a", 1]]),
+        ((5, 20.0), tuple[float, float], (5, 20.0)),
+        ([1, 2, 3], tuple[int, ...], [1, 2, 3]),
         ({"a": 1}, str | Mapping[str, Any], {"a": 1}),
         ("anything", Model, "anything"),
     ],
@@ -55,8 +66,14 @@ def test_what_fits_is_given_back(value: object, hint: object, found: object) -> 
         (8.0, int, "a whole number"),
         (True, int, "a whole number"),
         ("x", float | None, "a number or null"),
-        (3, Sequence[str], "a list"),
-        ("x", Sequence[int], "a list"),
+        (3, Sequence, "a list"),
+        (3, Sequence[str], r"expected \[a text, …\]; got 3"),
+        ("12", Sequence[int], r"\[a whole number, …\]"),
+        ([1, "2"], Sequence[int], r"\[a whole number, …\]"),
+        (["a", 1], Sequence[tuple[str, int]], r"\[\[a text, a whole number\], …\]"),
+        (10, tuple[float, float], r"\[a number, a number\]; got 10"),
+        ([1], tuple[int, int], r"\[a whole number, a whole number\]; got \[1\]"),
+        ([1, "2"], tuple[int, ...], r"\[a whole number, …\]"),
         ("x", Literal["all", "some"], "all or some"),
         ("x", Mapping[str, int] | None, "a mapping or null"),
         (1, bool, "true or false"),
@@ -82,6 +99,13 @@ def test_keywords_are_those_of_the_function() -> None:
         ConfigError, match=r"Model lacks a setting; expected vocab_size, .*missing .*'vocab_size'"
     ):
         check_keywords(Model, {}, "here", positional=0)
+
+
+def test_settings_that_are_passed_on_are_those_of_the_class_that_takes_them() -> None:
+    check_keywords(FurtherModel, {"vocab_size": 4, "depth": 1}, "here", positional=0)
+    for name in ("width", "depth"):
+        with pytest.raises(ConfigError, match=rf"here\.{name}: .*a whole number; got '8'"):
+            check_keywords(FurtherModel, {"vocab_size": 4, name: "8"}, "here")
 
 
 def test_named_functions_are_found_however_deep() -> None:

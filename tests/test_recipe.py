@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,8 +74,49 @@ def test_an_argument_that_a_class_does_not_take_is_refused(tmp_path: Path) -> No
     path = write(
         tmp_path / "r.yaml", "stage: train\naugment: !new:kdasr.augment.SpecAugment\n    max_warp: 0.1\n"
     )
-    with pytest.raises(ConfigError, match=r"cannot be built.*max_wrap"):
+    with pytest.raises(
+        ConfigError, match=r"r\.yaml: kdasr\.augment\.SpecAugment: .*no such setting.*'max_wrap'"
+    ):
         load_recipe(path, {"augment.max_wrap": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("features.Hint {teacher: big, student_layer: '1'}", r"Hint\.student_layer: .*whole number; got '1'"),
+        ("features.Hint {student_layer: 1}", "Hint: Hint lacks a setting; .*'teacher'"),
+        ("features.Hint", "Hint: Hint lacks a setting; .*'teacher'"),
+        ("features.Flow {teacher: big, student_layers: [1]}", r"Flow\.student_layers: .*got \[1\]"),
+        ("adversarial.Discriminator {teacher: 3}", r"Discriminator\.teacher: .*a text; got 3"),
+        (
+            "intermediate.IntermediateHead {layer: 1, loss: !name:kdasr.losses.best_path_ctc {teacher: 3}}",
+            r"IntermediateHead\.loss\.teacher: .*a text or null; got 3",
+        ),
+    ],
+)
+def test_what_a_class_is_given_is_checked_before_it_is_built(loss: str, message: str, tmp_path: Path) -> None:
+    text = f"stage: train\nlosses:\n    a: {{weight: 1.0, loss: !new:kdasr.methods.{loss} }}\n"
+    with pytest.raises(ConfigError, match=rf"r\.yaml: kdasr\.methods\..*{message}"):
+        load_recipe(write(tmp_path / "r.yaml", text))
+
+
+class Counted:
+    """A class that counts how often it is built."""
+
+    built = 0
+
+    def __init__(self, inner: Any = None) -> None:
+        Counted.built += 1
+        self.inner = inner
+
+
+def test_what_is_given_to_a_class_is_built_once(tmp_path: Path) -> None:
+    text = (
+        "stage: train\nouter: !new:tests.test_recipe.Counted\n    inner: !new:tests.test_recipe.Counted {}\n"
+    )
+    Counted.built = 0
+    outer = load_recipe(write(tmp_path / "r.yaml", text)).arguments["outer"]
+    assert Counted.built == 2 and isinstance(outer.inner, Counted)
 
 
 def test_a_mapping_can_be_taken_from_another_file(tmp_path: Path) -> None:
