@@ -41,8 +41,16 @@ def ctc(output: ModelOutput, batch: Batch) -> Tensor:
 
     Returns:
         -log p(transcripts) over the batch, in nats for each output frame.
+
+    Raises:
+        ConfigError: the batch has no transcripts.
     """
-    assert batch.tokens_bu is not None and batch.token_lengths_b is not None
+    if batch.tokens_bu is None or batch.token_lengths_b is None:
+        raise ConfigError(
+            "a loss asks for transcripts, and this audio has none",
+            where=batch.keys[0] if batch.keys else None,
+            fix="Move it to labelled_losses, or use kdasr.losses.best_path_ctc: CTC to what a teacher heard.",
+        )
     loss = functional.ctc_loss(
         at_least_float32(output.log_probs_btv).transpose(0, 1),
         batch.tokens_bu,

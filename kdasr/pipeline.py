@@ -28,7 +28,7 @@ from kdasr.errors import ConfigError
 from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
-from kdasr.stages.checks import measured_delays
+from kdasr.stages.checks import check_losses, measured_delays
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "prepare": stages.prepare,
@@ -134,9 +134,11 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     recipes = [(stage, load_recipe(stage.path, stage.settings, taken_keys())) for stage in listed]
     for _, recipe in recipes:
         arguments = check_recipe(recipe)
+        # Not after what comes before it, which may take hours.
         if recipe.stage == "prepare":
-            # Not after what comes before it, which may take hours.
             stages.corpus_folder(**arguments)
+        elif recipe.stage == "train":
+            check_losses(*(arguments.get(name) or {} for name in ("labelled_losses", "unlabelled_losses")))
     done = _work_dir([recipe for _, recipe in recipes]) / ".done"
     todo, inputs = [], ""
     for stage, recipe in recipes:

@@ -24,11 +24,13 @@ def targets_of(batch: Batch, teacher: str | None = None) -> SoftLabelBatch:
     """
     if teacher is None:
         if batch.soft_labels is None:
+            # `labels` are those of unlabelled audio.
+            is_labelled = batch.tokens_bu is not None
+            remedy = "move it to unlabelled_losses" if is_labelled else "give the recipe `labels`"
             raise ConfigError(
                 "a loss asks for soft labels, and this audio has none",
                 where=batch.keys[0] if batch.keys else None,
-                fix="Give the recipe `labels`, name an online `teacher` in the loss, or move it to "
-                "unlabelled_losses.",
+                fix=f"Name an online `teacher` in the loss, or {remedy}.",
             )
         return batch.soft_labels
     output = online(batch, teacher)

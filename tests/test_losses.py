@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,24 @@ def test_what_lies_beyond_an_utterance_is_no_neighbour_of_its_spikes() -> None:
         labels = labels._replace(lengths_b=torch.tensor([3, 4]))
         weights = frame_weights(labels, "symmetric", 0.1, 1)
         assert weights[0, :3].tolist() == [0.0, 0.0, 0.0] and weights[1].tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_ctc_asks_for_transcripts() -> None:
+    output = ModelOutput(torch.zeros(1, 2, 3), torch.tensor([2]))
+    with pytest.raises(ConfigError, match=r"utt0: a loss asks for transcripts.*labelled_losses.*best_path"):
+        ctc(output, Batch(["utt0"], torch.zeros(1, 1, 80), torch.ones(1)))
+
+
+def test_what_is_to_be_done_without_labels_depends_on_the_audio() -> None:
+    output = ModelOutput(torch.zeros(1, 2, 3), torch.tensor([2]))
+    unlabelled = Batch(["utt0"], torch.zeros(1, 1, 80), torch.ones(1))
+    labelled = replace(unlabelled, tokens_bu=torch.ones(1, 1), token_lengths_b=torch.ones(1))
+    with pytest.raises(ConfigError, match=r"online `teacher` in the loss, or give the recipe `labels`\.$"):
+        soft_cross_entropy(output, unlabelled)
+    with pytest.raises(
+        ConfigError, match=r"online `teacher` in the loss, or move it to unlabelled_losses\.$"
+    ):
+        soft_cross_entropy(output, labelled)
 
 
 def test_few_frames_of_little_weight_still_make_a_mean() -> None:

@@ -144,6 +144,20 @@ def test_a_value_of_another_type_is_found_before_the_first_runs(folder: Path, ra
     assert ran == []
 
 
+def test_a_loss_without_weight_is_found_before_the_first_stage_runs(folder: Path, ran: list[str]) -> None:
+    def trained(*, name: str, unlabelled_losses: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {}
+
+    pipeline.VERBS["train"] = trained
+    for name in ("one", "two", "three"):
+        (folder / f"{name}.yaml").write_text(f"stage: train\nwork_dir: {folder}/work\nname: {name}\n")
+    with (folder / "three.yaml").open("a") as file:
+        file.write("unlabelled_losses:\n    a: !name:kdasr.losses.best_path_ctc\n")
+    with pytest.raises(ConfigError, match=r"unlabelled_losses\.a: a loss is a weight and a function"):
+        pipeline.run_folder(folder, {})
+    assert not (folder / "work").exists()
+
+
 def test_stages_must_share_their_work_folder(folder: Path, ran: list[str]) -> None:
     with pytest.raises(ConfigError, match="share one work_dir"):
         pipeline.run_folder(folder, {"two.work_dir": "elsewhere"})
@@ -221,7 +235,8 @@ def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
     for name in ("one", "two", "three"):
         with (grouped / f"{name}.yaml").open("a") as file:
             file.write(f"out: models/{name}\ndelay_reference: models/two\n")
-            file.write("unlabelled_losses:\n    soft:\n        loss: !name:kdasr.losses.soft_cross_entropy\n")
+            file.write("unlabelled_losses:\n    soft:\n        weight: 1.0\n")
+            file.write("        loss: !name:kdasr.losses.soft_cross_entropy\n")
             file.write(f"            delay_frames: {delay}\n")
     pipeline.run_folder(grouped, {})
     if delay == "auto":

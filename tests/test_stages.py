@@ -298,6 +298,11 @@ def test_units_of_an_unknown_kind_are_refused(data: Path, tmp_path: Path) -> Non
         ({"schedule": [["labeled", 1]]}, r"schedule entry \[labeled, 1\].*one of labelled"),
         ({"unlabelled": [], "labels": []}, "unlabelled: the schedule uses unlabelled audio"),
         ({"batch_seconds": 0.0}, "batch_seconds"),
+        (
+            {"unlabelled_losses": {"soft": soft_cross_entropy}},
+            r"unlabelled_losses\.soft: .*expected \{weight: 1\.0, loss: ",
+        ),
+        ({"unlabelled_losses": {"ctc": {"weight": 1.0, "loss": ctc}}}, "asks for transcripts"),
         ({"device": "nothing"}, "device: no such device"),
         ({"model": functools.partial(STUDENT, width=18)}, r"model\.width: .*multiple of 2 \* num_heads = 4"),
         (

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.methods.features import Hint
 
@@ -43,12 +44,22 @@ class Discriminator(Hint):
         context_frames: an odd number.
         reversal: the student's gradient is so many times D's, reversed.
         further: as of `Hint`.
+
+    Raises:
+        ConfigError: frames that have no middle one, or no hidden units.
     """
 
     def __init__(
         self, *, width: int = 64, context_frames: int = 5, reversal: float = 1.0, **further: Any
     ) -> None:
         super().__init__(**further)
+        if width < 1 or context_frames < 1 or context_frames % 2 == 0:
+            raise ConfigError(
+                "a discriminator looks at a frame and as many before it as after it",
+                where="Discriminator",
+                expected="an odd number of context_frames, and width >= 1",
+                got=f"context_frames {context_frames}, width {width}",
+            )
         self.config |= {"width": width, "context_frames": context_frames, "reversal": reversal}
         self.reversal = reversal
         self.discriminator = nn.Sequential(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, frames_inside
 from kdasr.methods.pairing import FramePairs, WidthAdapter, layer_of, pair_frames, pooled
 from kdasr.targets import online
@@ -126,7 +127,17 @@ def attention_transfer(
 
     Returns:
         The mean over utterances and pairs of layers.
+
+    Raises:
+        ConfigError: there is no such teacher or layer, or the layers are no pairs.
     """
+    if len(student_layers) != len(teacher_layers) or not student_layers:
+        raise ConfigError(
+            "layers are compared in pairs",
+            where="attention_transfer",
+            expected="as many student_layers as teacher_layers, and one at least",
+            got=f"{list(student_layers)} and {list(teacher_layers)}",
+        )
     heard = online(batch, teacher)
     distances = []
     for student_layer, teacher_layer in zip(student_layers, teacher_layers, strict=True):

@@ -24,7 +24,7 @@ def check_losses(
     for a delay that nobody measures."""
     for name, losses in (("labelled_losses", labelled_losses), ("unlabelled_losses", unlabelled_losses)):
         for term, entry in losses.items():
-            if set(entry) - {"until"} != {"weight", "loss"} or not _is_loss(entry["loss"]):
+            if not _is_weighted(entry):
                 raise ConfigError(
                     "a loss is a weight and a function, or a module that is built",
                     where=f"{name}.{term}",
@@ -104,8 +104,10 @@ def with_delay(loss: Any, delay_frames: int) -> Any:
     return functools.partial(loss.func, *loss.args, **given)
 
 
-def _is_loss(loss: object) -> bool:
-    return callable(loss) and not isinstance(loss, type)
+def _is_weighted(entry: object) -> bool:
+    if not isinstance(entry, Mapping) or set(entry) - {"until"} != {"weight", "loss"}:
+        return False
+    return callable(entry["loss"]) and not isinstance(entry["loss"], type)
 
 
 def _asks_auto(loss: Any) -> bool:

@@ -167,3 +167,22 @@ def test_a_layer_or_a_teacher_that_is_not_there_is_refused_by_name() -> None:
         Hint(teacher="small")(output, batch_with(1, big=output))
     with pytest.raises(ConfigError, match="delay_frames"):
         attention_transfer(output, batch_with(1, big=output), teacher="big", delay_frames=-1)
+
+
+def test_layers_go_in_pairs() -> None:
+    output = layers_only(torch.zeros(1, 2, 3))
+    for ours, theirs in (([0, 0], [0]), ([], [])):
+        with pytest.raises(ConfigError, match=r"attention_transfer: .*pairs.*as many.*\] and \["):
+            attention_transfer(
+                output,
+                batch_with(1, big=output),
+                teacher="big",
+                student_layers=ours,
+                teacher_layers=theirs,
+            )
+
+
+def test_a_discriminator_looks_at_as_many_frames_before_as_after() -> None:
+    for settings in ({"context_frames": 4}, {"context_frames": -1}, {"width": 0}):
+        with pytest.raises(ConfigError, match="Discriminator: .*an odd number of context_frames"):
+            Discriminator(teacher="big", **settings)
