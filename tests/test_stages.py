@@ -14,6 +14,7 @@ from kdasr import stages
 from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError
 from kdasr.features import num_frames
 from kdasr.interfaces import Batch, ModelOutput
+from kdasr.loader import Stream
 from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
 from kdasr.methods.consistency import both_views
 from kdasr.methods.delays import windowed_cross_entropy
@@ -333,6 +334,57 @@ def test_an_automatic_delay_needs_a_reference(data: Path, tmp_path: Path) -> Non
     soft = functools.partial(soft_cross_entropy, delay_frames="auto")
     with pytest.raises(ConfigError, match=r"delay_frames.*delay_reference"):
         train(data, tmp_path / "model", unlabelled_losses={"soft": {"weight": 1.0, "loss": soft}})
+
+
+def test_without_transcripts_in_the_schedule_the_dev_set_is_measured_by_ctc(
+    data: Path, tmp_path: Path
+) -> None:
+    """And a run that was killed goes on to the bit."""
+    settings: dict[str, Any] = {
+        "labelled_losses": {},
+        "schedule": [["unlabelled", 1]],
+        "optimisation": Optimisation(steps=4, eval_every=2, checkpoint_every=1),
+    }
+    train(data, tmp_path / "whole", **settings)
+    stops = {"soft": {"weight": 1.0, "loss": StopAt(4)}}
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "cut", unlabelled_losses=stops, **settings)
+    assert len(log_of(tmp_path / "cut")) == 4  # two steps, a look, a step
+    train(data, tmp_path / "cut", **settings)
+    log = log_of(tmp_path / "whole")
+    assert log_of(tmp_path / "cut") == log
+    assert [set(row) & {"unlabelled/soft", "labelled/ctc"} for row in log if "dev_wer" not in row] == [
+        {"unlabelled/soft"}
+    ] * 4
+    loaded, dev = load_model(tmp_path / "whole"), Stream([data / "dev"], 8.0, 4, units=CharUnits())
+    with torch.no_grad():
+        losses = [
+            ctc(ModelOutput(*loaded.model.offline(batch.features_btf, batch.feature_lengths_b)), batch).item()
+            for batch in map(dev.batch, range(len(dev.epoch_batches(0))))
+        ]
+    best_step = loaded.card["training"]["best_step"]
+    found = {row["step"]: row["dev_loss"] for row in log if "dev_loss" in row}
+    assert list(found) == [2, 4] and found[best_step] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+class StopAt:
+    """`soft_cross_entropy` that fails at its n-th training call, as a killed process would stop."""
+
+    __qualname__ = soft_cross_entropy.__qualname__
+
+    def __init__(self, call: int) -> None:
+        self.calls_left = call
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> torch.Tensor:
+        self.calls_left -= torch.is_grad_enabled()
+        if self.calls_left == 0:
+            raise KeyboardInterrupt
+        return soft_cross_entropy(output, batch)
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    log = out.with_name(f"{out.name}-checkpoints") / "train.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def test_the_card_tells_how_the_model_was_trained(data: Path, tmp_path: Path) -> None:

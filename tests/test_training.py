@@ -350,6 +350,14 @@ def test_a_stream_without_loss_is_refused(data: Path, tmp_path: Path) -> None:
         run.run(tmp_path / "model")
 
 
+def test_a_dev_set_that_no_loss_measures_is_refused(data: Path, tmp_path: Path) -> None:
+    run = training(data, tmp_path / "c")
+    run.streams = {**run.streams, "unlabelled": run.streams["labelled"]}
+    run.schedule, run.losses = [("unlabelled", 1)], {"unlabelled": run.losses["labelled"]}
+    with pytest.raises(ConfigError, match="tiny: no loss measures the dev set"):
+        run.run(tmp_path / "model")
+
+
 def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     plan = Optimisation(steps=110, warmup_steps=10, peak_learning_rate=1.0)
     assert plan.learning_rate(0) == pytest.approx(0.1)

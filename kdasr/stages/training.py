@@ -17,6 +17,7 @@ from kdasr.delay import delay_from, measure_offsets
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BatchSource, OnlineTeacher
 from kdasr.loader import Stream, texts_of
+from kdasr.losses import ctc
 from kdasr.methods.impressions import Impressions
 from kdasr.methods.mixing import Munge
 from kdasr.methods.pruning import Pruning
@@ -87,9 +88,15 @@ def train(
 
     `start` is the folder of a trained model of the same kind, to go on from; with `prune`, pruned first.
     `spoil` is what the student alone hears on training audio, `mix` is for unlabelled audio.
+
+    At each look at the dev set the loss is that of `labelled_losses`, or CTC where there are none because
+    the schedule leaves transcripts out.
     """
     check_losses(labelled_losses, unlabelled_losses or {})
     blocks = read_schedule(schedule)
+    used = {stream for stream, _ in blocks}
+    if not labelled_losses and "labelled" not in used:
+        labelled_losses = {"ctc": {"weight": 1.0, "loss": ctc}}
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
     # Here, so that two trainings with the same seed begin with the same weights.
     torch.manual_seed(seed)
@@ -118,7 +125,7 @@ def train(
     start_hash, card = _begin(built, units_built, start, prune, labelled_stream)
     streams: dict[str, BatchSource] = {"labelled": labelled_stream}
     watch = None
-    if any(stream == "unlabelled" for stream, _ in blocks):
+    if "unlabelled" in used:
         streams["unlabelled"] = _unlabelled(
             unlabelled,
             labels,

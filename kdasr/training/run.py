@@ -48,7 +48,8 @@ class Training:
         model, units: what is trained and its classes.
         streams: "labelled" and, where it is used, "unlabelled".
         schedule: blocks of (stream, batches), repeated; see `ScheduledBatches`.
-        losses: for each stream, loss functions and their weights by name.
+        losses: for each stream, loss functions and their weights by name; those of "labelled" measure the dev
+            set, whether or not the schedule uses that stream.
         dev: folder stream with transcripts, for selection.
         optimisation: how the weights move.
         teachers: models that run beside the student, for the losses that ask for them by name.
@@ -208,6 +209,10 @@ class Training:
                     where=self.name,
                     fix=f"Name a loss under {name}_losses, or take {name} out of the schedule.",
                 )
+        if not self.losses.get("labelled"):
+            raise ConfigError(
+                "no loss measures the dev set", where=self.name, expected="a loss of the labelled stream"
+            )
 
 
 def _described(terms: WeightedLosses) -> dict[str, list[Any]]:
