@@ -59,7 +59,7 @@ class Stream:
         exclude_longer_s: utterances longer than this are left out.
         spoil: (N,) samples and random numbers to as many samples: what the student hears instead, while
             `teacher_features_btf` stay clean.
-        mix: a batch and random numbers to a batch with other features; without soft labels only.
+        mix: a batch and random numbers to a batch with other features; without soft labels and `spoil` only.
         cache_bytes: memory for features that were computed already; small corpora fit whole.
 
     Attributes:
@@ -111,6 +111,12 @@ class Stream:
                 "what is mixed is no longer what was labelled or transcribed",
                 where="mix",
                 expected="unlabelled audio without soft labels, and an online teacher",
+            )
+        if self.mix is not None and self.spoil is not None:
+            raise ConfigError(
+                "what is mixed has no clean audio for a teacher to hear",
+                where="mix, spoil",
+                expected="one of the two",
             )
         self.items = list(self._usable_items())
         if self.max_utterances is not None:

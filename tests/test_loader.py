@@ -233,6 +233,12 @@ def test_mixing_is_for_audio_that_nobody_has_labelled(tmp_path: Path) -> None:
     assert mixed.batch(0).tokens_bu is None
 
 
+def test_what_is_mixed_is_not_spoilt_as_well(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "audio", 2)
+    with pytest.raises(ConfigError, match=r"mix, spoil: .*one of the two"):
+        Stream([folder], 8.0, 1, mix=Munge(), spoil=Halves())
+
+
 def test_audio_without_a_frame_is_left_out_by_name(tmp_path: Path) -> None:
     short, longer = utterance("short", 1), utterance("longer", 2)
     write_shards([replace(short, samples=short.samples[:60]), longer], tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from kdasr import stages
+from kdasr.channels import WorseChannel
 from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError
 from kdasr.features import num_frames
 from kdasr.interfaces import Batch, ModelOutput
@@ -19,7 +21,9 @@ from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
 from kdasr.methods.consistency import both_views
 from kdasr.methods.delays import windowed_cross_entropy
 from kdasr.methods.features import Hint, attention_transfer
+from kdasr.methods.impressions import Impressions
 from kdasr.methods.intermediate import IntermediateHead
+from kdasr.methods.mixing import Munge
 from kdasr.methods.responses import soft_targets
 from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model, save_model
@@ -385,6 +389,74 @@ class StopAt:
 def log_of(out: Path) -> list[dict[str, Any]]:
     log = out.with_name(f"{out.name}-checkpoints") / "train.jsonl"
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.fixture
+def impressions(data: Path, tmp_path: Path) -> Impressions:
+    cache = str(tmp_path / "impressions.safetensors")
+    return Impressions(teacher=str(data / "teacher"), cache=cache, utterances=2, frames=4, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"labels": ["somewhere"], "mix": Munge()}, "labels, mix"),
+        ({"unit_map": {"é": "e"}}, "unit_map"),
+        ({"spoil": WorseChannel()}, "spoil"),
+        ({"max_unlabelled_utterances": 2}, "max_unlabelled_utterances"),
+    ],
+    ids=["labels and mix", "unit map", "spoil", "number"],
+)
+def test_what_impressions_have_no_use_for_is_refused(
+    given: dict[str, Any], named: str, impressions: Impressions, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{named}: impressions are no audio.*null"):
+        train(data, tmp_path / "model", **{"unlabelled": impressions, "labels": [], **given})
+
+
+def test_impressions_are_those_of_the_teacher(impressions: Impressions, data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "unlabelled": impressions,
+        "labels": [],
+        "mix": None,
+        "teachers": {"big": FrozenTeacher(str(data / "teacher"))},
+        "unlabelled_losses": {
+            "soft": {"weight": 1.0, "loss": functools.partial(soft_targets, teacher="big")}
+        },
+    }
+    assert train(data, tmp_path / "model", **settings)["train_steps"] == 2
+    with pytest.raises(ConfigError, match="unlabelled, teacher: .*another teacher"):
+        train(data, tmp_path / "model", **settings | {"teacher": str(tmp_path / "model")})
+
+
+def test_unlabelled_audio_is_perturbed_where_no_stored_labels_are_of_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, Stream] = {}
+
+    def stream(folders: Sequence[Path], *further: Any, **settings: Any) -> Stream:
+        made[folders[0].name] = Stream(folders, *further, **settings)
+        return made[folders[0].name]
+
+    monkeypatch.setattr("kdasr.stages.training.Stream", stream)
+    train(data, tmp_path / "stored", speeds=[0.5, 0.8])
+    assert made["labelled"].speeds == (0.5, 0.8) and made["unlabelled"].speeds == (1.0,)
+    train(
+        data,
+        tmp_path / "online",
+        speeds=[0.5, 0.8],
+        labels=[],
+        teachers={"big": FrozenTeacher(str(data / "teacher"))},
+        unlabelled_losses={"soft": {"weight": 1.0, "loss": functools.partial(soft_targets, teacher="big")}},
+    )
+    plain = Stream([data / "unlabelled"], 8.0, 4)
+    batch = made["unlabelled"].batch(0)
+    lengths = {item.entry.key: num_frames(item.entry.num_samples) for item in plain.items}
+    stretched = {
+        round(lengths[key] / int(frames), 1)
+        for key, frames in zip(batch.keys, batch.feature_lengths_b, strict=True)
+    }
+    assert stretched <= {0.5, 0.8}
 
 
 def test_the_card_tells_how_the_model_was_trained(data: Path, tmp_path: Path) -> None:

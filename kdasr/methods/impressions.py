@@ -38,7 +38,7 @@ class Impressions:
         teacher: a model folder; a model with `head` and `normalise`, as kdasr's own.
         cache: a file to keep the impressions in, so that they are made once.
         utterances, frames: how many, and output frames of each.
-        batch_size: utterances in a batch.
+        batch_size: utterances in a batch, whatever the `batch_seconds` of audio.
         steps, learning_rate: of Adam, for each batch.
         unit_frames, certainty, scale, smoothness: see above.
         seed: of everything random.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,8 @@ from kdasr.arguments import check_keywords, fitting
 from kdasr.delay import OffsetWatch
 from kdasr.errors import ConfigError
 from kdasr.loader import Stream
+from kdasr.methods.impressions import Impressions
+from kdasr.models import read_card
 from kdasr.ranks import ranks
 from kdasr.symbols import shorten
 
@@ -50,6 +53,27 @@ def check_losses(
                     got="auto",
                     fix="Give a number of frames.",
                 )
+
+
+def check_impressions(impressions: Impressions, teacher: str | None, **of_audio: Any) -> None:
+    """Raise ConfigError where settings `of_audio` are given, for which impressions have no use, or a
+    `teacher` whose impressions these are not. What is null or empty is not given."""
+    if given := [name for name, value in of_audio.items() if value not in (None, [], (), {})]:
+        raise ConfigError(
+            "impressions are no audio, and have no use for what is said of it",
+            where=", ".join(given),
+            expected="null, or [] for a list",
+            fix="Set it so where the recipe has it from its base; Impressions has settings of its own.",
+        )
+    if teacher is not None:
+        hashes = {read_card(folder)["weights_sha256"] for folder in (Path(teacher), impressions.teacher)}
+        if len(hashes) > 1:
+            raise ConfigError(
+                "the impressions are those of another teacher",
+                where="unlabelled, teacher",
+                expected=teacher,
+                got=impressions.teacher,
+            )
 
 
 def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:

@@ -26,6 +26,7 @@ from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
 from kdasr.stages.checks import (
     check_against_labels,
+    check_impressions,
     check_losses,
     measured_delays,
     read_schedule,
@@ -87,7 +88,10 @@ def train(
     unlabelled audio ask the online `teachers`, no labels are needed.
 
     `start` is the folder of a trained model of the same kind, to go on from; with `prune`, pruned first.
-    `spoil` is what the student alone hears on training audio, `mix` is for unlabelled audio.
+    `speeds` perturb the transcribed audio, and the unlabelled audio where it has no stored labels: those
+    are of the audio as it is. `spoil` is what the student alone hears on training audio, `mix` is for
+    unlabelled audio; there they exclude each other. With impressions in the place of unlabelled audio,
+    settings that are for it alone are refused.
 
     At each look at the dev set the loss is that of `labelled_losses`, or CTC where there are none because
     the schedule leaves transcripts out.
@@ -135,6 +139,7 @@ def train(
             unit_map,
             max_utterances=max_unlabelled_utterances,
             mix=mix,
+            speeds=(1.0,) if labels else tuple(speeds),
             **settings,
         )
         unlabelled_losses, delay_facts = _with_delay(
@@ -229,6 +234,15 @@ def _unlabelled(
     **settings: Any,
 ) -> BatchSource:
     if isinstance(folders, Impressions):
+        check_impressions(
+            folders,
+            teacher,
+            labels=labels,
+            unit_map=unit_map,
+            spoil=settings["spoil"],
+            mix=settings["mix"],
+            max_unlabelled_utterances=settings["max_utterances"],
+        )
         return folders
     if not folders:
         raise ConfigError(
