@@ -80,7 +80,7 @@ def prepare(
 def _segments(settings: Settings, path: Path, name: PurePath, dropped: Dropped) -> Iterator[Utterance]:
     kept, key = 0, key_of(name)
     try:
-        for samples, rate_hz in load_segments(path, settings.max_seconds or _WHOLE_SECONDS):
+        for samples, rate_hz, _ in load_segments(path, settings.max_seconds or _WHOLE_SECONDS):
             seconds = len(samples) / SAMPLE_RATE_HZ
             if seconds < settings.min_seconds:
                 dropped.add(str(name), f"{seconds:.3f} s is shorter than min_seconds")

@@ -118,7 +118,7 @@ def prepare(
             try:
                 _check_key(key, seen)
                 normal_text = _usable(text) if labelled else None
-                samples, rate_hz = load_with_rate(path)
+                samples, rate_hz, _ = load_with_rate(path)
             except (AudioError, UnitsError, CorpusError) as error:
                 dropped.add_error(name, error)
                 continue

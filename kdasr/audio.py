@@ -21,8 +21,9 @@ from kdasr.errors import AudioError
 
 SAMPLE_RATE_HZ = 16_000
 _PCM16_SCALE = 32_768.0
-# A stream written to a pipe does not know its length: such headers hold one of these.
-_UNKNOWN_BYTES = (0, 0xFFFFFFFF)
+# A stream written to a pipe does not know its length: its header holds 0 or, whatever wrote it, some
+# number from here on (0x7FFFF000 by sox, 0x80000000 by arecord, 0xFFFFFFFF by ffmpeg).
+_UNKNOWN_BYTES = 0x7FFF0000
 _UNKNOWN_FRAMES = 2**62
 _BLOCK_SECONDS = 60.0
 _COPY_AGAIN = "Copy the file again from its source."
@@ -31,15 +32,17 @@ _MOST_WEIGHTS = 4_000_000
 
 
 class Decoded(NamedTuple):
-    """Decoded audio and the sample rate that it was stored with.
+    """Decoded audio, and the sample rate and channels that it was stored with.
 
     Attributes:
         samples: (N,) float32 in [-1, 1], mono, at the rate that was asked for.
         source_rate_hz: the rate of the file; another one means that it was resampled.
+        source_channels: the channels of the file; more than one means that they were averaged.
     """
 
     samples: NDArray[np.float32]
     source_rate_hz: int
+    source_channels: int
 
 
 def decode(data: bytes, where: str) -> NDArray[np.float32]:
@@ -56,7 +59,7 @@ def decode(data: bytes, where: str) -> NDArray[np.float32]:
 
 
 def decode_with_rate(data: bytes, where: str, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
-    """As `decode`, at `rate_hz`, telling also which sample rate the audio had."""
+    """As `decode`, at `rate_hz`, telling also which sample rate and channels the audio had."""
     with _opened(io.BytesIO(data), where, rate_hz) as file:
         return _joined(_segments(file, None, where), file.samplerate, rate_hz)
 
@@ -71,7 +74,7 @@ def load(path: Path) -> NDArray[np.float32]:
 
 
 def load_with_rate(path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
-    """As `load`, at `rate_hz`, telling also which sample rate the file had."""
+    """As `load`, at `rate_hz`, telling also which sample rate and channels the file had."""
     with _stream(path) as stream, _opened(stream, str(path), rate_hz) as file:
         return _joined(_segments(file, None, str(path)), file.samplerate, rate_hz)
 
@@ -161,10 +164,10 @@ def _opened(stream: BinaryIO, where: str, rate_hz: int) -> Iterator[soundfile.So
     num_bytes = stream.seek(0, os.SEEK_END)
     if num_bytes == 0:
         raise AudioError("the audio is empty", where=where, expected="an audio file", got="0 bytes")
-    _refuse_cut_wav(stream, num_bytes, where)
-    stream.seek(0)
+    whole = _whole_wav(stream, num_bytes, where)
+    whole.seek(0)
     try:
-        with _Forward(stream) as file:
+        with _Forward(whole) as file:
             if file.frames == 0:
                 expected, got = "at least one sample", "a header alone"
                 raise AudioError("the audio holds no samples", where=where, expected=expected, got=got)
@@ -208,7 +211,7 @@ def _segments(
 def _joined(blocks: Iterable[NDArray[np.float32]], from_hz: int, to_hz: int) -> Decoded:
     frames_nc = np.concatenate(list(blocks))
     mono = frames_nc[:, 0] if frames_nc.shape[1] == 1 else frames_nc.mean(axis=1, dtype=np.float32)
-    return Decoded(resample(np.ascontiguousarray(mono), from_hz, to_hz), from_hz)
+    return Decoded(resample(np.ascontiguousarray(mono), from_hz, to_hz), from_hz, frames_nc.shape[1])
 
 
 @contextmanager
@@ -220,22 +223,42 @@ def _stream(path: Path) -> Iterator[BinaryIO]:
         raise AudioError("the audio file cannot be read", where=path, got=error.strerror) from error
 
 
-def _refuse_cut_wav(stream: BinaryIO, num_bytes: int, where: str) -> None:
-    """libsndfile reads a cut WAV without a word; its data chunk says how long it should be."""
+def _whole_wav(stream: BinaryIO, num_bytes: int, where: str) -> BinaryIO | _Unclosed:
+    """The stream with all samples that are there, whatever a WAV header says of a length unknown to it;
+    one that knows it and is cut is refused, for libsndfile reads it without a word."""
     stream.seek(0)
     head = stream.read(12)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return
+        return stream
     position = 12
     while position + 8 <= num_bytes:
         stream.seek(position)
         chunk = stream.read(8)
         size, available = int.from_bytes(chunk[4:], "little"), num_bytes - position - 8
         if chunk[:4] == b"data":
-            if available < size and size not in _UNKNOWN_BYTES:
+            if size < _UNKNOWN_BYTES and available < size:
                 expected, got = f"{size} bytes of samples", f"{available} bytes"
                 raise AudioError(
                     "the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN
                 )
-            return
+            # Behind data that are truly empty other chunks may lie, within the length of the RIFF.
+            empty = position + 8 < int.from_bytes(head[4:8], "little") + 8 <= num_bytes
+            return stream if size or empty else _Unclosed(stream, position + 4)
         position += 8 + size + size % 2
+    return stream
+
+
+class _Unclosed:
+    """A WAV whose length at `position` was left 0, which libsndfile takes for no samples: it reads as
+    0xFFFFFFFF here."""
+
+    def __init__(self, stream: BinaryIO, position: int) -> None:
+        self._stream, self._position = stream, position
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        start = self.tell()
+        data = bytearray(self._stream.read(size))
+        for at in range(max(start, self._position), min(start + len(data), self._position + 4)):
+            data[at - start] = 0xFF
+        return bytes(data)

@@ -48,7 +48,7 @@ def encoded(samples: NDArray[np.float32], rate_hz: int = SAMPLE_RATE_HZ, kind: s
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_gives_the_tone_back(kind: str) -> None:
     samples = tone(1.0, 48_000)
-    decoded, rate_hz = decode_with_rate(encoded(samples, 48_000, kind), kind)
+    decoded, rate_hz, _ = decode_with_rate(encoded(samples, 48_000, kind), kind)
     assert rate_hz == 48_000
     assert decoded.dtype == np.float32
     assert abs(len(decoded) - SAMPLE_RATE_HZ) <= 0.08 * SAMPLE_RATE_HZ
@@ -70,6 +70,12 @@ def test_flac_clips_instead_of_wrapping_around() -> None:
 
 def test_the_same_samples_give_the_same_flac() -> None:
     assert encode_flac(tone(0.5)) == encode_flac(tone(0.5))
+
+
+def test_channels_are_counted() -> None:
+    for channels in (1, 2, 3):
+        data = encoded(np.stack([tone(0.1)] * channels, axis=1))
+        assert decode_with_rate(data, "here.wav").source_channels == channels
 
 
 def test_channels_are_averaged() -> None:
@@ -113,7 +119,7 @@ def test_rates_that_are_met_are_not_refused(from_hz: int) -> None:
 def test_another_rate_can_be_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(encoded(tone(0.5, 8_000), 8_000))
-    samples, rate_hz = load_with_rate(path, 8_000)
+    samples, rate_hz, _ = load_with_rate(path, 8_000)
     assert (len(samples), rate_hz) == (4000, 8_000)
     assert len(load(path)) == 8000
 
@@ -143,11 +149,21 @@ def test_what_is_no_audio_is_refused_by_name(data: bytes, message: str) -> None:
         decode(data, "some-name")
 
 
-def test_a_wav_that_never_knew_its_length_is_read() -> None:
-    data = bytearray(encoded(tone(0.1)))
-    position = data.index(b"data") + 4
-    data[position : position + 4] = b"\xff\xff\xff\xff"
-    assert len(decode(bytes(data), "piped.wav")) == 1600
+@pytest.mark.parametrize("size", [0, 0x7FFFF000, 0x80000000, 0xFFFFFFFF])
+def test_a_wav_that_never_knew_its_length_is_read(size: int) -> None:
+    whole = encoded(tone(0.1))
+    at = whole.index(b"data") + 4
+    unknown, riff = size.to_bytes(4, "little"), (size + 36).to_bytes(5, "little")[:4]
+    for riff_size in (riff, unknown):
+        piped = whole[:4] + riff_size + whole[8:at] + unknown + whole[at + 4 :]
+        np.testing.assert_array_equal(decode(piped, "piped.wav"), decode(whole, "whole.wav"))
+
+
+def test_chunks_behind_no_samples_are_not_taken_for_samples() -> None:
+    data = encoded(tone(0.0)) + b"LIST\x04\x00\x00\x00INFO"
+    data = data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:]
+    with pytest.raises(AudioError, match="holds no samples"):
+        decode(data, "empty.wav")
 
 
 def test_a_flac_that_never_knew_its_length_is_read() -> None:

@@ -57,7 +57,7 @@ def load_recordings(paths: Iterable[Path], corpus: Path, rate_hz: int, dropped: 
         match = _NAME.fullmatch(path.name)
         assert match is not None, "find_recordings gives no other names"
         try:
-            samples, source_rate_hz = load_with_rate(path, rate_hz)
+            samples, source_rate_hz, _ = load_with_rate(path, rate_hz)
         except AudioError as error:
             dropped.add_error(str(path.relative_to(corpus)), error)
             continue
