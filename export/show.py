@@ -80,7 +80,8 @@ def show_transcripts(
     A file that cannot be read is told on `err`, and the others are transcribed all the same.
 
     Raises:
-        ConfigError: no source, several live ones, or a setting of another kind of source.
+        ConfigError: no source, several live ones, a setting of another kind of source, or `-` where
+            standard input is closed.
         AudioError: a source cannot be read; of several files, how many.
         ModelError: the model cannot be used, or not in this way.
     """
@@ -90,13 +91,12 @@ def show_transcripts(
     if request.lexicon or request.beam is not None:
         lexicon = Lexicon(units=recogniser.units, sources=request.lexicon) if request.lexicon else None
         recogniser = recogniser.searching(DEFAULT_BEAM if request.beam is None else request.beam, lexicon)
-    stdin = stdin if stdin is not None else sys.stdin.buffer
     for heard in _all_transcripts(recogniser, request, stdin, err):
         if request.json_lines:
-            print(json.dumps(as_json(heard), ensure_ascii=False), file=out, flush=True)
+            _tell(json.dumps(as_json(heard), ensure_ascii=False), out)
         elif heard.final:
             _clear_line(err)
-            print(f"{heard.source}\t{heard.text}", file=out, flush=True)
+            _tell(f"{heard.source}\t{heard.text}", out)
         else:
             _show_partial(heard, err)
 
@@ -141,7 +141,7 @@ def _check(request: Request) -> None:
 
 
 def _all_transcripts(
-    recogniser: Recogniser, request: Request, stdin: BinaryIO, err: TextIO
+    recogniser: Recogniser, request: Request, stdin: BinaryIO | None, err: TextIO
 ) -> Iterator[Transcript]:
     if request.microphone:
         pieces = microphone_pieces(
@@ -156,7 +156,7 @@ def _all_transcripts(
         try:
             if source == STANDARD_INPUT:
                 rate_hz = SAMPLE_RATE_HZ if request.rate_hz is None else request.rate_hz
-                pieces = pcm_pieces(stdin, rate_hz=rate_hz, piece_ms=request.piece_ms)
+                pieces = pcm_pieces(stdin or _standard_input(), rate_hz=rate_hz, piece_ms=request.piece_ms)
                 yield from recogniser.listen(pieces, source, request.rules)
             else:
                 yield from _file_transcripts(recogniser, request, source, err)
@@ -165,9 +165,20 @@ def _all_transcripts(
                 raise
             failed += 1
             _clear_line(err)
-            print(f"kdasr: {error}", file=err, flush=True)
+            _tell(f"kdasr: {error}", err)
     if failed:
         raise AudioError(f"{failed} of {len(request.sources)} sources could not be transcribed")
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise ConfigError(
+            "standard input is closed",
+            where=STANDARD_INPUT,
+            expected="raw 16-bit mono PCM on it",
+            fix="Name a file, or pipe samples into the command.",
+        )
+    return sys.stdin.buffer
 
 
 def _file_transcripts(
@@ -175,7 +186,9 @@ def _file_transcripts(
 ) -> Iterable[Transcript]:
     decoded = load_with_rate(Path(source))
     if decoded.source_rate_hz != SAMPLE_RATE_HZ:
-        print(f"{source}: resampled from {decoded.source_rate_hz} Hz to {SAMPLE_RATE_HZ} Hz", file=err)
+        _tell(f"{source}: resampled from {decoded.source_rate_hz} Hz to {SAMPLE_RATE_HZ} Hz", err)
+    if decoded.source_channels > 1:
+        _tell(f"{source}: {decoded.source_channels} channels averaged", err)
     if request.stream or request.endpoint:
         pieces = pieces_of(decoded.samples, request.piece_ms)
         return recogniser.listen(pieces, source, request.rules if request.endpoint else None)
@@ -188,10 +201,20 @@ def _show_partial(heard: Transcript, err: TextIO) -> None:
     shows the end."""
     if err.isatty():
         width = shutil.get_terminal_size().columns - 1
-        err.write("\r\x1b[K" + _end_of(f"{heard.source}: {heard.text}", width))
+        err.write("\r\x1b[K" + _end_of(_printable(f"{heard.source}: {heard.text}"), width))
     else:
-        err.write(f"{heard.source}\t{_end_of(heard.text, _LOG_COLUMNS)} …\n")
+        _tell(f"{heard.source}\t{_end_of(heard.text, _LOG_COLUMNS)} …", err)
     err.flush()
+
+
+def _tell(line: str, stream: TextIO) -> None:
+    print(_printable(line), file=stream, flush=True)
+
+
+def _printable(line: str) -> str:
+    r"""Bytes of a file name that are no text are surrogates in a string, which no stream takes: they
+    become `\udce9`, which a reader of JSON turns back into them."""
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _end_of(line: str, width: int) -> str:

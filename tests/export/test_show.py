@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,45 @@ def test_another_rate_is_resampled_and_said_so(place: Path, tmp_path: Path) -> N
     soundfile.write(tmp_path / "8k.wav", probe_sound(20_000, 1)[::2], 8_000)
     out, err = shown(Request(place / "onnx", (str(tmp_path / "8k.wav"),)))
     assert len(out) == 1 and err == [f"{tmp_path / '8k.wav'}: resampled from 8000 Hz to 16000 Hz"]
+
+
+def test_averaged_channels_are_said_so_even_where_nothing_is_left(place: Path, tmp_path: Path) -> None:
+    sound = probe_sound(20_000, 1)
+    name = str(tmp_path / "opposed.wav")
+    soundfile.write(name, np.stack([sound, -sound], axis=1), 16_000)
+    out, err = shown(Request(place / "onnx", (name,)))
+    assert len(out) == 1 and err == [f"{name}: 2 channels averaged"]
+
+
+def test_a_file_name_that_is_no_text_is_printed_escaped(place: Path, tmp_path: Path) -> None:
+    name = str(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    Path(name).write_bytes(Path(files(place)[0]).read_bytes())
+    for json_lines in (False, True):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        request = Request(place / "onnx", (name, files(place)[1], name), stream=True, json_lines=json_lines)
+        show_transcripts(request, out=out, err=err)
+        out.seek(0)
+        lines = out.read().splitlines()
+        if json_lines:
+            sources = [line["source"] for line in map(json.loads, lines) if line["type"] == "final"]
+            assert sources == [name, files(place)[1], name]
+        else:
+            assert lines[0] == f"{tmp_path}/caf\\udce9.wav\t{text(place, files(place)[0])}"
+            assert len(lines) == 3
+    with pytest.raises(AudioError, match="1 of 2 sources"):
+        show_transcripts(Request(place / "onnx", (name + "x", name)), out=out, err=err)
+    err.seek(0)
+    assert "caf\\udce9.wavx: the audio file cannot be read" in err.read()
+
+
+def test_a_closed_standard_input_matters_to_a_pipe_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert len(shown(Request(place / "onnx", files(place)))[0]) == 2
+    with pytest.raises(ConfigError, match="^-: standard input is closed"):
+        shown(Request(place / "onnx", ("-",)))
 
 
 def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
