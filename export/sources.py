@@ -23,7 +23,25 @@ Samples = NDArray[np.float32]
 T = TypeVar("T")
 
 _BYTES_PER_SAMPLE = 2
-_NAME_BYTES = 4  # of a container's name, at its start
+# What it takes to tell a container from samples: two frames of an MP3 are the longest.
+_HEAD_BYTES = 1_536
+_CONTAINERS = {
+    b"RIFF": "WAV",
+    b"RF64": "WAV",
+    b"FORM": "AIFF",
+    b".snd": "AU",
+    b"caff": "CAF",
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"\x1aE\xdf\xa3": "WebM",
+    b"ID3": "MP3",
+}
+# Of MPEG layer III, by the bits that say so: kbit/s of MPEG 1 and of MPEG 2, Hz of MPEG 1.
+_MP3_KBITS = (
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+_MP3_RATES_HZ = (44_100, 48_000, 32_000)
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +84,7 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ, piece_ms: int
             rest += data
             if not checked:
                 _refuse_container(rest)
-                checked = len(rest) >= _NAME_BYTES
+                checked = len(rest) >= _HEAD_BYTES
             # Samples wait until it is certain that they are samples.
             whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE if checked else 0
             yield resampler.accept(_to_float(rest[:whole]))
@@ -83,15 +101,34 @@ def _to_float(data: bytes) -> Samples:
 
 
 def _refuse_container(data: bytes) -> None:
-    names = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3\x03": "MP3", b"ID3\x04": "MP3"}
-    name = names.get(data[:_NAME_BYTES])
-    if name is not None:
+    if (name := _container(data)) is not None:
         raise AudioError(
             f"this is a {name} file, not raw samples",
             where="standard input",
             expected="mono 16-bit little-endian PCM",
             fix="Name the file on the command line, or convert it: ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -",
         )
+
+
+def _container(data: bytes) -> str | None:
+    """What a file that begins so is called; None for samples, or for too little of it."""
+    if data[4:8] == b"ftyp":
+        return "MP4"
+    if (size := _mp3_frame_bytes(data)) and _mp3_frame_bytes(data[size:]) and data[1] == data[size + 1]:
+        return "MP3"
+    return next((name for begin, name in _CONTAINERS.items() if data.startswith(begin)), None)
+
+
+def _mp3_frame_bytes(data: bytes) -> int:
+    """How long the frame of MPEG layer III is whose header `data` begins with; 0 where it is none."""
+    if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE6 != 0xE2:
+        return 0
+    version, kbits, rate = data[1] >> 3 & 3, data[2] >> 4, data[2] >> 2 & 3  # 0: MPEG 2.5, 2: 2, 3: 1
+    if version == 1 or kbits in (0, 15) or rate == 3:
+        return 0
+    first = version == 3
+    rate_hz = _MP3_RATES_HZ[rate] // (1 if first else 2 if version == 2 else 4)
+    return (144 if first else 72) * 1000 * _MP3_KBITS[not first][kbits - 1] // rate_hz + (data[2] >> 1 & 1)
 
 
 def microphone_pieces(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from export.parity import probe_sound
 from export.sources import microphone_pieces, pcm_pieces, pieces_of
@@ -112,10 +113,37 @@ def test_an_empty_pipe_is_silence() -> None:
     assert sum(len(piece) for piece in pcm_pieces(io.BytesIO(b""))) == 0
 
 
-@pytest.mark.parametrize(("head", "name"), [(b"RIFF", "WAV"), (b"fLaC", "FLAC"), (b"OggS", "Ogg")])
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"RIFF", "WAV"),
+        (b"RF64", "WAV"),
+        (b"FORM", "AIFF"),
+        (b".snd", "AU"),
+        (b"caff", "CAF"),
+        (b"fLaC", "FLAC"),
+        (b"OggS", "Ogg"),
+        (b"\x1a\x45\xdf\xa3", "WebM"),
+        (b"\x00\x00\x00\x20ftypM4A ", "MP4"),
+        (b"ID3\x02", "MP3"),
+    ],
+)
 def test_a_file_in_place_of_raw_samples_is_refused(head: bytes, name: str) -> None:
     with pytest.raises(AudioError, match=f"this is a {name} file, not raw samples"):
         list(pcm_pieces(Pipe(head + bytes(1_000))))
+
+
+@pytest.mark.parametrize("rate_hz", [11_025, 16_000, 44_100])
+def test_an_mp3_is_known_by_two_frames_and_samples_like_one_are_samples(rate_hz: int) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, probe_sound(20_000, 1), rate_hz, format="MP3")
+    data = buffer.getvalue()
+    assert not data.startswith(b"ID3")
+    with pytest.raises(AudioError, match="this is a MP3 file, not raw samples"):
+        list(pcm_pieces(Pipe(data)))
+    samples = data[:4] + bytes(8_000)
+    heard = np.concatenate(list(pcm_pieces(Pipe(samples))))
+    assert np.array_equal(heard, np.frombuffer(samples, "<i2") / 32_768)
 
 
 def test_bad_settings_are_refused() -> None:
