@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from kdasr.errors import MissingDependencyError
+from kdasr.storage import is_running
 
 
 def require(module: str, extra: str = "export") -> Any:
@@ -30,6 +32,14 @@ def require(module: str, extra: str = "export") -> Any:
 def temporary_name(path: Path) -> Path:
     """Where to write `path` until it has been checked: same folder, same suffix, hidden."""
     return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left under the temporary names of `path`."""
+    name = re.compile(rf"\.{re.escape(path.stem)}\.(\d+){re.escape(path.suffix)}(\..*)?")
+    for left in path.parent.iterdir():
+        if (found := name.fullmatch(left.name)) and not is_running(int(found[1])):
+            left.unlink(missing_ok=True)
 
 
 def commit_file(temporary: Path, path: Path) -> None:

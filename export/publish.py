@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export import commit_file, temporary_name
-from export.card import CARD_FILE, build_card, write_card
+from export import commit_file, remove_leftovers, temporary_name
+from export.card import CARD_FILE, CARD_FORMAT, build_card, write_card
 from export.formats import FORMATS, Format, format_class
 from export.parity import Agreement, compare, require_parity
 from export.to_onnx import OnnxFormat
@@ -17,9 +18,11 @@ from kdasr.errors import ConfigError, ExportError, MissingDependencyError, Model
 from kdasr.interfaces import StreamingModel
 from kdasr.models import WEIGHTS_FILE, file_sha256
 from kdasr.streaming import ChunkModel, TorchChunkModel, silence_controls
-from kdasr.text import Units, write_tokens_txt
+from kdasr.symbols import FORMAT as UNITS_FORMAT
+from kdasr.text import UNITS_FILE, Units, write_tokens_txt
 
 TOKENS_FILE = "tokens.txt"
+_MODEL_FILES = [name for kind in FORMATS.values() for name in (kind.float_file, kind.int8_file)]
 MAX_WER_RISE = 0.5
 NOT_MEASURED = "not measured: exported without development shards (--dev)"
 
@@ -91,7 +94,7 @@ def export_student(
             and the card says why, with the figures. Without it, the card says that WER was not measured.
 
     Raises:
-        ConfigError: there is no such format, or `out_dir` holds a model.
+        ConfigError: there is no such format, or `out_dir` holds a model or files of another program.
         ExportError: the units are not the student's, its state or an operation does not fit the
             format, or float32 misses parity; the message holds the figure.
         ModelError: the student cannot run chunk by chunk.
@@ -108,6 +111,8 @@ def export_student(
     TorchChunkModel(student)  # which refuses a student of full context
     written = kind(student, units, weights_sha256)
     out_dir.mkdir(parents=True, exist_ok=True)
+    for file in (*_MODEL_FILES, CARD_FILE):
+        remove_leftovers(out_dir / file)
     float_path, int8_path = out_dir / written.float_file, out_dir / written.int8_file
     float_temporary, int8_temporary = temporary_name(float_path), temporary_name(int8_path)
     try:
@@ -138,7 +143,7 @@ def export_student(
 
 def _check_folder(out_dir: Path) -> None:
     """Raises:
-    ConfigError: the export would write over the card and the units of a model."""
+    ConfigError: the export would write over a model, or over files of another program."""
     if (out_dir / WEIGHTS_FILE).exists():
         raise ConfigError(
             "this is the folder of a model, and an export there would destroy it",
@@ -147,6 +152,23 @@ def _check_folder(out_dir: Path) -> None:
             got=f"a folder with {WEIGHTS_FILE}",
             fix="Choose another --out.",
         )
+    for name, format in ((CARD_FILE, CARD_FORMAT), (UNITS_FILE, UNITS_FORMAT)):
+        if (out_dir / name).exists() and (found := _format_of(out_dir / name)) != format:
+            raise ConfigError(
+                "this file is not of an export, which would write over it",
+                where=out_dir / name,
+                expected=f"{format}, or a folder without {name}",
+                got=found,
+                fix="Choose another --out.",
+            )
+
+
+def _format_of(path: Path) -> object:
+    """What a JSON file says it is."""
+    try:
+        return json.loads(path.read_bytes())["format"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "something else"
 
 
 def _check_units(student: StreamingModel, units: Units) -> None:
@@ -234,8 +256,7 @@ def _require_resemblance(agreement: Agreement) -> None:
 def _retire(out_dir: Path) -> None:
     """Takes away an export of any format, for the card will describe the new one alone. The card goes
     first: a folder without one is not a finished export."""
-    models = [name for kind in FORMATS.values() for name in (kind.float_file, kind.int8_file)]
-    for name in (CARD_FILE, *models, TOKENS_FILE):
+    for name in (CARD_FILE, *_MODEL_FILES, TOKENS_FILE):
         (out_dir / name).unlink(missing_ok=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdasr.storage.local import LocalLocation, commit_bytes, remove_leftovers, sync_path
+from kdasr.storage.local import LocalLocation, commit_bytes, is_running, remove_leftovers, sync_path
 from kdasr.storage.places import Location, Place, StorageError
 from kdasr.storage.remote import RemoteLocation
 
@@ -19,6 +19,7 @@ __all__ = [
     "RemoteLocation",
     "StorageError",
     "commit_bytes",
+    "is_running",
     "is_url",
     "locate",
     "remove_leftovers",

@@ -43,11 +43,12 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers of this machine left in a folder: their temporary files."""
     for path in folder.glob(".*.tmp"):
         found = _LEFTOVER.search(path.name)
-        if found and found["host"] == _HOST and not _is_running(int(found["pid"])):
+        if found and found["host"] == _HOST and not is_running(int(found["pid"])):
             path.unlink(missing_ok=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -246,6 +248,30 @@ def test_an_export_never_destroys_a_model(tmp_path: Path) -> None:
         export_student(conformer(), UNITS, tmp_path / "student")
     assert {path.name: path.read_bytes() for path in (tmp_path / "student").iterdir()} == before
     load_model(tmp_path / "student")
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "other"}', '["a list"]', '{"format": "other"}', ""])
+@pytest.mark.parametrize("name", ["model.json", "units.json"])
+def test_an_export_never_writes_over_files_of_other_programs(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (tmp_path / "tokens.txt").write_text("a 0\n")
+    with pytest.raises(ConfigError, match=rf"{name}: this file is not of an export.*Choose another --out"):
+        export_student(recurrent(), UNITS, tmp_path, int8=False)
+    assert {path.name for path in tmp_path.iterdir()} == {name, "tokens.txt"}
+    assert (tmp_path / name).read_text() == content
+
+
+def test_what_a_killed_export_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    killed = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    dead, living = int(killed.stdout), os.getppid()
+    names = ("model{}.onnx", "model.int8{}.onnx", "model.int8{}.onnx.prepared", "model.wave{}.onnx")
+    for process in (dead, living):
+        for name in names:
+            (tmp_path / f".{name.format(f'.{process}')}").touch()
+    (tmp_path / ".mine.1.onnx").touch()
+    export_student(recurrent(), UNITS, tmp_path, int8=False)
+    kept = {f".{name.format(f'.{living}')}" for name in names} | {".mine.1.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"} | kept
 
 
 def test_another_format_replaces_the_export_before(tmp_path: Path) -> None:
