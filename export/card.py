@@ -46,7 +46,7 @@ def build_card(
         "file_format": format.name,
         "student": {
             "class": f"{type(student).__module__}.{type(student).__qualname__}",
-            "config": student.config,
+            "config": _config(student),
             "weights_sha256": format.facts["weights_sha256"],
             "parameters": sum(p.numel() for p in student.parameters())
             if hasattr(student, "parameters")
@@ -83,6 +83,12 @@ def build_card(
         "refused": {},
         "run": format.run,
     }
+
+
+def _config(student: StreamingModel) -> dict[str, Any]:
+    """The student's arguments, with the chunk that it has now in place of that it was made with."""
+    config = dict(student.config)
+    return {**config, "chunk_frames": student.chunk_frames} if "chunk_frames" in config else config
 
 
 def write_card(card: dict[str, Any], path: Path) -> None:

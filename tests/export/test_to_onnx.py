@@ -274,6 +274,14 @@ def test_what_a_killed_export_left_is_removed_and_what_another_writes_is_not(tmp
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"} | kept
 
 
+def test_the_card_says_the_chunk_that_was_exported(tmp_path: Path) -> None:
+    student = conformer()
+    student.chunk_frames = 16
+    card = export_student(student, UNITS, tmp_path, int8=False).card
+    assert card["student"]["config"] == {**student.config, "chunk_frames": 16}
+    assert card["streaming"]["chunk_ms"] == 640 and student.config["chunk_frames"] == 4
+
+
 def test_another_format_replaces_the_export_before(tmp_path: Path) -> None:
     export_student(conformer(), UNITS, tmp_path, int8=False)
     card = export_student(conformer(width=24), UNITS, tmp_path, format="wave-onnx", int8=False).card
