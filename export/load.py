@@ -27,6 +27,8 @@ def exported_file(path: Path) -> Path | None:
     """
     if path.suffix in (".onnx", ".pte"):
         return path
+    if not path.is_dir():
+        return None
     if (card := read_export_card(path)) is not None:
         return path / str(card["files"]["float32"]["file"])
     names = (FLOAT_FILE, WAVE_FLOAT_FILE, EXECUTORCH_FILE)

@@ -101,6 +101,13 @@ def test_a_folder_without_a_model_is_said_so(tmp_path: Path) -> None:
         open_recogniser(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["a.wav", "units.json"])
+def test_a_file_that_is_no_model_is_said_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError, match=f"{name}: there is no model here.*got a file"):
+        open_recogniser(tmp_path / name)
+
+
 def test_a_teacher_transcribes_whole_files_only(models: Path, wavs: list[Path], tmp_path: Path) -> None:
     class Offline(torch.nn.Module):
         def __init__(self) -> None:
