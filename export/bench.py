@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -62,7 +62,7 @@ def bench_device(
         and `export.delays.Delays`.
 
     Raises:
-        ConfigError: no rounds.
+        ConfigError: no rounds, or shards without transcripts.
         ModelError: the model cannot be used or cannot run chunk by chunk.
         ExportError: an export misses parity, or an engine dies.
     """
@@ -70,7 +70,7 @@ def bench_device(
     loaded = load_model(model)
     recogniser = open_recogniser(model)
     latency_ms = algorithmic_latency_ms(recogniser.streaming_model())
-    utterances = list(islice(_labelled(shards), MAX_UTTERANCES))
+    utterances = _labelled(shards)
     aligning = open_aligner(aligner, recogniser) if aligner is not None else None
     with tempfile.TemporaryDirectory() as folder:
         engines, export_s, refused = {"torch": model}, {}, {}
@@ -205,8 +205,21 @@ def _run_worker(model: Path, audio: Path) -> dict[str, Any]:
     return figures
 
 
-def _labelled(shards: Sequence[Path]) -> Iterator[Utterance]:
-    return (utterance for path in shards for utterance in read_shard(path) if utterance.text)
+def _labelled(shards: Sequence[Path]) -> list[Utterance]:
+    """The first utterances that have a transcript.
+
+    Raises:
+        ConfigError: there are shards, and none of them holds any."""
+    labelled = (utterance for path in shards for utterance in read_shard(path) if utterance.text)
+    utterances = list(islice(labelled, MAX_UTTERANCES))
+    if shards and not utterances:
+        raise ConfigError(
+            "no utterance of the test shards has a transcript",
+            where=shards[0].parent,
+            expected="labelled shards, for WER and delays",
+            fix="Name others, or leave them out to measure speed alone.",
+        )
+    return utterances
 
 
 def _timed_samples(utterances: Sequence[Utterance]) -> Any:

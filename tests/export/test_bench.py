@@ -91,6 +91,12 @@ def test_an_engine_that_dies_is_an_error(place: Path, monkeypatch: pytest.Monkey
         bench_device(place / "student", formats=["onnx"])
 
 
+def test_shards_without_transcripts_are_refused(place: Path, tmp_path: Path) -> None:
+    shards = write_shards([Utterance("u", probe_sound(30_000, 0), text=None)], tmp_path)
+    with pytest.raises(ConfigError, match=f"{tmp_path}: no utterance of the test shards has a transcript"):
+        bench_device(place / "student", shards=shards, formats=[], rounds=1)
+
+
 def test_there_is_at_least_one_round(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rounds: each engine is timed at least once; expected >= 1; got 0"):
         bench_device(place / "student", rounds=0)
