@@ -23,6 +23,8 @@ from kdasr.layers import (
 
 # As `chunk_frames`: one chunk that is the whole utterance. Such a student runs offline only.
 FULL_CONTEXT = 0
+# A minute. A chunk has its text when it is over, and attention over it takes memory as its square.
+MAX_CHUNK_FRAMES = 1_500
 
 
 class StreamingStudent(nn.Module, ABC):
@@ -45,7 +47,7 @@ class StreamingStudent(nn.Module, ABC):
         chunk_multiple: what chunks are multiples of.
 
     Raises:
-        ConfigError: a chunk size that is not such a multiple.
+        ConfigError: a chunk size that is not such a multiple, or more than MAX_CHUNK_FRAMES.
     """
 
     subsampling = SUBSAMPLING
@@ -144,13 +146,14 @@ class StreamingStudent(nn.Module, ABC):
         return self.dynamic_chunks[int(torch.randint(len(self.dynamic_chunks), ()))]
 
     def _checked(self, frames: int, where: str) -> int:
-        if frames < 0 or frames % self.chunk_multiple:
+        if not 0 <= frames <= MAX_CHUNK_FRAMES or frames % self.chunk_multiple:
             raise ConfigError(
                 "a chunk of a size that this student cannot have",
                 where=f"{where} of {type(self).__name__}",
                 expected=f"a multiple of {self.chunk_multiple} output frames "
-                f"({10 * SUBSAMPLING * self.chunk_multiple} ms), or {FULL_CONTEXT} for the whole utterance",
-                got=frames,
+                f"({10 * SUBSAMPLING * self.chunk_multiple} ms) up to {MAX_CHUNK_FRAMES} "
+                f"({10 * SUBSAMPLING * MAX_CHUNK_FRAMES} ms), or {FULL_CONTEXT} for the whole utterance",
+                got=f"{frames} ({10 * SUBSAMPLING * frames} ms)",
             )
         return frames
 

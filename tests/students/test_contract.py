@@ -238,6 +238,13 @@ class TestChunks:
             set_chunk_ms(model, chunk_ms)
         assert model.chunk_frames == 8
 
+    def test_a_chunk_is_a_minute_at_most(self, student: Any) -> None:
+        model = make(student)
+        set_chunk_ms(model, 60_000)
+        with pytest.raises(ConfigError, match=r"chunk_frames of .* up to 1500 \(60000 ms\).*4000000 ms"):
+            set_chunk_ms(model, 4_000_000)
+        assert model.chunk_frames == 1_500
+
     def test_training_draws_its_chunks_and_decoding_does_not(self, student: Any) -> None:
         if not attends(student):
             assert "dynamic_chunks" not in inspect.signature(student).parameters
