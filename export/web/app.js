@@ -52,7 +52,7 @@ function setStop(end) {
 }
 
 function begin(name, rules) {
-  recording = { heard: [], shortened: false, chunkTimes: [], computed: 0, failed: false };
+  recording = { heard: [], shortened: false, chunkTimes: [], computed: 0, failed: false, trouble: null };
   levels.clear();
   times.clear();
   for (const name of ["p50", "p95", "rtf"]) $(name).textContent = "–";
@@ -86,19 +86,23 @@ function finish(target) {
 
 // ------------------------------------------------------------------ sources
 
+// Ends what is live. `trouble` is what the page then says in place of "ready".
+async function end(trouble) {
+  const target = recording;
+  target.trouble = trouble;
+  status("finishing", "working");
+  await setStop(null)();
+  finish(target);
+}
+
 async function toggle() {
-  if (stop) {
-    const target = recording;
-    status("finishing", "working");
-    await setStop(null)();
-    finish(target);
-    return;
-  }
+  if (stop) return end(null);
   const target = begin("microphone", RULES);
   status("opening the microphone", "working");
+  const gone = () => isLive(target) && stop && end("The microphone is gone: what it heard is kept").catch(fail);
   let close;
   try {
-    close = await openMicrophone((samples) => feed(target, samples));
+    close = await openMicrophone((samples) => feed(target, samples), gone);
   } catch (error) {
     fail(new Error(`The microphone cannot be used: ${error.message}`));
     return;
@@ -173,7 +177,8 @@ const says = {
     $("nothing").hidden = texts.length > 0;
     $("copy").disabled = !texts.length;
     $("save").disabled = false;
-    status("ready", "ready");
+    if (recording.trouble) status(recording.trouble, "error");
+    else status("ready", "ready");
     setBusy(false);
   },
   error: fail,

@@ -4,8 +4,9 @@ import { Resampler } from "./resampler.js";
 
 export const RATE = 16000;
 
-// Calls onSamples(Float32Array) every 100 ms. Returns a function that stops and waits for the rest.
-export async function openMicrophone(onSamples) {
+// Calls onSamples(Float32Array) every 100 ms, and onGone() where the microphone is taken away. Returns a
+// function that stops and waits for the rest.
+export async function openMicrophone(onSamples, onGone) {
   if (!navigator.mediaDevices) throw new Error("browsers give it to https and localhost pages only");
   const stream = await navigator.mediaDevices.getUserMedia({
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
@@ -18,6 +19,9 @@ export async function openMicrophone(onSamples) {
   try {
     source = await connected(stream);
     const stop = await capture(source, onSamples);
+    const [track] = stream.getAudioTracks();
+    if (track.readyState === "ended") throw new Error("it is gone");
+    track.onended = onGone;
     return () => stop().finally(release);
   } catch (error) {
     await release(); // or the browser would go on showing that it listens

@@ -108,6 +108,28 @@ def test_a_microphone_that_fails_is_let_go(page: Page) -> None:
     assert page.locator("#microphone").is_enabled()
 
 
+def test_a_microphone_that_is_taken_away_ends_what_is_heard(page: Page, place: Path, tmp_path: Path) -> None:
+    page.evaluate(CONTEXTS, "() => false")
+    choose(page, "float32")
+    start_listening(page)
+    page.evaluate(
+        """() => {
+          const [track] = contexts[0].stream.getTracks();
+          track.stop(); // which alone tells nobody
+          track.dispatchEvent(new Event("ended"));
+        }"""
+    )
+    assert error_of(page) == "The microphone is gone: what it heard is kept"
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(tmp_path / "heard.wav")
+    assert_heard(page, place, tmp_path / "heard.wav")
+    assert page.evaluate("contexts[0].state") == "closed"
+    assert page.locator("#microphone").inner_text() == "Speak"
+    assert len(text_of(page, place / "a.wav")) > 3
+    wait_until(page, "ready")
+
+
 # Keeps every context in `contexts`, and has those refuse a stream for which `refuses` says so.
 CONTEXTS = """refuses => {
   refuses = eval(refuses);
