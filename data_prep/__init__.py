@@ -11,7 +11,10 @@ One module of this folder is one corpus. It has
     GENERATION                          to be raised when the same settings give other audio than before
     splits(settings, corpus)            the names of its splits
     scope(settings, corpus, split)      the settings and the folder that this split depends on
-    prepare(settings, corpus, *, split, seed, dropped)    its utterances, in a fixed order
+    prepare(settings, corpus, *, split, seed, dropped, done)    its utterances, in a fixed order
+
+`done` has the keys of utterances that are written already and their samples at 16 kHz, for a corpus to
+spare itself the work; it may yield them all the same.
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.settings import check_language, check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ, load_segments
+from kdasr.audio import SAMPLE_RATE_HZ, load_segments, promised_segments
 from kdasr.errors import AudioError, ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
@@ -70,27 +70,39 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]
 
 
 def prepare(
-    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped
+    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
 ) -> Iterator[Utterance]:
     """The files, sorted by folder and name; of one at a time, one segment is in memory."""
     for path in _files(corpus):
-        yield from _segments(settings, path, path.relative_to(corpus), dropped)
+        yield from _segments(settings, path, path.relative_to(corpus), dropped, done)
 
 
-def _segments(settings: Settings, path: Path, name: PurePath, dropped: Dropped) -> Iterator[Utterance]:
-    kept, key = 0, key_of(name)
+def _segments(
+    settings: Settings, path: Path, name: PurePath, dropped: Dropped, done: Mapping[str, int]
+) -> Iterator[Utterance]:
+    kept, key, max_seconds = 0, key_of(name), settings.max_seconds or _WHOLE_SECONDS
     try:
-        for samples, rate_hz, _ in load_segments(path, settings.max_seconds or _WHOLE_SECONDS):
+        if _segment_key(key, 0) in done:
+            promised, rate_hz = promised_segments(path, max_seconds)
+            # A file that is cut or damaged is read again, to be named again.
+            if promised and all(done.get(_segment_key(key, i)) == num for i, num in enumerate(promised)):
+                dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+                return
+        for samples, rate_hz, _ in load_segments(path, max_seconds):
             seconds = len(samples) / SAMPLE_RATE_HZ
             if seconds < settings.min_seconds:
                 dropped.add(str(name), f"{seconds:.3f} s is shorter than min_seconds")
                 return
             if kept == 0:
                 dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-            yield Utterance(key=f"{key}-{kept:04d}", samples=samples, language=settings.language)
+            yield Utterance(key=_segment_key(key, kept), samples=samples, language=settings.language)
             kept += 1
     except AudioError as error:
         dropped.add_error(str(name), error, f"; {kept} segments before that are kept" if kept else "")
+
+
+def _segment_key(key: str, number: int) -> str:
+    return f"{key}-{number:04d}"
 
 
 def key_of(name: PurePath) -> str:

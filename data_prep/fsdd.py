@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -147,7 +147,7 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]
 
 
 def prepare(
-    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped
+    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
 ) -> Iterator[Utterance]:
     """The utterances of one split: real strings first, then synthetic ones.
 
@@ -160,7 +160,10 @@ def prepare(
     for index in count():
         if seconds_left <= 0:
             break
-        string = next(strings)
+        string, key = next(strings), f"fsdd-{split}-{index:06d}"
+        if key in done:
+            seconds_left -= done[key] / SAMPLE_RATE_HZ
+            continue
         samples = _join(settings, string, rng_for(seed, "fsdd", split, "join", index))
         if split in ("labelled", "unlabelled"):
             samples = _perturb(
@@ -171,15 +174,15 @@ def prepare(
         text = " ".join(DIGITS[recording.digit] for recording in string)
         seconds_left -= len(samples) / SAMPLE_RATE_HZ
         yield Utterance(
-            key=f"fsdd-{split}-{index:06d}",
+            key=key,
             samples=samples,
             text=None if split == "unlabelled" else text,
             speaker=string[0].speaker,
         )
-    yield from _synthetic(settings, split, seed)
+    yield from _synthetic(settings, split, seed, done)
 
 
-def _synthetic(settings: Settings, split: str, seed: int) -> Iterator[Utterance]:
+def _synthetic(settings: Settings, split: str, seed: int, done: Mapping[str, int]) -> Iterator[Utterance]:
     wanted = {"labelled": settings.synthetic_minutes, "unlabelled": settings.synthetic_unlabelled_minutes}
     minutes = wanted.get(split, 0.0)
     voices = synth.Settings(
@@ -198,7 +201,8 @@ def _synthetic(settings: Settings, split: str, seed: int) -> Iterator[Utterance]
         bandwidth_hz=RATE_HZ / 2,
     )
     if minutes > 0:
-        for utterance in synth.prepare(voices, None, split=split, seed=seed, dropped=Dropped()):
+        theirs = {key.removeprefix("fsdd-"): num_samples for key, num_samples in done.items()}
+        for utterance in synth.prepare(voices, None, split=split, seed=seed, dropped=Dropped(), done=theirs):
             yield dataclasses.replace(utterance, key=f"fsdd-{utterance.key}")
 
 

@@ -9,13 +9,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.settings import check_language, check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate, resample
+from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate, rate_of, resample
 from kdasr.errors import AudioError, ConfigError, CorpusError, UnitsError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
@@ -102,7 +102,7 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]
 
 
 def prepare(
-    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped
+    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
 ) -> Iterator[Utterance]:
     """The utterances of one split, chapter by chapter, sorted by path.
 
@@ -118,12 +118,15 @@ def prepare(
             try:
                 _check_key(key, seen)
                 normal_text = _usable(text) if labelled else None
-                samples, rate_hz, _ = load_with_rate(path)
+                written = all(_key_at(key, speed) in done for speed in settings.speeds)
+                samples, rate_hz = (None, rate_of(path)) if written else load_with_rate(path)[:2]
             except (AudioError, UnitsError, CorpusError) as error:
                 dropped.add_error(name, error)
                 continue
             seen.add(key)
             dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+            if samples is None:
+                continue
             utterance = Utterance(key, samples, normal_text, chapter.parent.name, settings.language)
             yield from (_at_speed(utterance, speed) for speed in settings.speeds)
         for key in texts:
@@ -147,7 +150,11 @@ def _at_speed(utterance: Utterance, speed: float) -> Utterance:
     if speed == 1.0:
         return utterance
     samples = resample(utterance.samples, round(SAMPLE_RATE_HZ * speed), SAMPLE_RATE_HZ)
-    return dataclasses.replace(utterance, key=f"{utterance.key}-sp{round(100 * speed)}", samples=samples)
+    return dataclasses.replace(utterance, key=_key_at(utterance.key, speed), samples=samples)
+
+
+def _key_at(key: str, speed: float) -> str:
+    return key if speed == 1.0 else f"{key}-sp{round(100 * speed)}"
 
 
 def _check_key(key: str, seen: set[str]) -> None:

@@ -8,8 +8,9 @@ and i alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -123,17 +124,26 @@ def scope(settings: Settings, corpus: Path | None, split: str) -> tuple[Settings
 
 
 def prepare(
-    settings: Settings, corpus: Path | None, *, split: str, seed: int, dropped: Dropped
+    settings: Settings,
+    corpus: Path | None,
+    *,
+    split: str,
+    seed: int,
+    dropped: Dropped,
+    done: Mapping[str, int],
 ) -> Iterator[Utterance]:
     """The utterances of one split; nothing is read and nothing is ever dropped."""
     speaker = _Speaker.of_split(settings, split, seed)
     seconds_left = 60 * getattr(settings, f"{split}_minutes")
-    index = 0
-    while seconds_left > 0:
-        utterance = speaker.utterance(index)
-        yield utterance
-        seconds_left -= len(utterance.samples) / SAMPLE_RATE_HZ
-        index += 1
+    for index in count():
+        if seconds_left <= 0:
+            return
+        num_samples = done.get(speaker.key(index))
+        if num_samples is None:
+            utterance = speaker.utterance(index)
+            yield utterance
+            num_samples = len(utterance.samples)
+        seconds_left -= num_samples / SAMPLE_RATE_HZ
 
 
 def voices_of(settings: Settings, split: str, seed: int) -> tuple[str, ...]:
@@ -174,6 +184,9 @@ class _Speaker:
         noises, snr_db = getattr(settings, f"{split}_noise"), getattr(settings, f"{split}_snr_db")
         return cls(settings, split, seed, voices, noises, snr_db)
 
+    def key(self, index: int) -> str:
+        return f"synth-{self.split}-{index:06d}"
+
     def utterance(self, index: int) -> Utterance:
         rng = rng_for(self.seed, "synth", self.split, index)
         settings = self.settings
@@ -189,7 +202,7 @@ class _Speaker:
         gain = 10 ** (rng.uniform(*settings.level_db) / 20) / speech_rms
         gain = min(gain, _PEAK / float(np.abs(speech).max()))
         return Utterance(
-            key=f"synth-{self.split}-{index:06d}",
+            key=self.key(index),
             samples=_band_limited(speech * np.float32(gain), settings.bandwidth_hz),
             text=None if self.split == "unlabelled" else text,
             speaker=voice,

@@ -92,6 +92,30 @@ def load_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ)
             yield _joined([frames_nc], file.samplerate, rate_hz)
 
 
+def rate_of(path: Path) -> int:
+    """The sample rate of the audio file at `path` by its header, undecoded.
+
+    Raises:
+        AudioError: as `load`, as far as the header tells.
+    """
+    return promised_segments(path, _BLOCK_SECONDS)[1]
+
+
+def promised_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ) -> tuple[list[int], int]:
+    """What the header of the audio file at `path` says that `load_segments` would give, undecoded: the
+    samples of each segment, none if it does not know how many there are; and the rate of the file.
+
+    Raises:
+        AudioError: as `load`, as far as the header tells.
+    """
+    with _stream(path) as stream, _opened(stream, str(path), rate_hz) as file:
+        if file.frames >= _UNKNOWN_FRAMES:
+            return [], file.samplerate
+        longest = _segment_frames(file, max_seconds)
+        frames = [min(longest, file.frames - first) for first in range(0, file.frames, longest)]
+        return [math.ceil(count * rate_hz / file.samplerate) for count in frames], file.samplerate
+
+
 def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:
     """(N,) samples at `from_hz` to (ceil(N * to_hz / from_hz),) at `to_hz`: windowed-sinc polyphase.
 
@@ -188,9 +212,7 @@ def _segments(
 ) -> Iterator[NDArray[np.float32]]:
     """(n, channels) frames, block after block, to the end."""
     known = file.frames < _UNKNOWN_FRAMES
-    longest = max(1, int((max_seconds or _BLOCK_SECONDS) * file.samplerate))
-    # Equal parts: a last one of a few samples would be of no use.
-    num_frames = math.ceil(file.frames / math.ceil(file.frames / longest)) if known else longest
+    num_frames = _segment_frames(file, max_seconds or _BLOCK_SECONDS)
     position = 0
     while not known or position < file.frames:
         frames_nc = file.read(num_frames, dtype="float32", always_2d=True)
@@ -206,6 +228,15 @@ def _segments(
     if position == 0 or (known and position < file.frames):
         expected, got = f"{file.frames if known else 'some'} frames", position
         raise AudioError("the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN)
+
+
+def _segment_frames(file: soundfile.SoundFile, max_seconds: float) -> int:
+    """Frames in each segment but the last."""
+    longest = max(1, int(max_seconds * file.samplerate))
+    if file.frames >= _UNKNOWN_FRAMES:
+        return longest
+    # Equal parts: a last one of a few samples would be of no use.
+    return math.ceil(file.frames / math.ceil(file.frames / longest))
 
 
 def _joined(blocks: Iterable[NDArray[np.float32]], from_hz: int, to_hz: int) -> Decoded:

@@ -65,6 +65,11 @@ class Shard:
     description: str = ""
 
 
+def shard_path(folder: Path, number: int) -> Path:
+    """The tar of the shard `number`, counted from 0, in `folder`."""
+    return folder / f"shard-{number:06d}.tar"
+
+
 def manifest_path(shard_path: Path) -> Path:
     """The manifest of the tar at `shard_path`."""
     return shard_path.with_suffix(".json")

@@ -18,6 +18,8 @@ from kdasr.audio import (
     load,
     load_segments,
     load_with_rate,
+    promised_segments,
+    rate_of,
     resample,
 )
 from kdasr.errors import AudioError
@@ -191,6 +193,15 @@ def test_segments_are_equal_and_join_to_the_whole(tmp_path: Path) -> None:
     segments = [segment.samples for segment in load_segments(path, 3.0)]
     assert [len(segment) for segment in segments] == [40_000] * 4
     np.testing.assert_array_equal(np.concatenate(segments), load(path))
+
+
+@pytest.mark.parametrize(("seconds", "rate_hz"), [(10.0, 16_000), (2.9, 16_000), (7.0, 44_100), (6.1, 8_000)])
+def test_a_header_promises_the_segments_that_come(tmp_path: Path, seconds: float, rate_hz: int) -> None:
+    path = tmp_path / "long.flac"
+    path.write_bytes(encoded(tone(seconds, rate_hz), rate_hz, kind="flac"))
+    lengths = [len(segment.samples) for segment in load_segments(path, 3.0)]
+    assert promised_segments(path, 3.0) == (lengths, rate_hz)
+    assert rate_of(path) == rate_hz
 
 
 def test_of_a_cut_file_the_segments_before_the_cut_come_first(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from data_prep.support.dropped import Dropped
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import PREPARED, PREPARING
-from kdasr.shards import Shard, open_shard, write_shards
+from kdasr.shards import Shard, complete_shards, open_shard, write_shards
 from kdasr.storage import commit_bytes
 
 FORMAT = "kdasr-prepared"
@@ -29,7 +29,9 @@ def prepare_split(
     *,
     max_utterances: int,
 ) -> list[Path]:
-    """Write `utterances(dropped=...)` to `folder`, unless it holds them already; returns the tars.
+    """Write `utterances(dropped=..., done=...)` to `folder`, unless it holds them already; returns the tars.
+
+    Complete shards that a killed call with the same source has left are kept.
 
     Args:
         source: JSON that tells what the utterances are made from: same source, same bytes. Its
@@ -56,12 +58,19 @@ def _prepare_split(
     _clear_unfinished(folder, source)
     folder.mkdir(parents=True, exist_ok=True)
     _commit(folder / PREPARING, {"source": source})
+    # Beside a record of what was once complete, a shard may be another one of the same name.
+    kept = [] if (folder / PREPARED).exists() else complete_shards(folder)
+    done = {entry.key: entry.num_samples for shard in kept for entry in shard.entries}
+    if kept:
+        _say(f"{folder}: {len(done)} utterances in {len(kept)} complete shards are kept")
     dropped = Dropped()
+    following = _following(utterances(dropped=dropped, done=done), done)
     paths = write_shards(
-        _some(utterances(dropped=dropped), folder, dropped),
+        following if kept else _some(following, folder, dropped),
         folder,
         max_utterances=max_utterances,
         description=f"{source['corpus']} {source['split']}",
+        kept=kept,
     )
     shards = [open_shard(path) for path in paths]
     _commit(folder / DROPPED, dropped.as_json())
@@ -93,6 +102,11 @@ def fingerprint_of(corpus: Path | None, *, without: Path) -> dict[str, Any] | No
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
+
+
+def _following(utterances: Iterator[Utterance], done: Mapping[str, int]) -> Iterator[Utterance]:
+    """Those that are not written yet: the end of a file may be in another shard than its beginning."""
+    return (utterance for utterance in utterances if utterance.key not in done)
 
 
 def _some(utterances: Iterator[Utterance], folder: Path, dropped: Dropped) -> Iterator[Utterance]:
@@ -166,7 +180,11 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped) -> None:
     if dropped.items:
         parts.append(f"{len(dropped.items)} left out (see {DROPPED})")
     parts += [f"{number} {note}" for note, number in sorted(dropped.notes.items())]
-    Console(stderr=True, highlight=False, soft_wrap=True).print("; ".join(parts), markup=False)
+    _say("; ".join(parts))
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:

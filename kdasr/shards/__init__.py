@@ -12,6 +12,7 @@ access; its checksum for each utterance finds damage on lazy reads too.
 
 from kdasr.manifest import Shard, ShardEntry
 from kdasr.shards.reader import (
+    complete_shards,
     list_shards,
     open_shard,
     read_languages,
@@ -25,6 +26,7 @@ from kdasr.shards.writer import write_shards
 __all__ = [
     "Shard",
     "ShardEntry",
+    "complete_shards",
     "list_shards",
     "open_shard",
     "read_languages",

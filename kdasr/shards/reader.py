@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from kdasr.manifest import (
     read_manifest,
     read_members,
     sha256_of,
+    shard_path,
 )
 
 SHARD_PATTERN = re.compile(r"shard-\d{6}\.tar")
@@ -98,6 +100,18 @@ def open_shard(path: Path, *, verify: bool = False) -> Shard:
     if verify and (found := sha256_of(path)) != shard.sha256:
         raise damaged(path, f"sha256 {shard.sha256}", found)
     return shard
+
+
+def complete_shards(folder: Path) -> list[Shard]:
+    """The shards that an unfinished folder begins with, up to the first that is missing, unfinished or
+    damaged; each is read and hashed."""
+    shards: list[Shard] = []
+    for number in itertools.count():
+        try:
+            shards.append(open_shard(shard_path(folder, number), verify=True))
+        except ShardError:
+            break
+    return shards
 
 
 def read_utterance(shard: Shard, entry: ShardEntry) -> Utterance:

@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -28,6 +28,7 @@ from kdasr.manifest import (
     read_manifest,
     read_members,
     sha256_of,
+    shard_path,
 )
 from kdasr.storage import commit_bytes, sync_path
 
@@ -39,6 +40,7 @@ def write_shards(
     max_utterances: int = 500,
     max_seconds: float = 3600.0,
     description: str = "",
+    kept: Sequence[Shard] = (),
 ) -> list[Path]:
     """Utterances to `out_dir/shard-*.tar` with manifests; the paths of the tars, in order.
 
@@ -48,6 +50,9 @@ def write_shards(
     finishes the work. Other shards are never mixed in: where the folder already holds a complete
     shard with other bytes, the call fails and changes nothing of it.
 
+    `kept` are complete shards that the folder begins with, see `complete_shards`: they stay as they are,
+    and `utterances` are those after theirs.
+
     Raises:
         ShardError: no utterances, a bad or repeated key, other shards are in the folder, or the disk
             is full or not writable.
@@ -55,11 +60,11 @@ def write_shards(
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    with _progress(description or out_dir.name) as advance:
-        source = _checked(utterances, advance)
+    paths = [shard.path for shard in kept]
+    with _progress(description or out_dir.name, kept) as advance:
+        source = _checked(utterances, advance, kept)
         for first in source:
-            path = out_dir / f"shard-{len(paths):06d}.tar"
+            path = shard_path(out_dir, len(paths))
             one_shard = _up_to(first, source, max_utterances, max_seconds)
             _write_shard(one_shard, path, description)
             paths.append(path)
@@ -74,8 +79,10 @@ def _rename(temporary: Path, final: Path) -> None:
     sync_path(final.parent)
 
 
-def _checked(utterances: Iterable[Utterance], advance: Callable[[float], None]) -> Iterator[Utterance]:
-    seen: set[str] = set()
+def _checked(
+    utterances: Iterable[Utterance], advance: Callable[[float], None], kept: Sequence[Shard]
+) -> Iterator[Utterance]:
+    seen = {entry.key for shard in kept for entry in shard.entries}
     for utterance in utterances:
         key = utterance.key
         if not KEY_PATTERN.fullmatch(key):
@@ -232,7 +239,7 @@ def _other_shard(path: Path) -> ShardError:
 
 
 @contextmanager
-def _progress(description: str) -> Iterator[Callable[[float], None]]:
+def _progress(description: str, kept: Sequence[Shard]) -> Iterator[Callable[[float], None]]:
     """A line on a terminal's stderr that counts utterances and hours; nothing elsewhere."""
     columns = (
         SpinnerColumn(),
@@ -242,8 +249,8 @@ def _progress(description: str) -> Iterator[Callable[[float], None]]:
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=None, hours=0.0)
-        seconds = 0.0
+        count, seconds = sum(shard.count for shard in kept), sum(shard.seconds for shard in kept)
+        task = progress.add_task(description, total=None, completed=count, hours=seconds / 3600)
 
         def advance(more_seconds: float) -> None:
             nonlocal seconds

@@ -38,7 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def strings_of(corpus: Path, split: str, seed: int = 1, **more: Any) -> list[Utterance]:
     settings = Settings(**{**SPEAKERS, **MINUTES, **PLAIN, **more})
-    return list(fsdd.prepare(settings, corpus, split=split, seed=seed, dropped=Dropped()))
+    return list(fsdd.prepare(settings, corpus, split=split, seed=seed, dropped=Dropped(), done={}))
 
 
 def recordings_in(utterances: list[Utterance]) -> list[list[tuple[str, int, int]]]:

@@ -30,7 +30,7 @@ def test_every_corpus_keeps_the_contract(name: str) -> None:
     assert module.GENERATION >= 1
     assert list(inspect.signature(module.splits).parameters) == ["settings", "corpus"]
     parameters = list(inspect.signature(module.prepare).parameters)
-    assert parameters == ["settings", "corpus", "split", "seed", "dropped"]
+    assert parameters == ["settings", "corpus", "split", "seed", "dropped", "done"]
     assert list(inspect.signature(module.scope).parameters) == ["settings", "corpus", "split"]
     fields = [field.name for field in dataclasses.fields(module.Settings)]
     assert list(settings_of(name)) == fields

@@ -29,7 +29,7 @@ DRY = Settings(noise_probability=0.0, reverb_probability=0.0, edge_seconds=(0.0,
 
 
 def generated(settings: Settings, split: str, seed: int = 1) -> Iterator[Utterance]:
-    return synth.prepare(settings, None, split=split, seed=seed, dropped=Dropped())
+    return synth.prepare(settings, None, split=split, seed=seed, dropped=Dropped(), done={})
 
 
 def first(count: int, settings: Settings, split: str, seed: int = 1) -> list[Utterance]:

@@ -1,0 +1,168 @@
+"""A preparation that was killed goes on after its last complete shard, and ends in the same bytes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import corpora, prepare
+from kdasr import audio
+from tests.data_prep.fakes import bytes_below, make_fsdd, write_tone
+from tests.librispeech_tree import make_recordings, make_tree
+
+MINUTES = {"labelled_minutes": 0.3, "unlabelled_minutes": 0, "dev_minutes": 0, "test_minutes": 0}
+
+
+def librispeech(folder: Path) -> dict[str, Any]:
+    corpus = make_tree(folder)
+    # Resampled and known by its header alone the second time.
+    write_tone(corpus / "LibriSpeech/train-clean-5/0/1000/0-1000-0002.flac", 0.5, 44_100)
+    return {"corpus": corpus, "subset": "train-clean-5", "speeds": (0.9, 1.0), "max_shard_utterances": 5}
+
+
+def recordings(folder: Path) -> dict[str, Any]:
+    corpus = make_recordings(folder)
+    write_tone(corpus / "a.wav", 3.0, 44_100)
+    write_tone(corpus / "b.mp3", 9.0)
+    whole = (corpus / "b.mp3").read_bytes()
+    (corpus / "b.mp3").write_bytes(whole[: len(whole) // 2])
+    return {"corpus": corpus, "max_seconds": 1.5, "max_shard_utterances": 3}
+
+
+def digits(folder: Path) -> dict[str, Any]:
+    speakers = {"labelled_speakers": "ann,bob", "unlabelled_speakers": "cat", "test_speakers": "dan"}
+    more = {**MINUTES, "synthetic_minutes": 0.2, "max_shard_utterances": 3}
+    return {"corpus": make_fsdd(folder), **speakers, **more}
+
+
+def speech(folder: Path) -> dict[str, Any]:
+    return {**MINUTES, "labelled_voices": 3, "max_shard_utterances": 2}
+
+
+# What is prepared, and what makes or decodes one utterance of it.
+CORPORA: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "librispeech": (librispeech, "load_with_rate"),
+    "folder": (recordings, "load_segments"),
+    "fsdd": (digits, "_join"),
+    "synth": (speech, "_between_silences"),
+}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str], list[int]]:
+    """Counts the calls of a function from now on."""
+
+    def count(module: Any, name: str) -> list[int]:
+        calls, real = [0], getattr(module, name)
+
+        def counting(*args: Any, **settings: Any) -> Any:
+            calls[0] += 1
+            return real(*args, **settings)
+
+        monkeypatch.setattr(module, name, counting)
+        return calls
+
+    return count
+
+
+@contextmanager
+def killed_at(encoded: int) -> Iterator[None]:
+    """Stops when so many utterances are written, in the middle of a shard."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        left, real = [encoded], audio.encode_flac
+
+        def encode_or_die(samples: Any) -> bytes:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return real(samples)
+
+        patch.setattr(audio, "encode_flac", encode_or_die)
+        yield
+
+
+def test_every_corpus_is_interrupted_here() -> None:
+    assert set(CORPORA) == set(corpora())
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_what_is_complete_is_neither_made_nor_written_again(
+    name: str, tmp_path: Path, counted: Callable[[Any, str], list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, maker = CORPORA[name]
+    settings = make(tmp_path / "corpus")
+    per_shard = settings["max_shard_utterances"]
+    made = counted(importlib.import_module(corpora()[name]), maker)
+    encoded = counted(audio, "encode_flac")
+    whole = prepare(name, out=tmp_path / "whole", **settings)
+    (split,), at_once, in_all = whole, made[0], encoded[0]
+    assert len(whole[split]) > 3
+
+    with killed_at(3 * per_shard + 1):
+        prepare(name, out=tmp_path / "out", **settings)
+    folder = tmp_path / "out" / split
+    (folder / "shard-000003.tar").write_bytes(b"renamed, but the manifest was not written yet")
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("shard-00000[012].*")}
+    assert len(stamps) == 6
+    made[0] = encoded[0] = 0
+    prepare(name, out=tmp_path / "out", **settings)
+    assert encoded[0] == in_all - 3 * per_shard
+    assert made[0] < at_once
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert bytes_below(tmp_path / "out") == bytes_below(tmp_path / "whole")
+    assert f"{3 * per_shard} utterances in 3 complete shards are kept" in capsys.readouterr().err
+
+
+def test_after_the_last_shard_there_is_nothing_left_to_write(
+    tmp_path: Path, counted: Callable[[Any, str], list[int]]
+) -> None:
+    settings = librispeech(tmp_path / "corpus")
+    prepare("librispeech", out=tmp_path, **settings)
+    before, folder = bytes_below(tmp_path / "train-clean-5"), tmp_path / "train-clean-5"
+    (folder / "prepared.json").rename(folder / "preparing.json")
+    encoded = counted(audio, "encode_flac")
+    prepare("librispeech", out=tmp_path, **settings)
+    assert (encoded[0], bytes_below(folder)) == (0, before)
+
+
+def test_another_source_begins_anew(tmp_path: Path, counted: Callable[[Any, str], list[int]]) -> None:
+    settings = librispeech(tmp_path / "corpus")
+    with killed_at(6):
+        prepare("librispeech", out=tmp_path / "out", **settings)
+    write_tone(tmp_path / "corpus/LibriSpeech/train-clean-5/0/1000/0-1000-0000.flac", 0.7)
+    encoded = counted(audio, "encode_flac")
+    prepare("librispeech", out=tmp_path / "out", **settings)
+    again = encoded[0]
+    prepare("librispeech", out=tmp_path / "whole", **settings)
+    assert encoded[0] == 2 * again
+    assert bytes_below(tmp_path / "out") == bytes_below(tmp_path / "whole")
+
+
+def test_a_shard_that_is_damaged_since_is_written_again(tmp_path: Path) -> None:
+    settings = librispeech(tmp_path / "corpus")
+    prepare("librispeech", out=tmp_path / "whole", **settings)
+    with killed_at(16):
+        prepare("librispeech", out=tmp_path / "out", **settings)
+    tar = tmp_path / "out/train-clean-5/shard-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[3000] ^= 1
+    tar.write_bytes(data)
+    prepare("librispeech", out=tmp_path / "out", **settings)
+    assert bytes_below(tmp_path / "out") == bytes_below(tmp_path / "whole")
+
+
+def test_a_foreign_shard_in_a_folder_that_was_complete_is_never_kept(tmp_path: Path) -> None:
+    settings = librispeech(tmp_path / "corpus")
+    prepare("librispeech", out=tmp_path / "one", **settings)
+    prepare("librispeech", out=tmp_path / "two", **{**settings, "speeds": (1.1,)})
+    for kind in ("tar", "json"):
+        name = f"train-clean-5/shard-000000.{kind}"
+        (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
+    for _ in range(2):
+        with pytest.raises(Exception, match="shard-000000.*already holds a shard with other content"):
+            prepare("librispeech", out=tmp_path / "one", **settings)
