@@ -22,7 +22,7 @@ from torch import Tensor
 from kdasr.batches import FeatureCache, change_speed, collate, cut_epoch
 from kdasr.contract import Contract, StudentSide, label_symbols
 from kdasr.errors import ConfigError, ShardError
-from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, log_mel, num_frames
+from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, NUM_MEL_BINS, log_mel, num_frames
 from kdasr.interfaces import Batch, SoftLabels, Utterance
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
 from kdasr.soft_labels import LabelFolder, LabelShard
@@ -145,6 +145,11 @@ class Stream:
         ]
         optional = [item for item in (unit_map, changes) if item]
         return [sorted(shards.values()), labels, settings, len(self.items), *optional]
+
+    @property
+    def fits_cache(self) -> bool:
+        """Whether an epoch's features are all kept, so that the next one need not compute them."""
+        return 4 * NUM_MEL_BINS * int(self._frames.sum()) * len(self.speeds) <= self.cache_bytes
 
     def batch(self, position: int) -> Batch:
         """The `position`-th batch since the beginning of training."""

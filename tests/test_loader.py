@@ -84,6 +84,13 @@ def test_the_cache_changes_nothing(labelled: Path) -> None:
         torch.testing.assert_close(cached.batch(position).features_btf, expected, atol=0, rtol=0)
 
 
+def test_a_stream_knows_whether_all_its_features_fit_the_cache(labelled: Path) -> None:
+    num_bytes = sum(80 * 4 * num_frames(item.entry.num_samples) for item in stream(labelled).items)
+    assert stream(labelled, cache_bytes=num_bytes).fits_cache
+    assert not stream(labelled, cache_bytes=num_bytes - 1).fits_cache
+    assert not stream(labelled, cache_bytes=2 * num_bytes, speeds=(0.9, 1.0)).fits_cache
+
+
 def test_the_cache_forgets_the_longest_unused() -> None:
     cache, made = FeatureCache(2 * 80 * 4), []
 

@@ -34,7 +34,7 @@ from kdasr.students.conformer import ChunkConformer
 from kdasr.symbols import TableUnits
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits, train_sentencepiece
-from kdasr.training import Optimisation
+from kdasr.training import Optimisation, Training
 from tests.speech import shards
 
 STUDENT = functools.partial(ChunkConformer, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3)
@@ -332,6 +332,19 @@ def test_a_dev_set_without_transcripts_is_refused_before_the_first_step(data: Pa
     with pytest.raises(ShardError, match="without transcript"):
         train(data, tmp_path / "model", dev=[str(data / "unlabelled")])
     assert not (tmp_path / "model-checkpoints").exists()
+
+
+def test_a_dev_set_is_kept_whole_or_not_at_all(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[Stream] = []
+    monkeypatch.setattr(Training, "run", lambda self, out, card: streams.append(self.dev) or {})
+    train(data, tmp_path / "model")
+    num_bytes = sum(80 * 4 * num_frames(item.entry.num_samples) for item in streams[0].items)
+    monkeypatch.setattr(stages.training, "_DEV_CACHE_BYTES", num_bytes - 1)
+    train(data, tmp_path / "model")
+    assert [one.fits_cache for one in streams] == [True, False]
+    assert streams[1].cache_bytes == 0 and streams[1].fingerprint() == streams[0].fingerprint()
 
 
 def test_an_automatic_delay_needs_a_reference(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from kdasr.models import load_model
 from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation, Training
+from kdasr.training.order import OneEpoch
 from kdasr.training.step import Fading, Step, WeightedLosses
 from kdasr.training_log import LOG_FILE
 from tests.speech import shards
@@ -314,6 +316,31 @@ def test_a_batch_is_gone_when_its_step_is_done(data: Path, tmp_path: Path) -> No
         assert features() is None
     finally:
         gc.enable()
+
+
+def test_a_dev_set_beyond_the_cache_is_read_beside_the_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, real = tmp_path / "read", OneEpoch.__getitem__
+
+    def noting(self: OneEpoch, index: int) -> Batch:
+        with read.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return real(self, index)
+
+    monkeypatch.setattr(OneEpoch, "__getitem__", noting)
+    rows = []
+    for workers, cache_bytes, by_workers in ((0, 0, False), (2, 0, True), (2, 10**8, False)):
+        made = training(data, tmp_path / f"c{len(rows)}", steps=5, eval_every=2, workers=workers)
+        made.dev = Stream([data / "dev"], 4.0, 3, units=UNITS, cache_bytes=cache_bytes)
+        made.run(tmp_path / f"m{len(rows)}")
+        readers = set(read.read_text().split())
+        assert (str(os.getpid()) in readers) != by_workers
+        assert len(readers) == (6 if by_workers else 1)
+        read.unlink()
+        rows.append(losses(made.checkpoints))
+    assert rows[0] == rows[1] == rows[2]
+    assert sum("dev_loss" in row for row in rows[0]) == 3
 
 
 def test_what_is_left_out_is_counted_and_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,9 @@ from kdasr.stages.checks import (
 from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Fading, Optimisation, Training
+
+# Two hours of audio.
+_DEV_CACHE_BYTES = 2**28
 
 Losses = Mapping[str, Mapping[str, Any]]
 
@@ -148,9 +152,7 @@ def train(
         watch = check_against_labels(unlabelled_losses, streams["unlabelled"])
         tell_what_is_untaught(name, streams["unlabelled"])
         card |= delay_facts
-    dev_stream = Stream(
-        [Path(folder) for folder in dev], batch_seconds, seed, units=units_built, cache_bytes=2**28
-    )
+    dev_stream = _dev_stream(dev, batch_seconds, seed, units_built)
     # Audio without transcripts is refused now, and not at the first look.
     dev_stream.batch(0)
     training = Training(
@@ -197,6 +199,18 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
         "labels, or a teacher",
         got=units,
     )
+
+
+def _dev_stream(folders: Sequence[str], batch_seconds: float, seed: int, units: Units) -> Stream:
+    """It is read in the same order at every look: of a part in a cache, nothing is left when it is due."""
+    stream = Stream(
+        [Path(folder) for folder in folders],
+        batch_seconds,
+        seed,
+        units=units,
+        cache_bytes=_DEV_CACHE_BYTES,
+    )
+    return stream if stream.fits_cache else dataclasses.replace(stream, cache_bytes=0)
 
 
 def _begin(

@@ -117,7 +117,13 @@ class CtcBrain(sb.Brain):
             pin_memory=self.device_type == "cuda",
         )
         one_epoch = OneEpoch(self.training.dev)
-        dev = DataLoader(one_epoch, batch_size=None, sampler=self.ranks.share(range(len(one_epoch))))
+        dev = DataLoader(
+            one_epoch,
+            batch_size=None,
+            sampler=self.ranks.share(range(len(one_epoch))),
+            # Workers end with each look, and what they would keep with them.
+            num_workers=0 if self.training.dev.fits_cache else self.training.num_workers,
+        )
         self.ranks.wait()
         speaks = self.ranks.first
         with Progress(*columns, console=console, transient=True, disable=not speaks) as self.progress:
