@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdasr.compat import MISSING_WITHOUT_EXTENSION, import_torchaudio, torchaudio_extension_works
+from kdasr.devices import gpu_problem
 
 _PACKAGES = {
     "torch": "",
@@ -40,8 +41,7 @@ def diagnosis() -> list[tuple[str, str]]:
     )
     rows.append(("torchaudio's compiled extension", extension))
     rows.append(("threads of torch", str(torch.get_num_threads())))
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    rows.append(("accelerator", cuda))
+    rows.append(("accelerator", _accelerator()))
     return rows
 
 
@@ -51,6 +51,13 @@ def print_diagnosis() -> None:
     for row in diagnosis():
         table.add_row(*map(escape, row))
     Console().print(table)
+
+
+def _accelerator() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    problem = gpu_problem()
+    return "none" if problem is None else f"a GPU that torch cannot use: {problem}"
 
 
 def _version(name: str, extra: str) -> str:

@@ -343,6 +343,16 @@ def test_a_dev_set_beyond_the_cache_is_read_beside_the_training(
     assert sum("dev_loss" in row for row in rows[0]) == 3
 
 
+def test_a_training_says_what_it_is_and_where(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = training(data, tmp_path / "c", steps=1, accumulate=3)
+    facts = made.run(tmp_path / "model")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"tiny: on cpu, fp32, {facts['params']:,} parameters"
+    assert not any("idle" in line for line in lines)
+
+
 def test_what_is_left_out_is_counted_and_named(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdasr.arguments import check_keywords
+from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
 from kdasr.labelling import label as label_shards
@@ -22,7 +23,7 @@ from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
 from kdasr.results import MISSING
 from kdasr.shards import list_shards
-from kdasr.stages.training import make_units, train, usable_device
+from kdasr.stages.training import make_units, train
 from kdasr.streaming import set_chunk_ms
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
     "prepare",
     "retokenise",
     "train",
-    "usable_device",
 ]
 
 # The manifests have them all.

@@ -15,6 +15,7 @@ from torch import nn
 from kdasr.channels import WorseChannel
 from kdasr.contract import StudentSide, UnitMap
 from kdasr.delay import delay_from, measure_offsets
+from kdasr.devices import usable_device
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BatchSource, OnlineTeacher
 from kdasr.loader import Stream, texts_of
@@ -313,20 +314,3 @@ def _weighted(losses: Losses) -> dict[str, tuple[float | Fading, Any]]:
 def _weight(entry: Mapping[str, Any]) -> float | Fading:
     weight, until = float(entry["weight"]), entry.get("until")
     return weight if until is None else Fading(weight, float(until))
-
-
-def usable_device(device: str | None) -> str:
-    """The device that is asked for, else the accelerator where there is one.
-
-    Raises:
-        ConfigError: this machine has no such device.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built for CPUs raises the latter
-        reason = str(error).splitlines()[0]
-        fix = "`kdasr doctor` says what there is."
-        raise ConfigError("no such device", where="device", got=f"{device} ({reason})", fix=fix) from error
-    return device

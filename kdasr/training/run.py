@@ -6,16 +6,17 @@ import functools
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from kdasr.arguments import described
+from kdasr.devices import device_text
 from kdasr.errors import ConfigError
 from kdasr.interfaces import AcousticModel, BatchSource, OnlineTeacher, TrainableModel
 from kdasr.loader import Stream, feature_statistics
@@ -97,6 +98,7 @@ class Training:
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
             if ranks.first:
+                self._tell_what_begins(ranks)
                 self._set_aside_other_checkpoints()
                 self._tell_what_is_left_out()
             ranks.wait()
@@ -160,6 +162,13 @@ class Training:
         step.initialise(step_seed(self.seed, "losses"), first)
         return step
 
+    def _tell_what_begins(self, ranks: Ranks) -> None:
+        """Say what is trained on which device."""
+        parameters = count_parameters(cast(nn.Module, self.model))
+        facts = [f"on {device_text(self.device)}", self.optimisation.precision, f"{parameters:,} parameters"]
+        facts += [] if ranks.alone else [f"{ranks.count} processes"]
+        _say(f"{self.name}: {', '.join(facts)}")
+
     def _set_aside_other_checkpoints(self) -> None:
         """Move checkpoints that belong to other settings or data out of the way; they are kept."""
         marker, fingerprint = self.checkpoints / FINGERPRINT_FILE, self.fingerprint()
@@ -169,7 +178,7 @@ class Training:
             shutil.rmtree(aside, ignore_errors=True)
             self.checkpoints.replace(aside)
             (aside / LOG_FILE).unlink(missing_ok=True)
-            Console(stderr=True).print(f"{self.name}: checkpoints of other settings are now in {aside}")
+            _say(f"{self.name}: checkpoints of other settings are now in {aside}")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         marker.write_text(fingerprint + "\n")
         WholeCheckpoints(self.checkpoints).remove_unfinished()
@@ -187,7 +196,7 @@ class Training:
         commit_bytes(path, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
         for name, stream in self._all_streams().items():
             if stream.left_out:
-                Console(stderr=True, soft_wrap=True).print(
+                _say(
                     f"{self.name}: {len(stream.left_out)} utterances of {name} are left out, "
                     f"{len(stream.items)} are used (see {path})"
                 )
@@ -213,6 +222,10 @@ class Training:
             raise ConfigError(
                 "no loss measures the dev set", where=self.name, expected="a loss of the labelled stream"
             )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _described(terms: WeightedLosses) -> dict[str, list[Any]]:

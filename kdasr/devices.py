@@ -1,0 +1,57 @@
+"""Which device does the work: the one that is asked for, else the GPU that torch can use, else the CPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from kdasr.errors import ConfigError
+from kdasr.ranks import ranks
+
+_GPU = Path("/dev/nvidia0")
+
+
+def usable_device(device: str | None) -> str:
+    """The device that is asked for, else the accelerator where there is one.
+
+    Where a GPU is left idle because torch cannot use it, a line on stderr says so.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if device is None:
+        if (problem := gpu_problem()) is not None and ranks().first:
+            print(
+                f"torch cannot use the GPU of this machine ({problem}), so the CPU does the work; "
+                "`kdasr doctor` says what there is",
+                file=sys.stderr,
+            )
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if (reason := _refusal(device)) is not None:
+        fix = "`kdasr doctor` says what there is."
+        raise ConfigError("no such device", where="device", got=f"{device} ({reason})", fix=fix)
+    return device
+
+
+def gpu_problem() -> str | None:
+    """Why torch cannot use the NVIDIA GPU of this machine; None if it can, or if there is none."""
+    if not _GPU.exists() or torch.cuda.is_available():
+        return None
+    return _refusal("cuda") or "no reason given"
+
+
+def device_text(device: str) -> str:
+    """A device for people, a GPU by its name."""
+    is_gpu = torch.device(device).type == "cuda"
+    return f"{device} ({torch.cuda.get_device_name(device)})" if is_gpu else device
+
+
+def _refusal(device: str) -> str | None:
+    """What torch says against a device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built for CPUs raises the latter
+        return str(error).splitlines()[0]
+    return None
