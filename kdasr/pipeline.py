@@ -29,6 +29,7 @@ from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
 from kdasr.stages.checks import check_losses, measured_delays
+from kdasr.training import Optimisation
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "prepare": stages.prepare,
@@ -105,6 +106,7 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
         before = todo[: todo.index(group[0])]
         _run(found[0], marks=all(_is_done(one.marker, one.inputs) for one in before))
         return work_dir
+    _check_shares(todo)
     _check_there(todo)
     for group in _groups(todo):
         left = [one for one in group if not _was_done(one)]
@@ -145,6 +147,19 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
         inputs = hashlib.sha256(f"{inputs}\n{_without_comments(recipe.text)}".encode()).hexdigest()
         todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs))
     return todo
+
+
+def _check_shares(todo: list[_Todo]) -> None:
+    """See that the processes of the job can share the steps of every training that is not done.
+
+    Raises:
+        ConfigError: there are more of them than batches in a step.
+    """
+    for one in todo:
+        arguments = check_recipe(one.recipe)
+        optimisation = arguments.get("optimisation")
+        if isinstance(optimisation, Optimisation) and not _is_done(one.marker, one.inputs):
+            optimisation.check_shared_by(ranks().count, arguments["name"])
 
 
 def _check_there(todo: list[_Todo]) -> None:

@@ -74,6 +74,18 @@ def test_torchrun_on_one_machine_and_on_several(bin_folder: Path) -> None:
     check_kdasr(command.split())
 
 
+def test_what_a_recipe_says_of_several_gpus_can_be_run() -> None:
+    lines = [
+        line
+        for path in sorted((ROOT / "recipes").rglob("run.yaml"))
+        for line in path.read_text().splitlines()
+        if "cluster/torchrun.sh recipes/" in line
+    ]
+    assert lines
+    for line in lines:
+        check_kdasr(["run", *line.partition("torchrun.sh ")[2].split()])
+
+
 def test_slurm_trains_with_a_process_for_each_gpu(bin_folder: Path) -> None:
     (line,) = run(bin_folder, "train.sbatch", "recipes/mini", "--optimisation.accumulate", "8", **SLURM)
     launcher, _, command = line.partition(" -m kdasr.cli ")

@@ -221,6 +221,42 @@ def test_too_few_batches_for_the_ranks_are_refused(data: Path, tmp_path: Path) -
     assert all(kind is ConfigError and "--optimisation.accumulate 2" in text for kind, text in answers)
 
 
+def test_ranks_that_wait_for_one_another_are_told_so_once(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = training(data, tmp_path / "c", steps=1, accumulate=3)
+    on_ranks(2, lambda job: run.run(tmp_path / "m"))
+    said = capfd.readouterr().err
+    assert said.count("tiny: on cpu, fp32") == said.count("parameters, 2 processes") == 1
+    assert said.count("2 processes share the 3 batches of a step and idle for 25 % of it") == 1
+
+
+def test_too_few_batches_are_refused_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb(*, name: str, optimisation: Any = None) -> dict[str, Any]:
+        (tmp_path / f"{name}-{ranks().rank}").touch()
+        return {}
+
+    monkeypatch.setattr(pipeline, "VERBS", {"export": verb, "train": verb})
+    head = f"work_dir: {tmp_path}/work\n"
+    (tmp_path / "one.yaml").write_text(f"stage: export\nname: one\n{head}")
+    (tmp_path / "two.yaml").write_text(
+        f"stage: train\nname: two\n{head}optimisation: !new:kdasr.training.Optimisation\n    steps: 1\n"
+    )
+    (tmp_path / "run.yaml").write_text("stages: [one.yaml, two.yaml]\n")
+    answers = on_ranks(2, lambda job: pipeline.run_folder(tmp_path, {}))
+    for kind, text in answers:
+        assert kind is ConfigError
+        assert "two: optimisation.accumulate: 2 processes cannot share a step of 1 batches" in text
+        assert "expected at least 2, best a multiple of it; got 1" in text
+    assert not list(tmp_path.glob("one-*"))
+    on_ranks(2, lambda job: pipeline.run_folder(tmp_path, {"optimisation.accumulate": 2}))
+    assert sorted(path.name for path in tmp_path.glob("*-[01]")) == ["one-0", "two-0", "two-1"]
+    # What is trained needs no share any more.
+    on_ranks(2, lambda job: pipeline.run_folder(tmp_path, {"optimisation.accumulate": 2}))
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_by_name(data: Path, tmp_path: Path) -> None:
     def breaks(output: ModelOutput, batch: Batch) -> Tensor:
         return ctc(output, batch) * (float("nan") if ranks().rank == 1 else 1.0)

@@ -353,6 +353,12 @@ def test_a_training_says_what_it_is_and_where(
     assert not any("idle" in line for line in lines)
 
 
+def test_the_share_that_idles_is_that_of_the_last_round() -> None:
+    shares = {(1, 1): 0, (8, 8): 0, (16, 8): 0, (3, 2): 1 / 4, (12, 8): 1 / 4, (9, 8): 7 / 16}
+    for (accumulate, count), share in shares.items():
+        assert Optimisation(steps=1, accumulate=accumulate).idle_share(count) == share
+
+
 def test_what_is_left_out_is_counted_and_named(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

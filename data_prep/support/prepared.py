@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from data_prep.support.dropped import Dropped
 from kdasr.errors import ConfigError, CorpusError, ShardError
@@ -184,7 +183,7 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped) -> None:
 
 
 def _say(line: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+    print(line, file=sys.stderr)
 
 
 def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:

@@ -117,6 +117,27 @@ class Optimisation:
             )
         self.phases = read_phases(self.phases)
 
+    def check_shared_by(self, count: int, name: str) -> None:
+        """See that each of `count` processes has a part in every step of the training `name`.
+
+        Raises:
+            ConfigError: a step has fewer batches than that.
+        """
+        if self.accumulate < count:
+            raise ConfigError(
+                f"{count} processes cannot share a step of {self.accumulate} batches",
+                where=f"{name}: optimisation.accumulate",
+                expected=f"at least {count}, best a multiple of it",
+                got=self.accumulate,
+                fix=f"Add --optimisation.accumulate {count} (a step is then {count} batches), "
+                "or start fewer processes.",
+            )
+
+    def idle_share(self, count: int) -> float:
+        """The part of the time of `count` processes that passes in waiting for those with one batch more."""
+        rounds = math.ceil(self.accumulate / count)
+        return 1 - self.accumulate / (rounds * count)
+
     def learning_rate(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
         if phases := read_phases(self.phases):

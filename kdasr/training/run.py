@@ -163,11 +163,17 @@ class Training:
         return step
 
     def _tell_what_begins(self, ranks: Ranks) -> None:
-        """Say what is trained on which device."""
+        """Say what is trained on which device, and how long the processes of a step wait for one another."""
         parameters = count_parameters(cast(nn.Module, self.model))
         facts = [f"on {device_text(self.device)}", self.optimisation.precision, f"{parameters:,} parameters"]
         facts += [] if ranks.alone else [f"{ranks.count} processes"]
         _say(f"{self.name}: {', '.join(facts)}")
+        if idle := self.optimisation.idle_share(ranks.count):
+            _say(
+                f"{self.name}: {ranks.count} processes share the {self.optimisation.accumulate} batches of a "
+                f"step and idle for {100 * idle:.0f} % of it; choose a multiple of {ranks.count} as "
+                "optimisation.accumulate"
+            )
 
     def _set_aside_other_checkpoints(self) -> None:
         """Move checkpoints that belong to other settings or data out of the way; they are kept."""
@@ -202,15 +208,7 @@ class Training:
                 )
 
     def _check(self, ranks: Ranks) -> None:
-        if (accumulate := self.optimisation.accumulate) < ranks.count:
-            raise ConfigError(
-                f"{ranks.count} processes cannot share a step of {accumulate} batches",
-                where=f"{self.name}: optimisation.accumulate",
-                expected=f"a multiple of {ranks.count}",
-                got=accumulate,
-                fix=f"Add --optimisation.accumulate {ranks.count} (a step is then {ranks.count} batches), "
-                "or start fewer processes.",
-            )
+        self.optimisation.check_shared_by(ranks.count, self.name)
         for name in {stream for stream, _ in self.schedule}:
             if not self.losses.get(name):
                 raise ConfigError(
