@@ -212,8 +212,8 @@ def export(
 
 
 def refused_files(exported: Mapping[str, Any]) -> list[str]:
-    """Of what `export` gives back, a line for each file that it did not write."""
-    return [f"{path} was not written: {reason}" for path, reason in exported["refused"].items()]
+    """Of what `export` gives back, or gave in an older release, a line for each file it did not write."""
+    return [f"{path} was not written: {reason}" for path, reason in exported.get("refused", {}).items()]
 
 
 def evaluate(
