@@ -36,7 +36,7 @@ class Delays:
         wer_offline, wer_streaming: in percent; they must be equal.
         texts_differ: utterances whose streamed text is not the offline text.
         emission_p50_ms, emission_p90_ms: spike of a unit minus its aligned start; None without an
-            aligner.
+            aligner. Spikes in the tail count as in the last frame of the audio.
         first_token_p50_ms, first_token_p90_ms: from the aligned start of the first unit to the
             audio that had to arrive before any text was shown, all of it where text came with the
             end alone; None without an aligner.

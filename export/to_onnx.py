@@ -24,6 +24,7 @@ from export.quantise import quantise_dynamic
 from export.runtime import FLOAT_FILE, INT8_FILE, OnnxChunkModel
 from kdasr.features import NUM_MEL_BINS
 from kdasr.interfaces import StreamingModel
+from kdasr.streaming import TAIL_MS
 from kdasr.text import Units
 
 
@@ -43,10 +44,10 @@ class OnnxFormat:
         )
         self.run = {
             "kdasr": "kdasr transcribe --model . --stream FILE.wav",
-            # Its defaults put half a second of silence before the audio; the right padding
-            # flushes the last window (the test for a ready window is strict, so one frame more).
+            # Its defaults put half a second of silence before the audio; the right padding holds the
+            # tail and flushes the last window (the test for a ready window is strict, so one frame more).
             "sherpa-onnx": f"sherpa-onnx --tokens=tokens.txt --zipformer2-ctc-model={FLOAT_FILE} "
-            f"--left-padding=0 --right-padding={(student.window + 2) / 100:g} FILE.wav",
+            f"--left-padding=0 --right-padding={TAIL_MS / 1000 + (student.window + 2) / 100:g} FILE.wav",
         }
 
     def write_float(self, path: Path) -> None:

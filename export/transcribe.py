@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,8 @@ from kdasr.streaming import (
     check_samples,
     set_chunk_ms,
     silence_controls,
+    with_tail,
+    within_audio,
     words_of,
 )
 from kdasr.text import Units
@@ -113,7 +116,7 @@ class Recogniser:
     def recognise(self, samples: NDArray[np.float32], where: str = "audio") -> list[Token]:
         """The tokens of a whole utterance. A torch model sees all of it in one pass. An exported one,
         which has no such pass, goes chunk by chunk, and so does a torch student with more than
-        `LONGEST_AT_ONCE_S`: that gives the same.
+        `LONGEST_AT_ONCE_S`: that gives the same, for a student hears the tail of `StreamingSession` here too.
 
         Raises:
             AudioError: bad samples (see `kdasr.streaming.check_samples`), or more of them than a model
@@ -126,7 +129,7 @@ class Recogniser:
             session.accept(samples)
             session.finish()
             return session.tokens
-        features_btf = log_mel(samples)[None]
+        features_btf = log_mel(samples if self.chunk_model is None else with_tail(samples))[None]
         lengths_b = torch.tensor([features_btf.shape[1]])
         if not int(lengths_b):
             return []
@@ -142,16 +145,19 @@ class Recogniser:
                 got=f"{seconds:.0f} s of audio, and no memory for all of it at once",
                 fix="Cut it into shorter files, or use a student, which runs chunk by chunk.",
             ) from error
-        return decode_whole(self.decoder(), log_probs_btv[0, : int(frames_b[0])])
+        tokens = decode_whole(self.decoder(), log_probs_btv[0, : int(frames_b[0])])
+        if self.chunk_model is None:
+            return tokens
+        return within_audio(tokens, len(samples), self.chunk_model.subsampling)
 
     def transcribe(self, samples: NDArray[np.float32], where: str = "audio") -> str:
         """The text of a whole utterance."""
         return self.units.decode([token.id for token in self.recognise(samples, where)])
 
-    def words(self, tokens: Iterable[Token]) -> list[Word]:
-        """Words with times of the tokens of this model."""
+    def words(self, tokens: Iterable[Token], audio_s: float = math.inf) -> list[Word]:
+        """Words with times of the tokens of this model; see `kdasr.streaming.words_of`."""
         model = self.offline_model or self.streaming_model()
-        return words_of(tokens, self.units, FRAME_SHIFT_MS * model.subsampling / 1000)
+        return words_of(tokens, self.units, FRAME_SHIFT_MS * model.subsampling / 1000, audio_s)
 
     def listen(
         self, pieces: Iterable[NDArray[np.float32]], source: str, rules: EndpointRules | None = None

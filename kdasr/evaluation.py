@@ -28,6 +28,7 @@ from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.interfaces import AcousticModel, Utterance
 from kdasr.shards import open_shard, read_shard
 from kdasr.storage import commit_bytes
+from kdasr.streaming import hears_tail, with_tail
 from kdasr.teachers.base import LOG_MEL, FrontEnd
 from kdasr.text import Units, normalise
 
@@ -41,7 +42,8 @@ class Heard(NamedTuple):
 
     Attributes:
         key, reference, hypothesis: the utterance, what was said, what was heard.
-        tokens: the spikes of the best path, whichever the decoder; None where no model was seen.
+        tokens: the spikes of the best path, whichever the decoder, those in the tail too; None where no
+            model was seen.
     """
 
     key: str
@@ -88,7 +90,8 @@ def evaluate(
     front_end: FrontEnd = LOG_MEL,
     spells_as_we_do: bool = True,
 ) -> Result:
-    """Error rates of an acoustic model over whole utterances, in padded batches.
+    """Error rates of an acoustic model over whole utterances, in padded batches. A streaming one hears each
+    with its tail (`kdasr.streaming.tail`), as it does chunk by chunk.
 
     Args:
         shards: tars of labelled audio shards.
@@ -191,7 +194,10 @@ def write_hypotheses(path: Path, result: Result) -> None:
 def _run_batch(
     model: AcousticModel, utterances: Sequence[Utterance], device: torch.device | str, front_end: FrontEnd
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    heard = [front_end.compute(utterance.samples) for utterance in utterances]
+    samples = [utterance.samples for utterance in utterances]
+    if hears_tail(model):
+        samples = [with_tail(one) for one in samples]
+    heard = [front_end.compute(one) for one in samples]
     lengths_b = torch.tensor([len(one) for one in heard], device=device)
     padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True, padding_value=front_end.padding)
     with torch.inference_mode():

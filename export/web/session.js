@@ -3,6 +3,9 @@
 
 import { SampleWindows } from "./windows.js";
 
+// kdasr.streaming.TAIL_MS: the silence that is heard after the end of the audio.
+export const TAIL_MS = 320;
+
 const BLANK = 0;
 const WORD_START = "\u2581";
 // Classes of foreign tables that stand for no text: <s>, <unk>, [PAD], <|en|>.
@@ -21,7 +24,8 @@ export class Session {
     this.state = model.initialState();
     this.tokens = [];
     this.segments = [];
-    this.numFrames = 0;
+    this.numSamples = 0; // of the audio
+    this.numFrames = 0; // of the tail too, at last
     this.lastId = BLANK;
   }
 
@@ -32,6 +36,7 @@ export class Session {
   // onChunk(milliseconds) is called for every chunk that was computed.
   async accept(samples, onChunk = () => {}) {
     if (!samples.every(Number.isFinite)) throw new Error("The audio holds samples that are no numbers (NaN or infinite)");
+    this.numSamples += samples.length;
     for (const window of this.frontEnd.accept(samples)) {
       await this.#step(window, Infinity, onChunk);
       this.#cut(); // after every window, so that the cuts do not depend on the sizes of the pieces
@@ -39,12 +44,20 @@ export class Session {
   }
 
   async finish(onChunk = () => {}) {
+    const ends = this.#numFramesHeard();
+    const tail = new Float32Array(ends > 0 ? 16 * TAIL_MS : 0);
+    for (const window of this.frontEnd.accept(tail)) await this.#step(window, Infinity, onChunk);
     for (const window of this.frontEnd.finish()) {
-      const frames = Math.ceil(this.frontEnd.numFeatures / this.model.subsampling);
-      await this.#step(window, frames - this.numFrames, onChunk);
+      await this.#step(window, this.#numFramesHeard() - this.numFrames, onChunk);
     }
+    for (const token of this.tokens) token.frame = Math.min(token.frame, ends - 1);
     this.#cut();
     this.#commit(this.tokens.length);
+  }
+
+  // Output frames of all samples that were heard.
+  #numFramesHeard() {
+    return Math.ceil(this.frontEnd.numFeatures / this.model.subsampling);
   }
 
   async #step(window, maxFrames, onChunk) {

@@ -117,7 +117,7 @@ function report(type) {
     type,
     partial: session.text,
     segments: session.segments.splice(0),
-    seconds: session.frontEnd.numSamples / 16000,
+    seconds: session.numSamples / 16000,
     chunks: chunks.splice(0),
   });
 }

@@ -3,6 +3,7 @@
 models      ChunkModel, and torch students as such
 session     StreamingSession: pieces of audio in, the text so far out
 words       tokens to words with times
+tail        the silence that is heard after the end of the audio
 endpoint    EndpointingSession: a stream without an end, cut into segments at pauses
 resampler   StreamingResampler: other sample rates, piece by piece
 """
@@ -18,11 +19,13 @@ from kdasr.streaming.models import (
 )
 from kdasr.streaming.resampler import StreamingResampler
 from kdasr.streaming.session import StreamingSession, check_samples
+from kdasr.streaming.tail import TAIL_MS, hears_tail, with_tail, within_audio
 from kdasr.streaming.windows import FeatureWindows, FrontEnd, SampleWindow, SampleWindows
 from kdasr.streaming.words import Word, words_of
 
 __all__ = [
     "FEATURE_LOOKAHEAD_MS",
+    "TAIL_MS",
     "ChunkModel",
     "EndpointRules",
     "EndpointingSession",
@@ -37,7 +40,10 @@ __all__ = [
     "Word",
     "algorithmic_latency_ms",
     "check_samples",
+    "hears_tail",
     "set_chunk_ms",
     "silence_controls",
+    "with_tail",
+    "within_audio",
     "words_of",
 ]

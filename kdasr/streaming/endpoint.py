@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import GreedyStream, StreamDecoder
 from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
@@ -141,5 +142,6 @@ class EndpointingSession:
 
     def _segment(self, count: int) -> list[Segment]:
         """Takes `count` tokens as a segment; none where they hold no word."""
-        words = words_of(self._session.take(count), self._session.units, self._frame_s)
+        audio_s = self._session.num_samples / SAMPLE_RATE_HZ
+        words = words_of(self._session.take(count), self._session.units, self._frame_s, audio_s)
         return [Segment(" ".join(word.text for word in words), words)] if words else []

@@ -1,9 +1,10 @@
 """PCM in, partial text out: a streaming student run chunk by chunk, as on the device.
 
 `StreamingSession` turns ragged pieces of 16 kHz audio into feature windows, steps a `ChunkModel`
-over them, and decodes as it goes. At the end the feature stream is padded with
-`LOG_MEL_FLOOR` rows to whole windows and only the frames of real audio are kept, which is exactly
-what `StreamingModel.offline` computes: the streamed text equals the offline text.
+over them, and decodes as it goes. At the end the audio gets its tail of silence (`kdasr.streaming.tail`);
+then the feature stream is padded with `LOG_MEL_FLOOR` rows to whole windows, and only the frames of audio
+and tail are kept. That is exactly what `StreamingModel.offline` computes of `with_tail(samples)`: the
+streamed text equals the offline text.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from kdasr.decoding import GreedyStream, StreamDecoder, Token
 from kdasr.errors import AudioError, ModelError
 from kdasr.streaming.models import ChunkModel
+from kdasr.streaming.tail import tail_after, within_audio
 from kdasr.text import WORD_START, Units
 
 # Floating point audio may overshoot 1 after resampling; a peak like this is integer PCM.
@@ -80,7 +82,8 @@ class StreamingSession:
         ModelError: the model's classes and the units do not fit each other.
 
     Attributes:
-        num_frames: output frames so far.
+        num_samples: samples so far.
+        num_frames: output frames so far; those of the tail too, once the stream is finished.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class StreamingSession:
 
     def reset(self) -> None:
         """Forgets everything: the next sample is the first of a new stream."""
-        self.num_frames = 0
+        self.num_samples = self.num_frames = 0
         self._state = self.model.initial_state(1)
         self._front_end = self.model.front_end()
         self._decoder = self._make_decoder()
@@ -117,8 +120,10 @@ class StreamingSession:
 
     @property
     def tokens(self) -> list[Token]:
-        """The tokens so far; `Token.frame` counts output frames from the start of the stream."""
-        return self._decoder.tokens
+        """The tokens so far; `Token.frame` counts output frames from the start of the stream. What was said
+        in the tail is in the last frame of the audio."""
+        tokens = self._decoder.tokens
+        return within_audio(tokens, self.num_samples, self.model.subsampling) if self._finished else tokens
 
     @property
     def text(self) -> str:
@@ -127,7 +132,7 @@ class StreamingSession:
 
     @property
     def log_probs_tv(self) -> NDArray[np.float32]:
-        """(T', V) log-probs of all output frames so far; asks for `keep_log_probs=True`."""
+        """(num_frames, V) log-probs of all output frames so far; asks for `keep_log_probs=True`."""
         if not self._keep_log_probs:
             raise ModelError("log-probs were not kept", fix="Create the session with keep_log_probs=True.")
         empty = np.zeros((0, self.model.vocab_size), np.float32)
@@ -151,14 +156,18 @@ class StreamingSession:
         """As `accept`, but stops after every window, for those who decide something there."""
         if self._finished:
             raise AudioError("the stream is finished", where=self.where, fix="Call reset() first.")
-        for window in self._front_end.accept(check_samples(samples, self.where)):
+        checked = check_samples(samples, self.where)
+        self.num_samples += len(checked)
+        for window in self._front_end.accept(checked):
             self._step(window, self.model.shift // self.model.subsampling)
             yield
 
     def finish(self) -> str:
-        """Ends the stream: runs what is left of the audio and gives the whole text."""
+        """Ends the stream: runs what is left of the audio, and its tail, and gives the whole text."""
         if self._finished:
             return self._text
+        for window in self._front_end.accept(tail_after(self.num_samples)):
+            self._step(window, self.model.shift // self.model.subsampling)
         for window in self._front_end.finish():
             num_frames = -(-self._front_end.num_features // self.model.subsampling)
             self._step(window, num_frames - self.num_frames)

@@ -39,17 +39,20 @@ def split_words(tokens: Iterable[Token], units: Units) -> list[list[Token]]:
     return [word for word in words if word]
 
 
-def words_of(tokens: Iterable[Token], units: Units, frame_s: float = 0.04) -> list[Word]:
+def words_of(
+    tokens: Iterable[Token], units: Units, frame_s: float = 0.04, audio_s: float = math.inf
+) -> list[Word]:
     """Words with times; joined by spaces they are `units.decode` of the tokens.
 
     Args:
         frame_s: seconds of an output frame.
+        audio_s: seconds of the audio, where its last frame is to end with it.
     """
     return [
         Word(
             units.decode([token.id for token in word]),
             round(word[0].frame * frame_s, 3),
-            round((word[-1].frame + 1) * frame_s, 3),
+            round(min((word[-1].frame + 1) * frame_s, audio_s), 3),
             round(_mean_probability(word), 4),
         )
         for word in split_words(tokens, units)

@@ -16,6 +16,7 @@ from export.npm import npm_package
 from export.publish import Measured, export_student
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import save_model
+from kdasr.streaming import TAIL_MS
 from tests.export.small_models import UNITS, conformer, recurrent
 
 
@@ -34,6 +35,10 @@ def page(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
     export_student(recurrent(), UNITS, root / "wave", name="little", format="wave-onnx")
     with DemoPage(root / "wave", port=0, runtime=runtime) as served:
         yield served
+
+
+def test_the_page_hears_the_tail_that_the_command_line_hears() -> None:
+    assert f"export const TAIL_MS = {TAIL_MS};\n" in (PAGE_FOLDER / "session.js").read_text()
 
 
 def get(url: str) -> tuple[str, bytes]:

@@ -21,7 +21,7 @@ from export.load import load_exported
 from export.parity import probe_sound
 from export.publish import export_student
 from kdasr.features import log_mel
-from kdasr.streaming import ChunkModel, EndpointingSession, StreamingSession, TorchChunkModel
+from kdasr.streaming import ChunkModel, EndpointingSession, StreamingSession, TorchChunkModel, with_tail
 from tests.export.small_models import ALL, UNITS, conformer
 
 
@@ -37,7 +37,7 @@ def check_ragged_feeds(student: Any, model: ChunkModel, count: int, tolerance: f
         session.accept(samples[start : start + size])
         start += size
     session.finish()
-    features = log_mel(samples)[None]
+    features = log_mel(with_tail(samples))[None]
     with torch.no_grad():
         log_probs, _ = student.offline(features, torch.tensor([features.shape[1]]))
     assert len(sizes) == count and session.num_frames == log_probs.shape[1] > count // 5

@@ -24,12 +24,13 @@ def test_segments_end_where_the_command_line_ends_them(page: Page) -> None:
     random = np.random.default_rng(8)
     ids = np.repeat(random.integers(0, UNITS.vocab_size, 1_500), 2)
     ids[random.random(3_000) < 0.5] = 0
-    ids[600:700] = ids[2_000:2_060] = 0
+    ids[600:700] = ids[2_000:2_060] = ids[2_970:] = 0
+    ids = np.append(ids, [0, 3, 0, 4, 0, 5, 0, 0, 6, 7])  # in the tail, and beyond it
     model = Scripted(ids)
     session = EndpointingSession(model, UNITS, EndpointRules(0.8, 6.0))
     samples = np.zeros(3_000 * 640, np.float32)
     segments = session.accept(samples) + session.finish()
-    assert len(segments) > 15
+    assert len(segments) > 15 and segments[-1].text == UNITS.decode([3, 4, 5])
     found = page.evaluate(
         """async ({ ids, symbols, size }) => {
           const { Session } = await import("./session.js");
@@ -51,6 +52,8 @@ def test_segments_end_where_the_command_line_ends_them(page: Page) -> None:
         {"ids": ids.tolist(), "symbols": list(UNITS.symbols), "size": len(samples)},
     )
     assert [segment["text"] for segment in found] == [segment.text for segment in segments]
+    # What was said in the tail is in the last frame of the audio.
+    assert found[-1]["start"] == pytest.approx(2_999 * 0.04) == segments[-1].start_s
 
 
 class Scripted:
