@@ -16,9 +16,9 @@ from kdasr.streaming.windows import FeatureWindows, FrontEnd
 from kdasr.symbols import control_ids
 from kdasr.text import Units
 
-# Half of the 25 ms analysis window plus half of the 10 ms hop: the audio that a centred feature
+# Half of the 25 ms analysis window less half of the 10 ms hop: the audio that a centred feature
 # frame needs beyond its own 10 ms (snip_edges=false).
-FEATURE_LOOKAHEAD_MS = 17.5
+FEATURE_LOOKAHEAD_MS = 7.5
 # Far below any logit, and yet so small that float32 keeps the figure to 2e-5: exports are compared by it.
 _NEVER_LOGIT = -200.0
 

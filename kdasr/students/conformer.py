@@ -35,7 +35,7 @@ class ChunkConformer(StreamingStudent):
     convolutions, and lookahead in one convolution after the subsampling.
 
     A frame sees its chunk, `left_context_frames` before the chunk, and `lookahead_frames` after
-    it, so the algorithmic latency is (chunk + lookahead) * 40 ms and a window of audio.
+    it, so the algorithmic latency is (chunk + lookahead) * 40 ms and 7.5 ms of window.
 
     Args:
         vocab_size: classes including blank.

@@ -133,7 +133,7 @@ def test_bench_device_prints_and_writes_its_figures(
     assert main(["bench", "device", "--model", str(place / "student"), "--out", str(out)]) == 0
     figures = json.loads(out.read_text())
     assert set(figures["engines"]) == {"torch"} and figures["delays"] is None
-    assert "algorithmic latency 217.5 ms" in capsys.readouterr().out
+    assert "algorithmic latency 207.5 ms" in capsys.readouterr().out
 
 
 def test_demo_page_says_where_it_is(

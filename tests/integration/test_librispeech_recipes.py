@@ -75,7 +75,7 @@ def test_students_are_of_the_promised_size_and_latency(run: Path) -> None:
     assert millions is not None and f"{count_parameters(model) / 1e6:.1f}" == millions[1]
     # In bf16, attention over heads of other widths is slow.
     assert model.config["width"] / model.config["num_heads"] % 8 == 0
-    assert 320 <= algorithmic_latency_ms(model) < 345
+    assert 320 <= algorithmic_latency_ms(model) < 335
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,6 @@ def check_rows(work_dir: Path, run: Path) -> None:
     for test in tests:
         assert by_name[test, "student_distilled_streaming"]["texts_unlike_offline"] == 0
         assert by_name[test, "onnx_float32"]["wer"] == by_name[test, "student_distilled"]["wer"]
-        assert 320 <= by_name[test, "student_distilled"]["latency_ms"] < 345
+        assert 320 <= by_name[test, "student_distilled"]["latency_ms"] < 335
         hypotheses = "-".join(filter(None, [test, "student_distilled", "1"]))
         assert (work_dir / "hypotheses" / f"{hypotheses}.jsonl").exists()

@@ -15,6 +15,7 @@ from kdasr.decoding import greedy
 from kdasr.errors import AudioError, ModelError
 from kdasr.features import log_mel
 from kdasr.streaming import (
+    SampleWindows,
     StreamingSession,
     TorchChunkModel,
     algorithmic_latency_ms,
@@ -214,5 +215,19 @@ def test_a_model_without_state_cannot_stream() -> None:
         TorchChunkModel(torch.nn.Linear(2, 2))
 
 
-def test_algorithmic_latency_counts_chunk_lookahead_and_window() -> None:
-    assert algorithmic_latency_ms(TorchChunkModel(_CONFORMER)) == 4 * 40 + 1 * 40 + 17.5
+@pytest.mark.parametrize(
+    ("chunk_frames", "lookahead_frames", "latency_ms"), [(8, 0, 327.5), (2, 0, 87.5), (4, 1, 207.5)]
+)
+def test_the_first_frames_come_after_as_many_samples_as_the_latency_says(
+    chunk_frames: int, lookahead_frames: int, latency_ms: float
+) -> None:
+    student = conformer(chunk_frames=chunk_frames, lookahead_frames=lookahead_frames)
+    session, windows = (
+        StreamingSession(TorchChunkModel(student), UNITS),
+        SampleWindows(student.window, student.shift),
+    )
+    while session.num_frames == 0:
+        session.accept(np.zeros(1, np.float32))
+    assert algorithmic_latency_ms(session.model) == session.num_samples / 16 == latency_ms
+    assert list(windows.accept(np.zeros(session.num_samples - 1, np.float32))) == []
+    assert len(list(windows.accept(np.zeros(1, np.float32)))) == 1

@@ -55,7 +55,7 @@ def test_the_text_is_that_of_the_same_file_in_another_runtime(
 def test_figures_and_segments_are_shown(page: Page, place: Path) -> None:
     text = text_of(page, place / "a.wav")
     assert page.locator("#segments li span").all_inner_texts() == [text]
-    assert page.locator("#latency").inner_text() == "218 ms"
+    assert page.locator("#latency").inner_text() == "208 ms"
     assert "M parameters" in page.locator("#size-what").inner_text()
     for figure in ("p50", "p95"):
         assert 0 < float(page.locator(f"#{figure}").inner_text().removesuffix(" ms")) < 160
