@@ -192,7 +192,8 @@ def _file_transcripts(
     if request.stream or request.endpoint:
         pieces = pieces_of(decoded.samples, request.piece_ms)
         return recogniser.listen(pieces, source, request.rules if request.endpoint else None)
-    words = recogniser.words(recogniser.recognise(decoded.samples, source))
+    audio_s = len(decoded.samples) / SAMPLE_RATE_HZ
+    words = recogniser.words(recogniser.recognise(decoded.samples, source), audio_s)
     return [Transcript(source, " ".join(word.text for word in words), words, True)]
 
 
