@@ -2,10 +2,14 @@
 
     python -m benchmarks.loader --shards runs/mini/shards/labelled [--model runs/mini/teacher] [--device cuda]
 
-prints the speed of audio shard -> log-mel on one core by CPU time (decoding and features apart), and
-for 0, 1 and 2 workers: seconds for a batch from the loader alone, for a step on a batch in memory, and
-for both as training has them; `loader_to_step` below 1 means that a worker has time to spare, and
-`waiting_percent` is the share of training in which the step had nothing to do.
+prints the speed of audio shard -> log-mel on one core by CPU time (decoding and features apart), that of
+whole batches, also at other --speeds and, of --unlabelled audio, with its soft labels; and for 0, 1 and 2
+workers: seconds for a batch from the loader alone, for a step on a batch in memory, and for both as training
+has them; `loader_to_step` below 1 means that a worker has time to spare, and `waiting_percent` is the share
+of training in which the step had nothing to do.
+
+Labels are drawn at random, as training draws them. Of a large corpus a block of them is decoded for next to
+every utterance; the blocks of a small one stay in memory.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +28,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.step import TrainingStep, print_table, seconds_each, seconds_of, synchronise
+from kdasr.contract import StudentSide
 from kdasr.features import log_mel
 from kdasr.interfaces import Batch
 from kdasr.loader import Stream
 from kdasr.models import load_model
 from kdasr.schedule import ScheduledBatches
 from kdasr.shards import list_shards, open_shard, read_utterance
+from kdasr.soft_labels import LabelFolder
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
 
@@ -38,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="the input pipeline against the training step")
     parser.add_argument("--shards", type=Path, required=True, help="a folder of labelled audio shards")
     parser.add_argument("--model", type=Path, help="a model folder; else a 2.3 M-parameter teacher")
+    parser.add_argument("--unlabelled", type=Path, help="further shards, whose soft labels are …")
+    parser.add_argument("--labels", type=Path, help="… these; they are made to fit --model")
+    parser.add_argument("--speeds", type=float, nargs="+", help="as in a recipe: 0.9 1.0 1.1")
     parser.add_argument("--batch-seconds", type=float, default=40.0)
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
@@ -48,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     figures |= features_speed(options.shards, options.batches * options.batch_seconds)
+    figures |= batches_speed(options)
     for name, value in figures.items():
         print(f"{name}: {value:,.4g}")
     figures["workers"] = waiting(options)
@@ -76,6 +87,30 @@ def features_speed(folder: Path, seconds: float) -> dict[str, float]:
         "decode_times_real_time": audio_s / decode_s,
         "log_mel_times_real_time": audio_s / features_s,
     }
+
+
+def batches_speed(options: argparse.Namespace) -> dict[str, float]:
+    """How many times as fast as real time one core makes batches, of each kind that is asked for."""
+    make = partial(Stream, batch_seconds=options.batch_seconds, seed=1)
+    streams = {"batches": make([options.shards])}
+    if options.speeds is not None:
+        streams["batches_at_other_speeds"] = make([options.shards], speeds=tuple(options.speeds))
+    if options.unlabelled is not None:
+        streams["batches_of_unlabelled"] = make([options.unlabelled])
+        loaded = None if options.model is None else load_model(options.model)
+        student = None if loaded is None else StudentSide(loaded.units, loaded.model.subsampling)
+        labels = [LabelFolder(options.labels)]
+        streams["batches_of_unlabelled_with_labels"] = make(
+            [options.unlabelled], labels=labels, student=student
+        )
+    return {f"{name}_times_real_time": _made(stream, options.batches) for name, stream in streams.items()}
+
+
+def _made(stream: Stream, count: int) -> float:
+    audio_s, began = 0.0, time.process_time()
+    for position in range(count):
+        audio_s += seconds_of(stream.batch(position))
+    return audio_s / (time.process_time() - began)
 
 
 def waiting(options: argparse.Namespace) -> list[dict[str, float]]:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from numpy.typing import NDArray
 
+from kdasr import audio
 from kdasr.audio import (
     SAMPLE_RATE_HZ,
     decode,
@@ -22,6 +24,7 @@ from kdasr.audio import (
     rate_of,
     resample,
 )
+from kdasr.compat import import_torchaudio
 from kdasr.errors import AudioError
 
 FORMATS = {
@@ -95,6 +98,19 @@ def test_resampling_keeps_a_tone_and_the_duration(from_hz: int) -> None:
 
 def test_resampling_removes_what_the_new_rate_cannot_hold() -> None:
     assert np.abs(resample(tone(0.25, 44_100, 12_000.0), 44_100)[500:3500]).max() < 0.01
+
+
+@pytest.mark.parametrize("from_hz", [8_000, 14_400, 17_600, 44_100, 48_000])
+def test_resampling_in_blocks_is_the_filter_of_torchaudio(
+    from_hz: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filter_all = import_torchaudio().transforms.Resample(from_hz, SAMPLE_RATE_HZ)
+    for block in (audio._BLOCK_INPUTS, 5_000):
+        monkeypatch.setattr(audio, "_BLOCK_INPUTS", block)
+        for length in (1, 5, 79, 16_001, 70_001):
+            samples = np.random.default_rng(length).normal(size=length).astype(np.float32)
+            expected = filter_all(torch.from_numpy(samples)).numpy()
+            np.testing.assert_allclose(resample(samples, from_hz), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("rate_hz", [22_254, 44_101])
