@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
+    if (options.unlabelled is None) != (options.labels is None):
+        parser.error("--unlabelled and --labels go together")
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     figures |= features_speed(options.shards, options.batches * options.batch_seconds)
