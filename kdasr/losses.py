@@ -22,6 +22,8 @@ BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "dow
 _Loss = TypeVar("_Loss", bound=Loss)
 # Stands for log 0 where -inf would make NaN gradients.
 _LOG_ZERO = -1e30
+# From so many on CTC is computed on those of a transcript, a third of the time with 500.
+_MANY_CLASSES = 100
 
 
 def without_times(loss: _Loss) -> _Loss:
@@ -51,15 +53,51 @@ def ctc(output: ModelOutput, batch: Batch) -> Tensor:
             where=batch.keys[0] if batch.keys else None,
             fix="Move it to labelled_losses, or use kdasr.losses.best_path_ctc: CTC to what a teacher heard.",
         )
-    loss = functional.ctc_loss(
-        at_least_float32(output.log_probs_btv).transpose(0, 1),
-        batch.tokens_bu,
-        output.lengths_b,
-        batch.token_lengths_b,
-        reduction="sum",
+    loss_b = transcript_nats(output, batch.tokens_bu, batch.token_lengths_b)
+    return loss_b.sum() / output.lengths_b.sum()
+
+
+def transcript_nats(
+    output: ModelOutput, tokens_nu: Tensor, counts_n: Tensor, row_n: Tensor | None = None
+) -> Tensor:
+    """(N,) -log p of N transcripts, summed over alignments, in nats; 0 where one does not fit.
+
+    Args:
+        tokens_nu, counts_n: (N, U) units, anything but blank, and (N,) how many of them there are.
+        row_n: (N,) which utterance of the output each is a transcript of; None for one of each.
+    """
+    log_probs_btv, lengths_n = output.log_probs_btv, output.lengths_b
+    if row_n is not None:
+        lengths_n = lengths_n[row_n]
+    # torch's gradient on CPUs takes an exponential for each class, transcript by transcript.
+    if log_probs_btv.device.type == "cpu" and log_probs_btv.shape[2] >= _MANY_CLASSES:
+        tokens_nu = tokens_nu[:, : max(1, int(counts_n.max()))]
+        row_n = torch.arange(len(tokens_nu)) if row_n is None else row_n
+        log_probs_ntc, tokens_nu = _few_classes(log_probs_btv, tokens_nu, row_n)
+    else:
+        log_probs_ntc = log_probs_btv if row_n is None else log_probs_btv[row_n]
+    return functional.ctc_loss(
+        at_least_float32(log_probs_ntc).transpose(0, 1),
+        tokens_nu,
+        lengths_n,
+        counts_n,
+        reduction="none",
         zero_infinity=True,
     )
-    return loss / output.lengths_b.sum()
+
+
+def _few_classes(log_probs_btv: Tensor, tokens_nu: Tensor, row_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs (N, T, U + 2) of blank, of each unit of a transcript, and of all other classes together; and
+    the transcripts (N, U) in these classes."""
+    frame_t, place_u = torch.arange(log_probs_btv.shape[1]), torch.arange(tokens_nu.shape[1])
+    # A unit that comes twice is one class, its first place; what is behind the end may look like blank.
+    first_nu = (tokens_nu[:, :, None] == tokens_nu[:, None, :]).int().argmax(2)
+    is_spare_nu = (first_nu != place_u) | (tokens_nu == 0)
+    units_ntu = at_least_float32(log_probs_btv[row_n[:, None, None], frame_t[:, None], tokens_nu[:, None]])
+    blank_nt1 = at_least_float32(log_probs_btv[:, :, :1][row_n])
+    known_ntc = torch.cat((blank_nt1, units_ntu.masked_fill(is_spare_nu[:, None], _LOG_ZERO)), 2)
+    others_nt1 = (1 - known_ntc.exp().sum(2, keepdim=True)).clamp_min(1e-12).log()
+    return torch.cat((known_ntc, others_nt1), 2), first_nu + 1
 
 
 @without_times

@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
-from kdasr.losses import best_path_ctc, ctc, frame_weights, partition_cross_entropy, soft_cross_entropy
+from kdasr.losses import (
+    best_path_ctc,
+    ctc,
+    frame_weights,
+    partition_cross_entropy,
+    soft_cross_entropy,
+    transcript_nats,
+)
 from kdasr.soft_labels import Full, TopP, pad_soft_labels
 
 
@@ -180,6 +188,46 @@ def test_ctc_by_hand_and_per_frame() -> None:
 def test_ctc_of_too_short_audio_is_zero_not_infinite() -> None:
     batch = Batch(["a"], torch.zeros(1, 4, 80), torch.tensor([4]), torch.tensor([[1, 1]]), torch.tensor([2]))
     assert float(ctc(ModelOutput(logs([0.4, 0.6]), torch.tensor([1])), batch)) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_ctc_over_many_classes_is_torchs(dtype: torch.dtype) -> None:
+    """Units that repeat, a transcript that does not fit, one of nothing, and two of one utterance."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 9, 150).to(dtype).requires_grad_()
+    tokens = torch.tensor([[5, 5, 149, 5], [7, 7, 7, 7], [0, 0, 0, 0], [149, 2, 0, 0]])
+    counts, rows = torch.tensor([4, 4, 0, 2]), torch.tensor([0, 1, 2, 2])
+    lengths = torch.tensor([9, 5, 7])
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    log_probs = logits.log_softmax(-1)
+    found = transcript_nats(ModelOutput(log_probs, lengths), tokens, counts, rows)
+    expected = functional.ctc_loss(
+        log_probs.to(torch.promote_types(dtype, torch.float32))[rows].transpose(0, 1),
+        tokens,
+        lengths[rows],
+        counts,
+        reduction="none",
+        zero_infinity=True,
+    )
+    assert expected[1] == 0.0 and bool((expected[[0, 2, 3]] > 1).all())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    ours, theirs = (
+        torch.autograd.grad((weights * loss).sum(), logits, retain_graph=True)[0]
+        for loss in (found, expected)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5 if dtype == torch.float64 else 1e-2, atol=1e-9)
+
+
+def test_ctc_of_a_student_that_is_sure_has_a_finite_gradient() -> None:
+    """Nothing is left for all other classes together."""
+    logits = torch.full((1, 3, 150), -200.0)
+    logits[0, [0, 1, 2], [0, 9, 0]] = 200.0
+    logits.requires_grad_()
+    output = ModelOutput(logits.log_softmax(-1), torch.tensor([3]))
+    loss = transcript_nats(output, torch.tensor([[9]]), torch.tensor([1]))
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
 
 
 def test_memory_does_not_grow_with_vocabulary_times_kept() -> None:

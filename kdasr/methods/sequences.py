@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from kdasr.decoding import BLANK_ID, Hypothesis, prefix_beam
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
-from kdasr.losses import collapsed, ctc, without_times
+from kdasr.losses import collapsed, ctc, transcript_nats, without_times
 from kdasr.targets import at_least_float32, spikes_of, targets_of
 
 _CACHED_UTTERANCES = 100_000
@@ -65,14 +65,8 @@ def nbest_ctc(
     rows = torch.tensor([row for row, found in enumerate(lists) for _ in found], device=device)
     tokens = [torch.tensor(one.ids, dtype=torch.int64, device=device) for found in lists for one in found]
     weights = [torch.tensor([one.log_prob for one in found]).mul(scale).softmax(0) for found in lists]
-    loss_h = functional.ctc_loss(
-        at_least_float32(output.log_probs_btv)[rows].transpose(0, 1),
-        pad_sequence(tokens, batch_first=True),
-        output.lengths_b[rows],
-        torch.tensor([len(ids) for ids in tokens], device=device),
-        reduction="none",
-        zero_infinity=True,
-    )
+    counts = torch.tensor([len(ids) for ids in tokens], device=device)
+    loss_h = transcript_nats(output, pad_sequence(tokens, batch_first=True), counts, rows)
     return (loss_h * torch.cat(weights).to(loss_h)).sum() / output.lengths_b.sum()
 
 
