@@ -2,7 +2,8 @@
 
     KdasrError
     ├── ConfigError             a recipe, a command line or an argument is wrong
-    │   └── MissingDependencyError   an optional package is not installed
+    │   ├── MissingDependencyError   an optional package is not installed
+    │   └── MissingLabelsError       a loss asks for stored labels of audio that has none
     ├── CorpusError             a corpus folder is missing or not what it claims to be
     ├── AudioError              audio cannot be decoded or is empty
     ├── ShardError              an audio shard cannot be used
@@ -70,6 +71,10 @@ class MissingDependencyError(ConfigError):
             f"the package {package!r} is not installed",
             fix=f"Install it with: pip install 'kdasr[{extra}]'",
         )
+
+
+class MissingLabelsError(ConfigError):
+    """A loss asks for stored labels of audio that has none."""
 
 
 class CorpusError(KdasrError):

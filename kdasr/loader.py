@@ -50,8 +50,7 @@ class Stream:
         batch_seconds: audio in a batch, padding included.
         seed: decides the batches and their order.
         units: turns transcripts into tokens; None for unlabelled audio.
-        labels: soft labels for the audio, a folder of them for each of `folders`; none for labelled
-            audio.
+        labels: soft labels for the audio, a folder of them for each of `folders`, or none.
         student: whom the labels must fit (see `kdasr.contract`), which is checked at once for every
             utterance; None to give them as they are.
         speeds: speed perturbation: each reading of an utterance picks one of these factors.
@@ -93,8 +92,8 @@ class Stream:
             )
         if self.labels and len(self.labels) != len(self.folders):
             raise ConfigError(
-                "unlabelled audio and its soft labels go in pairs",
-                where="unlabelled, labels",
+                "audio and its soft labels go in pairs",
+                where="unlabelled, labels" if self.units is None else "labelled, labelled_soft_labels",
                 expected="a folder of labels for each folder of audio, or none at all",
                 got=f"{len(self.folders)} of audio and {len(self.labels)} of labels",
             )
@@ -104,7 +103,7 @@ class Stream:
                 where="speeds",
                 expected=[1.0],
                 got=list(self.speeds),
-                fix="Perturb the audio when it is prepared, before it is labelled.",
+                fix="Perturb the audio when it is prepared, before it is labelled, or use an online teacher.",
             )
         if self.mix is not None and (self.labels or self.units is not None):
             raise ConfigError(
@@ -139,7 +138,7 @@ class Stream:
         shards = {item.shard.path: item.shard.sha256 for item in self.items}
         labels = [joined.labels.header.config_hash for joined in self._joined.values()]
         settings = [self.batch_seconds, self.seed, self.speeds, self.max_utterances, self.exclude_longer_s]
-        unit_map = self.student.unit_map if self.student is not None else None
+        unit_map = self.student.unit_map if self.student is not None and self.labels else None
         changes = [
             [type(by).__qualname__, getattr(by, "config", None)] for by in (self.spoil, self.mix) if by
         ]

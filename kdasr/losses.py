@@ -27,11 +27,13 @@ _MANY_CLASSES = 100
 
 
 def without_times(loss: _Loss) -> _Loss:
-    """Mark a loss that can learn from labels without times: mere transcripts, whose frames mean nothing."""
+    """Mark a loss that asks nothing of the frames of labels: it goes with mere transcripts, whose frames mean
+    nothing."""
     loss.needs_times = False  # type: ignore[attr-defined]
     return loss
 
 
+@without_times
 def ctc(output: ModelOutput, batch: Batch) -> Tensor:
     """Connectionist temporal classification (Graves et al. 2006, eq. 8) against the transcripts.
 

@@ -28,7 +28,7 @@ from kdasr.errors import ConfigError
 from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
-from kdasr.stages.checks import check_losses, measured_delays
+from kdasr.stages.checks import Losses, check_losses, measured_delays
 from kdasr.training import Optimisation
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -140,7 +140,8 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
         if recipe.stage == "prepare":
             stages.corpus_folder(**arguments)
         elif recipe.stage == "train":
-            check_losses(*(arguments.get(name) or {} for name in ("labelled_losses", "unlabelled_losses")))
+            labels = arguments.get("labelled_soft_labels") or ()
+            check_losses(*_losses(arguments), labelled_soft_labels=labels)
     done = _work_dir([recipe for _, recipe in recipes]) / ".done"
     todo, inputs = [], ""
     for stage, recipe in recipes:
@@ -216,7 +217,12 @@ def _waits_for(one: _Todo, group: list[_Todo]) -> bool:
     """Whether a delay is measured with a model that another stage of the group makes."""
     arguments = one.recipe.arguments
     makes_it = any(other.recipe.arguments.get("out") == arguments.get("delay_reference") for other in group)
-    return makes_it and bool(measured_delays(arguments.get("unlabelled_losses") or {}))
+    return makes_it and any(map(measured_delays, _losses(arguments)))
+
+
+def _losses(train_arguments: Mapping[str, Any]) -> list[Losses]:
+    """Those of labelled and those of unlabelled audio."""
+    return [train_arguments.get(name) or {} for name in ("labelled_losses", "unlabelled_losses")]
 
 
 def _was_done(one: _Todo) -> bool:

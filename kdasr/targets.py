@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, MissingLabelsError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
 
 
@@ -19,18 +19,16 @@ def targets_of(batch: Batch, teacher: str | None = None) -> SoftLabelBatch:
         teacher: name of an online teacher, which keeps all classes; None for the stored labels.
 
     Raises:
-        ConfigError: stored labels are wanted and the batch has none, or there is no such teacher, or one of
-            other classes.
+        MissingLabelsError: stored labels are wanted and the batch has none.
+        ConfigError: there is no such teacher, or it has other classes.
     """
     if teacher is None:
         if batch.soft_labels is None:
-            # `labels` are those of unlabelled audio.
-            is_labelled = batch.tokens_bu is not None
-            remedy = "move it to unlabelled_losses" if is_labelled else "give the recipe `labels`"
-            raise ConfigError(
+            key = "labels" if batch.tokens_bu is None else "labelled_soft_labels"
+            raise MissingLabelsError(
                 "a loss asks for soft labels, and this audio has none",
                 where=batch.keys[0] if batch.keys else None,
-                fix=f"Name an online `teacher` in the loss, or {remedy}.",
+                fix=f"Name an online `teacher` in the loss, or give the recipe `{key}`.",
             )
         return batch.soft_labels
     output = online(batch, teacher)

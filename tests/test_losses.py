@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdasr.errors import ConfigError, LabelMismatchError
+from kdasr.errors import ConfigError, LabelMismatchError, MissingLabelsError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.losses import (
     best_path_ctc,
@@ -295,11 +295,11 @@ def test_what_is_to_be_done_without_labels_depends_on_the_audio() -> None:
     output = ModelOutput(torch.zeros(1, 2, 3), torch.tensor([2]))
     unlabelled = Batch(["utt0"], torch.zeros(1, 1, 80), torch.ones(1))
     labelled = replace(unlabelled, tokens_bu=torch.ones(1, 1), token_lengths_b=torch.ones(1))
-    with pytest.raises(ConfigError, match=r"online `teacher` in the loss, or give the recipe `labels`\.$"):
-        soft_cross_entropy(output, unlabelled)
     with pytest.raises(
-        ConfigError, match=r"online `teacher` in the loss, or move it to unlabelled_losses\.$"
+        MissingLabelsError, match=r"online `teacher` in the loss, or give the recipe `labels`\.$"
     ):
+        soft_cross_entropy(output, unlabelled)
+    with pytest.raises(MissingLabelsError, match=r"or give the recipe `labelled_soft_labels`\.$"):
         soft_cross_entropy(output, labelled)
 
 

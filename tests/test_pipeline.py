@@ -215,16 +215,19 @@ def test_a_stage_over_others_that_are_not_done_is_not_done_either(
     assert ran == ["three:1", "one:1"] and list(beside[0]) == ["two", "three"]
 
 
+@pytest.mark.parametrize("losses", ["unlabelled_losses", "labelled_losses"])
 @pytest.mark.parametrize("delay", ["auto", "2  # or delay_frames: auto"])
 def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
-    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]], delay: str
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]], delay: str, losses: str
 ) -> None:
     def verb(
         *,
         name: str,
         out: str,
         delay_reference: str,
-        unlabelled_losses: dict[str, Any],
+        labelled_soft_labels: list[str],
+        labelled_losses: dict[str, Any] | None = None,
+        unlabelled_losses: dict[str, Any] | None = None,
         size: float = 1,
         fail: bool = False,
     ) -> dict[str, Any]:
@@ -235,7 +238,8 @@ def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
     for name in ("one", "two", "three"):
         with (grouped / f"{name}.yaml").open("a") as file:
             file.write(f"out: models/{name}\ndelay_reference: models/two\n")
-            file.write("unlabelled_losses:\n    soft:\n        weight: 1.0\n")
+            file.write("labelled_soft_labels: [labels]\n")
+            file.write(f"{losses}:\n    soft:\n        weight: 1.0\n")
             file.write("        loss: !name:kdasr.losses.soft_cross_entropy\n")
             file.write(f"            delay_frames: {delay}\n")
     pipeline.run_folder(grouped, {})

@@ -198,7 +198,7 @@ def test_a_delay_is_measured_for_a_loss_that_another_is_given(
 ) -> None:
     train(data, tmp_path / "reference", schedule=[["labelled", 1]])
     histogram = SpikeHistogram(40.0, [80.0], [200], 200, 200)
-    monkeypatch.setattr("kdasr.stages.training.measure_offsets", lambda *_, **__: histogram)
+    monkeypatch.setattr("kdasr.stages.delays.measure_offsets", lambda *_, **__: histogram)
     asked: list[int] = []
 
     def soft(output: ModelOutput, batch: Batch, *, delay_frames: int = 0) -> torch.Tensor:

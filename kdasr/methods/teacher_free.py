@@ -11,10 +11,12 @@ from torch.nn import functional
 from kdasr.alignment import ctc_occupancy
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput
+from kdasr.losses import without_times
 from kdasr.methods.pairing import frame_mean
 from kdasr.targets import at_least_float32
 
 
+@without_times
 def label_smoothing(output: ModelOutput, batch: Batch) -> Tensor:
     """KL(u || q) to the uniform distribution u (Szegedy et al. 2016, arXiv 1512.00567, section 7), which
     for a CTC model can only be added frame by frame beside the CTC term.
@@ -27,6 +29,7 @@ def label_smoothing(output: ModelOutput, batch: Batch) -> Tensor:
     return frame_mean(divergence_bt, output.lengths_b)
 
 
+@without_times
 def virtual_teacher(
     output: ModelOutput, batch: Batch, *, correct_probability: float = 0.95, temperature: float = 20.0
 ) -> Tensor:

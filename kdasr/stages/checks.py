@@ -11,17 +11,22 @@ from typing import Any
 from torch import nn
 
 from kdasr.arguments import check_keywords, fitting
-from kdasr.delay import OffsetWatch
 from kdasr.errors import ConfigError
+from kdasr.interfaces import BatchSource
 from kdasr.loader import Stream
 from kdasr.methods.impressions import Impressions
+from kdasr.methods.pruning import Pruning
 from kdasr.models import read_card
 from kdasr.ranks import ranks
 from kdasr.symbols import shorten
+from kdasr.training import Optimisation
+
+# What a recipe has under `labelled_losses` or `unlabelled_losses`.
+Losses = Mapping[str, Mapping[str, Any]]
 
 
 def check_losses(
-    labelled_losses: Mapping[str, Mapping[str, Any]], unlabelled_losses: Mapping[str, Mapping[str, Any]]
+    labelled_losses: Losses, unlabelled_losses: Losses, *, labelled_soft_labels: Sequence[str] = ()
 ) -> None:
     """Raise ConfigError where an entry is no weight and loss, a loss is given what it does not take, or asks
     for a delay that nobody measures."""
@@ -39,12 +44,12 @@ def check_losses(
                 where = f"{name}.{term}.loss"
                 check_keywords(entry["loss"].func, entry["loss"].keywords, where, positional=2)
             where = f"{name}.{term}.delay_frames"
-            if _asks_auto(entry["loss"]) and name != "unlabelled_losses":
+            if _asks_auto(entry["loss"]) and name == "labelled_losses" and not labelled_soft_labels:
                 raise ConfigError(
-                    "only under unlabelled_losses is a delay measured",
+                    "a delay is measured against stored labels, and the labelled audio has none",
                     where=where,
                     got="auto",
-                    fix="Give a number of frames.",
+                    fix="Give a number of frames, or name folders of `labelled_soft_labels`.",
                 )
             if _asks_auto(with_delay(entry["loss"], 0)):
                 raise ConfigError(
@@ -76,6 +81,23 @@ def check_impressions(impressions: Impressions, teacher: str | None, **of_audio:
             )
 
 
+def check_pruning(prune: Pruning | None, start: str | None, optimisation: Optimisation) -> None:
+    """Raise ConfigError where a model is to be pruned that is not trained, or would not stay pruned."""
+    if prune is None:
+        return
+    if optimisation.optimiser != "adamw":
+        raise ConfigError(
+            "only AdamW leaves pruned weights where they are",
+            where="optimisation.optimiser",
+            expected="adamw",
+            got=optimisation.optimiser,
+        )
+    if start is None:
+        raise ConfigError(
+            "only a trained model can be pruned", where="prune", fix="Name its folder as `start`."
+        )
+
+
 def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
     """Blocks of (stream, batches) as a recipe writes them: `[[unlabelled, 3], [labelled, 1]]`.
 
@@ -93,7 +115,7 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
     return [(stream, count) for stream, count in schedule]
 
 
-def _check_until(entry: Mapping[str, Any], losses: Mapping[str, Mapping[str, Any]], where: str) -> None:
+def _check_until(entry: Mapping[str, Any], losses: Losses, where: str) -> None:
     if (until := entry.get("until")) is None:
         return
     fitting(until, float, where)
@@ -112,7 +134,7 @@ def _check_until(entry: Mapping[str, Any], losses: Mapping[str, Mapping[str, Any
         )
 
 
-def measured_delays(losses: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def measured_delays(losses: Losses) -> list[str]:
     """The terms whose `delay_frames: auto` stands for what `kdasr.delay` measures."""
     return [term for term, entry in losses.items() if _asks_auto(entry["loss"])]
 
@@ -135,45 +157,45 @@ def _is_weighted(entry: object) -> bool:
 
 
 def _asks_auto(loss: Any) -> bool:
-    return any(settings.get("delay_frames") == "auto" for settings in _all_settings(loss))
+    return any(settings.get("delay_frames") == "auto" for settings in all_settings(loss))
 
 
-def _all_settings(loss: Any) -> Iterator[Mapping[str, Any]]:
+def all_settings(loss: Any) -> Iterator[Mapping[str, Any]]:
     """What a loss is called with, and what the losses are that it is given."""
     settings = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "config", {})
     yield settings
     for inner in [*settings.values(), getattr(loss, "loss", None)]:
         if isinstance(inner, functools.partial | nn.Module):
-            yield from _all_settings(inner)
+            yield from all_settings(inner)
 
 
-def check_against_labels(losses: Mapping[str, Mapping[str, Any]], source: object) -> OffsetWatch | None:
-    """Compare the losses of unlabelled audio with the labels it has.
-
-    Returns:
-        What watches the student's spikes against the labels'; None where these have no times.
+def check_against_labels(losses: Mapping[str, Losses], streams: Mapping[str, BatchSource]) -> None:
+    """Compare the losses of each stream with the labels it has.
 
     Raises:
         ConfigError: a loss learns frame by frame from labels without times, or the delay it allows is
             longer than half of the audio.
     """
-    if not isinstance(source, Stream):
-        return None
-    for term, entry in losses.items():
-        where = f"unlabelled_losses.{term}"
-        if source.labels and not source.labels_have_times and _needs_times(entry["loss"]):
-            raise ConfigError(
-                "this loss learns frame by frame, and the labels are transcripts without times",
-                where=where,
-                fix="Use kdasr.losses.best_path_ctc, or label with a teacher that gives posteriors.",
-            )
-        _check_delays(entry["loss"], source.median_frames(), where)
-    return OffsetWatch(source) if source.labels and source.labels_have_times else None
+    for name, source in of_audio(streams).items():
+        for term, entry in losses[name].items():
+            where = f"{name}_losses.{term}"
+            if source.labels and not source.labels_have_times and _needs_times(entry["loss"]):
+                raise ConfigError(
+                    "this loss learns frame by frame, and the labels are transcripts without times",
+                    where=where,
+                    fix="Use kdasr.losses.best_path_ctc, or label with a teacher that gives posteriors.",
+                )
+            _check_delays(entry["loss"], source.median_frames(), where)
 
 
-def tell_what_is_untaught(name: str, source: object) -> None:
+def of_audio(streams: Mapping[str, BatchSource]) -> dict[str, Stream]:
+    """The streams that are no impressions."""
+    return {name: source for name, source in streams.items() if isinstance(source, Stream)}
+
+
+def tell_what_is_untaught(name: str, streams: Mapping[str, BatchSource]) -> None:
     """Say once which of the student's symbols a teacher of the stored labels lacks: it never says them."""
-    symbols = source.untaught() if isinstance(source, Stream) else []
+    symbols = sorted({symbol for stream in of_audio(streams).values() for symbol in stream.untaught()})
     if symbols and ranks().first:
         print(
             f"{name}: a teacher of the labels has no class for {len(symbols)} of the student's symbols: "
@@ -183,7 +205,7 @@ def tell_what_is_untaught(name: str, source: object) -> None:
 
 
 def _check_delays(loss: Any, frames: int | None, where: str) -> None:
-    for settings in _all_settings(loss):
+    for settings in all_settings(loss):
         for name in ("delay_frames", "min_delay_frames", "max_delay_frames"):
             if frames is not None and settings.get(name, 0) >= frames:
                 raise ConfigError(

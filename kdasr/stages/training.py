@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch import nn
 
 from kdasr.channels import WorseChannel
 from kdasr.contract import StudentSide, UnitMap
-from kdasr.delay import delay_from, measure_offsets
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BatchSource, OnlineTeacher
@@ -27,22 +25,21 @@ from kdasr.models import load_model, read_card
 from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
 from kdasr.stages.checks import (
+    Losses,
     check_against_labels,
     check_impressions,
     check_losses,
-    measured_delays,
+    check_pruning,
     read_schedule,
     tell_what_is_untaught,
-    with_delay,
 )
+from kdasr.stages.delays import offset_watch, with_measured_delays
 from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Fading, Optimisation, Training
 
 # Two hours of audio.
 _DEV_CACHE_BYTES = 2**28
-
-Losses = Mapping[str, Mapping[str, Any]]
 
 
 def train(
@@ -58,6 +55,7 @@ def train(
     batch_seconds: float,
     checkpoints: str,
     seed: int = 1,
+    labelled_soft_labels: Sequence[str] = (),
     unlabelled: Sequence[str] | Impressions = (),
     labels: Sequence[str] = (),
     teacher: str | None = None,
@@ -82,30 +80,29 @@ def train(
 ) -> dict[str, Any]:
     """Train a teacher or a student; see the arguments of `Training` and `Stream`.
 
-    A loss under `unlabelled_losses` whose `delay_frames` is `auto` gets the delay that is measured
-    between the soft labels and the model in `delay_reference`; see `kdasr.delay`.
+    A loss whose `delay_frames` is `auto` gets the delay that is measured between the soft labels of its
+    audio and the model in `delay_reference`; see `kdasr.delay`.
 
     `units` is `{kind: characters}`, `{kind: sentencepiece, vocab_size: N}`, or the folder of a model
-    whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`;
-    with `teacher`, a model folder, labels of any other are refused. Labels of another frame rate or
-    other units are made to fit where that can be done (`kdasr.contract`); `unit_map` says what symbols
-    of the teacher, `{"é": e, "7": null}`, are to a student that lacks them. Where all losses of
-    unlabelled audio ask the online `teachers`, no labels are needed.
+    whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`, and
+    `labelled_soft_labels` those for each folder of `labelled`; with `teacher`, a model folder, labels of
+    any other are refused. Labels of another frame rate or other units are made to fit where that can be
+    done (`kdasr.contract`); `unit_map` says what symbols of the teacher, `{"é": e, "7": null}`, are to a
+    student that lacks them. Where no loss asks for stored labels, none are needed.
 
     `start` is the folder of a trained model of the same kind, to go on from; with `prune`, pruned first.
     `speeds` perturb the transcribed audio, and the unlabelled audio where it has no stored labels: those
-    are of the audio as it is. `spoil` is what the student alone hears on training audio, `mix` is for
-    unlabelled audio; there they exclude each other. With impressions in the place of unlabelled audio,
-    settings that are for it alone are refused.
+    are of the audio as it is, so with `labelled_soft_labels` they must be 1.0. `spoil` is what the student
+    alone hears on training audio, `mix` is for unlabelled audio; there they exclude each other. With
+    impressions in the place of unlabelled audio, settings that are for it alone are refused.
 
-    At each look at the dev set the loss is that of `labelled_losses`, or CTC where there are none because
-    the schedule leaves transcripts out.
+    At each look at the dev set the loss is that of the `labelled_losses` that ask for no stored labels, or
+    CTC where there are none.
     """
-    check_losses(labelled_losses, unlabelled_losses or {})
+    check_losses(labelled_losses, unlabelled_losses or {}, labelled_soft_labels=labelled_soft_labels)
+    check_pruning(prune, start, optimisation)
     blocks = read_schedule(schedule)
     used = {stream for stream, _ in blocks}
-    if not labelled_losses and "labelled" not in used:
-        labelled_losses = {"ctc": {"weight": 1.0, "loss": ctc}}
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
     # Here, so that two trainings with the same seed begin with the same weights.
     torch.manual_seed(seed)
@@ -113,6 +110,7 @@ def train(
     settings: dict[str, Any] = {
         "batch_seconds": batch_seconds,
         "seed": seed,
+        "student": StudentSide(units_built, built.subsampling, unit_map),
         "exclude_longer_s": exclude_longer_s,
         "cache_bytes": int(cache_gigabytes * 2**30 / 2),
         "spoil": spoil,
@@ -120,64 +118,52 @@ def train(
     labelled_stream = Stream(
         [Path(folder) for folder in labelled],
         units=units_built,
+        labels=_label_folders(labelled_soft_labels, teacher),
         speeds=tuple(speeds),
         max_utterances=max_labelled_utterances,
         **settings,
     )
-    if prune is not None and optimisation.optimiser != "adamw":
-        raise ConfigError(
-            "only AdamW leaves pruned weights where they are",
-            where="optimisation.optimiser",
-            expected="adamw",
-            got=optimisation.optimiser,
-        )
     start_hash, card = _begin(built, units_built, start, prune, labelled_stream)
     streams: dict[str, BatchSource] = {"labelled": labelled_stream}
-    watch = None
     if "unlabelled" in used:
         streams["unlabelled"] = _unlabelled(
             unlabelled,
             labels,
-            built,
-            units_built,
             teacher,
-            unit_map,
             max_utterances=max_unlabelled_utterances,
             mix=mix,
             speeds=(1.0,) if labels else tuple(speeds),
             **settings,
         )
-        unlabelled_losses, delay_facts = _with_delay(
-            name, unlabelled_losses or {}, streams["unlabelled"], delay_reference, delay_margin_frames
-        )
-        watch = check_against_labels(unlabelled_losses, streams["unlabelled"])
-        tell_what_is_untaught(name, streams["unlabelled"])
-        card |= delay_facts
-    dev_stream = _dev_stream(dev, batch_seconds, seed, units_built)
-    # Audio without transcripts is refused now, and not at the first look.
-    dev_stream.batch(0)
+    losses, delay_facts = with_measured_delays(
+        name,
+        {"labelled": labelled_losses, "unlabelled": unlabelled_losses or {}},
+        streams,
+        delay_reference,
+        delay_margin_frames,
+    )
+    check_against_labels(losses, streams)
+    tell_what_is_untaught(name, streams)
     training = Training(
         name=name,
         model=built,
         units=units_built,
         streams=streams,
         schedule=blocks,
-        losses={
-            "labelled": _weighted(labelled_losses),
-            "unlabelled": _weighted(unlabelled_losses or {}),
-        },
-        dev=dev_stream,
+        losses={stream: _weighted(terms) for stream, terms in losses.items()},
+        dev=_dev_stream(dev, batch_seconds, seed, units_built),
+        dev_loss=ctc,
         optimisation=optimisation,
         teachers=teachers or {},
         augment=augment,
         start=start_hash,
-        watch=watch,
+        watch=offset_watch({stream: source for stream, source in streams.items() if stream in used}),
         seed=seed,
         checkpoints=Path(checkpoints),
         num_workers=num_workers,
         device=ranks().device(usable_device(device)),
     )
-    return training.run(Path(out), card=card)
+    return training.run(Path(out), card={**card, **delay_facts})
 
 
 def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequence[Path], seed: int) -> Units:
@@ -211,6 +197,8 @@ def _dev_stream(folders: Sequence[str], batch_seconds: float, seed: int, units: 
         units=units,
         cache_bytes=_DEV_CACHE_BYTES,
     )
+    # Audio without transcripts is refused now, and not at the first look.
+    stream.batch(0)
     return stream if stream.fits_cache else dataclasses.replace(stream, cache_bytes=0)
 
 
@@ -219,10 +207,6 @@ def _begin(
 ) -> tuple[str | None, dict[str, Any]]:
     """Load the weights to go on from and prune them; what they are, and facts for the card."""
     if start is None:
-        if prune is not None:
-            raise ConfigError(
-                "only a trained model can be pruned", where="prune", fix="Name its folder as `start`."
-            )
         return None, {}
     loaded = load_model(Path(start))
     if loaded.units.hash != units.hash or loaded.model.config != getattr(model, "config", None):
@@ -240,20 +224,14 @@ def _begin(
 
 
 def _unlabelled(
-    folders: Sequence[str] | Impressions,
-    labels: Sequence[str],
-    model: Any,
-    units: Units,
-    teacher: str | None,
-    unit_map: UnitMap | None,
-    **settings: Any,
+    folders: Sequence[str] | Impressions, labels: Sequence[str], teacher: str | None, **settings: Any
 ) -> BatchSource:
     if isinstance(folders, Impressions):
         check_impressions(
             folders,
             teacher,
             labels=labels,
-            unit_map=unit_map,
+            unit_map=settings["student"].unit_map,
             spoil=settings["spoil"],
             mix=settings["mix"],
             max_unlabelled_utterances=settings["max_utterances"],
@@ -265,46 +243,16 @@ def _unlabelled(
             where="unlabelled",
             fix="Name folders of audio shards, or take unlabelled out of the schedule.",
         )
+    return Stream([Path(folder) for folder in folders], labels=_label_folders(labels, teacher), **settings)
+
+
+def _label_folders(folders: Sequence[str], teacher: str | None) -> list[LabelFolder]:
+    """Folders of soft labels, which must be those of `teacher` where it is given."""
+    if not folders:
+        return []
     # What a teacher hears is its own affair; its frames and classes must fit the student's.
     expect = {} if teacher is None else {"teacher_hash": read_card(Path(teacher))["weights_sha256"]}
-    return Stream(
-        [Path(folder) for folder in folders],
-        labels=[LabelFolder(Path(folder), expect=expect) for folder in labels],
-        student=StudentSide(units, model.subsampling, unit_map),
-        **settings,
-    )
-
-
-def _with_delay(
-    name: str, losses: Losses, stream: BatchSource, reference: str | None, margin_frames: int
-) -> tuple[Losses, dict[str, Any]]:
-    """The losses with `delay_frames: auto` replaced by what is measured, and that as facts for the card."""
-    waiting = measured_delays(losses)
-    if not waiting:
-        return losses, {}
-    if not isinstance(stream, Stream) or not stream.labels:
-        raise ConfigError(
-            "an automatic delay is measured against stored soft labels, and there are none",
-            where=f"unlabelled_losses.{waiting[0]}.loss.delay_frames",
-            fix="Name folders of `labels`, or give a number.",
-        )
-    if reference is None:
-        raise ConfigError(
-            "an automatic delay needs a model to measure it with",
-            where=f"unlabelled_losses.{waiting[0]}.loss.delay_frames",
-            fix="Name a student trained on transcripts alone as delay_reference, or give a number.",
-        )
-    histogram = measure_offsets(stream, load_model(Path(reference)).model)
-    delay_frames = delay_from(histogram, margin_frames)
-    if ranks().first:
-        print(
-            f"{name}: the reference spikes {histogram.median_ms:+.0f} ms from the teacher (median of "
-            f"{histogram.matched} spikes); the teacher is delayed by {delay_frames} frames",
-            file=sys.stderr,
-        )
-    for term in waiting:
-        losses = {**losses, term: {**losses[term], "loss": with_delay(losses[term]["loss"], delay_frames)}}
-    return losses, {"delay_frames": delay_frames, "reference_offset_median_ms": histogram.median_ms}
+    return [LabelFolder(Path(folder), expect=expect) for folder in folders]
 
 
 def _weighted(losses: Losses) -> dict[str, tuple[float | Fading, Any]]:

@@ -27,7 +27,7 @@ from kdasr.training.checkpoints import WholeCheckpoints
 from kdasr.training.muon import make_optimiser
 from kdasr.training.order import OneEpoch, RankSteps, StepSampler
 from kdasr.training.position import Position
-from kdasr.training.step import Step, step_seed
+from kdasr.training.step import DEV, Step, step_seed
 from kdasr.training.sums import StepNews, StepSums, add_up, means
 from kdasr.training_log import LOG_FILE, TrainingLog
 
@@ -212,8 +212,10 @@ class CtcBrain(sb.Brain):
         add_up(learning, sums.values, self.ranks, all_are_used=len(self.step_module.learned) == 0)
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> Outputs:
-        # Audio without transcripts is the other stream; the dev set has transcripts.
+        # Audio without transcripts is the other stream.
         stream = "labelled" if batch.tokens_bu is not None else "unlabelled"
+        if stage != sb.Stage.TRAIN:
+            stream = DEV
         output, terms = self.modules["step"](batch.to(self.device, non_blocking=True), stream)
         return output, {f"{stream}/{name}": term for name, term in terms.items()}
 
@@ -221,6 +223,8 @@ class CtcBrain(sb.Brain):
         output, terms = predictions
         if stage != sb.Stage.TRAIN:
             self._collect(output, batch)
+            if not terms:
+                return self.training.dev_loss(output, batch)
         return torch.stack(list(terms.values())).sum()
 
     def on_fit_batch_end(self, batch: Batch, outputs: Outputs, loss: Tensor, should_step: bool) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from kdasr.arguments import described
 from kdasr.devices import device_text
 from kdasr.errors import ConfigError
-from kdasr.interfaces import AcousticModel, BatchSource, OnlineTeacher, TrainableModel
+from kdasr.interfaces import AcousticModel, BatchSource, Loss, OnlineTeacher, TrainableModel
 from kdasr.loader import Stream, feature_statistics
 from kdasr.models import count_parameters, save_model
 from kdasr.ranks import Ranks, joined
@@ -29,7 +29,7 @@ from kdasr.training.brain import CtcBrain, has_checkpoint
 from kdasr.training.checkpoints import WholeCheckpoints
 from kdasr.training.compiled import compiled
 from kdasr.training.optimisation import Optimisation
-from kdasr.training.step import Fading, Step, WeightedLosses, step_seed
+from kdasr.training.step import DEV, Fading, Step, WeightedLosses, step_seed
 from kdasr.training_log import LOG_FILE
 
 FINGERPRINT_FILE = "fingerprint.txt"
@@ -49,9 +49,10 @@ class Training:
         model, units: what is trained and its classes.
         streams: "labelled" and, where it is used, "unlabelled".
         schedule: blocks of (stream, batches), repeated; see `ScheduledBatches`.
-        losses: for each stream, loss functions and their weights by name; those of "labelled" measure the dev
-            set, whether or not the schedule uses that stream.
+        losses: for each stream, loss functions and their weights by name; those of "labelled" that ask for no
+            stored labels also measure the dev set, whether or not the schedule uses that stream.
         dev: folder stream with transcripts, for selection.
+        dev_loss: measures the dev set where none of the losses does.
         optimisation: how the weights move.
         teachers: models that run beside the student, for the losses that ask for them by name.
         augment: features to features, on training batches only; or None.
@@ -71,6 +72,7 @@ class Training:
     schedule: Sequence[tuple[str, int]]
     losses: Mapping[str, WeightedLosses]
     dev: Stream
+    dev_loss: Loss
     optimisation: Optimisation
     teachers: Mapping[str, OnlineTeacher] = field(default_factory=dict)
     augment: nn.Module | None = None
@@ -190,7 +192,7 @@ class Training:
         WholeCheckpoints(self.checkpoints).remove_unfinished()
 
     def _all_streams(self) -> dict[str, BatchSource]:
-        return {**self.streams, "dev": self.dev}
+        return {**self.streams, DEV: self.dev}
 
     def _tell_what_is_left_out(self) -> None:
         """Write and say which utterances of the streams are not used, and why."""
@@ -216,10 +218,6 @@ class Training:
                     where=self.name,
                     fix=f"Name a loss under {name}_losses, or take {name} out of the schedule.",
                 )
-        if not self.losses.get("labelled"):
-            raise ConfigError(
-                "no loss measures the dev set", where=self.name, expected="a loss of the labelled stream"
-            )
 
 
 def _say(line: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, MissingLabelsError
 from kdasr.interfaces import Batch, Loss, ModelOutput, OnlineTeacher
 from kdasr.recording import Recorded, WhenAsked
 
@@ -36,6 +36,9 @@ class Fading:
         """The weight where `progress` of all steps are done."""
         return self.first * max(0.0, 1.0 - progress / self.until)
 
+
+# The dev set, where a stream is named: it has transcripts, and never stored labels.
+DEV = "dev"
 
 WeightedLosses = Mapping[str, tuple[float | Fading, Loss]]
 
@@ -76,17 +79,27 @@ class Step(nn.Module):
         self._losses, self._teachers = losses, teachers
 
     def forward(self, batch: Batch, stream: str) -> tuple[ModelOutput, dict[str, Tensor]]:
-        """What the student makes of a batch on the module's device, and each weighted loss."""
+        """What the student makes of a batch on the module's device, and each weighted loss of its stream; of
+        `DEV` those of "labelled" that ask for no stored labels, which may be none.
+
+        Raises:
+            MissingLabelsError: a loss asks for stored labels, and the stream has none.
+        """
         features_btf = self._heard(batch)
         output: ModelOutput = self.student(features_btf, batch.feature_lengths_b)
         batch.teachers = WhenAsked[str](lambda name: self._teacher(name)(batch, features_btf))
         batch.views = WhenAsked[int](lambda _: self.student(self._heard(batch), batch.feature_lengths_b))
         terms = {}
-        for name, (weight, loss) in self._losses[stream].items():
+        for name, (weight, loss) in self._losses["labelled" if stream == DEV else stream].items():
             if isinstance(weight, Fading) and self.progress >= weight.until:
                 continue  # it costs no time any more
             now = weight.at(self.progress) if isinstance(weight, Fading) else weight
-            terms[name] = now * loss(output, batch)
+            try:
+                terms[name] = now * loss(output, batch)
+            except MissingLabelsError as error:
+                if stream != DEV:
+                    where = f"{stream}_losses.{name}"
+                    raise MissingLabelsError(error.what, where=where, fix=error.fix) from error
         # They hold the batch, which holds them: memory that would wait for the garbage collector.
         batch.teachers, batch.views = {}, {}
         return output, terms

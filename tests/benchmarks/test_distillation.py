@@ -61,7 +61,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(RECIPES / "mini/label.yaml", tmp_path)
     (tmp_path / "student.yaml").write_text(re.sub(r"batch_seconds: \d+", "batch_seconds: 8", text))
     histogram = SpikeHistogram(40.0, [40.0], [200], 200, 200)
-    monkeypatch.setattr("kdasr.stages.training.measure_offsets", lambda *_, **__: histogram)
+    monkeypatch.setattr("kdasr.stages.delays.measure_offsets", lambda *_, **__: histogram)
     return tmp_path
 
 

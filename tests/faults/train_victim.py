@@ -72,6 +72,7 @@ def training(root: Path, checkpoints: Path, workers: int) -> Training:
         schedule=SCHEDULE,
         losses={"labelled": {"ctc": (1.0, ctc)}, "unlabelled": {"soft": (1.0, soft_cross_entropy)}},
         dev=Stream([root / "dev"], 20.0, 3, units=_UNITS),
+        dev_loss=ctc,
         optimisation=Optimisation(
             steps=STEPS, eval_every=5, checkpoint_every=2, phases=[{"steps": 4, "start": 1e-2, "end": 1e-3}]
         ),

@@ -80,7 +80,7 @@ def test_a_recipe_can_be_read_and_is_named_after_its_file(recipe: Path, run: Pat
 def test_a_recipe_trains(recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loss has a value, and it has moved the student."""
     histogram = SpikeHistogram(40.0, [40.0], [200], 200, 200)
-    monkeypatch.setattr("kdasr.stages.training.measure_offsets", lambda *_, **__: histogram)
+    monkeypatch.setattr("kdasr.stages.delays.measure_offsets", lambda *_, **__: histogram)
     facts = run_recipe(recipe, settings(run, recipe), expected_stage="train")
     assert facts["train_steps"] == 4
     arguments = load_arguments(recipe, settings(run, recipe), expected_stage="train")

@@ -1,0 +1,81 @@
+"""How far a student's spikes are behind a teacher's: measured for `delay_frames: auto`, and watched."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdasr.delay import OffsetWatch, delay_from, measure_offsets
+from kdasr.errors import ConfigError
+from kdasr.interfaces import BatchSource
+from kdasr.loader import Stream
+from kdasr.models import load_model
+from kdasr.ranks import ranks
+from kdasr.spikes import SpikeHistogram
+from kdasr.stages.checks import Losses, measured_delays, of_audio, with_delay
+
+
+def with_measured_delays(
+    name: str,
+    losses: Mapping[str, Losses],
+    streams: Mapping[str, BatchSource],
+    reference: str | None,
+    margin_frames: int,
+) -> tuple[dict[str, Losses], dict[str, Any]]:
+    """The losses of each stream with a number in the place of `delay_frames: auto`, and facts for the card.
+
+    Each stream has a delay of its own, measured against its stored labels.
+
+    Raises:
+        ConfigError: there are no labels or no model to measure with, or they have too little in common.
+    """
+    measured: dict[str, Losses] = dict(losses)
+    facts: dict[str, Any] = {}
+    for stream, source in streams.items():
+        if not (waiting := measured_delays(losses[stream])):
+            continue
+        where = f"{stream}_losses.{waiting[0]}.loss.delay_frames"
+        histogram = _against_labels(source, reference, where)
+        delay_frames = delay_from(histogram, margin_frames)
+        if ranks().first:
+            print(
+                f"{name}: on {stream} audio the reference spikes {histogram.median_ms:+.0f} ms from the "
+                f"teacher (median of {histogram.matched} spikes), which is delayed by {delay_frames} frames",
+                file=sys.stderr,
+            )
+        measured[stream] = {
+            term: {**entry, "loss": with_delay(entry["loss"], delay_frames)}
+            for term, entry in losses[stream].items()
+        }
+        prefix = "" if stream == "unlabelled" else f"{stream}_"
+        facts[f"{prefix}delay_frames"] = delay_frames
+        facts[f"{prefix}reference_offset_median_ms"] = histogram.median_ms
+    return measured, facts
+
+
+def _against_labels(source: BatchSource, reference: str | None, where: str) -> SpikeHistogram:
+    if not isinstance(source, Stream) or not source.labels:
+        raise ConfigError(
+            "an automatic delay is measured against stored soft labels, and there are none",
+            where=where,
+            fix="Name folders of `labels`, or give a number.",
+        )
+    if reference is None:
+        raise ConfigError(
+            "an automatic delay needs a model to measure it with",
+            where=where,
+            fix="Name a student trained on transcripts alone as delay_reference, or give a number.",
+        )
+    return measure_offsets(source, load_model(Path(reference)).model)
+
+
+def offset_watch(streams: Mapping[str, BatchSource]) -> OffsetWatch | None:
+    """What watches the student's spikes against stored labels while it learns, on unlabelled audio before
+    labelled; None where no stream has labels with times."""
+    used = of_audio(streams)
+    for name in (name for name in ("unlabelled", "labelled") if name in used):
+        if used[name].labels and used[name].labels_have_times:
+            return OffsetWatch(used[name])
+    return None
