@@ -1,4 +1,4 @@
-"""Soft labels and a streaming model in, by how many frames the labels' teacher is ahead of it out.
+"""A teacher's posteriors and a streaming model in, by how many frames the teacher is ahead of it out.
 
 A CTC model that hears the whole utterance may spike anywhere around a sound: trained twice, the same
 teacher was once level with a streaming student's natural spikes and once 280 ms ahead of them. A
@@ -15,7 +15,7 @@ import torch
 from kdasr.decoding import Token, greedy
 from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
-from kdasr.interfaces import AcousticModel, SoftLabelBatch
+from kdasr.interfaces import AcousticModel, OnlineTeacher, SoftLabelBatch
 from kdasr.loader import Stream
 from kdasr.spikes import SpikeHistogram, spike_histogram
 from kdasr.targets import best_units
@@ -24,24 +24,35 @@ _MIN_MATCHED = 100
 
 
 def measure_offsets(
-    stream: Stream, reference: AcousticModel, *, max_batches: int = 12, device: torch.device | str = "cpu"
+    stream: Stream,
+    reference: AcousticModel,
+    *,
+    teacher: OnlineTeacher | None = None,
+    max_batches: int = 12,
+    device: torch.device | str = "cpu",
 ) -> SpikeHistogram:
-    """Where the spikes of `reference` fall against those of the labels in `stream`.
+    """Where the spikes of `reference` fall against those of the labels in `stream`, or of an online teacher.
 
     Args:
-        stream: unlabelled audio with soft labels.
+        stream: audio, with soft labels where there is no `teacher`.
         reference: a streaming model of the student's kind that was trained on transcripts alone; it
             spikes where such a student does of its own accord.
+        teacher: one that hears clean audio and has the reference's units and output frames.
         max_batches: batches to look at, the first ones.
         device: where the reference is.
     """
     pairs: list[tuple[list[Token], list[Token]]] = []
     for position in range(min(max_batches, len(stream.epoch_batches(0)))):
         batch = stream.batch(position).to(device)
-        assert batch.soft_labels is not None
         with torch.inference_mode():
             log_probs_btv, lengths_b = reference.offline(batch.features_btf, batch.feature_lengths_b)
-        pairs += zip(teacher_tokens(batch.soft_labels), greedy(log_probs_btv, lengths_b), strict=True)
+        if teacher is not None:
+            heard = teacher(batch, batch.features_btf)
+            theirs = greedy(heard.log_probs_btv, heard.lengths_b)
+        else:
+            assert batch.soft_labels is not None
+            theirs = teacher_tokens(batch.soft_labels)
+        pairs += zip(theirs, greedy(log_probs_btv, lengths_b), strict=True)
     return spike_histogram(pairs, float(FRAME_SHIFT_MS * reference.subsampling))
 
 
@@ -50,16 +61,20 @@ class OffsetWatch:
     """Where a student's spikes fall against its teacher's while it learns: a fact for the training log.
 
     Attributes:
-        stream: unlabelled audio with soft labels.
+        stream: audio, with soft labels where there is no `teacher`.
+        teacher: an online teacher that draws no random numbers; see `measure_offsets`.
         max_batches: batches to look at, always the same.
     """
 
     stream: Stream
+    teacher: OnlineTeacher | None = None
     max_batches: int = 2
 
     def __call__(self, model: AcousticModel, device: torch.device | str) -> dict[str, Any]:
         """`{"spike_offsets": …}` with the fields of a `SpikeHistogram`."""
-        histogram = measure_offsets(self.stream, model, max_batches=self.max_batches, device=device)
+        histogram = measure_offsets(
+            self.stream, model, teacher=self.teacher, max_batches=self.max_batches, device=device
+        )
         return {"spike_offsets": asdict(histogram)}
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdasr.delay import delay_from, measure_offsets, teacher_tokens
+from kdasr.delay import OffsetWatch, delay_from, measure_offsets, teacher_tokens
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch
+from kdasr.interfaces import Batch, ModelOutput
 from kdasr.soft_labels import Full, pad_soft_labels
 from kdasr.spikes import SpikeHistogram
 
@@ -62,6 +62,20 @@ def test_the_delay_is_the_median_offset_and_a_margin(frames: int, expected: int)
     assert histogram.median_ms == 40.0 * frames
     assert histogram.matched == 20 * 6
     assert delay_from(histogram, margin_frames=1) == expected
+
+
+def test_an_online_teacher_is_watched_as_stored_labels_are() -> None:
+    student: Any = Late(3)
+
+    def early(batch: Batch, student_features_btf: Tensor) -> ModelOutput:
+        return ModelOutput(*Late(-1).offline(student_features_btf, batch.feature_lengths_b))
+
+    teacher: Any = early
+    stored = OffsetWatch(student)(student, "cpu")["spike_offsets"]
+    online = OffsetWatch(student, teacher)(student, "cpu")["spike_offsets"]
+    assert (stored["offsets_ms"], online["offsets_ms"]) == ([120.0], [160.0])
+    assert stored["counts"] == online["counts"] == [2 * 6]
+    assert {**stored, "offsets_ms": []} == {**online, "offsets_ms": []}
 
 
 def test_teacher_tokens_are_the_spikes_of_the_best_path() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 from kdasr.delay import OffsetWatch, delay_from, measure_offsets
 from kdasr.errors import ConfigError
-from kdasr.interfaces import BatchSource
+from kdasr.interfaces import BatchSource, OnlineTeacher
 from kdasr.loader import Stream
+from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model
 from kdasr.ranks import ranks
 from kdasr.spikes import SpikeHistogram
-from kdasr.stages.checks import Losses, measured_delays, of_audio, with_delay
+from kdasr.stages.checks import Losses, all_settings, measured_delays, of_audio, with_delay
 
 
 def with_measured_delays(
@@ -71,11 +72,29 @@ def _against_labels(source: BatchSource, reference: str | None, where: str) -> S
     return measure_offsets(source, load_model(Path(reference)).model)
 
 
-def offset_watch(streams: Mapping[str, BatchSource]) -> OffsetWatch | None:
-    """What watches the student's spikes against stored labels while it learns, on unlabelled audio before
-    labelled; None where no stream has labels with times."""
+def offset_watch(
+    streams: Mapping[str, BatchSource], losses: Mapping[str, Losses], teachers: Mapping[str, OnlineTeacher]
+) -> OffsetWatch | None:
+    """What watches the student's spikes while it learns, on unlabelled audio before labelled: against stored
+    labels that have times, else against an online teacher.
+
+    Returns:
+        None where no stream has either.
+    """
     used = of_audio(streams)
     for name in (name for name in ("unlabelled", "labelled") if name in used):
         if used[name].labels and used[name].labels_have_times:
             return OffsetWatch(used[name])
+        if (teacher := _comparable_teacher(losses[name], teachers)) is not None:
+            return OffsetWatch(used[name], teacher)
+    return None
+
+
+def _comparable_teacher(losses: Losses, teachers: Mapping[str, OnlineTeacher]) -> FrozenTeacher | None:
+    """The first teacher that the losses name which is frozen and has the student's units and frames."""
+    for entry in losses.values():
+        for settings in all_settings(entry["loss"]):
+            teacher = teachers.get(settings.get("teacher", ""))
+            if isinstance(teacher, FrozenTeacher) and teacher.same_units:
+                return teacher
     return None

@@ -157,7 +157,9 @@ def train(
         teachers=teachers or {},
         augment=augment,
         start=start_hash,
-        watch=offset_watch({stream: source for stream, source in streams.items() if stream in used}),
+        watch=offset_watch(
+            {stream: source for stream, source in streams.items() if stream in used}, losses, teachers or {}
+        ),
         seed=seed,
         checkpoints=Path(checkpoints),
         num_workers=num_workers,
