@@ -10,6 +10,7 @@ that do not go with all of kdasr's own: give it an environment of its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import json
@@ -19,13 +20,16 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.export import ExportedProgram
 
 from export import require
 from export.contract import EXECUTORCH_FORMAT, own_metadata, read_metadata
+from export.light_graphs import light_graphs
 from export.packing import StateLayout
 from export.parity import WAVE_TOLERANCE
 from export.wave import WaveStudent
@@ -38,6 +42,14 @@ FLOAT_FILE = "model.pte"
 INT8_FILE = "model.int8.pte"
 EXTRA = "executorch"
 _FACTS_METHOD = "kdasr_facts"
+_aten = torch.ops.aten
+# The last bit of these is the engine's own.
+_ROUNDED_ELSEWISE = {
+    *(_aten.cos.default, _aten.sin.default, _aten.exp.default, _aten.log.default, _aten.tanh.default),
+    *(_aten.sigmoid.default, _aten.rsqrt.default, _aten.sqrt.default, _aten._softmax.default),
+    *(_aten.pow.Tensor_Scalar, _aten.pow.Tensor_Tensor, _aten.pow.Scalar),
+    *(_aten.sum.dim_IntList, _aten.mean.dim, _aten.mm.default, _aten.bmm.default, _aten.linear.default),
+}
 
 
 class ExecutorchModel:
@@ -111,8 +123,8 @@ class ExecutorchFormat:
         self.run = {"kdasr": f"kdasr transcribe --model {FLOAT_FILE} --stream FILE.wav"}
 
     def write_float(self, path: Path) -> None:
-        with _explained(self._module), _quiet(), _short_stack() as thread:
-            thread.submit(self._lower, self._module, path).result()
+        with self._lowering() as thread:
+            thread.submit(lambda: self._lower(self._program, path)).result()
 
     def write_int8(self, path: Path, float_path: Path) -> None:
         """Weights of linear layers in 8 bits, one scale for each output channel; activations are
@@ -126,31 +138,63 @@ class ExecutorchFormat:
 
         def quantise_and_lower() -> None:
             example = self._module.example(1)
-            prepared = pt2e.prepare_pt2e(torch.export.export(self._module, example).module(), quantizer)
+            prepared = pt2e.prepare_pt2e(self._program.module(), quantizer)
             prepared(*example)
-            self._lower(pt2e.convert_pt2e(prepared), path)
+            self._lower(torch.export.export(pt2e.convert_pt2e(prepared), example), path)
 
-        with _explained(self._module), _quiet(), _short_stack() as thread:
+        with self._lowering() as thread:
             thread.submit(quantise_and_lower).result()
 
     def open(self, path: Path) -> ExecutorchModel:
         return ExecutorchModel(path)
 
-    def _lower(self, module: torch.nn.Module, path: Path) -> None:
+    @functools.cached_property
+    def _program(self) -> ExportedProgram:
+        """What both files are made from: decomposed, and with what depends on no input (positions, limits of
+        weights; a fifteenth of the nodes) computed here, as far as every engine computes it to the bit."""
+        folding = require("executorch.exir.passes.constant_prop_pass", EXTRA)
+        program = torch.export.export(self._module, self._module.example(1))
+        decompositions = torch.export.default_decompositions()
+        for kept in _partitioner().ops_to_not_decompose(program)[0]:
+            decompositions.pop(kept, None)
+        decomposed = program.run_decompositions(decompositions)
+        folded: ExportedProgram = folding.constant_prop_pass(decomposed, _ROUNDED_ELSEWISE)
+        return folded
+
+    @contextlib.contextmanager
+    def _lowering(self) -> Iterator[ThreadPoolExecutor]:
+        """A thread to lower graphs in."""
+        with _explained(self._module), _quiet(), light_graphs(), _short_stack() as thread:
+            yield thread
+
+    def _lower(self, program: ExportedProgram, path: Path) -> None:
         exir = require("executorch.exir", EXTRA)
-        xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
-        program = torch.export.export(module, self._module.example(1))
         facts = torch.frombuffer(bytearray(json.dumps(self.facts).encode()), dtype=torch.uint8)
         lowered = exir.to_edge_transform_and_lower(
             program,
-            # One for all precisions. A partitioner of its own for dynamic quantisation before it, as in
-            # ExecuTorch's examples, gives the same numbers at the same speed and takes 1.5 times as long.
-            partitioner=[xnnpack.XnnpackPartitioner()],
+            partitioner=[_partitioner()],
             constant_methods={_FACTS_METHOD: facts},
             # A tenth of the time; what comes out is run against torch anyway.
             compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
         )
         path.write_bytes(lowered.to_executorch().buffer)
+
+
+def _partitioner() -> Any:
+    """XNNPACK's, for all precisions. One of its own for dynamic quantisation before it, as in ExecuTorch's
+    examples, gives the same numbers at the same speed and takes 1.5 times as long.
+
+    Where XNNPACK takes every operation that it asks to keep whole, it says so. ExecuTorch decomposes a
+    program that is decomposed twice more to find out."""
+    xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
+
+    class Partitioner(xnnpack.XnnpackPartitioner):  # type: ignore[name-defined]
+        def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], Any]:
+            kept, takes = super().ops_to_not_decompose(ep)
+            all_taken = all(takes(node) for node in ep.graph.nodes if node.target in kept)
+            return kept, None if all_taken else takes
+
+    return Partitioner()
 
 
 def _use_one_thread() -> None:

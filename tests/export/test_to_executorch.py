@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from export.formats import available_formats
 from export.parity import probe_sound
 from export.publish import export_student
+from export.to_executorch import ExecutorchFormat, _partitioner
 from export.transcribe import open_recogniser
 from kdasr.errors import ModelError
 from kdasr.streaming import StreamingSession, TorchChunkModel
@@ -72,3 +75,31 @@ def test_a_truncated_program_is_refused(exported: tuple[str, Path], tmp_path: Pa
     (tmp_path / "model.pte").write_bytes((exported[1] / "model.pte").read_bytes()[:keep])
     with pytest.raises(ModelError, match="ExecuTorch cannot run the file"):
         open_recogniser(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_depends_on_no_input_is_computed_once(kind: str) -> None:
+    format = ExecutorchFormat(ALL[kind](), UNITS, "")
+    before = torch.export.export(format._module, format._module.example(1))
+    names = [str(node.target) for node in format._program.graph.nodes]
+    assert any("arange" in str(node.target) for node in before.graph.nodes)
+    assert not any("arange" in name for name in names)
+    # Where a device has a last bit of its own, it still computes it.
+    assert any(name.startswith("aten.cos") for name in names) == (kind in ("conformer", "zipformer"))
+    samples, valid_frames, state = format._module.example(1)
+    inputs = (torch.randn_like(samples), valid_frames, torch.randn_like(state).abs())
+    with torch.inference_mode():
+        want, got = format._module(*inputs), format._program.module()(*inputs)
+    for one, other in zip(want, got, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "taken"), [(2, True), (3, False)])
+def test_whether_xnnpack_takes_all_that_it_asks_to_keep(stride: int, taken: bool) -> None:
+    program = torch.export.export(nn.MaxPool2d(2, stride), (torch.zeros(1, 1, 6, 6),))
+    kept, takes = _partitioner().ops_to_not_decompose(program)
+    assert torch.ops.aten.max_pool2d.default in kept
+    if taken:
+        assert takes is None
+    else:
+        assert [takes(node) for node in program.graph.nodes if node.target in kept] == [False]
