@@ -1,9 +1,12 @@
 """Students by size: what they cost to run, to keep in memory and to train, and how well they hear.
 
     python -m benchmarks.students [--sizes recipes/students/*.yaml] [--chunk-ms 320]
+    python -m benchmarks.students --export executorch --sizes recipes/students/*-20m.yaml
     python -m benchmarks.students --train --work-dir runs/mini --steps 600 --seeds 1 2 3
 
 Every size is built with random weights and measured on one core, at one chunk size, over made-up sound.
+--export adds the seconds of CPU that an export to a format takes, checks included (in an environment that
+has the format).
 With --train it is also trained by the student recipe in the work folder of a finished run, whose
 shards, teacher and labels are used as they are, and evaluated on the test shards at each of
 --wer-chunk-ms (0 is full context). What is trained already is not trained again, so this can be
@@ -31,9 +34,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from export.formats import FORMATS
 from export.measure import measure_chunks
 from export.packing import StateLayout
 from export.parity import probe_sound
+from export.publish import export_student
 from export.to_onnx import OnnxFormat
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
@@ -70,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             "chunk_ms": options.chunk_ms,
             **measured(_build(options, path), options.chunk_ms),
         }
+        if options.export:
+            row["export_s"] = export_seconds(_build(options, path), options.chunk_ms, options.export)
         if options.train:
             row["seeds"] = options.seeds
             row["wers"] = [_wers(options, path, seed) for seed in options.seeds]
@@ -105,6 +112,19 @@ def measured(model: Any, chunk_ms: int) -> dict[str, Any]:
         "state_bytes": 4 * StateLayout(model).num_floats + 8,
         "train_step_ms": train_ms,
     }
+
+
+def export_seconds(model: Any, chunk_ms: int, formats: Sequence[str]) -> dict[str, float]:
+    """CPU seconds of an export in float32 and int8 with its checks, by format, in the order given: what
+    the first one imports counts for it."""
+    set_chunk_ms(model.eval(), chunk_ms)
+
+    def export(name: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return _cpu_seconds(lambda: export_student(model, _UNITS, Path(folder), format=name))
+
+    with one_torch_thread():
+        return {name: export(name) for name in formats}
 
 
 def macs_per_second(model: Any) -> float:
@@ -145,7 +165,7 @@ def train_step_ms(model: Any, repeats: int = 5) -> float:
         return 1000 * median(_cpu_seconds(step) for _ in range(repeats + 1))
 
 
-def _cpu_seconds(work: Callable[[], None]) -> float:
+def _cpu_seconds(work: Callable[[], object]) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
@@ -157,6 +177,9 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", type=Path, nargs="+", help=f"YAML files with a model (default: all of {SIZES})"
     )
     parser.add_argument("--chunk-ms", type=int, default=320, help="audio in a chunk")
+    parser.add_argument(
+        "--export", nargs="+", choices=list(FORMATS), help="time exports to these formats too"
+    )
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="to train with, but for its model")
     parser.add_argument("--train", action="store_true", help="train and evaluate too")
     parser.add_argument("--work-dir", type=Path, help="of a finished run")
@@ -205,6 +228,7 @@ def _wers(options: argparse.Namespace, path: Path, seed: int) -> dict[str, float
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table in Markdown; WERs are means over the seeds."""
     chunks = list(rows[0]["wers"][0]) if "wers" in rows[0] else []
+    formats = list(rows[0].get("export_s", {}))
     titles = [
         "student",
         "parameters",
@@ -215,6 +239,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "state KB",
         "training ms/step",
     ]
+    titles += [f"export to {name} s" for name in formats]
     titles += [f"WER % at {'full context' if chunk == '0' else f'{chunk} ms'}" for chunk in chunks]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in rows:
@@ -227,6 +252,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['int8_bytes'] / 1e6:.2f}",
             f"{row['state_bytes'] / 1e3:.0f}",
             f"{row['train_step_ms']:.0f}",
+            *(f"{row['export_s'][name]:.0f}" for name in formats),
             *(f"{mean(wers[chunk] for wers in row['wers']):.1f}" for chunk in chunks),
         ]
         lines.append("| " + " | ".join(cells) + " |")
