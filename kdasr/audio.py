@@ -6,10 +6,10 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 import soundfile
@@ -26,6 +26,13 @@ _PCM16_SCALE = 32_768.0
 _UNKNOWN_BYTES = 0x7FFF0000
 _UNKNOWN_FRAMES = 2**62
 _BLOCK_SECONDS = 60.0
+# Before a cut so much is decoded, since a frame of mp3 or opus needs some of those before; and to a cut that
+# begins so soon after the last one the file is read on.
+_LEAD_SECONDS = 1.0
+_READ_ON_SECONDS = 30.0
+_PASSED_FRAMES = 1 << 20
+# A cut may end that far behind the audio, and then ends with it: lists round.
+_OVERSHOOT_SECONDS = 0.1
 _COPY_AGAIN = "Copy the file again from its source."
 # The filter has a row for each output sample of a period, each as long as the period: 16 MB at most.
 _MOST_WEIGHTS = 4_000_000
@@ -45,6 +52,21 @@ class Decoded(NamedTuple):
     samples: NDArray[np.float32]
     source_rate_hz: int
     source_channels: int
+
+
+class Cut(NamedTuple):
+    """A part of an audio file.
+
+    Attributes:
+        start_seconds: where it begins.
+        seconds: how long it is; None: to the end.
+    """
+
+    start_seconds: float = 0.0
+    seconds: float | None = None
+
+
+WHOLE = Cut()
 
 
 def decode(data: bytes, where: str) -> NDArray[np.float32]:
@@ -77,8 +99,64 @@ def load(path: Path) -> NDArray[np.float32]:
 
 def load_with_rate(path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
     """As `load`, at `rate_hz`, telling also which sample rate and channels the file had."""
-    with _stream(path) as stream, _opened(stream, str(path), rate_hz) as file:
-        return _joined(_segments(file, None, str(path)), file.samplerate, rate_hz)
+    with AudioReader(path, rate_hz) as reader:
+        return reader.load()
+
+
+class AudioReader:
+    """An audio file that stays open while it is read in cuts. Those in order cost one decoding of the file
+    at most; to get to a distant place in an mp3, the headers of all frames before are passed over, once.
+
+    A cut begins and ends at the frames of the file that are nearest, and is resampled by itself: nothing of
+    what lies around it is heard in it.
+    """
+
+    def __init__(self, path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> None:
+        self._path, self._rate_hz = path, rate_hz
+        self._file: _Forward | None = None
+        self._close = ExitStack()
+
+    def load(self, cut: Cut = WHOLE) -> Decoded:
+        """A cut, or all of the file.
+
+        Raises:
+            AudioError: as `load`, or the cut is not within the file.
+        """
+        with self._reading() as file:
+            return _joined(_segments(file, None, str(self._path), cut), file.samplerate, self._rate_hz)
+
+    def segments(self, max_seconds: float, cut: Cut = WHOLE) -> Iterator[Decoded]:
+        """The same in equal segments of at most `max_seconds`, of which one at a time is held in memory.
+
+        Raises:
+            AudioError: as `load`; of a file that is cut short, the segments before that come first.
+        """
+        with self._reading() as file:
+            for frames_nc in _segments(file, max_seconds, str(self._path), cut):
+                yield _joined([frames_nc], file.samplerate, self._rate_hz)
+
+    @contextmanager
+    def _reading(self) -> Iterator[_Forward]:
+        # A file that does not know its length cannot seek back.
+        if self._file is None or self._file.frames >= _UNKNOWN_FRAMES:
+            self._close.close()
+            with ExitStack() as opened:
+                stream = opened.enter_context(_stream(self._path))
+                self._file = opened.enter_context(_opened(stream, str(self._path), self._rate_hz))
+                self._close = opened.pop_all()
+        try:
+            with _decoding(str(self._path), self._path.stat().st_size):
+                yield self._file
+        except AudioError:
+            # What is left of its state after a fault is not for the next cut.
+            self._file = None
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close.close()
 
 
 def load_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[Decoded]:
@@ -89,9 +167,8 @@ def load_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ)
     Raises:
         AudioError: as `load`; of a file that is cut short, the segments before the cut come first.
     """
-    with _stream(path) as stream, _opened(stream, str(path), rate_hz) as file:
-        for frames_nc in _segments(file, max_seconds, str(path)):
-            yield _joined([frames_nc], file.samplerate, rate_hz)
+    with AudioReader(path, rate_hz) as reader:
+        yield from reader.segments(max_seconds)
 
 
 def rate_of(path: Path) -> int:
@@ -103,18 +180,21 @@ def rate_of(path: Path) -> int:
     return promised_segments(path, _BLOCK_SECONDS)[1]
 
 
-def promised_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ) -> tuple[list[int], int]:
+def promised_segments(
+    path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ, cut: Cut = WHOLE
+) -> tuple[list[int], int]:
     """What the header of the audio file at `path` says that `load_segments` would give, undecoded: the
     samples of each segment, none if it does not know how many there are; and the rate of the file.
 
     Raises:
-        AudioError: as `load`, as far as the header tells.
+        AudioError: as `AudioReader.load`, as far as the header tells.
     """
     with _stream(path) as stream, _opened(stream, str(path), rate_hz) as file:
-        if file.frames >= _UNKNOWN_FRAMES:
+        start, end = _ends(file, str(path), cut)
+        if end >= _UNKNOWN_FRAMES:
             return [], file.samplerate
-        longest = _segment_frames(file, max_seconds)
-        frames = [min(longest, file.frames - first) for first in range(0, file.frames, longest)]
+        longest = _segment_frames(file, max_seconds, end - start)
+        frames = [min(longest, end - first) for first in range(start, end, longest)]
         return [math.ceil(count * rate_hz / file.samplerate) for count in frames], file.samplerate
 
 
@@ -182,14 +262,29 @@ def _filters(from_hz: int, to_hz: int) -> tuple[torch.Tensor, int, int]:
 
 
 class _Forward(soundfile.SoundFile):
-    """Read from beginning to end only: a FLAC that does not know its length cannot seek to it."""
+    """Not seekable for soundfile, which would seek to the end: a FLAC that does not know its length cannot.
+
+    Attributes:
+        position: the frame that is read next.
+    """
+
+    position = 0
 
     def seekable(self) -> bool:
         return False
 
+    def read(self, *args: Any, **settings: Any) -> NDArray[Any]:
+        samples: NDArray[Any] = super().read(*args, **settings)
+        self.position += len(samples)
+        return samples
+
+    def seek(self, frame: int) -> None:
+        super().seek(frame)
+        self.position = frame
+
 
 @contextmanager
-def _opened(stream: BinaryIO, where: str, rate_hz: int) -> Iterator[soundfile.SoundFile]:
+def _opened(stream: BinaryIO, where: str, rate_hz: int) -> Iterator[_Forward]:
     """libsndfile's view of a stream that is not empty, not cut and holds samples that can be brought to
     `rate_hz`."""
     num_bytes = stream.seek(0, os.SEEK_END)
@@ -197,13 +292,19 @@ def _opened(stream: BinaryIO, where: str, rate_hz: int) -> Iterator[soundfile.So
         raise AudioError("the audio is empty", where=where, expected="an audio file", got="0 bytes")
     whole = _whole_wav(stream, num_bytes, where)
     whole.seek(0)
+    with _decoding(where, num_bytes), _Forward(whole) as file:
+        if file.frames == 0:
+            expected, got = "at least one sample", "a header alone"
+            raise AudioError("the audio holds no samples", where=where, expected=expected, got=got)
+        check_rates(file.samplerate, rate_hz, where)
+        yield file
+
+
+@contextmanager
+def _decoding(where: str, num_bytes: int) -> Iterator[None]:
+    """libsndfile's errors as ours."""
     try:
-        with _Forward(whole) as file:
-            if file.frames == 0:
-                expected, got = "at least one sample", "a header alone"
-                raise AudioError("the audio holds no samples", where=where, expected=expected, got=got)
-            check_rates(file.samplerate, rate_hz, where)
-            yield file
+        yield
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(
             "the audio cannot be decoded",
@@ -215,14 +316,16 @@ def _opened(stream: BinaryIO, where: str, rate_hz: int) -> Iterator[soundfile.So
 
 
 def _segments(
-    file: soundfile.SoundFile, max_seconds: float | None, where: str
+    file: _Forward, max_seconds: float | None, where: str, cut: Cut = WHOLE
 ) -> Iterator[NDArray[np.float32]]:
     """(n, channels) frames, block after block, to the end."""
-    known = file.frames < _UNKNOWN_FRAMES
-    num_frames = _segment_frames(file, max_seconds or _BLOCK_SECONDS)
-    position = 0
-    while not known or position < file.frames:
-        frames_nc = file.read(num_frames, dtype="float32", always_2d=True)
+    start, end = _ends(file, where, cut)
+    _go_to(file, start)
+    num_frames = _segment_frames(file, max_seconds or _BLOCK_SECONDS, end - start)
+    position = start
+    while position < end:
+        wanted = min(num_frames, end - position)
+        frames_nc = file.read(wanted, dtype="float32", always_2d=True)
         position += len(frames_nc)
         if not np.isfinite(frames_nc).all():
             raise AudioError(
@@ -230,20 +333,50 @@ def _segments(
             )
         if len(frames_nc):
             yield frames_nc
-        if len(frames_nc) < num_frames:
+        if len(frames_nc) < wanted:
             break
-    if position == 0 or (known and position < file.frames):
-        expected, got = f"{file.frames if known else 'some'} frames", position
+    known = end < _UNKNOWN_FRAMES
+    if position == start or (known and position < end):
+        expected, got = f"{end if known else 'some'} frames", position
         raise AudioError("the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN)
 
 
-def _segment_frames(file: soundfile.SoundFile, max_seconds: float) -> int:
-    """Frames in each segment but the last."""
+def _ends(file: soundfile.SoundFile, where: str, cut: Cut) -> tuple[int, int]:
+    """First frame of a cut, and the one after its last: some huge number where nobody knows the end."""
+    # Each end by itself, so that of two cuts in a row none has a frame that the other has, and none is lost.
+    start = round(cut.start_seconds * file.samplerate)
+    end = file.frames
+    if cut.seconds is not None:
+        end = round((cut.start_seconds + cut.seconds) * file.samplerate)
+    last = min(end, file.frames)
+    if 0 <= start < last and end <= file.frames + _OVERSHOOT_SECONDS * file.samplerate:
+        return start, last
+    known = file.frames < _UNKNOWN_FRAMES
+    raise AudioError(
+        "the cut is not within the audio",
+        where=where,
+        expected=f"a part of 0 to {file.frames / file.samplerate:.2f} s" if known else "one that has samples",
+        got=f"{cut.start_seconds:.2f} s"
+        + (f" to {end / file.samplerate:.2f} s" if end < _UNKNOWN_FRAMES else ""),
+    )
+
+
+def _go_to(file: _Forward, frame: int) -> None:
+    ahead = frame - file.position
+    if file.frames < _UNKNOWN_FRAMES and not 0 <= ahead <= _READ_ON_SECONDS * file.samplerate:
+        file.seek(max(0, frame - round(_LEAD_SECONDS * file.samplerate)))
+    while file.position < frame:
+        if not len(file.read(min(frame - file.position, _PASSED_FRAMES), always_2d=True)):
+            return
+
+
+def _segment_frames(file: soundfile.SoundFile, max_seconds: float, num_frames: int) -> int:
+    """Frames in each of the segments of `num_frames` but the last."""
     longest = max(1, int(max_seconds * file.samplerate))
-    if file.frames >= _UNKNOWN_FRAMES:
+    if num_frames >= _UNKNOWN_FRAMES:
         return longest
     # Equal parts: a last one of a few samples would be of no use.
-    return math.ceil(file.frames / math.ceil(file.frames / longest))
+    return math.ceil(num_frames / math.ceil(num_frames / longest))
 
 
 def _joined(blocks: Iterable[NDArray[np.float32]], from_hz: int, to_hz: int) -> Decoded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from kdasr import audio
 from kdasr.audio import (
     SAMPLE_RATE_HZ,
+    AudioReader,
+    Cut,
     decode,
     decode_with_rate,
     encode_flac,
@@ -229,3 +232,90 @@ def test_of_a_cut_file_the_segments_before_the_cut_come_first(tmp_path: Path) ->
     assert len(next(segments).samples) == 32_000
     with pytest.raises(AudioError, match=r"cut\.mp3.*cut short"):
         list(segments)
+
+
+def noisy(seconds: float, rate_hz: int) -> NDArray[np.float32]:
+    noise = np.random.default_rng(0).normal(0, 0.1, round(seconds * rate_hz)).astype(np.float32)
+    # Louder and softer: frames of mp3 borrow bits from those before.
+    return noise * np.abs(np.sin(np.arange(len(noise)) / rate_hz * 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cut_is_what_the_whole_file_has_there(kind: str, tmp_path: Path) -> None:
+    rate_hz, path = 48_000 if kind == "opus" else 44_100, tmp_path / "long"
+    path.write_bytes(encoded(noisy(40.0, rate_hz), rate_hz, kind))
+    whole = load_with_rate(path, rate_hz).samples
+    starts = (35.30001, 3.5, 0.0, 4.5, 36.7)
+    with AudioReader(path, rate_hz) as reader:
+        cuts = [reader.load(Cut(start, 1.25)).samples for start in starts]
+    for start, cut in zip(starts, cuts, strict=True):
+        first = round(start * rate_hz)
+        np.testing.assert_allclose(cut, whole[first : first + round(1.25 * rate_hz)], atol=1e-6)
+
+
+def test_cuts_in_a_row_share_no_sample_and_lose_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(tone(2.0, 44_100), 44_100))
+    ends = [0.0, 0.333333, 0.666666, 1.1, 2.0]
+    with AudioReader(path, 44_100) as reader:
+        cuts = [reader.load(Cut(start, end - start)).samples for start, end in itertools.pairwise(ends)]
+    np.testing.assert_array_equal(np.concatenate(cuts), load_with_rate(path, 44_100).samples)
+
+
+def test_a_cut_is_resampled_by_itself_and_its_segments_join_to_it(tmp_path: Path) -> None:
+    path, samples = tmp_path / "a.wav", tone(3.0, 44_100)
+    path.write_bytes(encoded(samples, 44_100, "wav_float"))
+    with AudioReader(path) as reader:
+        cut = reader.load(Cut(1.0, 0.9)).samples
+        np.testing.assert_array_equal(cut, resample(samples[44_100 : 44_100 + 39_690], 44_100))
+        segments = [segment.samples for segment in reader.segments(0.5, Cut(1.0, 0.9))]
+        assert len(reader.load(Cut(2.5)).samples) == 8_000
+    assert [len(segment) for segment in segments] == promised_segments(path, 0.5, cut=Cut(1.0, 0.9))[0]
+    assert sum(map(len, segments)) == len(cut) == 14_400
+
+
+@pytest.mark.parametrize("cut", [Cut(1.5, 1.0), Cut(2.0), Cut(9.0, 1.0), Cut(1.0, 0.0), Cut(-0.5, 1.0)])
+def test_a_cut_that_is_not_within_the_file_is_refused_and_the_next_one_read(tmp_path: Path, cut: Cut) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(tone(2.0)))
+    message = r"a\.wav: the cut is not within the audio; expected a part of 0 to 2\.00 s; got "
+    with AudioReader(path) as reader:
+        with pytest.raises(AudioError, match=message):
+            reader.load(cut)
+        # Lists round: what is a little too long ends with the file.
+        assert len(reader.load(Cut(1.5, 0.59)).samples) == 8_000
+
+
+def test_cuts_of_a_flac_that_never_knew_its_length_are_read(tmp_path: Path) -> None:
+    data = bytearray(encoded(noisy(3.0, 16_000), kind="flac"))
+    whole = decode(bytes(data), "whole")
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    (tmp_path / "piped.flac").write_bytes(data)
+    with AudioReader(tmp_path / "piped.flac") as reader:
+        for start in (1.5, 0.25):
+            np.testing.assert_array_equal(
+                reader.load(Cut(start, 1.0)).samples, whole[round(start * 16_000) :][:16_000]
+            )
+        with pytest.raises(AudioError, match="cut short"):
+            reader.load(Cut(2.5, 1.0))
+
+
+def test_a_long_file_is_not_decoded_from_its_beginning_for_each_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, decoded = tmp_path / "a.flac", []
+    path.write_bytes(encoded(tone(100.0), kind="flac"))
+    real = soundfile.SoundFile.read
+
+    def counting(self: soundfile.SoundFile, frames: int, **settings: object) -> NDArray[np.float32]:
+        decoded.append(frames)
+        samples: NDArray[np.float32] = real(self, frames, **settings)
+        return samples
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    with AudioReader(path) as reader:
+        for start in range(80, 100):
+            reader.load(Cut(start, 1.0))
+        reader.load(Cut(10.0, 1.0))
+    assert sum(decoded) == (1 + 20 + 2) * SAMPLE_RATE_HZ
