@@ -10,7 +10,7 @@ One module of this folder is one corpus. It has
     NEEDS_CORPUS                        whether it reads a folder
     GENERATION                          to be raised when the same settings give other audio than before
     splits(settings, corpus)            the names of its splits
-    scope(settings, corpus, split)      the settings and the folder that this split depends on
+    scope(settings, corpus, split)      the settings and the folder, or files, that this split depends on
     prepare(settings, corpus, *, split, seed, dropped, done)    its utterances, in a fixed order
 
 `done` has the keys of utterances that are written already and their samples at 16 kHz, for a corpus to
@@ -29,13 +29,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from data_prep.support.prepared import fingerprint_of, prepare_split
 from data_prep.support.settings import parse_settings
 from kdasr.errors import ConfigError, CorpusError
 
 __all__ = ["corpora", "prepare", "settings_of"]
+
+# Settings that older releases had not, and the values that change nothing: not recorded then, so that shards
+# from before are still those of the same settings.
+_LATER = {"language": None, "transcripts": False, "held_out_share": 0.0}
 
 
 def corpora() -> dict[str, str]:
@@ -65,20 +66,23 @@ def prepare(
         ConfigError: an unknown corpus, an unknown or bad setting, or `out` was made with others.
         CorpusError: the corpus is missing or not what it should be.
     """
+    # The command line asks this module for the names of the corpora: torch would take it a second.
+    from data_prep.support.prepared import fingerprint_of, prepare_split
+
     module = _module_of(name)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)
     shards = {}
     with _one_thread():
         for split in module.splits(parsed, corpus):
-            scope, folder = module.scope(parsed, corpus, split)
+            scope, files = module.scope(parsed, corpus, split)
             source = {
                 "corpus": name,
                 "generation": module.GENERATION,
                 "split": split,
                 "seed": seed,
                 "settings": _recorded(scope),
-                "files": fingerprint_of(folder, without=Path(out)),
+                "files": fingerprint_of(files, without=Path(out)),
             }
             utterances = functools.partial(module.prepare, scope, corpus, split=split, seed=seed)
             shards[split] = prepare_split(
@@ -88,15 +92,16 @@ def prepare(
 
 
 def _recorded(settings: Any) -> dict[str, Any]:
-    """Settings as JSON gives them back; of a language only what is said, so that shards from before
-    languages could be said are still those of the same settings."""
+    """Settings as JSON gives them back."""
     found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return {name: value for name, value in found.items() if (name, value) != ("language", None)}
+    return {name: value for name, value in found.items() if name not in _LATER or value != _LATER[name]}
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Utterances are too short to share among threads: on a busy machine that is 5 x slower."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

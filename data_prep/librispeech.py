@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
+from data_prep.support.listed import Limits, Listed, key_lines, whole_utterances
 from data_prep.support.settings import check_language, check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate, rate_of, resample
-from kdasr.errors import AudioError, ConfigError, CorpusError, UnitsError
+from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
-from kdasr.manifest import KEY_PATTERN
-from kdasr.text import normalise
 
 NEEDS_CORPUS = True
 GENERATION = 1
@@ -109,26 +108,29 @@ def prepare(
     Of an unlabelled subset the transcripts are not looked at.
     """
     subset = _subset_of(settings, split)
-    labelled, seen = subset not in settings.unlabelled, set[str]()
-    for chapter in _chapters(_subsets(corpus)[subset], split.removeprefix(subset)):
+    labelled = subset not in settings.unlabelled
+    chapters = _chapters(_subsets(corpus)[subset], split.removeprefix(subset))
+    utterances = whole_utterances(
+        _listed(settings, corpus, chapters, labelled, dropped),
+        dropped,
+        Limits(),
+        labelled=labelled,
+        written=lambda key: all(_key_at(key, speed) in done for speed in settings.speeds),
+    )
+    for utterance in utterances:
+        yield from (_at_speed(utterance, speed) for speed in settings.speeds)
+
+
+def _listed(
+    settings: Settings, corpus: Path, chapters: list[Path], labelled: bool, dropped: Dropped
+) -> Iterator[Listed]:
+    for chapter in chapters:
         texts = _transcripts(chapter, corpus, dropped) if labelled else {}
         for path in sorted(chapter.glob("*.flac")):
-            name, key = str(path.relative_to(corpus)), path.stem
-            text = texts.pop(key, None)
-            try:
-                _check_key(key, seen)
-                normal_text = _usable(text) if labelled else None
-                written = all(_key_at(key, speed) in done for speed in settings.speeds)
-                samples, rate_hz = (None, rate_of(path)) if written else load_with_rate(path)[:2]
-            except (AudioError, UnitsError, CorpusError) as error:
-                dropped.add_error(name, error)
-                continue
-            seen.add(key)
-            dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-            if samples is None:
-                continue
-            utterance = Utterance(key, samples, normal_text, chapter.parent.name, settings.language)
-            yield from (_at_speed(utterance, speed) for speed in settings.speeds)
+            name, text = str(path.relative_to(corpus)), texts.pop(path.stem, None)
+            yield Listed(
+                name, path.stem, path, name, text, speaker=chapter.parent.name, language=settings.language
+            )
         for key in texts:
             dropped.add(f"{chapter.relative_to(corpus)}/{key}.flac", "transcript without audio")
 
@@ -157,22 +159,6 @@ def _key_at(key: str, speed: float) -> str:
     return key if speed == 1.0 else f"{key}-sp{round(100 * speed)}"
 
 
-def _check_key(key: str, seen: set[str]) -> None:
-    if key in seen:
-        raise CorpusError("the same key was found before")
-    if not KEY_PATTERN.fullmatch(key):
-        raise CorpusError("the name cannot be a key", expected=KEY_PATTERN.pattern)
-
-
-def _usable(text: str | None) -> str:
-    """The normalised transcript; an error says why there is none."""
-    if text is None:
-        raise CorpusError("audio without transcript")
-    if not (normal_text := normalise(text)):
-        raise CorpusError("an empty transcript")
-    return normal_text
-
-
 def _subsets(corpus: Path) -> dict[str, Path]:
     root = corpus / "LibriSpeech" if (corpus / "LibriSpeech").is_dir() else corpus
     return {path.name: path for path in root.iterdir() if path.is_dir() and _has_chapters(path)}
@@ -186,13 +172,5 @@ def _transcripts(chapter: Path, corpus: Path, dropped: Dropped) -> dict[str, str
     """Key to transcript of one chapter."""
     texts: dict[str, str] = {}
     for path in sorted(chapter.glob("*.trans.txt")):
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            where = f"{path.relative_to(corpus)}:{number}"
-            key, _, text = line.decode("utf-8", errors="replace").strip().partition(" ")
-            if not key:
-                continue
-            if key in texts:
-                dropped.add(where, f"a second transcript of {key}")
-            else:
-                texts[key] = text
+        key_lines(path, str(path.relative_to(corpus)), "transcript", texts, dropped)
     return texts

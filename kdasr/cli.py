@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep import corpora
 from export.commands import add_commands
 from kdasr.errors import ConfigError, KdasrError
 
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--only", metavar="STAGE", help="run this stage alone, whatever is done of the others")
 
     prepare = verb("prepare", _prepare, "write a corpus as audio shards", settings=True)
-    prepare.add_argument("name", help="synth, fsdd, librispeech, folder, or a recipe .yaml")
+    prepare.add_argument("name", help=f"{', '.join(corpora())}, or a recipe .yaml")
     prepare.add_argument("--corpus", type=Path, help="where the corpus lies")
     prepare.add_argument("--out", type=Path, help="folder for the shards")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import corpora
 from kdasr.cli import build_parser, main
 from kdasr.models import save_model
 from kdasr.teachers.conformer import ConformerTeacher
@@ -30,6 +31,13 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for verb in ("run", "prepare", "train", "label", "evaluate", "export", "transcribe", "report", "doctor"):
         assert f"\n    {verb}" in text
+
+
+def test_help_names_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(corpora())}, or a recipe .yaml" in text and "manifest" in text
 
 
 @pytest.mark.parametrize(

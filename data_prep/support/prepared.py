@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.support.dropped import Dropped
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
-from kdasr.manifest import PREPARED, PREPARING
+from kdasr.manifest import PREPARED, PREPARING, sha256_of
 from kdasr.shards import Shard, complete_shards, open_shard, write_shards
 from kdasr.storage import commit_bytes
 
@@ -61,7 +61,7 @@ def _prepare_split(
     kept = [] if (folder / PREPARED).exists() else complete_shards(folder)
     done = {entry.key: entry.num_samples for shard in kept for entry in shard.entries}
     if kept:
-        _say(f"{folder}: {len(done)} utterances in {len(kept)} complete shards are kept")
+        say(f"{folder}: {len(done)} utterances in {len(kept)} complete shards are kept")
     dropped = Dropped()
     following = _following(utterances(dropped=dropped, done=done), done)
     paths = write_shards(
@@ -79,24 +79,52 @@ def _prepare_split(
     return paths
 
 
-def fingerprint_of(corpus: Path | None, *, without: Path) -> dict[str, Any] | None:
-    """Count, size and a hash of the paths and sizes of all files below `corpus`, contents unread.
+class Files(NamedTuple):
+    """What a split depends on that is not simply all that lies in a folder.
 
-    What lies in `without` is left out: shards may be written into the corpus itself.
+    Attributes:
+        read: files whose bytes decide, such as a list.
+        sized: names and paths of files whose sizes decide, such as the audio that the list names.
     """
-    if corpus is None:
+
+    read: tuple[Path, ...]
+    sized: Mapping[str, Path]
+
+
+def fingerprint_of(files: Path | Files | None, *, without: Path) -> dict[str, Any] | None:
+    """Count, size and a hash of the names and sizes of all files below a folder, contents unread; or of
+    `Files`, and of the contents of their lists.
+
+    What lies in `without` is left out of a folder: shards may be written into the corpus itself.
+    """
+    if files is None:
         return None
     digest, count, num_bytes = hashlib.sha256(), 0, 0
+    if isinstance(files, Files):
+        for path in files.read:
+            digest.update(f"{path.name}\0{sha256_of(path)}\n".encode(errors="surrogateescape"))
+    for name, path in files.sized.items() if isinstance(files, Files) else _below(files, without):
+        size = _size_of(path)
+        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+        count, num_bytes = count + 1, num_bytes + max(size, 0)
+    return {"count": count, "bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def _below(corpus: Path, without: Path) -> Iterator[tuple[str, Path]]:
     for parent, folders, files in os.walk(corpus):
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and not _same(Path(parent, name), without)
         )
         for name in sorted(files):
             path = Path(parent, name)
-            size = path.stat().st_size if path.exists() else -1
-            digest.update(f"{path.relative_to(corpus)}\0{size}\n".encode(errors="surrogateescape"))
-            count, num_bytes = count + 1, num_bytes + max(size, 0)
-    return {"count": count, "bytes": num_bytes, "sha256": digest.hexdigest()}
+            yield str(path.relative_to(corpus)), path
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # not there, or no name that a file can have
+        return -1
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -179,10 +207,11 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped) -> None:
     if dropped.items:
         parts.append(f"{len(dropped.items)} left out (see {DROPPED})")
     parts += [f"{number} {note}" for note, number in sorted(dropped.notes.items())]
-    _say("; ".join(parts))
+    say("; ".join(parts))
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell the user, on stderr."""
     print(line, file=sys.stderr)
 
 

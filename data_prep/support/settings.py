@@ -77,6 +77,17 @@ def check_language(tag: str | None) -> None:
         raise ConfigError("this is no language tag", where="language", expected=expected, got=tag)
 
 
+def check_max_seconds(settings: Any) -> None:
+    """Refuse a `max_seconds` that nothing could pass.
+
+    Raises:
+        ConfigError: it is less than a second, or than `min_seconds`.
+    """
+    if settings.max_seconds is not None and settings.max_seconds < max(1.0, settings.min_seconds):
+        expected = "at least 1 s, and at least min_seconds" if settings.min_seconds > 1 else "at least 1 s"
+        raise ConfigError("max_seconds is too short", expected=expected, got=settings.max_seconds)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -76,6 +76,13 @@ def write_tone(path: Path, seconds: float, rate_hz: int = 16_000) -> None:
     soundfile.write(path, samples.astype(np.float32), rate_hz)
 
 
+def dropped_in(folder: Path) -> dict[str, str]:
+    """What was left out of a split, and why."""
+    record = record_of(folder, "dropped.json")
+    assert record["count"] == len(record["dropped"])
+    return {item["file"]: item["reason"] for item in record["dropped"]}
+
+
 def read_folder(folder: Path) -> list[Utterance]:
     return [utterance for path in list_shards(folder) for utterance in read_shard(path)]
 

@@ -11,12 +11,12 @@ import pytest
 import soundfile
 
 from data_prep import prepare
-from data_prep.folder import key_of
+from data_prep.support.listed import key_of
 from kdasr.audio import load
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
-from tests.data_prep.fakes import bytes_below, read_folder, record_of, write_tone
+from tests.data_prep.fakes import bytes_below, dropped_in, read_folder, record_of, write_tone
 
 
 def prepared(corpus: Path, **settings: Any) -> list[Utterance]:
@@ -158,3 +158,39 @@ def test_a_language_is_written_to_every_utterance_and_changes_nothing_where_none
     for wrong in ("Portuguese", "pt_BR", "p"):
         with pytest.raises(ConfigError, match="this is no language tag"):
             prepare("folder", corpus=corpus, out=tmp_path / "wrong", language=wrong)
+
+
+def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path: Path) -> None:
+    for name, seconds in (("a/1.wav", 1.0), ("a/2.flac", 0.5), ("b.mp3", 3.0), ("c.wav", 0.5)):
+        write_tone(corpus / name, seconds)
+    for name, text in (("a/1.txt", "\ufeffIt's a\nday.\n"), ("a/2.txt", "4"), ("b.txt", "b"), ("d.txt", "d")):
+        (corpus / name).write_text(text)
+    prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)
+    (one,) = read_folder(tmp_path / "out" / "labelled")
+    assert (one.key, one.text, len(one.samples)) == (key_of("a/1.wav"), "it's a day", 16_000)
+    dropped = dropped_in(tmp_path / "out" / "labelled")
+    assert "'4' cannot be normalised" in dropped.pop("a/2.flac")
+    assert dropped["b.mp3"].endswith(" s is longer than max_seconds")
+    assert dropped["c.wav"] == "audio without transcript"
+    assert dropped["d.txt"] == "transcript without audio"
+    (corpus / "a/1.txt").write_text("\ufeffIt's a\nway.\n")
+    with pytest.raises(ConfigError, match="prepared from something else"):
+        prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)
+
+
+def test_a_share_of_the_files_with_transcripts_is_held_out(corpus: Path, tmp_path: Path) -> None:
+    for number in range(30):
+        write_tone(corpus / f"{number}.wav", 0.3)
+        (corpus / f"{number}.txt").write_text("one")
+    prepare("folder", corpus=corpus, out=tmp_path, transcripts=True, held_out_share=0.2)
+    names = [{one.key for one in read_folder(tmp_path / f"labelled{part}")} for part in ("", "-dev", "-test")]
+    assert all(names) and len(set.union(*names)) == sum(map(len, names)) == 30
+    with pytest.raises(ConfigError, match="what is held out needs transcripts; expected --transcripts true"):
+        prepare("folder", corpus=corpus, out=tmp_path, held_out_share=0.2)
+
+
+def test_settings_that_came_later_leave_the_record_as_it_was(corpus: Path) -> None:
+    write_tone(corpus / "a.wav", 0.5)
+    prepared(corpus)
+    settings = record_of(corpus.parent / "out" / "unlabelled")["source"]["settings"]
+    assert set(settings) == {"max_seconds", "min_seconds", "max_shard_utterances"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,42 @@ def recordings(folder: Path) -> dict[str, Any]:
     return {"corpus": corpus, "max_seconds": 1.5, "max_shard_utterances": 3}
 
 
+def cuts(folder: Path) -> list[str]:
+    """Ends of nine cuts of an mp3, where what is decoded after another part differs in its last bits."""
+    write_tone(folder / "long.mp3", 5.0, 44_100)
+    return [f"{0.5 * number} {0.5 * number + 0.5}" for number in range(9)]
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    lines = [
+        {"audio_filepath": "long.mp3", "offset": float(cut.split()[0]), "duration": 0.5, "text": "one"}
+        for cut in cuts(folder)
+    ]
+    write_tone(folder / "a.wav", 0.5)
+    lines.insert(0, {"audio_filepath": "a.wav", "text": "one"})
+    (folder / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"corpus": folder, "max_shard_utterances": 2}
+
+
+def kaldi(folder: Path) -> dict[str, Any]:
+    segments = [
+        f"u{number} {recording} {cut}" for recording in "ab" for number, cut in enumerate(cuts(folder))
+    ]
+    lines = [line.replace("u", line.split()[1], 1) for line in segments]
+    (folder / "segments").write_text("\n".join(lines))
+    (folder / "wav.scp").write_text("a long.mp3\nb other.wav\n")
+    write_tone(folder / "other.wav", 5.0, 8_000)
+    return {"corpus": folder, "max_shard_utterances": 3}
+
+
+def table(folder: Path) -> dict[str, Any]:
+    for number in range(8):
+        write_tone(folder / f"clips/{number}.mp3", 0.5)
+    lines = "".join(f"{number}.mp3\tone\n" for number in range(8))
+    (folder / "all.tsv").write_text(f"path\tsentence\n{lines}")
+    return {"corpus": folder, "max_shard_utterances": 2}
+
+
 def digits(folder: Path) -> dict[str, Any]:
     speakers = {"labelled_speakers": "ann,bob", "unlabelled_speakers": "cat", "test_speakers": "dan"}
     more = {**MINUTES, "synthetic_minutes": 0.2, "max_shard_utterances": 3}
@@ -44,12 +81,16 @@ def speech(folder: Path) -> dict[str, Any]:
     return {**MINUTES, "labelled_voices": 3, "max_shard_utterances": 2}
 
 
+READERS = "kdasr.audio", "_segments"
 # What is prepared, and what makes or decodes one utterance of it.
-CORPORA: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
-    "librispeech": (librispeech, "load_with_rate"),
-    "folder": (recordings, "load_segments"),
-    "fsdd": (digits, "_join"),
-    "synth": (speech, "_between_silences"),
+CORPORA: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, str]]] = {
+    "librispeech": (librispeech, READERS),
+    "folder": (recordings, READERS),
+    "manifest": (manifest, READERS),
+    "kaldi": (kaldi, READERS),
+    "table": (table, READERS),
+    "fsdd": (digits, ("data_prep.fsdd", "_join")),
+    "synth": (speech, ("data_prep.synth", "_between_silences")),
 }
 
 
@@ -94,10 +135,10 @@ def test_every_corpus_is_interrupted_here() -> None:
 def test_what_is_complete_is_neither_made_nor_written_again(
     name: str, tmp_path: Path, counted: Callable[[Any, str], list[int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make, maker = CORPORA[name]
+    make, (module, maker) = CORPORA[name]
     settings = make(tmp_path / "corpus")
     per_shard = settings["max_shard_utterances"]
-    made = counted(importlib.import_module(corpora()[name]), maker)
+    made = counted(importlib.import_module(module), maker)
     encoded = counted(audio, "encode_flac")
     whole = prepare(name, out=tmp_path / "whole", **settings)
     (split,), at_once, in_all = whole, made[0], encoded[0]

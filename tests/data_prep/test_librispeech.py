@@ -12,7 +12,7 @@ import pytest
 from data_prep import prepare
 from kdasr.audio import load
 from kdasr.errors import ConfigError, CorpusError
-from tests.data_prep.fakes import make_librispeech, read_folder, record_of, write_tone
+from tests.data_prep.fakes import dropped_in, make_librispeech, read_folder, record_of, write_tone
 
 CHAPTER = "LibriSpeech/train-clean-5/19/198"
 
@@ -26,12 +26,6 @@ def prepared(corpus: Path, **settings: Any) -> Path:
     out = corpus.parent / "out"
     prepare("librispeech", corpus=corpus, out=out, **settings)
     return out
-
-
-def dropped_in(folder: Path) -> dict[str, str]:
-    record = record_of(folder, "dropped.json")
-    assert record["count"] == len(record["dropped"])
-    return {item["file"]: item["reason"] for item in record["dropped"]}
 
 
 def test_every_subset_becomes_a_split(corpus: Path) -> None:

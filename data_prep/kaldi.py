@@ -1,0 +1,140 @@
+"""Kaldi data folders: the corpus folder, or each folder in it, that has a wav.scp is a split.
+
+    wav.scp     RECORDING PATH                  PATH is absolute or relative to the folder
+    segments    UTTERANCE RECORDING START END   optional: cuts, in seconds
+    text        UTTERANCE TRANSCRIPT            without it: unlabelled audio
+    utt2spk     UTTERANCE SPEAKER               optional
+
+A wav.scp may hold commands (`sox … |`): they are never run, and their recordings are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.support.dropped import Dropped
+from data_prep.support.listed import Listed, key_lines, key_of_id
+from data_prep.support.lists import (
+    AudioList,
+    ListSettings,
+    place_of,
+    scope_of,
+    splits_of,
+    utterances_of,
+)
+from data_prep.support.prepared import Files
+from kdasr.audio import WHOLE, Cut
+from kdasr.errors import CorpusError
+from kdasr.interfaces import Utterance
+
+NEEDS_CORPUS = True
+GENERATION = 1
+RECORDINGS, SEGMENTS, TEXTS, SPEAKERS = "wav.scp", "segments", "text", "utt2spk"
+
+Settings = ListSettings
+
+
+def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
+    """The data folders, as `splits_of` has it.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    return splits_of(settings, corpus, _folders(settings, corpus))
+
+
+def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Files]:
+    """The files of the data folder and the audio they name."""
+    return scope_of(settings, _folders(settings, corpus), split)
+
+
+def prepare(
+    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
+) -> Iterator[Utterance]:
+    """The utterances in the order of segments or, without it, of wav.scp."""
+    return utterances_of(settings, _folders(settings, corpus), split, dropped, done)
+
+
+def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
+    # Not deeper: Kaldi leaves parts of a data folder in folders below it (split8/1/wav.scp).
+    folders = [corpus] if (corpus / RECORDINGS).is_file() else sorted(corpus.iterdir())
+    found = [folder for folder in folders if (folder / RECORDINGS).is_file()]
+    if not found:
+        raise CorpusError(
+            "there is no Kaldi data folder here",
+            where=corpus,
+            expected=f"{RECORDINGS} in the folder or in folders directly below it",
+        )
+    return {folder.resolve().name: DataFolder(settings, folder) for folder in found}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder(AudioList):
+    """A folder with a wav.scp."""
+
+    settings: Settings
+    folder: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        paths = [self.folder / name for name in (RECORDINGS, SEGMENTS, TEXTS, SPEAKERS)]
+        return tuple(path for path in paths if path.is_file())
+
+    def read(self, dropped: Dropped) -> list[Listed]:
+        recordings = self._lines(RECORDINGS, "recording", dropped)
+        texts = self._lines(TEXTS, "transcript", dropped)
+        speakers = self._lines(SPEAKERS, "speaker", dropped)
+        listed = []
+        for utterance, (recording, cut) in self._cuts(recordings, dropped).items():
+            text = texts.pop(utterance, None)
+            try:
+                name, path = self._place_of(recording, recordings)
+            except CorpusError as error:
+                dropped.add_error(utterance, error)
+                continue
+            language, key = self.settings.language, key_of_id(utterance)
+            listed.append(Listed(utterance, key, path, name, text, speakers.get(utterance), language, cut))
+        for utterance in texts:
+            dropped.add(utterance, "transcript without audio")
+        return listed
+
+    def _lines(self, name: str, what: str, dropped: Dropped) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if (self.folder / name).is_file():
+            key_lines(self.folder / name, name, what, found, dropped)
+        return found
+
+    def _cuts(self, recordings: dict[str, str], dropped: Dropped) -> dict[str, tuple[str, Cut]]:
+        """Utterance to its recording and what it is of that."""
+        if not (self.folder / SEGMENTS).is_file():
+            return {recording: (recording, WHOLE) for recording in recordings}
+        cuts = {}
+        for utterance, line in self._lines(SEGMENTS, "segment", dropped).items():
+            try:
+                recording, start, end = line.split()[:3]
+                cuts[utterance] = (recording, _cut(float(start), float(end)))
+            except ValueError:
+                reason = f"this is no segment; expected UTTERANCE RECORDING START END; got {utterance} {line}"
+                dropped.add(utterance, reason)
+        return cuts
+
+    def _place_of(self, recording: str, recordings: dict[str, str]) -> tuple[str, Path]:
+        if recording not in recordings:
+            raise CorpusError(f"{RECORDINGS} has no recording {recording}")
+        audio = recordings[recording]
+        if audio.endswith("|") or audio.startswith("|"):
+            raise CorpusError(
+                f"{RECORDINGS} has a command for it, and commands are never run",
+                expected="the path of an audio file: run it yourself, and name the file that it gives",
+                got=audio,
+            )
+        return place_of(self.settings, self.folder, audio)
+
+
+def _cut(start_seconds: float, end_seconds: float) -> Cut:
+    """As Kaldi's extract-segments: an end below 0 is that of the recording."""
+    if not abs(start_seconds) + abs(end_seconds) < float("inf"):
+        raise ValueError("a segment ends somewhere")
+    return Cut(start_seconds, None if end_seconds < 0 else end_seconds - start_seconds)

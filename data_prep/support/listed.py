@@ -1,0 +1,261 @@
+"""Utterances as a list names them in (a file or a cut of it, text, speaker), audio with normalised text out.
+
+What is wrong with one is named in `Dropped`, and the rest goes on. Audio with transcripts is taken whole
+or not at all; audio without may be cut into segments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from data_prep.support.dropped import Dropped
+from kdasr.audio import (
+    SAMPLE_RATE_HZ,
+    WHOLE,
+    AudioReader,
+    Cut,
+    Decoded,
+    promised_segments,
+    rate_of,
+)
+from kdasr.errors import AudioError, CorpusError, UnitsError
+from kdasr.interfaces import Utterance
+from kdasr.manifest import KEY_PATTERN
+from kdasr.text import normalise
+
+# What is held out of a list: the ends of the names of its splits.
+PARTS = ("", "-dev", "-test")
+_WHOLE_SECONDS = 1e9
+_MAX_NAME = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One utterance as its list has it.
+
+    Attributes:
+        name: what dropped.json calls it.
+        key: of the utterance; keys of segments begin with it.
+        path: where the audio lies.
+        recording: the name of the audio in the list.
+        text: the transcript as it is written; None: there is none.
+        speaker, language: as in `Utterance`.
+        cut: the part of the audio that it is.
+    """
+
+    name: str
+    key: str
+    path: Path
+    recording: str
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+    cut: Cut = WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long an utterance may be; `max_seconds` None: as long as it likes."""
+
+    min_seconds: float = 0.0
+    max_seconds: float | None = None
+
+
+def whole_utterances(
+    listed: Iterable[Listed],
+    dropped: Dropped,
+    limits: Limits,
+    *,
+    labelled: bool,
+    written: Callable[[str], bool],
+) -> Iterator[Utterance]:
+    """One utterance of each, in order, as far as it is usable; texts are looked at where `labelled`.
+
+    Of files of which all is `written` only the header is read, and nothing is yielded.
+    """
+    seen: set[str] = set()
+    for path, group in _by_file(listed, seen, dropped):
+        texts = _texts_of(group, dropped) if labelled else [(one, None) for one in group]
+        # All cuts of a file or none: decoded after others, one may differ in its last bits.
+        all_written = all(written(one.key) for one, _ in texts)
+        with AudioReader(path) as reader:
+            for one, text in texts:
+                try:
+                    audio = None if all_written else _audio_of(one, reader, limits)
+                    rate_hz = audio.source_rate_hz if audio else rate_of(path)
+                except (AudioError, CorpusError) as error:
+                    dropped.add_error(one.name, error)
+                    continue
+                seen.add(one.key)
+                dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+                if audio:
+                    yield Utterance(one.key, audio.samples, text, one.speaker, one.language)
+
+
+def segments(
+    listed: Iterable[Listed], dropped: Dropped, limits: Limits, done: Mapping[str, int]
+) -> Iterator[Utterance]:
+    """Utterances without text: each of `listed` in equal segments of at most `limits.max_seconds`.
+
+    Their keys end in -0000, -0001, …. One segment is in memory at a time.
+    """
+    seen: set[str] = set()
+    for path, group in _by_file(listed, seen, dropped):
+        seen |= {one.key for one in group}
+        rates = [rate_hz for one in group if (rate_hz := _written_rate(one, limits, done))]
+        if len(rates) == len(group):
+            for rate_hz in rates:
+                dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+            continue
+        with AudioReader(path) as reader:
+            for one in group:
+                yield from _segments_of(one, reader, dropped, limits)
+
+
+def _by_file(
+    listed: Iterable[Listed], seen: set[str], dropped: Dropped
+) -> Iterator[tuple[Path, list[Listed]]]:
+    """Those that follow one another and are of one file, without those whose keys will not do."""
+    for path, group in itertools.groupby(listed, key=lambda one: one.path):
+        good: dict[str, Listed] = {}
+        for one in group:
+            try:
+                _check_key(one.key, seen | good.keys())
+            except CorpusError as error:
+                dropped.add_error(one.name, error)
+            else:
+                good[one.key] = one
+        yield path, list(good.values())
+
+
+def _texts_of(listed: list[Listed], dropped: Dropped) -> list[tuple[Listed, str | None]]:
+    """Those with usable transcripts, and these as they are trained on."""
+    good: list[tuple[Listed, str | None]] = []
+    for one in listed:
+        try:
+            good.append((one, _usable(one.text)))
+        except (UnitsError, CorpusError) as error:
+            dropped.add_error(one.name, error)
+    return good
+
+
+def _written_rate(one: Listed, limits: Limits, done: Mapping[str, int]) -> int | None:
+    """The rate of the file if all that its header promises is written already."""
+    if _segment_key(one, 0) not in done:
+        return None
+    try:
+        promised, rate_hz = promised_segments(one.path, limits.max_seconds or _WHOLE_SECONDS, cut=one.cut)
+    except AudioError:
+        return None
+    # A file that is cut short or damaged is read again, to be named again.
+    written = promised and all(done.get(_segment_key(one, i)) == num for i, num in enumerate(promised))
+    return rate_hz if written else None
+
+
+def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Limits) -> Iterator[Utterance]:
+    kept = 0
+    try:
+        for samples, rate_hz, _ in reader.segments(limits.max_seconds or _WHOLE_SECONDS, one.cut):
+            _check_not_short(len(samples), limits)
+            if kept == 0:
+                dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+            yield Utterance(_segment_key(one, kept), samples, None, one.speaker, one.language)
+            kept += 1
+    except CorpusError as error:
+        dropped.add_error(one.name, error)
+    except AudioError as error:
+        dropped.add_error(one.name, error, f"; {kept} segments before that are kept" if kept else "")
+
+
+def _segment_key(one: Listed, number: int) -> str:
+    return f"{one.key}-{number:04d}"
+
+
+def _audio_of(one: Listed, reader: AudioReader, limits: Limits) -> Decoded:
+    """The whole of it, within the limits. One that is hours too long is not decoded if its header tells."""
+    if limits.max_seconds is not None:
+        promised, _ = promised_segments(one.path, _WHOLE_SECONDS, cut=one.cut)
+        _check_not_long(sum(promised), limits.max_seconds)
+    audio = reader.load(one.cut)
+    _check_not_short(len(audio.samples), limits)
+    if limits.max_seconds is not None:
+        _check_not_long(len(audio.samples), limits.max_seconds)
+    return audio
+
+
+def _check_not_short(num_samples: int, limits: Limits) -> None:
+    if num_samples / SAMPLE_RATE_HZ < limits.min_seconds:
+        raise CorpusError(f"{num_samples / SAMPLE_RATE_HZ:.3f} s is shorter than min_seconds")
+
+
+def _check_not_long(num_samples: int, max_seconds: float) -> None:
+    # The ends of a cut are rounded to samples.
+    if round(num_samples / SAMPLE_RATE_HZ, 3) > max_seconds:
+        raise CorpusError(f"{num_samples / SAMPLE_RATE_HZ:.3f} s is longer than max_seconds")
+
+
+def _check_key(key: str, seen: set[str]) -> None:
+    if key in seen:
+        raise CorpusError("the same key was found before")
+    if not KEY_PATTERN.fullmatch(key):
+        raise CorpusError("the name cannot be a key", expected=KEY_PATTERN.pattern)
+
+
+def _usable(text: str | None) -> str:
+    """The normalised transcript; an error says why there is none."""
+    if text is None:
+        raise CorpusError("audio without transcript")
+    if not (normal_text := normalise(text)):
+        raise CorpusError("an empty transcript")
+    return normal_text
+
+
+def key_of(name: PurePath | str, cut: Cut = WHOLE) -> str:
+    """A key for the file `name`, or for a cut of it: readable, and different for different names.
+
+    What may not be in a key becomes `_`; the end is a hash of the name as it was, and the milliseconds
+    between which the cut lies.
+    """
+    key = _readable_key(os.path.splitext(name)[0], str(name))  # noqa: PTH122
+    if cut == WHOLE:
+        return key
+    ends = (cut.start_seconds, None if cut.seconds is None else cut.start_seconds + cut.seconds)
+    return key + "".join(f"-{round(1000 * end):07d}" if end is not None else "-end" for end in ends)
+
+
+def key_of_id(name: str) -> str:
+    """The key of an utterance that has a name: that, or one like it where it cannot be a key."""
+    return name if KEY_PATTERN.fullmatch(name) else _readable_key(name, name)
+
+
+def _readable_key(readable: str, name: str) -> str:
+    shown = re.sub(r"[^A-Za-z0-9_-]+", "_", readable)[-_MAX_NAME:]
+    return f"{shown}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+
+
+def part_of(one: Listed, share: float) -> str:
+    """Which of `PARTS` an utterance belongs to: a `share` of the speakers each to the second and the third.
+
+    A hash of the speaker's name decides, or of the recording's where nobody is named, so that none changes
+    its part when others come, and a greater share takes more from the first part alone.
+    """
+    name = one.speaker or one.recording
+    digest = hashlib.sha256(name.encode("utf-8", "replace")).digest()
+    place = int.from_bytes(digest[:8]) / 2**64
+    return PARTS[1] if place < share else PARTS[2] if place >= 1 - share else PARTS[0]
+
+
+def key_lines(path: Path, name: str, what: str, found: dict[str, str], dropped: Dropped) -> None:
+    """Read lines of KEY REST into `found`. A second `what` of a key is dropped, as a line of `name`."""
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        key, *rest = line.decode("utf-8-sig", errors="replace").split(maxsplit=1) or [""]
+        if key in found:
+            dropped.add(f"{name}:{number}", f"a second {what} of {key}")
+        elif key:
+            found[key] = rest[0].strip() if rest else ""

@@ -1,0 +1,228 @@
+"""Corpora that are lists of audio files: what `manifest`, `kaldi` and `table` have in common.
+
+A list NAME becomes the split NAME, or NAME, NAME-dev and NAME-test. A split depends on the bytes of its list
+and on the sizes of the audio that this names, wherever it lies, and on nothing else in the corpus folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from data_prep.support.dropped import Dropped
+from data_prep.support.listed import PARTS, Limits, Listed, part_of, segments, whole_utterances
+from data_prep.support.prepared import Files, say
+from data_prep.support.settings import check_language, check_max_seconds, check_numbers
+from kdasr.errors import ConfigError, CorpusError
+from kdasr.interfaces import Utterance
+
+SettingsT = TypeVar("SettingsT", bound="ListSettings")
+
+
+@dataclass(frozen=True, slots=True)
+class ListSettings:
+    """What can be set for every kind of list.
+
+    Attributes:
+        split: the lists to write, such as train; none: all that are found.
+        unlabelled: those of them to write without transcripts, as is a list that has none at all.
+        held_out_share: of a single list NAME, this share of its speakers (of its files, where no speakers
+            are named) goes into NAME-dev, and as much into NAME-test. Nobody changes sides when it grows.
+        audio_folder: where relative names of audio begin, itself seen from the list; none: beside the list.
+        min_seconds: shorter audio is left out.
+        max_seconds: longer audio is left out if it has a transcript, and is cut into equal segments of at
+            most that if it has none; none: no limit.
+        language: of the speech, such as en or pt-BR, for filters, where the list does not say; none: unknown.
+        max_shard_utterances: utterances in one shard.
+    """
+
+    split: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    held_out_share: float = 0.0
+    audio_folder: str | None = None
+    min_seconds: float = 0.2
+    max_seconds: float | None = 30.0
+    language: str | None = None
+    max_shard_utterances: int = 500
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        check_language(self.language)
+        check_max_seconds(self)
+        if self.split and (unknown := sorted(set(self.unlabelled) - set(self.split))):
+            raise ConfigError(
+                f"{', '.join(unknown)} is to be unlabelled but not among the splits",
+                where="unlabelled",
+                expected=f"some of {', '.join(self.split)}",
+            )
+
+
+class AudioList(ABC):
+    """One list of a corpus."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """What it is read from; their bytes decide what is made of it."""
+
+    def fault(self) -> CorpusError | None:
+        """Why the file is no list of audio, if so."""
+        return None
+
+    @abstractmethod
+    def read(self, dropped: Dropped) -> list[Listed]:
+        """Its utterances, in their order there; lines that cannot be understood are dropped."""
+
+
+def splits_of(settings: ListSettings, corpus: Path, lists: Mapping[str, AudioList]) -> tuple[str, ...]:
+    """The splits to write. Files that are no lists of audio are passed over, and named.
+
+    Raises:
+        CorpusError: a list that is asked for is not there or not one; or none is.
+        ConfigError: a part is to be held out of several lists, or nothing falls into one.
+    """
+    if unknown := sorted({*settings.split, *settings.unlabelled} - set(lists)):
+        raise CorpusError(
+            f"there is no list {', '.join(unknown)}", where=corpus, expected=f"some of {', '.join(lists)}"
+        )
+    names = settings.split or tuple(lists)
+    faults = {name: fault for name in names if (fault := lists[name].fault()) is not None}
+    if faults and (settings.split or len(faults) == len(names)):
+        raise _joined(corpus, list(faults.values()))
+    if faults:
+        say(f"{corpus}: passed over, for they are no lists of audio: {', '.join(faults)}")
+    names = tuple(name for name in names if name not in faults)
+    if not settings.held_out_share:
+        return names
+    if len(names) > 1:
+        raise ConfigError(
+            "a part is held out of one list alone",
+            where="held_out_share",
+            expected="one list",
+            got=", ".join(names),
+            fix="Choose it with --split.",
+        )
+    return parts_of(names[0], settings.held_out_share, lists[names[0]].read(Dropped()))
+
+
+def _joined(corpus: Path, faults: list[CorpusError]) -> CorpusError:
+    """One error for all, which shows the first few."""
+    if len(faults) == 1:
+        return faults[0]
+    shown = [f"{Path(fault.where or '').name} ({fault.got or fault.what})" for fault in faults[:5]]
+    return CorpusError(
+        "none of these is a list of audio",
+        where=corpus,
+        expected=faults[0].expected,
+        got=", ".join(shown) + (", …" if len(faults) > len(shown) else ""),
+    )
+
+
+def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
+    """The names of what the list `name` falls into.
+
+    Raises:
+        ConfigError: nothing falls into one of the parts.
+    """
+    listed = [one for one in listed if one.text] or listed
+    filled = {part_of(one, share) for one in listed}
+    if listed and (empty := [name + part for part in PARTS if part not in filled]):
+        named = len({one.speaker for one in listed} - {None})
+        what = f"{named} speakers" if named else f"{len({one.recording for one in listed})} files"
+        raise ConfigError(
+            f"nothing falls into {' and '.join(empty)}",
+            where="held_out_share",
+            expected=f"a share that takes some of {what}, and leaves some",
+            got=share,
+            fix="Change the share, or list what is for dev and test in lists of their own.",
+        )
+    return tuple(name + part for part in PARTS)
+
+
+def scope_of(settings: SettingsT, lists: Mapping[str, AudioList], split: str) -> tuple[SettingsT, Files]:
+    """A split depends on its list alone."""
+    name, _ = _name_and_part(settings, split)
+    own = dataclasses.replace(
+        settings, split=(name,), unlabelled=(name,) if name in settings.unlabelled else ()
+    )
+    return own, files_of(lists[name].files, lists[name].read(Dropped()))
+
+
+def files_of(lists: tuple[Path, ...], listed: list[Listed]) -> Files:
+    """What is made from these lists depends on."""
+    return Files(lists, {one.recording: one.path for one in listed})
+
+
+def utterances_of(
+    settings: ListSettings,
+    lists: Mapping[str, AudioList],
+    split: str,
+    dropped: Dropped,
+    done: Mapping[str, int],
+) -> Iterator[Utterance]:
+    """The utterances of a split, in the order of its list."""
+    name, part = _name_and_part(settings, split)
+    # What is wrong with a line is told once.
+    listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
+    has_texts = any(one.text and one.text.strip() for one in listed)
+    mine = [
+        one for one in listed if not settings.held_out_share or part_of(one, settings.held_out_share) == part
+    ]
+    limits = Limits(settings.min_seconds, settings.max_seconds)
+    if has_texts and name not in settings.unlabelled:
+        return whole_utterances(mine, dropped, limits, labelled=True, written=lambda key: key in done)
+    if name not in settings.unlabelled:
+        say(f"{name}: no transcripts in the list, so this is unlabelled audio")
+    return segments(mine, dropped, limits, done)
+
+
+def _name_and_part(settings: ListSettings, split: str) -> tuple[str, str]:
+    """The list that a split belongs to, and which of `PARTS` of it."""
+    part = next((part for part in PARTS[1:] if settings.held_out_share and split.endswith(part)), PARTS[0])
+    return split.removesuffix(part), part
+
+
+def lists_below(corpus: Path, extensions: tuple[str, ...], what: str) -> dict[str, Path]:
+    """Name to path of the files with these extensions in the folder itself, hidden ones left out.
+
+    Raises:
+        CorpusError: there are none, or two of one name.
+    """
+    paths = sorted(
+        path
+        for path in corpus.iterdir()
+        if path.suffix.lower() in extensions and not path.name.startswith(".") and path.is_file()
+    )
+    if not paths:
+        expected = f"{what}: NAME{' or NAME'.join(extensions)}"
+        raise CorpusError("there is no list of audio in this folder", where=corpus, expected=expected)
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise CorpusError(
+                "two lists have one name", where=corpus, got=f"{found[path.stem].name} and {path.name}"
+            )
+        found[path.stem] = path
+    return found
+
+
+def place_of(settings: ListSettings, folder: Path, audio: str, beside: str = "") -> tuple[str, Path]:
+    """The name and the path of the audio that a list in `folder` calls `audio`.
+
+    Raises:
+        CorpusError: no file can have such a name.
+    """
+    name = os.path.join(beside if settings.audio_folder is None else settings.audio_folder, audio)  # noqa: PTH118
+    try:
+        if not audio.strip() or b"\0" in os.fsencode(name):
+            raise ValueError
+    except ValueError as error:
+        raise CorpusError("no audio file is named", expected="its path", got=repr(audio)) from error
+    return name, folder / name

@@ -1,0 +1,260 @@
+"""data_prep.manifest: lists of JSON lines; and for every kind of list faults, cuts, what is held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep import prepare
+from data_prep.support.listed import key_of, key_of_id
+from kdasr.audio import AudioReader, Cut, load
+from kdasr.errors import ConfigError, CorpusError
+from kdasr.interfaces import Utterance
+from kdasr.manifest import KEY_PATTERN
+from tests.data_prep.fakes import bytes_below, dropped_in, read_folder, record_of, write_tone
+
+Line = dict[str, Any] | str
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    for number in range(1, 5):
+        write_tone(folder / f"clips/{number}.wav", 0.4 + 0.1 * number)
+    return folder
+
+
+def line(number: int, text: str | None = "two", **more: Any) -> dict[str, Any]:
+    return {"audio_filepath": f"clips/{number}.wav", "text": text, **more}
+
+
+def write(corpus: Path, name: str, *lines: Line) -> None:
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in lines]
+    (corpus / name).write_text("\n".join(texts) + "\n")
+
+
+def prepared(corpus: Path, out: str = "out", **settings: Any) -> Path:
+    prepare("manifest", corpus=corpus, out=corpus.parent / out, **settings)
+    return corpus.parent / out
+
+
+def keys(utterances: list[Utterance]) -> list[str]:
+    return [one.key.rsplit("-", 1)[0] for one in utterances]
+
+
+def test_every_list_becomes_a_split(corpus: Path) -> None:
+    write(corpus, "train.jsonl", line(1, "It's a day.", speaker="ann", lang="en"), line(2, speaker=7))
+    write(corpus, "dev.json", line(3, "  THREE ", duration=0.7, language="pt-BR"))
+    out = prepared(corpus, language="de")
+    train, (dev,) = read_folder(out / "train"), read_folder(out / "dev")
+    assert [(one.text, one.speaker, one.language) for one in (*train, dev)] == [
+        ("it's a day", "ann", "en"),
+        ("two", "7", "de"),
+        ("three", None, "pt-BR"),
+    ]
+    assert keys(train) == ["clips_1", "clips_2"]
+    np.testing.assert_array_equal(dev.samples, load(corpus / "clips/3.wav"))
+
+
+def test_audio_may_lie_anywhere(corpus: Path, tmp_path: Path) -> None:
+    write_tone(tmp_path / "far/1.wav", 0.9)
+    write(corpus, "a.jsonl", {"audio_filepath": str(tmp_path / "far/1.wav"), "text": "one"})
+    write(corpus, "b.jsonl", {"audio_filepath": "1.wav", "text": "one"})
+    out = prepared(corpus, split="a")
+    prepared(corpus, split="b", audio_folder="../far")
+    assert [len(read_folder(out / name)[0].samples) for name in "ab"] == [14_400, 14_400]
+
+
+def test_a_list_without_any_text_is_unlabelled_and_cut_into_segments(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tone(corpus / "long.wav", 2.5)
+    write(
+        corpus, "talks.jsonl", line(1, None), line(2, " "), {"audio_filepath": "long.wav", "speaker": "ann"}
+    )
+    utterances = read_folder(prepared(corpus, max_seconds=1) / "talks")
+    assert [len(one.samples) for one in utterances] == [8_000, 9_600, 13_334, 13_334, 13_332]
+    assert [(one.text, one.speaker) for one in utterances[1:3]] == [(None, None), (None, "ann")]
+    assert utterances[4].key == f"{key_of('long.wav')}-0002"
+    assert "talks: no transcripts in the list, so this is unlabelled audio" in capsys.readouterr().err
+
+
+def test_texts_that_are_missing_are_named_unless_the_list_is_to_be_unlabelled(corpus: Path) -> None:
+    write(corpus, "train.jsonl", line(1), line(2, None), line(3, " . "), {"audio_filepath": "clips/4.wav"})
+    out = prepared(corpus)
+    assert keys(read_folder(out / "train")) == ["clips_1"]
+    assert dropped_in(out / "train") == {
+        "train.jsonl:2 clips/2.wav": "audio without transcript",
+        "train.jsonl:3 clips/3.wav": "an empty transcript",
+        "train.jsonl:4 clips/4.wav": "audio without transcript",
+    }
+    silent = read_folder(prepared(corpus, "silent", unlabelled="train") / "train")
+    assert [one.text for one in silent] == [None] * 4
+    with pytest.raises(ConfigError, match="unlabelled: dev is to be unlabelled but not among the splits"):
+        prepared(corpus, split="train", unlabelled="dev")
+
+
+def test_a_cut_is_read_from_its_file(corpus: Path) -> None:
+    write_tone(corpus / "long.flac", 9.0, 44_100)
+    cuts = [(0.0, 1.0), (3.25, 0.5), (1.0, 2.25)]
+    lines = [
+        {"audio_filepath": "long.flac", "offset": start, "duration": seconds, "text": "one"}
+        for start, seconds in cuts
+    ]
+    write(corpus, "train.jsonl", *lines, lines[1])
+    out = prepared(corpus)
+    utterances = read_folder(out / "train")
+    assert [one.key for one in utterances] == [
+        f"{key_of('long.flac')}-0000000-0001000",
+        f"{key_of('long.flac')}-0003250-0003750",
+        f"{key_of('long.flac')}-0001000-0003250",
+    ]
+    with AudioReader(corpus / "long.flac") as reader:
+        expected = reader.load(Cut(3.25, 0.5)).samples
+    np.testing.assert_allclose(utterances[1].samples, expected, atol=2**-15)
+    assert dropped_in(out / "train") == {"train.jsonl:4 long.flac": "the same key was found before"}
+    assert record_of(out / "train")["notes"] == {"resampled from 44100 Hz": 3}
+
+
+def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
+    (corpus / "clips/text.wav").write_text("this is text")
+    write_tone(corpus / "clips/long.wav", 31.0)
+    write_tone(corpus / "clips/click.wav", 0.05)
+    broken = '{"audio_filepath": "clips/1.wav", '
+    write(
+        corpus, "train.jsonl", line(1), line(1), broken, line(9), line(2, "chapter 7"), line(2, 5.5),
+        {"text": "no audio"}, {**line(2), "audio_filepath": "clips/text.wav"}, line(2, offset="1"),
+        {**line(2), "audio_filepath": "clips/long.wav"}, {**line(2), "audio_filepath": "clips/click.wav"},
+        line(2, offset=0.5, duration=5), line(2, lang="English"), "[1]",
+        {**line(2), "audio_filepath": "a\0.wav"}, {**line(2), "audio_filepath": "x" * 5000},
+        {**line(2), "audio_filepath": "\ud800.wav"},
+    )  # fmt: skip
+    out = prepared(corpus)
+    assert keys(read_folder(out / "train")) == ["clips_1"]
+    reasons = {what.removeprefix("train.jsonl:"): why for what, why in dropped_in(out / "train").items()}
+    assert reasons["2 clips/1.wav"] == "the same key was found before"
+    assert reasons["3"] == reasons["14"] == "this is no JSON object"
+    assert reasons["4 clips/9.wav"] == "the audio file cannot be read; got No such file or directory"
+    assert "'7' cannot be normalised" in reasons["5 clips/2.wav"]
+    assert reasons["6"] == "the text is no text; got 5.5"
+    assert reasons["7"] == "no audio file is named; expected its path; got ''"
+    assert reasons["8 clips/text.wav"].startswith("the audio cannot be decoded")
+    assert reasons["9"] == "the offset is no number of seconds; got '1'"
+    assert reasons["10 clips/long.wav"] == "31.000 s is longer than max_seconds"
+    assert reasons["11 clips/click.wav"] == "0.050 s is shorter than min_seconds"
+    beyond = "the cut is not within the audio; expected a part of 0 to 0.60 s; got 0.50 s to 5.50 s"
+    assert reasons["12 clips/2.wav"] == beyond
+    assert reasons["13"].startswith("this is no language tag; expected a tag such as en")
+    assert reasons["15"].startswith("no audio file is named")
+    assert reasons[f"16 {'x' * 5000}"].endswith("File name too long")
+    assert len(reasons) == 16
+
+
+def test_other_json_is_passed_over_unless_it_is_asked_for(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(corpus, "train.jsonl", "{", line(1))
+    (corpus / "about.json").write_text('{\n "name": "x"\n}\n')
+    assert [path.name for path in prepared(corpus).iterdir()] == ["train"]
+    assert "passed over, for they are no lists of audio: about" in capsys.readouterr().err
+    with pytest.raises(CorpusError, match=r"about\.json: this is no list of audio; expected lines of"):
+        prepared(corpus, split="about")
+    with pytest.raises(CorpusError, match=r"there is no list test; expected some of about, train"):
+        prepared(corpus, split="test")
+    write(corpus, "train.json", line(1))
+    with pytest.raises(CorpusError, match=r"two lists have one name; got train\.json and train\.jsonl"):
+        prepared(corpus)
+
+
+def test_a_folder_without_lists_is_refused(corpus: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no list of audio.*NAME\.jsonl or NAME\.json"):
+        prepared(corpus)
+
+
+def test_a_list_of_which_nothing_is_there_is_an_error(corpus: Path) -> None:
+    write(corpus, "train.jsonl", {"audio_filepath": "/gone/1.wav", "text": "one"})
+    message = r"no utterance can be used; got 1 left out, such as train\.jsonl:1 /gone/1\.wav: the audio file"
+    with pytest.raises(CorpusError, match=message):
+        prepared(corpus)
+
+
+def test_a_split_depends_on_the_bytes_of_its_list_and_on_the_audio_it_names(corpus: Path) -> None:
+    write(corpus, "train.jsonl", line(1), line(2))
+    out = prepared(corpus)
+    before = bytes_below(out)
+    write(corpus, "other.jsonl", line(3))
+    write_tone(corpus / "clips/unlisted.wav", 1.0)
+    prepared(corpus, split="train")
+    assert bytes_below(out) == before
+    write(corpus, "train.jsonl", line(1), line(2, "six"))
+    with pytest.raises(ConfigError, match="train: the folder was prepared from something else.*files="):
+        prepared(corpus, split="train")
+    write(corpus, "train.jsonl", line(1), line(2))
+    write_tone(corpus / "clips/2.wav", 0.9)
+    with pytest.raises(ConfigError, match="prepared from something else"):
+        prepared(corpus, split="train")
+
+
+def test_a_share_of_the_speakers_is_held_out_and_nobody_moves_when_others_come(corpus: Path) -> None:
+    def sides(names: range, out: str) -> dict[str | None, str]:
+        lines = [
+            line(1 + number % 2, offset=0.1, duration=0.3 + 0.001 * name, speaker=f"s{name}")
+            for name in names
+            for number in (0, 1)
+        ]
+        write(corpus, "all.jsonl", *lines, "{broken")
+        folder = prepared(corpus, out, held_out_share=0.2)
+        assert sorted(path.name for path in folder.iterdir()) == ["all", "all-dev", "all-test"]
+        assert len(dropped_in(folder / "all")) == 1
+        assert dropped_in(folder / "all-dev") == dropped_in(folder / "all-test") == {}
+        found = [(one.speaker, split.name) for split in folder.iterdir() for one in read_folder(split)]
+        assert len(found) == len(lines)
+        assert len(set(found)) == len(names), "each speaker on one side"
+        return dict(found)
+
+    few, more = sides(range(20, 40), "few"), sides(range(40), "more")
+    assert few == {name: side for name, side in more.items() if name in few}
+    counts = [list(more.values()).count(side) for side in ("all", "all-dev", "all-test")]
+    assert counts == [22, 6, 12]
+
+
+def test_without_speakers_files_are_held_out(corpus: Path) -> None:
+    for number in range(5, 41):
+        write_tone(corpus / f"clips/{number}.wav", 0.5)
+    cuts = [line(number, offset=start, duration=0.2) for number in range(1, 41) for start in (0.0, 0.2)]
+    write(corpus, "all.jsonl", *cuts)
+    out = prepared(corpus, held_out_share=0.2)
+    files = {
+        name: {one.key.split("-")[0] for one in read_folder(out / name)}
+        for name in ("all", "all-dev", "all-test")
+    }
+    assert sum(map(len, files.values())) == 40, "no file is on two sides"
+    assert len(files["all-dev"]) > 2 < len(files["all-test"])
+
+
+def test_what_cannot_be_held_out_is_refused(corpus: Path) -> None:
+    write(corpus, "train.jsonl", line(1, speaker="ann"), line(2, speaker="bob"))
+    write(corpus, "other.jsonl", line(3))
+    with pytest.raises(
+        ConfigError, match=r"held out of one list alone.*got other, train\. Choose .* --split"
+    ):
+        prepared(corpus, held_out_share=0.1)
+    message = "nothing falls into train-dev and train-test; expected a share that takes some of 2 speakers"
+    with pytest.raises(ConfigError, match=message):
+        prepared(corpus, held_out_share=0.01, split="train")
+
+
+def test_keys_of_names_that_are_none_are_readable_and_apart() -> None:
+    assert key_of_id("utt-1_a") == "utt-1_a"
+    names = ("utt.1", "utt 1", "utt_1", "é" * 300)
+    made = [key_of_id(name) for name in names]
+    assert len(set(made)) == len(names) and made[0].startswith("utt_1-")
+    cuts = [key_of("x/y.wav", cut) for cut in (Cut(), Cut(0.5), Cut(0.5, 1.0), Cut(36_000.5, 1.25))]
+    assert [key.removeprefix(cuts[0]) for key in cuts] == [
+        "", "-0000500-end", "-0000500-0001500", "-36000500-36001750",
+    ]  # fmt: skip
+    assert all(KEY_PATTERN.fullmatch(key) for key in (*made, *cuts))
