@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -245,10 +246,19 @@ def part_of(one: Listed, share: float) -> str:
     A hash of the speaker's name decides, or of the recording's where nobody is named, so that none changes
     its part when others come, and a greater share takes more from the first part alone.
     """
-    name = one.speaker or one.recording
-    digest = hashlib.sha256(name.encode("utf-8", "replace")).digest()
-    place = int.from_bytes(digest[:8]) / 2**64
+    place = _place_of(one)
     return PARTS[1] if place < share else PARTS[2] if place >= 1 - share else PARTS[0]
+
+
+def least_share(listed: Iterable[Listed]) -> float:
+    """From which share on, to a hundredth, something is held out for both parts."""
+    places = [_place_of(one) for one in listed]
+    return (math.floor(100 * max(min(places), 1 - max(places))) + 1) / 100
+
+
+def _place_of(one: Listed) -> float:
+    digest = hashlib.sha256((one.speaker or one.recording).encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def key_lines(path: Path, name: str, what: str, found: dict[str, str], dropped: Dropped) -> None:

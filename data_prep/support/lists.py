@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_prep.support.dropped import Dropped
-from data_prep.support.listed import PARTS, Limits, Listed, part_of, segments, whole_utterances
+from data_prep.support.listed import PARTS, Limits, Listed, least_share, part_of, segments, whole_utterances
 from data_prep.support.prepared import Files, say
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers
 from kdasr.errors import ConfigError, CorpusError
@@ -135,13 +135,15 @@ def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
     filled = {part_of(one, share) for one in listed}
     if listed and (empty := [name + part for part in PARTS if part not in filled]):
         named = len({one.speaker for one in listed} - {None})
+        least = least_share(listed)
         what = f"{named} speakers" if named else f"{len({one.recording for one in listed})} files"
         raise ConfigError(
             f"nothing falls into {' and '.join(empty)}",
             where="held_out_share",
             expected=f"a share that takes some of {what}, and leaves some",
             got=share,
-            fix="Change the share, or list what is for dev and test in lists of their own.",
+            fix=(f"Give it {max(share, least):.2f}, or" if least < 0.4 else "Better")
+            + " put what is for dev and test into lists of their own.",
         )
     return tuple(name + part for part in PARTS)
 

@@ -246,6 +246,11 @@ def test_what_cannot_be_held_out_is_refused(corpus: Path) -> None:
     message = "nothing falls into train-dev and train-test; expected a share that takes some of 2 speakers"
     with pytest.raises(ConfigError, match=message):
         prepared(corpus, held_out_share=0.01, split="train")
+    write(corpus, "train.jsonl", *(line(1 + number % 4, speaker=f"s{number}") for number in range(20, 40)))
+    with pytest.raises(
+        ConfigError, match=r"into train-test;.*some of 20 speakers.*Give it 0\.04, or put what is for"
+    ):
+        prepared(corpus, held_out_share=0.02, split="train")
 
 
 def test_keys_of_names_that_are_none_are_readable_and_apart() -> None:
