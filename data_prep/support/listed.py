@@ -7,11 +7,10 @@ or not at all; audio without may be cut into segments.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -122,17 +121,29 @@ def segments(
 def _by_file(
     listed: Iterable[Listed], seen: set[str], dropped: Dropped
 ) -> Iterator[tuple[Path, list[Listed]]]:
-    """Those that follow one another and are of one file, without those whose keys will not do."""
-    for path, group in itertools.groupby(listed, key=lambda one: one.path):
-        good: dict[str, Listed] = {}
-        for one in group:
-            try:
-                _check_key(one.key, seen | good.keys())
-            except CorpusError as error:
-                dropped.add_error(one.name, error)
-            else:
-                good[one.key] = one
-        yield path, list(good.values())
+    """Cuts that follow one another and are of one file, without those whose keys will not do."""
+    group: dict[str, Listed] = {}
+    for one in listed:
+        if group and one.path != next(iter(group.values())).path:
+            yield _of_one_file(group)
+            group = {}
+        try:
+            _check_key(one.key, seen, group)
+        except CorpusError as error:
+            dropped.add_error(one.name, error)
+            continue
+        group[one.key] = one
+        # The next one is not asked for before this is done: a corpus may have something to name in between.
+        if one.cut == WHOLE:
+            yield _of_one_file(group)
+            group = {}
+    if group:
+        yield _of_one_file(group)
+
+
+def _of_one_file(group: dict[str, Listed]) -> tuple[Path, list[Listed]]:
+    listed = list(group.values())
+    return listed[0].path, listed
 
 
 def _texts_of(listed: list[Listed], dropped: Dropped) -> list[tuple[Listed, str | None]]:
@@ -201,8 +212,8 @@ def _check_not_long(num_samples: int, max_seconds: float) -> None:
         raise CorpusError(f"{num_samples / SAMPLE_RATE_HZ:.3f} s is longer than max_seconds")
 
 
-def _check_key(key: str, seen: set[str]) -> None:
-    if key in seen:
+def _check_key(key: str, *seen: Container[str]) -> None:
+    if any(key in keys for keys in seen):
         raise CorpusError("the same key was found before")
     if not KEY_PATTERN.fullmatch(key):
         raise CorpusError("the name cannot be a key", expected=KEY_PATTERN.pattern)

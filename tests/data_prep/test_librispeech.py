@@ -133,6 +133,10 @@ def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
     assert reasons["19-198-0010.flac"] == "transcript without audio"
     assert reasons["19-198.trans.txt:9"] == "a second transcript of 19-198-0001"
     assert reasons["bad name.flac"].startswith("the name cannot be a key")
+    order = [name for name in reasons if name.startswith("19-198-")]
+    assert order == [f"19-198-{number:04d}.flac" for number in range(3, 11)], (
+        "as they lie, then what has no audio"
+    )
     second = "LibriSpeech/train-clean-5/26/495/19-198-0000.flac"
     assert reasons[second] == "the same key was found before"
     assert len(dropped) == 11
