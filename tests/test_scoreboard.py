@@ -44,6 +44,21 @@ def test_a_student_is_measured_at_the_chunk_that_is_asked_for(tmp_path: Path) ->
         board.add("impossible", path=path, chunk_ms=0, chunk_by_chunk=True)
 
 
+def test_rows_whose_spikes_are_to_be_compared_are_looked_up_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    results = tmp_path / "results.json"
+    for spikes in (["student"], ["teacher", "pupil"], ["teacher", "student", "student"]):
+        with pytest.raises(ConfigError, match=r"spikes of two rows.*two of teacher, student; null for none"):
+            stages.evaluate(
+                test=[str(shards(tmp_path / "test", 1))],
+                models={"teacher": {"path": "none"}, "student": {"path": "none"}},
+                results=str(results),
+                spikes=spikes,
+            )
+    assert not results.exists()
+
+
 def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> None:
     torch.manual_seed(1)
     student = ChunkConformer(

@@ -239,6 +239,14 @@ def evaluate(
     """
     from kdasr.scoreboard import Scoreboard
 
+    # Before hours of measuring, not after.
+    if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
+        raise ConfigError(
+            "spikes of two rows are compared",
+            where="spikes",
+            expected=f"[teacher, student], two of {', '.join(models)}; null for none",
+            got=list(spikes),
+        )
     sets = list(test.items()) if isinstance(test, Mapping) else [(None, test)]
     summary = {}
     for number, (name, folders) in enumerate(sets):
@@ -250,7 +258,7 @@ def evaluate(
             said = f"left out: {row[MISSING]}" if MISSING in row else f"WER {row['wer']:.2f} %"
             summary[f"{name}: {model}" if name else model] = said
         if number == 0:
-            if spikes is not None:
+            if spikes:
                 board.compare_spikes(*spikes)
             board.write_example()
     return summary
