@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -91,6 +92,8 @@ def train_and_die(root: Path, out: Path, workers: int, at: str, count: int) -> N
         at: "step": after a step of the optimiser; "save": with a checkpoint half written; "rename": with
             one written but not yet named; "" for never.
     """
+    # As in a training of its own: workers of its server would not see that it is gone, and stay.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     left = {at: count}
 
