@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
-from data_prep.support.listed import Limits, Listed, key_of, part_of, segments, whole_utterances
+from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, whole_utterances
 from data_prep.support.lists import files_of, parts_of
 from data_prep.support.prepared import Files
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers
@@ -95,8 +95,7 @@ def prepare(
     if not settings.transcripts:
         return segments(_listed(settings, corpus), dropped, limits, done)
     listed = _transcribed(settings, corpus, dropped if split == LABELLED else Dropped())
-    share, part = settings.held_out_share, split.removeprefix(LABELLED)
-    mine = (one for one in listed if not share or part_of(one, share) == part)
+    mine = of_part(listed, settings.held_out_share, split.removeprefix(LABELLED))
     return whole_utterances(mine, dropped, limits, labelled=True, written=lambda key: key in done)
 
 

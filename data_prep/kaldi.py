@@ -10,7 +10,6 @@ A wav.scp may hold commands (`sox … |`): they are never run, and their recordi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,41 +19,16 @@ from data_prep.support.lists import (
     AudioList,
     ListSettings,
     place_of,
-    scope_of,
-    splits_of,
-    utterances_of,
+    verbs_of,
 )
-from data_prep.support.prepared import Files
 from kdasr.audio import WHOLE, Cut
 from kdasr.errors import CorpusError
-from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
 GENERATION = 1
 RECORDINGS, SEGMENTS, TEXTS, SPEAKERS = "wav.scp", "segments", "text", "utt2spk"
 
 Settings = ListSettings
-
-
-def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
-    """The data folders, as `splits_of` has it.
-
-    Raises:
-        CorpusError: there is none.
-    """
-    return splits_of(settings, corpus, _folders(settings, corpus))
-
-
-def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Files]:
-    """The files of the data folder and the audio they name."""
-    return scope_of(settings, _folders(settings, corpus), split)
-
-
-def prepare(
-    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
-) -> Iterator[Utterance]:
-    """The utterances in the order of segments or, without it, of wav.scp."""
-    return utterances_of(settings, _folders(settings, corpus), split, dropped, done)
 
 
 def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
@@ -68,6 +42,9 @@ def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
             expected=f"{RECORDINGS} in the folder or in folders directly below it",
         )
     return {folder.resolve().name: DataFolder(settings, folder) for folder in found}
+
+
+splits, scope, prepare = verbs_of(_folders)
 
 
 @dataclass(frozen=True, slots=True)

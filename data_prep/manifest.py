@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,11 @@ from data_prep.support.lists import (
     ListSettings,
     lists_below,
     place_of,
-    scope_of,
-    splits_of,
-    utterances_of,
+    verbs_of,
 )
-from data_prep.support.prepared import Files
 from data_prep.support.settings import check_language
 from kdasr.audio import Cut
 from kdasr.errors import ConfigError, CorpusError
-from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
 GENERATION = 1
@@ -41,26 +37,12 @@ AUDIO = "audio_filepath"
 Settings = ListSettings
 
 
-def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
-    """The lists, as `splits_of` has it."""
-    return splits_of(settings, corpus, _manifests(settings, corpus))
-
-
-def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Files]:
-    """The list of the split and the audio it names."""
-    return scope_of(settings, _manifests(settings, corpus), split)
-
-
-def prepare(
-    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
-) -> Iterator[Utterance]:
-    """The lines of the list, in order."""
-    return utterances_of(settings, _manifests(settings, corpus), split, dropped, done)
-
-
 def _manifests(settings: Settings, corpus: Path) -> dict[str, Manifest]:
     found = lists_below(corpus, EXTENSIONS, f"lists of JSON lines with {AUDIO}")
     return {name: Manifest(settings, path) for name, path in found.items()}
+
+
+splits, scope, prepare = verbs_of(_manifests)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ columns. Cells of a .tsv are taken as they stand; those of a .csv may be quoted.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -22,13 +22,9 @@ from data_prep.support.lists import (
     ListSettings,
     lists_below,
     place_of,
-    scope_of,
-    splits_of,
-    utterances_of,
+    verbs_of,
 )
-from data_prep.support.prepared import Files
 from kdasr.errors import CorpusError
-from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
 GENERATION = 1
@@ -53,26 +49,12 @@ class Settings(ListSettings):
     speaker_column: str = SPEAKER
 
 
-def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
-    """The tables, as `splits_of` has it; those that lack a column are no lists of audio."""
-    return splits_of(settings, corpus, _tables(settings, corpus))
-
-
-def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Files]:
-    """The table of the split and the audio it names."""
-    return scope_of(settings, _tables(settings, corpus), split)
-
-
-def prepare(
-    settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
-) -> Iterator[Utterance]:
-    """The lines of the table, in order."""
-    return utterances_of(settings, _tables(settings, corpus), split, dropped, done)
-
-
 def _tables(settings: Settings, corpus: Path) -> dict[str, Table]:
     found = lists_below(corpus, EXTENSIONS, "tables with a header")
     return {name: Table(settings, path) for name, path in found.items()}
+
+
+splits, scope, prepare = verbs_of(_tables)
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,21 @@ class AudioReader:
             for frames_nc in _segments(file, max_seconds, str(self._path), cut):
                 yield _joined([frames_nc], file.samplerate, self._rate_hz)
 
+    def promised(self, max_seconds: float, cut: Cut = WHOLE) -> tuple[list[int], int]:
+        """What the header says that `segments` would give, undecoded: the samples of each segment, none if
+        it does not know how many there are; and the rate of the file.
+
+        Raises:
+            AudioError: as `load`, as far as the header tells.
+        """
+        with self._reading() as file:
+            start, end = _ends(file, str(self._path), cut)
+            if end >= _UNKNOWN_FRAMES:
+                return [], file.samplerate
+            longest = _segment_frames(file, max_seconds, end - start)
+            frames = [min(longest, end - first) for first in range(start, end, longest)]
+            return [math.ceil(count * self._rate_hz / file.samplerate) for count in frames], file.samplerate
+
     @contextmanager
     def _reading(self) -> Iterator[_Forward]:
         # A file that does not know its length cannot seek back.
@@ -157,45 +172,6 @@ class AudioReader:
 
     def __exit__(self, *_: object) -> None:
         self._close.close()
-
-
-def load_segments(path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[Decoded]:
-    """The audio file at `path` in equal segments of at most `max_seconds`.
-
-    One segment at a time is held in memory.
-
-    Raises:
-        AudioError: as `load`; of a file that is cut short, the segments before the cut come first.
-    """
-    with AudioReader(path, rate_hz) as reader:
-        yield from reader.segments(max_seconds)
-
-
-def rate_of(path: Path) -> int:
-    """The sample rate of the audio file at `path` by its header, undecoded.
-
-    Raises:
-        AudioError: as `load`, as far as the header tells.
-    """
-    return promised_segments(path, _BLOCK_SECONDS)[1]
-
-
-def promised_segments(
-    path: Path, max_seconds: float, rate_hz: int = SAMPLE_RATE_HZ, cut: Cut = WHOLE
-) -> tuple[list[int], int]:
-    """What the header of the audio file at `path` says that `load_segments` would give, undecoded: the
-    samples of each segment, none if it does not know how many there are; and the rate of the file.
-
-    Raises:
-        AudioError: as `AudioReader.load`, as far as the header tells.
-    """
-    with _stream(path) as stream, _opened(stream, str(path), rate_hz) as file:
-        start, end = _ends(file, str(path), cut)
-        if end >= _UNKNOWN_FRAMES:
-            return [], file.samplerate
-        longest = _segment_frames(file, max_seconds, end - start)
-        frames = [min(longest, end - first) for first in range(start, end, longest)]
-        return [math.ceil(count * rate_hz / file.samplerate) for count in frames], file.samplerate
 
 
 def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:

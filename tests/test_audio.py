@@ -21,10 +21,7 @@ from kdasr.audio import (
     decode_with_rate,
     encode_flac,
     load,
-    load_segments,
     load_with_rate,
-    promised_segments,
-    rate_of,
     resample,
 )
 from kdasr.compat import import_torchaudio
@@ -123,8 +120,8 @@ def test_a_rate_whose_filter_would_take_gigabytes_is_refused(rate_hz: int, tmp_p
     path.write_bytes(encoded(tone(0.1, rate_hz), rate_hz))
     with pytest.raises(AudioError, match=rf"odd\.wav: {message}"):
         load(path)
-    with pytest.raises(AudioError, match=rf"odd\.wav: {message}"):
-        next(load_segments(path, 1.0))
+    with AudioReader(path) as reader, pytest.raises(AudioError, match=rf"odd\.wav: {message}"):
+        next(reader.segments(1.0))
     with pytest.raises(AudioError, match=f"x: {message}"):
         decode(path.read_bytes(), "x")
     with pytest.raises(AudioError, match=message):
@@ -209,7 +206,8 @@ def test_nothing_and_nan_cannot_be_stored(samples: NDArray[np.float32]) -> None:
 def test_segments_are_equal_and_join_to_the_whole(tmp_path: Path) -> None:
     path = tmp_path / "long.flac"
     path.write_bytes(encoded(tone(10.0), kind="flac"))
-    segments = [segment.samples for segment in load_segments(path, 3.0)]
+    with AudioReader(path) as reader:
+        segments = [segment.samples for segment in reader.segments(3.0)]
     assert [len(segment) for segment in segments] == [40_000] * 4
     np.testing.assert_array_equal(np.concatenate(segments), load(path))
 
@@ -218,9 +216,11 @@ def test_segments_are_equal_and_join_to_the_whole(tmp_path: Path) -> None:
 def test_a_header_promises_the_segments_that_come(tmp_path: Path, seconds: float, rate_hz: int) -> None:
     path = tmp_path / "long.flac"
     path.write_bytes(encoded(tone(seconds, rate_hz), rate_hz, kind="flac"))
-    lengths = [len(segment.samples) for segment in load_segments(path, 3.0)]
-    assert promised_segments(path, 3.0) == (lengths, rate_hz)
-    assert rate_of(path) == rate_hz
+    with AudioReader(path) as reader:
+        lengths = [len(segment.samples) for segment in reader.segments(3.0)]
+    with AudioReader(path) as reader:
+        assert reader.promised(3.0) == (lengths, rate_hz)
+        assert reader.promised(60.0)[1] == rate_hz
 
 
 def test_of_a_cut_file_the_segments_before_the_cut_come_first(tmp_path: Path) -> None:
@@ -228,10 +228,11 @@ def test_of_a_cut_file_the_segments_before_the_cut_come_first(tmp_path: Path) ->
     noise = np.random.default_rng(0).normal(0, 0.1, 160_000).astype(np.float32)
     data = encoded(noise, kind="mp3")
     path.write_bytes(data[: len(data) // 2])
-    segments = load_segments(path, 2.0)
-    assert len(next(segments).samples) == 32_000
-    with pytest.raises(AudioError, match=r"cut\.mp3.*cut short"):
-        list(segments)
+    with AudioReader(path) as reader:
+        segments = reader.segments(2.0)
+        assert len(next(segments).samples) == 32_000
+        with pytest.raises(AudioError, match=r"cut\.mp3.*cut short"):
+            list(segments)
 
 
 def noisy(seconds: float, rate_hz: int) -> NDArray[np.float32]:
@@ -270,7 +271,7 @@ def test_a_cut_is_resampled_by_itself_and_its_segments_join_to_it(tmp_path: Path
         np.testing.assert_array_equal(cut, resample(samples[44_100 : 44_100 + 39_690], 44_100))
         segments = [segment.samples for segment in reader.segments(0.5, Cut(1.0, 0.9))]
         assert len(reader.load(Cut(2.5)).samples) == 8_000
-    assert [len(segment) for segment in segments] == promised_segments(path, 0.5, cut=Cut(1.0, 0.9))[0]
+        assert [len(segment) for segment in segments] == reader.promised(0.5, Cut(1.0, 0.9))[0]
     assert sum(map(len, segments)) == len(cut) == 14_400
 
 

@@ -21,8 +21,6 @@ from kdasr.audio import (
     AudioReader,
     Cut,
     Decoded,
-    promised_segments,
-    rate_of,
 )
 from kdasr.errors import AudioError, CorpusError, UnitsError
 from kdasr.interfaces import Utterance
@@ -88,7 +86,7 @@ def whole_utterances(
             for one, text in texts:
                 try:
                     audio = None if all_written else _audio_of(one, reader, limits)
-                    rate_hz = audio.source_rate_hz if audio else rate_of(path)
+                    rate_hz = audio.source_rate_hz if audio else reader.promised(_WHOLE_SECONDS)[1]
                 except (AudioError, CorpusError) as error:
                     dropped.add_error(one.name, error)
                     continue
@@ -108,12 +106,12 @@ def segments(
     seen: set[str] = set()
     for path, group in _by_file(listed, seen, dropped):
         seen |= {one.key for one in group}
-        rates = [rate_hz for one in group if (rate_hz := _written_rate(one, limits, done))]
-        if len(rates) == len(group):
-            for rate_hz in rates:
-                dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-            continue
         with AudioReader(path) as reader:
+            rates = [rate_hz for one in group if (rate_hz := _written_rate(one, reader, limits, done))]
+            if len(rates) == len(group):
+                for rate_hz in rates:
+                    dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+                continue
             for one in group:
                 yield from _segments_of(one, reader, dropped, limits)
 
@@ -157,12 +155,12 @@ def _texts_of(listed: list[Listed], dropped: Dropped) -> list[tuple[Listed, str 
     return good
 
 
-def _written_rate(one: Listed, limits: Limits, done: Mapping[str, int]) -> int | None:
+def _written_rate(one: Listed, reader: AudioReader, limits: Limits, done: Mapping[str, int]) -> int | None:
     """The rate of the file if all that its header promises is written already."""
     if _segment_key(one, 0) not in done:
         return None
     try:
-        promised, rate_hz = promised_segments(one.path, limits.max_seconds or _WHOLE_SECONDS, cut=one.cut)
+        promised, rate_hz = reader.promised(limits.max_seconds or _WHOLE_SECONDS, one.cut)
     except AudioError:
         return None
     # A file that is cut short or damaged is read again, to be named again.
@@ -192,7 +190,7 @@ def _segment_key(one: Listed, number: int) -> str:
 def _audio_of(one: Listed, reader: AudioReader, limits: Limits) -> Decoded:
     """The whole of it, within the limits. One that is hours too long is not decoded if its header tells."""
     if limits.max_seconds is not None:
-        promised, _ = promised_segments(one.path, _WHOLE_SECONDS, cut=one.cut)
+        promised, _ = reader.promised(_WHOLE_SECONDS, one.cut)
         _check_not_long(sum(promised), limits.max_seconds)
     audio = reader.load(one.cut)
     _check_not_short(len(audio.samples), limits)
@@ -259,6 +257,11 @@ def part_of(one: Listed, share: float) -> str:
     """
     place = _place_of(one)
     return PARTS[1] if place < share else PARTS[2] if place >= 1 - share else PARTS[0]
+
+
+def of_part(listed: Iterable[Listed], share: float, part: str) -> Iterator[Listed]:
+    """Those of one of `PARTS`; all where nothing is held out."""
+    return (one for one in listed if not share or part_of(one, share) == part)
 
 
 def least_share(listed: Iterable[Listed]) -> float:

@@ -9,13 +9,22 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from data_prep.support.dropped import Dropped
-from data_prep.support.listed import PARTS, Limits, Listed, least_share, part_of, segments, whole_utterances
+from data_prep.support.listed import (
+    PARTS,
+    Limits,
+    Listed,
+    least_share,
+    of_part,
+    part_of,
+    segments,
+    whole_utterances,
+)
 from data_prep.support.prepared import Files, say
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers
 from kdasr.errors import ConfigError, CorpusError
@@ -79,6 +88,39 @@ class AudioList(ABC):
     @abstractmethod
     def read(self, dropped: Dropped) -> list[Listed]:
         """Its utterances, in their order there; lines that cannot be understood are dropped."""
+
+
+def verbs_of(
+    lists_in: Callable[[SettingsT, Path], Mapping[str, AudioList]],
+) -> tuple[
+    Callable[[SettingsT, Path], tuple[str, ...]],
+    Callable[[SettingsT, Path, str], tuple[SettingsT, Files]],
+    Callable[..., Iterator[Utterance]],
+]:
+    """`splits`, `scope` and `prepare` of a corpus (see `data_prep`) that consists of lists.
+
+    Args:
+        lists_in: the settings and the corpus folder to the lists there, by name.
+    """
+
+    def splits(settings: SettingsT, corpus: Path) -> tuple[str, ...]:
+        return splits_of(settings, corpus, lists_in(settings, corpus))
+
+    def scope(settings: SettingsT, corpus: Path, split: str) -> tuple[SettingsT, Files]:
+        return scope_of(settings, lists_in(settings, corpus), split)
+
+    def prepare(
+        settings: SettingsT,
+        corpus: Path,
+        *,
+        split: str,
+        seed: int,
+        dropped: Dropped,
+        done: Mapping[str, int],
+    ) -> Iterator[Utterance]:
+        return utterances_of(settings, lists_in(settings, corpus), split, dropped, done)
+
+    return splits, scope, prepare
 
 
 def splits_of(settings: ListSettings, corpus: Path, lists: Mapping[str, AudioList]) -> tuple[str, ...]:
@@ -174,9 +216,7 @@ def utterances_of(
     # What is wrong with a line is told once.
     listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
     has_texts = any(one.text and one.text.strip() for one in listed)
-    mine = [
-        one for one in listed if not settings.held_out_share or part_of(one, settings.held_out_share) == part
-    ]
+    mine = of_part(listed, settings.held_out_share, part)
     limits = Limits(settings.min_seconds, settings.max_seconds)
     if has_texts and name not in settings.unlabelled:
         return whole_utterances(mine, dropped, limits, labelled=True, written=lambda key: key in done)
