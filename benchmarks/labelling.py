@@ -14,13 +14,17 @@ one after the other in turns. Three ratios, since three things are bought:
                                It is the teacher's speed over that of the rest, so it falls as
                                teachers grow: `cpu_percent_of_real_time` is the rest alone
 
-and audio shard to log-mel on one core, by CPU time.
+and audio shard to log-mel on one core, by CPU time. With `--workers N` so many processes label the same
+shards besides, each with a teacher of its own on the device, as `kdasr label --workers N` does: one decodes,
+encodes and commits while another's pass runs. `overhead_workers_percent` compares all their audio and the
+time until the last one is done with one bare pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import time
@@ -28,7 +32,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -37,6 +41,7 @@ from benchmarks.gpu import scales
 from kdasr.features import LOG_MEL_FLOOR, feature_hash, log_mel
 from kdasr.labelling import FolderTeacher, Settings, Teacher, label_shard
 from kdasr.labelling.batches import cut_segments, make_batches
+from kdasr.labelling.engines import settings_of_one
 from kdasr.labelling.settings import PRECISIONS
 from kdasr.shards import list_shards, open_shard, read_utterance
 
@@ -58,18 +63,37 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-seconds", type=float, default=Settings.batch_seconds)
+    parser.add_argument("--workers", type=int, nargs="*", default=[], help="also measure so many at once")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if options.untrained:
-        teacher = _untrained(options.untrained, options.device)
-    else:
-        teacher = FolderTeacher(options.teacher or options.work_dir / "teacher").load(options.device)
+    folder = options.teacher or options.work_dir / "teacher"
+    load = _Load(options.untrained, folder, options.device)
     shards = list_shards(options.audio or options.work_dir / "shards" / "unlabelled")[: options.shards]
-    figures = measure(teacher, shards, options.rounds, options.precision)
+    settings = Settings(threads=1, precision=options.precision, batch_seconds=options.batch_seconds)
+    figures = measure(load(), shards, options.rounds, settings)
+    bare = figures["bare_forward_times_real_time"]
+    for workers in options.workers:
+        at_once = labelled_at_once(load, shards, settings_of_one(settings, workers, options.device), workers)
+        figures[f"labelling_times_real_time_{workers}_workers"] = at_once
+        figures[f"overhead_workers_percent_{workers}_workers"] = 100 * (bare / at_once - 1)
     for name, value in figures.items():
         print(f"{name}: {value:,.4g}")
     (options.work_dir / "labelling.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+class _Load(NamedTuple):
+    """How a process gets the teacher: that of the name, or else of the folder."""
+
+    untrained: str | None
+    folder: Path
+    device: str
+
+    def __call__(self) -> Teacher:
+        if self.untrained:
+            return _untrained(self.untrained, self.device)
+        return FolderTeacher(self.folder).load(self.device)
 
 
 def _untrained(name: str, device: str) -> Teacher:
@@ -81,11 +105,8 @@ def _untrained(name: str, device: str) -> Teacher:
     return Teacher(model.eval().to(device), name, "0" * 64, "0" * 64, feature_hash(), torch.device(device))
 
 
-def measure(
-    teacher: Teacher, shards: Sequence[Path], rounds: int, precision: str = "float32"
-) -> dict[str, float]:
+def measure(teacher: Teacher, shards: Sequence[Path], rounds: int, settings: Settings) -> dict[str, float]:
     """The figures, each the median over `rounds` rounds over `shards`."""
-    settings = Settings(threads=1, precision=precision)  # type: ignore[arg-type]
     audio_s = sum(open_shard(path).seconds for path in shards)
     feature_cpu_s, prepared = _prepare(teacher, shards, settings)
     _forward(teacher, prepared[:2], settings)
@@ -111,6 +132,36 @@ def measure(
         * median(there.cpu_s - here.cpu_s for there, here in zip(job, bare, strict=True))
         / audio_s,
     }
+
+
+def labelled_at_once(
+    load: Callable[[], Teacher], shards: Sequence[Path], settings: Settings, workers: int
+) -> float:
+    """How many times real time `workers` processes label, each all of the shards, once all are warm."""
+    context = multiprocessing.get_context("spawn")
+    warm = context.Barrier(workers + 1)
+    processes = [
+        context.Process(target=_work, args=(load, shards, settings, warm), daemon=True)
+        for _ in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    warm.wait(timeout=600)
+    started = time.perf_counter()
+    for process in processes:
+        process.join()
+    if failed := [process.exitcode for process in processes if process.exitcode != 0]:
+        raise RuntimeError(f"workers failed with {failed}")
+    return workers * sum(open_shard(path).seconds for path in shards) / (time.perf_counter() - started)
+
+
+def _work(load: Callable[[], Teacher], shards: Sequence[Path], settings: Settings, warm: Any) -> None:
+    torch.set_num_threads(1)
+    teacher = load()
+    with tempfile.TemporaryDirectory() as folder:
+        _label(teacher, shards[:1], Path(folder) / "warm", settings)
+        warm.wait()
+        _label(teacher, shards, Path(folder) / "timed", settings)
 
 
 class _Spent(NamedTuple):

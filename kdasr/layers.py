@@ -7,6 +7,8 @@ labels independent of the batch they were computed in.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +16,11 @@ from torch.nn import functional
 from kdasr.errors import ConfigError
 from kdasr.features import LOG_MEL_FLOOR, NUM_MEL_BINS
 from kdasr.interfaces import frames_inside
+
+# A CUDA build of torch brings it; for CPUs there is none.
+_HAS_TRITON = find_spec("triton") is not None
+if _HAS_TRITON:
+    from kdasr.depthwise import depthwise
 
 SUBSAMPLING = 4
 # Feature frames before its own four that an output frame of `Subsampling` sees.
@@ -56,10 +63,25 @@ class Subsampling(nn.Module):
         return functional.silu(self.second(hidden_bct)).transpose(1, 2)
 
 
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm whose output has the type of its input; sums are in float32 all the same.
+
+    torch's answers autocast with float32, so that every frame between two layers would lie, and move, in 32
+    bits: a third of a training step of a large Conformer on a GPU goes by in that (recipes/RESULTS-gpu.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            scale, offset = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return functional.layer_norm(x, self.normalized_shape, scale, offset, self.eps)
+
+
 class FeedForward(nn.Module):
     def __init__(self, width: int, expansion: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.up = nn.Linear(width, expansion * width)
         self.down = nn.Linear(expansion * width, width)
         self.dropout = nn.Dropout(dropout)
@@ -86,7 +108,7 @@ class Attention(nn.Module):
                 got=width,
             )
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
@@ -98,19 +120,19 @@ class Attention(nn.Module):
         query, key, value = self.query_key_value(self.norm(x_btd)).chunk(3, dim=-1)
         return query, key, value
 
-    def attend(self, query_bqd: Tensor, key_bkd: Tensor, value_bkd: Tensor, mask: Tensor) -> Tensor:
+    def attend(
+        self, query_bqd: Tensor, key_bkd: Tensor, value_bkd: Tensor, mask: Tensor, rotation_2kw: Tensor
+    ) -> Tensor:
         """Queries are the last Q of the K positions. `mask` broadcasts to (B, heads, Q, K), True =
-        may be seen. Returns (B, Q, D)."""
+        may be seen; `rotation_2kw` is for the K positions. Returns (B, Q, D)."""
         first_query = key_bkd.shape[1] - query_bqd.shape[1]
-        query, key = self._rotate(query_bqd, first_query), self._rotate(key_bkd, 0)
+        query = rotate(self._heads(query_bqd), rotation_2kw[:, first_query:])
+        key = rotate(self._heads(key_bkd), rotation_2kw)
         mixed = _attention(query, key, self._heads(value_bkd), mask)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
     def _heads(self, x_btd: Tensor) -> Tensor:
         return x_btd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def _rotate(self, x_btd: Tensor, first_position: int) -> Tensor:
-        return rotate(self._heads(x_btd), first_position, self.inverse_wavelengths)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -123,12 +145,16 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tenso
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def rotate(x_bhtd: Tensor, first_position: int, inverse_wavelengths: Tensor) -> Tensor:
-    """Queries or keys (B, heads, T, d) turned by their positions, of which the first is given; d is
-    twice the number of wavelengths."""
-    position = torch.arange(first_position, first_position + x_bhtd.shape[2], device=x_bhtd.device)
-    angle = position[:, None] * inverse_wavelengths
-    cosine, sine = angle.cos().to(x_bhtd.dtype), angle.sin().to(x_bhtd.dtype)
+def rotation(first_position: int, count: int, inverse_wavelengths_w: Tensor) -> Tensor:
+    """(2, count, w) cosines and sines of the angles by which `rotate` turns so many positions."""
+    position_t = torch.arange(first_position, first_position + count, device=inverse_wavelengths_w.device)
+    angle_tw = position_t[:, None] * inverse_wavelengths_w
+    return torch.stack([angle_tw.cos(), angle_tw.sin()])
+
+
+def rotate(x_bhtd: Tensor, rotation_2tw: Tensor) -> Tensor:
+    """Queries or keys (B, heads, T, d) turned by their positions; d is twice the number of wavelengths."""
+    cosine, sine = rotation_2tw.to(x_bhtd.dtype)
     left, right = x_bhtd.chunk(2, dim=-1)
     return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)
 
@@ -143,10 +169,12 @@ class Convolution(nn.Module):
 
     def __init__(self, width: int, kernel_frames: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        # It looks back so many frames, and ahead none.
+        self.reach = kernel_frames - 1
+        self.norm = LayerNorm(width)
         self.gate = nn.Linear(width, 2 * width)
         self.depthwise = nn.Conv1d(width, width, kernel_frames, groups=width)
-        self.depthwise_norm = nn.LayerNorm(width)
+        self.depthwise_norm = LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -161,19 +189,9 @@ class Convolution(nn.Module):
 
 def _over_time(convolution: nn.Conv1d, x_btd: Tensor) -> Tensor:
     """A depthwise convolution: (B, T + kernel - 1, D) frames with their context to (B, T, D)."""
-    if not x_btd.is_cuda or torch.compiler.is_compiling() or not _in_16_bits(x_btd):
+    if not x_btd.is_cuda or not _HAS_TRITON:
         return convolution(x_btd.transpose(1, 2)).transpose(1, 2)
-    # As an image of one line whose channels come last, which is how frames lie: cuDNN has a fast kernel for
-    # that in 16 bits, and for one dimension none (recipes/RESULTS-gpu.md). Compiled, it fails in torch 2.11.
-    weight = convolution.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-    image_bd1t = x_btd.transpose(1, 2).unsqueeze(2)
-    mixed = functional.conv2d(image_bd1t, weight, convolution.bias, groups=convolution.groups)
-    return mixed.squeeze(2).transpose(1, 2)
-
-
-def _in_16_bits(x: Tensor) -> bool:
-    """Whether a convolution of x is computed in bf16 or float16."""
-    return torch.is_autocast_enabled(x.device.type) or x.dtype in (torch.bfloat16, torch.float16)
+    return depthwise(x_btd, convolution.weight, convolution.bias)
 
 
 class ConformerLayer(nn.Module):
@@ -187,41 +205,62 @@ class ConformerLayer(nn.Module):
         self.attention = Attention(width, num_heads, dropout)
         self.convolution = Convolution(width, kernel_frames, dropout)
         self.after = FeedForward(width, expansion, dropout)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
-    def forward(self, x_btd: Tensor, mask: Tensor, pad: tuple[int, int], valid_bt1: Tensor | None) -> Tensor:
-        """Whole utterances.
+    def forward(
+        self,
+        x_btd: Tensor,
+        mask: Tensor,
+        rotation_2tw: Tensor,
+        valid_bt1: Tensor | None = None,
+    ) -> Tensor:
+        """Whole utterances, with silence before them.
 
         Args:
             x_btd: (B, T, D) frames.
             mask: what each frame may attend to, broadcasts to (B, heads, T, T).
-            pad: frames of zeros before and after, for the convolution.
+            rotation_2tw: `shared_rotation` for T positions.
             valid_bt1: False where a frame is padding that the convolution could see, or None.
         """
         x_btd = x_btd + 0.5 * self.before(x_btd)
         query, key, value = self.attention.project(x_btd)
-        x_btd = x_btd + self.attention.attend(query, key, value, mask)
+        x_btd = x_btd + self.attention.attend(query, key, value, mask, rotation_2tw)
         gated = self.convolution.gated(x_btd)
         if valid_bt1 is not None:
             gated = gated * valid_bt1
-        x_btd = x_btd + self.convolution.mix(functional.pad(gated, (0, 0, *pad)))
+        x_btd = x_btd + self.convolution.mix(functional.pad(gated, (0, 0, self.convolution.reach, 0)))
         return self.norm(x_btd + 0.5 * self.after(x_btd))
 
     def step(
-        self, x_btd: Tensor, keys: Tensor, values: Tensor, gated_context: Tensor, mask: Tensor
+        self,
+        x_btd: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        gated_context: Tensor,
+        mask: Tensor,
+        rotation_2kw: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One chunk (B, C, D) with cached keys and values (B, L, D) and gated frames (B, K - 1, D).
+        """One chunk (B, C, D) with cached keys and values (B, L, D) and gated frames (B, K - 1, D);
+        `rotation_2kw` is `shared_rotation` for L + C positions.
 
         Returns the chunk's output and the three caches for the next one.
         """
         x_btd = x_btd + 0.5 * self.before(x_btd)
         query, key, value = self.attention.project(x_btd)
         key, value = torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1)
-        x_btd = x_btd + self.attention.attend(query, key, value, mask)
+        x_btd = x_btd + self.attention.attend(query, key, value, mask, rotation_2kw)
         gated = torch.cat([gated_context, self.convolution.gated(x_btd)], dim=1)
         x_btd = x_btd + self.convolution.mix(gated)
         out = self.norm(x_btd + 0.5 * self.after(x_btd))
         return out, _last(key, keys), _last(value, values), _last(gated, gated_context)
+
+
+def shared_rotation(layers: nn.ModuleList, num_positions: int) -> Tensor:
+    """The `rotation` of so many positions from 0 on: one for all layers, for which it would take longer to
+    compute than to read."""
+    first = layers[0]
+    assert isinstance(first, ConformerLayer)
+    return rotation(0, num_positions, first.attention.inverse_wavelengths)
 
 
 def _last(frames: Tensor, like: Tensor) -> Tensor:

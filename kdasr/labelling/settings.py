@@ -47,8 +47,8 @@ class Settings:
         threads: CPU threads of the forward pass of one worker; None shares torch's own choice among
             the workers.
         decoders: threads that decode audio and compute features ahead of the teacher. One is enough for a
-            teacher on the CPU (a core does 1,500 × real time and more); None takes one there and the
-            cores of the machine, at most 8, on an accelerator.
+            teacher on the CPU (a core does 1,500 × real time and more); None takes one there, and on an
+            accelerator the worker's share of the machine's cores, at most 8.
         filters: what not to keep; see `kdasr.labelling.filters`.
         words: the posteriors given that words of a lexicon were said, instead of the teacher's own.
     """
@@ -77,11 +77,11 @@ class Settings:
                 got=f"{self.overlap_seconds}, {self.window_seconds}, {self.batch_seconds}",
             )
 
-    def decoders_for(self, device: torch.device) -> int:
-        """How many threads decode for a teacher on `device`."""
+    def decoders_for(self, device: torch.device, workers: int = 1) -> int:
+        """How many threads decode for each teacher on `device`, of so many on this machine."""
         if self.decoders is not None:
             return self.decoders
-        return 1 if device.type == "cpu" else min(8, usable_cores())
+        return 1 if device.type == "cpu" else max(1, min(8, usable_cores() // workers))
 
     def window_frames(self, subsampling: int) -> int:
         return _whole_frames(self.window_seconds, subsampling)

@@ -117,12 +117,13 @@ class _Loaded(NamedTuple):
 
 class _Heard(NamedTuple):
     """What a teacher gave to a batch: (B, T', V) log-probs and (B,) frames, perhaps not computed yet; when it
-    was asked, and when an answer (on a CPU: the answer) was promised."""
+    was asked, when an answer (on a CPU: the answer) was promised, and what a GPU says once it is there."""
 
     log_probs_btv: Tensor
     frames_b: Tensor
     started: float
     launched: float
+    computed: torch.cuda.Event | None
 
 
 class _ShardRun:
@@ -138,6 +139,10 @@ class _ShardRun:
         self._num_segments: dict[int, int] = {}
         self._decoded = _Decoded()
         self._encoding: deque[Future[None]] = deque()
+        # The codec asks a GPU a dozen times for each batch, and each answer would come behind the passes that
+        # the teacher has begun since. On a stream of its own it comes beside them, and first.
+        device = teacher.device
+        self._codec_stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         self.teacher_s = self.encode_s = self.padding = self._teacher_done = 0.0
         self.halved = 0
 
@@ -290,10 +295,19 @@ class _ShardRun:
             log_probs_btv, frames_b = self._teacher.model.offline(
                 loaded.inputs.to(device), lengths_b.to(device)
             )
-        return [_Heard(log_probs_btv.float(), frames_b, started, time.perf_counter())]
+        log_probs_btv = log_probs_btv.float()
+        computed = None if self._codec_stream is None else torch.cuda.current_stream(device).record_event()
+        return [_Heard(log_probs_btv, frames_b, started, time.perf_counter(), computed)]
 
     def _rows(self, heard: _Heard) -> list[Tensor]:
         """Log-probs (T', V) of each segment, once they are there."""
+        if heard.computed is not None:
+            assert self._codec_stream is not None
+            self._codec_stream.wait_event(heard.computed)
+            # Their memory is the teacher's stream's, which would use it again as soon as no one holds them.
+            for result in (heard.log_probs_btv, heard.frames_b):
+                if result.is_cuda:
+                    result.record_stream(self._codec_stream)
         frames = heard.frames_b.tolist()
         done = time.perf_counter() if heard.log_probs_btv.device.type != "cpu" else heard.launched
         self.teacher_s += max(0.0, done - max(heard.started, self._teacher_done))
@@ -304,6 +318,10 @@ class _ShardRun:
         self._broken.setdefault(segment.number, {})[segment.first] = reason
 
     def _store(self, segments: list[Segment], heard: list[_Heard]) -> None:
+        with torch.cuda.stream(self._codec_stream):  # None: nothing happens
+            self._encode(segments, heard)
+
+    def _encode(self, segments: list[Segment], heard: list[_Heard]) -> None:
         log_probs = [row for one in heard for row in self._rows(one)]
         started = time.perf_counter()
         kept, keys, owners = [], [], []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdasr.interfaces import frames_inside
-from kdasr.layers import ConformerLayer
+from kdasr.layers import ConformerLayer, shared_rotation
 from kdasr.students.streaming import FULL_CONTEXT, StreamingStudent, cache_mask, chunk_mask
 
 
@@ -94,17 +94,19 @@ class ChunkConformer(StreamingStudent):
             mask = frames_inside(lengths_b, x_btd.shape[1])[:, None, None, :]
         else:
             mask = chunk_mask(x_btd.shape[1], chunk_frames, self.left_context_frames, x_btd.device)
+        rotation_2tw = shared_rotation(self.layers, x_btd.shape[1])
         for layer in self.layers:
-            x_btd = layer(x_btd, mask, (self.kernel_frames - 1, 0), None)
+            x_btd = layer(x_btd, mask, rotation_2tw)
         return x_btd
 
     def encode_chunk(self, x_btd: Tensor, state: ConformerState) -> tuple[Tensor, ConformerState]:
         mask = cache_mask(state.processed, self.left_context_frames, self.chunk_frames)
+        rotation_2kw = shared_rotation(self.layers, mask.shape[-1])
         caches: list[tuple[Tensor, Tensor, Tensor]] = []
         for n, layer in enumerate(self.layers):
             assert isinstance(layer, ConformerLayer)
             keys, values, gated = state.keys_bntd[:, n], state.values_bntd[:, n], state.gated_bntd[:, n]
-            x_btd, *cache = layer.step(x_btd, keys, values, gated, mask)
+            x_btd, *cache = layer.step(x_btd, keys, values, gated, mask, rotation_2kw)
             caches.append((cache[0], cache[1], cache[2]))
         keys, values, gated = (torch.stack(parts, dim=1) for parts in zip(*caches, strict=True))
         processed = torch.clamp(state.processed + self.chunk_frames, max=self.left_context_frames)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdasr.layers import inverse_wavelengths, rotate
+from kdasr.layers import inverse_wavelengths, rotate, rotation
 
 # What a bypass may at least let through, so that no layer is switched off for good.
 MIN_BYPASS = 0.2
@@ -138,7 +138,7 @@ class AttentionWeights(nn.Module):
 
     def _rotated(self, x_btd: Tensor, first_position: int) -> Tensor:
         heads = x_btd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return rotate(heads, first_position, self.inverse_wavelengths)
+        return rotate(heads, rotation(first_position, heads.shape[2], self.inverse_wavelengths))
 
 
 class SelfAttention(nn.Module):

@@ -14,6 +14,7 @@ from kdasr.layers import (
     Subsampling,
     output_lengths,
     pad_features,
+    shared_rotation,
 )
 
 
@@ -52,7 +53,6 @@ class ConformerTeacher(nn.Module):
         super().__init__()
         self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.vocab_size = vocab_size
-        self.padding = (kernel_frames - 1, 0)
         self.chunked_share, self.chunk_frames = chunked_share, chunk_frames
         self.normalise = Normalise()
         self.subsample = Subsampling(width)
@@ -76,8 +76,9 @@ class ConformerTeacher(nn.Module):
         if self.training and float(torch.rand(())) < self.chunked_share:
             chunk_t = torch.arange(longest, device=x_btd.device) // self.chunk_frames
             mask = mask & (chunk_t <= chunk_t[:, None])
+        rotation_2tw = shared_rotation(self.layers, longest)
         for layer in self.layers:
-            x_btd = layer(x_btd, mask, self.padding, valid_bt[..., None])
+            x_btd = layer(x_btd, mask, rotation_2tw, valid_bt[..., None])
         return self.head(x_btd).log_softmax(dim=-1), lengths_out
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch._inductor.config
 from torch import Tensor
 
 _MOST_GRAPHS = 64
+_FOR_FIXED_SHAPES = ("triton.coalesce_tiling_analysis", "triton.mix_order_reduction")
 
 
 @contextmanager
@@ -30,9 +31,10 @@ def compiled(model: Any, wanted: bool) -> Iterator[None]:
         setattr(place, name, _in_training(place, getattr(place, name)))
     try:
         # Masks of two shapes, batches of one utterance or more, and for a Zipformer its stacks and chunk
-        # sizes: after eight graphs torch would run everything else uncompiled. The analysis is for fixed
-        # shapes only; with lengths that vary, torch 2.11 fails in it on a GPU.
-        fixed_shapes_only = {"triton.coalesce_tiling_analysis": False}
+        # sizes: after eight graphs torch would run everything else uncompiled. What is switched off is for
+        # fixed shapes only: with lengths that vary, torch 2.11 fails in both on a GPU.
+        known = torch._inductor.config.get_config_copy()
+        fixed_shapes_only = {name: False for name in _FOR_FIXED_SHAPES if name in known}
         with (
             torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS),
             torch._inductor.config.patch(fixed_shapes_only),

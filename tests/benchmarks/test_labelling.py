@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_bare_pass_sees_what_the_teacher_sees_when_labelling(
 
 def test_the_figures_of_a_run_belong_together(tmp_path: Path) -> None:
     shards = make_audio(tmp_path / "audio", 4, per_shard=2)
-    found = labelling.measure(TinySource(pause_s=0.01).load("cpu"), shards, rounds=1)
+    found = labelling.measure(TinySource(pause_s=0.01).load("cpu"), shards, 1, Settings(threads=1))
     assert found["audio_minutes"] * 60 == pytest.approx(sum(open_shard(path).seconds for path in shards))
     ratio = found["bare_forward_times_real_time"] / found["labelling_times_real_time"]
     assert ratio == pytest.approx(1 + found["overhead_wall_percent"] / 100)
@@ -52,3 +53,13 @@ def test_a_teacher_that_nobody_trained_can_be_measured(
         [*paths, "--untrained", "teacher", "--precision", "bfloat16", "--shards", "1", "--rounds", "1"]
     )
     assert found["labelling_times_real_time"] > 0
+
+
+def test_several_workers_label_all_they_are_given(tmp_path: Path) -> None:
+    shards = make_audio(tmp_path / "audio", 4, per_shard=2)
+    seconds = sum(open_shard(path).seconds for path in shards)
+    found = labelling.labelled_at_once(
+        partial(TinySource(pause_s=0.2).load, "cpu"), shards, Settings(threads=1), workers=2
+    )
+    # Each of the two waits 0.2 s at least for either shard, and they do not wait for one another.
+    assert 0 < found < 2 * seconds / 0.4
