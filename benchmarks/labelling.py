@@ -72,15 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     shards = list_shards(options.audio or options.work_dir / "shards" / "unlabelled")[: options.shards]
     settings = Settings(threads=1, precision=options.precision, batch_seconds=options.batch_seconds)
     figures = measure(load(), shards, options.rounds, settings)
-    bare = figures["bare_forward_times_real_time"]
+    _print(figures)
     for workers in options.workers:
         at_once = labelled_at_once(load, shards, settings_of_one(settings, workers, options.device), workers)
-        figures[f"labelling_times_real_time_{workers}_workers"] = at_once
-        figures[f"overhead_workers_percent_{workers}_workers"] = 100 * (bare / at_once - 1)
-    for name, value in figures.items():
-        print(f"{name}: {value:,.4g}")
+        overhead = 100 * (figures["bare_forward_times_real_time"] / at_once - 1)
+        found = {"labelling_times_real_time": at_once, "overhead_workers_percent": overhead}
+        of_workers = {f"{name}_{workers}_workers": value for name, value in found.items()}
+        _print(of_workers)
+        figures |= of_workers
     (options.work_dir / "labelling.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+def _print(figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        print(f"{name}: {value:,.4g}", flush=True)
 
 
 class _Load(NamedTuple):

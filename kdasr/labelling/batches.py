@@ -61,6 +61,7 @@ def make_batches(
     """Segments sorted by length, cut into batches of at most `batch_frames` with padding.
 
     In each batch at most the share `max_padding` is padding. A longer segment is a batch of its own.
+    The longest come first, where batches are full: while the teacher is at one, the next can be decoded.
     """
     batches: list[list[Segment]] = []
     heard = 0
@@ -72,7 +73,7 @@ def make_batches(
             heard = 0
         batches[-1].append(segment)
         heard += segment.frames
-    return batches
+    return batches[::-1]
 
 
 def padding_share(batches: Sequence[Sequence[Segment]]) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +28,10 @@ from kdasr.storage import Place
 
 #: Batches that may wait for the codec: it is much faster than any teacher, unless it is disturbed.
 _MAX_UNENCODED = 2
+#: Batches that are decoded before the teacher asks for them.
+_BATCHES_AHEAD = 2
 #: Share of a batch that may be padding.
 _MAX_PADDING = 0.05
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 def label_shard(
@@ -153,7 +154,7 @@ class _ShardRun:
         self.padding = padding_share(batches)
         threads = self._settings.decoders_for(self._teacher.device)
         with ThreadPoolExecutor(threads, "decode") as decoder, ThreadPoolExecutor(1, "encode") as encoder:
-            for loaded in _ahead(decoder, self._load, batches, threads):
+            for loaded in self._loaded(batches, decoder):
                 self._forward_all(loaded, encoder)
             self._wait_for_encoder(0)
         self._check_teacher()
@@ -214,23 +215,46 @@ class _ShardRun:
 
     # -- audio ------------------------------------------------------------------------------
 
-    def _load(self, batch: list[Segment]) -> _Loaded:
-        segments, inputs = [], []
-        rows, padding = self._teacher.front_end.rows_per_frame, self._teacher.front_end.padding
-        for segment in batch:
-            try:
-                whole = self._whole_input(segment.number)
-            except (KdasrError, RuntimeError, ValueError) as error:
+    def _loaded(self, batches: Iterable[list[Segment]], decoder: Executor) -> Iterator[_Loaded]:
+        """The batches in order, some of them decoded ahead, each by all threads: so an accelerator that waits
+        for the first one does not wait long."""
+        waiting: deque[Future[_Loaded]] = deque()
+        for batch in batches:
+            # By utterance, since the windows of a long one are cut from what is decoded once.
+            parts = [
+                decoder.submit(self._inputs, list(windows))
+                for _, windows in groupby(sorted(batch), key=lambda segment: segment.number)
+            ]
+            # Threads take work in the order of submission: these parts are done, or being done, by then.
+            waiting.append(decoder.submit(self._joined, batch, parts))
+            if len(waiting) > _BATCHES_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _inputs(self, windows: list[Segment]) -> dict[Segment, Tensor]:
+        """What the teacher hears of each window of one utterance; nothing if its audio is unusable."""
+        rows = self._teacher.front_end.rows_per_frame
+        try:
+            whole = self._whole_input(windows[0].number)
+        except (KdasrError, RuntimeError, ValueError) as error:
+            for segment in windows:
                 self._fail(segment, f"unusable audio: {_reason(error)}")
-                self._unheard.add(segment.number)
-                continue
-            segments.append(segment)
-            last = None if self._ends(segment) else segment.last * rows
-            inputs.append(whole[segment.first * rows : last])
+            self._unheard.add(windows[0].number)
+            return {}
+        ends = [None if self._ends(segment) else segment.last * rows for segment in windows]
+        return {
+            segment: whole[segment.first * rows : end] for segment, end in zip(windows, ends, strict=True)
+        }
+
+    def _joined(self, batch: list[Segment], parts: list[Future[dict[Segment, Tensor]]]) -> _Loaded:
+        inputs = {segment: heard for part in parts for segment, heard in part.result().items()}
+        segments = [segment for segment in batch if segment in inputs]
         if not segments:
             return _Loaded([], torch.empty(0), [])
-        padded = pad_sequence(inputs, batch_first=True, padding_value=padding)
-        return _Loaded(segments, padded, [len(item) for item in inputs])
+        in_order = [inputs[segment] for segment in segments]
+        padded = pad_sequence(in_order, batch_first=True, padding_value=self._teacher.front_end.padding)
+        return _Loaded(segments, padded, [len(item) for item in in_order])
 
     def _ends(self, segment: Segment) -> bool:
         """Whether a segment is the last one of its utterance."""
@@ -361,17 +385,6 @@ class _Decoded(threading.local):
 
     number = -1
     input: Tensor
-
-
-def _ahead(pool: Executor, work: Callable[[_T], _R], items: Iterable[_T], ahead: int = 1) -> Iterator[_R]:
-    """`work` on every item, in order; so many are done in the pool while the caller uses one."""
-    waiting: deque[Future[_R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _reason(error: BaseException) -> str:

@@ -46,7 +46,7 @@ def test_a_segment_larger_than_a_batch_is_a_batch_of_its_own() -> None:
     segments = [
         s for i, n in enumerate((30, 30, 75)) for s in cut_segments(i, n, WINDOW, OVERLAP, SUBSAMPLING)
     ]
-    assert [[s.number for s in batch] for batch in make_batches(segments, 60)] == [[0, 1], [2]]
+    assert [[s.number for s in batch] for batch in make_batches(segments, 60)] == [[2], [0, 1]]
 
 
 def test_padding_share_is_hand_computable() -> None:

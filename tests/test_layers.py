@@ -1,0 +1,66 @@
+"""What Conformer layers are made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kdasr.layers import ConformerLayer, LayerNorm, inverse_wavelengths, rotate, rotation, shared_rotation
+
+
+def norms(width: int) -> tuple[LayerNorm, nn.LayerNorm]:
+    ours, torchs = LayerNorm(width), nn.LayerNorm(width)
+    nn.init.normal_(ours.weight)
+    nn.init.normal_(ours.bias)
+    torchs.load_state_dict(ours.state_dict())
+    return ours, torchs
+
+
+def test_a_norm_answers_in_the_type_it_is_asked_in() -> None:
+    torch.manual_seed(1)
+    ours, torchs = norms(64)
+    x = 5 * torch.randn(3, 7, 64) + 2
+    assert torch.equal(ours(x), torchs(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x), torchs(x))
+        found = ours(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    # Eight bits of scale and offset and of the result, but sums of all bits.
+    torch.testing.assert_close(found.float(), torchs(x.bfloat16().float()), rtol=2**-6, atol=2**-6)
+
+
+def test_gradients_of_a_norm_in_16_bits_reach_its_32_bit_weights() -> None:
+    torch.manual_seed(1)
+    ours, torchs = norms(64)
+    x, upstream = torch.randn(50, 64).bfloat16(), torch.randn(50, 64).bfloat16()
+    ours(x).backward(upstream)
+    torchs(x.float()).backward(upstream.float())
+    for mine, other in zip(ours.parameters(), torchs.parameters(), strict=True):
+        assert mine.grad is not None and other.grad is not None and mine.grad.dtype == torch.float32
+        assert float((mine.grad - other.grad).norm() / other.grad.norm()) < 0.02
+
+
+def test_frames_stay_in_16_bits_from_layer_to_layer() -> None:
+    layer = ConformerLayer(16, num_heads=2, expansion=2, kernel_frames=3, dropout=0.0)
+    seen: list[torch.dtype] = []
+    for part in layer.modules():
+        part.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    rotation_2tw = shared_rotation(nn.ModuleList([layer]), 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, 5, 16).bfloat16(), torch.ones(1, 1, 5, 5, dtype=torch.bool), rotation_2tw)
+    assert len(seen) > 10 and set(seen) == {torch.bfloat16}
+
+
+def test_rotations_show_how_far_apart_two_positions_are_and_not_where() -> None:
+    torch.manual_seed(1)
+    query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+    turns = rotation(0, 40, inverse_wavelengths(4).double())
+    scores = [
+        float((rotate(query, turns[:, at : at + 1]) * rotate(key, turns[:, at + 3 : at + 4])).sum())
+        for at in (0, 7, 36)
+    ]
+    assert max(scores) - min(scores) < 1e-9
+    # The first wavelength is one radian a frame: (1, 0) becomes (cos 1, sin 1).
+    unit = torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 1, 1, 2)
+    turned = rotate(unit, rotation(1, 1, inverse_wavelengths(1).double()))
+    assert torch.allclose(turned.flatten(), torch.tensor([0.5403023, 0.8414710], dtype=torch.float64))
