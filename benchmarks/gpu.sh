@@ -70,7 +70,7 @@ if [[ $scale == full ]]; then
         --teacher.batch_seconds 320 --teacher.optimisation.precision bf16 --teacher.optimisation.steps 500
         --student.model.width 256 --student.model.num_layers 8 --student.model.num_heads 4
         --student.batch_seconds 320 --student.optimisation.precision bf16 --student.optimisation.steps 500)
-    minutes=80 label_with=(--untrained teacher)
+    minutes=80 label_with=(--untrained teacher_600m --batch-seconds 600 --workers 2 4)
 else
     # Without the gate for int8, whose twin of so little training errs otherwise.
     sizes=(--export.max_wer_rise 1000 --teacher.model.width 32 --teacher.model.num_layers 1 --teacher.optimisation.steps 4
