@@ -22,7 +22,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +34,7 @@ from typing import Any
 from data_prep.support.settings import parse_settings
 from kdasr.errors import ConfigError, CorpusError
 
-__all__ = ["corpora", "prepare", "settings_of"]
+__all__ = ["corpora", "explained", "prepare", "settings_of"]
 
 # Settings that older releases had not, and the values that change nothing: not recorded then, so that shards
 # from before are still those of the same settings.
@@ -52,6 +54,37 @@ def settings_of(name: str) -> dict[str, Any]:
         ConfigError: there is no such corpus.
     """
     return dataclasses.asdict(_module_of(name).Settings())
+
+
+def explained(name: str) -> str:
+    """For a command line: what a corpus must look like, and its settings with their defaults and meanings.
+
+    Raises:
+        ConfigError: there is no such corpus.
+    """
+    module = _module_of(name)
+    lines = [inspect.cleandoc(module.__doc__ or ""), "", "settings, and what they are if not given:"]
+    for names, meaning in _meanings(module.Settings):
+        values = {key: settings_of(name)[key] for key in names}
+        lines.append("  " + "  ".join(f"--{key} {_as_given(value)}" for key, value in values.items()))
+        lines += [f"        {line}" for line in meaning]
+    return "\n".join(lines)
+
+
+def _meanings(settings_class: type) -> Iterator[tuple[list[str], list[str]]]:
+    """Settings that are explained together, and the lines that explain them: those of a corpus first."""
+    for one in settings_class.__mro__:
+        _, _, attributes = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")
+        for entry in re.split(r"\n(?=    \w)", attributes.rstrip()) if attributes else ():
+            names, _, meaning = entry.strip().partition(": ")
+            yield names.split(", "), [line.strip() for line in meaning.splitlines()]
+
+
+def _as_given(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "''"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def prepare(

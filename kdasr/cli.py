@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import corpora
+from data_prep import corpora, explained
 from export.commands import add_commands
 from kdasr.errors import ConfigError, KdasrError
 
@@ -50,9 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run: Any, help_text: str, *, settings: bool = False) -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Any, help_text: str, *, settings: bool = False, add_help: bool = True
+    ) -> argparse.ArgumentParser:
         tail = " Any key of the recipe can be given as --KEY VALUE." if settings else ""
-        sub = verbs.add_parser(name, help=help_text, description=help_text + "." + tail, allow_abbrev=False)
+        text = f"{help_text}.{tail}"
+        sub = verbs.add_parser(name, help=help_text, description=text, allow_abbrev=False, add_help=add_help)
         sub.set_defaults(run=run, takes_settings=settings)
         return sub
 
@@ -60,8 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("folder", type=Path, help="e.g. recipes/mini")
     run.add_argument("--only", metavar="STAGE", help="run this stage alone, whatever is done of the others")
 
-    prepare = verb("prepare", _prepare, "write a corpus as audio shards", settings=True)
+    prepare = verb("prepare", _prepare, "write a corpus as audio shards", settings=True, add_help=False)
     prepare.add_argument("name", help=f"{', '.join(corpora())}, or a recipe .yaml")
+    prepare.add_argument(
+        "-h", "--help", action=_CorpusHelp, nargs=0, help="show this; after a corpus, its settings"
+    )
     prepare.add_argument("--corpus", type=Path, help="where the corpus lies")
     prepare.add_argument("--out", type=Path, help="folder for the shards")
 
@@ -178,6 +184,15 @@ def _transcribe_live(work_dir: Path) -> None:
         for partial in partials[:-1]:
             print(f"  {partial} …")
         print(f"{file}\t{text}\n")
+
+
+class _CorpusHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        name = getattr(namespace, "name", None)
+        print(parser.format_help())
+        if name in corpora():
+            print(f"{name}: {explained(name)}")
+        parser.exit()
 
 
 def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

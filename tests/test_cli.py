@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from data_prep import corpora
+from data_prep import corpora, folder, settings_of
+from data_prep.support.settings import parse_settings
 from kdasr.cli import build_parser, main
 from kdasr.models import save_model
 from kdasr.teachers.conformer import ConformerTeacher
@@ -38,6 +40,27 @@ def test_help_names_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
         main(["prepare", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert f"{', '.join(corpora())}, or a recipe .yaml" in text and "manifest" in text
+
+
+@pytest.mark.parametrize("corpus", corpora())
+def test_help_after_a_corpus_explains_all_its_settings(
+    corpus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare", corpus, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    named = re.findall(r"(?:^|  )--(\w+) ", text.partition("settings, and what they are")[2], re.MULTILINE)
+    assert sorted(named) == sorted(settings_of(corpus)), "each is explained once"
+
+
+def test_defaults_are_shown_as_the_command_line_takes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", "-h"])
+    text = capsys.readouterr().out
+    assert "\n  --transcripts false\n" in text and "\n  --language none\n" in text
+    shown = dict(re.findall(r"--(\w+) (\S+)", text.partition("settings, and what they are")[2]))
+    assert parse_settings(folder.Settings, shown, "folder") == folder.Settings()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The kernels for GPUs in the interpreter of Triton, where there is one; `make test-gpu` runs them on a GPU."""
+"""The kernels for GPUs, in the interpreter of Triton if there is one; `make test-gpu` runs them on a GPU."""
 
 from __future__ import annotations
 
