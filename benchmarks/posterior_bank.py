@@ -28,6 +28,7 @@ class Bank:
     Attributes:
         keys: of the utterances.
         teacher: (T, V) log-probs of each.
+        teacher_bf16: the same of forward passes in bfloat16.
         student: the same of a student, or None.
         audio_s: length of the audio in all.
         feature_s: time that decoding and log-mel took.
@@ -36,6 +37,7 @@ class Bank:
 
     keys: list[str]
     teacher: list[Tensor]
+    teacher_bf16: list[Tensor]
     student: list[Tensor] | None
     audio_s: float
     feature_s: float
@@ -57,13 +59,14 @@ def fill(teacher_dir: Path, audio: Path, student_dir: Path | None, minutes: floa
     keys, features, audio_s = _features(audio, minutes * 60)
     feature_s = time.process_time() - started
     posteriors, teacher_s = _posteriors(teacher.model, features)
+    rounded, _ = _posteriors(teacher.model, features, bf16=True)
     student = None
     if student_dir is not None:
         loaded = load_model(student_dir)
         if loaded.card["units_hash"] != teacher.card["units_hash"]:
             raise ConfigError("student and teacher have different units", where=str(student_dir))
         student = _posteriors(loaded.model, features)[0]
-    return Bank(keys, posteriors, student, audio_s, feature_s, teacher_s)
+    return Bank(keys, posteriors, rounded, student, audio_s, feature_s, teacher_s)
 
 
 def _features(audio: Path, seconds: float) -> tuple[list[str], list[Tensor], float]:
@@ -84,7 +87,9 @@ def _utterances(audio: Path) -> Iterator[tuple[str, float, Tensor]]:
             yield entry.key, entry.num_samples / 16_000, log_mel(read_utterance(shard, entry).samples)
 
 
-def _posteriors(model: AcousticModel, features: list[Tensor]) -> tuple[list[Tensor], float]:
+def _posteriors(
+    model: AcousticModel, features: list[Tensor], *, bf16: bool = False
+) -> tuple[list[Tensor], float]:
     """Log-probs (T, V) of each utterance, and the time of the forward passes."""
     found: list[Tensor] = [torch.empty(0)] * len(features)
     spent_s = 0.0
@@ -98,9 +103,9 @@ def _posteriors(model: AcousticModel, features: list[Tensor]) -> tuple[list[Tens
         heard = [features[segment.number] for segment in batch]
         batch_btf = pad_sequence(heard, batch_first=True, padding_value=LOG_MEL_FLOOR)
         started = time.process_time()
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             log_probs_btv, frames_b = model.offline(batch_btf, lengths_b)
         spent_s += time.process_time() - started
         for segment, row, count in zip(batch, log_probs_btv, frames_b.tolist(), strict=True):
-            found[segment.number] = row[:count].clone()
+            found[segment.number] = row[:count].float()
     return found, spent_s

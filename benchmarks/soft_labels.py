@@ -157,6 +157,15 @@ def _plain_rows(bank: Bank) -> list[Row]:
             *dense_losses(half, bank),
         )
     ]
+    rows.append(
+        _row(
+            "dense float32, of a pass in bfloat16",
+            4 * bank.vocab_size * frames,
+            bank,
+            frames * bank.vocab_size,
+            *dense_losses(bank.teacher_bf16, bank),
+        )
+    )
     count = min(20, bank.vocab_size)
     top = [renormalised(item, count) for item in bank.teacher]
     # 16-bit id and fp16 value, as distillation kits store them.

@@ -79,7 +79,7 @@ class ConformerTeacher(nn.Module):
         rotation_2tw = shared_rotation(self.layers, longest)
         for layer in self.layers:
             x_btd = layer(x_btd, mask, rotation_2tw, valid_bt[..., None])
-        return self.head(x_btd).log_softmax(dim=-1), lengths_out
+        return self.head(x_btd).float().log_softmax(dim=-1), lengths_out
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
         """Mean and standard deviation of each mel bin over the training audio."""

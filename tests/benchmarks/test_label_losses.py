@@ -17,7 +17,7 @@ from tests.soft_labels.posteriors import posteriors
 def make_bank() -> Bank:
     teacher = [posteriors(n, 12, n, 0.4) for n in (20, 33)]
     student = [posteriors(n, 12, n + 100, 0.2) for n in (20, 33)]
-    return Bank(["a", "b"], teacher, student, 2.12, 1.0, 1.0)
+    return Bank(["a", "b"], teacher, teacher, student, 2.12, 1.0, 1.0)
 
 
 def gradient(labels: SoftLabels, student: Tensor) -> Tensor:
@@ -60,6 +60,6 @@ def test_renormalised_top_k_loses_the_mass_it_leaves_out() -> None:
     log_probs = torch.tensor([[0.5, 0.3, 0.2]]).log()
     kept = renormalised(log_probs, 2)
     assert kept.exp()[0].tolist() == pytest.approx([0.625, 0.375, 0], abs=1e-3)
-    bank = Bank(["a"], [log_probs], None, 0.04, 1.0, 1.0)
+    bank = Bank(["a"], [log_probs], [log_probs], None, 0.04, 1.0, 1.0)
     kl, _ = dense_losses([kept], bank, reverse=True)
     assert kl == pytest.approx(-torch.tensor(0.8).log().item(), abs=1e-3)
