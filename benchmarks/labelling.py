@@ -30,9 +30,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -41,7 +42,7 @@ from benchmarks.gpu import scales
 from kdasr.features import LOG_MEL_FLOOR, feature_hash, log_mel
 from kdasr.labelling import FolderTeacher, Settings, Teacher, label_shard
 from kdasr.labelling.batches import cut_segments, make_batches
-from kdasr.labelling.engines import settings_of_one
+from kdasr.labelling.engines import on_one_machine
 from kdasr.labelling.settings import PRECISIONS
 from kdasr.shards import list_shards, open_shard, read_utterance
 
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     figures = measure(load(), shards, options.rounds, settings)
     _print(figures)
     for workers in options.workers:
-        at_once = labelled_at_once(load, shards, settings_of_one(settings, workers, options.device), workers)
+        at_once = labelled_at_once(load, shards, on_one_machine(settings, workers, options.device), workers)
         overhead = 100 * (figures["bare_forward_times_real_time"] / at_once - 1)
         found = {"labelling_times_real_time": at_once, "overhead_workers_percent": overhead}
         of_workers = {f"{name}_{workers}_workers": value for name, value in found.items()}
@@ -143,31 +144,57 @@ def measure(teacher: Teacher, shards: Sequence[Path], rounds: int, settings: Set
 def labelled_at_once(
     load: Callable[[], Teacher], shards: Sequence[Path], settings: Settings, workers: int
 ) -> float:
-    """How many times real time `workers` processes label, each all of the shards, once all are warm."""
+    """How many times real time `workers` processes label, each all of the shards, once all are warm.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what this process has measured with is theirs
     context = multiprocessing.get_context("spawn")
-    warm = context.Barrier(workers + 1)
-    processes = [
-        context.Process(target=_work, args=(load, shards, settings, warm), daemon=True)
-        for _ in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    warm.wait(timeout=600)
-    started = time.perf_counter()
-    for process in processes:
-        process.join()
-    if failed := [process.exitcode for process in processes if process.exitcode != 0]:
-        raise RuntimeError(f"workers failed with {failed}")
-    return workers * sum(open_shard(path).seconds for path in shards) / (time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as folder:
+        ends = [context.Pipe() for _ in range(workers)]
+        processes = [
+            context.Process(
+                target=_work, args=(load, shards, Path(folder) / str(number), settings, there), daemon=True
+            )
+            for number, (_, there) in enumerate(ends)
+        ]
+        for process, (_, there) in zip(processes, ends, strict=True):
+            process.start()
+            there.close()
+        started = 0.0
+        for said in ("warm", "done"):
+            for here, _ in ends:
+                _wait_for(here, said)
+            if said == "warm":
+                started = time.perf_counter()
+                for here, _ in ends:
+                    here.send("go")
+        spent_s = time.perf_counter() - started
+        for process in processes:
+            process.join()
+    return workers * sum(open_shard(path).seconds for path in shards) / spent_s
 
 
-def _work(load: Callable[[], Teacher], shards: Sequence[Path], settings: Settings, warm: Any) -> None:
+def _wait_for(here: Connection, said: str) -> None:
+    try:
+        assert here.recv() == said
+    except EOFError as error:  # the worker is gone, and has said why on stderr
+        raise RuntimeError("a worker ended before it was done") from error
+
+
+def _work(
+    load: Callable[[], Teacher], shards: Sequence[Path], out: Path, settings: Settings, there: Connection
+) -> None:
     torch.set_num_threads(1)
     teacher = load()
-    with tempfile.TemporaryDirectory() as folder:
-        _label(teacher, shards[:1], Path(folder) / "warm", settings)
-        warm.wait()
-        _label(teacher, shards, Path(folder) / "timed", settings)
+    _label(teacher, shards[:1], out / "warm", settings)
+    there.send("warm")
+    there.recv()
+    _label(teacher, shards, out / "timed", settings)
+    assert len(list((out / "timed").glob("*.kdsl"))) == len(shards)
+    there.send("done")
 
 
 class _Spent(NamedTuple):

@@ -1,12 +1,13 @@
 """Depthwise convolution over time for GPUs: frames with channels last, as a Conformer keeps them.
 
-cuDNN has no fast kernel for one dimension; of a Conformer's training step in bf16 its own takes a sixth
-(recipes/RESULTS-gpu.md). These read each frame from memory once for all taps, and sum in float32 (float64
-for float64) in an order that depends on the shapes alone, so results are the same from run to run.
+cuDNN has no fast kernel for one dimension (recipes/RESULTS-gpu.md). These read each frame from memory once
+for all taps, and sum in float32 (float64 for float64) in an order that depends on the shapes alone, so
+results are the same from run to run.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -74,11 +75,12 @@ def _launch(x_btd: Tensor, weight_kd: Tensor, frames_out: int, first: int) -> Te
     out = x_btd.new_empty(batch, frames_out, channels)
     frames_each, channels_each = _CONVOLVED
     grid = (triton.cdiv(channels, channels_each), triton.cdiv(frames_out, frames_each), batch)
-    _convolve[grid](
-        x_btd, weight_kd, out, frames_in, frames_out, channels, first,
-        TAPS=weight_kd.shape[0], FRAMES=frames_each, CHANNELS=channels_each,
-        TYPE=_TRITON_TYPES[_sum_type(x_btd)],
-    )  # fmt: skip
+    with torch.cuda.device_of(x_btd):  # Triton launches where the process is, not where the tensor is
+        _convolve[grid](
+            x_btd, weight_kd, out, frames_in, frames_out, channels, first,
+            TAPS=weight_kd.shape[0], FRAMES=frames_each, CHANNELS=channels_each,
+            TYPE=_TRITON_TYPES[_sum_type(x_btd)],
+        )  # fmt: skip
     return out
 
 
@@ -102,11 +104,12 @@ def _backward(gradient_btd: Tensor, x_btd: Tensor, weight_kd: Tensor) -> tuple[T
     frames_each, channels_each = _CORRELATED
     parts = triton.cdiv(frames, frames_each)
     partial = x_btd.new_empty(batch * parts, taps, channels, dtype=_sum_type(x_btd))
-    _correlate[(triton.cdiv(channels, channels_each), parts, batch)](
-        x_btd, gradient_btd, partial, x_btd.shape[1], frames, channels,
-        TAPS=taps, ROWS=triton.next_power_of_2(taps), FRAMES=frames_each, CHANNELS=channels_each,
-        TYPE=_TRITON_TYPES[_sum_type(x_btd)],
-    )  # fmt: skip
+    with torch.cuda.device_of(x_btd):
+        _correlate[(triton.cdiv(channels, channels_each), parts, batch)](
+            x_btd, gradient_btd, partial, x_btd.shape[1], frames, channels,
+            TAPS=taps, ROWS=triton.next_power_of_2(taps), FRAMES=frames_each, CHANNELS=channels_each,
+            TYPE=_TRITON_TYPES[_sum_type(x_btd)],
+        )  # fmt: skip
     return to_x, partial.sum(0).to(weight_kd.dtype)
 
 
@@ -125,6 +128,33 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 
 _forward.register_autograd(_gradients, setup_context=_remember)
+
+
+_tried: dict[tuple[torch.device, torch.dtype], bool] = {}
+
+
+@torch.compiler.assume_constant_result  # where layers are compiled, this is asked and not compiled
+def kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether they run on a GPU: it takes a C compiler, and a GPU that Triton knows. Warns if they do not."""
+    if (device, dtype) not in _tried:
+        _tried[device, dtype] = _try(device, dtype)
+    return _tried[device, dtype]
+
+
+def _try(device: torch.device, dtype: torch.dtype) -> bool:
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            x_btd = torch.zeros(1, 4, 16, device=device, dtype=dtype, requires_grad=True)
+            depthwise(x_btd, torch.zeros(16, 1, 3, device=device), None).sum().backward()
+    except Exception as error:  # compilers, drivers and Triton itself fail in ways of their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"Triton cannot compile for {device} ({reason}): convolutions take several times as long. "
+            "It wants a C compiler such as gcc, and Python's headers.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def depthwise(x_btd: Tensor, weight_d1k: Tensor, bias_d: Tensor | None) -> Tensor:

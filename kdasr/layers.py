@@ -20,7 +20,7 @@ from kdasr.interfaces import frames_inside
 # A CUDA build of torch brings it; for CPUs there is none.
 _HAS_TRITON = find_spec("triton") is not None
 if _HAS_TRITON:
-    from kdasr.depthwise import depthwise
+    from kdasr.depthwise import depthwise, kernels_work
 
 SUBSAMPLING = 4
 # Feature frames before its own four that an output frame of `Subsampling` sees.
@@ -66,8 +66,8 @@ class Subsampling(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """LayerNorm whose output has the type of its input; sums are in float32 all the same.
 
-    torch's answers autocast with float32, so that every frame between two layers would lie, and move, in 32
-    bits: a third of a training step of a large Conformer on a GPU goes by in that (recipes/RESULTS-gpu.md).
+    On GPUs torch's answers autocast with float32, so that all frames between two layers would lie, and move,
+    in 32 bits (recipes/RESULTS-gpu.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class Convolution(nn.Module):
 
 def _over_time(convolution: nn.Conv1d, x_btd: Tensor) -> Tensor:
     """A depthwise convolution: (B, T + kernel - 1, D) frames with their context to (B, T, D)."""
-    if not x_btd.is_cuda or not _HAS_TRITON:
+    if not x_btd.is_cuda or not _HAS_TRITON or not kernels_work(x_btd.device, x_btd.dtype):
         return convolution(x_btd.transpose(1, 2)).transpose(1, 2)
     return depthwise(x_btd, convolution.weight, convolution.bias)
 

@@ -1,4 +1,4 @@
-"""The kernels for GPUs, in the interpreter of Triton if there is one; `make test-gpu` runs them on a GPU."""
+"""The kernels for GPUs, in Triton's interpreter where there is one; tests/test_gpu.py runs them on a GPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 # Shapes with frames and channels that fill no block, that fill blocks, and one of a single frame.
 SCRIPT = """
 import torch
-from kdasr.depthwise import depthwise
+from kdasr.depthwise import depthwise, kernels_work
 torch.manual_seed(0)
+with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    assert kernels_work(torch.device("cpu"), torch.bfloat16)
 for batch, frames, channels, taps, dtype, most in (
     (2, 37, 24, 5, torch.float32, 1e-6),
     (2, 129, 130, 15, torch.float64, 1e-14),
@@ -35,12 +37,47 @@ for batch, frames, channels, taps, dtype, most in (
         assert float(error.detach()) <= most, (frames, channels, taps, dtype, error)
 """
 
+# Layers as on a GPU, compiled for lengths that vary, against those of a CPU.
+COMPILED = """
+import functools, torch
+import kdasr.layers
+from kdasr.teachers.conformer import ConformerTeacher
+from kdasr.training.compiled import compiled
 
+def as_on_a_gpu(convolution, x):
+    assert kdasr.layers.kernels_work(x.device, x.dtype)
+    return kdasr.layers.depthwise(x, convolution.weight, convolution.bias)
+
+torch.manual_seed(0)
+sizes = dict(width=16, num_layers=2, num_heads=2, kernel_frames=5, dropout=0.0, chunked_share=0.0)
+model = ConformerTeacher(vocab_size=20, **sizes).train()
+heard = [torch.randn(batch, frames, 80) for batch, frames in ((3, 40), (2, 64), (4, 52))]
+
+def outputs_and_gradients():
+    found = []
+    for features in heard:
+        model.zero_grad()
+        out, _ = model.offline(features, torch.full((len(features),), features.shape[1]))
+        out[..., 3].square().sum().backward()
+        found += [out.detach(), *(weight.grad.clone() for weight in model.parameters())]
+    return found
+
+wanted = outputs_and_gradients()
+kdasr.layers._over_time = as_on_a_gpu
+torch.compile = functools.partial(torch.compile, backend="aot_eager")  # all but the C++ compiler
+with compiled(model, True):
+    found = outputs_and_gradients()
+for one, other in zip(found, wanted, strict=True):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+"""
+
+
+@pytest.mark.parametrize("script", [SCRIPT, COMPILED], ids=["alone", "in compiled layers"])
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, a gigabyte that a CPU has no use for")
-def test_the_kernels_convolve_and_their_gradients_are_right() -> None:
+def test_the_kernels_convolve_and_their_gradients_are_right(script: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         env=environment,
         cwd=Path(__file__).parents[1],
         capture_output=True,

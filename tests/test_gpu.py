@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -121,11 +122,15 @@ def test_a_depthwise_convolution_in_bf16_is_that_of_float32(
     x_btd = torch.randn(3, frames + kernel_frames - 1, width, device=device).bfloat16()
     upstream_btd = torch.randn(3, frames, width, device=device).bfloat16()
     found = gradients(convolution, x_btd, upstream_btd, torch.bfloat16)
-    expected = gradients(convolution, x_btd.float(), upstream_btd, None)
+    expected = gradients(convolution, x_btd.float(), upstream_btd, None, by=as_torch_does)
     assert found[0].dtype == torch.bfloat16 and expected[0].dtype == torch.float32
     for ours, theirs in zip(found, expected, strict=True):
         bound = 0.01 * float(theirs.abs().max())
         torch.testing.assert_close(ours.float(), theirs, atol=bound, rtol=0)
+
+
+def as_torch_does(convolution: nn.Conv1d, x_btd: torch.Tensor) -> torch.Tensor:
+    return convolution(x_btd.transpose(1, 2)).transpose(1, 2)
 
 
 def gradients(
@@ -133,12 +138,13 @@ def gradients(
     x_btd: torch.Tensor,
     upstream_btd: torch.Tensor,
     dtype: torch.dtype | None,
+    by: Callable[[nn.Conv1d, torch.Tensor], torch.Tensor] = over_time,
 ) -> list[torch.Tensor]:
     """The output, and the gradients in the frames, the weights and the bias."""
     x_btd = x_btd.clone().requires_grad_()
     convolution.zero_grad()
     with torch.autocast("cuda", dtype) if dtype is not None else nullcontext():
-        out = over_time(convolution, x_btd)
+        out = by(convolution, x_btd)
     out.backward(upstream_btd.to(out.dtype))
     assert convolution.weight.grad is not None and convolution.bias is not None
     assert x_btd.grad is not None and convolution.bias.grad is not None

@@ -154,7 +154,7 @@ class ProcessCrew:
     def __init__(self, work: Work, size: int) -> None:
         self.size, self._work = (
             size,
-            replace(work, settings=settings_of_one(work.settings, size, work.device)),
+            replace(work, settings=on_one_machine(work.settings, size, work.device)),
         )
         # spawn: a forked child would inherit torch's thread pools in an unknown state.
         self._context = multiprocessing.get_context("spawn")
@@ -259,18 +259,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def settings_of_one(settings: Settings, workers: int, device: str) -> Settings:
-    """Settings with this process's threads, and the threads that decode, shared out among the workers on
-    `device`, unless they say how many.
+def settings_of_one(settings: Settings, workers: int) -> Settings:
+    """Settings with this process's threads shared out among the workers, unless they say how many.
 
     Processes that take all cores each slow one another down many times over.
     """
-    threads, decoders = settings.threads, settings.decoders
-    if threads is None:
-        threads = max(1, torch.get_num_threads() // workers)
-    if decoders is None and workers > 1:
-        decoders = settings.decoders_for(torch.device(device), workers)
-    return replace(settings, threads=threads, decoders=decoders)
+    if settings.threads is not None:
+        return settings
+    return replace(settings, threads=max(1, torch.get_num_threads() // workers))
+
+
+def on_one_machine(settings: Settings, workers: int, device: str) -> Settings:
+    """As `settings_of_one`, with the threads that decode shared out, too."""
+    decoders = settings.decoders_for(torch.device(device), workers)
+    return replace(settings_of_one(settings, workers), decoders=decoders)
 
 
 def check_device(device: str) -> None:

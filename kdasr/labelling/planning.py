@@ -96,7 +96,7 @@ def plan(
     sample = sorted({round(i) for i in np.linspace(0, len(shards) - 1, min(sample_shards, len(shards)))})
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     # As the job will: workers on one machine share its threads.
-    settings = settings_of_one(settings, workers, device)
+    settings = settings_of_one(settings, workers)
     results = _label_sample(source, [shards[i] for i in sample], settings, device)
     prediction = _extrapolate(results, sum(seconds), len(shards), workers, price_per_worker_hour)
     if out is not None:

@@ -48,7 +48,7 @@ class Settings:
             the workers.
         decoders: threads that decode audio and compute features ahead of the teacher. One is enough for a
             teacher on the CPU (a core does 1,500 × real time and more); None takes one there, and on an
-            accelerator the worker's share of the machine's cores, at most 8.
+            accelerator the machine's cores, at most 8, shared by the workers of `engine: processes`.
         filters: what not to keep; see `kdasr.labelling.filters`.
         words: the posteriors given that words of a lexicon were said, instead of the teacher's own.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -140,10 +142,7 @@ class _ShardRun:
         self._num_segments: dict[int, int] = {}
         self._decoded = _Decoded()
         self._encoding: deque[Future[None]] = deque()
-        # The codec asks a GPU a dozen times for each batch, and each answer would come behind the passes that
-        # the teacher has begun since. On a stream of its own it comes beside them, and first.
-        device = teacher.device
-        self._codec_stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._codec_stream = _codec_stream(teacher.device)
         self.teacher_s = self.encode_s = self.padding = self._teacher_done = 0.0
         self.halved = 0
 
@@ -220,10 +219,11 @@ class _ShardRun:
         for the first one does not wait long."""
         waiting: deque[Future[_Loaded]] = deque()
         for batch in batches:
-            # By utterance, since the windows of a long one are cut from what is decoded once.
+            # By utterance, since the windows of a long one are cut from what is decoded once; the last number
+            # first, as the batches come, so that the next one begins with what this one ends with.
             parts = [
                 decoder.submit(self._inputs, list(windows))
-                for _, windows in groupby(sorted(batch), key=lambda segment: segment.number)
+                for _, windows in groupby(sorted(batch, reverse=True), key=lambda segment: segment.number)
             ]
             # Threads take work in the order of submission: these parts are done, or being done, by then.
             waiting.append(decoder.submit(self._joined, batch, parts))
@@ -342,7 +342,7 @@ class _ShardRun:
         self._broken.setdefault(segment.number, {})[segment.first] = reason
 
     def _store(self, segments: list[Segment], heard: list[_Heard]) -> None:
-        with torch.cuda.stream(self._codec_stream):  # None: nothing happens
+        with nullcontext() if self._codec_stream is None else torch.cuda.stream(self._codec_stream):
             self._encode(segments, heard)
 
     def _encode(self, segments: list[Segment], heard: list[_Heard]) -> None:
@@ -378,6 +378,14 @@ class _ShardRun:
     def _seed_name(self, segment: Segment) -> str:
         key = self._shard.entries[segment.number].key
         return f"{key}@{segment.first}" if segment.first else key
+
+
+@functools.cache
+def _codec_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A GPU's stream for the codec, which asks a dozen times for each batch: each answer would come behind
+    the passes that the teacher has begun since, and here it comes beside them, and first. One for all
+    shards, since torch keeps memory for each stream."""
+    return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
 
 class _Decoded(threading.local):

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import labelling
 from benchmarks.gpu import scales
-from kdasr.labelling import Settings, label_shard
+from kdasr.labelling import Settings, Teacher, label_shard
 from kdasr.shards import open_shard
 from tests.labelling.tiny import TinySource, make_audio
 
@@ -61,5 +61,15 @@ def test_several_workers_label_all_they_are_given(tmp_path: Path) -> None:
     found = labelling.labelled_at_once(
         partial(TinySource(pause_s=0.2).load, "cpu"), shards, Settings(threads=1), workers=2
     )
-    # Each of the two waits 0.2 s at least for either shard, and they do not wait for one another.
+    # Each of them waits 0.2 s at least for either shard; a worker checks itself that it labelled all of them.
     assert 0 < found < 2 * seconds / 0.4
+
+
+def _no_teacher() -> Teacher:
+    raise SystemExit(3)
+
+
+def test_a_worker_that_ends_too_early_is_not_waited_for(tmp_path: Path) -> None:
+    shards = make_audio(tmp_path / "audio", 2, per_shard=2)
+    with pytest.raises(RuntimeError, match="a worker ended before it was done"):
+        labelling.labelled_at_once(_no_teacher, shards, Settings(threads=1), workers=2)
