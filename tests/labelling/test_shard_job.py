@@ -14,7 +14,8 @@ from kdasr.errors import ConfigError, DamagedShardError, SoftLabelError
 from kdasr.features import log_mel
 from kdasr.interfaces import Utterance
 from kdasr.labelling import Settings, label_shard
-from kdasr.shards import read_shard, write_shards
+from kdasr.labelling.engines import on_one_machine
+from kdasr.shards import Shard, ShardEntry, read_shard, read_utterance, write_shards
 from kdasr.soft_labels import Full, LabelShard, TopP, open_label_shard
 from tests.labelling.tiny import TinySource, make_audio
 
@@ -63,9 +64,36 @@ def test_several_decoders_change_nothing(tmp_path: Path) -> None:
     one, four = ((tmp_path / name / f"{audio.stem}.kdsl").read_bytes() for name in ("1", "4"))
     assert one == four
     assert Settings().decoders_for(torch.device("cpu")) == 1
-    assert 1 <= Settings().decoders_for(torch.device("cuda")) <= 8
     with pytest.raises(ConfigError, match="decoders"):
         Settings(decoders=0)
+
+
+def test_workers_on_one_machine_share_its_cores_to_decode_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdasr.labelling.settings.usable_cores", lambda: 16)
+    for workers, share in ((1, 8), (4, 4), (3, 5), (64, 1)):
+        assert on_one_machine(Settings(), workers, "cuda").decoders == share
+    assert on_one_machine(Settings(decoders=2), 4, "cuda").decoders == 2
+    assert on_one_machine(Settings(), 4, "cpu").decoders == 1
+
+
+def test_a_long_utterance_is_decoded_once_for_all_its_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its windows fill several batches, each of which ends where the next one goes on."""
+    rng = np.random.default_rng(0)
+    items = [Utterance(name, (0.1 * rng.standard_normal(16_000 * 6)).astype(np.float32)) for name in "abc"]
+    (audio,) = write_shards(items, tmp_path / "audio")
+    decoded: list[str] = []
+
+    def counted(shard: Shard, entry: ShardEntry) -> Utterance:
+        decoded.append(entry.key)
+        return read_utterance(shard, entry)
+
+    monkeypatch.setattr("kdasr.labelling.shard_job.read_utterance", counted)
+    windows: dict[str, Any] = {"batch_seconds": 1.6, "window_seconds": 0.4, "overlap_seconds": 0.16}
+    labels_for(audio, tmp_path / "labels", Settings(**windows))
+    # The last window of each is shorter, and those three come after all others.
+    assert sorted(decoded) == ["a", "a", "b", "b", "c", "c"]
 
 
 def test_the_same_shard_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:
