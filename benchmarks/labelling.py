@@ -230,7 +230,8 @@ def _prepare(teacher: Teacher, shards: Sequence[Path], settings: Settings) -> tu
             lengths_b = torch.tensor([segment.frames for segment in batch])
             heard = [features[segment.number][segment.first : segment.last] for segment in batch]
             batch_btf = pad_sequence(heard, batch_first=True, padding_value=LOG_MEL_FLOOR)
-            prepared.append((batch_btf, lengths_b))
+            on_gpu = teacher.device.type == "cuda"
+            prepared.append((batch_btf.pin_memory() if on_gpu else batch_btf, lengths_b))
     return spent, prepared
 
 
@@ -243,7 +244,8 @@ def _forward(teacher: Teacher, prepared: Prepared, settings: Settings) -> None:
     with torch.inference_mode(), settings.autocast(teacher.device):
         for features_btf, lengths_b in prepared:
             log_probs, _ = teacher.model.offline(
-                features_btf.to(teacher.device), lengths_b.to(teacher.device)
+                features_btf.to(teacher.device, non_blocking=True),
+                lengths_b.to(teacher.device, non_blocking=True),
             )
     log_probs.sum().item()  # wait for the device
 

@@ -254,6 +254,8 @@ class _ShardRun:
             return _Loaded([], torch.empty(0), [])
         in_order = [inputs[segment] for segment in segments]
         padded = pad_sequence(in_order, batch_first=True, padding_value=self._teacher.front_end.padding)
+        if self._teacher.device.type == "cuda":
+            padded = padded.pin_memory()  # else the copy would wait for the passes begun before
         return _Loaded(segments, padded, [len(item) for item in in_order])
 
     def _ends(self, segment: Segment) -> bool:
@@ -317,7 +319,7 @@ class _ShardRun:
         lengths_b = torch.tensor(loaded.lengths)
         with torch.inference_mode(), self._settings.autocast(device):
             log_probs_btv, frames_b = self._teacher.model.offline(
-                loaded.inputs.to(device), lengths_b.to(device)
+                loaded.inputs.to(device, non_blocking=True), lengths_b.to(device, non_blocking=True)
             )
         log_probs_btv = log_probs_btv.float()
         computed = None if self._codec_stream is None else torch.cuda.current_stream(device).record_event()
