@@ -110,6 +110,8 @@ def joined() -> Iterator[Ranks]:
         control = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     _joined.append(Ranks(distributed.get_rank(), distributed.get_world_size(), local_rank, control))
     try:
+        # Whoever went on and ended with an error would leave others looking for it: they meet here first.
+        _joined[-1].wait()
         yield _joined[-1]
         # Not after an error: another rank may be waiting for this one, and would be waited for here.
         distributed.destroy_process_group()
