@@ -163,14 +163,13 @@ def labelled_at_once(
         for process, (_, there) in zip(processes, ends, strict=True):
             process.start()
             there.close()
-        started = 0.0
-        for said in ("warm", "done"):
-            for here, _ in ends:
-                _wait_for(here, said)
-            if said == "warm":
-                started = time.perf_counter()
-                for here, _ in ends:
-                    here.send("go")
+        for here, _ in ends:
+            _wait_for(here, "warm")
+        started = time.perf_counter()
+        for here, _ in ends:
+            here.send("go")
+        for here, _ in ends:
+            _wait_for(here, "done")
         spent_s = time.perf_counter() - started
         for process in processes:
             process.join()

@@ -62,11 +62,10 @@ def explained(name: str) -> str:
     Raises:
         ConfigError: there is no such corpus.
     """
-    module = _module_of(name)
+    module, defaults = _module_of(name), settings_of(name)
     lines = [inspect.cleandoc(module.__doc__ or ""), "", "settings, and what they are if not given:"]
     for names, meaning in _meanings(module.Settings):
-        values = {key: settings_of(name)[key] for key in names}
-        lines.append("  " + "  ".join(f"--{key} {_as_given(value)}" for key, value in values.items()))
+        lines.append("  " + "  ".join(f"--{key} {_as_given(defaults[key])}" for key in names))
         lines += [f"        {line}" for line in meaning]
     return "\n".join(lines)
 

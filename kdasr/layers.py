@@ -145,9 +145,9 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tenso
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def rotation(first_position: int, count: int, inverse_wavelengths_w: Tensor) -> Tensor:
-    """(2, count, w) cosines and sines of the angles by which `rotate` turns so many positions."""
-    position_t = torch.arange(first_position, first_position + count, device=inverse_wavelengths_w.device)
+def rotation(count: int, inverse_wavelengths_w: Tensor) -> Tensor:
+    """(2, count, w) cosines and sines of the angles by which `rotate` turns so many positions, from 0 on."""
+    position_t = torch.arange(count, device=inverse_wavelengths_w.device)
     angle_tw = position_t[:, None] * inverse_wavelengths_w
     return torch.stack([angle_tw.cos(), angle_tw.sin()])
 
@@ -256,11 +256,11 @@ class ConformerLayer(nn.Module):
 
 
 def shared_rotation(layers: nn.ModuleList, num_positions: int) -> Tensor:
-    """The `rotation` of so many positions from 0 on: one for all layers, for which it would take longer to
+    """The `rotation` of so many positions: one for all layers, for which it would take longer to
     compute than to read."""
     first = layers[0]
     assert isinstance(first, ConformerLayer)
-    return rotation(0, num_positions, first.attention.inverse_wavelengths)
+    return rotation(num_positions, first.attention.inverse_wavelengths)
 
 
 def _last(frames: Tensor, like: Tensor) -> Tensor:

@@ -132,13 +132,13 @@ class AttentionWeights(nn.Module):
     def forward(self, x_btd: Tensor, context: Context) -> Tensor:
         """(B, T, D) to (B, heads, T, L + T) that sum to 1 over what may be heard."""
         key_bkd = context.attended(self.key(x_btd))
-        query = self._rotated(self.query(x_btd), key_bkd.shape[1] - x_btd.shape[1])
-        scores = (query * self.scale) @ self._rotated(key_bkd, 0).transpose(-1, -2)
+        turns_2kw = rotation(key_bkd.shape[1], self.inverse_wavelengths)
+        query = rotate(self._heads(self.query(x_btd)), turns_2kw[:, key_bkd.shape[1] - x_btd.shape[1] :])
+        scores = (query * self.scale) @ rotate(self._heads(key_bkd), turns_2kw).transpose(-1, -2)
         return scores.masked_fill(~context.mask, -1e4).softmax(dim=-1)
 
-    def _rotated(self, x_btd: Tensor, first_position: int) -> Tensor:
-        heads = x_btd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return rotate(heads, rotation(first_position, heads.shape[2], self.inverse_wavelengths))
+    def _heads(self, x_btd: Tensor) -> Tensor:
+        return x_btd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
