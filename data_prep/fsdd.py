@@ -3,8 +3,9 @@
 `corpus` is any checkout of the dataset: recordings/{digit}_{speaker}_{number}.wav at 8 kHz
 (Jackson et al., https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0).
 
-Splits: `labelled`, `unlabelled` (no transcripts), `dev` (recordings of the labelled speakers that
-`labelled` never uses), `test`. Speakers are chosen by name, and a test speaker occurs nowhere else.
+Splits: `labelled`, `unlabelled` (no transcripts, unless they are asked for), `dev` (recordings of the
+labelled speakers that `labelled` never uses), `test`. Speakers are chosen by name, and a test speaker
+occurs nowhere else.
 `dev` and `test` are the recordings as they are, with pauses between them. `labelled` and
 `unlabelled` may be perturbed into new pseudo-speakers and joined by synthetic strings.
 """
@@ -71,6 +72,8 @@ class Settings:
         noise_probability, noise, snr_db: how many perturbed strings have noise, which kinds, and how loud.
         synthetic_minutes, synthetic_unlabelled_minutes: espeak-ng digit strings added to `labelled`
             and to `unlabelled`, with different voices, cut off at the 4 kHz of the recordings.
+        unlabelled_transcripts: give `unlabelled` its transcripts after all: a student that learns from them
+            is what distillation can be held against.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -97,6 +100,7 @@ class Settings:
     snr_db: tuple[float, float] = (8.0, 30.0)
     synthetic_minutes: float = 0.0
     synthetic_unlabelled_minutes: float = 0.0
+    unlabelled_transcripts: bool = False
     max_shard_utterances: int = 200
 
     def __post_init__(self) -> None:
@@ -176,7 +180,7 @@ def prepare(
         yield Utterance(
             key=key,
             samples=samples,
-            text=None if split == "unlabelled" else text,
+            text=None if split == "unlabelled" and not settings.unlabelled_transcripts else text,
             speaker=string[0].speaker,
         )
     yield from _synthetic(settings, split, seed, done)
@@ -199,6 +203,7 @@ def _synthetic(settings: Settings, split: str, seed: int, done: Mapping[str, int
         labelled_snr_db=settings.snr_db,
         unlabelled_snr_db=settings.snr_db,
         bandwidth_hz=RATE_HZ / 2,
+        unlabelled_transcripts=settings.unlabelled_transcripts,
     )
     if minutes > 0:
         theirs = {key.removeprefix("fsdd-"): num_samples for key, num_samples in done.items()}

@@ -1,9 +1,9 @@
 """Speech that espeak-ng speaks: digit strings and commands, in noise, with new voices in each split.
 
-Splits: `labelled`, `unlabelled` (no transcripts), `dev` (voices of its own, the noises of
-`labelled`), `test` (voices and noises that occur nowhere else). A voice is a variant of espeak-ng;
-every voice speaks with any of the accents. Utterance i of a split depends on the seed, the settings
-and i alone.
+Splits: `labelled`, `unlabelled` (no transcripts, unless they are asked for), `dev` (voices of its own,
+the noises of `labelled`), `test` (voices and noises that occur nowhere else). A voice is a variant of
+espeak-ng; every voice speaks with any of the accents. Utterance i of a split depends on the seed, the
+settings and i alone.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Settings:
         level_db: range of the speech level in dB below full scale.
         edge_seconds: range of the silence before and after.
         bandwidth_hz: what lies above is cut off; 4000 sounds like a telephone.
+        unlabelled_transcripts: give `unlabelled` its transcripts after all: a student that learns from them
+            is what distillation can be held against.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -83,6 +85,7 @@ class Settings:
     level_db: tuple[float, float] = (-32.0, -16.0)
     edge_seconds: tuple[float, float] = (0.05, 0.3)
     bandwidth_hz: float = 8000.0
+    unlabelled_transcripts: bool = False
     max_shard_utterances: int = 200
 
     def __post_init__(self) -> None:
@@ -204,7 +207,7 @@ class _Speaker:
         return Utterance(
             key=self.key(index),
             samples=_band_limited(speech * np.float32(gain), settings.bandwidth_hz),
-            text=None if self.split == "unlabelled" else text,
+            text=None if self.split == "unlabelled" and not settings.unlabelled_transcripts else text,
             speaker=voice,
         )
 

@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import distillation
 from benchmarks.distillation import ARMS_FILE, main, table
+from data_prep import prepare
 from kdasr import stages
 from kdasr.errors import ConfigError
 from kdasr.models import save_model
@@ -20,7 +22,7 @@ from kdasr.soft_labels import open_label_shard
 from kdasr.spikes import SpikeHistogram
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
-from tests.speech import shards
+from tests.data_prep.fakes import read_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -29,13 +31,8 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, a random teacher and its labels where a run of recipes/mini would have put them."""
     root = tmp_path_factory.mktemp("work")
-    for split, count, with_text in (
-        ("labelled", 8, True),
-        ("unlabelled", 8, False),
-        ("dev", 2, True),
-        ("test", 3, True),
-    ):
-        shards(root / "shards" / split, count, with_text=with_text)
+    minutes = {"labelled": 0.3, "unlabelled": 0.3, "dev": 0.1, "test": 0.1}
+    prepare("synth", out=root / "shards", **{f"{split}_minutes": value for split, value in minutes.items()})
     torch.manual_seed(1)
     teacher = ConformerTeacher(
         vocab_size=CharUnits().vocab_size, width=16, num_layers=1, num_heads=2, kernel_frames=3
@@ -107,8 +104,17 @@ def test_every_arm_runs(work_dir: Path, tiny: Path) -> None:
     assert [row["arm"] for row in rows] == arms and len(arms) > 20
     for row in rows:
         log = (work_dir / f"distillation/{row['arm']}-1.jsonl").read_text()
-        assert ("unlabelled/" in log) == (row["arm"] != "labels_only")
+        assert ("unlabelled/" in log) == (row["arm"] not in ("labels_only", "all_transcribed"))
         assert ('"labelled/ctc"' in log) == (row["arm"] != "no_transcripts")
+    transcribed = read_folder(work_dir / "distillation/transcribed/unlabelled")
+    untold = read_folder(work_dir / "shards/unlabelled")
+    assert all(utterance.text for utterance in transcribed) and not any(one.text for one in untold)
+    for one, other in zip(transcribed, untold, strict=True):
+        assert one.key == other.key and np.array_equal(one.samples, other.samples)
+    labels_only, all_transcribed = (
+        (work_dir / f"distillation/{arm}-1.jsonl").read_text() for arm in ("labels_only", "all_transcribed")
+    )
+    assert labels_only != all_transcribed
 
 
 def test_the_table_has_means_gains_and_delays() -> None:
@@ -123,11 +129,15 @@ def test_the_table_has_means_gains_and_delays() -> None:
             row("labels_only", 2, 20.0, 120.0, {0.0: 1, 40.0: 3}),
             row("pseudo_labels", 1, 25.0, None, {}),
             row("combined", 1, 20.0, -40.0, {0.0: 1}),
+            row("all_transcribed", 1, 15.0, 0.0, {0.0: 1}),
         ]
     ).splitlines()
-    assert lines[2] == "| labels_only | 40.0 20.0 | 30.0 | – | +20 % | +100 / +100 | +40, 62 % |"
-    assert lines[3] == "| pseudo_labels | 25.0 | 25.0 | -17 % | – | – / – | +40, – |"
-    assert lines[4] == "| combined | 20.0 | 20.0 | -33 % | -20 % | -40 / -40 | +40, 100 % |"
+    assert lines[2] == "| labels_only | 40.0 20.0 | 30.0 | – | +20 % | – | +100 / +100 | +40, 62 % |"
+    assert lines[3] == "| pseudo_labels | 25.0 | 25.0 | -17 % | – | 33 % | – / – | +40, – |"
+    assert lines[4] == "| combined | 20.0 | 20.0 | -33 % | -20 % | 67 % | -40 / -40 | +40, 100 % |"
+    assert lines[5] == "| all_transcribed | 15.0 | 15.0 | -50 % | -40 % | – | +0 / +0 | +40, 100 % |"
+    without = table([row("labels_only", 1, 40.0, None, {}), row("combined", 1, 20.0, None, {})])
+    assert without.splitlines()[3] == "| combined | 20.0 | 20.0 | -50 % | – | – | – / – | +40, – |"
 
 
 def test_an_unknown_arm_is_refused(work_dir: Path, tiny: Path) -> None:

@@ -60,6 +60,15 @@ def test_a_string_is_one_speaker_saying_its_text(corpus: Path, split: str) -> No
         assert utterance.text == (None if split == "unlabelled" else words)
 
 
+def test_the_unlabelled_strings_have_their_transcripts_where_these_are_asked_for(corpus: Path) -> None:
+    asked = {"unlabelled_transcripts": True, "synthetic_unlabelled_minutes": 0.1}
+    utterances = strings_of(corpus, "unlabelled", **asked)
+    real = [utterance for utterance in utterances if utterance.speaker == "cat"]
+    for utterance, string in zip(real, recordings_in(real), strict=True):
+        assert utterance.text == " ".join(DIGITS[digit] for _, digit, _ in string)
+    assert len(real) < len(utterances) and all(utterance.text for utterance in utterances)
+
+
 def test_held_out_recordings_are_in_dev_alone(corpus: Path) -> None:
     dev, labelled = (
         {recording for string in recordings_in(strings_of(corpus, split)) for recording in string}

@@ -112,7 +112,11 @@ def test_transcripts_are_of_the_vocabulary_and_unlabelled_audio_has_none() -> No
     assert {word for text in texts for word in text.split()} <= words_of("commands")
     assert any(set(text.split()) <= set(DIGITS) for text in texts)
     assert any(not set(text.split()) & set(DIGITS) for text in texts)
-    assert all(utterance.text is None for utterance in first(5, Settings(), "unlabelled"))
+    untold = first(5, Settings(), "unlabelled")
+    told = first(5, Settings(unlabelled_transcripts=True), "unlabelled")
+    assert all(utterance.text is None for utterance in untold)
+    assert all(set((utterance.text or "-").split()) <= words_of("commands") for utterance in told)
+    assert all(np.array_equal(one.samples, other.samples) for one, other in zip(told, untold, strict=True))
 
 
 def test_digits_alone_and_oh() -> None:
