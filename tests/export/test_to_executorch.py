@@ -3,6 +3,7 @@ own: run by `make test-executorch`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from export import to_executorch
 from export.formats import available_formats
 from export.parity import probe_sound
 from export.publish import export_student
 from export.to_executorch import ExecutorchFormat, _partitioner
 from export.transcribe import open_recogniser
 from kdasr.errors import ModelError
-from kdasr.streaming import StreamingSession, TorchChunkModel
+from kdasr.streaming import StreamingSession, TorchChunkModel, silence_controls
 from tests.export.small_models import ALL, KINDS, UNITS
 
 pytestmark = [pytest.mark.executorch, pytest.mark.timeout(1_200)]
@@ -45,6 +47,18 @@ def test_parity_is_in_the_card(exported: tuple[str, Path]) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "model.pte", "model.int8.pte", "tokens.txt", "units.json", "model.json"
     }  # fmt: skip
+
+
+def test_lowering_quickly_changes_no_byte(
+    exported: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, folder = exported
+    monkeypatch.setattr(to_executorch, "quick_lowering", contextlib.nullcontext)
+    student = silence_controls(ALL[kind](), UNITS)
+    ExecutorchFormat(student, UNITS, "cd" * 32).write_float(tmp_path / "model.pte")
+    ExecutorchFormat(student, UNITS, "cd" * 32).write_int8(tmp_path / "model.int8.pte", folder / "model.pte")
+    for name in ("model.pte", "model.int8.pte"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("num_samples", [79, 5_281, 40_000])

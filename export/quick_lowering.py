@@ -1,0 +1,185 @@
+"""ExecuTorch's lowering without what it does over and over: a third of what a large graph would take.
+
+Each of the parts that a backend takes goes through some twenty passes, and most of them work out all of its
+shapes anew, also where they found nothing to change. Which parts may be joined is asked of every two of
+them by walking through all that depends on them, and where one is cut out, the whole graph is copied to put
+it in order: the square of its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.passes.infra.pass_base import PassResult
+from torch.fx.passes.utils.fuser_utils import validate_partition
+
+from export import require
+
+_EXTRA = "executorch"
+# What a pass of ExecuTorch may define to change operations while it works out their shapes.
+_HOOKS = (
+    *("call_operator", "call_sym", "call_cond", "call_while", "call_map", "call_scan", "call_getitem"),
+    *("call_delegate", "call_submodule", "call_size_operator", "placeholder", "output", "inputs", "on_attr"),
+    "_fx",
+)
+
+
+@contextlib.contextmanager
+def quick_lowering() -> Iterator[None]:
+    """While this lasts, ExecuTorch works out a graph that did not change but once, and cuts it quickly. The
+    program that comes of it is the same to the byte.
+
+    Raises:
+        MissingDependencyError: executorch is not installed.
+    """
+    with _shapes_once(), _quick_cuts():
+        yield
+
+
+@contextlib.contextmanager
+def _shapes_once() -> Iterator[None]:
+    """A pass works out the shapes of what it has changed and of what comes after it, and no others."""
+    passes: Any = require("executorch.exir.pass_base", _EXTRA)
+    export_pass, interpreter, proxy = (
+        passes.ExportPass,
+        passes.ExportPass.ExportInterpreter,
+        passes.ProxyValue,
+    )
+    work_out, run_node, work_out_one = export_pass.call, interpreter.run_node, export_pass._fx
+
+    def call(one_pass: Any, module: Any) -> Any:
+        known = vars(module).get("_as_worked_out") == _written(module)
+        # A pass with hooks changes operations while it works out their shapes; others did so before.
+        if known and all(getattr(type(one_pass), name) is getattr(export_pass, name) for name in _HOOKS):
+            return PassResult(module, True)
+        one_pass._all_known, one_pass._node = known, None
+        result = work_out(one_pass, module)
+        vars(result.graph_module)["_as_worked_out"] = _written(result.graph_module)
+        return result
+
+    def remember_node(running: Any, node: fx.Node) -> Any:
+        running.callback._node = node if running.callback._all_known else None
+        return run_node(running, node)
+
+    def look_up(one_pass: Any, kind: str, target: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        node = one_pass._node
+        if node is None or kind != "call_function":
+            return work_out_one(one_pass, kind, target, args, kwargs, meta)
+        value = node.meta["val"]
+        if target != node.target or not _same((args, kwargs), (node.args, node.kwargs), proxy):
+            result = work_out_one(one_pass, kind, target, args, kwargs, meta)
+            # What comes after it need not be worked out where this has the shape that it had.
+            return proxy(value, result.proxy) if _alike(result.data, value) else result
+        before, one_pass.interpreter = one_pass.interpreter, _Known(value)
+        try:
+            return work_out_one(one_pass, kind, target, args, kwargs, meta)
+        finally:
+            one_pass.interpreter = before
+
+    with (
+        _replaced(export_pass, "call", call),
+        _replaced(interpreter, "run_node", remember_node),
+        _replaced(export_pass, "_fx", look_up),
+    ):
+        yield
+
+
+class _Known:
+    """In place of what runs operations on shapes: the result is known."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def call_function(self, *_: Any) -> Any:
+        return self.value
+
+
+def _same(new: Any, old: Any, proxy: Any) -> bool:
+    """Whether arguments of an operation, as a pass gives them, are those of a node."""
+    if isinstance(old, fx.Node):
+        # What a graph holds as an attribute (a part for a backend) comes as it is.
+        return old.op == "get_attr" or (isinstance(new, proxy) and new.data is old.meta.get("val"))
+    if isinstance(old, list | tuple):
+        return len(new) == len(old) and all(map(_same, new, old, itertools.repeat(proxy)))
+    if isinstance(old, dict):
+        return new.keys() == old.keys() and all(_same(new[key], old[key], proxy) for key in old)
+    return new is old or (type(new) is type(old) and new == old)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two tensors without content cannot be told apart."""
+    return (
+        type(one) is type(other) is FakeTensor
+        and one.constant is other.constant is None
+        and (one.shape, one.stride(), one.storage_offset())
+        == (other.shape, other.stride(), other.storage_offset())
+        and (one.dtype, one.device, one.requires_grad) == (other.dtype, other.device, other.requires_grad)
+    )
+
+
+def _written(module: Any) -> list[tuple[Any, ...]]:
+    """A graph as far as its shapes depend on it."""
+    return [
+        (id(node), node.name, node.op, node.target, node.args, node.kwargs, id(node.meta.get("val")))
+        for node in module.graph.nodes
+    ]
+
+
+@contextlib.contextmanager
+def _quick_cuts() -> Iterator[None]:
+    """Which parts may be joined, and a graph put in order where one was cut out, in time that does not grow
+    with the square of the graph for each of them."""
+    groups = require("executorch.exir.backend.canonical_partitioners.group_partitioner", _EXTRA)
+    cutting = require("executorch.exir.lowered_backend_module", _EXTRA)
+    with (
+        _replaced(groups.GroupBasedPartitioner, "_can_merge_partitions", _can_merge),
+        _replaced(cutting, "legalize_graph", _sort_in_place),
+    ):
+        yield
+
+
+def _can_merge(partitioner: Any, one: int, other: int, partitions_by_id: Any) -> bool:
+    """Whether no path leaves the two parts and comes back to them."""
+    both = {*partitions_by_id[one].nodes, *partitions_by_id[other].nodes}
+    users = {user for node in both for user in node.users if user not in both}
+    downstreams_of = partitioner.dependency_viewer.downstreams_of
+    return all(both.isdisjoint(downstreams_of(user)) for user in users) and validate_partition(list(both))
+
+
+def _sort_in_place(module: Any) -> Any:
+    """The nodes of a graph in the order of torch.fx's `legalize_graph`, which makes copies of them all. It
+    also prefers what is computed of shapes, which in these graphs are constants."""
+    graph = module.graph
+    missing = {node: len(node.all_input_nodes) for node in graph.nodes}
+    ready = deque(node for node, count in missing.items() if count == 0)
+    last = None
+    while ready:
+        node = ready.popleft()
+        if last is None:
+            next(iter(graph.nodes)).prepend(node)
+        else:
+            last.append(node)
+        last = node
+        for user in node.users:
+            missing[user] -= 1
+            if missing[user] == 0:
+                ready.append(user)
+    if any(missing.values()):
+        raise RuntimeError("the graph has a cycle")
+    return module
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, by)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

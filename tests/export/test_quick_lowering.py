@@ -1,0 +1,89 @@
+"""What stands in for ExecuTorch's and torch.fx's own gives what they give."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import fx
+from torch.fx.passes.tools_common import legalize_graph
+from torch.fx.passes.utils.fuser_utils import validate_partition
+
+from export import quick_lowering
+from export.quick_lowering import _can_merge, _sort_in_place, _written
+
+
+def random_module(seed: int, size: int = 30) -> fx.GraphModule:
+    """A graph whose nodes stand in another order than they can run in."""
+    draw, graph = random.Random(seed), fx.Graph()
+    nodes = [graph.placeholder(f"x{number}") for number in range(3)]
+    for _ in range(size):
+        nodes.append(graph.call_function(torch.add, tuple(draw.choices(nodes, k=2))))
+    graph.output(nodes[-1])
+    for _ in range(size):
+        one, other = draw.sample(nodes[3:], 2)
+        one.append(other)
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def names(module: fx.GraphModule) -> list[str]:
+    return [node.name for node in module.graph.nodes]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nodes_are_put_in_the_order_of_torch(seed: int) -> None:
+    module, theirs = random_module(seed), random_module(seed)
+    before, nodes = names(module), set(module.graph.nodes)
+    _sort_in_place(module)
+    assert names(module) == names(legalize_graph(theirs)) != before
+    assert set(module.graph.nodes) == nodes
+    module.graph.lint()
+
+
+def test_a_graph_that_cannot_be_put_in_order_is_refused() -> None:
+    module = random_module(1)
+    one, other = [node for node in module.graph.nodes if node.op == "call_function"][:2]
+    one.args, other.args = (other, other), (one, one)
+    with pytest.raises(RuntimeError, match="cycle"):
+        _sort_in_place(module)
+
+
+def test_parts_are_joined_where_no_path_leaves_them_and_comes_back() -> None:
+    graph = legalize_graph(random_module(3)).graph
+    downstream: dict[fx.Node, set[fx.Node]] = {}
+    for node in reversed(graph.nodes):
+        downstream[node] = set(node.users).union(*(downstream[user] for user in node.users))
+    viewer = SimpleNamespace(downstreams_of=lambda node: downstream[node])
+    partitioner = SimpleNamespace(dependency_viewer=viewer)
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    parts = {number: SimpleNamespace(nodes=dict.fromkeys([node])) for number, node in enumerate(calls)}
+    answers = set()
+    for one, other in itertools.combinations(parts, 2):
+        nodes = [*parts[one].nodes, *parts[other].nodes]
+        answer = _can_merge(partitioner, one, other, parts)
+        assert answer == validate_partition(nodes)
+        answers.add(answer)
+    assert answers == {True, False}
+
+
+def test_a_graph_is_another_one_once_an_argument_or_a_shape_changes() -> None:
+    module = random_module(4)
+    call = next(node for node in module.graph.nodes if node.op == "call_function")
+    first = _written(module)
+    assert _written(module) == first
+    call.meta["val"] = object()
+    with_value = _written(module)
+    assert with_value != first
+    call.args = (call.args[0], 1.0)
+    assert _written(module) != with_value
+
+
+def test_what_is_replaced_is_put_back_whatever_happens() -> None:
+    owner = SimpleNamespace(name=1)
+    with pytest.raises(ValueError), quick_lowering._replaced(owner, "name", lambda: 2):
+        assert owner.name() == 2
+        raise ValueError
+    assert owner.name == 1
