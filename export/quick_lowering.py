@@ -22,12 +22,12 @@ from torch.fx.passes.utils.fuser_utils import validate_partition
 from export import require
 
 _EXTRA = "executorch"
-# What a pass of ExecuTorch may define to change operations while it works out their shapes.
-_HOOKS = (
+# What a pass of ExecuTorch may define to change a graph while it works out shapes: operations, or the rest.
+_OPERATION_HOOKS = (
     *("call_operator", "call_sym", "call_cond", "call_while", "call_map", "call_scan", "call_getitem"),
-    *("call_delegate", "call_submodule", "call_size_operator", "placeholder", "output", "inputs", "on_attr"),
-    "_fx",
+    *("call_delegate", "call_size_operator"),
 )
+_OTHER_HOOKS = ("call_submodule", "placeholder", "output", "inputs", "on_attr", "_fx")
 
 
 @contextlib.contextmanager
@@ -44,35 +44,52 @@ def quick_lowering() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shapes_once() -> Iterator[None]:
-    """A pass works out the shapes of what it has changed and of what comes after it, and no others."""
+    """A pass works out the shapes of what it has changed and of what comes after it until they are as they
+    were, and no others."""
     passes: Any = require("executorch.exir.pass_base", _EXTRA)
     export_pass, interpreter, proxy = (
         passes.ExportPass,
         passes.ExportPass.ExportInterpreter,
         passes.ProxyValue,
     )
-    work_out, run_node, work_out_one = export_pass.call, interpreter.run_node, export_pass._fx
+    run, work_out, work_out_one = export_pass.__call__, export_pass.call, export_pass._fx
+    run_node = interpreter.run_node
+
+    def run_and_compare(one_pass: Any, module: Any) -> Any:
+        before = _written(module)
+        result = run(one_pass, module)
+        # A program is not put together anew around a graph that is what it was.
+        same = result.graph_module is module and _written(module) == before
+        return PassResult(module, False) if same else result
 
     def call(one_pass: Any, module: Any) -> Any:
+        def defines(hooks: tuple[str, ...]) -> bool:
+            return any(getattr(type(one_pass), name) is not getattr(export_pass, name) for name in hooks)
+
         known = vars(module).get("_as_worked_out") == _written(module)
-        # A pass with hooks changes operations while it works out their shapes; others did so before.
-        if known and all(getattr(type(one_pass), name) is getattr(export_pass, name) for name in _HOOKS):
-            return PassResult(module, True)
+        # A pass with hooks changes the graph while it works out its shapes; others did so before.
+        if known and not defines(_OPERATION_HOOKS + _OTHER_HOOKS):
+            return PassResult(module, False)
         one_pass._all_known, one_pass._node = known, None
+        one_pass._changes = not known or defines(_OTHER_HOOKS)
         result = work_out(one_pass, module)
+        if not one_pass._changes and len(result.graph_module.graph.nodes) == len(module.graph.nodes):
+            return PassResult(module, False)
         vars(result.graph_module)["_as_worked_out"] = _written(result.graph_module)
         return result
 
     def remember_node(running: Any, node: fx.Node) -> Any:
-        running.callback._node = node if running.callback._all_known else None
+        running.callback._node = node if getattr(running.callback, "_all_known", False) else None
         return run_node(running, node)
 
     def look_up(one_pass: Any, kind: str, target: Any, args: Any, kwargs: Any, meta: Any) -> Any:
-        node = one_pass._node
+        node = getattr(one_pass, "_node", None)
         if node is None or kind != "call_function":
             return work_out_one(one_pass, kind, target, args, kwargs, meta)
-        value = node.meta["val"]
-        if target != node.target or not _same((args, kwargs), (node.args, node.kwargs), proxy):
+        value = node.meta.get("val")
+        unchanged = target == node.target and _same((args, kwargs), (node.args, node.kwargs), proxy)
+        if value is None or not unchanged:
+            one_pass._changes = True
             result = work_out_one(one_pass, kind, target, args, kwargs, meta)
             # What comes after it need not be worked out where this has the shape that it had.
             return proxy(value, result.proxy) if _alike(result.data, value) else result
@@ -83,6 +100,7 @@ def _shapes_once() -> Iterator[None]:
             one_pass.interpreter = before
 
     with (
+        _replaced(export_pass, "__call__", run_and_compare),
         _replaced(export_pass, "call", call),
         _replaced(interpreter, "run_node", remember_node),
         _replaced(export_pass, "_fx", look_up),
