@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,12 +23,12 @@ from torch.fx.passes.utils.fuser_utils import validate_partition
 from export import require
 
 _EXTRA = "executorch"
-# What a pass of ExecuTorch may define to change a graph while it works out shapes: operations, or the rest.
-_OPERATION_HOOKS = (
+# What a pass of ExecuTorch may define to change a graph while it works out its shapes.
+_HOOKS = (
     *("call_operator", "call_sym", "call_cond", "call_while", "call_map", "call_scan", "call_getitem"),
-    *("call_delegate", "call_size_operator"),
+    *("call_delegate", "call_submodule", "call_size_operator", "placeholder", "output", "inputs", "on_attr"),
+    "_fx",
 )
-_OTHER_HOOKS = ("call_submodule", "placeholder", "output", "inputs", "on_attr", "_fx")
 
 
 @contextlib.contextmanager
@@ -52,30 +53,17 @@ def _shapes_once() -> Iterator[None]:
         passes.ExportPass.ExportInterpreter,
         passes.ProxyValue,
     )
-    run, work_out, work_out_one = export_pass.__call__, export_pass.call, export_pass._fx
-    run_node = interpreter.run_node
-
-    def run_and_compare(one_pass: Any, module: Any) -> Any:
-        before = _written(module)
-        result = run(one_pass, module)
-        # A program is not put together anew around a graph that is what it was.
-        same = result.graph_module is module and _written(module) == before
-        return PassResult(module, False) if same else result
+    work_out, run_node, work_out_one = export_pass.call, interpreter.run_node, export_pass._fx
+    worked_out: weakref.WeakKeyDictionary[Any, _Written] = weakref.WeakKeyDictionary()
 
     def call(one_pass: Any, module: Any) -> Any:
-        def defines(hooks: tuple[str, ...]) -> bool:
-            return any(getattr(type(one_pass), name) is not getattr(export_pass, name) for name in hooks)
-
-        known = vars(module).get("_as_worked_out") == _written(module)
+        known = module in worked_out and worked_out[module].is_of(module) and not _has_inner_graphs(module)
         # A pass with hooks changes the graph while it works out its shapes; others did so before.
-        if known and not defines(_OPERATION_HOOKS + _OTHER_HOOKS):
-            return PassResult(module, False)
+        if known and all(getattr(type(one_pass), name) is getattr(export_pass, name) for name in _HOOKS):
+            return PassResult(module, True)
         one_pass._all_known, one_pass._node = known, None
-        one_pass._changes = not known or defines(_OTHER_HOOKS)
         result = work_out(one_pass, module)
-        if not one_pass._changes and len(result.graph_module.graph.nodes) == len(module.graph.nodes):
-            return PassResult(module, False)
-        vars(result.graph_module)["_as_worked_out"] = _written(result.graph_module)
+        worked_out[result.graph_module] = _Written(result.graph_module)
         return result
 
     def remember_node(running: Any, node: fx.Node) -> Any:
@@ -89,7 +77,6 @@ def _shapes_once() -> Iterator[None]:
         value = node.meta.get("val")
         unchanged = target == node.target and _same((args, kwargs), (node.args, node.kwargs), proxy)
         if value is None or not unchanged:
-            one_pass._changes = True
             result = work_out_one(one_pass, kind, target, args, kwargs, meta)
             # What comes after it need not be worked out where this has the shape that it had.
             return proxy(value, result.proxy) if _alike(result.data, value) else result
@@ -100,12 +87,16 @@ def _shapes_once() -> Iterator[None]:
             one_pass.interpreter = before
 
     with (
-        _replaced(export_pass, "__call__", run_and_compare),
         _replaced(export_pass, "call", call),
         _replaced(interpreter, "run_node", remember_node),
         _replaced(export_pass, "_fx", look_up),
     ):
         yield
+
+
+def _has_inner_graphs(module: Any) -> bool:
+    """Branches and loops, whose shapes are not looked at here."""
+    return any(isinstance(inner, fx.GraphModule) for inner in module.children())
 
 
 class _Known:
@@ -124,9 +115,17 @@ def _same(new: Any, old: Any, proxy: Any) -> bool:
         # What a graph holds as an attribute (a part for a backend) comes as it is.
         return old.op == "get_attr" or (isinstance(new, proxy) and new.data is old.meta.get("val"))
     if isinstance(old, list | tuple):
-        return len(new) == len(old) and all(map(_same, new, old, itertools.repeat(proxy)))
+        return (
+            isinstance(new, list | tuple)
+            and len(new) == len(old)
+            and all(map(_same, new, old, itertools.repeat(proxy)))
+        )
     if isinstance(old, dict):
-        return new.keys() == old.keys() and all(_same(new[key], old[key], proxy) for key in old)
+        return (
+            isinstance(new, dict)
+            and new.keys() == old.keys()
+            and all(_same(new[key], old[key], proxy) for key in old)
+        )
     return new is old or (type(new) is type(old) and new == old)
 
 
@@ -141,12 +140,24 @@ def _alike(one: Any, other: Any) -> bool:
     )
 
 
-def _written(module: Any) -> list[tuple[Any, ...]]:
-    """A graph as far as its shapes depend on it."""
-    return [
-        (id(node), node.name, node.op, node.target, node.args, node.kwargs, id(node.meta.get("val")))
-        for node in module.graph.nodes
-    ]
+class _Written:
+    """A graph as it stands, as far as its shapes depend on it."""
+
+    def __init__(self, module: Any) -> None:
+        self._nodes = self._of(module)
+        # They are compared by their addresses, which others would get if these were gone.
+        self._kept = [(node, node.meta.get("val")) for node in module.graph.nodes]
+
+    def is_of(self, module: Any) -> bool:
+        """Whether the graph of the module still is this one."""
+        return self._nodes == self._of(module)
+
+    @staticmethod
+    def _of(module: Any) -> list[tuple[Any, ...]]:
+        return [
+            (id(node), node.name, node.op, node.target, node.args, node.kwargs, id(node.meta.get("val")))
+            for node in module.graph.nodes
+        ]
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.fx.passes.tools_common import legalize_graph
 from torch.fx.passes.utils.fuser_utils import validate_partition
 
 from export import quick_lowering
-from export.quick_lowering import _can_merge, _sort_in_place, _written
+from export.quick_lowering import _can_merge, _same, _sort_in_place, _Written
 
 
 def random_module(seed: int, size: int = 30) -> fx.GraphModule:
@@ -72,13 +73,48 @@ def test_parts_are_joined_where_no_path_leaves_them_and_comes_back() -> None:
 def test_a_graph_is_another_one_once_an_argument_or_a_shape_changes() -> None:
     module = random_module(4)
     call = next(node for node in module.graph.nodes if node.op == "call_function")
-    first = _written(module)
-    assert _written(module) == first
+    first = _Written(module)
+    assert first.is_of(module)
     call.meta["val"] = object()
-    with_value = _written(module)
-    assert with_value != first
+    assert not first.is_of(module)
+    second = _Written(module)
+    assert second.is_of(module)
     call.args = (call.args[0], 1.0)
-    assert _written(module) != with_value
+    assert not second.is_of(module)
+
+
+def test_a_value_is_not_taken_for_one_that_came_to_its_address() -> None:
+    module = random_module(4)
+    call = next(node for node in module.graph.nodes if node.op == "call_function")
+    call.meta["val"] = object()
+    written = _Written(module)
+    for _ in range(1000):
+        del call.meta["val"]
+        call.meta["val"] = object()
+        assert not written.is_of(module)
+
+
+def test_arguments_are_the_same_where_their_values_are_the_very_same() -> None:
+    class Proxy(NamedTuple):
+        data: object
+
+    graph, value = fx.Graph(), object()
+    node, attribute = graph.placeholder("x"), graph.get_attr("part")
+    node.meta["val"] = value
+    old = ((node, [1, node], None), {"dim": 2, "part": attribute})
+    new = ((Proxy(value), [1, Proxy(value)], None), {"dim": 2, "part": "anything"})
+    assert _same(new, old, Proxy)
+    for other in (
+        ((Proxy(object()), [1, Proxy(value)], None), new[1]),
+        ((value, [1, Proxy(value)], None), new[1]),
+        ((Proxy(value), [1], None), new[1]),
+        ((Proxy(value), 1, None), new[1]),
+        ((Proxy(value), [1.0, Proxy(value)], None), new[1]),
+        (new[0], {"dim": 3, "part": None}),
+        (new[0], {"dim": 2}),
+        (new[0], []),
+    ):
+        assert not _same(other, old, Proxy)
 
 
 def test_what_is_replaced_is_put_back_whatever_happens() -> None:
