@@ -79,7 +79,7 @@ test-executorch:
 		> build/executorch/constraints.txt
 	build/executorch/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c build/executorch/constraints.txt -e '.[export,executorch]' pytest pytest-timeout
-	build/executorch/bin/python -m pytest -m executorch $(ARGS) tests/export/test_to_executorch.py
+	build/executorch/bin/python -m pytest -m executorch $(ARGS) tests/export
 
 # Machines with an accelerator bring their own torch, so no environment is made for this; and the files
 # are named, since others import what such a machine may lack.

@@ -28,6 +28,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -56,6 +57,8 @@ from kdasr.training_log import LOG_FILE
 ARMS_FILE = Path(__file__).with_suffix(".yaml")
 REFERENCE = "labels_only"
 TOPLINE = "all_transcribed"
+# Those that can give unlabelled audio its transcripts, and whether they need a folder.
+CORPORA = {"synth": False, "fsdd": True}
 # Hard pseudo-labels of the teacher as heard, the strongest simple rivals; an arm is compared with the best.
 RIVALS = ("pseudo_labels", "pseudo_labels_two_views")
 FOLDER = "distillation"
@@ -77,9 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if unknown := [name for name in chosen if name not in arms]:
         raise ConfigError("no such arm", where="--arms", expected=", ".join(arms), got=", ".join(unknown))
     as_heard = _labels_as_heard(options.recipe, options.work_dir)
+    if options.arms is None and (reason := _no_transcripts(options.work_dir, options.corpus)):
+        print(f"{TOPLINE} is left out: {reason}", file=sys.stderr)
+        chosen.remove(TOPLINE)
     if TOPLINE in chosen:
-        own = options.work_dir / "shards" / "labelled"
-        arms[TOPLINE]["labelled"] = [str(own), str(_transcribed(options.work_dir, options.corpus))]
+        own = load_recipe(options.recipe / "student.yaml", {"work_dir": str(options.work_dir)})
+        transcribed = _transcribed(options.work_dir, options.corpus)
+        arms[TOPLINE]["labelled"] = [*own.arguments["labelled"], str(transcribed)]
     rows = []
     for seed in options.seeds:
         for name in _with_reference(chosen, arms):
@@ -108,12 +115,39 @@ def _labels_as_heard(recipe: Path, work_dir: Path) -> dict[str, Any]:
     return {"labels": [out]}
 
 
+def _no_transcripts(work_dir: Path, corpus: Path | None) -> str | None:
+    """Why the unlabelled audio cannot be given its transcripts, or None."""
+    record = work_dir / "shards" / "unlabelled" / PREPARED
+    if not record.is_file():
+        return f"there is no {record}"
+    name = json.loads(record.read_text())["source"]["corpus"]
+    if name not in CORPORA:
+        return f"its unlabelled audio is of {name}; expected {' or '.join(CORPORA)}"
+    return "add --corpus DIR" if CORPORA[name] and corpus is None else None
+
+
 def _transcribed(work_dir: Path, corpus: Path | None) -> Path:
-    """The folder of the unlabelled audio with its transcripts, prepared as the shards were."""
-    source = json.loads((work_dir / "shards" / "unlabelled" / PREPARED).read_text())["source"]
-    out = work_dir / FOLDER / "transcribed"
+    """The folder of the unlabelled audio with its transcripts, prepared as the shards were.
+
+    Raises:
+        ConfigError: it cannot be, or is other audio than the shards.
+    """
+    own = work_dir / "shards" / "unlabelled" / PREPARED
+    if reason := _no_transcripts(work_dir, corpus):
+        raise ConfigError("the unlabelled audio has no transcripts", where=f"--arms {TOPLINE}", got=reason)
+    before = json.loads(own.read_text())
+    source, out = before["source"], work_dir / FOLDER / "transcribed"
     settings = {**source["settings"], "unlabelled_transcripts": True}
     prepare(source["corpus"], corpus=corpus, out=out, seed=source["seed"], **settings)
+    after = json.loads((out / "unlabelled" / PREPARED).read_text())
+    after["source"]["settings"].pop("unlabelled_transcripts")
+    if any(after[key] != before[key] for key in ("source", "count", "seconds")):
+        raise ConfigError(
+            "the audio with transcripts is not that of the shards",
+            where=out,
+            expected="the release and the corpus that made the shards",
+            fix="Prepare the shards anew, or check --corpus.",
+        )
     return out / "unlabelled"
 
 
@@ -226,7 +260,8 @@ def _recovery(means: Mapping[str, float], name: str) -> str:
     if name in (REFERENCE, TOPLINE) or not {REFERENCE, TOPLINE} <= means.keys():
         return "–"
     gained, possible = means[REFERENCE] - means[name], means[REFERENCE] - means[TOPLINE]
-    return f"{100 * gained / possible:.0f} %" if possible > 0 else "–"
+    # A share of next to nothing says nothing.
+    return f"{100 * gained / possible:.0f} %" if possible > 0.05 * means[REFERENCE] else "–"
 
 
 def _ms(values: Sequence[float | None]) -> str:

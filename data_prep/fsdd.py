@@ -72,8 +72,8 @@ class Settings:
         noise_probability, noise, snr_db: how many perturbed strings have noise, which kinds, and how loud.
         synthetic_minutes, synthetic_unlabelled_minutes: espeak-ng digit strings added to `labelled`
             and to `unlabelled`, with different voices, cut off at the 4 kHz of the recordings.
-        unlabelled_transcripts: give `unlabelled` its transcripts after all: a student that learns from them
-            is what distillation can be held against.
+        unlabelled_transcripts: give `unlabelled` its transcripts after all, for a student that learns from
+            them to be compared with distillation.
         max_shard_utterances: utterances in one shard.
     """
 

@@ -53,8 +53,8 @@ class Settings:
         level_db: range of the speech level in dB below full scale.
         edge_seconds: range of the silence before and after.
         bandwidth_hz: what lies above is cut off; 4000 sounds like a telephone.
-        unlabelled_transcripts: give `unlabelled` its transcripts after all: a student that learns from them
-            is what distillation can be held against.
+        unlabelled_transcripts: give `unlabelled` its transcripts after all, for a student that learns from
+            them to be compared with distillation.
         max_shard_utterances: utterances in one shard.
     """
 

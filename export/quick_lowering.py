@@ -1,4 +1,4 @@
-"""ExecuTorch's lowering without what it does over and over: a third of what a large graph would take.
+"""ExecuTorch's lowering without what it does over and over: of a large graph, up to half of the time.
 
 Each of the parts that a backend takes goes through some twenty passes, and most of them work out all of its
 shapes anew, also where they found nothing to change. Which parts may be joined is asked of every two of
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,17 +19,16 @@ from typing import Any
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.passes.infra.pass_base import PassResult
+from torch.fx.passes.tools_common import legalize_graph
 from torch.fx.passes.utils.fuser_utils import validate_partition
 
 from export import require
 
 _EXTRA = "executorch"
-# What a pass of ExecuTorch may define to change a graph while it works out its shapes.
-_HOOKS = (
-    *("call_operator", "call_sym", "call_cond", "call_while", "call_map", "call_scan", "call_getitem"),
-    *("call_delegate", "call_submodule", "call_size_operator", "placeholder", "output", "inputs", "on_attr"),
-    "_fx",
-)
+_TRIED = "1.5."
+# What a pass may define and still change its graph before its shapes are worked out (the last is abc's).
+# Whatever else of ExportPass it defines may change the graph meanwhile.
+_HARMLESS = {"call", "requires", "ensures", "_abc_impl"}
 
 
 @contextlib.contextmanager
@@ -36,9 +36,15 @@ def quick_lowering() -> Iterator[None]:
     """While this lasts, ExecuTorch works out a graph that did not change but once, and cuts it quickly. The
     program that comes of it is the same to the byte.
 
+    It stands in for private parts of ExecuTorch, so with other versions than were tried it does nothing, and
+    lowering takes longer.
+
     Raises:
         MissingDependencyError: executorch is not installed.
     """
+    if not require("executorch.version", _EXTRA).__version__.startswith(_TRIED):
+        yield
+        return
     with _shapes_once(), _quick_cuts():
         yield
 
@@ -59,7 +65,7 @@ def _shapes_once() -> Iterator[None]:
     def call(one_pass: Any, module: Any) -> Any:
         known = module in worked_out and worked_out[module].is_of(module) and not _has_inner_graphs(module)
         # A pass with hooks changes the graph while it works out its shapes; others did so before.
-        if known and all(getattr(type(one_pass), name) is getattr(export_pass, name) for name in _HOOKS):
+        if known and not _has_hooks(type(one_pass), export_pass):
             return PassResult(module, True)
         one_pass._all_known, one_pass._node = known, None
         result = work_out(one_pass, module)
@@ -79,7 +85,10 @@ def _shapes_once() -> Iterator[None]:
         if value is None or not unchanged:
             result = work_out_one(one_pass, kind, target, args, kwargs, meta)
             # What comes after it need not be worked out where this has the shape that it had.
-            return proxy(value, result.proxy) if _alike(result.data, value) else result
+            if not _alike(result.data, value):
+                return result
+            result.proxy.node.meta["val"] = value
+            return proxy(value, result.proxy)
         before, one_pass.interpreter = one_pass.interpreter, _Known(value)
         try:
             return work_out_one(one_pass, kind, target, args, kwargs, meta)
@@ -92,6 +101,12 @@ def _shapes_once() -> Iterator[None]:
         _replaced(export_pass, "_fx", look_up),
     ):
         yield
+
+
+def _has_hooks(kind: type, export_pass: type) -> bool:
+    """Whether a class of passes defines more of ExportPass than what is harmless."""
+    own = {name for base in kind.__mro__ if base not in export_pass.__mro__ for name in vars(base)}
+    return any(hasattr(export_pass, name) and not name.startswith("__") for name in own - _HARMLESS)
 
 
 def _has_inner_graphs(module: Any) -> bool:
@@ -112,8 +127,7 @@ class _Known:
 def _same(new: Any, old: Any, proxy: Any) -> bool:
     """Whether arguments of an operation, as a pass gives them, are those of a node."""
     if isinstance(old, fx.Node):
-        # What a graph holds as an attribute (a part for a backend) comes as it is.
-        return old.op == "get_attr" or (isinstance(new, proxy) and new.data is old.meta.get("val"))
+        return old.op != "get_attr" and isinstance(new, proxy) and new.data is old.meta.get("val")
     if isinstance(old, list | tuple):
         return (
             isinstance(new, list | tuple)
@@ -155,7 +169,15 @@ class _Written:
     @staticmethod
     def _of(module: Any) -> list[tuple[Any, ...]]:
         return [
-            (id(node), node.name, node.op, node.target, node.args, node.kwargs, id(node.meta.get("val")))
+            # As text 1, 1.0 and True differ.
+            (
+                id(node),
+                node.name,
+                node.op,
+                node.target,
+                repr((node.args, node.kwargs)),
+                id(node.meta.get("val")),
+            )
             for node in module.graph.nodes
         ]
 
@@ -181,10 +203,18 @@ def _can_merge(partitioner: Any, one: int, other: int, partitions_by_id: Any) ->
     return all(both.isdisjoint(downstreams_of(user)) for user in users) and validate_partition(list(both))
 
 
+def _gets_item(node: fx.Node) -> bool:
+    return node.target is operator.getitem
+
+
 def _sort_in_place(module: Any) -> Any:
-    """The nodes of a graph in the order of torch.fx's `legalize_graph`, which makes copies of them all. It
-    also prefers what is computed of shapes, which in these graphs are constants."""
+    """The nodes of a graph in the order of torch.fx's `legalize_graph`, which makes copies of them all. What
+    it prefers to others, computations of shapes, is left to it."""
     graph = module.graph
+    if any(
+        getattr(node.target, "__module__", "") == "_operator" for node in graph.nodes if not _gets_item(node)
+    ):
+        return legalize_graph(module)
     missing = {node: len(node.all_input_nodes) for node in graph.nodes}
     ready = deque(node for node, count in missing.items() if count == 0)
     last = None

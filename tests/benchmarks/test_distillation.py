@@ -138,8 +138,29 @@ def test_the_table_has_means_gains_and_delays() -> None:
     assert lines[5] == "| all_transcribed | 15.0 | 15.0 | -50 % | -40 % | – | +0 / +0 | +40, 100 % |"
     without = table([row("labels_only", 1, 40.0, None, {}), row("combined", 1, 20.0, None, {})])
     assert without.splitlines()[3] == "| combined | 20.0 | 20.0 | -50 % | – | – | – / – | +40, – |"
+    for truth in (39.0, 41.0):  # transcripts that bring next to nothing, or harm
+        rows = [("labels_only", 40.0), ("combined", 20.0), ("all_transcribed", truth)]
+        line = table([row(arm, 1, wer, None, {}) for arm, wer in rows]).splitlines()[3]
+        assert line == "| combined | 20.0 | 20.0 | -50 % | – | – | – / – | +40, – |"
 
 
 def test_an_unknown_arm_is_refused(work_dir: Path, tiny: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such arm.*pseudo_labels.*got nonsense"):
         run(tiny, work_dir, "--arms", "labels_only,nonsense")
+
+
+def test_transcripts_that_cannot_be_had_are_named(work_dir: Path, tmp_path: Path) -> None:
+    record = json.loads((work_dir / "shards/unlabelled/prepared.json").read_text())
+    folder = tmp_path / "shards/unlabelled"
+    with pytest.raises(ConfigError, match=r"no transcripts.*prepared\.json"):
+        distillation._transcribed(tmp_path, None)
+    folder.mkdir(parents=True)
+    for name, reason in (("kaldi", "is of kaldi"), ("fsdd", "add --corpus DIR")):
+        record["source"]["corpus"] = name
+        (folder / "prepared.json").write_text(json.dumps(record))
+        with pytest.raises(ConfigError, match=reason):
+            distillation._transcribed(tmp_path, None)
+    record["source"] |= {"corpus": "synth", "generation": 0}
+    (folder / "prepared.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="not that of the shards"):
+        distillation._transcribed(tmp_path, None)
