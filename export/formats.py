@@ -23,6 +23,7 @@ class Format(Protocol):
         float_file, int8_file: names in the folder.
         tolerance: largest difference of a log-probability from torch that float32 may show.
         batch_sizes: batch sizes that it takes and is compared at.
+        int8_from_float: whether int8 is made of the float32 file; otherwise both can be made side by side.
         run: for the card: what runs the file, and the command.
         facts: what the file says of itself, for the card.
     """
@@ -34,6 +35,7 @@ class Format(Protocol):
     int8_file: str
     tolerance: float
     batch_sizes: tuple[int, ...]
+    int8_from_float: bool
     run: dict[str, str]
     facts: dict[str, str]
 
@@ -42,7 +44,7 @@ class Format(Protocol):
         ...
 
     def write_int8(self, path: Path, float_path: Path) -> None:
-        """Writes it with 8-bit weights; `float_path` is what `write_float` wrote."""
+        """Writes it with 8-bit weights; `float_path` is what `write_float` wrote, if that is asked for."""
         ...
 
     def open(self, path: Path) -> ChunkModel:

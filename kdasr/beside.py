@@ -1,20 +1,25 @@
-"""Commands that do not need one another, run side by side, each with its share of the cores.
+"""Work that does not need one another, done side by side, each with its share of the cores.
 
 A small model keeps one core busy and hardly uses a second one, so two trainings beside each other take little
-longer than one.
+longer than one; and what Python does with a graph keeps one busy whatever there is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
 
 from kdasr.errors import KdasrError
 
@@ -63,6 +68,57 @@ def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]
             child.wait()
         for reader in readers:
             reader.join()
+
+
+@contextlib.contextmanager
+def begun_beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """While this lasts, a copy of this process does some work, on one thread.
+
+    It is done when it is waited for instead where there is one core, or where the system is not Linux and
+    a process with threads cannot safely be copied. Leaving this waits for the work too.
+
+    Args:
+        work: its effect must be outside of this process: files.
+
+    Yields:
+        a function that waits for the work; it raises what the work raised.
+
+    Raises:
+        KdasrError: (that function) the process was ended.
+    """
+    if usable_cores() == 1 or not sys.platform.startswith("linux"):
+        yield work
+        return
+    fork = multiprocessing.get_context("fork")
+    # What goes to the initialiser of a copy need not be written down and read again.
+    with ProcessPoolExecutor(1, fork, initializer=_keep, initargs=(work,)) as pool:
+        future = pool.submit(_do)
+
+        def wait() -> None:
+            try:
+                future.result()
+            except BrokenProcessPool as error:
+                raise KdasrError(
+                    "the process that did this beside others was ended",
+                    fix="It may have had too little memory: give it more, or one core (taskset -c 0).",
+                ) from error
+
+        yield wait
+
+
+_kept: list[Callable[[], None]] = []
+
+
+def _keep(work: Callable[[], None]) -> None:
+    if (end_with_parent := _end_with_parent()) is not None:
+        end_with_parent()
+    # Threads of the original are not in its copy: to wait for them would be to wait forever.
+    torch.set_num_threads(1)
+    _kept[:] = [work]
+
+
+def _do() -> None:
+    _kept[0]()
 
 
 def _threads_for_each(count: int) -> int:
