@@ -9,6 +9,7 @@ No pickle: a model from a stranger can be loaded without running anything of his
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -66,8 +67,13 @@ def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] 
         **(extra or {}),
     }
     (temporary / CARD_FILE).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    # A folder cannot be replaced by another in one go; the old one is deleted when the new one has its name.
+    old = temporary.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.replace(old)
     temporary.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedModel:

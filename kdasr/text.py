@@ -66,24 +66,31 @@ def normalise(text: str) -> str:
     """The form of a transcript that models are trained and scored on.
 
     Lower-case a-z and apostrophes, words parted by single spaces. Punctuation and hyphens part
-    words, accents are dropped, typographic apostrophes become plain ones; an apostrophe that
-    touches no letter goes.
+    words, accents are dropped, typographic apostrophes become plain ones; a word of nothing but
+    apostrophes goes.
 
     Raises:
-        UnitsError: a character has no certain spoken form (a digit, `%`, `&`, a letter that is
+        UnitsError: a character has no certain spoken form (a digit, `%`, `&`, `™`, a letter that is
             not a-z): "1984" may be read in several ways, and a guess would teach a wrong one.
     """
+    # Symbols and Roman numerals would decompose to letters: ™ to "tm", Ⅳ to "iv".
+    if unspoken := [char for char in text if unicodedata.category(char) in ("So", "Nl")]:
+        raise _cannot_be_normalised(unspoken[0], text)
     decomposed = unicodedata.normalize("NFKD", text.translate(_TRANSLATION)).casefold()
     plain = "".join(char for char in decomposed if not unicodedata.combining(char)).translate(_TRANSLATION)
     for char in plain:
         if char not in ALPHABET and not char.isspace():
-            raise UnitsError(
-                f"the character {char!r} cannot be normalised",
-                where=f"text {shorten(text)!r}",
-                expected="English letters, apostrophes, spaces and punctuation",
-                fix="Spell it out as it is spoken, e.g. 'four' for '4'.",
-            )
+            raise _cannot_be_normalised(char, text)
     return " ".join(word for word in plain.split() if word.strip("'"))
+
+
+def _cannot_be_normalised(char: str, text: str) -> UnitsError:
+    return UnitsError(
+        f"the character {char!r} cannot be normalised",
+        where=f"text {shorten(text)!r}",
+        expected="English letters, apostrophes, spaces and punctuation",
+        fix="Spell it out as it is spoken, e.g. 'four' for '4'.",
+    )
 
 
 class Units(Protocol):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from kdasr.storage import commit_bytes
 
 LOG_FILE = "train.jsonl"
 
@@ -22,6 +25,13 @@ class TrainingLog:
     def cut(self, last_step: int) -> None:
         """Forget what came after the checkpoint that training goes on from."""
         if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= last_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= last_step]
+            commit_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _step(line: str) -> float:
+    """Of a row; later than any where a crash tore it."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return math.inf

@@ -121,7 +121,7 @@ def test_sums_are_means_over_batches_and_ranks() -> None:
         parameters[0].grad = torch.tensor([1.0, 2.0])
         if job.rank == 1:
             parameters[1].grad = torch.tensor([5.0, 5.0])
-        add_up(parameters, sums.values, job, all_are_used=False)
+        add_up(parameters, sums.values, job)
         loss, terms = means(["a", "b", "c"], sums.values)
         return loss, terms, [None if p.grad is None else p.grad.tolist() for p in parameters]
 

@@ -51,6 +51,7 @@ def pieces() -> SentencePieceUnits:
         ("  Hello,\tWORLD!\n", "hello world"),
         ("it’s the rock-and-roll café", "it's the rock and roll cafe"),
         ("' well ' — o'clock", "well o'clock"),
+        ("the ﬁnal ‘quote’", "the final 'quote'"),
         ("", ""),
         ("...", ""),
     ],
@@ -60,7 +61,15 @@ def test_normalise_gives_plain_lower_case_words(text: str, expected: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "char"), [("in 1984", "'1'"), ("50% off", "'5'"), ("a & b", "'&'"), ("ъ", "'ъ'")]
+    ("text", "char"),
+    [
+        ("in 1984", "'1'"),
+        ("50% off", "'5'"),
+        ("a & b", "'&'"),
+        ("ъ", "'ъ'"),
+        ("Acme™", "'™'"),
+        ("ward Ⅳ", "'Ⅳ'"),
+    ],
 )
 def test_normalise_refuses_what_has_no_certain_spoken_form(text: str, char: str) -> None:
     with pytest.raises(UnitsError) as refusal:

@@ -25,9 +25,10 @@ from kdasr.models import load_model
 from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation, Training
+from kdasr.training.brain import CtcBrain
 from kdasr.training.order import OneEpoch
 from kdasr.training.step import Fading, Step, WeightedLosses
-from kdasr.training_log import LOG_FILE
+from kdasr.training_log import LOG_FILE, TrainingLog
 from tests.speech import shards
 
 UNITS = CharUnits()
@@ -217,6 +218,35 @@ def test_a_step_that_is_not_finite_is_left_out_and_named(
     weights = load_model(tmp_path / "model").model.state_dict().values()
     assert all(torch.isfinite(weight).all() for weight in weights)
     assert all(math.isfinite(row["labelled/ctc"]) for row in rows[5:])
+
+
+def scale_losses(monkeypatch: pytest.MonkeyPatch, init_scale: float) -> None:
+    """As precision fp16 does on a GPU."""
+    set_up = CtcBrain.__init__
+
+    def with_scaler(brain: CtcBrain, *args: Any, **kwargs: Any) -> None:
+        set_up(brain, *args, **kwargs)
+        brain.scaler = torch.GradScaler("cpu", init_scale=init_scale)
+
+    monkeypatch.setattr(CtcBrain, "__init__", with_scaler)
+
+
+def test_patience_is_the_same_where_losses_are_scaled(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale_losses(monkeypatch, 1024.0)
+    training(data, tmp_path / "c", loss=Breaks(4, 5), steps=8).run(tmp_path / "model")
+    assert [row["step"] for row in losses(tmp_path / "c") if "left_out" in row] == [4, 5]
+    with pytest.raises(NonFiniteLossError, match="step 4"):
+        training(data, tmp_path / "d", loss=Breaks(3, 9), steps=8, nonfinite_patience=1).run(tmp_path / "n")
+
+
+def test_a_scale_that_overflows_is_halved_and_blames_no_audio(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale_losses(monkeypatch, 2.0**127)
+    training(data, tmp_path / "c", steps=8, nonfinite_patience=0).run(tmp_path / "model")
+    assert not [row for row in losses(tmp_path / "c") if "left_out" in row]
 
 
 def test_no_patience_stops_at_the_first_step_that_is_not_finite(data: Path, tmp_path: Path) -> None:
@@ -422,3 +452,15 @@ def test_what_fades_is_part_of_what_a_training_is(data: Path, tmp_path: Path) ->
     kinds = [0.5, Fading(0.5, 0.3), Fading(0.5, 0.6)]
     runs = [training(data, tmp_path / "c", further={"more": (weight, ctc)}) for weight in kinds]
     assert len({run.fingerprint() for run in runs}) == 3
+
+
+def test_a_torn_row_of_the_log_is_forgotten(tmp_path: Path) -> None:
+    log = TrainingLog(tmp_path / "train.jsonl")
+    for step in (1, 2):
+        log.write({"step": step, "spike_offsets": {"0.0": 3}})
+    whole = log.path.read_text()
+    log.path.write_text(whole + '{"step": 2, "spike_offsets": {"0.0": 3}')  # its last byte is missing
+    log.cut(2)
+    assert log.path.read_text() == whole
+    log.cut(1)
+    assert log.path.read_text() == whole.splitlines(keepends=True)[0]

@@ -192,7 +192,7 @@ def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
 
 def scope_of(settings: SettingsT, lists: Mapping[str, AudioList], split: str) -> tuple[SettingsT, Files]:
     """A split depends on its list alone."""
-    name, _ = _name_and_part(settings, split)
+    name, _ = _name_and_part(settings, lists, split)
     own = dataclasses.replace(
         settings, split=(name,), unlabelled=(name,) if name in settings.unlabelled else ()
     )
@@ -212,7 +212,7 @@ def utterances_of(
     done: Mapping[str, int],
 ) -> Iterator[Utterance]:
     """The utterances of a split, in the order of its list."""
-    name, part = _name_and_part(settings, split)
+    name, part = _name_and_part(settings, lists, split)
     # What is wrong with a line is told once.
     listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
     has_texts = any(one.text and one.text.strip() for one in listed)
@@ -225,10 +225,13 @@ def utterances_of(
     return segments(mine, dropped, limits, done)
 
 
-def _name_and_part(settings: ListSettings, split: str) -> tuple[str, str]:
-    """The list that a split belongs to, and which of `PARTS` of it."""
-    part = next((part for part in PARTS[1:] if settings.held_out_share and split.endswith(part)), PARTS[0])
-    return split.removesuffix(part), part
+def _name_and_part(settings: ListSettings, lists: Mapping[str, AudioList], split: str) -> tuple[str, str]:
+    """The list that a split belongs to, and which of `PARTS` of it. A list may itself be called calls-dev."""
+    if not settings.held_out_share:
+        return split, PARTS[0]
+    parts = {name: split.removeprefix(name) for name in settings.split or lists if split.startswith(name)}
+    name = next(name for name, part in parts.items() if part in PARTS and lists[name].fault() is None)
+    return name, parts[name]
 
 
 def lists_below(corpus: Path, extensions: tuple[str, ...], what: str) -> dict[str, Path]:

@@ -40,19 +40,21 @@ def parse_settings(settings_class: type[SettingsT], values: Mapping[str, Any], w
 def check_numbers(settings: Any) -> None:
     """Refuse numbers that cannot be what their names say; for `__post_init__` of a Settings.
 
-    Ranges run from low to high; minutes, voices and seconds are not negative; probabilities and
-    shares lie between 0 and 1; a shard holds at least one utterance.
+    Ranges (tuples of two) run from low to high; minutes, voices and seconds are not negative;
+    probabilities and shares lie between 0 and 1; a shard holds at least one utterance.
 
     Raises:
         ConfigError: naming the setting.
     """
+    hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        is_range = Ellipsis not in typing.get_args(hints[field.name])
         numbers = [
             number for number in (value if isinstance(value, tuple) else (value,)) if _is_number(number)
         ]
         problem = ""
-        if numbers != sorted(numbers):
+        if is_range and numbers != sorted(numbers):
             problem = "low,high with low first"
         elif field.name.endswith(("minutes", "voices", "seconds")) and any(number < 0 for number in numbers):
             problem = "not less than 0"

@@ -19,7 +19,7 @@ from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import confidence
-from kdasr.labelling.out_folder import refuse_audio
+from kdasr.labelling.out_folder import refuse_audio, refuse_other_labels
 from kdasr.manifest import Shard, read_manifest
 from kdasr.soft_labels import Failure, Header, LabelFolder, LabelShard, TopK, label_file, write_label_shard
 from kdasr.soft_labels.runs import frame_starts
@@ -58,7 +58,7 @@ def retokenise(*, audio: Place, labels: Place, out: Place, units: Units) -> Reto
     Raises:
         ConfigError: `out` is `labels` or holds audio.
         UnitsError: the teacher's units are not beside its labels.
-        SoftLabelError: labels are missing, damaged or of other audio.
+        SoftLabelError: labels are missing, damaged or of other audio, or `out` holds others.
     """
     if str(locate(labels)) == str(locate(out)):
         raise ConfigError("retokenised labels need a folder of their own", where=str(out))
@@ -77,8 +77,10 @@ def retokenise(*, audio: Place, labels: Place, out: Place, units: Units) -> Reto
                 got=heard_in.hash,
                 fix="Label again.",
             )
+        header = _header(found.header, units)
+        refuse_other_labels(out, shard.path.name, header)
         items = list(_items(found, heard_in, units))
-        _write(out, shard, _header(found.header, units), items)
+        _write(out, shard, header, items)
         reasons = {key: item.reason for key, item in items if isinstance(item, Failure)}
         labelled += len(items) - len(reasons)
         failed |= reasons

@@ -62,13 +62,14 @@ def windowed_cross_entropy(
     log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
     frames = log_probs_btv.shape[1]
+    if frames <= min_delay_frames:  # nothing of it is heard so late
+        return log_probs_btv.sum() * 0.0
     weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
     frame_t = torch.arange(frames, device=lengths_b.device)
     common_bt = weights_bt * (frame_t < (lengths_b - max_delay_frames)[:, None])
     last = min(max_delay_frames, frames - 1)
-    first = min(min_delay_frames, last)
-    rough_btd = _rough_cross_entropies(log_probs_btv, labels, first, last)
-    delay_b = first + (rough_btd * common_bt[:, :, None]).sum(1).argmin(1)
+    rough_btd = _rough_cross_entropies(log_probs_btv, labels, min_delay_frames, last)
+    delay_b = min_delay_frames + (rough_btd * common_bt[:, :, None]).sum(1).argmin(1)
     return _at_delays(log_probs_btv, lengths_b, labels, weights_bt, delay_b[:, None])
 
 

@@ -66,7 +66,9 @@ def nbest_ctc(
     tokens = [torch.tensor(one.ids, dtype=torch.int64, device=device) for found in lists for one in found]
     weights = [torch.tensor([one.log_prob for one in found]).mul(scale).softmax(0) for found in lists]
     counts = torch.tensor([len(ids) for ids in tokens], device=device)
-    loss_h = transcript_nats(output, pad_sequence(tokens, batch_first=True), counts, rows)
+    # One column at least: all lists may be of the empty transcript.
+    tokens_hu = functional.pad(pad_sequence(tokens, batch_first=True), (0, int(not counts.any())))
+    loss_h = transcript_nats(output, tokens_hu, counts, rows)
     return (loss_h * torch.cat(weights).to(loss_h)).sum() / output.lengths_b.sum()
 
 

@@ -64,7 +64,9 @@ def soft_ctc(
     labels = targets_of(batch, teacher)
     log_probs_btv = at_least_float32(output.log_probs_btv)
     spikes = _spikes_of(labels, log_probs_btv.shape[2])
-    scores_bts = _scores(log_probs_btv, spikes, nearness)
+    # In half precision the products would round, and small probabilities be 0.
+    with torch.autocast(log_probs_btv.device.type, enabled=False):
+        scores_bts = _scores(log_probs_btv, spikes, nearness)
     scores_btc = torch.cat([log_probs_btv[:, :, :1], scores_bts], 2)
     nll = _ctc_of_scores(scores_btc, _tokens(spikes), output.lengths_b, spikes.counts_b)
     return nll / output.lengths_b.sum()

@@ -47,7 +47,7 @@ class TopP(CodecBase):
 
     def __post_init__(self) -> None:
         _require(0.0 < self.mass <= 1.0, "mass", "above 0, at most 1", self.mass)
-        _require(_is_int(self.cap) and self.cap >= 1, "cap", "an integer >= 1", self.cap)
+        _require_classes(self.cap, "cap", self.step_nats)
         _check_steps(self.step_nats, self.floor_nats)
 
     def layout(self, vocab_size: int) -> Layout:
@@ -80,7 +80,7 @@ class TopK(CodecBase):
     floor_nats: float = 12.0
 
     def __post_init__(self) -> None:
-        _require(_is_int(self.k) and self.k >= 1, "k", "an integer >= 1", self.k)
+        _require_classes(self.k, "k", self.step_nats)
         _check_steps(self.step_nats, self.floor_nats)
 
     def layout(self, vocab_size: int) -> Layout:
@@ -218,6 +218,12 @@ def _truncated_layout(vocab_size: int, most: int, step_nats: float, floor_nats: 
 def _check_steps(step_nats: float, floor_nats: float) -> None:
     _require(step_nats == 0 or 0.001 <= step_nats <= 4, "step_nats", "0, or 0.001 to 4", step_nats)
     _require(1 <= floor_nats <= 50, "floor_nats", "1 to 50", floor_nats)
+
+
+def _require_classes(number: int, name: str, step_nats: float) -> None:
+    # Levels count from the likeliest class, which blank alone need not be.
+    least = 2 if step_nats > 0 else 1
+    _require(_is_int(number) and number >= least, name, f"an integer >= {least}", number)
 
 
 def _is_int(value: object) -> bool:

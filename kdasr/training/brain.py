@@ -198,18 +198,17 @@ class CtcBrain(sb.Brain):
         parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_gradient_norm)
-        if self.scaler.is_enabled() or bool(norm.isfinite()):  # the scaler of fp16 looks for itself
+        is_finite = bool(norm.isfinite())
+        if is_finite or self.scaler.is_enabled():  # the scaler of fp16 looks for itself, and learns from it
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.steps_not_taken = 0
-        else:
-            self.steps_not_taken += 1
+        self.steps_not_taken = 0 if is_finite else self.steps_not_taken + 1
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
 
     def _add_up(self, sums: StepSums) -> None:
         learning = [parameter for parameter in self.step_module.parameters() if parameter.requires_grad]
-        add_up(learning, sums.values, self.ranks, all_are_used=len(self.step_module.learned) == 0)
+        add_up(learning, sums.values, self.ranks)
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> Outputs:
         # Audio without transcripts is the other stream.
@@ -245,7 +244,8 @@ class CtcBrain(sb.Brain):
             news = self.unread.popleft()
             loss, terms = means(self.names, news.arrived())
             step = news.step + 1
-            if math.isfinite(loss) and not news.steps_not_taken:
+            # In fp16 a gradient may overflow, and the scale is halved; no step is lost by the audio's fault.
+            if math.isfinite(loss) and (not news.steps_not_taken or self.scaler.is_enabled()):
                 in_epoch = step - self.epoch_start
                 self.avg_train_loss += (loss - self.avg_train_loss) / in_epoch
                 row: dict[str, Any] = {"step": step, **terms}

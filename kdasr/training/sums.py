@@ -77,17 +77,19 @@ def means(names: Sequence[str], values: Tensor) -> tuple[float, dict[str, float]
     return loss / batches, terms
 
 
-def add_up(parameters: Sequence[nn.Parameter], values: Tensor, ranks: Ranks, *, all_are_used: bool) -> None:
+def add_up(parameters: Sequence[nn.Parameter], values: Tensor, ranks: Ranks) -> None:
     """Replace the gradients, and the `values` of a `StepSums`, by their sums over all ranks.
+
+    Those that have none on any rank keep none, as in training by one process: an optimiser would move the
+    weights of a gradient of zeros by its momentum and decay.
 
     Args:
         parameters: those that learn, in the same order on all ranks.
-        all_are_used: every step gives every parameter a gradient. Otherwise those that have none on
-            any rank keep none, as in training by one process; to know them, the ranks must wait.
     """
     if ranks.alone:
         return
-    used = values.new_tensor([float(parameter.grad is not None) for parameter in parameters])
+    are_used = [parameter.grad is not None for parameter in parameters]
+    used = values.new_tensor([float(is_used) for is_used in are_used])
     told = torch.cat([values.flatten(), used])
     ranks.add_up(told)
     values.copy_(told[: values.numel()].view_as(values))
@@ -97,7 +99,7 @@ def add_up(parameters: Sequence[nn.Parameter], values: Tensor, ranks: Ranks, *, 
         sums = flat.split([parameter.numel() for parameter in bucket])
         for parameter, total in zip(bucket, sums, strict=True):
             parameter.grad = total.view_as(parameter)
-    if not all_are_used:
+    if not all(are_used):  # only then does a GPU have to be waited for
         for parameter, count in zip(parameters, told[values.numel() :].tolist(), strict=True):
             if count == 0:
                 parameter.grad = None

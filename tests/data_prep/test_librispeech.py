@@ -68,11 +68,11 @@ def test_a_subset_can_be_parted_by_speaker(corpus: Path) -> None:
 
 
 def test_every_utterance_is_written_at_each_speed(corpus: Path) -> None:
-    out = prepared(corpus, subset="dev-clean-2", unlabelled="dev-clean-2", speeds="0.9,1,1.1")
+    out = prepared(corpus, subset="dev-clean-2", unlabelled="dev-clean-2", speeds="1,0.9,1.1")
     written = read_folder(out / "dev-clean-2")
     assert [(one.key, len(one.samples)) for one in written[:3]] == [
-        ("84-121-0000-sp90", 8889),
         ("84-121-0000", 8000),
+        ("84-121-0000-sp90", 8889),
         ("84-121-0000-sp110", 7273),
     ]
     crossings = [int((np.diff(np.signbit(one.samples)) != 0).sum()) for one in written[:3]]

@@ -236,6 +236,23 @@ def test_without_speakers_files_are_held_out(corpus: Path) -> None:
     assert len(files["all-dev"]) > 2 < len(files["all-test"])
 
 
+@pytest.mark.parametrize("chosen", [("calls-dev",), ()])
+def test_parts_are_of_the_list_whatever_it_is_called(corpus: Path, chosen: tuple[str, ...]) -> None:
+    def made(numbers: range, text: str) -> list[dict[str, Any]]:
+        spans = [{"offset": 0.1, "duration": 0.3 + 0.001 * number} for number in numbers]
+        return [line(1, speaker=f"s{n}", text=text, **span) for n, span in zip(numbers, spans, strict=True)]
+
+    lines = made(range(20, 60), "of the list")
+    write(corpus, "calls-dev.jsonl", *lines)
+    other = made(range(60), "of another")
+    write(corpus, "calls.jsonl", *(other if chosen else ["no list"]))
+    out = prepared(corpus, held_out_share=0.2, split=chosen)
+    parts = {folder.name: read_folder(folder) for folder in out.iterdir()}
+    assert sorted(parts) == ["calls-dev", "calls-dev-dev", "calls-dev-test"]
+    assert sum(map(len, parts.values())) == len(lines)
+    assert {one.text for part in parts.values() for one in part} == {"of the list"}
+
+
 def test_what_cannot_be_held_out_is_refused(corpus: Path) -> None:
     write(corpus, "train.jsonl", line(1, speaker="ann"), line(2, speaker="bob"))
     write(corpus, "other.jsonl", line(3))

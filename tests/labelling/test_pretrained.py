@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import ConfigError, UnitsError
+from kdasr.errors import ConfigError, LabelMismatchError, UnitsError
 from kdasr.interfaces import Utterance
 from kdasr.labelling import Settings, label, retokenise, select, verify_labels
 from kdasr.labelling.retokenise import heard_text
@@ -213,6 +213,11 @@ def test_what_the_student_cannot_spell_is_named(audio: Path, tmp_path: Path) -> 
     assert verify_labels(audio, tmp_path / "text") == []
     with pytest.raises(ConfigError, match="folder of their own"):
         retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "labels", units=few)
+    again = retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "text", units=few)
+    assert again == found
+    with pytest.raises(LabelMismatchError, match="another configuration: .*units_hash"):
+        retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "text", units=CharUnits())
+    assert load_units(tmp_path / "text").hash == few.hash and verify_labels(audio, tmp_path / "text") == []
     (tmp_path / "labels" / "units.json").unlink()
     with pytest.raises(UnitsError, match="cannot be read"):
         retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "text2", units=few)

@@ -81,6 +81,20 @@ def test_padding_and_short_utterances() -> None:
     )
 
 
+def test_an_utterance_too_short_for_the_least_delay_counts_for_nothing() -> None:
+    """Whatever it is batched with: 3 frames, delays from 4 on."""
+    logits = torch.randn(2, 9, 2, generator=torch.Generator().manual_seed(2))
+    for rows, frames in (([0], 3), ([0, 1], 9)):
+        heard = logits[rows, :frames].clone().requires_grad_()
+        labels = labels_from([spiky(3, 1), spiky(9, 2)][: len(rows)])
+        output = output_of(heard.log_softmax(-1), *[3, 9][: len(rows)])
+        windowed_cross_entropy(
+            output, batch_of(labels), min_delay_frames=4, max_delay_frames=6, blank_policy="all"
+        ).backward()
+        assert heard.grad is not None and float(heard.grad[0].abs().max()) == 0.0
+        assert len(rows) == 1 or float(heard.grad[1].abs().max()) > 0.0
+
+
 def test_an_online_teacher_stands_for_stored_labels() -> None:
     frames = spiky(8, 2, 5)
     heard = output_of(student(8, 4, 7))

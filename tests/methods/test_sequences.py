@@ -65,6 +65,15 @@ def test_one_best_of_a_sure_teacher_is_its_best_path() -> None:
     torch.testing.assert_close(nbest_ctc(output, batch, nbest=1), best_path_ctc(output, batch))
 
 
+@pytest.mark.parametrize("classes", [5, 200])
+def test_a_batch_in_which_the_teacher_heard_nothing_teaches_blank(classes: int) -> None:
+    torch.manual_seed(0)
+    output = output_of(torch.randn(2, 3, classes).log_softmax(-1), 3, 2)
+    silent = labels_from([[{0: 1.0}] * 3, [{0: 1.0}] * 2])
+    blank = output.log_probs_btv[0, :3, 0].sum() + output.log_probs_btv[1, :2, 0].sum()
+    torch.testing.assert_close(nbest_ctc(output, batch_of(silent), nbest=1, beam=4), -blank / 5)
+
+
 def test_scale_zero_makes_all_equal() -> None:
     output = output_of(torch.randn(1, 3, 5).log_softmax(-1))
     batch = batch_of(labels_from([FRAMES]))

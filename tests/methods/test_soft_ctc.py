@@ -144,3 +144,19 @@ def test_a_student_that_is_sure_still_learns_of_what_was_not_kept() -> None:
     logits = torch.tensor([[[0.0, 20.0, 0.0, 0.0]]], requires_grad=True)
     (gradient,) = torch.autograd.grad(soft_ctc(output_of(logits.log_softmax(-1)), batch_of(labels)), logits)
     torch.testing.assert_close(gradient[0, 0], torch.tensor([-0.1, 0.4, -0.15, -0.15]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("nearness", ["divergence", "mixture"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_does_not_round_it(nearness: Nearness, dtype: torch.dtype) -> None:
+    """In half precision 1e-30 is 0, and 0 · log 0 is not a number."""
+    labels = labels_from([[BLANK, {2: 0.9, 1: 0.1}, BLANK, {3: 1.0}]])
+    logits = 30 * torch.eye(4)[None, [0, 2, 0, 3]]
+    found = []
+    for enabled in (False, True):
+        x = logits.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            loss = soft_ctc(output_of(x.log_softmax(-1)), batch_of(labels), nearness=nearness)
+        found += [loss.detach(), *torch.autograd.grad(loss, x)]
+    assert math.isfinite(float(found[0]))
+    torch.testing.assert_close(found[2:], found[:2])

@@ -172,3 +172,7 @@ def test_unknown_codecs_and_parameters_are_refused_by_name() -> None:
             make_codec("top_p", params)
     with pytest.raises(ConfigError, match="mass"):
         TopP(mass=0)
+    assert TopK(k=1).step_nats == 0  # blank and the tail, as they are
+    for codec, name in ((TopK, "k"), (TopP, "cap")):  # levels count from the best class, which must be kept
+        with pytest.raises(ConfigError, match=rf"{name}: .*expected an integer >= 2; got 1"):
+            codec(**{name: 1, "step_nats": 0.25})

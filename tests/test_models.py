@@ -1,0 +1,55 @@
+"""Model folders on disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdasr.models import load_model, save_model
+from kdasr.students.conformer import ChunkConformer
+from kdasr.text import CharUnits
+
+UNITS = CharUnits()
+
+
+def student(seed: int) -> ChunkConformer:
+    torch.manual_seed(seed)
+    return ChunkConformer(vocab_size=UNITS.vocab_size, width=16, num_layers=1)
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.cat([one.flatten() for one in load_model(folder).model.state_dict().values()])
+
+
+def test_a_model_replaces_another_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", student(0), UNITS)
+    before = weights(tmp_path / "model")
+    save_model(tmp_path / "model", student(1), UNITS, extra={"note": 2})
+    assert not torch.equal(weights(tmp_path / "model"), before)
+    assert load_model(tmp_path / "model").card["note"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_old_model_is_whole_until_the_new_one_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a process that replaces it is killed, one whole model is there."""
+    save_model(tmp_path / "model", student(0), UNITS)
+    before, remove = weights(tmp_path / "model"), shutil.rmtree
+
+    def killed(path: Path, **_: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(tmp_path / "model", student(1), UNITS)
+    (old,) = tmp_path.glob(".model.*.old")
+    assert torch.equal(weights(old), before)
+    assert not torch.equal(weights(tmp_path / "model"), before)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    save_model(tmp_path / "model", student(2), UNITS)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
