@@ -117,12 +117,22 @@ def _is_of(value: Any, kind: Any) -> bool:
     if plain is typing.Literal:
         return value in parts
     if plain not in _KINDS:
-        return True
+        # Of a class of ours, where YAML's own values are not; but a text may stand for a path.
+        return type(value) not in (bool, int, float, list, dict) or _is_instance(value, plain)
     if plain in (Sequence, tuple):
         return _is_list(value, parts, of_any_length=plain is Sequence or ... in parts)
     if plain in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if plain is float else plain)
+
+
+def _is_instance(value: Any, kind: Any) -> bool:
+    if kind is Any or not isinstance(kind, type):
+        return True
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # a protocol that only type checkers know
+        return False
 
 
 def _is_list(value: Any, kinds: tuple[Any, ...], *, of_any_length: bool) -> bool:

@@ -157,12 +157,12 @@ def _bad_manifest(manifest: Path, expected: object, got: object) -> ManifestErro
     return ManifestError("the manifest cannot be used", where=manifest, expected=expected, got=got, fix=fix)
 
 
-def missing_manifest(path: Path) -> ManifestError:
-    """The error for a tar without its manifest."""
+def missing_manifest(path: Path | str) -> ManifestError:
+    """The error for a tar, at a path or a URL, without its manifest."""
     return ManifestError(
         "the manifest is missing, so the shard may be unfinished",
         where=path,
-        expected=manifest_path(path).name,
+        expected=manifest_path(Path(path)).name,
         fix="Prepare the corpus again, or copy the manifest too.",
     )
 

@@ -253,6 +253,9 @@ def _command(folder: Path, settings: Mapping[str, Any], one: _Todo) -> list[str]
 
 def _run(one: _Todo, marks: bool = True) -> None:
     started = time.time()
+    if ranks().first and not _is_done(one.marker, one.inputs):
+        # What it vouches for is about to be replaced, wholly or, if this fails, in part.
+        one.marker.unlink(missing_ok=True)
     result = _call(one.recipe)
     if one.recipe.stage == "export":
         for line in stages.refused_files(result):

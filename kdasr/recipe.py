@@ -302,6 +302,9 @@ def _stage(run_file: Path, entry: Any) -> Stage:
         raise ConfigError(
             f"unknown key {sorted(unknown)[0]!r} in a stage", where=run_file, expected=", ".join(keys)
         )
+    if not isinstance(entry.get("set", {}), Mapping):
+        expected = "settings by name, or no such key"
+        raise ConfigError("set cannot be read", where=run_file, expected=expected, got=entry["set"])
     if not isinstance(entry.get("beside", False), bool):
         raise ConfigError("beside is true or false", where=run_file, got=entry["beside"])
     path = run_file.parent / entry["recipe"]

@@ -68,7 +68,7 @@ class Scoreboard:
         self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
         self.decoder, self.lexicon = decoder, lexicon
         self.heard: dict[str, Result] = {}
-        self.subsampling = 0
+        self._frames_and_units: dict[str, tuple[int, str]] = {}
         self.timed = self._timed_samples()
 
     def add(
@@ -102,6 +102,8 @@ class Scoreboard:
         card = read_card(Path(trained or path))
         result = self._hear(recogniser, lexicon, chunk_by_chunk)
         self.heard[name] = result
+        if recogniser.offline_model is not None and not chunk_by_chunk:
+            self._frames_and_units[name] = recogniser.offline_model.subsampling, recogniser.units.hash
         write_hypotheses(self._hypotheses(name), result)
         row = {
             **self._identity(name),
@@ -161,15 +163,28 @@ class Scoreboard:
         return row
 
     def compare_spikes(self, teacher: str, student: str) -> None:
-        """Write the histogram of the student's spikes against the teacher's on the test audio."""
+        """Write the histogram of the student's spikes against the teacher's on the test audio.
+
+        Raises:
+            ConfigError: one of them has none, or they have other units or frames.
+        """
+        known = self._frames_and_units
         for name in (teacher, student):
-            if name not in self.heard:
-                raise ConfigError(f"spikes of {name!r} cannot be compared", expected=", ".join(self.heard))
+            if name not in known:
+                expected = f"models that heard whole utterances: {', '.join(known) or 'there are none'}"
+                raise ConfigError(f"spikes of {name!r} cannot be compared", where="spikes", expected=expected)
+        if known[teacher] != known[student]:
+            raise ConfigError(
+                "spikes of models with other units or frames cannot be compared",
+                where="spikes",
+                expected=f"{known[teacher][0]} feature frames, units {known[teacher][1][:12]}, of {teacher}",
+                got=f"{known[student][0]}, {known[student][1][:12]}, of {student}",
+            )
         pairs = [
             (ours.tokens or [], theirs.tokens or [])
             for ours, theirs in zip(self.heard[teacher].heard, self.heard[student].heard, strict=True)
         ]
-        frame_ms = FRAME_SHIFT_MS * self.subsampling
+        frame_ms = FRAME_SHIFT_MS * known[teacher][0]
         write_histogram(self.results.parent / SPIKES_FILE, spike_histogram(pairs, frame_ms))
 
     def write_example(self) -> Path:
@@ -192,7 +207,6 @@ class Scoreboard:
 
     def _hear(self, recogniser: Recogniser, lexicon: Lexicon | None, chunk_by_chunk: bool) -> Result:
         if recogniser.offline_model is not None and not chunk_by_chunk:
-            self.subsampling = recogniser.offline_model.subsampling
             model, units = recogniser.offline_model, recogniser.units
             return evaluate(model, units, self.shards, decoder=self.decoder, lexicon=lexicon)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import pytest
 
 from kdasr.arguments import check_keywords, check_named, fitting
 from kdasr.errors import ConfigError
+from kdasr.interfaces import StreamingModel
 
 
 def loss(
@@ -53,6 +54,9 @@ class FurtherModel(Model):
         ([1, 2, 3], tuple[int, ...], [1, 2, 3]),
         ({"a": 1}, str | Mapping[str, Any], {"a": 1}),
         ("anything", Model, "anything"),
+        ({1, 2}, Collection[int], {1, 2}),
+        ([1, 2], Collection[int], [1, 2]),
+        (3, Any, 3),
     ],
 )
 def test_what_fits_is_given_back(value: object, hint: object, found: object) -> None:
@@ -77,6 +81,9 @@ def test_what_fits_is_given_back(value: object, hint: object, found: object) -> 
         ("x", Literal["all", "some"], "all or some"),
         ("x", Mapping[str, int] | None, "a mapping or null"),
         (1, bool, "true or false"),
+        (3, str | Model, "a text or .*Model"),
+        (["a"], Model, "Model.*got \\['a'\\]"),
+        (3, StreamingModel, "StreamingModel"),
     ],
 )
 def test_what_does_not_is_refused_by_name(value: object, hint: object, expected: str) -> None:

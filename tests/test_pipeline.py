@@ -122,6 +122,26 @@ def test_a_failed_stage_runs_again_and_those_before_it_do_not(folder: Path, ran:
     assert ran == ["two:1", "three:1"]
 
 
+@pytest.mark.parametrize("only", [None, "two"])
+def test_what_a_stage_has_begun_to_replace_is_not_done_any_more(
+    folder: Path, ran: list[str], only: str | None
+) -> None:
+    pipeline.run_folder(folder, {})
+    with pytest.raises(KdasrError, match="broken"):
+        pipeline.run_folder(folder, {"two.fail": True}, only=only)
+    ran.clear()
+    pipeline.run_folder(folder, {})
+    assert ran == ["two:1"]
+
+
+def test_one_stage_with_other_settings_leaves_it_to_be_done_again(folder: Path, ran: list[str]) -> None:
+    pipeline.run_folder(folder, {})
+    pipeline.run_folder(folder, {"size": 2}, only="two")
+    ran.clear()
+    pipeline.run_folder(folder, {})
+    assert ran == ["two:1"]
+
+
 def test_a_marker_that_is_not_one_counts_for_nothing(folder: Path, ran: list[str]) -> None:
     pipeline.run_folder(folder, {})
     (folder / "work/.done/three.json").write_text('{"inp')
@@ -287,6 +307,12 @@ def test_a_stage_that_is_not_there_is_named(folder: Path, ran: list[str]) -> Non
 def test_beside_is_yes_or_no(folder: Path) -> None:
     (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, beside: one}]\n")
     with pytest.raises(ConfigError, match="beside is true or false; got one"):
+        pipeline.run_folder(folder, {})
+
+
+def test_settings_of_a_stage_are_by_name(folder: Path) -> None:
+    (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, set: }]\n")
+    with pytest.raises(ConfigError, match="set cannot be read; expected settings by name"):
         pipeline.run_folder(folder, {})
 
 

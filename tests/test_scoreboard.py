@@ -148,3 +148,27 @@ def test_a_lexicon_without_a_search_is_refused_before_any_row(tmp_path: Path) ->
     test_shards = list_shards(shards(tmp_path / "test", 1))
     with pytest.raises(ConfigError, match="lexicon is for the beam search"):
         Scoreboard(test_shards, tmp_path / "results.json", seed=3, lexicon=["words.txt"])
+
+
+def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    test_shards = list_shards(shards(tmp_path / "test", 2))
+    renamed = TableUnits([CharUnits().symbols[0], *reversed(CharUnits().symbols[1:])])
+    for name, units in (("teacher", CharUnits()), ("student", CharUnits()), ("foreign", renamed)):
+        model = ChunkConformer(vocab_size=units.vocab_size, width=16, num_layers=1)
+        save_model(tmp_path / name, model, units, extra={"training": {"train_steps": 5}})
+    board = Scoreboard(test_shards, tmp_path / "results.json", seed=3)
+    for name in ("teacher", "student", "foreign"):
+        board.add(name, path=str(tmp_path / name))
+    board.add("chunks", path=str(tmp_path / "student"), chunk_by_chunk=True)
+    board.compare_spikes("teacher", "student")
+    assert (tmp_path / "spike_offsets.json").exists()
+    with pytest.raises(ConfigError, match=r"other units or frames.*of teacher; got 4, .* of foreign"):
+        board.compare_spikes("teacher", "foreign")
+    with pytest.raises(ConfigError, match="spikes of 'chunks'.*whole utterances: teacher, student, foreign"):
+        board.compare_spikes("teacher", "chunks")
+
+
+def test_a_test_set_is_a_list_of_folders(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"test\.clean: .*expected \[a text, …\]"):
+        stages.evaluate(test={"clean": {"a": 1}}, models={}, results=str(tmp_path / "results.json"))  # type: ignore[dict-item]

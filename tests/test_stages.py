@@ -212,6 +212,11 @@ def test_a_delay_is_measured_for_a_loss_that_another_is_given(
         data, tmp_path / "model", unlabelled_losses=losses, delay_reference=reference, delay_margin_frames=1
     )
     assert set(asked) == {3}  # 80 ms and one frame more
+    trained = load_model(tmp_path / "reference")
+    other = TableUnits([trained.units.symbols[0], *reversed(trained.units.symbols[1:])])
+    save_model(tmp_path / "foreign", trained.model, other)
+    with pytest.raises(ConfigError, match=r"delay_reference: .*foreign: the model .* other units or frames"):
+        train(data, tmp_path / "no", unlabelled_losses=losses, delay_reference=str(tmp_path / "foreign"))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdasr.errors import ManifestError, ShardError
-from kdasr.manifest import manifest_path
-from kdasr.shards import list_shards, open_shard, verify_folder
+from kdasr.errors import ShardError
+from kdasr.manifest import PREPARED, manifest_path
+from kdasr.shards import complete_tars, list_shards, open_shard, verify_folder
 from kdasr.storage import Location, Place, StorageError, is_url, locate
 
 
@@ -17,18 +17,12 @@ def list_audio(folder: Place) -> list[str]:
     """The audio shards in a folder, sorted.
 
     Raises:
-        ShardError: no such folder, no shards in it, or one without manifest.
+        ShardError: no such folder, no shards in it, one without manifest, or not all that were prepared.
     """
     if not is_url(folder):
         return [str(path) for path in list_shards(Path(folder))]
     place = locate(folder)
-    names = place.names()
-    tars = [name for name in names if name.startswith("shard-") and name.endswith(".tar")]
-    if not tars:
-        raise ShardError("the folder holds no audio shards", where=str(place), fix="Copy them there first.")
-    for tar in tars:
-        if tar.removesuffix(".tar") + ".json" not in names:
-            raise ManifestError("the manifest is missing", where=str(place.child(tar)), fix="Copy it too.")
+    tars = complete_tars(str(place), place.names(), place.child(PREPARED).read_all)
     return [str(place.child(tar)) for tar in tars]
 
 

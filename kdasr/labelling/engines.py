@@ -45,12 +45,14 @@ class Work:
         out: where the labels go.
         settings: how to label.
         device: where the teacher runs.
+        overwrite: whether labels of another teacher or with other settings are replaced.
     """
 
     teacher: TeacherSource
     out: Place
     settings: Settings
     device: str = "cpu"
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
             if task.probe_key is not None:
                 probe(teacher, path, task.probe_key, work.settings)
                 return Report(task, worker, "done")
-            result = label_shard(teacher, path, work.out, work.settings, exclude=task.exclude)
+            result = label_shard(
+                teacher, path, work.out, work.settings, exclude=task.exclude, overwrite=work.overwrite
+            )
         return Report(task, worker, "done", result)
     except torch.AcceleratorError:
         raise

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdasr.errors import ConfigError, KdasrError, LabelMismatchError, SoftLabelError
+from kdasr.errors import ConfigError, KdasrError, LabelMismatchError, ShardError, SoftLabelError
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work, check_device
 from kdasr.labelling.foreman import Foreman
@@ -98,7 +98,7 @@ def label(
     if engine != "ray":  # whose nodes may have what this machine lacks
         check_device(device)
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
-    work = Work(source, out, settings, device)
+    work = Work(source, out, settings, device, overwrite)
     if not is_url(out):
         remove_leftovers(Path(str(out)))
     shards = list_audio(audio)[shard_index::num_shards]
@@ -162,22 +162,31 @@ def _each(look: Callable[[str], _T], shards: Sequence[str], out: Place) -> Itera
 
 def verify_labels(audio: Place, out: Place) -> list[str]:
     """Everything that is wrong with the labels of a folder of audio shards; empty if nothing is."""
-    problems = []
-    for shard in list_audio(audio):
-        with local_copy(shard, manifest_only=True) as path:
-            audio_sha256 = read_audio_manifest(path).sha256
+    problems, configurations = [], dict[str, str]()
+    try:
+        shards = list_audio(audio)
+    except ShardError as error:
+        return [str(error)]
+    for shard in shards:
         try:
-            _read_whole(out, path.name, audio_sha256)
+            with local_copy(shard, manifest_only=True) as path:
+                audio_sha256 = read_audio_manifest(path).sha256
+            configurations[_read_whole(out, path.name, audio_sha256)] = path.name
         except KdasrError as error:
             problems.append(str(error))
+    if len(configurations) > 1:
+        named = ", ".join(f"{name} of {hash[:12]}" for hash, name in configurations.items())
+        problems.append(f"{locate(out)}: labels of several configurations: {named}")
     leftover = [name for name in locate(out).names() if name.endswith(".tmp")]
     return problems + [f"{locate(out).child(name)}: left over from a killed job" for name in leftover]
 
 
-def _read_whole(out: Place, audio_name: str, audio_sha256: str) -> None:
+def _read_whole(out: Place, audio_name: str, audio_sha256: str) -> str:
+    """The hash of the configuration of labels that can be read."""
     labels = open_label_shard(label_file(out, audio_name), {"audio_sha256": audio_sha256}, verify=True)
     for _ in labels:
         pass
+    return labels.header.config_hash
 
 
 def _why_not_done(

@@ -22,6 +22,7 @@ from kdasr.errors import KdasrError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
+from kdasr.labelling.out_folder import refuse_other_labels
 from kdasr.labelling.settings import Settings, ShardResult, make_header
 from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_languages, read_utterance
@@ -43,6 +44,7 @@ def label_shard(
     settings: Settings,
     *,
     exclude: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> ShardResult:
     """Label the audio shard at `audio_path` into `out_dir`.
 
@@ -52,8 +54,10 @@ def label_shard(
 
     Args:
         exclude: keys not to be tried, with the reasons.
+        overwrite: replace labels of another teacher or with other settings.
 
     Raises:
+        LabelMismatchError: there are such labels, which another job may have written meanwhile.
         ShardError: the audio shard is damaged or has no manifest.
         SoftLabelError: the teacher failed on every utterance, so it is not the utterances.
         torch.AcceleratorError, torch.OutOfMemoryError, MemoryError: nor is it with these.
@@ -63,9 +67,12 @@ def label_shard(
     shard = open_shard(audio_path, verify=True)
     run = _ShardRun(teacher, shard, settings, dict(exclude or {}))
     items = run.label()
+    header = make_header(teacher, settings, audio_path.name, shard.sha256)
+    if not overwrite:
+        refuse_other_labels(out_dir, audio_path.name, header)
     manifest = write_label_shard(
         label_file(out_dir, audio_path.name),
-        make_header(teacher, settings, audio_path.name, shard.sha256),
+        header,
         items,
         extra={"seconds": round(shard.seconds, 3)},
     )

@@ -13,6 +13,7 @@ access; its checksum for each utterance finds damage on lazy reads too.
 from kdasr.manifest import Shard, ShardEntry
 from kdasr.shards.reader import (
     complete_shards,
+    complete_tars,
     list_shards,
     open_shard,
     read_languages,
@@ -27,6 +28,7 @@ __all__ = [
     "Shard",
     "ShardEntry",
     "complete_shards",
+    "complete_tars",
     "list_shards",
     "open_shard",
     "read_languages",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,19 +40,32 @@ def list_shards(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ShardError("there is no such folder of audio shards", where=folder)
-    if (folder / PREPARING).exists():
+    names = [path.name for path in folder.iterdir()]
+    return [folder / name for name in complete_tars(str(folder), names, (folder / PREPARED).read_bytes)]
+
+
+def complete_tars(folder: str, names: Collection[str], read_record: Callable[[], bytes]) -> list[str]:
+    """The tars among the `names` in a folder, at a path or a URL, sorted.
+
+    Args:
+        read_record: gives what `kdasr prepare` recorded; FileNotFoundError where it recorded nothing.
+
+    Raises:
+        ShardError, ManifestError: as `list_shards`.
+    """
+    if PREPARING in names:
         fix = "Run the same `kdasr prepare` again: it finishes what it began."
         raise ShardError("the corpus is not completely prepared", where=folder, fix=fix)
-    tars = sorted(path for path in folder.iterdir() if SHARD_PATTERN.fullmatch(path.name))
-    for path in tars:
-        if not manifest_path(path).exists():
-            raise missing_manifest(path)
-    for manifest in sorted(folder.glob("shard-*.json")):
-        if not manifest.with_suffix(".tar").exists():
+    tars = sorted(name for name in names if SHARD_PATTERN.fullmatch(name))
+    for tar in tars:
+        if manifest_path(Path(tar)).name not in names:
+            raise missing_manifest(f"{folder}/{tar}")
+    for manifest in sorted(name for name in names if re.fullmatch(r"shard-.*\.json", name)):
+        if (tar := manifest.removesuffix(".json") + ".tar") not in names:
             raise ManifestError(
                 "the shard of this manifest is missing",
-                where=manifest,
-                expected=manifest.with_suffix(".tar").name,
+                where=f"{folder}/{manifest}",
+                expected=tar,
                 fix="Copy the shard again, or prepare the corpus again.",
             )
     if not tars:
@@ -62,21 +75,22 @@ def list_shards(folder: Path) -> list[Path]:
             expected="shard-000000.tar, ...",
             fix="Run `kdasr prepare` first, or name the folder of one split.",
         )
-    if problem := _differs_from_record(folder):
-        raise ManifestError(problem, where=folder / PREPARED, fix="Copy all shards, or prepare again.")
+    if problem := _differs_from_record(names, read_record):
+        fix = "Copy all shards, or prepare again."
+        raise ManifestError(problem, where=f"{folder}/{PREPARED}", fix=fix)
     return tars
 
 
-def _differs_from_record(folder: Path) -> str:
+def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes]) -> str:
     """What `kdasr prepare` recorded and the folder lacks, or the other way round; nothing if all is well."""
     try:
-        record = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
+        record = json.loads(read_record())
         recorded = {str(shard["name"]) for shard in record["shards"]}
     except FileNotFoundError:
         return ""  # a folder that was written by other means
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"the record of `kdasr prepare` cannot be read ({error!r})"
-    found = {path.name for path in folder.glob("shard-*.tar")}
+    found = {name for name in names if re.fullmatch(r"shard-.*\.tar", name)}
     missing, more = sorted(recorded - found), sorted(found - recorded)
     parts = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{', '.join(more)} unknown"] * bool(more)
     return f"the shards are not those that were prepared: {'; '.join(parts)}" if parts else ""
@@ -193,7 +207,8 @@ def verify_folder(folder: Path) -> list[str]:
     if stems != expected_stems:
         missing = sorted(set(expected_stems) - set(stems))
         problems.append(f"{folder}: the numbering has gaps; missing {', '.join(missing)}")
-    if problem := _differs_from_record(folder):
+    names = [path.name for path in folder.iterdir()]
+    if problem := _differs_from_record(names, (folder / PREPARED).read_bytes):
         problems.append(f"{folder / PREPARED}: {problem}")
     if (folder / PREPARING).exists():
         problems.append(f"{folder}: not completely prepared")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdasr.arguments import check_keywords
+from kdasr.arguments import check_keywords, fitting
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
@@ -247,7 +247,11 @@ def evaluate(
             expected=f"[teacher, student], two of {', '.join(models)}; null for none",
             got=list(spikes),
         )
-    sets = list(test.items()) if isinstance(test, Mapping) else [(None, test)]
+    sets: list[tuple[str | None, Sequence[str]]] = (
+        [(None, test)]
+        if not isinstance(test, Mapping)
+        else [(name, fitting(folders, Sequence[str], f"test.{name}")) for name, folders in test.items()]
+    )
     summary = {}
     for number, (name, folders) in enumerate(sets):
         shards = [path for folder in folders for path in list_shards(Path(folder))]

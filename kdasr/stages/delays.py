@@ -69,7 +69,17 @@ def _against_labels(source: BatchSource, reference: str | None, where: str) -> S
             where=where,
             fix="Name a student trained on transcripts alone as delay_reference, or give a number.",
         )
-    return measure_offsets(source, load_model(Path(reference)).model)
+    loaded, student = load_model(Path(reference)), source.student
+    theirs = (loaded.units.hash, loaded.model.subsampling)
+    if student is not None and theirs != (student.units.hash, student.subsampling):
+        raise ConfigError(
+            "the model to measure a delay with has other units or frames than the student",
+            where=f"delay_reference: {reference}",
+            expected=f"{student.subsampling} feature frames for each, units {student.units.hash[:12]}",
+            got=f"{loaded.model.subsampling}, {loaded.units.hash[:12]}",
+            fix="Name a student with these units, trained on transcripts alone, or give a number.",
+        )
+    return measure_offsets(source, loaded.model)
 
 
 def offset_watch(

@@ -31,6 +31,9 @@ from kdasr.teachers.base import (
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
+# Models of samples that mask the padding in all they do, unless their configuration adds what does not.
+_MASKING = {"wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"}
+
 
 @dataclass(frozen=True)
 class HuggingFaceCTC:
@@ -75,9 +78,13 @@ class HuggingFaceCTC:
 
 
 def _pads(network: Any, extractor: Any) -> bool:
-    """Group norm over time hears the padding; an extractor of features rounds lengths up when alone."""
+    """Whether a model is known to hear no padding. Norms over time hear it, and so do convolutions that do
+    not mask it; an extractor of features rounds lengths up when alone."""
+    config = network.config
     hears_samples = extractor.model_input_names[0] == "input_values"
-    return hears_samples and getattr(network.config, "feat_extract_norm", "layer") != "group"
+    masks = config.model_type in _MASKING and getattr(config, "feat_extract_norm", None) == "layer"
+    others = getattr(config, "add_adapter", False) or getattr(config, "conv_pos_batch_norm", False)
+    return hears_samples and masks and not others
 
 
 class _Model(Pretrained):

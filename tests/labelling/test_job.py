@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import pytest
 import torch
 
 from kdasr.errors import ConfigError, LabelMismatchError, ShardError
-from kdasr.labelling import DurationLimits, Settings, engines, label, progress, summary_text, verify_labels
+from kdasr.labelling import (
+    DurationLimits,
+    Settings,
+    engines,
+    label,
+    progress,
+    summary_text,
+    verify_audio,
+    verify_labels,
+)
 from kdasr.labelling import job as job_module
 from kdasr.soft_labels import TopK, TopP, open_label_shard
 from tests.labelling.tiny import TinySource, TinyTeacher, make_audio
@@ -317,3 +327,63 @@ def test_audio_and_labels_may_both_lie_in_a_store_of_objects(audio: Path, tmp_pa
     again = run("memory://job-test/audio", "memory://job-test/labels", verify=True)  # type: ignore[arg-type]
     assert again["shards_done_before"] == 3
     assert verify_labels("memory://job-test/audio", "memory://job-test/labels") == []
+
+
+def test_two_jobs_with_other_settings_do_not_replace_each_others_labels(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked at the empty folder before either writes."""
+    look = job_module.find_work
+
+    def look_then_lose_the_race(*args: Any, **kwargs: Any) -> Any:
+        plan = look(*args, **kwargs)
+        monkeypatch.setattr(job_module, "find_work", look)
+        run(audio, tmp_path / "labels", settings=Settings(codec=TopK(k=3)))
+        return plan
+
+    monkeypatch.setattr(job_module, "find_work", look_then_lose_the_race)
+    summary = run(audio, tmp_path / "labels", settings=Settings(codec=TopP(mass=0.5)))
+    assert summary["shards_labelled"] == 0 and len(summary["shards_failed"]) == 3
+    assert all("another configuration: codec" in why for why in summary["shards_failed"].values())
+    for path in (tmp_path / "labels").glob("*.kdsl"):
+        assert open_label_shard(path, verify=True).header.codec == "top_k"
+    assert verify_labels(audio, tmp_path / "labels") == []
+
+
+def test_labels_of_two_configurations_in_one_folder_are_told_of(audio: Path, tmp_path: Path) -> None:
+    for name, mass in (("labels", 0.9), ("others", 0.5)):
+        run(audio, tmp_path / name, settings=Settings(codec=TopP(mass=mass)))
+    for suffix in (".kdsl", ".json"):
+        other = (tmp_path / "others/shard-000001").with_suffix(suffix)
+        (tmp_path / "labels" / other.name).write_bytes(other.read_bytes())
+    (problem,) = verify_labels(audio, tmp_path / "labels")
+    assert "labels of several configurations: shard-00000" in problem
+
+
+def test_verifying_labels_of_incomplete_audio_says_what_is_missing(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "labels")
+    (audio / "shard-000001.tar").unlink()
+    (problem,) = verify_labels(audio, tmp_path / "labels")
+    assert "shard-000001" in problem and "missing" in problem
+
+
+@pytest.mark.parametrize("lack", ["a shard", "a tar", "the end"])
+def test_audio_in_a_store_is_used_whole_or_not_at_all(audio: Path, tmp_path: Path, lack: str) -> None:
+    import fsspec
+
+    memory, folder = fsspec.filesystem("memory"), f"/store-{lack.replace(' ', '-')}"
+    for path in audio.iterdir():
+        memory.pipe_file(f"{folder}/{path.name}", path.read_bytes())
+    names = [{"name": path.name} for path in audio.glob("*.tar")]
+    memory.pipe_file(f"{folder}/prepared.json", json.dumps({"shards": names}).encode())
+    assert verify_audio(f"memory:/{folder}") == []
+    if lack == "the end":
+        memory.pipe_file(f"{folder}/preparing.json", b"{}")
+    else:
+        memory.rm(f"{folder}/shard-000002.tar")
+        memory.rm(f"{folder}/shard-000002.json") if lack == "a shard" else None
+    message = "not completely prepared" if lack == "the end" else r"shard-000002\.(tar|json).* missing"
+    with pytest.raises(ShardError, match=message):
+        run(f"memory:/{folder}", tmp_path / "labels")  # type: ignore[arg-type]
+    (problem,) = verify_audio(f"memory:/{folder}")
+    assert re.search(message, problem)

@@ -11,13 +11,13 @@ import torch
 
 from kdasr.errors import MissingDependencyError, ModelError
 from kdasr.teachers.base import options_of
-from kdasr.teachers.hugging_face import HuggingFaceCTC
+from kdasr.teachers.hugging_face import HuggingFaceCTC, _pads
 from kdasr.teachers.whisper import Whisper
 from tests.teachers.tiny_models import hugging_face_model, noise, whisper_model
 
 pytestmark = pytest.mark.slow  # transformers takes five seconds to import
 KINDS = [("Wav2Vec2", "layer", True), ("Wav2Vec2", "group", False), ("Hubert", "layer", True)]
-KINDS += [("WavLM", "layer", True), ("Wav2Vec2Bert", "", False)]
+KINDS += [("WavLM", "layer", True), ("Wav2Vec2Bert", "", False), ("Wav2Vec2Conformer", "layer", False)]
 
 
 @pytest.mark.parametrize(("kind", "norm", "pads"), KINDS)
@@ -47,6 +47,14 @@ def test_posteriors_are_the_librarys_own(tmp_path: Path, kind: str, norm: str, p
     assert teacher.facts["frame_shift_ms"] == 20.0 and teacher.facts["kind"] == f"{kind}ForCTC"
     assert teacher.units is not None
     assert teacher.units.symbols[:7] == ["<blk>", "<s>", "</s>", "<unk>", "▁", "e", "t"]
+
+
+@pytest.mark.parametrize(("kind", "option"), [("Wav2Vec2", "add_adapter"), ("Hubert", "conv_pos_batch_norm")])
+def test_what_does_not_mask_the_padding_is_heard_alone(tmp_path: Path, kind: str, option: str) -> None:
+    network, extractor = hugging_face_model(tmp_path, kind)
+    assert _pads(network, extractor)
+    setattr(network.config, option, True)
+    assert not _pads(network, extractor)
 
 
 def test_a_blank_elsewhere_comes_first(tmp_path: Path) -> None:
