@@ -162,6 +162,15 @@ def _check_folder(out_dir: Path) -> None:
             got=f"a folder with {WEIGHTS_FILE}",
             fix="Choose another --out.",
         )
+    exported = [name for name in (*_MODEL_FILES, TOKENS_FILE) if (out_dir / name).exists()]
+    if exported and not any((out_dir / name).exists() for name in (CARD_FILE, UNITS_FILE)):
+        raise ConfigError(
+            "there are models that are not of an export, which would replace them",
+            where=out_dir,
+            expected="a folder of its own for the export",
+            got=", ".join(exported),
+            fix="Choose another --out.",
+        )
     for name, format in ((CARD_FILE, CARD_FORMAT), (UNITS_FILE, UNITS_FORMAT)):
         if (out_dir / name).exists() and (found := _format_of(out_dir / name)) != format:
             raise ConfigError(

@@ -67,6 +67,8 @@ class Cut(NamedTuple):
 
 
 WHOLE = Cut()
+# Floating point audio may overshoot 1 after resampling; a peak like this is integer PCM.
+PEAK_OF_UNSCALED_PCM = 100.0
 
 
 def decode(data: bytes, where: str) -> NDArray[np.float32]:
@@ -306,6 +308,14 @@ def _segments(
         if not np.isfinite(frames_nc).all():
             raise AudioError(
                 "the audio holds NaN or infinite samples", where=where, expected="finite samples"
+            )
+        if len(frames_nc) and (peak := float(np.abs(frames_nc).max())) > PEAK_OF_UNSCALED_PCM:
+            raise AudioError(
+                "the samples are not scaled",
+                where=where,
+                expected="values in [-1, 1]",
+                got=f"a peak of {peak:.0f}",
+                fix="Divide what was 16-bit samples by 32768.",
             )
         if len(frames_nc):
             yield frames_nc

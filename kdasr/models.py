@@ -24,9 +24,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from kdasr.errors import ModelError
+from kdasr.errors import ConfigError, ModelError
 from kdasr.features import feature_hash
-from kdasr.text import Units, load_units
+from kdasr.text import SENTENCEPIECE_FILE, UNITS_FILE, Units, load_units
 
 FORMAT, VERSION = "kdasr-model", 1
 CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
@@ -43,12 +43,34 @@ class LoadedModel:
     card: dict[str, Any]
 
 
+def refuse_other_content(folder: Path) -> None:
+    """See that a model may be written to `folder`, and replace what is there.
+
+    Raises:
+        ConfigError: it holds anything but a model.
+    """
+    own = {WEIGHTS_FILE, CARD_FILE, UNITS_FILE, SENTENCEPIECE_FILE}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+    if others:
+        raise ConfigError(
+            "a model would replace this folder, which holds something else",
+            where=folder,
+            expected="a folder of its own for the model",
+            got=", ".join(others[:5]) + (", …" if len(others) > 5 else ""),
+            fix="Choose another --out.",
+        )
+
+
 def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] | None = None) -> None:
     """Write `model` (with `.config`) and its units into `folder`, which appears whole or not at all.
 
     `extra` goes into the card: training settings, results, whatever a reader will ask.
+
+    Raises:
+        ConfigError: `folder` holds anything but a model.
     """
     folder = Path(folder)
+    refuse_other_content(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

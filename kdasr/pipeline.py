@@ -24,11 +24,13 @@ from ruamel.yaml import YAML
 from kdasr import stages
 from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, ModelError
 from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
+from kdasr.models import read_card
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
 from kdasr.stages.checks import Losses, check_losses, measured_delays
+from kdasr.storage import is_url
 from kdasr.training import Optimisation
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -104,7 +106,7 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
             raise ConfigError("no such stage", where=folder, expected=names, got=only)
         group = next(group for group in _groups(todo) if found[0] in group)
         before = todo[: todo.index(group[0])]
-        _run(found[0], marks=all(_is_done(one.marker, one.inputs) for one in before))
+        _run(found[0], marks=all(_is_done(one) for one in before))
         return work_dir
     _check_shares(todo)
     _check_there(todo)
@@ -159,7 +161,7 @@ def _check_shares(todo: list[_Todo]) -> None:
     for one in todo:
         arguments = check_recipe(one.recipe)
         optimisation = arguments.get("optimisation")
-        if isinstance(optimisation, Optimisation) and not _is_done(one.marker, one.inputs):
+        if isinstance(optimisation, Optimisation) and not _is_done(one):
             optimisation.check_shared_by(ranks().count, arguments["name"])
 
 
@@ -173,7 +175,7 @@ def _check_there(todo: list[_Todo]) -> None:
     made = {Path(str(one.recipe.arguments.get("out"))) for one in todo}
     loaded: list[TeacherSource] = []
     for one in todo:
-        if _is_done(one.marker, one.inputs):
+        if _is_done(one):
             continue
         for key, value in _needed(one.recipe):
             if isinstance(value, TeacherSource) and value not in loaded:
@@ -227,7 +229,7 @@ def _losses(train_arguments: Mapping[str, Any]) -> list[Losses]:
 
 def _was_done(one: _Todo) -> bool:
     # The first process decides: another might look when the marker has just been written.
-    done = bool(ranks().from_first(_is_done(one.marker, one.inputs)))
+    done = bool(ranks().from_first(_is_done(one)))
     if done:
         _console.print(f"[dim]{one.stage.name}: done before[/dim]")
     return done
@@ -253,7 +255,7 @@ def _command(folder: Path, settings: Mapping[str, Any], one: _Todo) -> list[str]
 
 def _run(one: _Todo, marks: bool = True) -> None:
     started = time.time()
-    if ranks().first and not _is_done(one.marker, one.inputs):
+    if ranks().first and not _is_done(one):
         # What it vouches for is about to be replaced, wholly or, if this fails, in part.
         one.marker.unlink(missing_ok=True)
     result = _call(one.recipe)
@@ -332,11 +334,23 @@ def _without_comments(text: str) -> str:
     return "\n".join(parts)
 
 
-def _is_done(marker: Path, inputs: str) -> bool:
+def _is_done(one: _Todo) -> bool:
+    """Whether the marker is of these inputs, and what the stage made is still there and its own."""
     try:
-        return bool(json.loads(marker.read_text())["inputs"] == inputs)
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads(one.marker.read_text())
+        return bool(record["inputs"] == one.inputs) and _is_there(one.recipe, record["result"])
+    except (OSError, ValueError, KeyError, TypeError, ModelError):
         return False
+
+
+def _is_there(recipe: Recipe, result: Mapping[str, Any]) -> bool:
+    made = recipe.arguments.get("results" if recipe.stage == "evaluate" else "out")
+    if not isinstance(made, str) or is_url(made):
+        return True
+    if not Path(made).exists():
+        return False
+    weights = result.get("weights_sha256")
+    return weights is None or read_card(Path(made))["weights_sha256"] == weights
 
 
 def _mark_done(marker: Path, inputs: str, result: dict[str, Any], seconds: float) -> None:

@@ -244,7 +244,9 @@ def _dumped(content: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = YAML().load(path.read_text())
+        content = YAML().load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError("the recipe is not UTF-8 text", where=path, got=error.reason) from error
     except OSError as error:
         raise ConfigError("the recipe cannot be read", where=path, got=error.strerror) from error
     except YAMLError as error:

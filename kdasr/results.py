@@ -78,6 +78,36 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
         commit_bytes(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def set_aside_others(path: Path, test: str | None, measured: Mapping[str, Any]) -> Path | None:
+    """Take the rows of a test set that were not measured as `measured` says out of a results.json: one table
+    of both would compare what cannot be compared.
+
+    Args:
+        measured: fields of the rows to come, such as the decoder.
+
+    Returns:
+        where all rows of before are kept; None where there was nothing to take out.
+
+    Raises:
+        ConfigError: the file is not one of results.
+    """
+    if not path.exists():
+        return None
+    with _locked(path.parent):
+        rows = read_results(path)
+        own = [
+            row
+            for row in rows
+            if row.get("test") != test or all(row.get(key, value) == value for key, value in measured.items())
+        ]
+        if len(own) == len(rows):
+            return None
+        kept = path.with_suffix(".before.json")
+        path.replace(kept)
+        commit_bytes(path, (json.dumps(own, indent=1, ensure_ascii=False) + "\n").encode())
+    return kept
+
+
 def _fields(row: Mapping[str, Any]) -> tuple[str, ...]:
     return ("model", "seed") if MISSING in row else ROW_FIELDS
 

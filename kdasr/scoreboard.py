@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from kdasr.evaluation import (
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import Utterance
 from kdasr.lexicon import Lexicon
+from kdasr.manifest import read_manifest
 from kdasr.models import WEIGHTS_FILE, read_card
 from kdasr.results import HYPOTHESES_FOLDER, MISSING, append_result
 from kdasr.shards import read_shard
@@ -65,6 +67,12 @@ class Scoreboard:
         test: str | None = None,
     ) -> None:
         check_decoder(decoder, lexicon)
+        # What figures depend on besides the model: rows that differ in it are not of one table.
+        self.measured = {
+            "decoder": decoder,
+            "lexicon": list(lexicon) if lexicon is not None else None,
+            "test_audio": _hash_of(shards),
+        }
         self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
         self.decoder, self.lexicon = decoder, lexicon
         self.heard: dict[str, Result] = {}
@@ -109,6 +117,7 @@ class Scoreboard:
             **self._identity(name),
             "wer": round(result.wer, 3),
             "cer": round(result.cer, 3),
+            **_passed_over(result),
             "params": card["parameters"],
             "bytes": _weights_file(Path(path)).stat().st_size,
             "latency_ms": algorithmic_latency_ms(recogniser.chunk_model) if recogniser.chunk_model else None,
@@ -153,6 +162,7 @@ class Scoreboard:
             **self._identity(name),
             "wer": round(result.wer, 3),
             "cer": round(result.cer, 3),
+            **_passed_over(result),
             "params": sum(weight.numel() for weight in weights),
             "bytes": sum(weight.numel() * weight.element_size() for weight in weights),
             "latency_ms": None,
@@ -199,7 +209,8 @@ class Scoreboard:
 
     def _identity(self, name: str) -> dict[str, Any]:
         """What a row is known by."""
-        return {"model": name, **({"test": self.test} if self.test is not None else {}), "seed": self.seed}
+        test = {"test": self.test} if self.test is not None else {}
+        return {"model": name, **test, "seed": self.seed, **self.measured}
 
     def _hypotheses(self, name: str) -> Path:
         parts = [self.test, name, str(self.seed)]
@@ -241,6 +252,17 @@ class Scoreboard:
                 if sum(map(len, timed)) > _TIMED_SECONDS * SAMPLE_RATE_HZ:
                     return timed
         return timed
+
+
+def _passed_over(result: Result) -> dict[str, int]:
+    """How many utterances have no transcript to score against, where some have none."""
+    count = result.without_transcript
+    return {"without_transcript": count} if count else {}
+
+
+def _hash_of(shards: Sequence[Path]) -> str:
+    """Of the audio and transcripts in shards, wherever they lie."""
+    return hashlib.sha256(" ".join(read_manifest(path).sha256 for path in shards).encode()).hexdigest()[:16]
 
 
 def _weights_file(path: Path) -> Path:

@@ -320,3 +320,11 @@ def test_a_long_file_is_not_decoded_from_its_beginning_for_each_cut(
             reader.load(Cut(start, 1.0))
         reader.load(Cut(10.0, 1.0))
     assert sum(decoded) == (1 + 20 + 2) * SAMPLE_RATE_HZ
+
+
+def test_samples_that_were_never_scaled_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "loud.wav", 9_000 * tone(0.1), SAMPLE_RATE_HZ, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"loud\.wav: the samples are not scaled.*peak of 27\d\d"):
+        load(tmp_path / "loud.wav")
+    soundfile.write(tmp_path / "over.wav", 1.2 * tone(0.1), SAMPLE_RATE_HZ, subtype="FLOAT")
+    assert float(abs(load(tmp_path / "over.wav")).max()) > 0.2

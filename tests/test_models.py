@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdasr.errors import ConfigError
 from kdasr.models import load_model, save_model
 from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
@@ -53,3 +54,11 @@ def test_the_old_model_is_whole_until_the_new_one_has_its_name(
     monkeypatch.setattr(shutil, "rmtree", remove)
     save_model(tmp_path / "model", student(2), UNITS)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_replaces_nothing_but_a_model(tmp_path: Path) -> None:
+    (tmp_path / "mine/shards").mkdir(parents=True)
+    (tmp_path / "mine/thesis.txt").write_text("all of it")
+    with pytest.raises(ConfigError, match=r"mine: a model would replace.*got shards, thesis\.txt.*--out"):
+        save_model(tmp_path / "mine", student(0), UNITS)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "all of it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,28 @@ def test_one_stage_with_other_settings_leaves_it_to_be_done_again(folder: Path, 
     ran.clear()
     pipeline.run_folder(folder, {})
     assert ran == ["two:1"]
+
+
+def test_a_stage_whose_model_is_gone_or_another_runs_again(
+    folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb(*, name: str, out: str) -> dict[str, Any]:
+        ran.append(name)
+        Path(out).mkdir(exist_ok=True)
+        (Path(out) / "model.json").write_text(json.dumps({"weights_sha256": name}))
+        return {"weights_sha256": name}
+
+    monkeypatch.setattr(pipeline, "VERBS", {"train": verb})
+    monkeypatch.setattr(pipeline, "read_card", lambda path: json.loads((path / "model.json").read_text()))
+    for name in ("one", "two", "three"):
+        text = f"stage: train\nwork_dir: {folder}/work\nname: {name}\nout: {folder}/{name}\n"
+        (folder / f"{name}.yaml").write_text(text)
+    pipeline.run_folder(folder, {})
+    ran.clear()
+    shutil.rmtree(folder / "one")
+    (folder / "three/model.json").write_text(json.dumps({"weights_sha256": "of another training"}))
+    pipeline.run_folder(folder, {})
+    assert ran == ["one", "three"]
 
 
 def test_a_marker_that_is_not_one_counts_for_nothing(folder: Path, ran: list[str]) -> None:

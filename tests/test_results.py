@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kdasr.errors import ConfigError
-from kdasr.results import ROW_FIELDS, append_result, read_results
+from kdasr.results import ROW_FIELDS, append_result, read_results, set_aside_others
 
 
 def row(model: str = "teacher", seed: int = 1, **more: Any) -> dict[str, Any]:
@@ -106,3 +106,17 @@ def test_two_processes_lose_no_row(tmp_path: Path) -> None:
     assert {(item["model"], item["seed"]) for item in read_results(path)} == {
         (model, seed) for model in "abc" for seed in range(10)
     }
+
+
+def test_rows_that_were_measured_otherwise_are_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    greedy, beam = {"decoder": "greedy", "lexicon": None}, {"decoder": "beam", "lexicon": ["words.txt"]}
+    assert set_aside_others(path, None, greedy) is None
+    append_result(path, row("older"))  # of before rows said how they were measured
+    append_result(path, row("one", **greedy))
+    append_result(path, row("two", **greedy, test="other"))
+    before = read_results(path)
+    assert set_aside_others(path, None, greedy) is None and read_results(path) == before
+    kept = set_aside_others(path, None, beam)
+    assert kept is not None and read_results(kept) == before
+    assert [row["model"] for row in read_results(path)] == ["older", "two"]

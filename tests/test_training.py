@@ -254,12 +254,21 @@ def test_no_patience_stops_at_the_first_step_that_is_not_finite(data: Path, tmp_
         training(data, tmp_path / "c", loss=Breaks(3, 3), nonfinite_patience=0).run(tmp_path / "model")
 
 
+def test_a_folder_of_other_things_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"mine: a model would replace this folder.*notes\.txt"):
+        training(data, tmp_path / "c").run(tmp_path / "mine")
+    assert not (tmp_path / "c").exists()
+
+
 def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp_path: Path) -> None:
     training(data, tmp_path / "c", steps=6).run(tmp_path / "model")
     first = training(data, tmp_path / "c", steps=6).fingerprint()
     training(data, tmp_path / "c", steps=6, peak_learning_rate=1e-3).run(tmp_path / "model")
     assert len([row for row in losses(tmp_path / "c") if "labelled/ctc" in row]) == 6
     assert list((tmp_path / f"c.{first}").glob("CKPT*"))
+    assert len((tmp_path / f"c.{first}" / f"{LOG_FILE}.old").read_text().splitlines()) > 6
     other_dev = training(data, tmp_path / "c", steps=6)
     other_dev.dev = other_dev.streams["labelled"]  # type: ignore[assignment]
     assert other_dev.fingerprint() != first  # its WER would be compared with those of the first dev set

@@ -184,7 +184,7 @@ def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
             where="held_out_share",
             expected=f"a share that takes some of {what}, and leaves some",
             got=share,
-            fix=(f"Give it {max(share, least):.2f}, or" if least < 0.4 else "Better")
+            fix=(f"Give it {least:.2f}, or" if least < 0.4 and least != share else "Better")
             + " put what is for dev and test into lists of their own.",
         )
     return tuple(name + part for part in PARTS)

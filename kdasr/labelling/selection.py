@@ -8,6 +8,7 @@ does, so a reader needs to know nothing about selections.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,16 +60,24 @@ def select(
         measure: what "sure" means; see `kdasr.labelling.filters.Confidence`.
 
     Raises:
-        ConfigError: no positive budget, an unknown measure, or `out` is `labels` or holds audio.
+        ConfigError: no positive budget, or one that holds nothing; an unknown measure; `out` is `labels`
+            or holds audio.
         LabelMismatchError: `out` holds other labels, which are never replaced.
         SoftLabelError: labels are missing, damaged or of other audio.
     """
     check_measure(measure)
-    if hours <= 0 or str(locate(labels)) == str(locate(out)):
+    if not 0 < hours < math.inf or str(locate(labels)) == str(locate(out)):
         raise ConfigError("a selection needs a positive budget and a folder of its own", where=str(out))
     refuse_audio(out)
     seconds, scores = _measure_all(audio, labels, measure)
     chosen, threshold = _choose(seconds, scores, hours * 3600)
+    if not chosen.any():
+        raise ConfigError(
+            "not even the surest utterance fits into the budget",
+            where="hours",
+            expected=f"{seconds[scores.argmax()] / 3600:.5f} or more" if len(seconds) else "labels",
+            got=hours,
+        )
     done = 0
     for shard, found in _pairs(audio, labels):
         count = len(found.keys) - len(found.failures)

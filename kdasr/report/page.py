@@ -17,7 +17,7 @@ from kdasr.report.plots import (
     plot_spikes_over_steps,
     read_log,
 )
-from kdasr.report.table import COLUMNS, Line, improvement, left_out, lines_of
+from kdasr.report.table import COLUMNS, Line, improvement, left_out, lines_of, measured_how
 from kdasr.results import HYPOTHESES_FOLDER, RESULTS_FILE, read_results
 from kdasr.spikes import SPIKES_FILE, read_histogram
 from kdasr.storage import commit_bytes
@@ -83,7 +83,8 @@ def _results(lines: Sequence[Line]) -> str:
     if not lines:
         return "<p>No model has been evaluated yet.</p>"
     seeds = sorted({row["seed"] for line in lines for row in line.rows})
-    note = f"<p>Seeds: {', '.join(map(str, seeds))}. {html.escape(improvement(lines) or '')}</p>"
+    said = (measured_how(lines), improvement(lines))
+    note = f"<p>Seeds: {', '.join(map(str, seeds))}. {html.escape(' '.join(filter(None, said)))}</p>"
     return _table(COLUMNS, [line.cells() for line in lines]) + note
 
 

@@ -96,6 +96,15 @@ def left_out(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def measured_how(lines: Sequence[Line]) -> str | None:
+    """A sentence on the decoder where it is not the greedy one, which knows no words."""
+    beams = [row for line in lines for row in line.rows if row.get("decoder") == "beam"]
+    if not beams:
+        return None
+    words = beams[0].get("lexicon")
+    return "Decoded by beam search" + (f" among the words of {', '.join(words)}." if words else ".")
+
+
 def improvement(lines: Sequence[Line]) -> str | None:
     """What distillation brought, in a sentence for each test set; None where one of the two students
     is missing."""
@@ -146,8 +155,9 @@ def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     for line in lines:
         table.add_row(*line.cells())
     console.print(table)
-    if sentence := improvement(lines):
-        console.print(sentence)
+    for sentence in (measured_how(lines), improvement(lines)):
+        if sentence:
+            console.print(sentence, highlight=False)
 
 
 def _print_spikes(path: Path, console: Console) -> None:

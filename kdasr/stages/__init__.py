@@ -21,7 +21,7 @@ from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.labelling.engines import AUTO_DEVICE
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
-from kdasr.results import MISSING
+from kdasr.results import MISSING, set_aside_others
 from kdasr.shards import list_shards
 from kdasr.stages.training import make_units, train
 from kdasr.streaming import set_chunk_ms
@@ -256,10 +256,14 @@ def evaluate(
     for number, (name, folders) in enumerate(sets):
         shards = [path for folder in folders for path in list_shards(Path(folder))]
         board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder, lexicon=lexicon, test=name)
+        if kept := set_aside_others(Path(results), name, board.measured):
+            print(f"rows of {results} that were measured otherwise are now in {kept}", file=sys.stderr)
         for model, settings in models.items():
             check_keywords(board.add, settings, f"models.{model}", positional=1)
             row = board.add(model, **settings)
             said = f"left out: {row[MISSING]}" if MISSING in row else f"WER {row['wer']:.2f} %"
+            if passed_over := row.get("without_transcript"):
+                said += f", {passed_over} utterances without transcript passed over"
             summary[f"{name}: {model}" if name else model] = said
         if number == 0:
             if spikes:

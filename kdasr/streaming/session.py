@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kdasr.audio import PEAK_OF_UNSCALED_PCM
 from kdasr.decoding import GreedyStream, StreamDecoder, Token
 from kdasr.errors import AudioError, ModelError
 from kdasr.streaming.models import ChunkModel
 from kdasr.streaming.tail import tail_after, within_audio
 from kdasr.text import WORD_START, Units
-
-# Floating point audio may overshoot 1 after resampling; a peak like this is integer PCM.
-_PEAK_OF_UNSCALED_PCM = 100.0
 
 
 def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np.float32]:
@@ -57,7 +55,7 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
     if not np.isfinite(array).all():
         first = int(np.flatnonzero(~np.isfinite(array))[0])
         raise AudioError("the samples hold NaN or infinity", where=where, got=f"{array[first]} at {first}")
-    if array.size and float(np.abs(array).max()) > _PEAK_OF_UNSCALED_PCM:
+    if array.size and float(np.abs(array).max()) > PEAK_OF_UNSCALED_PCM:
         raise AudioError(
             "the samples are not scaled",
             where=where,

@@ -67,6 +67,13 @@ class StreamingStudent(nn.Module, ABC):
         self.vocab_size = vocab_size
         self.chunk_multiple = chunk_multiple
         self.chunk_frames = chunk_frames
+        if left_context_frames < 0 or lookahead_frames < 0:
+            raise ConfigError(
+                "a student that runs chunk by chunk has a limited context",
+                where=f"left_context_frames, lookahead_frames of {type(self).__name__}",
+                expected="0 or more output frames",
+                got=f"{left_context_frames}, {lookahead_frames}",
+            )
         self.left_context_frames = left_context_frames
         self.lookahead_frames = lookahead_frames
         self.dynamic_chunks = [self._checked(frames, "dynamic_chunks") for frames in dynamic_chunks]

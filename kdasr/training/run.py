@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -20,7 +21,7 @@ from kdasr.devices import device_text
 from kdasr.errors import ConfigError
 from kdasr.interfaces import AcousticModel, BatchSource, Loss, OnlineTeacher, TrainableModel
 from kdasr.loader import Stream, feature_statistics
-from kdasr.models import count_parameters, save_model
+from kdasr.models import count_parameters, read_card, refuse_other_content, save_model
 from kdasr.ranks import Ranks, joined
 from kdasr.schedule import ScheduledBatches
 from kdasr.storage import commit_bytes
@@ -97,6 +98,7 @@ class Training:
             ConfigError: the schedule, the losses and the data do not fit each other.
         """
         with joined() as ranks:
+            refuse_other_content(out)
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
             if ranks.first:
@@ -125,7 +127,8 @@ class Training:
                 # No times in the card: the same training gives the same bytes, interrupted or not.
                 save_model(out, self.model, self.units, extra={"training": facts, **(card or {})})
             ranks.wait()
-        return facts
+            weights_sha256 = ranks.from_first(read_card(out)["weights_sha256"] if ranks.first else "")
+        return {**facts, "weights_sha256": weights_sha256}
 
     def fingerprint(self) -> str:
         """A hash of all that decides the course of training; checkpoints of another are not resumed."""
@@ -185,7 +188,9 @@ class Training:
             aside = self.checkpoints.with_name(f"{self.checkpoints.name}.{found}")
             shutil.rmtree(aside, ignore_errors=True)
             self.checkpoints.replace(aside)
-            (aside / LOG_FILE).unlink(missing_ok=True)
+            # Under another name, for the report would take it for another training's.
+            with contextlib.suppress(FileNotFoundError):
+                (aside / LOG_FILE).replace(aside / f"{LOG_FILE}.old")
             _say(f"{self.name}: checkpoints of other settings are now in {aside}")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         marker.write_text(fingerprint + "\n")

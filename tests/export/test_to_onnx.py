@@ -424,3 +424,11 @@ def test_compare_sees_a_wrong_state() -> None:
 
     agreement = compare(student, Forgetful(conformer()))
     assert agreement.max_abs_difference > 0.1 and not agreement.tokens_identical
+
+
+def test_models_of_others_are_not_replaced(tmp_path: Path) -> None:
+    for name in ("model.onnx", "tokens.txt"):
+        (tmp_path / name).write_text("of sherpa-onnx")
+    with pytest.raises(ConfigError, match=r"not of an export.*got model\.onnx, tokens\.txt.*--out"):
+        export_student(recurrent(), UNITS, tmp_path)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"of sherpa-onnx"}

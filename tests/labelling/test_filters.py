@@ -200,6 +200,11 @@ def test_a_selection_without_budget_or_folder_of_its_own_is_refused(audio: Path,
     run(audio, tmp_path / "all")
     with pytest.raises(ConfigError, match="budget"):
         select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=0)
+    with pytest.raises(ConfigError, match="budget"):
+        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=float("nan"))
+    with pytest.raises(ConfigError, match=r"surest utterance.*hours|hours.*surest utterance"):
+        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=1e-6)
+    assert not (tmp_path / "best").exists()
     before = {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()}
     for folder in (tmp_path / "all", f"{tmp_path}/all/"):
         with pytest.raises(ConfigError, match="folder of its own"):
