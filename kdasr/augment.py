@@ -6,11 +6,21 @@ numbers come from torch's global generator, which training seeds anew for each s
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from kdasr.compat import import_torchaudio
+from kdasr.errors import ConfigError
 from kdasr.features import NUM_MEL_BINS
+
+_MOST = {
+    **dict.fromkeys(("num_frequency_masks", "num_time_masks", "max_time_frames", "max_gain_nats"), math.inf),
+    "max_frequency_bins": NUM_MEL_BINS,
+    "max_time_share": 1,
+    "max_warp": 0.9,
+}
 
 
 class SpecAugment(nn.Module):
@@ -24,6 +34,9 @@ class SpecAugment(nn.Module):
             utterances are not masked whole (arXiv 1912.05533).
         max_warp: bins are read at up to (1 +- max_warp) times their place; 0 for no warp.
         max_gain_nats: a constant of up to +- so much is added (loudness and its mel tilt).
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     def __init__(
@@ -39,6 +52,14 @@ class SpecAugment(nn.Module):
     ) -> None:
         super().__init__()
         self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        for name, most in _MOST.items():
+            if not 0 <= self.config[name] <= most:
+                raise ConfigError(
+                    "the value is out of range",
+                    where=f"{name} of {type(self).__name__}",
+                    expected="0 or more" if most == math.inf else f"from 0 to {most}",
+                    got=self.config[name],
+                )
         transforms = import_torchaudio().transforms
         self.masks = nn.Sequential(
             *[transforms.FrequencyMasking(max_frequency_bins, iid_masks=True)] * num_frequency_masks,

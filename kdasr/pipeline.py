@@ -29,7 +29,7 @@ from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.models import read_card
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
-from kdasr.stages.checks import Losses, check_losses, measured_delays
+from kdasr.stages.checks import Losses, check_losses, check_numbers, measured_delays
 from kdasr.storage import is_url
 from kdasr.training import Optimisation
 
@@ -142,6 +142,7 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
         if recipe.stage == "prepare":
             stages.corpus_folder(**arguments)
         elif recipe.stage == "train":
+            check_numbers(arguments)
             labels = arguments.get("labelled_soft_labels") or ()
             check_losses(*_losses(arguments), labelled_soft_labels=labels)
     done = _work_dir([recipe for _, recipe in recipes]) / ".done"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kdasr.augment import SpecAugment
+from kdasr.errors import ConfigError
 
 
 def test_a_time_mask_never_takes_more_than_its_share_of_a_short_utterance() -> None:
@@ -33,3 +35,11 @@ def test_a_warp_keeps_its_digits_under_bf16() -> None:
         found = augment(features_btf)
     assert found.dtype == torch.float32 and torch.equal(found, wanted)
     assert float((wanted - features_btf).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_warp", 5), ("max_frequency_bins", -5), ("max_time_share", 1.5)]
+)
+def test_a_mask_that_cannot_be_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} of SpecAugment: .*from 0 to .*got {value}"):
+        SpecAugment(**{name: value})

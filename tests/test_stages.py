@@ -494,3 +494,26 @@ def test_a_loss_that_fades_leaves_another_and_ends_within_the_training(data: Pat
             losses = {"soft": {**fading, "until": until}, "heard": heard}
             train(data, tmp_path / "model", unlabelled_losses=losses)
     train(data, tmp_path / "model", unlabelled_losses={"soft": fading, "heard": heard})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("speeds", [0], "speeds: .*one or more of 0.5 to 2"),
+        ("speeds", [], "speeds: "),
+        ("seed", -1, "seed: .*expected 0 or more; got -1"),
+        ("num_workers", -1, "num_workers: "),
+        ("cache_gigabytes", -1, "cache_gigabytes: "),
+        ("max_labelled_utterances", -5, "max_labelled_utterances: .*1 or more"),
+        ("batch_seconds", 0, "batch_seconds: .*more than 0"),
+        ("units", {"kind": "sentencepiece", "vocab_size": "lots"}, "units.vocab_size: .*a whole number"),
+        ("model", functools.partial(STUDENT, dropout=3), "model: the model cannot be built.*dropout"),
+        ("model", functools.partial(STUDENT, left_context_frames=-1), "left_context_frames.*0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(
+    data: Path, tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(data, tmp_path / "model", **{name: value})
+    assert not (tmp_path / "model").exists()

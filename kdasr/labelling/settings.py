@@ -68,8 +68,9 @@ class Settings:
             raise ConfigError(
                 "unknown precision", where="precision", expected=", ".join(PRECISIONS), got=self.precision
             )
-        if self.decoders is not None and self.decoders < 1:
-            raise ConfigError("no thread to decode", where="decoders", expected=">= 1", got=self.decoders)
+        for name in ("decoders", "threads"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ConfigError("no thread", where=name, expected="1 or more", got=count)
         if not 0 < self.overlap_seconds < self.window_seconds or self.batch_seconds <= 0:
             raise ConfigError(
                 "window, overlap and batch do not fit each other",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdasr.arguments import fitting
 from kdasr.channels import WorseChannel
 from kdasr.contract import StudentSide, UnitMap
 from kdasr.devices import usable_device
@@ -29,6 +30,7 @@ from kdasr.stages.checks import (
     check_against_labels,
     check_impressions,
     check_losses,
+    check_numbers,
     check_pruning,
     read_schedule,
     tell_what_is_untaught,
@@ -99,6 +101,18 @@ def train(
     At each look at the dev set the loss is that of the `labelled_losses` that ask for no stored labels, or
     CTC where there are none.
     """
+    numbers: dict[str, Any] = {
+        "seed": seed,
+        "batch_seconds": batch_seconds,
+        "speeds": speeds,
+        "delay_margin_frames": delay_margin_frames,
+        "max_labelled_utterances": max_labelled_utterances,
+        "max_unlabelled_utterances": max_unlabelled_utterances,
+        "exclude_longer_s": exclude_longer_s,
+        "cache_gigabytes": cache_gigabytes,
+        "num_workers": num_workers,
+    }
+    check_numbers(numbers)
     check_losses(labelled_losses, unlabelled_losses or {}, labelled_soft_labels=labelled_soft_labels)
     check_pruning(prune, start, optimisation)
     blocks = read_schedule(schedule)
@@ -106,7 +120,7 @@ def train(
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
     # Here, so that two trainings with the same seed begin with the same weights.
     torch.manual_seed(seed)
-    built = model(vocab_size=units_built.vocab_size)
+    built = _built(model, units_built.vocab_size)
     settings: dict[str, Any] = {
         "batch_seconds": batch_seconds,
         "seed": seed,
@@ -168,6 +182,15 @@ def train(
     return training.run(Path(out), card={**card, **delay_facts})
 
 
+def _built(model: Callable[..., Any], vocab_size: int) -> Any:
+    try:
+        return model(vocab_size=vocab_size)
+    except (ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+        raise ConfigError(
+            "the model cannot be built", where="model", got=str(error).strip(), fix="Check its sizes."
+        ) from error
+
+
 def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequence[Path], seed: int) -> Units:
     """Units from a description, or those of an existing model, of labels, or of a pretrained teacher."""
     if isinstance(units, str):
@@ -180,7 +203,8 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
     if kind == "characters":
         return CharUnits()
     if kind == "sentencepiece" and "vocab_size" in units:
-        return train_sentencepiece(texts_of(labelled), vocab_size=int(units["vocab_size"]), seed=seed)
+        vocab_size = fitting(units["vocab_size"], int, "units.vocab_size")
+        return train_sentencepiece(texts_of(labelled), vocab_size=vocab_size, seed=seed)
     raise ConfigError(
         "units of an unknown kind",
         where="units",

@@ -87,6 +87,13 @@ class Optimisation:
                     expected=f"a {'whole ' if whole else ''}number, {least} or more",
                     got=repr(value),
                 )
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ConfigError(
+                "no such averages",
+                where="optimisation.betas",
+                expected="two numbers from 0 to less than 1",
+                got=self.betas,
+            )
         if self.precision not in _PRECISIONS:
             raise ConfigError(
                 "an unknown precision",
