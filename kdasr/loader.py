@@ -197,8 +197,10 @@ class Stream:
             for path in list_shards(folder):
                 shard = open_shard(path)
                 joined = self._join(shard, labels) if labels is not None else None
-                for entry in shard.entries:
-                    if reason := self._unusable(entry, joined):
+                must_fit = self.units is not None and self.student is not None
+                texts = read_texts(path) if must_fit else itertools.repeat(None)
+                for entry, text in zip(shard.entries, texts, strict=False):
+                    if reason := self._unusable(entry, joined) or self._misfit(entry, text):
                         self.left_out[f"{Path(folder).name}/{entry.key}"] = reason
                         continue
                     if joined is not None:
@@ -213,6 +215,16 @@ class Stream:
         if (seconds := entry.num_samples * FRAME_SHIFT_MS / HOP_SAMPLES / 1000) > self.exclude_longer_s:
             return f"{seconds:.1f} s are longer than {self.exclude_longer_s} s"
         return None
+
+    def _misfit(self, entry: ShardEntry, text: str | None) -> str | None:
+        """Why no alignment of a transcript is as short as its audio at the highest speed: CTC would have
+        nothing to learn from it."""
+        if text is None or self.units is None or self.student is None:
+            return None
+        ids = self.units.encode(text)
+        needed = len(ids) + sum(one == other for one, other in itertools.pairwise(ids))
+        frames = self.student.frames(num_frames(int(entry.num_samples / max(self.speeds))))
+        return f"its transcript takes {needed} output frames, of {frames}" if needed > frames else None
 
     def _check_length(self, entry: ShardEntry, joined: Joined) -> None:
         if self.student is not None and joined.contract is not None:

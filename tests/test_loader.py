@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from kdasr.batches import FeatureCache, change_speed, cut_epoch
+from kdasr.contract import StudentSide
 from kdasr.errors import ConfigError, DamagedShardError, LabelMismatchError, ShardError
 from kdasr.features import log_mel, num_frames
-from kdasr.interfaces import SoftLabels
+from kdasr.interfaces import SoftLabels, Utterance
 from kdasr.loader import Stream, feature_statistics, texts_of
 from kdasr.methods.mixing import Munge
 from kdasr.shards import ShardEntry, list_shards, open_shard, read_shard, write_shards
@@ -252,3 +254,16 @@ def test_audio_without_a_frame_is_left_out_by_name(tmp_path: Path) -> None:
     stream = Stream([tmp_path], 20.0, 1, units=CharUnits())
     assert [item.entry.key for item in stream.items] == ["longer"]
     assert stream.left_out == {f"{tmp_path.name}/short": "60 samples are shorter than a frame"}
+
+
+def test_a_transcript_longer_than_its_audio_is_left_out_by_name(tmp_path: Path) -> None:
+    """One second is 25 output frames at speed 1, and 21 at 1.2; "aa" takes three."""
+    sound = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    texts = {"fits": "a" * 10 + "b", "tight": "ab" * 12, "not": "a" * 14, "silent": ""}
+    write_shards([Utterance(key, sound, text) for key, text in texts.items()], tmp_path)
+    settings: dict[str, Any] = {"units": CharUnits(), "student": StudentSide(CharUnits(), 4)}
+    source = Stream([tmp_path], 8.0, 0, **settings)
+    assert list(source.left_out) == [f"{tmp_path.name}/not"]
+    assert "its transcript takes 27 output frames, of 25" in source.left_out[f"{tmp_path.name}/not"]
+    fast = Stream([tmp_path], 8.0, 0, speeds=(1.0, 1.2), **settings)
+    assert [item.entry.key for item in fast.items] == ["fits", "silent"]
