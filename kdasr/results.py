@@ -78,12 +78,13 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
         commit_bytes(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def set_aside_others(path: Path, test: str | None, measured: Mapping[str, Any]) -> Path | None:
+def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[str, Any]) -> Path | None:
     """Take the rows of a test set that were not measured as `measured` says out of a results.json: one table
     of both would compare what cannot be compared.
 
     Args:
-        measured: fields of the rows to come, such as the decoder.
+        seed: of the rows to come; another one may have test audio of its own.
+        measured: their fields `decoder`, `lexicon` and `test_audio`.
 
     Returns:
         where all rows of before are kept; None where there was nothing to take out.
@@ -95,17 +96,18 @@ def set_aside_others(path: Path, test: str | None, measured: Mapping[str, Any]) 
         return None
     with _locked(path.parent):
         rows = read_results(path)
-        own = [
-            row
-            for row in rows
-            if row.get("test") != test or all(row.get(key, value) == value for key, value in measured.items())
-        ]
+        own = [row for row in rows if row.get("test") != test or not _is_other(row, seed, measured)]
         if len(own) == len(rows):
             return None
         kept = path.with_suffix(".before.json")
         path.replace(kept)
         commit_bytes(path, (json.dumps(own, indent=1, ensure_ascii=False) + "\n").encode())
     return kept
+
+
+def _is_other(row: Mapping[str, Any], seed: int, measured: Mapping[str, Any]) -> bool:
+    differing = {key for key, value in measured.items() if row.get(key, value) != value}
+    return bool(differing - {"test_audio"} if row.get("seed") != seed else differing)
 
 
 def _fields(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -111,12 +111,21 @@ def test_two_processes_lose_no_row(tmp_path: Path) -> None:
 def test_rows_that_were_measured_otherwise_are_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     greedy, beam = {"decoder": "greedy", "lexicon": None}, {"decoder": "beam", "lexicon": ["words.txt"]}
-    assert set_aside_others(path, None, greedy) is None
+    assert set_aside_others(path, None, 1, greedy) is None
     append_result(path, row("older"))  # of before rows said how they were measured
     append_result(path, row("one", **greedy))
     append_result(path, row("two", **greedy, test="other"))
     before = read_results(path)
-    assert set_aside_others(path, None, greedy) is None and read_results(path) == before
-    kept = set_aside_others(path, None, beam)
+    assert set_aside_others(path, None, 1, greedy) is None and read_results(path) == before
+    kept = set_aside_others(path, None, 1, beam)
     assert kept is not None and read_results(kept) == before
     assert [row["model"] for row in read_results(path)] == ["older", "two"]
+
+
+def test_seeds_may_have_test_audio_of_their_own(tmp_path: Path) -> None:
+    path, how = tmp_path / "results.json", {"decoder": "greedy", "lexicon": None}
+    append_result(path, row(seed=1, **how, test_audio="a"))
+    assert set_aside_others(path, None, 2, {**how, "test_audio": "b"}) is None
+    append_result(path, row(seed=2, **how, test_audio="b"))
+    assert set_aside_others(path, None, 2, {**how, "test_audio": "c"}) is not None
+    assert [found["seed"] for found in read_results(path)] == [1]

@@ -256,7 +256,7 @@ def evaluate(
     for number, (name, folders) in enumerate(sets):
         shards = [path for folder in folders for path in list_shards(Path(folder))]
         board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder, lexicon=lexicon, test=name)
-        if kept := set_aside_others(Path(results), name, board.measured):
+        if kept := set_aside_others(Path(results), name, seed, board.measured):
             print(f"rows of {results} that were measured otherwise are now in {kept}", file=sys.stderr)
         for model, settings in models.items():
             check_keywords(board.add, settings, f"models.{model}", positional=1)
