@@ -74,8 +74,9 @@ def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]
 def begun_beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """While this lasts, a copy of this process does some work, on one thread.
 
-    It is done when it is waited for instead where there is one core, or where the system is not Linux and
-    a process with threads cannot safely be copied. Leaving this waits for the work too.
+    It is done when it is waited for instead where there is one core, where the system is not Linux and a
+    process with threads cannot safely be copied, or where there is a GPU: torch may ask it for its state,
+    which a copy cannot. Leaving this waits for the work too.
 
     Args:
         work: its effect must be outside of this process: files.
@@ -86,7 +87,7 @@ def begun_beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
     Raises:
         KdasrError: (that function) the process was ended.
     """
-    if usable_cores() == 1 or not sys.platform.startswith("linux"):
+    if usable_cores() == 1 or not sys.platform.startswith("linux") or torch.cuda.is_available():
         yield work
         return
     fork = multiprocessing.get_context("fork")

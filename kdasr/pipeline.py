@@ -26,7 +26,7 @@ from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
 from kdasr.errors import ConfigError, ModelError
 from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
-from kdasr.models import read_card
+from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
 from kdasr.stages.checks import Losses, check_losses, check_numbers, measured_delays
@@ -170,7 +170,8 @@ def _check_there(todo: list[_Todo]) -> None:
     """See that what no stage makes is on this machine: better now than after hours of work.
 
     Raises:
-        ConfigError: the folder of a corpus, a model or units is not there.
+        ConfigError: the folder of a corpus, a model or units is not there, or a model would replace one that
+            holds something else.
         ModelError, MissingDependencyError: a pretrained teacher is not, or cannot be loaded.
     """
     made = {Path(str(one.recipe.arguments.get("out"))) for one in todo}
@@ -178,6 +179,8 @@ def _check_there(todo: list[_Todo]) -> None:
     for one in todo:
         if _is_done(one):
             continue
+        if one.recipe.stage == "train" and isinstance(out := one.recipe.arguments.get("out"), str):
+            refuse_other_content(Path(out))
         for key, value in _needed(one.recipe):
             if isinstance(value, TeacherSource) and value not in loaded:
                 value.load("cpu")

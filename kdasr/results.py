@@ -84,10 +84,10 @@ def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[
 
     Args:
         seed: of the rows to come; another one may have test audio of its own.
-        measured: their fields `decoder`, `lexicon` and `test_audio`.
+        measured: their fields `decoder`, `words` and `test_audio`. Rows that lack one are left in.
 
     Returns:
-        where all rows of before are kept; None where there was nothing to take out.
+        where they are kept, after those that were taken out before; None where there are none.
 
     Raises:
         ConfigError: the file is not one of results.
@@ -100,8 +100,10 @@ def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[
         if len(own) == len(rows):
             return None
         kept = path.with_suffix(".before.json")
-        path.replace(kept)
-        commit_bytes(path, (json.dumps(own, indent=1, ensure_ascii=False) + "\n").encode())
+        others = [row for row in rows if row not in own]
+        # Kept first: a process that is killed in between leaves a row in both rather than in neither.
+        for file, content in ((kept, read_results(kept) + others), (path, own)):
+            commit_bytes(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return kept
 
 

@@ -37,6 +37,7 @@ from kdasr.shards import read_shard
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.streaming import algorithmic_latency_ms
 from kdasr.teachers.base import TeacherSource
+from kdasr.text import CharUnits
 
 EXAMPLE_FILE = "example.wav"
 # Long enough to time a model, short enough not to be waited for.
@@ -70,7 +71,7 @@ class Scoreboard:
         # What figures depend on besides the model: rows that differ in it are not of one table.
         self.measured = {
             "decoder": decoder,
-            "lexicon": list(lexicon) if lexicon is not None else None,
+            "words": _hash_of_words(lexicon) if lexicon is not None else None,
             "test_audio": _hash_of(shards),
         }
         self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
@@ -210,7 +211,8 @@ class Scoreboard:
     def _identity(self, name: str) -> dict[str, Any]:
         """What a row is known by."""
         test = {"test": self.test} if self.test is not None else {}
-        return {"model": name, **test, "seed": self.seed, **self.measured}
+        lexicon = {"lexicon": list(self.lexicon)} if self.lexicon is not None else {}
+        return {"model": name, **test, "seed": self.seed, **self.measured, **lexicon}
 
     def _hypotheses(self, name: str) -> Path:
         parts = [self.test, name, str(self.seed)]
@@ -263,6 +265,11 @@ def _passed_over(result: Result) -> dict[str, int]:
 def _hash_of(shards: Sequence[Path]) -> str:
     """Of the audio and transcripts in shards, wherever they lie."""
     return hashlib.sha256(" ".join(read_manifest(path).sha256 for path in shards).encode()).hexdigest()[:16]
+
+
+def _hash_of_words(lexicon: Sequence[str]) -> str:
+    words = sorted(Lexicon(units=CharUnits(), sources=lexicon).words)
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
 
 
 def _weights_file(path: Path) -> Path:

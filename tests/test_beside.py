@@ -176,3 +176,13 @@ def test_with_one_core_work_is_done_when_it_is_waited_for(
         assert not (tmp_path / "facts").exists()
         wait()
     assert (tmp_path / "facts").read_text().split()[0] == str(os.getpid())
+
+
+def test_beside_a_gpu_work_is_done_when_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "usable_cores", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with beside.begun_beside(lambda: write_facts(tmp_path / "facts")) as wait:
+        wait()
+    assert (tmp_path / "facts").read_text().split()[0] == str(os.getpid())

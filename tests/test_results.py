@@ -110,7 +110,7 @@ def test_two_processes_lose_no_row(tmp_path: Path) -> None:
 
 def test_rows_that_were_measured_otherwise_are_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    greedy, beam = {"decoder": "greedy", "lexicon": None}, {"decoder": "beam", "lexicon": ["words.txt"]}
+    greedy, beam = {"decoder": "greedy", "words": None}, {"decoder": "beam", "words": "ab12"}
     assert set_aside_others(path, None, 1, greedy) is None
     append_result(path, row("older"))  # of before rows said how they were measured
     append_result(path, row("one", **greedy))
@@ -118,12 +118,14 @@ def test_rows_that_were_measured_otherwise_are_set_aside(tmp_path: Path) -> None
     before = read_results(path)
     assert set_aside_others(path, None, 1, greedy) is None and read_results(path) == before
     kept = set_aside_others(path, None, 1, beam)
-    assert kept is not None and read_results(kept) == before
-    assert [row["model"] for row in read_results(path)] == ["older", "two"]
+    assert kept is not None and [found["model"] for found in read_results(kept)] == ["one"]
+    assert [found["model"] for found in read_results(path)] == ["older", "two"]
+    assert set_aside_others(path, "other", 1, beam) == kept  # of another test set, in the same place
+    assert [found["model"] for found in read_results(kept)] == ["one", "two"]
 
 
 def test_seeds_may_have_test_audio_of_their_own(tmp_path: Path) -> None:
-    path, how = tmp_path / "results.json", {"decoder": "greedy", "lexicon": None}
+    path, how = tmp_path / "results.json", {"decoder": "greedy", "words": None}
     append_result(path, row(seed=1, **how, test_audio="a"))
     assert set_aside_others(path, None, 2, {**how, "test_audio": "b"}) is None
     append_result(path, row(seed=2, **how, test_audio="b"))

@@ -106,7 +106,7 @@ def test_a_file_that_its_export_refused_is_left_out_and_the_row_says_why(tmp_pat
     assert said == f"WER {row['wer']:.2f} %" and heard.exists()
     said, row = run(-1_000)
     assert said == f"left out: {row['missing']}" and row["missing"].startswith("int8 costs too much accuracy")
-    assert set(row) == {"model", "seed", "missing", "decoder", "lexicon", "test_audio"} and row["seed"] == 3
+    assert set(row) == {"model", "seed", "missing", "decoder", "words", "test_audio"} and row["seed"] == 3
     # What the file of the export before heard is not kept for this one's.
     assert not heard.exists()
     said, row = run(1_000)

@@ -262,6 +262,12 @@ def test_a_folder_of_other_things_is_refused_before_the_first_step(data: Path, t
     assert not (tmp_path / "c").exists()
 
 
+def test_checkpoints_within_the_folder_of_the_model_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoints: checkpoints cannot lie in the folder of the model"):
+        training(data, tmp_path / "model/checkpoints").run(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp_path: Path) -> None:
     training(data, tmp_path / "c", steps=6).run(tmp_path / "model")
     first = training(data, tmp_path / "c", steps=6).fingerprint()

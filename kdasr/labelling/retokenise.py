@@ -46,7 +46,9 @@ class Retokenised:
     failed: dict[str, str]
 
 
-def retokenise(*, audio: Place, labels: Place, out: Place, units: Units) -> Retokenised:
+def retokenise(
+    *, audio: Place, labels: Place, out: Place, units: Units, overwrite: bool = False
+) -> Retokenised:
     """Write what the teacher heard, spelled in `units`, to `out`.
 
     Args:
@@ -54,6 +56,7 @@ def retokenise(*, audio: Place, labels: Place, out: Place, units: Units) -> Reto
         labels: their labels, with the teacher's units beside them.
         out: another folder.
         units: the student's.
+        overwrite: replace what was made of other labels, or in other units.
 
     Raises:
         ConfigError: `out` is `labels` or holds audio.
@@ -78,7 +81,8 @@ def retokenise(*, audio: Place, labels: Place, out: Place, units: Units) -> Reto
                 fix="Label again.",
             )
         header = _header(found.header, units)
-        refuse_other_labels(out, shard.path.name, header)
+        if not overwrite:
+            refuse_other_labels(out, shard.path.name, header)
         items = list(_items(found, heard_in, units))
         _write(out, shard, header, items)
         reasons = {key: item.reason for key, item in items if isinstance(item, Failure)}

@@ -23,6 +23,7 @@ from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
 from kdasr.results import MISSING, set_aside_others
 from kdasr.shards import list_shards
+from kdasr.spikes import SPIKES_FILE
 from kdasr.stages.training import make_units, train
 from kdasr.streaming import set_chunk_ms
 
@@ -137,12 +138,23 @@ def label(
     return summary
 
 
-def retokenise(*, audio: str, labels: str, out: str, units: Any) -> dict[str, Any]:
+def _compare_spikes(board: Any, results: Path, teacher: str, student: str) -> None:
+    """Not worth a failure after all was measured: a histogram that cannot be is left out, and why is said."""
+    (results.parent / SPIKES_FILE).unlink(missing_ok=True)
+    try:
+        board.compare_spikes(teacher, student)
+    except ConfigError as error:
+        print(f"no histogram of spikes: {error}", file=sys.stderr)
+
+
+def retokenise(*, audio: str, labels: str, out: str, units: Any, overwrite: bool = False) -> dict[str, Any]:
     """Write what a teacher heard in a student's units; see `kdasr.labelling.retokenise`.
 
-    `units` is a folder with units (of a model, or of labels), `{kind: characters}`, or a teacher.
+    `units` is a folder with units (of a model, or of labels), `{kind: characters}`, or a teacher. What was
+    made of other labels is replaced only with `overwrite`.
     """
-    found = retokenise_labels(audio=audio, labels=labels, out=out, units=make_units(units, [], 0))
+    units_made = make_units(units, [], 0)
+    found = retokenise_labels(audio=audio, labels=labels, out=out, units=units_made, overwrite=overwrite)
     for key, reason in sorted(found.failed.items())[:_REASONS_SHOWN]:
         print(f"no labels for {key}: {reason}", file=sys.stderr)
     return {"labelled": found.utterances, "without labels": len(found.failed)}
@@ -267,6 +279,6 @@ def evaluate(
             summary[f"{name}: {model}" if name else model] = said
         if number == 0:
             if spikes:
-                board.compare_spikes(*spikes)
+                _compare_spikes(board, Path(results), *spikes)
             board.write_example()
     return summary

@@ -27,7 +27,7 @@ Losses = Mapping[str, Mapping[str, Any]]
 
 
 # The least that numbers of a training may be; the second are to be more than it.
-_LEAST = {"seed": 0, "num_workers": 0, "cache_gigabytes": 0, "delay_margin_frames": 0}
+_LEAST = {"seed": 0, "num_workers": 0, "cache_gigabytes": 0}
 _LEAST |= {"max_labelled_utterances": 1, "max_unlabelled_utterances": 1}
 _MORE_THAN = {"batch_seconds": 0, "exclude_longer_s": 0}
 
@@ -38,8 +38,10 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
         least = _LEAST.get(name, _MORE_THAN.get(name))
         if least is None or not isinstance(value, int | float):
             continue
-        if not least <= value < math.inf or (name in _MORE_THAN and value == least):
+        endless = value == math.inf and name != "exclude_longer_s"
+        if not least <= value or endless or (name in _MORE_THAN and value == least):
             expected = f"more than {least}" if name in _MORE_THAN else f"{least} or more"
+            expected += ", and finite" if endless else ""
             raise ConfigError("the value is out of range", where=name, expected=expected, got=value)
     speeds = settings.get("speeds", (1.0,))
     if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):

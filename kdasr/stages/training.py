@@ -105,7 +105,6 @@ def train(
         "seed": seed,
         "batch_seconds": batch_seconds,
         "speeds": speeds,
-        "delay_margin_frames": delay_margin_frames,
         "max_labelled_utterances": max_labelled_utterances,
         "max_unlabelled_utterances": max_unlabelled_utterances,
         "exclude_longer_s": exclude_longer_s,

@@ -99,6 +99,13 @@ class Training:
         """
         with joined() as ranks:
             refuse_other_content(out)
+            if self.checkpoints.resolve().is_relative_to(out.resolve()):
+                raise ConfigError(
+                    "checkpoints cannot lie in the folder of the model, which is replaced as a whole",
+                    where="checkpoints",
+                    expected=f"a folder that is not in {out}",
+                    got=self.checkpoints,
+                )
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
             if ranks.first:

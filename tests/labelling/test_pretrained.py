@@ -218,6 +218,10 @@ def test_what_the_student_cannot_spell_is_named(audio: Path, tmp_path: Path) -> 
     with pytest.raises(LabelMismatchError, match="another configuration: .*units_hash"):
         retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "text", units=CharUnits())
     assert load_units(tmp_path / "text").hash == few.hash and verify_labels(audio, tmp_path / "text") == []
+    retokenise(
+        audio=audio, labels=tmp_path / "labels", out=tmp_path / "text", units=CharUnits(), overwrite=True
+    )
+    assert load_units(tmp_path / "text").hash == CharUnits().hash
     (tmp_path / "labels" / "units.json").unlink()
     with pytest.raises(UnitsError, match="cannot be read"):
         retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "text2", units=few)
