@@ -15,7 +15,7 @@ from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import PREPARED, PREPARING, sha256_of
 from kdasr.shards import Shard, complete_shards, open_shard, write_shards
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_bytes, remove_leftovers
 
 FORMAT = "kdasr-prepared"
 DROPPED = "dropped.json"
@@ -50,6 +50,7 @@ def prepare_split(
 def _prepare_split(
     utterances: Callable[..., Iterator[Utterance]], folder: Path, source: dict[str, Any], max_utterances: int
 ) -> list[Path]:
+    remove_leftovers(folder)
     finished = _finished(folder, source)
     if finished:
         (folder / PREPARING).unlink(missing_ok=True)

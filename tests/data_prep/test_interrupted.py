@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -207,3 +210,15 @@ def test_a_foreign_shard_in_a_folder_that_was_complete_is_never_kept(tmp_path: P
     for _ in range(2):
         with pytest.raises(Exception, match="shard-000000.*already holds a shard with other content"):
             prepare("librispeech", out=tmp_path / "one", **settings)
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    settings = librispeech(tmp_path / "corpus")
+    prepare("librispeech", out=tmp_path / "whole", **settings)
+    killed = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
+    half = tmp_path / f"again/train-clean-5/.preparing.json.{host}-{int(killed.stdout)}-0123456789ab.tmp"
+    half.parent.mkdir(parents=True)
+    half.write_text('{"source": ')
+    prepare("librispeech", out=tmp_path / "again", **settings)
+    assert bytes_below(tmp_path / "again") == bytes_below(tmp_path / "whole")
