@@ -68,7 +68,7 @@ class Cut(NamedTuple):
 
 WHOLE = Cut()
 # Floating point audio may overshoot 1 after resampling; a peak like this is integer PCM.
-PEAK_OF_UNSCALED_PCM = 100.0
+_PEAK_OF_UNSCALED_PCM = 100.0
 
 
 def decode(data: bytes, where: str) -> NDArray[np.float32]:
@@ -195,6 +195,22 @@ def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int = SAMPLE_RAT
     return np.asarray(resampled[: -(-len(samples) * to_hz // from_hz)].numpy(), dtype=np.float32)
 
 
+def check_scale(samples: NDArray[np.float32], where: str) -> None:
+    """Refuses floating point samples of whatever shape whose scale is plainly that of integer PCM.
+
+    Raises:
+        AudioError: they are such samples.
+    """
+    if samples.size and (peak := float(np.abs(samples).max())) > _PEAK_OF_UNSCALED_PCM:
+        raise AudioError(
+            "the samples are not scaled",
+            where=where,
+            expected="values in [-1, 1]",
+            got=f"a peak of {peak:.0f}",
+            fix="Divide 16-bit samples by 32768.",
+        )
+
+
 def check_rates(from_hz: int, to_hz: int, where: str = "audio") -> None:
     """Refuses two rates whose ratio in lowest terms is of so large numbers (44,101 to 16,000) that the
     filter between them would take gigabytes.
@@ -309,14 +325,7 @@ def _segments(
             raise AudioError(
                 "the audio holds NaN or infinite samples", where=where, expected="finite samples"
             )
-        if len(frames_nc) and (peak := float(np.abs(frames_nc).max())) > PEAK_OF_UNSCALED_PCM:
-            raise AudioError(
-                "the samples are not scaled",
-                where=where,
-                expected="values in [-1, 1]",
-                got=f"a peak of {peak:.0f}",
-                fix="Divide what was 16-bit samples by 32768.",
-            )
+        check_scale(frames_nc, where)
         if len(frames_nc):
             yield frames_nc
         if len(frames_nc) < wanted:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kdasr.audio import PEAK_OF_UNSCALED_PCM
+from kdasr.audio import check_scale
 from kdasr.decoding import GreedyStream, StreamDecoder, Token
 from kdasr.errors import AudioError, ModelError
 from kdasr.streaming.models import ChunkModel
@@ -55,14 +55,7 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
     if not np.isfinite(array).all():
         first = int(np.flatnonzero(~np.isfinite(array))[0])
         raise AudioError("the samples hold NaN or infinity", where=where, got=f"{array[first]} at {first}")
-    if array.size and float(np.abs(array).max()) > PEAK_OF_UNSCALED_PCM:
-        raise AudioError(
-            "the samples are not scaled",
-            where=where,
-            expected="values in [-1, 1]",
-            got=f"a peak of {np.abs(array).max():.0f}",
-            fix="Divide 16-bit samples by 32768.",
-        )
+    check_scale(array, where)
     return array
 
 
