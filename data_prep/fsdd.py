@@ -5,7 +5,7 @@
 
 Splits: `labelled`, `unlabelled` (no transcripts, unless they are asked for), `dev` (recordings of the
 labelled speakers that `labelled` never uses), `test`. Speakers are chosen by name, and a test speaker
-occurs nowhere else.
+occurs nowhere else, but with `test_share` in `unlabelled`, by other recordings.
 `dev` and `test` are the recordings as they are, with pauses between them. `labelled` and
 `unlabelled` may be perturbed into new pseudo-speakers and joined by synthetic strings.
 """
@@ -44,6 +44,7 @@ _SPEED_STEP_HZ = RATE_HZ // 100
 _LIMITS = (
     ("digits", 1, 100),
     ("dev_share", 0.01, 0.9),
+    ("test_share", 0.01, 1.0),
     ("speed", 0.5, 2.0),
     ("tempo", 0.5, 2.0),
     ("warp", 0.5, 2.0),
@@ -62,6 +63,8 @@ class Settings:
         pause_seconds: range of the pause between two digits.
         floor_db: level of the faint noise in pauses, relative to the speech of the string.
         dev_share: part of the labelled speakers' recordings kept for `dev`.
+        test_share: part of the test speakers' recordings that `test` may use. With less than 1 they can be
+            unlabelled speakers, too, and the other recordings are for `unlabelled`.
         labelled_augment_probability, unlabelled_augment_probability: how many strings are perturbed
             into a pseudo-speaker, each by its own draw from the ranges that follow.
         speed: factor on pitch and formants, by resampling.
@@ -88,6 +91,7 @@ class Settings:
     pause_seconds: tuple[float, float] = (0.0, 0.3)
     floor_db: float = -45.0
     dev_share: float = 0.1
+    test_share: float = 1.0
     labelled_augment_probability: float = 0.9
     unlabelled_augment_probability: float = 0.9
     speed: tuple[float, float] = (0.85, 1.18)
@@ -106,12 +110,13 @@ class Settings:
     def __post_init__(self) -> None:
         check_numbers(self)
         check_kinds(self.noise, "noise")
-        training = {*self.labelled_speakers, *self.unlabelled_speakers}
+        parted = self.test_share < 1
+        training = {*self.labelled_speakers, *(() if parted else self.unlabelled_speakers)}
         if both := sorted(training & set(self.test_speakers)):
             raise ConfigError(
                 f"the speaker {', '.join(both)} is in test and in training",
                 where="test_speakers",
-                expected="speakers that are neither labelled nor unlabelled",
+                expected=f"speakers that are {'not labelled' if parted else 'neither labelled nor unlabelled'}",
             )
         for name, lowest, highest in _LIMITS:
             value = getattr(self, name)
@@ -218,24 +223,33 @@ def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Drop
     for speaker in settings.speakers(split):
         of_speaker = found[speaker]
         if speaker in settings.labelled_speakers and settings.dev_minutes > 0:
-            of_speaker = _kept_for(split, speaker, of_speaker, settings.dev_share, seed)
+            of_speaker = _part(of_speaker, settings.dev_share, split == "dev", (seed, "fsdd", "dev", speaker))
+        if speaker in settings.test_speakers and settings.test_share < 1:
+            drawn_for = (seed, "fsdd", "test", speaker)
+            of_speaker = _part(of_speaker, settings.test_share, split == "test", drawn_for)
+        if not of_speaker:
+            raise CorpusError(
+                f"no recording of {speaker} is left for {split}",
+                where=corpus,
+                fix="Give less as dev_share or test_share.",
+            )
         paths += of_speaker
     recordings = load_recordings(paths, corpus, RATE_HZ, dropped)
     if not recordings:
         raise CorpusError(
-            "no recording can be used", where=corpus, fix=f"See {split}_speakers and dev_share."
+            "no recording can be used", where=corpus, fix=f"See {split}_speakers, dev_share and test_share."
         )
     return recordings
 
 
-def _kept_for(split: str, speaker: str, paths: list[Path], dev_share: float, seed: int) -> list[Path]:
-    """The recordings of a labelled speaker for `dev`, or all others; the same share of each digit."""
+def _part(paths: list[Path], share: float, inside: bool, drawn_for: tuple[int | str, ...]) -> list[Path]:
+    """A share of one speaker's recordings, or all others; the same share of each digit."""
     kept: list[Path] = []
     for digit in range(10):
         of_digit = [path for path in paths if path.name[0] == str(digit)]
-        order = rng_for(seed, "fsdd", "dev", speaker, digit).permutation(len(of_digit))
-        num_dev = int(np.ceil(dev_share * len(of_digit)))
-        chosen = order[:num_dev] if split == "dev" else order[num_dev:]
+        order = rng_for(*drawn_for, digit).permutation(len(of_digit))
+        num_inside = int(np.ceil(share * len(of_digit)))
+        chosen = order[:num_inside] if inside else order[num_inside:]
         kept += [of_digit[position] for position in sorted(chosen)]
     return kept
 

@@ -81,6 +81,28 @@ def test_held_out_recordings_are_in_dev_alone(corpus: Path) -> None:
     assert len({recording for string in recordings_in(without_dev) for recording in string}) == 80
 
 
+def test_a_test_speaker_may_be_heard_unlabelled_by_other_recordings(corpus: Path) -> None:
+    parted: dict[str, Any] = {"unlabelled_speakers": ("cat", "dan"), "test_share": 0.5}
+    test, unlabelled, labelled = (
+        {recording for string in recordings_in(strings_of(corpus, split, **parted)) for recording in string}
+        for split in ("test", "unlabelled", "labelled")
+    )
+    assert {speaker for speaker, _, _ in test} == {"dan"}
+    assert len(test) == 10 * 2
+    assert {digit for _, digit, _ in test} == set(range(10))
+    assert {speaker for speaker, _, _ in unlabelled} == {"cat", "dan"}
+    assert len({recording for recording in unlabelled if recording[0] == "dan"}) > 10
+    assert unlabelled.isdisjoint(test)
+    assert {speaker for speaker, _, _ in labelled} == {"ann", "bob"}
+    with pytest.raises(ConfigError, match="the speaker bob is in test and in training"):
+        Settings(**{**SPEAKERS, "test_speakers": ("bob",), "test_share": 0.5})
+
+
+def test_a_speaker_of_whom_nothing_is_left_is_no_silent_loss(corpus: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no recording of dan is left for unlabelled"):
+        strings_of(corpus, "unlabelled", unlabelled_speakers=("cat", "dan"), test_share=0.9)
+
+
 def test_no_recording_comes_twice_before_all_have_come_once(corpus: Path) -> None:
     spoken = [recording for string in recordings_in(strings_of(corpus, "test")) for recording in string]
     assert len(spoken) > 45
