@@ -150,6 +150,8 @@ def _module_of(name: str) -> ModuleType:
 
 
 def _checked_corpus(module: ModuleType, name: str, corpus: Path | None) -> Path | None:
+    if not module.NEEDS_CORPUS and corpus is not None:
+        raise ConfigError(f"{name} is made, and reads no folder", where="corpus", expected="null", got=corpus)
     if not module.NEEDS_CORPUS:
         return None
     if corpus is None:

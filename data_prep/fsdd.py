@@ -112,11 +112,12 @@ class Settings:
         check_kinds(self.noise, "noise")
         parted = self.test_share < 1
         training = {*self.labelled_speakers, *(() if parted else self.unlabelled_speakers)}
+        neither = "not labelled" if parted else "neither labelled nor unlabelled"
         if both := sorted(training & set(self.test_speakers)):
             raise ConfigError(
                 f"the speaker {', '.join(both)} is in test and in training",
                 where="test_speakers",
-                expected=f"speakers that are {'not labelled' if parted else 'neither labelled nor unlabelled'}",
+                expected=f"speakers that are {neither}",
             )
         for name, lowest, highest in _LIMITS:
             value = getattr(self, name)
@@ -223,10 +224,9 @@ def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Drop
     for speaker in settings.speakers(split):
         of_speaker = found[speaker]
         if speaker in settings.labelled_speakers and settings.dev_minutes > 0:
-            of_speaker = _part(of_speaker, settings.dev_share, split == "dev", (seed, "fsdd", "dev", speaker))
+            of_speaker = _part(of_speaker, settings.dev_share, split == "dev", seed, ("dev", speaker))
         if speaker in settings.test_speakers and settings.test_share < 1:
-            drawn_for = (seed, "fsdd", "test", speaker)
-            of_speaker = _part(of_speaker, settings.test_share, split == "test", drawn_for)
+            of_speaker = _part(of_speaker, settings.test_share, split == "test", seed, ("test", speaker))
         if not of_speaker:
             raise CorpusError(
                 f"no recording of {speaker} is left for {split}",
@@ -242,12 +242,12 @@ def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Drop
     return recordings
 
 
-def _part(paths: list[Path], share: float, inside: bool, drawn_for: tuple[int | str, ...]) -> list[Path]:
+def _part(paths: list[Path], share: float, inside: bool, seed: int, names: tuple[str, str]) -> list[Path]:
     """A share of one speaker's recordings, or all others; the same share of each digit."""
     kept: list[Path] = []
     for digit in range(10):
         of_digit = [path for path in paths if path.name[0] == str(digit)]
-        order = rng_for(*drawn_for, digit).permutation(len(of_digit))
+        order = rng_for(seed, "fsdd", *names, digit).permutation(len(of_digit))
         num_inside = int(np.ceil(share * len(of_digit)))
         chosen = order[:num_inside] if inside else order[num_inside:]
         kept += [of_digit[position] for position in sorted(chosen)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Limits, Listed, key_lines, whole_utterances
 from data_prep.support.settings import check_language, check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.audio import SAMPLE_RATE_HZ, check_speeds, resample
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
@@ -58,10 +58,7 @@ class Settings:
                     where=name,
                     expected=f"some of {', '.join(self.subset)}",
                 )
-        if not self.speeds or not all(0.5 <= speed <= 2.0 for speed in self.speeds):
-            raise ConfigError(
-                "no such speed", where="speeds", expected="one or more of 0.5 to 2", got=list(self.speeds)
-            )
+        check_speeds(self.speeds)
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdasr.compat import import_torchaudio
-from kdasr.errors import AudioError
+from kdasr.errors import AudioError, ConfigError
 
 SAMPLE_RATE_HZ = 16_000
 _PCM16_SCALE = 32_768.0
@@ -209,6 +209,17 @@ def check_scale(samples: NDArray[np.float32], where: str) -> None:
             got=f"a peak of {peak:.0f}",
             fix="Divide 16-bit samples by 32768.",
         )
+
+
+def check_speeds(speeds: Sequence[float]) -> None:
+    """Refuses factors on the speed of audio that nobody speaks at.
+
+    Raises:
+        ConfigError: there are none, or one is not from 0.5 to 2.
+    """
+    if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
+        expected = "one or more of 0.5 to 2"
+        raise ConfigError("no such speed", where="speeds", expected=expected, got=list(speeds))
 
 
 def check_rates(from_hz: int, to_hz: int, where: str = "audio") -> None:

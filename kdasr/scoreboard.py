@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from kdasr.shards import read_shard
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.streaming import algorithmic_latency_ms
 from kdasr.teachers.base import TeacherSource
-from kdasr.text import CharUnits
+from kdasr.text import CharUnits, Units
 
 EXAMPLE_FILE = "example.wav"
 # Long enough to time a model, short enough not to be waited for.
@@ -68,10 +68,11 @@ class Scoreboard:
         test: str | None = None,
     ) -> None:
         check_decoder(decoder, lexicon)
+        self.words = None if lexicon is None else Lexicon(units=CharUnits(), sources=lexicon).words
         # What figures depend on besides the model: rows that differ in it are not of one table.
         self.measured = {
             "decoder": decoder,
-            "words": _hash_of_words(lexicon) if lexicon is not None else None,
+            "words": None if self.words is None else _hash_of_words(self.words),
             "test_audio": _hash_of(shards),
         }
         self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
@@ -105,7 +106,7 @@ class Scoreboard:
         if (reason := refusal(Path(path))) is not None:
             return self._leave_out(name, reason)
         recogniser = open_recogniser(Path(path), chunk_ms=chunk_ms)
-        lexicon = None if self.lexicon is None else Lexicon(units=recogniser.units, sources=self.lexicon)
+        lexicon = self._lexicon(recogniser.units)
         if self.decoder == "beam":
             recogniser = recogniser.searching(grammar=lexicon)
         card = read_card(Path(trained or path))
@@ -144,14 +145,13 @@ class Scoreboard:
             raise ConfigError(
                 "only teachers that give posteriors can be measured", where=f"models.{name}", got=teacher.name
             )
-        lexicon = None if self.lexicon is None else Lexicon(units=teacher.units, sources=self.lexicon)
         # One at a time, since it may hear padding, and may be large.
         result = evaluate(
             teacher.model,
             teacher.units,
             self.shards,
             decoder=self.decoder,
-            lexicon=lexicon,
+            lexicon=self._lexicon(teacher.units),
             batch_utterances=1,
             device=teacher.device,
             front_end=teacher.front_end,
@@ -218,6 +218,9 @@ class Scoreboard:
         parts = [self.test, name, str(self.seed)]
         return self.results.parent / HYPOTHESES_FOLDER / f"{'-'.join(part for part in parts if part)}.jsonl"
 
+    def _lexicon(self, units: Units) -> Lexicon | None:
+        return None if self.words is None else Lexicon(units=units, words=sorted(self.words))
+
     def _hear(self, recogniser: Recogniser, lexicon: Lexicon | None, chunk_by_chunk: bool) -> Result:
         if recogniser.offline_model is not None and not chunk_by_chunk:
             model, units = recogniser.offline_model, recogniser.units
@@ -267,9 +270,8 @@ def _hash_of(shards: Sequence[Path]) -> str:
     return hashlib.sha256(" ".join(read_manifest(path).sha256 for path in shards).encode()).hexdigest()[:16]
 
 
-def _hash_of_words(lexicon: Sequence[str]) -> str:
-    words = sorted(Lexicon(units=CharUnits(), sources=lexicon).words)
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+def _hash_of_words(words: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:16]
 
 
 def _weights_file(path: Path) -> Path:

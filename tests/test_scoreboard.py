@@ -169,6 +169,16 @@ def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) 
         board.compare_spikes("teacher", "chunks")
 
 
+def test_nothing_to_measure_is_said(tmp_path: Path) -> None:
+    results = str(tmp_path / "results.json")
+    with pytest.raises(ConfigError, match="models: there is nothing to measure"):
+        stages.evaluate(test=["none"], models={}, results=results)
+    with pytest.raises(ConfigError, match="test: there is nothing to measure"):
+        stages.evaluate(test=[], models={"student": {"path": "none"}}, results=results)
+
+
 def test_a_test_set_is_a_list_of_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"test\.clean: .*expected \[a text, …\]"):
-        stages.evaluate(test={"clean": {"a": 1}}, models={}, results=str(tmp_path / "results.json"))  # type: ignore[dict-item]
+        stages.evaluate(
+            test={"clean": {"a": 1}}, models={"a": {"path": "a"}}, results=str(tmp_path / "results.json")
+        )  # type: ignore[dict-item]

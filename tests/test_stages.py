@@ -501,7 +501,7 @@ def test_a_loss_that_fades_leaves_another_and_ends_within_the_training(data: Pat
     [
         ("speeds", [0], "speeds: .*one or more of 0.5 to 2"),
         ("speeds", [], "speeds: "),
-        ("seed", -1, "seed: .*expected 0 or more; got -1"),
+        ("seed", -1, "seed: .*expected 0 or more, and finite; got -1"),
         ("num_workers", -1, "num_workers: "),
         ("cache_gigabytes", -1, "cache_gigabytes: "),
         ("max_labelled_utterances", -5, "max_labelled_utterances: .*1 or more"),

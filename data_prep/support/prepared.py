@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_prep.support.dropped import Dropped
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
@@ -64,7 +66,7 @@ def _prepare_split(
     if kept:
         say(f"{folder}: {len(done)} utterances in {len(kept)} complete shards are kept")
     dropped = Dropped()
-    following = _following(utterances(dropped=dropped, done=done), done)
+    following = _clips_counted(_following(utterances(dropped=dropped, done=done), done), dropped)
     paths = write_shards(
         following if kept else _some(following, folder, dropped),
         folder,
@@ -135,6 +137,14 @@ def _same(one: Path, other: Path) -> bool:
 def _following(utterances: Iterator[Utterance], done: Mapping[str, int]) -> Iterator[Utterance]:
     """Those that are not written yet: the end of a file may be in another shard than its beginning."""
     return (utterance for utterance in utterances if utterance.key not in done)
+
+
+def _clips_counted(utterances: Iterator[Utterance], dropped: Dropped) -> Iterator[Utterance]:
+    """As they are, counting those louder than 16 bits hold; mp3 of full scale decodes to such samples."""
+    for utterance in utterances:
+        if utterance.samples.size and np.abs(utterance.samples).max() > 1:
+            dropped.notes["clipped at full scale"] += 1
+        yield utterance
 
 
 def _some(utterances: Iterator[Utterance], folder: Path, dropped: Dropped) -> Iterator[Utterance]:

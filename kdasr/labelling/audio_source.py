@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdasr.errors import ShardError
 from kdasr.manifest import PREPARED, manifest_path
-from kdasr.shards import complete_tars, list_shards, open_shard, verify_folder
+from kdasr.shards import complete_tars, list_shards, open_shard, repeated_keys, verify_folder
 from kdasr.storage import Location, Place, StorageError, is_url, locate
 
 
@@ -30,12 +30,14 @@ def verify_audio(folder: Place) -> list[str]:
     """Everything that is wrong with the audio shards in a folder, each read whole; empty if nothing is."""
     if not is_url(folder):
         return verify_folder(Path(folder))
-    problems = []
+    problems: list[str] = []
+    seen: dict[str, str] = {}
     try:
         for shard in list_audio(folder):
             try:
                 with local_copy(shard) as path:
-                    open_shard(path, verify=True)
+                    opened = open_shard(path, verify=True)
+                problems += [f"{shard}: {problem}" for problem in repeated_keys(opened, seen)]
             except ShardError as error:
                 problems.append(f"{shard}: {error.what}")
     except ShardError as error:

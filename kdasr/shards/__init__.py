@@ -20,6 +20,7 @@ from kdasr.shards.reader import (
     read_shard,
     read_texts,
     read_utterance,
+    repeated_keys,
     verify_folder,
 )
 from kdasr.shards.writer import write_shards
@@ -35,6 +36,7 @@ __all__ = [
     "read_shard",
     "read_texts",
     "read_utterance",
+    "repeated_keys",
     "verify_folder",
     "write_shards",
 ]

@@ -219,10 +219,18 @@ def verify_folder(folder: Path) -> list[str]:
         except ShardError as error:
             problems.append(str(error))
             continue
-        for entry in shard.entries:
-            if (other := seen.setdefault(entry.key, stem)) != stem:
-                problems.append(f"{shard.path}: the key {entry.key} is in {other}.tar too")
+        problems += [f"{shard.path}: {problem}" for problem in repeated_keys(shard, seen)]
     return problems
+
+
+def repeated_keys(shard: Shard, seen: dict[str, str]) -> list[str]:
+    """A line for each key of a shard that is in one before it; `seen` remembers keys and their tars."""
+    name = shard.path.name
+    return [
+        f"the key {entry.key} is in {other} too"
+        for entry in shard.entries
+        if (other := seen.setdefault(entry.key, name)) != name
+    ]
 
 
 def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Utterance:

@@ -252,6 +252,9 @@ def evaluate(
     from kdasr.scoreboard import Scoreboard
 
     # Before hours of measuring, not after.
+    for setting, given in (("models", models), ("test", test)):
+        if not given:
+            raise ConfigError("there is nothing to measure", where=setting, expected="one or more", got=given)
     if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
         raise ConfigError(
             "spikes of two rows are compared",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kdasr.arguments import check_keywords, fitting
+from kdasr.audio import check_speeds
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BatchSource
 from kdasr.loader import Stream
@@ -26,26 +27,29 @@ from kdasr.training import Optimisation
 Losses = Mapping[str, Mapping[str, Any]]
 
 
-# The least that numbers of a training may be; the second are to be more than it.
-_LEAST = {"seed": 0, "num_workers": 0, "cache_gigabytes": 0}
-_LEAST |= {"max_labelled_utterances": 1, "max_unlabelled_utterances": 1}
-_MORE_THAN = {"batch_seconds": 0, "exclude_longer_s": 0}
+# What numbers of a training must be: said, and checked.
+_NO_LESS_THAN_0 = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
+_NO_LESS_THAN_1 = ("1 or more, and finite", lambda value: 1 <= value < math.inf)
+_BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "seed": _NO_LESS_THAN_0,
+    "num_workers": _NO_LESS_THAN_0,
+    "cache_gigabytes": _NO_LESS_THAN_0,
+    "max_labelled_utterances": _NO_LESS_THAN_1,
+    "max_unlabelled_utterances": _NO_LESS_THAN_1,
+    "batch_seconds": ("more than 0, and finite", lambda value: 0 < value < math.inf),
+    "exclude_longer_s": ("more than 0", lambda value: value > 0),
+}
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
     """Raise ConfigError where a number of a training, by its name, is out of range."""
     for name, value in settings.items():
-        least = _LEAST.get(name, _MORE_THAN.get(name))
-        if least is None or not isinstance(value, int | float):
+        if name not in _BOUNDS or not isinstance(value, int | float):
             continue
-        endless = value == math.inf and name != "exclude_longer_s"
-        if not least <= value or endless or (name in _MORE_THAN and value == least):
-            expected = f"more than {least}" if name in _MORE_THAN else f"{least} or more"
-            expected += ", and finite" if endless else ""
+        expected, is_allowed = _BOUNDS[name]
+        if not is_allowed(value):
             raise ConfigError("the value is out of range", where=name, expected=expected, got=value)
-    speeds = settings.get("speeds", (1.0,))
-    if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
-        raise ConfigError("no such speed", where="speeds", expected="one or more of 0.5 to 2", got=speeds)
+    check_speeds(settings.get("speeds", (1.0,)))
 
 
 def check_losses(

@@ -8,7 +8,9 @@ import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from data_prep import corpora, prepare, settings_of
 from kdasr.errors import ConfigError, CorpusError, ShardError
@@ -193,6 +195,26 @@ def test_the_summary_counts_what_happened(
     dropped = record_of(tmp_path / "out" / "dev-clean-2", "dropped.json")
     assert dropped["count"] == 1
     assert dropped["dropped"][0]["file"].endswith("84-121-0001.flac")
+
+
+def test_audio_beyond_full_scale_is_clipped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    for name, peak in (("loud", 1.3), ("full", 1.0), ("faint", 0.1)):
+        soundfile.write(tmp_path / "in" / f"{name}.wav", tone * peak, 16_000, subtype="FLOAT")
+    shards = prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
+    assert "1 clipped at full scale" in capsys.readouterr().err
+    (split,) = shards
+    assert record_of(tmp_path / "out" / split)["notes"] == {"clipped at full scale": 1}
+    peaks = {one.key: float(np.abs(one.samples).max()) for one in read_folder(tmp_path / "out" / split)}
+    assert sorted(peaks.values()) == pytest.approx([0.1, 1.0, 1.0], abs=1e-3)
+
+
+def test_a_folder_for_a_corpus_that_is_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"corpus: synth is made, and reads no folder"):
+        prepare("synth", corpus=tmp_path, out=tmp_path / "out", labelled_minutes=0.05)
 
 
 def test_a_corpus_of_which_nothing_can_be_used_is_an_error(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from kdasr.labelling import (
     verify_labels,
 )
 from kdasr.labelling import job as job_module
+from kdasr.shards import open_shard
 from kdasr.soft_labels import TopK, TopP, open_label_shard
 from tests.labelling.tiny import TinySource, TinyTeacher, make_audio
 
@@ -365,6 +366,19 @@ def test_verifying_labels_of_incomplete_audio_says_what_is_missing(audio: Path, 
     (audio / "shard-000001.tar").unlink()
     (problem,) = verify_labels(audio, tmp_path / "labels")
     assert "shard-000001" in problem and "missing" in problem
+
+
+def test_a_key_in_two_shards_of_a_store_is_found(audio: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name in ("shard-000000", "shard-000001"):
+        for suffix in (".tar", ".json"):
+            memory.pipe_file(f"/twice/{name}{suffix}", (audio / f"shard-000000{suffix}").read_bytes())
+    problems = verify_audio("memory://twice")
+    keys = [entry.key for entry in open_shard(audio / "shard-000000.tar").entries]
+    assert len(problems) == len(keys)
+    assert all(f"the key {key} is in shard-000000.tar too" in " ".join(problems) for key in keys)
 
 
 @pytest.mark.parametrize("lack", ["a shard", "a tar", "the end"])
