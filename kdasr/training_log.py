@@ -22,16 +22,19 @@ class TrainingLog:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def cut(self, last_step: int) -> None:
-        """Forget what came after the checkpoint that training goes on from."""
+    def cut(self, last_step: int, *, with_look: bool) -> None:
+        """Forget what came after the checkpoint that training goes on from, which is of `last_step`, before
+        or (`with_look`) after its look at the dev set."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= last_step]
+            last = (last_step, with_look)
+            kept = [line for line in self.path.read_text().splitlines() if _place(line) <= last]
             commit_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 
 
-def _step(line: str) -> float:
-    """Of a row; later than any where a crash tore it."""
+def _place(line: str) -> tuple[float, bool]:
+    """The step of a row, and whether it is that of a look; later than any where a crash tore it."""
     try:
-        return int(json.loads(line)["step"])
+        row = json.loads(line)
+        return int(row["step"]), "dev_wer" in row
     except ValueError:
-        return math.inf
+        return math.inf, True

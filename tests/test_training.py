@@ -275,6 +275,12 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp
     assert len([row for row in losses(tmp_path / "c") if "labelled/ctc" in row]) == 6
     assert list((tmp_path / f"c.{first}").glob("CKPT*"))
     assert len((tmp_path / f"c.{first}" / f"{LOG_FILE}.old").read_text().splitlines()) > 6
+    kept = {path.name for path in (tmp_path / f"c.{first}").glob("CKPT*")}
+    again = training(data, tmp_path / "c", steps=6).run(tmp_path / "model")  # as it was before, already done
+    assert {path.name for path in (tmp_path / "c").glob("CKPT*")} == kept
+    assert len((tmp_path / "c" / LOG_FILE).read_text().splitlines()) > 6
+    assert again["best_step"] <= 6 and not (tmp_path / f"c.{first}").exists()
+    assert len(list(tmp_path.glob("c.*"))) == 1
     other_dev = training(data, tmp_path / "c", steps=6)
     other_dev.dev = other_dev.streams["labelled"]  # type: ignore[assignment]
     assert other_dev.fingerprint() != first  # its WER would be compared with those of the first dev set
@@ -475,7 +481,7 @@ def test_a_torn_row_of_the_log_is_forgotten(tmp_path: Path) -> None:
         log.write({"step": step, "spike_offsets": {"0.0": 3}})
     whole = log.path.read_text()
     log.path.write_text(whole + '{"step": 2, "spike_offsets": {"0.0": 3}')  # its last byte is missing
-    log.cut(2)
+    log.cut(2, with_look=True)
     assert log.path.read_text() == whole
-    log.cut(1)
+    log.cut(1, with_look=False)
     assert log.path.read_text() == whole.splitlines(keepends=True)[0]

@@ -96,6 +96,11 @@ class CtcBrain(sb.Brain):
         """The first step of the current epoch."""
         return (self.counter.current - 1) * self.interval
 
+    def steps_to_look(self) -> range:
+        """From where the run stands to its next look at the dev set. None are left where it was killed
+        during the look, with a checkpoint of the step before."""
+        return range(self.epoch_start + self.step, min(self.epoch_start + self.interval, self.last_step))
+
     def train_on(self, batches: ScheduledBatches) -> None:
         """`fit`, with this project's data order and progress display."""
         console = Console(stderr=True)
@@ -111,7 +116,7 @@ class CtcBrain(sb.Brain):
         loader = DataLoader(
             self.steps,
             batch_size=None,
-            sampler=StepSampler(lambda: self.epoch_start + self.step, self.interval, self.last_step),
+            sampler=StepSampler(self.steps_to_look),
             num_workers=self.training.num_workers,
             prefetch_factor=batches_ahead if self.training.num_workers else None,
             pin_memory=self.device_type == "cuda",
@@ -142,7 +147,8 @@ class CtcBrain(sb.Brain):
         super().on_fit_start()
         self._check_ranks()
         if self.ranks.first:
-            self.log.cut(self.optimizer_step)
+            # In the middle of an epoch, or at its end, its look is still to come.
+            self.log.cut(self.optimizer_step, with_look=self.step == 0)
         self.progress.update(self.task, completed=self.optimizer_step)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
@@ -152,6 +158,7 @@ class CtcBrain(sb.Brain):
         if stage == sb.Stage.VALID:
             # Not what the last step left: a run that is resumed here has made none.
             self.step_module.progress = self.optimizer_step / self.last_step
+            torch.manual_seed(step_seed(self.training.seed, f"{DEV}/{self.optimizer_step}"))
             self._swap_average()
 
     def _swap_average(self) -> None:
@@ -298,8 +305,9 @@ class CtcBrain(sb.Brain):
         """Nothing: `kdasr.training.sums` says why."""
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
-        """By steps alone, which all ranks count alike; SpeechBrain's would ask the first in each step."""
-        return 0 < self.optimisation.checkpoint_every <= steps_since_ckpt
+        """By steps alone, which all ranks count alike; SpeechBrain's would ask the first in each step. None
+        after a step that was not taken: whoever goes on from there would count anew how many were not."""
+        return 0 < self.optimisation.checkpoint_every <= steps_since_ckpt and self.steps_not_taken == 0
 
     def _save_intra_epoch_ckpt(self) -> None:
         # Nothing is saved after a loss that is not finite, so every loss must be known.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ class WholeCheckpoints(Checkpointer):
         with MainProcessContext():
             super().save_and_keep_only(*arguments, **settings)
 
-    def save_checkpoint(self, *arguments: Any, **settings: Any) -> Checkpoint:
-        """As SpeechBrain's; the checkpoint is on the disk before it has its name."""
-        unfinished = super().save_checkpoint(*arguments, **settings)
+    def save_checkpoint(self, meta: Mapping[str, Any] | None = None, **settings: Any) -> Checkpoint:
+        """As SpeechBrain's; the checkpoint is on the disk before it has its name, and later than all
+        others, whatever the clock says."""
+        latest = max((ckpt_recency(one) for one in self.list_checkpoints()), default=0.0)
+        meta = {**(meta or {}), "unixtime": max(time.time(), latest + 0.001)}
+        unfinished = super().save_checkpoint(meta, **settings)
         for file in unfinished.path.iterdir():
             sync_path(file)
         whole = unfinished.path.with_name(unfinished.path.name.removeprefix(_UNFINISHED))

@@ -13,20 +13,14 @@ from kdasr.schedule import ScheduledBatches
 
 
 class StepSampler(Sampler[int]):
-    """Step numbers from where a run stands to its next look at the dev set.
+    """The numbers of the steps that are due, asked for anew in each epoch.
 
     Args:
-        next_step: tells the step that a run comes to next.
-        interval: steps between two looks.
-        last_step: where the last interval ends.
+        steps: tells them.
     """
 
-    def __init__(self, next_step: Callable[[], int], interval: int, last_step: int) -> None:
-        self._next_step, self._interval, self._last_step = next_step, interval, last_step
-
-    def _steps(self) -> range:
-        first = self._next_step()
-        return range(first, min((first // self._interval + 1) * self._interval, self._last_step))
+    def __init__(self, steps: Callable[[], range]) -> None:
+        self._steps = steps
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._steps())

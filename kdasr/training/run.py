@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
@@ -35,6 +35,7 @@ from kdasr.training_log import LOG_FILE
 
 FINGERPRINT_FILE = "fingerprint.txt"
 LEFT_OUT_FILE = "left_out.json"
+_OLD_LOG_FILE = f"{LOG_FILE}.old"
 # Settings of the optimisation with which the same steps are taken.
 _NO_MATTER = ("compile", "nonfinite_patience")
 
@@ -188,20 +189,29 @@ class Training:
             )
 
     def _set_aside_other_checkpoints(self) -> None:
-        """Move checkpoints that belong to other settings or data out of the way; they are kept."""
+        """Move checkpoints that belong to other settings or data out of the way, and those of these settings
+        back from where they were moved."""
         marker, fingerprint = self.checkpoints / FINGERPRINT_FILE, self.fingerprint()
         found = marker.read_text().strip() if marker.exists() else None
         if found is not None and found != fingerprint:
-            aside = self.checkpoints.with_name(f"{self.checkpoints.name}.{found}")
-            shutil.rmtree(aside, ignore_errors=True)
+            aside = _free_name(self._aside(found))
             self.checkpoints.replace(aside)
             # Under another name, for the report would take it for another training's.
             with contextlib.suppress(FileNotFoundError):
-                (aside / LOG_FILE).replace(aside / f"{LOG_FILE}.old")
+                (aside / LOG_FILE).replace(aside / _OLD_LOG_FILE)
             _say(f"{self.name}: checkpoints of other settings are now in {aside}")
+        own = self._aside(fingerprint)
+        if own.exists() and not self.checkpoints.exists():
+            own.replace(self.checkpoints)
+            with contextlib.suppress(FileNotFoundError):
+                (self.checkpoints / _OLD_LOG_FILE).replace(self.checkpoints / LOG_FILE)
+            _say(f"{self.name}: goes on with checkpoints of these settings from {own}")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         marker.write_text(fingerprint + "\n")
         WholeCheckpoints(self.checkpoints).remove_unfinished()
+
+    def _aside(self, fingerprint: str) -> Path:
+        return self.checkpoints.with_name(f"{self.checkpoints.name}.{fingerprint}")
 
     def _all_streams(self) -> dict[str, BatchSource]:
         return {**self.streams, DEV: self.dev}
@@ -230,6 +240,12 @@ class Training:
                     where=self.name,
                     fix=f"Name a loss under {name}_losses, or take {name} out of the schedule.",
                 )
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or where there is one already with a number behind it."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(one for one in itertools.chain([path], numbered) if not one.exists())
 
 
 def _say(line: str) -> None:

@@ -42,9 +42,22 @@ def whole(data: Path, forkserver: Any, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-def run(context: Any, data: Path, out: Path, workers: int = 0, at: str = "", count: int = 0) -> int:
+@pytest.fixture(scope="module")
+def whole_with_looks_at_checkpoints(
+    data: Path, forkserver: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """One whose looks at the dev set fall on steps that have a checkpoint anyway."""
+    out = tmp_path_factory.mktemp("whole_4")
+    assert run(forkserver, data, out, eval_every=4) == 0
+    return out
+
+
+def run(
+    context: Any, data: Path, out: Path, workers: int = 0, at: str = "", count: int = 0, eval_every: int = 5
+) -> int:
     """The exit code of a training."""
-    process = context.Process(target=train_victim.train_and_die, args=(data, out, workers, at, count))
+    arguments = (data, out, workers, at, count, eval_every)
+    process = context.Process(target=train_victim.train_and_die, args=arguments)
     process.start()
     process.join()
     code: int = process.exitcode
@@ -89,6 +102,25 @@ def test_killed_and_resumed_it_ends_as_if_undisturbed(
     assert read_before == every[: len(read_before)]
     assert lines(out / train_victim.READ_FILE) == every[saved:]
     assert not list((out / "checkpoints").glob("unfinished*"))
+
+
+# In its 4th step: the checkpoint of step 4 gets its name, that of step 2 loses it, that of the look gets its.
+AT_LOOKS = [("look", 1), ("look", 3), ("rename", 2), ("rename", 3), ("rename", 4), ("look", 4)]
+
+
+@pytest.mark.parametrize(("at", "count"), AT_LOOKS)
+def test_killed_at_a_look_that_has_a_checkpoint_before_it(
+    forkserver: Any, data: Path, whole_with_looks_at_checkpoints: Path, tmp_path: Path, at: str, count: int
+) -> None:
+    out, whole = tmp_path / "out", whole_with_looks_at_checkpoints
+    assert run(forkserver, data, out, 0, at, count, eval_every=4) == -signal.SIGKILL
+    saved = max(steps_of_checkpoints(out))
+    (out / train_victim.READ_FILE).unlink()
+    assert run(forkserver, data, out, eval_every=4) == 0
+    assert weights_and_log(out) == weights_and_log(whole)
+    every = lines(whole / train_victim.READ_FILE)
+    read = out / train_victim.READ_FILE
+    assert (lines(read) if read.exists() else []) == every[saved:]
 
 
 def test_killed_again_and_again_it_still_ends_the_same(

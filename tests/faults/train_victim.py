@@ -49,7 +49,7 @@ def prepare(root: Path) -> None:
         write_label_shard(root / "labels" / f"{path.stem}.kdsl", header, items)
 
 
-def training(root: Path, checkpoints: Path, workers: int) -> Training:
+def training(root: Path, checkpoints: Path, workers: int, eval_every: int = 5) -> Training:
     """A tiny student on two streams, with dropout, augmentation and learning rates in phases."""
     torch.manual_seed(0)
     model = ChunkConformer(
@@ -75,7 +75,10 @@ def training(root: Path, checkpoints: Path, workers: int) -> Training:
         dev=Stream([root / "dev"], 20.0, 3, units=_UNITS),
         dev_loss=ctc,
         optimisation=Optimisation(
-            steps=STEPS, eval_every=5, checkpoint_every=2, phases=[{"steps": 4, "start": 1e-2, "end": 1e-3}]
+            steps=STEPS,
+            eval_every=eval_every,
+            checkpoint_every=2,
+            phases=[{"steps": 4, "start": 1e-2, "end": 1e-3}],
         ),
         augment=SpecAugment(max_frequency_bins=8, max_time_frames=5, max_warp=0.05),
         seed=3,
@@ -85,12 +88,13 @@ def training(root: Path, checkpoints: Path, workers: int) -> Training:
     )
 
 
-def train_and_die(root: Path, out: Path, workers: int, at: str, count: int) -> None:
+def train_and_die(root: Path, out: Path, workers: int, at: str, count: int, eval_every: int = 5) -> None:
     """Train into `out`, and kill this process with SIGKILL at the `count`-th event of a kind.
 
     Args:
-        at: "step": after a step of the optimiser; "save": with a checkpoint half written; "rename": with
-            one written but not yet named; "" for never.
+        at: "step": after a step of the optimiser; "look": when the dev set is next; "save": with a
+            checkpoint half written; "rename": with one written but not yet named, or no longer named; ""
+            for never.
     """
     # As in a training of its own: workers of its server would not see that it is gone, and stay.
     multiprocessing.set_start_method("fork", force=True)
@@ -112,7 +116,8 @@ def train_and_die(root: Path, out: Path, workers: int, at: str, count: int) -> N
 
     out.mkdir(exist_ok=True)
     _before(CtcBrain, "on_fit_batch_end", read)
-    training(root, out / "checkpoints", workers).run(out / "model")
+    _before(CtcBrain, "on_stage_start", lambda _, stage, *__: die("look") if stage.name == "VALID" else None)
+    training(root, out / "checkpoints", workers, eval_every).run(out / "model")
 
 
 def _before(owner: Any, name: str, also: Any) -> None:

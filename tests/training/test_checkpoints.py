@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,20 @@ def test_the_best_and_the_latest_are_kept_and_loaded(tmp_path: Path) -> None:
     kept.load_checkpoint(kept.find_checkpoint(min_key="wer"))
     assert model.weight.tolist() == [[1.0, 1.0]]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_clock_that_goes_back_makes_no_checkpoint_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, model = made(tmp_path)
+    for weight, clock in ((1.0, 1000.0), (2.0, 900.0), (3.0, 910.0)):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        nn.init.constant_(model.weight, weight)
+        kept.save_and_keep_only(num_to_keep=1)
+    again, found = made(tmp_path)
+    again.recover_if_possible()
+    assert found.weight.tolist() == [[3.0, 3.0]]
+    assert len(kept.list_checkpoints()) == 1
 
 
 @pytest.mark.parametrize("stops_at", ["meta", "weights", "sync", "delete"])
