@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,16 +30,19 @@ from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.text import Units
 
 
-class Item(NamedTuple):
-    shard: Shard
-    entry: ShardEntry
-
-
 class Joined(NamedTuple):
     """The soft labels of one audio shard, and how they become those of the student."""
 
     labels: LabelShard
     contract: Contract | None
+
+
+class Item(NamedTuple):
+    """An utterance, and the soft labels of its shard."""
+
+    shard: Shard
+    entry: ShardEntry
+    joined: Joined | None = None
 
 
 @dataclass(slots=True)
@@ -62,7 +66,7 @@ class Stream:
         cache_bytes: memory for features that were computed already; small corpora fit whole.
 
     Attributes:
-        left_out: "FOLDER/KEY" of each utterance that is not used, and why.
+        left_out: "FOLDER/KEY" of each utterance that is not used, with the folder as it was given, and why.
     """
 
     folders: Sequence[Path]
@@ -83,9 +87,17 @@ class Stream:
     _frames: NDArray[np.int64] = field(init=False)
     _epochs: dict[int, list[list[int]]] = field(init=False, default_factory=dict)
     _batches_per_epoch: int = field(init=False, default=0)
-    _joined: dict[Path, Joined] = field(init=False, default_factory=dict)
+    _joined: list[Joined] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        places = Counter(Path(folder).resolve() for folder in self.folders)
+        if twice := [folder for folder, count in places.items() if count > 1]:
+            raise ConfigError(
+                "a folder of audio is named twice",
+                where="labelled" if self.units is not None else "unlabelled",
+                expected="each folder once: every utterance is heard once an epoch",
+                got=twice[0],
+            )
         if self.batch_seconds <= 0:
             raise ConfigError(
                 "a batch without audio", where="batch_seconds", expected="more than 0", got=self.batch_seconds
@@ -136,14 +148,14 @@ class Stream:
     def fingerprint(self) -> list[Any]:
         """What decides the batches: the audio, the labels and the settings."""
         shards = {item.shard.path: item.shard.sha256 for item in self.items}
-        labels = [joined.labels.header.config_hash for joined in self._joined.values()]
+        labels = [joined.labels.header.config_hash for joined in self._joined]
         settings = [self.batch_seconds, self.seed, self.speeds, self.max_utterances, self.exclude_longer_s]
         unit_map = self.student.unit_map if self.student is not None and self.labels else None
         changes = [
             [type(by).__qualname__, getattr(by, "config", None)] for by in (self.spoil, self.mix) if by
         ]
         optional = [item for item in (unit_map, changes) if item]
-        return [sorted(shards.values()), labels, settings, len(self.items), *optional]
+        return [list(shards.values()), labels, settings, len(self.items), *optional]
 
     @property
     def fits_cache(self) -> bool:
@@ -158,14 +170,14 @@ class Stream:
     @property
     def labels_have_times(self) -> bool:
         """Whether the labels are posteriors frame by frame, not mere transcripts."""
-        contracts = [joined.contract for joined in self._joined.values()]
+        contracts = [joined.contract for joined in self._joined]
         return all(one is None or one.teacher_per_student is not None for one in contracts)
 
     def untaught(self) -> list[str]:
         """The student's symbols that a teacher of the labels has no class for; see `kdasr.contract`."""
         if self.student is None:
             return []
-        contracts = {joined.contract for joined in self._joined.values() if joined.contract is not None}
+        contracts = {joined.contract for joined in self._joined if joined.contract is not None}
         return sorted({symbol for contract in contracts for symbol in self.student.lacking(contract)})
 
     def median_frames(self) -> int | None:
@@ -200,12 +212,14 @@ class Stream:
                 must_fit = self.units is not None and self.student is not None
                 texts = read_texts(path) if must_fit else itertools.repeat(None)
                 for entry, text in zip(shard.entries, texts, strict=False):
+                    if must_fit and text is None:
+                        raise _no_transcript(path, entry.key)
                     if reason := self._unusable(entry, joined) or self._misfit(entry, text):
-                        self.left_out[f"{Path(folder).name}/{entry.key}"] = reason
+                        self.left_out[f"{folder}/{entry.key}"] = reason
                         continue
                     if joined is not None:
                         self._check_length(entry, joined)
-                    yield Item(shard, entry)
+                    yield Item(shard, entry, joined)
 
     def _unusable(self, entry: ShardEntry, joined: Joined | None) -> str | None:
         if joined is not None and entry.key not in joined.labels:
@@ -235,15 +249,15 @@ class Stream:
         labels, contract = folder.shard_for(shard.path, shard.sha256), None
         if self.student is not None:
             contract = self.student.contract(labels.header, label_symbols(folder.folder), str(folder.folder))
-        self._joined[shard.path] = Joined(labels, contract)
-        return self._joined[shard.path]
+        self._joined.append(Joined(labels, contract))
+        return self._joined[-1]
 
     def _soft_labels(self, item: Item) -> SoftLabels:
-        joined = self._joined[item.shard.path]
-        labels = joined.labels.read(item.entry.key)
-        if self.student is None or joined.contract is None:
+        assert item.joined is not None
+        labels, contract = item.joined.labels.read(item.entry.key), item.joined.contract
+        if self.student is None or contract is None:
             return labels
-        return joined.contract.apply(labels, self.student.frames(num_frames(item.entry.num_samples)))
+        return contract.apply(labels, self.student.frames(num_frames(item.entry.num_samples)))
 
     def _load(self, epoch: int, indices: Sequence[int]) -> Batch:
         items = [self.items[i] for i in indices]
@@ -282,15 +296,19 @@ class Stream:
         def compute() -> tuple[Tensor, str | None]:
             utterance = read_utterance(item.shard, item.entry)
             if self.units is not None and utterance.text is None:
-                raise ShardError(
-                    "an utterance without transcript in labelled audio",
-                    where=f"{item.shard.path}:{utterance.key}",
-                    expected="a text in its json",
-                    fix="Put audio without transcripts under unlabelled shards.",
-                )
+                raise _no_transcript(item.shard.path, utterance.key)
             return log_mel(change_speed(utterance.samples, speed)), utterance.text
 
         return self._cache.get((item.shard.path, item.entry.key, speed), compute)
+
+
+def _no_transcript(shard: Path, key: str) -> ShardError:
+    return ShardError(
+        "an utterance without transcript in labelled audio",
+        where=f"{shard}:{key}",
+        expected="a text in its json",
+        fix="Put audio without transcripts under unlabelled shards.",
+    )
 
 
 def texts_of(folders: Sequence[Path]) -> list[str]:

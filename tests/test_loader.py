@@ -136,7 +136,7 @@ def test_several_folders_each_have_their_labels(tmp_path: Path) -> None:
     assert batch.soft_labels is not None
     assert best_units(batch.soft_labels)[:, 0].tolist() == [int(key[-1]) for key in batch.keys]
     assert source.left_out == {
-        f"{name}/{name}-0002": "the teacher gave it no labels" for name in ("one", "two")
+        f"{tmp_path}/{name}/{name}-0002": "the teacher gave it no labels" for name in ("one", "two")
     }
     with pytest.raises(ConfigError, match="go in pairs.*got 2 of audio and 1 of labels"):
         Stream(folders, 60.0, 1, labels=labels[:1])
@@ -253,7 +253,29 @@ def test_audio_without_a_frame_is_left_out_by_name(tmp_path: Path) -> None:
     write_shards([replace(short, samples=short.samples[:60]), longer], tmp_path)
     stream = Stream([tmp_path], 20.0, 1, units=CharUnits())
     assert [item.entry.key for item in stream.items] == ["longer"]
-    assert stream.left_out == {f"{tmp_path.name}/short": "60 samples are shorter than a frame"}
+    assert stream.left_out == {f"{tmp_path}/short": "60 samples are shorter than a frame"}
+
+
+def test_what_is_left_out_of_folders_of_one_name_is_all_named(tmp_path: Path) -> None:
+    for parent, key in (("x", "same"), ("y", "same")):
+        short = replace(utterance(key, 1), samples=utterance(key, 1).samples[:60])
+        write_shards([short, utterance(f"{parent}-longer", 2)], tmp_path / parent / "labelled")
+    folders = [tmp_path / parent / "labelled" for parent in ("x", "y")]
+    source = Stream(folders, 20.0, 1, units=CharUnits())
+    assert sorted(source.left_out) == [f"{folder}/same" for folder in folders]
+    assert Stream(folders[::-1], 20.0, 1, units=CharUnits()).fingerprint() != source.fingerprint()
+
+
+def test_a_folder_named_twice_is_refused(labelled: Path) -> None:
+    again = labelled.parent / "." / labelled.name
+    with pytest.raises(ConfigError, match=r"labelled: a folder of audio is named twice.*each folder once"):
+        Stream([labelled, again], 8.0, 1, units=CharUnits())
+
+
+def test_audio_without_transcript_is_refused_before_the_first_batch(tmp_path: Path) -> None:
+    write_shards([utterance("said", 1), replace(utterance("unsaid", 2), text=None)], tmp_path)
+    with pytest.raises(ShardError, match=r"shard-000000\.tar:unsaid: an utterance without transcript"):
+        Stream([tmp_path], 8.0, 1, units=CharUnits(), student=StudentSide(CharUnits(), 4))
 
 
 def test_a_transcript_longer_than_its_audio_is_left_out_by_name(tmp_path: Path) -> None:
@@ -263,7 +285,7 @@ def test_a_transcript_longer_than_its_audio_is_left_out_by_name(tmp_path: Path) 
     write_shards([Utterance(key, sound, text) for key, text in texts.items()], tmp_path)
     settings: dict[str, Any] = {"units": CharUnits(), "student": StudentSide(CharUnits(), 4)}
     source = Stream([tmp_path], 8.0, 0, **settings)
-    assert list(source.left_out) == [f"{tmp_path.name}/not"]
-    assert "its transcript takes 27 output frames, of 25" in source.left_out[f"{tmp_path.name}/not"]
+    assert list(source.left_out) == [f"{tmp_path}/not"]
+    assert "its transcript takes 27 output frames, of 25" in source.left_out[f"{tmp_path}/not"]
     fast = Stream([tmp_path], 8.0, 0, speeds=(1.0, 1.2), **settings)
     assert [item.entry.key for item in fast.items] == ["fits", "silent"]

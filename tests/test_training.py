@@ -422,7 +422,7 @@ def test_what_is_left_out_is_counted_and_named(
     assert 0 < count < 60 and count + record["labelled"]["used"] == 60
     assert len(record["labelled"]["left_out"]) == count
     key, reason = next(iter(record["labelled"]["left_out"].items()))
-    assert key.startswith("labelled/labelled-0") and reason.endswith("longer than 1.5 s")
+    assert key.startswith(f"{data}/labelled/labelled-0") and reason.endswith("longer than 1.5 s")
     assert record["dev"] == {"used": 12, "count": 0, "left_out": {}}
     assert facts["left_out"] == {"labelled": count, "dev": 0}
     assert load_model(tmp_path / "model").card["training"]["left_out"] == facts["left_out"]

@@ -173,7 +173,8 @@ class BlockCache:
 
 
 class LabelFolder:
-    """A folder of label shards beside a folder of audio shards.
+    """A folder of label shards beside a folder of audio shards: of one teacher and one configuration, as a
+    relabelling that was killed does not leave it.
 
     Args:
         folder: where `shard-*.kdsl` and their manifests are.
@@ -185,6 +186,7 @@ class LabelFolder:
 
     def __init__(self, folder: Place, *, expect: Mapping[str, object] | None = None) -> None:
         self.folder, self._expect, self._blocks = locate(folder), dict(expect or {}), BlockCache()
+        self._first: dict[str, str] = {}  # for each configuration, a shard that has it
         if not self.folder.is_folder():
             raise SoftLabelError(
                 "no such folder of soft labels", where=str(folder), fix="Run `kdasr label` first."
@@ -194,11 +196,22 @@ class LabelFolder:
         """The labels of an audio shard, checked to be of exactly that audio.
 
         Raises:
-            DamagedLabelsError, LabelMismatchError: see `open_label_shard`.
+            DamagedLabelsError, LabelMismatchError: see `open_label_shard`; or a shard that was opened before
+                was labelled otherwise.
         """
         file = label_file(self.folder, locate(audio_path).name)
         expect = {**self._expect, "audio_sha256": audio_sha256}
-        return open_label_shard(file, expect, blocks=self._blocks)
+        shard = open_label_shard(file, expect, blocks=self._blocks)
+        first = self._first.setdefault(shard.header.config_hash, str(file))
+        if len(self._first) > 1:
+            others = [name for name in self._first.values() if name != first]
+            raise LabelMismatchError(
+                "shards of one folder are labelled by several teachers, or in several ways",
+                where=str(file),
+                expected=f"labels like those of {others[0]}",
+                fix="Label the folder again: `kdasr label … --overwrite true` does what is of another kind.",
+            )
+        return shard
 
 
 def label_file(folder: Place | Location, audio_name: str) -> Location:

@@ -228,6 +228,18 @@ def test_a_folder_gives_the_labels_of_an_audio_shard_and_checks_the_audio(tmp_pa
         LabelFolder(tmp_path / "nothing")
 
 
+def test_a_folder_of_two_teachers_is_refused(tmp_path: Path) -> None:
+    """As a relabelling leaves it that was killed between two shards."""
+    write(tmp_path)
+    items = list(labels_of(TopP()).items())
+    other = make_header(TopP(), audio_file="shard-000001.tar", teacher_hash="e" * 64)
+    write_label_shard(tmp_path / "shard-000001.kdsl", other, items)
+    folder = LabelFolder(tmp_path)
+    folder.shard_for("shard-000000.tar", "d" * 64)
+    with pytest.raises(LabelMismatchError, match=r"shard-000001\.kdsl.*several teachers.*shard-000000\.kdsl"):
+        folder.shard_for("shard-000001.tar", "d" * 64)
+
+
 def test_decoded_blocks_are_bounded_for_a_whole_folder() -> None:
     cache, read = BlockCache(max_blocks=2), []
 
