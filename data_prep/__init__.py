@@ -102,6 +102,8 @@ def prepare(
     # The command line asks this module for the names of the corpora: torch would take it a second.
     from data_prep.support.prepared import fingerprint_of, prepare_split
 
+    if seed < 0:
+        raise ConfigError("the value is out of range", where="seed", expected="0 or more", got=seed)
     module = _module_of(name)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)

@@ -8,12 +8,12 @@ NAME.wav is NAME.txt, all of it.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
+from data_prep.support.files import files_below
 from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, whole_utterances
 from data_prep.support.lists import files_of, parts_of
 from data_prep.support.prepared import Files
@@ -119,8 +119,6 @@ def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator
 
 
 def _files(corpus: Path, extensions: tuple[str, ...]) -> Iterator[Path]:
-    for parent, folders, files in os.walk(corpus):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(extensions) and not name.startswith("."):
-                yield Path(parent, name)
+    for path in files_below(corpus):
+        if path.name.lower().endswith(extensions) and not path.name.startswith("."):
+            yield path

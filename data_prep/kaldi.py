@@ -41,7 +41,7 @@ def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
             where=corpus,
             expected=f"{RECORDINGS} in the folder or in folders directly below it",
         )
-    return {folder.resolve().name: DataFolder(settings, folder) for folder in found}
+    return {folder.name or folder.resolve().name: DataFolder(settings, folder) for folder in found}
 
 
 splits, scope, prepare = verbs_of(_folders)

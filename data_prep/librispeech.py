@@ -59,6 +59,8 @@ class Settings:
                     expected=f"some of {', '.join(self.subset)}",
                 )
         check_speeds(self.speeds)
+        if len({_key_at("", speed) for speed in self.speeds}) < len(self.speeds):
+            raise ConfigError("two speeds of one percent", where="speeds", got=list(self.speeds))
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:

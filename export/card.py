@@ -134,8 +134,14 @@ def refusal(path: Path) -> str | None:
         ModelError: the card cannot be used.
     """
     card = None if path.exists() else read_export_card(path.parent)
-    refused = (card or {}).get("refused", {}).values()
-    return next((str(facts["reason"]) for facts in refused if facts["file"] == path.name), None)
+    if card is None:
+        return None
+    refused = {facts["file"]: str(facts["reason"]) for facts in card.get("refused", {}).values()}
+    if path.name in refused:
+        return refused[path.name]
+    if path.name in {facts["file"] for facts in card["files"].values()}:
+        return None  # written, and lost
+    return f"the export was not asked for {path.name}"
 
 
 def figures_text(figures: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kdasr.errors import ConfigError
@@ -118,7 +119,8 @@ def _is_of(value: Any, kind: Any) -> bool:
         return value in parts
     if plain not in _KINDS:
         # Of a class of ours, where YAML's own values are not; but a text may stand for a path.
-        return type(value) not in (bool, int, float, list, dict) or _is_instance(value, plain)
+        is_path = isinstance(value, str) and plain is Path
+        return is_path or type(value) not in (bool, int, float, str, list, dict) or _is_instance(value, plain)
     if plain in (Sequence, tuple):
         return _is_list(value, parts, of_any_length=plain is Sequence or ... in parts)
     if plain in (int, float) and isinstance(value, bool):

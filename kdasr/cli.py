@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep import corpora, explained
 from export.commands import add_commands
+from kdasr.arguments import check_keywords
 from kdasr.errors import ConfigError, KdasrError
 
 # What the processes that `torchrun` starts may do together.
@@ -206,7 +207,11 @@ def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     elif arguments.out is None:
         raise ConfigError("the option --out is missing", expected="a folder for the shards")
     else:
-        result = prepare(name=arguments.name, **{**settings, **given})
+        if "name" in settings:
+            raise ConfigError("the corpus is named before the options", where="--name", got=settings["name"])
+        options = {"name": arguments.name, **settings, **given}
+        check_keywords(prepare, options, "-", positional=0)
+        result = prepare(**options)
     for split, shards in result.items():
         print(f"{split}\t{shards} shards")
 

@@ -26,6 +26,7 @@ A message says what is wrong and where, what was expected, what came, and what t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class KdasrError(Exception):
@@ -67,10 +68,15 @@ class MissingDependencyError(ConfigError):
     """An optional package is not installed; the message holds the pip line."""
 
     def __init__(self, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
         super().__init__(
             f"the package {package!r} is not installed",
             fix=f"Install it with: pip install 'kdasr[{extra}]'",
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are made again from their message, which is not what this one is made from.
+        return type(self), (self.package, self.extra)
 
 
 class MissingLabelsError(ConfigError):

@@ -47,8 +47,12 @@ def refuse_other_content(folder: Path) -> None:
     """See that a model may be written to `folder`, and replace what is there.
 
     Raises:
-        ConfigError: it holds anything but a model.
+        ConfigError: it is a file, or holds anything but a model.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(
+            "a model is a folder, and this is a file", where=folder, fix="Choose another --out."
+        )
     own = {WEIGHTS_FILE, CARD_FILE, UNITS_FILE, SENTENCEPIECE_FILE}
     others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if others:

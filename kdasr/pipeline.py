@@ -1,7 +1,8 @@
 """A folder of recipes in, every stage run in order; a second call redoes nothing.
 
 A stage is done when its marker in WORK_DIR/.done holds the hash of what it depends on: its resolved
-recipe, but for its comments, and the markers of the stages before it. Delete a marker to run a stage again.
+recipe, but for its comments, and those of the stages before it. Delete a marker to run a stage again, and
+with it those after it, whose markers go when it runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,14 @@ from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
-from kdasr.stages.checks import Losses, check_losses, check_numbers, measured_delays
+from kdasr.stages.checks import (
+    Losses,
+    check_losses,
+    check_numbers,
+    check_units,
+    measured_delays,
+    read_schedule,
+)
 from kdasr.storage import is_url
 from kdasr.training import Optimisation
 
@@ -105,8 +113,9 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
             names = ", ".join(one.stage.name for one in todo)
             raise ConfigError("no such stage", where=folder, expected=names, got=only)
         group = next(group for group in _groups(todo) if found[0] in group)
-        before = todo[: todo.index(group[0])]
-        _run(found[0], marks=all(_is_done(one) for one in before))
+        place = todo.index(group[0])
+        marks = all(_is_done(one) for one in todo[:place])
+        _run(found[0], later=todo[place + len(group) :], marks=marks)
         return work_dir
     _check_shares(todo)
     _check_there(todo)
@@ -119,7 +128,7 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
             continue
         for one in left:
             _console.rule(one.stage.name, align="left")
-            _run(one)
+            _run(one, later=todo[todo.index(group[-1]) + 1 :])
     return work_dir
 
 
@@ -145,12 +154,35 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
             check_numbers(arguments)
             labels = arguments.get("labelled_soft_labels") or ()
             check_losses(*_losses(arguments), labelled_soft_labels=labels)
+            check_units(arguments.get("units", ""))
+            read_schedule(arguments.get("schedule", ()))
+        elif recipe.stage == "evaluate":
+            stages.check_evaluation(**arguments)
+        elif recipe.stage == "export":
+            stages.check_export(**arguments)
+    _check_outs(recipes)
     done = _work_dir([recipe for _, recipe in recipes]) / ".done"
     todo, inputs = [], ""
     for stage, recipe in recipes:
         inputs = hashlib.sha256(f"{inputs}\n{_without_comments(recipe.text)}".encode()).hexdigest()
         todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs))
     return todo
+
+
+def _check_outs(recipes: Sequence[tuple[Stage, Recipe]]) -> None:
+    """Raise ConfigError where two stages would write to one place; corpora may, each its own splits."""
+    makers: dict[str, str] = {}
+    for stage, recipe in recipes:
+        out = recipe.arguments.get("out")
+        if recipe.stage == "prepare" or not isinstance(out, str):
+            continue
+        if (other := makers.setdefault(out, stage.name)) != stage.name:
+            raise ConfigError(
+                "two stages write to one folder",
+                where=f"{other}, {stage.name}",
+                got=out,
+                fix="Give one of them another: --STAGE.out, or --STAGE.name where that is part of it.",
+            )
 
 
 def _check_shares(todo: list[_Todo]) -> None:
@@ -257,17 +289,29 @@ def _command(folder: Path, settings: Mapping[str, Any], one: _Todo) -> list[str]
     return ["run", str(folder), "--only", one.stage.name, *given]
 
 
-def _run(one: _Todo, marks: bool = True) -> None:
-    started = time.time()
+def _run(one: _Todo, later: Sequence[_Todo], marks: bool = True) -> None:
+    started, before = time.time(), _weights_made(one)
     if ranks().first and not _is_done(one):
         # What it vouches for is about to be replaced, wholly or, if this fails, in part.
         one.marker.unlink(missing_ok=True)
     result = _call(one.recipe)
+    if ranks().first and not (one.recipe.stage == "train" and result.get("weights_sha256") == before):
+        for made in later:  # of what was there before
+            made.marker.unlink(missing_ok=True)
     if one.recipe.stage == "export":
         for line in stages.refused_files(result):
             _console.out(line, highlight=False)
     if ranks().first and marks:
         _mark_done(one.marker, one.inputs, result, time.time() - started)
+
+
+def _weights_made(one: _Todo) -> str | None:
+    """The hash of the model that a stage made when it was last done; None where it made none or that is not
+    known."""
+    try:
+        return str(json.loads(one.marker.read_text())["result"]["weights_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _call(recipe: Recipe) -> dict[str, Any]:
@@ -351,7 +395,9 @@ def _is_there(recipe: Recipe, result: Mapping[str, Any]) -> bool:
     made = recipe.arguments.get("results" if recipe.stage == "evaluate" else "out")
     if not isinstance(made, str) or is_url(made):
         return True
-    if not Path(made).exists():
+    parts = [Path(path) for path in result.get("files", ())] if recipe.stage == "export" else []
+    parts += [Path(made) / split for split in result] if recipe.stage == "prepare" else []
+    if not all(path.exists() for path in (Path(made), *parts)):
         return False
     weights = result.get("weights_sha256")
     return weights is None or read_card(Path(made))["weights_sha256"] == weights

@@ -140,7 +140,8 @@ def run_stages(
     """The stages of a folder of recipes, with command-line settings given to those they concern.
 
     `key` goes to every stage that has it or, where none has, to every one that `takes` it: a recipe that
-    lacks what others have may mean it. `stage.key` goes to the one stage of that name (or recipe).
+    lacks what others have may mean it. A stage for which run.yaml itself sets the key (`set:`) is what it is
+    by that, and keeps it. `stage.key` goes to the one stage of that name (or recipe), whatever is set.
 
     Raises:
         ConfigError: no run.yaml, a stage without file, or a setting that no stage has.
@@ -159,14 +160,27 @@ def run_stages(
     settings = [dict(stage.settings) for stage in stages]
     for name, value in overrides.items():
         targets = [_target(stage, name) for stage in stages]
+        fixed = [
+            target == name and name in stage.settings for stage, target in zip(stages, targets, strict=True)
+        ]
         for further in (MappingProxyType({}), takes):
             places = [
                 _place(content, target, further) for content, target in zip(contents, targets, strict=True)
             ]
-            if found := [number for number, place in enumerate(places) if place is not None]:
+            has_it = [number for number, place in enumerate(places) if place is not None]
+            if found := [number for number in has_it if not fixed[number]]:
                 break
         for number in found:
             settings[number][targets[number]] = value
+        if not found and any(fixed):
+            own = [
+                f"--{stage.name}.{name}" for stage, is_fixed in zip(stages, fixed, strict=True) if is_fixed
+            ]
+            raise ConfigError(
+                f"{name!r} is what the stages of this run differ in",
+                where=run_file,
+                expected=" or ".join(own),
+            )
         if not found:
             known = sorted({key for stage in stages for key in top_level_keys(stage.path)})
             raise ConfigError(f"no stage has the setting {name!r}", where=folder, expected=", ".join(known))
@@ -176,14 +190,22 @@ def run_stages(
 def _target(stage: Stage, name: str) -> str:
     """The setting that a name from the command line means in this stage."""
     head, _, rest = name.partition(".")
-    return rest if head in (stage.name, stage.path.stem) and rest else name
+    # A command line makes dashes underscores.
+    names = {one.replace("-", "_") for one in (stage.name, stage.path.stem)}
+    return rest if head.replace("-", "_") in names and rest else name
 
 
 def parse_value(text: str) -> Any:
-    """A value from the command line, read as YAML: `3`, `0.5`, `true`, `[a, b]`, `text`."""
+    """A value from the command line, read as YAML: `3`, `0.5`, `true`, `[a, b]`, `text`.
+
+    Raises:
+        ConfigError: a tag, which only a file may have.
+    """
+    if re.match(r"!(ref|new|name|apply|module|copy|include|tuple)\b", text):
+        raise ConfigError("tags are for files, and the command line gives values", got=text)
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+    except (YAMLError, ValueError):  # a date of which there is none, for one
         return text
 
 

@@ -2,8 +2,8 @@
 
 WORK_DIR/results.json                  one row for each (model, seed), and test set where there are several;
                                        of a model that is not there, it says why in place of figures
-WORK_DIR/hypotheses/MODEL-SEED.jsonl   what was said and what was heard, utterance by utterance; the
-                                       name of a test set comes first where there are several
+WORK_DIR/hypotheses/MODEL-SEED.jsonl   what was said and what was heard, utterance by utterance; in a
+                                       folder for each test set where there are several
 WORK_DIR/spike_offsets.json            see kdasr/spikes.py
 """
 
@@ -25,6 +25,12 @@ RESULTS_FILE = "results.json"
 HYPOTHESES_FOLDER = "hypotheses"
 MISSING = "missing"
 ROW_FIELDS = ("model", "wer", "cer", "params", "bytes", "rtf", "latency_ms", "seed", "train_steps")
+
+
+def hypotheses_file(results: Path, row: Mapping[str, Any]) -> Path:
+    """Where what was heard is, beside a results.json, for one of its rows."""
+    folder = results.parent / HYPOTHESES_FOLDER
+    return folder / str(row.get("test") or "") / f"{row['model']}-{row['seed']}.jsonl"
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from export.card import refusal
 from export.measure import measure_chunks
 from export.transcribe import Recogniser, open_recogniser
-from kdasr.arguments import fitting
+from kdasr.arguments import check_keywords, fitting
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, ModelError
 from kdasr.evaluation import (
     Result,
     check_decoder,
@@ -32,7 +32,7 @@ from kdasr.interfaces import Utterance
 from kdasr.lexicon import Lexicon
 from kdasr.manifest import read_manifest
 from kdasr.models import WEIGHTS_FILE, read_card
-from kdasr.results import HYPOTHESES_FOLDER, MISSING, append_result
+from kdasr.results import MISSING, append_result, hypotheses_file
 from kdasr.shards import read_shard
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.streaming import algorithmic_latency_ms
@@ -215,8 +215,7 @@ class Scoreboard:
         return {"model": name, **test, "seed": self.seed, **self.measured, **lexicon}
 
     def _hypotheses(self, name: str) -> Path:
-        parts = [self.test, name, str(self.seed)]
-        return self.results.parent / HYPOTHESES_FOLDER / f"{'-'.join(part for part in parts if part)}.jsonl"
+        return hypotheses_file(self.results, self._identity(name))
 
     def _lexicon(self, units: Units) -> Lexicon | None:
         return None if self.words is None else Lexicon(units=units, words=sorted(self.words))
@@ -257,6 +256,20 @@ class Scoreboard:
                 if sum(map(len, timed)) > _TIMED_SECONDS * SAMPLE_RATE_HZ:
                     return timed
         return timed
+
+
+def check_row(name: str, settings: Mapping[str, Any], *, there: bool = True) -> None:
+    """See that `Scoreboard.add` takes the settings of a row and, if it should be `there`, that its model is.
+
+    Raises:
+        ConfigError: an unknown setting, or one of another type.
+        ModelError: there is no such model, and no export says that it refused it.
+    """
+    check_keywords(Scoreboard.add, settings, f"models.{name}", positional=2)
+    for key in ("path", "trained") if there else ():
+        place = settings.get(key)
+        if isinstance(place, str) and not Path(place).exists() and refusal(Path(place)) is None:
+            raise ModelError("there is no such model", where=f"models.{name}.{key}", got=place)
 
 
 def _passed_over(result: Result) -> dict[str, int]:

@@ -32,16 +32,21 @@ def targets_of(batch: Batch, teacher: str | None = None) -> SoftLabelBatch:
             )
         return batch.soft_labels
     output = online(batch, teacher)
+    check_posteriors(output, teacher)
     log_probs_btv = output.log_probs_btv
-    if log_probs_btv.shape[2] == 0:
+    ids_btv = torch.arange(log_probs_btv.shape[2], device=log_probs_btv.device).expand_as(log_probs_btv)
+    nothing_bt = torch.full_like(log_probs_btv[:, :, 0], -torch.inf)
+    return SoftLabelBatch(ids_btv, log_probs_btv, nothing_bt, output.lengths_b)
+
+
+def check_posteriors(output: ModelOutput, teacher: str) -> None:
+    """Raise ConfigError where what an online teacher gives are no posteriors over the student's units."""
+    if output.log_probs_btv.shape[2] == 0:
         raise ConfigError(
             "a loss compares posteriors with those of a teacher of other units or another frame rate",
             where=f"teachers.{teacher}",
             fix="Use losses that compare layers only, or a teacher with the student's units.",
         )
-    ids_btv = torch.arange(log_probs_btv.shape[2], device=log_probs_btv.device).expand_as(log_probs_btv)
-    nothing_bt = torch.full_like(log_probs_btv[:, :, 0], -torch.inf)
-    return SoftLabelBatch(ids_btv, log_probs_btv, nothing_bt, output.lengths_b)
 
 
 def online(batch: Batch, teacher: str) -> ModelOutput:
@@ -50,17 +55,26 @@ def online(batch: Batch, teacher: str) -> ModelOutput:
     Raises:
         ConfigError: there is no such teacher.
     """
+    output = heard_by(batch, teacher)
+    return ModelOutput(
+        output.log_probs_btv.detach(), output.lengths_b, tuple(layer.detach() for layer in output.layers_btd)
+    )
+
+
+def heard_by(batch: Batch, teacher: str) -> ModelOutput:
+    """What the online teacher of this name makes of the batch, with the gradients that it has.
+
+    Raises:
+        ConfigError: there is no such teacher.
+    """
     try:
-        output = batch.teachers[teacher]
+        return batch.teachers[teacher]
     except KeyError:
         raise ConfigError(
             f"no teacher {teacher!r} runs in this training",
             where="teachers",
             fix="Name it under `teachers:`.",
         ) from None
-    return ModelOutput(
-        output.log_probs_btv.detach(), output.lengths_b, tuple(layer.detach() for layer in output.layers_btd)
-    )
 
 
 class Spikes(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -53,7 +54,7 @@ class FurtherModel(Model):
         ((5, 20.0), tuple[float, float], (5, 20.0)),
         ([1, 2, 3], tuple[int, ...], [1, 2, 3]),
         ({"a": 1}, str | Mapping[str, Any], {"a": 1}),
-        ("anything", Model, "anything"),
+        ("runs/a", Path | None, "runs/a"),
         ({1, 2}, Collection[int], {1, 2}),
         ([1, 2], Collection[int], [1, 2]),
         (3, Any, 3),
@@ -83,6 +84,7 @@ def test_what_fits_is_given_back(value: object, hint: object, found: object) -> 
         (1, bool, "true or false"),
         (3, str | Model, "a text or .*Model"),
         (["a"], Model, "Model.*got \\['a'\\]"),
+        ("none", Model | None, "Model.* or null; got 'none'"),
         (3, StreamingModel, "StreamingModel"),
     ],
 )

@@ -144,6 +144,88 @@ def test_one_stage_with_other_settings_leaves_it_to_be_done_again(folder: Path, 
     assert ran == ["two:1"]
 
 
+def test_a_stage_that_runs_again_takes_those_after_it_along(folder: Path, ran: list[str]) -> None:
+    """They were made of what it made before, which may be other weights."""
+    made = {"weights_sha256": "a"}
+    pipeline.VERBS["train"] = lambda *, name, size, fail: ran.append(name) or made  # type: ignore[assignment, func-returns-value]
+    pipeline.run_folder(folder, {})
+    (folder / "work/.done/one.json").unlink()
+    ran.clear()
+    pipeline.run_folder(folder, {})
+    assert ran == ["one", "two", "three"]
+    record = folder / "work/.done/one.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "inputs": "of before"}))
+    ran.clear()
+    pipeline.run_folder(folder, {})
+    assert ran == ["one"]  # with the same weights as before
+    record.write_text(json.dumps({**json.loads(record.read_text()), "inputs": "of before"}))
+    made["weights_sha256"] = "b"
+    ran.clear()
+    pipeline.run_folder(folder, {}, only="one")
+    pipeline.run_folder(folder, {})
+    assert ran == ["one", "two", "three"]
+
+
+def test_two_stages_that_write_to_one_folder_are_refused(folder: Path, ran: list[str]) -> None:
+    pipeline.VERBS["train"] = lambda *, name, size, fail, out: ran.append(name) or {}  # type: ignore[assignment, func-returns-value]
+    for name in ("one", "two", "three"):
+        with (folder / f"{name}.yaml").open("a") as file:
+            file.write(f"out: {folder}/{'same' if name != 'two' else name}\n")
+    with pytest.raises(ConfigError, match=r"one, three: two stages write to one folder; got .*/same"):
+        pipeline.run_folder(folder, {})
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "message"),
+    [
+        ("evaluate", "decoder: beem", "decoder: unknown decoder.*greedy or beam"),
+        ("evaluate", "spikes: [teacher, studnet]", "spikes: .*two of teacher"),
+        ("evaluate", "models: {teacher: {pth: a}}", "models.teacher: .*no such setting"),
+        ("evaluate", "models: {}", "models: there is nothing to measure"),
+        ("export", "format: onxx", "onxx"),
+    ],
+)
+def test_what_is_wrong_in_the_last_stage_is_found_before_the_first_runs(
+    folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch, stage: str, setting: str, message: str
+) -> None:
+    given = {
+        "evaluate": {"test": "[t]", "models": "{teacher: {path: a}}", "results": "r.json"},
+        "export": {"model": "m", "out": "o"},
+    }[stage]
+    name, _, value = setting.partition(": ")
+    lines = {"stage": stage, "work_dir": f"{folder}/work", **given, name: value}
+    (folder / "three.yaml").write_text("".join(f"{key}: {text}\n" for key, text in lines.items()))
+    monkeypatch.setitem(pipeline.VERBS, stage, getattr(stages, stage))
+    with pytest.raises(ConfigError, match=message):
+        pipeline.run_folder(folder, {})
+    assert ran == []
+
+
+def test_what_a_preparation_or_an_export_has_lost_in_part_is_not_done(
+    folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb(*, name: str, out: str) -> dict[str, Any]:
+        ran.append(name)
+        for part in ("a", "b"):
+            (Path(out) / part).mkdir(parents=True, exist_ok=True)
+        return {"a": 1, "b": 1} if name == "synth" else {"files": {f"{out}/a": "8 MB", f"{out}/b": "2 MB"}}
+
+    monkeypatch.setattr(pipeline, "VERBS", {"prepare": verb, "export": verb})
+    for name, stage in (("synth", "prepare"), ("two", "export")):
+        text = f"stage: {stage}\nwork_dir: {folder}/work\nname: {name}\nout: {folder}/{name}\n"
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / RUN_FILE).write_text("stages: [synth.yaml, two.yaml]\n")
+    pipeline.run_folder(folder, {})
+    for name, again in (("two", ["two"]), ("synth", ["synth", "two"])):
+        ran.clear()
+        pipeline.run_folder(folder, {})
+        assert ran == []
+        shutil.rmtree(folder / name / "b")
+        pipeline.run_folder(folder, {})
+        assert ran == again
+
+
 def test_a_stage_whose_model_is_gone_or_another_runs_again(
     folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,8 +196,12 @@ def test_settings_go_to_the_stages_that_have_them(run_folder: Path) -> None:
     ]
 
 
-def test_a_setting_of_the_command_line_beats_that_of_the_run(run_folder: Path) -> None:
-    assert run_stages(run_folder, {"steps": 2})[2].settings["steps"] == 2
+def test_what_the_run_sets_for_a_stage_changes_by_that_stage_s_name_alone(run_folder: Path) -> None:
+    before = run_stages(run_folder, {})[2]
+    others = run_stages(run_folder, {"steps": 2})
+    assert others[2].settings["steps"] == before.settings["steps"] != 2
+    assert any(stage.settings.get("steps") == 2 for stage in others)
+    assert run_stages(run_folder, {f"{before.name}.steps": 2})[2].settings["steps"] == 2
 
 
 def test_a_setting_that_no_stage_has_is_refused(run_folder: Path) -> None:

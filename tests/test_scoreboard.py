@@ -12,6 +12,7 @@ import torch
 from kdasr import stages
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import save_model
+from kdasr.results import hypotheses_file
 from kdasr.scoreboard import Scoreboard
 from kdasr.shards import list_shards
 from kdasr.students.conformer import ChunkConformer
@@ -167,6 +168,32 @@ def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) 
         board.compare_spikes("teacher", "foreign")
     with pytest.raises(ConfigError, match="spikes of 'chunks'.*whole utterances: teacher, student, foreign"):
         board.compare_spikes("teacher", "chunks")
+
+
+def test_all_rows_are_looked_at_before_the_first_is_measured(tmp_path: Path) -> None:
+    results, test = tmp_path / "results.json", [str(shards(tmp_path / "test", 2))]
+    torch.manual_seed(1)
+    student = ChunkConformer(
+        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
+    )
+    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    good = {"path": str(tmp_path / "student")}
+    stages.evaluate(test=test, models={"a": good}, results=str(results))
+    before = results.read_text()
+    for bad, message in (
+        ({"pth": "x"}, "models.b: .*no such setting"),
+        ({"path": "nowhere"}, "models.b.path"),
+    ):
+        with pytest.raises((ConfigError, ModelError), match=message):
+            stages.evaluate(test=test, models={"a": good, "b": bad}, results=str(results), decoder="beam")
+    assert results.read_text() == before and not (tmp_path / "results.before.json").exists()
+
+
+def test_what_rows_of_several_test_sets_heard_is_kept_apart(tmp_path: Path) -> None:
+    rows = [
+        {"test": test, "model": model, "seed": 1} for test in ("x", "x-a", None) for model in ("a-b", "b")
+    ]
+    assert len({hypotheses_file(tmp_path / "results.json", row) for row in rows}) == 6
 
 
 def test_nothing_to_measure_is_said(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.support.dropped import Dropped
+from data_prep.support.files import files_below
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import PREPARED, PREPARING, sha256_of
@@ -66,7 +67,8 @@ def _prepare_split(
     if kept:
         say(f"{folder}: {len(done)} utterances in {len(kept)} complete shards are kept")
     dropped = Dropped()
-    following = _clips_counted(_following(utterances(dropped=dropped, done=done), done), dropped)
+    clipped = Counter[str]()
+    following = _clips_counted(_following(utterances(dropped=dropped, done=done), done), clipped)
     paths = write_shards(
         following if kept else _some(following, folder, dropped),
         folder,
@@ -78,7 +80,7 @@ def _prepare_split(
     _commit(folder / DROPPED, dropped.as_json())
     _commit(folder / PREPARED, _summary(source, shards, dropped))
     (folder / PREPARING).unlink()
-    _tell(folder, shards, dropped)
+    _tell(folder, shards, dropped, clipped)
     return paths
 
 
@@ -106,21 +108,15 @@ def fingerprint_of(files: Path | Files | None, *, without: Path) -> dict[str, An
     if isinstance(files, Files):
         for path in files.read:
             digest.update(f"{path.name}\0{sha256_of(path)}\n".encode(errors="surrogateescape"))
-    for name, path in files.sized.items() if isinstance(files, Files) else _below(files, without):
+    for name, path in files.sized.items() if isinstance(files, Files) else _named(files, without):
         size = _size_of(path)
         digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
         count, num_bytes = count + 1, num_bytes + max(size, 0)
     return {"count": count, "bytes": num_bytes, "sha256": digest.hexdigest()}
 
 
-def _below(corpus: Path, without: Path) -> Iterator[tuple[str, Path]]:
-    for parent, folders, files in os.walk(corpus):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and not _same(Path(parent, name), without)
-        )
-        for name in sorted(files):
-            path = Path(parent, name)
-            yield str(path.relative_to(corpus)), path
+def _named(corpus: Path, without: Path) -> Iterator[tuple[str, Path]]:
+    return ((str(path.relative_to(corpus)), path) for path in files_below(corpus, without=without))
 
 
 def _size_of(path: Path) -> int:
@@ -130,20 +126,17 @@ def _size_of(path: Path) -> int:
         return -1
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
-
-
 def _following(utterances: Iterator[Utterance], done: Mapping[str, int]) -> Iterator[Utterance]:
     """Those that are not written yet: the end of a file may be in another shard than its beginning."""
     return (utterance for utterance in utterances if utterance.key not in done)
 
 
-def _clips_counted(utterances: Iterator[Utterance], dropped: Dropped) -> Iterator[Utterance]:
-    """As they are, counting those louder than 16 bits hold; mp3 of full scale decodes to such samples."""
+def _clips_counted(utterances: Iterator[Utterance], clipped: Counter[str]) -> Iterator[Utterance]:
+    """As they are, counting those louder than 16 bits hold; mp3 of full scale decodes to such samples. It is
+    said and not recorded, for of shards that are kept nobody knows any more."""
     for utterance in utterances:
         if utterance.samples.size and np.abs(utterance.samples).max() > 1:
-            dropped.notes["clipped at full scale"] += 1
+            clipped["clipped at full scale"] += 1
         yield utterance
 
 
@@ -211,13 +204,13 @@ def _summary(source: dict[str, Any], shards: list[Shard], dropped: Dropped) -> d
     }
 
 
-def _tell(folder: Path, shards: list[Shard], dropped: Dropped) -> None:
+def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[str]) -> None:
     """One line on stderr for each split."""
     count, hours = sum(shard.count for shard in shards), sum(shard.seconds for shard in shards) / 3600
     parts = [f"{folder}: {count} utterances, {hours:.2f} h, {len(shards)} shards"]
     if dropped.items:
         parts.append(f"{len(dropped.items)} left out (see {DROPPED})")
-    parts += [f"{number} {note}" for note, number in sorted(dropped.notes.items())]
+    parts += [f"{number} {note}" for note, number in sorted((dropped.notes + clipped).items())]
     say("; ".join(parts))
 
 

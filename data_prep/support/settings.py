@@ -103,7 +103,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         if typing.get_origin(hint) is tuple:
             return _convert_tuple(value, typing.get_args(hint))
         return _convert_scalar(value, hint)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
             "the value cannot be used", where=f"--{name}", expected=_describe(hint), got=repr(value)
         ) from error

@@ -39,7 +39,7 @@ class Confidence(NamedTuple):
 def confidence(labels: SoftLabels) -> Confidence:
     """How sure the teacher is; of labels without frames, not at all."""
     if labels.num_frames == 0:
-        return Confidence(0.0, 0.0, 0.0, 0)
+        return Confidence(0.0, 0.0, np.inf, 0)
     starts = np.cumsum(labels.kept_counts) - labels.kept_counts
     best_t = np.maximum.reduceat(labels.log_probs, starts).astype(np.float64)
     # Blank is the first class of every frame.
@@ -110,6 +110,15 @@ class DurationLimits(_FilterBase):
     min_seconds: float = 0.0
     max_seconds: float = float("1e9")
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_seconds <= self.max_seconds < np.inf:
+            raise ConfigError(
+                "no such limits",
+                where="DurationLimits",
+                expected="0 <= min_seconds <= max_seconds, and finite",
+                got=f"{self.min_seconds}, {self.max_seconds}",
+            )
+
     def before(self, seconds: float, language: str | None = None) -> str | None:
         if self.min_seconds <= seconds <= self.max_seconds:
             return None
@@ -160,6 +169,8 @@ class MinConfidence(_FilterBase):
 
     def __post_init__(self) -> None:
         check_measure(self.measure)
+        if not np.isfinite(self.threshold):
+            raise ConfigError("no threshold", where="threshold", expected="a number", got=self.threshold)
 
     def after(self, labels: SoftLabels) -> str | None:
         found = float(getattr(confidence(labels), self.measure))

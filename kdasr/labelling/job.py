@@ -104,6 +104,7 @@ def label(
     shards = list_audio(audio)[shard_index::num_shards]
     loaded = source.load(device if engine == "inline" else "cpu")
     _check_codec(loaded, settings)
+    settings.check_windows(loaded.model.subsampling)
     plan = find_work(shards, out, make_header(loaded, settings, "", ""), verify=verify, overwrite=overwrite)
     if loaded.units is not None:
         # Beside the labels, so that a student can be trained on these units or map them to its own.

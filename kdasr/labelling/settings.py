@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -71,10 +72,12 @@ class Settings:
         for name in ("decoders", "threads"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ConfigError("no thread", where=name, expected="1 or more", got=count)
-        if not 0 < self.overlap_seconds < self.window_seconds or self.batch_seconds <= 0:
+        sizes = (self.overlap_seconds, self.window_seconds, self.batch_seconds)
+        fit = 0 < self.overlap_seconds < self.window_seconds and self.batch_seconds > 0
+        if not fit or not all(map(math.isfinite, sizes)):
             raise ConfigError(
                 "window, overlap and batch do not fit each other",
-                expected="0 < overlap_seconds < window_seconds, batch_seconds > 0",
+                expected="0 < overlap_seconds < window_seconds, batch_seconds > 0, all finite",
                 got=f"{self.overlap_seconds}, {self.window_seconds}, {self.batch_seconds}",
             )
 
@@ -83,6 +86,16 @@ class Settings:
         if self.decoders is not None:
             return self.decoders
         return 1 if device.type == "cpu" else max(1, min(8, usable_cores() // workers))
+
+    def check_windows(self, subsampling: int) -> None:
+        """Raise ConfigError where a teacher of this subsampling gets no further from window to window."""
+        if self.window_frames(subsampling) <= self.overlap_frames(subsampling):
+            raise ConfigError(
+                "windows and their overlap are equally many frames of this teacher",
+                where="window_seconds, overlap_seconds",
+                expected=f"{2 * subsampling * FRAME_SHIFT_MS / 1000:g} s of difference, at least",
+                got=f"{self.window_seconds:g}, {self.overlap_seconds:g}",
+            )
 
     def window_frames(self, subsampling: int) -> int:
         return _whole_frames(self.window_seconds, subsampling)

@@ -361,13 +361,11 @@ class _ShardRun:
         for segment, log_probs_tv in zip(segments, log_probs, strict=True):
             if self._settings.words is not None:
                 log_probs_tv = self._settings.words(log_probs_tv)
-            wanted = segment.keep_last - segment.keep_first
-            slack = self._teacher.slack_frames if self._ends(segment) else 0
-            kept_tv = self._kept(segment, log_probs_tv, slack)
-            if abs(len(kept_tv) - wanted) > slack and self._teacher.level == "frame":
-                self._fail(segment, f"the teacher gave {len(kept_tv)} frames instead of {wanted}")
+            if self._teacher.level == "frame" and (problem := self._miscounted(segment, len(log_probs_tv))):
+                self._fail(segment, problem)
                 continue
-            kept.append(kept_tv)
+            slack = self._teacher.slack_frames if self._ends(segment) else 0
+            kept.append(self._kept(segment, log_probs_tv, slack))
             owners.append(segment)
             keys.append(self._seed_name(segment))
         for segment, piece in zip(owners, self._settings.codec.encode_many(kept, keys), strict=True):
@@ -376,6 +374,13 @@ class _ShardRun:
             else:
                 self._pieces.setdefault(segment.number, {})[segment.first] = piece
         self.encode_s += time.perf_counter() - started
+
+    def _miscounted(self, segment: Segment, frames: int) -> str | None:
+        """What is wrong with the number of frames that the teacher gave for a segment, or None."""
+        wanted = -(-segment.frames // self._teacher.model.subsampling)
+        if abs(frames - wanted) <= self._teacher.slack_frames:
+            return None
+        return f"the teacher gave {frames} frames instead of {wanted}"
 
     def _kept(self, segment: Segment, log_probs_tv: Tensor, slack: int) -> Tensor:
         """The frames of a segment that its utterance takes, and up to `slack` more."""

@@ -13,6 +13,7 @@ from kdasr.interfaces import Batch, ModelOutput, TrainableModel
 from kdasr.losses import check_frames, ctc
 from kdasr.methods.pairing import frame_mean
 from kdasr.recording import Recorded
+from kdasr.targets import check_posteriors, heard_by
 
 
 class Peer(nn.Module):
@@ -73,9 +74,10 @@ def mutual_learning(
         In nats, for each frame.
 
     Raises:
-        ConfigError: there is no such teacher.
+        ConfigError: there is no such teacher, or its classes are not the student's.
     """
-    peer = batch.teachers[teacher]
+    peer = heard_by(batch, teacher)
+    check_posteriors(peer, teacher)
     check_frames(output.lengths_b, peer.lengths_b, batch.keys)
     loss = _divergence(peer.log_probs_btv.detach(), output) + _divergence(output.log_probs_btv.detach(), peer)
     if batch.tokens_bu is not None:

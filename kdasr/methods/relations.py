@@ -41,7 +41,7 @@ def relational_angles(
     Arguments as of `relational_distances`.
 
     Returns:
-        The mean over all ordered triples, of which those that name an utterance twice are 0 in both.
+        The mean over all ordered triples, of which those that name an utterance twice are the same in both.
     """
     ours_bd, theirs_bd = _embeddings(output, batch, teacher, student_layer, teacher_layer)
     return functional.huber_loss(angles(ours_bd), angles(theirs_bd))

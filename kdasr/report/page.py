@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from kdasr.report.plots import (
     read_log,
 )
 from kdasr.report.table import COLUMNS, Line, improvement, left_out, lines_of, measured_how
-from kdasr.results import HYPOTHESES_FOLDER, RESULTS_FILE, read_results
+from kdasr.results import RESULTS_FILE, hypotheses_file, read_results
 from kdasr.spikes import SPIKES_FILE, read_histogram
 from kdasr.storage import commit_bytes
 
@@ -67,7 +67,7 @@ def write_report(work_dir: Path) -> Path:
         drawn["Spikes"] = plot_spikes(plots / "spikes.png", read_histogram(spikes)) and "spikes.png"
     sections = [_results(lines), *(f"<p>{html.escape(sentence)}</p>" for sentence in left_out(rows))]
     sections += [*(_picture(title, name) for title, name in drawn.items() if name)]
-    sections += _misheard(work_dir / HYPOTHESES_FOLDER)
+    sections += _misheard(work_dir / RESULTS_FILE, rows)
     title = html.escape(f"kdasr: {work_dir.name}")
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -93,15 +93,18 @@ def _picture(title: str, name: str) -> str:
     return f'<h2>{heading}</h2><img src="{PLOTS_FOLDER}/{name}" alt="{heading}">'
 
 
-def _misheard(folder: Path) -> Iterator[str]:
-    """For each model, the utterances with the most word errors."""
-    for path in sorted(folder.glob("*.jsonl")):
-        rows = _read_hypotheses(path)
-        wrong = sorted((row for row in rows if row["errors"]), key=lambda row: (-row["errors"], row["key"]))
-        yield f"<h2>Misheard by {html.escape(path.stem)}: {len(wrong)} of {len(rows)} utterances</h2>"
+def _misheard(results: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """For each model in the table, the utterances with the most word errors."""
+    for row in rows:
+        if not (path := hypotheses_file(results, row)).exists():
+            continue
+        heard = _read_hypotheses(path)
+        wrong = sorted((one for one in heard if one["errors"]), key=lambda one: (-one["errors"], one["key"]))
+        name = path.stem + (f" on {row['test']}" if row.get("test") else "")
+        yield f"<h2>Misheard by {html.escape(name)}: {len(wrong)} of {len(heard)} utterances</h2>"
         if wrong:
             shown = wrong[:_WORST_UTTERANCES]
-            cells = [(row["key"], row["reference"], row["hypothesis"], str(row["errors"])) for row in shown]
+            cells = [(one["key"], one["reference"], one["hypothesis"], str(one["errors"])) for one in shown]
             yield _table(("utterance", "said", "heard", "word errors"), cells, "text")
 
 

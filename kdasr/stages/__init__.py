@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdasr.arguments import check_keywords, fitting
+from kdasr.arguments import fitting
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
@@ -228,6 +228,13 @@ def refused_files(exported: Mapping[str, Any]) -> list[str]:
     return [f"{path} was not written: {reason}" for path, reason in exported.get("refused", {}).items()]
 
 
+def check_export(*, format: str = "onnx", **_: Any) -> None:
+    """Raise ConfigError for a format that there is not, before there is anything to export."""
+    from export.formats import format_class
+
+    format_class(format)
+
+
 def evaluate(
     *,
     test: Sequence[str] | Mapping[str, Sequence[str]],
@@ -249,32 +256,21 @@ def evaluate(
     rows, teacher and student, whose spikes to compare on the first test set, of which an utterance is
     also kept as an example.
     """
-    from kdasr.scoreboard import Scoreboard
+    from kdasr.scoreboard import Scoreboard, check_row
 
-    # Before hours of measuring, not after.
-    for setting, given in (("models", models), ("test", test)):
-        if not given:
-            raise ConfigError("there is nothing to measure", where=setting, expected="one or more", got=given)
-    if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
-        raise ConfigError(
-            "spikes of two rows are compared",
-            where="spikes",
-            expected=f"[teacher, student], two of {', '.join(models)}; null for none",
-            got=list(spikes),
-        )
-    sets: list[tuple[str | None, Sequence[str]]] = (
-        [(None, test)]
-        if not isinstance(test, Mapping)
-        else [(name, fitting(folders, Sequence[str], f"test.{name}")) for name, folders in test.items()]
-    )
+    check_evaluation(test=test, models=models, spikes=spikes, decoder=decoder, lexicon=lexicon)
+    for model, settings in models.items():
+        check_row(model, settings)
+    sets = {
+        name: [path for folder in folders for path in list_shards(Path(folder))]
+        for name, folders in _test_sets(test)
+    }
     summary = {}
-    for number, (name, folders) in enumerate(sets):
-        shards = [path for folder in folders for path in list_shards(Path(folder))]
+    for number, (name, shards) in enumerate(sets.items()):
         board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder, lexicon=lexicon, test=name)
         if kept := set_aside_others(Path(results), name, seed, board.measured):
             print(f"rows of {results} that were measured otherwise are now in {kept}", file=sys.stderr)
         for model, settings in models.items():
-            check_keywords(board.add, settings, f"models.{model}", positional=1)
             row = board.add(model, **settings)
             said = f"left out: {row[MISSING]}" if MISSING in row else f"WER {row['wer']:.2f} %"
             if passed_over := row.get("without_transcript"):
@@ -285,3 +281,42 @@ def evaluate(
                 _compare_spikes(board, Path(results), *spikes)
             board.write_example()
     return summary
+
+
+def check_evaluation(
+    *,
+    test: Sequence[str] | Mapping[str, Sequence[str]],
+    models: Mapping[str, Mapping[str, Any]],
+    spikes: Sequence[str] | None = None,
+    decoder: str = "greedy",
+    lexicon: Sequence[str] | None = None,
+    **_: Any,
+) -> None:
+    """What is known before anything is measured, or even made, about the arguments of `evaluate`.
+
+    Raises:
+        ConfigError: there is nothing to measure, or something that cannot be measured so.
+    """
+    from kdasr.evaluation import check_decoder
+    from kdasr.scoreboard import check_row
+
+    for setting, given in (("models", models), ("test", test)):
+        if not given:
+            raise ConfigError("there is nothing to measure", where=setting, expected="one or more", got=given)
+    if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
+        raise ConfigError(
+            "spikes of two rows are compared",
+            where="spikes",
+            expected=f"[teacher, student], two of {', '.join(models)}; null for none",
+            got=list(spikes),
+        )
+    check_decoder(decoder, lexicon)
+    _test_sets(test)
+    for model, settings in models.items():
+        check_row(model, settings, there=False)
+
+
+def _test_sets(test: Sequence[str] | Mapping[str, Sequence[str]]) -> list[tuple[str | None, Sequence[str]]]:
+    if not isinstance(test, Mapping):
+        return [(None, test)]
+    return [(name, fitting(folders, Sequence[str], f"test.{name}")) for name, folders in test.items()]

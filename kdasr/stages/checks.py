@@ -21,6 +21,7 @@ from kdasr.methods.pruning import Pruning
 from kdasr.models import read_card
 from kdasr.ranks import ranks
 from kdasr.symbols import shorten
+from kdasr.teachers.base import TeacherSource
 from kdasr.training import Optimisation
 
 # What a recipe has under `labelled_losses` or `unlabelled_losses`.
@@ -129,7 +130,7 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
     """Blocks of (stream, batches) as a recipe writes them: `[[unlabelled, 3], [labelled, 1]]`.
 
     Raises:
-        ConfigError: a block is something else.
+        ConfigError: a block is something else, or of a stream that there is not.
     """
     for block in schedule:
         if not isinstance(block, list | tuple) or len(block) != 2 or not isinstance(block[1], int):
@@ -139,7 +140,31 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
                 expected="[[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
                 got=block,
             )
+        stream, count = block
+        if stream not in ("labelled", "unlabelled") or count < 1:
+            raise ConfigError(
+                "no such block of the schedule",
+                where="schedule",
+                expected="labelled or unlabelled, and 1 batch or more",
+                got=list(block),
+            )
     return [(stream, count) for stream, count in schedule]
+
+
+def check_units(units: str | Mapping[str, Any] | TeacherSource) -> None:
+    """Raise ConfigError where a description of units is none; folders and teachers are looked at later."""
+    if not isinstance(units, Mapping) or units == {"kind": "characters"}:
+        return
+    if units.get("kind") == "sentencepiece" and set(units) == {"kind", "vocab_size"}:
+        fitting(units["vocab_size"], int, "units.vocab_size")
+        return
+    raise ConfigError(
+        "units that cannot be made",
+        where="units",
+        expected="{kind: characters}, {kind: sentencepiece, vocab_size: N}, a folder of a model or of "
+        "labels, or a teacher",
+        got=units,
+    )
 
 
 def _check_until(entry: Mapping[str, Any], losses: Losses, where: str) -> None:

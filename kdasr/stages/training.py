@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdasr.arguments import fitting
 from kdasr.channels import WorseChannel
 from kdasr.contract import StudentSide, UnitMap
 from kdasr.devices import usable_device
@@ -32,6 +31,7 @@ from kdasr.stages.checks import (
     check_losses,
     check_numbers,
     check_pruning,
+    check_units,
     read_schedule,
     tell_what_is_untaught,
 )
@@ -198,19 +198,10 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
         theirs = units.load("cpu").units
         assert theirs is not None, units
         return theirs
-    kind = units.get("kind")
-    if kind == "characters":
+    check_units(units)
+    if units["kind"] == "characters":
         return CharUnits()
-    if kind == "sentencepiece" and "vocab_size" in units:
-        vocab_size = fitting(units["vocab_size"], int, "units.vocab_size")
-        return train_sentencepiece(texts_of(labelled), vocab_size=vocab_size, seed=seed)
-    raise ConfigError(
-        "units of an unknown kind",
-        where="units",
-        expected="{kind: characters}, {kind: sentencepiece, vocab_size: N}, a folder of a model or of "
-        "labels, or a teacher",
-        got=units,
-    )
+    return train_sentencepiece(texts_of(labelled), vocab_size=units["vocab_size"], seed=seed)
 
 
 def _dev_stream(folders: Sequence[str], batch_seconds: float, seed: int, units: Units) -> Stream:

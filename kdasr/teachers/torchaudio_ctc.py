@@ -63,9 +63,10 @@ class TorchaudioCTC:
                 expected="one of `bundle`, `architecture`",
             )
         if self.bundle is not None:
-            network, labels, normalise, path = _from_bundle(self.bundle, self.weights)
+            network, labels, normalise, path, built_by = _from_bundle(self.bundle, self.weights)
         else:
-            network, labels, normalise, path = _from_architecture(Path(str(self.architecture)), self.weights)
+            architecture = Path(str(self.architecture))
+            network, labels, normalise, path, built_by = _from_architecture(architecture, self.weights)
         # Group norm over time, and WavLM's attention, hear the padding.
         pads = not any(isinstance(part, nn.GroupNorm) for part in network.feature_extractor.modules())
         pads = pads and not any(type(part).__name__ == "WavLMSelfAttention" for part in network.modules())
@@ -74,7 +75,7 @@ class TorchaudioCTC:
             kind="torchaudio CTC",
             source=self.bundle or "",
             symbols=labels,
-            weights_hash=hash_files([path], normalise),
+            weights_hash=hash_files([path], normalise, *built_by),
             device=device,
             pads=pads,
         )
@@ -99,7 +100,8 @@ class _Model(Pretrained):
         return logits_btv.float().log_softmax(-1), frames_b
 
 
-_Parts = tuple[Any, Sequence[str], bool, Path]
+# Network, labels, whether samples are normalised, weights, and what else than those decides the posteriors.
+_Parts = tuple[Any, Sequence[str], bool, Path, tuple[str, ...]]
 
 
 def _from_bundle(name: str, weights: str | Path | None) -> _Parts:
@@ -127,7 +129,7 @@ def _from_bundle(name: str, weights: str | Path | None) -> _Parts:
         raise ModelError("the weights cannot be read", where=path, got=error) from error
     # Models that want normalised samples come wrapped.
     normalise = bool(getattr(network, "normalize_waveform", False))
-    return network.model if normalise else network, bundle.get_labels(), normalise, path
+    return network.model if normalise else network, bundle.get_labels(), normalise, path, ()
 
 
 def _from_architecture(file: Path, weights: str | Path | None) -> _Parts:
@@ -152,6 +154,7 @@ def _from_architecture(file: Path, weights: str | Path | None) -> _Parts:
         labels,
         bool(card.get("normalize_waveform", False)),
         path,
+        (kind, json.dumps(parameters, sort_keys=True)),
     )
 
 

@@ -68,7 +68,11 @@ class Whisper:
         return Teacher(
             model,
             f"Whisper {source}".strip(),
-            hash_files(weights, options_of(network.config, network.generation_config)),
+            hash_files(
+                weights,
+                options_of(network.config, network.generation_config),
+                processor.feature_extractor.to_dict(),
+            ),
             units.hash,
             WAVEFORM.hash,
             torch.device(device),

@@ -122,6 +122,13 @@ class Optimisation:
                 expected="more than 0, at most 1",
                 got=self.phase_decay,
             )
+        if self.max_gradient_norm == 0:
+            raise ConfigError(
+                "gradients of norm 0 teach nothing",
+                where="optimisation.max_gradient_norm",
+                expected="more than 0",
+                got=self.max_gradient_norm,
+            )
         self.phases = read_phases(self.phases)
 
     def check_shared_by(self, count: int, name: str) -> None:

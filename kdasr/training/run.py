@@ -207,7 +207,8 @@ class Training:
                 (self.checkpoints / _OLD_LOG_FILE).replace(self.checkpoints / LOG_FILE)
             _say(f"{self.name}: goes on with checkpoints of these settings from {own}")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        marker.write_text(fingerprint + "\n")
+        if found != fingerprint:
+            commit_bytes(marker, f"{fingerprint}\n".encode())
         WholeCheckpoints(self.checkpoints).remove_unfinished()
 
     def _aside(self, fingerprint: str) -> Path:

@@ -53,6 +53,18 @@ def test_all_kinds_of_audio_are_found_in_order(corpus: Path) -> None:
     assert (record["dropped"], record["notes"]) == (0, {"resampled from 48000 Hz": 1})
 
 
+def test_linked_folders_are_followed_once(corpus: Path) -> None:
+    write_tone(corpus / "a/1.wav", 0.5)
+    write_tone(corpus.parent / "disk2/2.wav", 0.6)
+    (corpus / "more").symlink_to(corpus.parent / "disk2")
+    (corpus / "again").symlink_to(corpus / "more")
+    (corpus.parent / "disk2/round").symlink_to(corpus)
+    assert sorted(len(one.samples) for one in prepared(corpus)) == [8_000, 9_600]
+    write_tone(corpus.parent / "disk2/3.wav", 0.7)
+    with pytest.raises(ConfigError, match="files"):  # the fingerprint of the corpus sees it
+        prepared(corpus)
+
+
 def test_names_that_look_alike_have_different_keys(corpus: Path) -> None:
     names = ["a/b.wav", "a_b.wav", "a b.wav", "a-b.wav", "a.b.wav", "a_b.flac", "ä_b.wav", "é_b.wav"]
     for name in names:

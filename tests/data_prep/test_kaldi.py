@@ -52,6 +52,18 @@ def test_every_folder_is_a_split(corpus: Path) -> None:
     ]
 
 
+def test_linked_folders_are_splits_by_their_own_names(corpus: Path) -> None:
+    for name in ("a", "b"):
+        write(
+            corpus.parent / f"exp/{name}/data", wav_scp=f"{name} {corpus}/audio/a.wav\n", text=f"{name} one\n"
+        )
+    (corpus / "train").symlink_to(corpus.parent / "exp/a/data")
+    (corpus / "dev").symlink_to(corpus.parent / "exp/b/data")
+    out = prepared(corpus)
+    assert sorted(path.name for path in out.iterdir()) == ["dev", "train"]
+    assert [one.key for one in read_folder(out / "train")] == ["a"]
+
+
 def test_the_corpus_may_be_a_data_folder(corpus: Path) -> None:
     write(corpus, wav_scp="u1 audio/a.wav\n", text="u1 one\n", utt2spk="u1 ann\n")
     (one,) = read_folder(prepared(corpus) / "data")

@@ -207,7 +207,6 @@ def test_audio_beyond_full_scale_is_clipped_and_counted(
     shards = prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
     assert "1 clipped at full scale" in capsys.readouterr().err
     (split,) = shards
-    assert record_of(tmp_path / "out" / split)["notes"] == {"clipped at full scale": 1}
     peaks = {one.key: float(np.abs(one.samples).max()) for one in read_folder(tmp_path / "out" / split)}
     assert sorted(peaks.values()) == pytest.approx([0.1, 1.0, 1.0], abs=1e-3)
 

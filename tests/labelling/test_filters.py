@@ -33,6 +33,24 @@ from tests.labelling.tiny import TinySource, make_audio
 LABELS = Full().encode(torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.9, 0.05, 0.05]]).log())
 
 
+def test_labels_without_frames_are_sure_of_nothing() -> None:
+    nothing = Full().encode(torch.zeros(0, 3))
+    assert score(nothing, "entropy") == -math.inf and score(nothing, "best_path") == 0
+    assert MinConfidence(0.5, "entropy").after(nothing) is not None
+
+
+def test_limits_that_no_header_could_say_are_refused() -> None:
+    for limits in ({"max_seconds": math.inf}, {"min_seconds": 3, "max_seconds": 2}, {"min_seconds": -1}):
+        with pytest.raises(ConfigError, match="DurationLimits: no such limits"):
+            DurationLimits(**limits)
+    with pytest.raises(ConfigError, match="threshold"):
+        MinConfidence(math.nan)
+    with pytest.raises(ConfigError, match="window, overlap and batch do not fit"):
+        Settings(batch_seconds=math.inf)
+    with pytest.raises(ConfigError, match=r"equally many frames of this teacher; expected 0\.08 s of"):
+        Settings(window_seconds=5.0, overlap_seconds=4.99).check_windows(4)
+
+
 def test_confidence_is_hand_computable() -> None:
     found = confidence(LABELS)
     assert found.best_path == pytest.approx((0.8 * 0.5 * 0.9) ** (1 / 3))
@@ -48,7 +66,7 @@ def test_the_tail_counts_as_one_class_and_silence_has_no_spikes() -> None:
     assert confidence(labels).entropy == pytest.approx(-(0.7 * math.log(0.7) + 0.3 * math.log(0.3)))
     assert confidence(labels)[1] == 0.0
     no_frames = Full().encode(torch.zeros(0, 3))
-    assert confidence(no_frames) == (0, 0, 0, 0)
+    assert confidence(no_frames) == (0, 0, math.inf, 0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,16 @@ def test_labels_are_the_teachers_posteriors_whatever_the_batch(
                 assert got == pytest.approx(wanted[0].numpy(), abs=1e-4)
     if norm == "group_norm":  # each was heard alone, so not a bit differs
         assert all(np.array_equal(small[key].log_probs, large[key].log_probs) for key in small)
+
+
+def test_the_hash_of_a_teacher_is_of_its_architecture_too(tmp_path: Path) -> None:
+    """The same weights fit other numbers of heads."""
+    architecture = torchaudio_model(tmp_path / "model")[0]
+    first = TorchaudioCTC(architecture=architecture).load("cpu")
+    card = json.loads(architecture.read_text())
+    card["parameters"]["encoder_num_heads"] = 1 if card["parameters"]["encoder_num_heads"] > 1 else 2
+    architecture.write_text(json.dumps(card))
+    assert TorchaudioCTC(architecture=architecture).load("cpu").weights_hash != first.weights_hash
 
 
 def test_windows_of_long_audio_fit_together(audio: Path, tmp_path: Path) -> None:

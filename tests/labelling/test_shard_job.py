@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from kdasr.errors import ConfigError, DamagedShardError, SoftLabelError
 from kdasr.features import log_mel
@@ -209,9 +210,16 @@ def test_a_teacher_with_the_wrong_number_of_frames_is_noticed(tmp_path: Path) ->
     teacher = TinySource().load("cpu")
     model: Any = teacher.model
     offline = model.offline
-    model.offline = lambda x, n: (offline(x, n)[0], offline(x, n)[1] - 1)
-    with pytest.raises(SoftLabelError, match=r"failed on all 2 utterances.*frames instead of"):
-        label_shard(teacher, audio, tmp_path / "labels", Settings())
+    for wrong in (-1, 50):
+
+        def miscounting(x: Tensor, n: Tensor, wrong: int = wrong) -> tuple[Tensor, Tensor]:
+            log_probs, frames = offline(x, n)
+            more = log_probs[:, :1].expand(-1, max(0, wrong), -1)
+            return torch.cat([log_probs, more], 1), frames + wrong
+
+        model.offline = miscounting
+        with pytest.raises(SoftLabelError, match=r"failed on all 2 utterances.*frames instead of"):
+            label_shard(teacher, audio, tmp_path / "labels", Settings())
 
 
 def test_half_precision_labels_are_close_and_marked(tmp_path: Path) -> None:

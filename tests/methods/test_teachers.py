@@ -101,6 +101,15 @@ def test_the_average_follows_the_student() -> None:
         EmaTeacher(1.0)
 
 
+def test_mutual_learning_needs_a_peer_of_the_same_units() -> None:
+    even = torch.full((1, 2, 3), 1 / 3).log()
+    batch = batch_with(1, peer=output_of(even[..., :0]))
+    with pytest.raises(ConfigError, match="no teacher 'pear' runs"):
+        mutual_learning(output_of(even), batch, teacher="pear")
+    with pytest.raises(ConfigError, match=r"of a teacher of other units"):
+        mutual_learning(output_of(even), batch, teacher="peer")
+
+
 def test_mutual_learning_by_hand() -> None:
     """One frame, two classes: (1/2, 1/2) and (1/4, 3/4)."""
     even, odd = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()

@@ -234,8 +234,8 @@ def test_a_run_in_progress_can_be_reported_on(tmp_path: Path) -> None:
     [
         ("checkpoints/a/train.jsonl", '{"step": 1}\nnonsense\n{"step": 3}\n'),
         ("checkpoints/a/train.jsonl", '{"loss": 1}\n'),
-        ("hypotheses/a-1.jsonl", '{"key": "u"}\n'),
-        ("hypotheses/a-1.jsonl", "nonsense\n"),
+        ("hypotheses/teacher-1.jsonl", '{"key": "u"}\n'),
+        ("hypotheses/teacher-1.jsonl", "nonsense\n"),
         ("spike_offsets.json", "{}"),
         ("results.json", "{}"),
     ],
