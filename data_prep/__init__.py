@@ -158,6 +158,9 @@ def _checked_corpus(module: ModuleType, name: str, corpus: Path | None) -> Path 
         return None
     if corpus is None:
         raise ConfigError(f"{name} needs the folder of the corpus", fix="Add --corpus DIR.")
+    if Path(corpus).is_file():
+        fix = f"Name its folder, {Path(corpus).parent}, and of several lists choose one with --split."
+        raise CorpusError("the corpus is a folder, and this is a file", where=corpus, fix=fix)
     if not Path(corpus).is_dir():
         fix = "Check --corpus: it is the folder that holds the corpus."
         raise CorpusError("the corpus folder is missing", where=corpus, expected="a folder", fix=fix)

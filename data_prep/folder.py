@@ -24,6 +24,21 @@ from kdasr.interfaces import Utterance
 NEEDS_CORPUS = True
 GENERATION = 1
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# Audio that is not read, so that whoever has it hears of it.
+_OTHER_AUDIO = (
+    ".3gp",
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".amr",
+    ".au",
+    ".caf",
+    ".m4a",
+    ".mp4",
+    ".sph",
+    ".webm",
+    ".wma",
+)
 TEXT = ".txt"
 LABELLED = "labelled"
 
@@ -92,6 +107,9 @@ def prepare(
 ) -> Iterator[Utterance]:
     """The files, sorted by folder and name; of one at a time, one segment is in memory."""
     limits = Limits(settings.min_seconds, settings.max_seconds)
+    if not settings.transcripts or split == LABELLED:
+        for path in _files(corpus, _OTHER_AUDIO):
+            dropped.add(str(path.relative_to(corpus)), "a format that is not read: convert it to wav or flac")
     if not settings.transcripts:
         return segments(_listed(settings, corpus), dropped, limits, done)
     listed = _transcribed(settings, corpus, dropped if split == LABELLED else Dropped())

@@ -107,6 +107,9 @@ def export_student(
         # Not imported here: some packages are talkative, and the format knows how to hush them.
         if find_spec(package) is None:
             raise MissingDependencyError(package, kind.extra)
+    if out_dir.is_file():
+        what = "an export is a folder, and this is a file"
+        raise ConfigError(what, where=out_dir, fix="Choose another --out.")
     _check_folder(out_dir)
     _check_units(student, units)
     student = silence_controls(student, units)

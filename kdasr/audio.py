@@ -311,11 +311,13 @@ def _decoding(where: str, num_bytes: int) -> Iterator[None]:
     try:
         yield
     except (soundfile.SoundFileError, RuntimeError) as error:
+        # Its message names the object that it read from, and that the path; `where` says what it was.
+        said = getattr(error, "error_string", None) or error
         raise AudioError(
             "the audio cannot be decoded",
             where=where,
             expected="a whole wav, flac, ogg, mp3 or opus file",
-            got=f"{num_bytes} bytes ({error})",
+            got=f"{num_bytes} bytes ({said})",
             fix="The file is damaged, cut short or of another type: replace it or remove it.",
         ) from error
 

@@ -151,7 +151,9 @@ def _settings(rest: Sequence[str]) -> dict[str, Any]:
             if not words:
                 raise ConfigError(f"the option --{key} needs a value")
             value = words.pop(0)
-        settings[key.replace("-", "_")] = parse_value(value)
+        if (name := key.replace("-", "_")) in settings:
+            raise ConfigError(f"the option --{key} is given twice", expected="once")
+        settings[name] = parse_value(value)
     return settings
 
 

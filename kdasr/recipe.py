@@ -110,7 +110,9 @@ def load_recipe(
         check_named(value, f"{path}: {name}")
     stage = built.pop("stage", None)
     if not isinstance(stage, str):
-        raise ConfigError("the recipe names no stage", where=path, expected="stage: prepare, train, label, …")
+        fix = f"It lists stages: use `kdasr run {path.parent}`." if "stages" in built else None
+        expected = "stage: prepare, train, label, …"
+        raise ConfigError("the recipe names no stage", where=path, expected=expected, fix=fix)
     return Recipe(stage, built, text, path)
 
 
@@ -147,6 +149,9 @@ def run_stages(
         ConfigError: no run.yaml, a stage without file, or a setting that no stage has.
     """
     run_file = Path(folder) / RUN_FILE
+    if Path(folder).is_file():
+        fix = f"Name its folder: kdasr run {Path(folder).parent}"
+        raise ConfigError("a run is a folder of recipes, and this is a file", where=folder, fix=fix)
     listed = _parse(run_file).get("stages")
     if not isinstance(listed, list) or not listed:
         raise ConfigError("the run lists no stages", where=run_file, expected="stages: [prepare.yaml, …]")
@@ -265,6 +270,9 @@ def _dumped(content: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        fix = f"`kdasr run {path}` runs all that its run.yaml lists."
+        raise ConfigError("a recipe is a file, and this is a folder", where=path, fix=fix)
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from export.card import refusal
+from export.card import read_export_card, refusal
 from export.measure import measure_chunks
 from export.transcribe import Recogniser, open_recogniser
 from kdasr.arguments import check_keywords, fitting
@@ -270,6 +270,20 @@ def check_row(name: str, settings: Mapping[str, Any], *, there: bool = True) -> 
         place = settings.get(key)
         if isinstance(place, str) and not Path(place).exists() and refusal(Path(place)) is None:
             raise ModelError("there is no such model", where=f"models.{name}.{key}", got=place)
+    path = settings.get("path") if there else None
+    if isinstance(path, str) and Path(path).is_file() and settings.get("trained") is None:
+        raise ConfigError(
+            "of an exported model nobody knows what it was trained as",
+            where=f"models.{name}",
+            expected=f"{{path: {path}, trained: FOLDER}} with the folder of the model that was exported",
+        )
+    if isinstance(path, str) and Path(path).is_dir() and read_export_card(Path(path)) is not None:
+        raise ConfigError(
+            "this is a folder of exported files",
+            where=f"models.{name}.path",
+            expected="one of the files in it, and as `trained` the folder of the model that was exported",
+            got=path,
+        )
 
 
 def _passed_over(result: Result) -> dict[str, int]:

@@ -69,6 +69,16 @@ def test_defaults_are_shown_as_the_command_line_takes_them(capsys: pytest.Captur
         (["train", "no.yaml"], "no.yaml: the recipe cannot be read"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--stepz", "3"], "unknown setting 'stepz'"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--steps"], "--steps needs a value"),
+        (["train", "{root}/recipes/mini/teacher.yaml", "--seed", "1", "--seed", "2"],
+         "--seed is given twice"),
+        (["train", "{root}/recipes/mini"], "this is a folder. `kdasr run {root}/recipes/mini` runs all"),
+        (["train", "{root}/recipes/mini/run.yaml"], "use `kdasr run {root}/recipes/mini`"),
+        (["run", "{root}/recipes/mini/run.yaml"], "file. Name its folder: kdasr run {root}/recipes/mini"),
+        (["prepare", "manifest", "--corpus", "{root}/README.md", "--out", "{tmp}/x"],
+         "Name its folder, {root}"),
+        (["prepare", "synth", "--out", "{root}/README.md"], "shards go into a folder, and this is a file"),
+        (["select", "--audio", "{tmp}", "--labels", "a", "--out", "{root}/README.md", "--hours", "1"],
+         "labels go into a folder, and this is a file"),
         (["train", "{root}/recipes/mini/label.yaml"], "recipe of another stage"),
         (["run", "{root}/recipes/mini", "--stepz", "3"], "no stage has the setting 'stepz'"),
         (["run", "{root}/recipes"], "run.yaml"),
@@ -98,7 +108,7 @@ def test_a_mistake_is_one_clear_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], message: str
 ) -> None:
     told = fails(capsys, *(word.format(root=ROOT, tmp=tmp_path) for word in argv))
-    assert told.startswith("kdasr: ") and message in told
+    assert told.startswith("kdasr: ") and message.format(root=ROOT, tmp=tmp_path) in told
 
 
 def test_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

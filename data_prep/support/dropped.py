@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -15,10 +16,12 @@ class Dropped:
     Attributes:
         items: file or key of what was left out, and why.
         notes: what was done to kept audio, such as "resampled from 44100 Hz", with counts.
+        places: for a reason, where it was first found; for people alone, since it depends on the machine.
     """
 
     items: list[tuple[str, str]] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    places: dict[str, str] = field(default_factory=dict)
 
     def add(self, what: str, reason: str) -> None:
         """`what` (a file relative to the corpus, or a key) is left out because of `reason`."""
@@ -32,12 +35,24 @@ class Dropped:
         facts = [error.what]
         facts += [f"expected {error.expected}"] if error.expected is not None else []
         facts += [f"got {error.got}"] if error.got is not None else []
-        self.add(what, "; ".join(facts) + more)
+        reason = "; ".join(facts) + more
+        self.places.setdefault(_kind(reason), str(error.where or what))
+        self.add(what, reason)
 
     def note_rate(self, source_rate_hz: int, expected_rate_hz: int) -> None:
         """Count a file whose sample rate was not the expected one and which was resampled."""
         if source_rate_hz != expected_rate_hz:
             self.notes[f"resampled from {source_rate_hz} Hz"] += 1
+
+    def reasons(self, most: int = 3) -> str:
+        """Why, the commonest first, with counts; reasons that differ in numbers alone count as one."""
+        counts = Counter(_kind(reason) for _, reason in self.items)
+        first = {_kind(reason): what for what, reason in reversed(self.items)}
+        said = [
+            f"{count} × {kind} (such as {self.places.get(kind, first[kind])})"
+            for kind, count in counts.most_common(most)
+        ]
+        return "; ".join(said) + ("; …" if len(counts) > most else "")
 
     def as_json(self) -> dict[str, object]:
         """For dropped.json."""
@@ -45,3 +60,8 @@ class Dropped:
             "count": len(self.items),
             "dropped": [{"file": what, "reason": reason} for what, reason in self.items],
         }
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers."""
+    return re.sub(r"\b\d+(\.\d+)?\b", "N", reason)

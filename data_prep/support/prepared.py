@@ -53,6 +53,8 @@ def prepare_split(
 def _prepare_split(
     utterances: Callable[..., Iterator[Utterance]], folder: Path, source: dict[str, Any], max_utterances: int
 ) -> list[Path]:
+    if any(place.is_file() for place in (folder, folder.parent)):
+        raise ConfigError("shards go into a folder, and this is a file", where=folder, fix="Check --out.")
     remove_leftovers(folder)
     finished = _finished(folder, source)
     if finished:
@@ -144,12 +146,13 @@ def _some(utterances: Iterator[Utterance], folder: Path, dropped: Dropped) -> It
     """All of them; it is an error if there are none."""
     first = next(utterances, None)
     if first is None:
-        reasons = "; ".join(f"{what}: {reason}" for what, reason in dropped.items[:3])
+        _commit(folder / DROPPED, dropped.as_json())
         raise CorpusError(
             "no utterance can be used",
             where=folder.name,
-            got=f"{len(dropped.items)} left out, such as {reasons}" if reasons else "an empty corpus",
-            fix="Check --corpus.",
+            got=f"{len(dropped.items)} left out: {dropped.reasons()}" if dropped.items else "an empty corpus",
+            fix="Check --corpus, and --audio_folder where a list names files. "
+            f"All that was left out is in {folder / DROPPED}.",
         )
     yield first
     yield from utterances
@@ -209,7 +212,7 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[
     count, hours = sum(shard.count for shard in shards), sum(shard.seconds for shard in shards) / 3600
     parts = [f"{folder}: {count} utterances, {hours:.2f} h, {len(shards)} shards"]
     if dropped.items:
-        parts.append(f"{len(dropped.items)} left out (see {DROPPED})")
+        parts.append(f"{len(dropped.items)} left out (see {DROPPED}): {dropped.reasons()}")
     parts += [f"{number} {note}" for note, number in sorted((dropped.notes + clipped).items())]
     say("; ".join(parts))
 

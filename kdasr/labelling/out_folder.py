@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError
 from kdasr.soft_labels import Header, label_file, read_manifest
-from kdasr.storage import Place, locate
+from kdasr.storage import Place, is_url, locate
 
 
 def refuse_audio(out: Place) -> None:
-    """Raise ConfigError if `out` holds audio shards: labels would replace the manifests of the audio."""
+    """Raise ConfigError if `out` is a file, or holds audio shards: labels would replace their manifests."""
+    if not is_url(out) and Path(str(out)).is_file():
+        what = "labels go into a folder, and this is a file"
+        raise ConfigError(what, where=str(out), fix="Give another `out`.")
     if any(name.endswith(".tar") for name in locate(out).names()):
         raise ConfigError(
             "labels cannot lie in a folder of audio shards", where=str(out), fix="Give another `out`."

@@ -39,7 +39,8 @@ def list_shards(folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ShardError("there is no such folder of audio shards", where=folder)
+        fix = "Check the name, or run `kdasr prepare` first."
+        raise ShardError("there is no such folder of audio shards", where=folder, fix=fix)
     names = [path.name for path in folder.iterdir()]
     return [folder / name for name in complete_tars(str(folder), names, (folder / PREPARED).read_bytes)]
 

@@ -303,6 +303,10 @@ def check_evaluation(
     for setting, given in (("models", models), ("test", test)):
         if not given:
             raise ConfigError("there is nothing to measure", where=setting, expected="one or more", got=given)
+    check_decoder(decoder, lexicon)
+    _test_sets(test)
+    for model, settings in models.items():
+        check_row(model, settings, there=False)
     if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
         raise ConfigError(
             "spikes of two rows are compared",
@@ -310,10 +314,6 @@ def check_evaluation(
             expected=f"[teacher, student], two of {', '.join(models)}; null for none",
             got=list(spikes),
         )
-    check_decoder(decoder, lexicon)
-    _test_sets(test)
-    for model, settings in models.items():
-        check_row(model, settings, there=False)
 
 
 def _test_sets(test: Sequence[str] | Mapping[str, Sequence[str]]) -> list[tuple[str | None, Sequence[str]]]:

@@ -181,6 +181,12 @@ class Training:
         facts = [f"on {device_text(self.device)}", self.optimisation.precision, f"{parameters:,} parameters"]
         facts += [] if ranks.alone else [f"{ranks.count} processes"]
         _say(f"{self.name}: {', '.join(facts)}")
+        how = self.optimisation
+        if not how.phases and how.warmup_steps >= how.steps:
+            _say(
+                f"{self.name}: the learning rate never reaches its peak: {how.warmup_steps} steps of warm-up "
+                f"in a training of {how.steps} (optimisation.warmup_steps)"
+            )
         if idle := self.optimisation.idle_share(ranks.count):
             _say(
                 f"{self.name}: {ranks.count} processes share the {self.optimisation.accumulate} batches of a "

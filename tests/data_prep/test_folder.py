@@ -53,6 +53,22 @@ def test_all_kinds_of_audio_are_found_in_order(corpus: Path) -> None:
     assert (record["dropped"], record["notes"]) == (0, {"resampled from 48000 Hz": 1})
 
 
+def test_audio_of_other_formats_is_named_and_the_commonest_reason_comes_first(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tone(corpus / "good.wav", 0.5)
+    for name in ("1.m4a", "2.M4A", "3.wma", "notes.txt"):
+        (corpus / name).write_bytes(b"x")
+    (corpus / "4.wav").write_bytes(b"no audio")
+    assert len(prepared(corpus)) == 1
+    dropped = dropped_in(corpus.parent / "out/unlabelled")
+    assert sorted(dropped) == ["1.m4a", "2.M4A", "3.wma", "4.wav"]
+    assert "convert it to wav or flac" in dropped["2.M4A"] and str(corpus) not in dropped["4.wav"]
+    told = capsys.readouterr().err
+    assert "4 left out (see dropped.json): 3 × a format that is not read" in told
+    assert "1 × the audio cannot be decoded" in told and f"such as {corpus}/4.wav" in told
+
+
 def test_linked_folders_are_followed_once(corpus: Path) -> None:
     write_tone(corpus / "a/1.wav", 0.5)
     write_tone(corpus.parent / "disk2/2.wav", 0.6)

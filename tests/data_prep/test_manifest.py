@@ -177,9 +177,12 @@ def test_a_folder_without_lists_is_refused(corpus: Path) -> None:
 
 def test_a_list_of_which_nothing_is_there_is_an_error(corpus: Path) -> None:
     write(corpus, "train.jsonl", {"audio_filepath": "/gone/1.wav", "text": "one"})
-    message = r"no utterance can be used; got 1 left out, such as train\.jsonl:1 /gone/1\.wav: the audio file"
+    message = (
+        r"no utterance can be used; got 1 left out: 1 × the audio file cannot be read; .*as /gone/1\.wav\)"
+    )
     with pytest.raises(CorpusError, match=message):
         prepared(corpus)
+    assert list(dropped_in(corpus.parent / "out/train")) == ["train.jsonl:1 /gone/1.wav"]
 
 
 def test_a_split_depends_on_the_bytes_of_its_list_and_on_the_audio_it_names(corpus: Path) -> None:
