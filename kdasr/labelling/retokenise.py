@@ -9,7 +9,6 @@ the student's units cannot spell keeps its place with the reason, as what failed
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from kdasr.labelling.filters import confidence
 from kdasr.labelling.out_folder import refuse_audio, refuse_other_labels
 from kdasr.manifest import Shard, read_manifest
 from kdasr.soft_labels import Failure, Header, LabelFolder, LabelShard, TopK, label_file, write_label_shard
-from kdasr.soft_labels.runs import frame_starts
+from kdasr.soft_labels.runs import best_classes
 from kdasr.storage import Place, locate
 from kdasr.symbols import BLANK_ID
 from kdasr.teachers.base import spell
@@ -101,11 +100,7 @@ def retokenise(
 
 def heard_text(labels: SoftLabels, units: Units) -> str:
     """What the best path over stored posteriors says."""
-    starts = frame_starts(labels).tolist()
-    best = [
-        int(labels.ids[first:last][labels.log_probs[first:last].argmax()])
-        for first, last in itertools.pairwise(starts)
-    ]
+    best = best_classes(labels).tolist()
     changed = [unit for unit, before in zip(best, [BLANK_ID, *best], strict=False) if unit != before]
     return units.decode([unit for unit in changed if unit != BLANK_ID])
 

@@ -12,6 +12,7 @@ from kdasr.alignment import ctc_occupancy
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.losses import without_times
+from kdasr.methods.pairing import taken
 from kdasr.targets import at_least_float32, best_units, spikes_of, targets_of
 
 Nearness = Literal["divergence", "mixture"]
@@ -93,8 +94,8 @@ class _Spikes(NamedTuple):
 def _spikes_of(labels: SoftLabelBatch, classes: int) -> _Spikes:
     spikes = spikes_of(labels)
     frame_bs = spikes.surest_bs
-    ids_bsk = _take(labels.ids_btk, frame_bs)
-    log_probs_bsk = _take(labels.log_probs_btk, frame_bs)
+    ids_bsk = taken(labels.ids_btk, frame_bs)
+    log_probs_bsk = taken(labels.log_probs_btk, frame_bs)
     empty_bsv = log_probs_bsk.new_zeros(*frame_bs.shape, classes)
     return _Spikes(
         empty_bsv.scatter_add(2, ids_bsk, log_probs_bsk.exp()),
@@ -103,10 +104,6 @@ def _spikes_of(labels: SoftLabelBatch, classes: int) -> _Spikes:
         best_units(labels).gather(1, frame_bs),
         spikes.counts_b,
     )
-
-
-def _take(x_btk: Tensor, frame_bs: Tensor) -> Tensor:
-    return x_btk.gather(1, frame_bs[:, :, None].expand(-1, -1, x_btk.shape[2]))
 
 
 def _scores(log_probs_btv: Tensor, spikes: _Spikes, nearness: Nearness) -> Tensor:

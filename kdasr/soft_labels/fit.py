@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdasr.interfaces import SoftLabels
-from kdasr.soft_labels.runs import BLANK_ID, frame_starts
+from kdasr.soft_labels.runs import BLANK_ID, best_classes, frame_starts
 
 Ints = NDArray[np.int64]
 
@@ -127,15 +127,10 @@ def pool_frames(labels: SoftLabels, student_frames: int, ratio: Fraction) -> Int
 
 def _best_and_blank(labels: SoftLabels) -> tuple[Ints, NDArray[np.float32]]:
     """Each frame's most probable class and its log-probability of blank."""
-    starts = frame_starts(labels)
-    best = np.array(
-        [labels.ids[a:b][labels.log_probs[a:b].argmax()] for a, b in itertools.pairwise(starts.tolist())],
-        np.int64,
-    )
     blank = np.full(labels.num_frames, -np.inf, np.float32)
     is_blank = labels.ids == BLANK_ID
     blank[np.repeat(np.arange(labels.num_frames), labels.kept_counts)[is_blank]] = labels.log_probs[is_blank]
-    return best, blank
+    return best_classes(labels), blank
 
 
 def _peak(onset: int, last: int, best: Ints, blank: NDArray[np.float32]) -> int:

@@ -91,6 +91,17 @@ def frame_starts(run: SoftLabels) -> Ints:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(run.kept_counts)])
 
 
+def best_classes(run: SoftLabels) -> Ints:
+    """(T,) the most probable class of every frame, the first of equals."""
+    if run.num_frames == 0:
+        return np.zeros(0, np.int64)
+    highest = np.maximum.reduceat(run.log_probs, frame_starts(run)[:-1])
+    entries = np.flatnonzero(run.log_probs == np.repeat(highest, run.kept_counts))
+    frames = np.repeat(np.arange(run.num_frames), run.kept_counts)[entries]
+    _, first = np.unique(frames, return_index=True)
+    return np.asarray(run.ids[entries[first]], np.int64)
+
+
 def split_run(run: SoftLabels, lengths: Sequence[int]) -> list[SoftLabels]:
     """The inverse of `concatenate`, given the frames of each utterance."""
     starts, edges = frame_starts(run), [0, *itertools.accumulate(lengths)]
