@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdasr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("kdasr: interrupted; run the same command again to go on", file=sys.stderr)
+        print("kdasr: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
 
 
@@ -224,7 +224,14 @@ def _recipe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
     result = run_recipe(arguments.recipe, settings, expected_stage=arguments.verb)
     for name, value in result.items() if ranks().first else ():
-        print(f"{name}\t{value}")
+        if value is not None:
+            print(f"{name}\t{_said(value)}")
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(one)}" for name, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:

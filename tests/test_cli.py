@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from data_prep import corpora, folder, settings_of
 from data_prep.support.settings import parse_settings
-from kdasr.cli import build_parser, main
+from kdasr.cli import _said, build_parser, main
+from kdasr.errors import MissingDependencyError
 from kdasr.models import save_model
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
@@ -109,6 +111,16 @@ def test_a_mistake_is_one_clear_line(
 ) -> None:
     told = fails(capsys, *(word.format(root=ROOT, tmp=tmp_path) for word in argv))
     assert told.startswith("kdasr: ") and message.format(root=ROOT, tmp=tmp_path) in told
+
+
+def test_what_a_verb_gives_back_is_written_for_people() -> None:
+    assert _said({"labelled": 1, "dev": 0.00013576354}) == "labelled 1, dev 0.0001358"
+    assert _said("text") == "text"
+
+
+def test_an_error_of_a_missing_package_survives_a_process_boundary() -> None:
+    error = copy.copy(MissingDependencyError("ray", "ray"))  # as pickle does
+    assert str(error) == str(MissingDependencyError("ray", "ray")) and "kdasr[ray]" in str(error)
 
 
 def test_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

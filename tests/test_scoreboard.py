@@ -13,7 +13,7 @@ from kdasr import stages
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import save_model
 from kdasr.results import hypotheses_file
-from kdasr.scoreboard import Scoreboard
+from kdasr.scoreboard import Scoreboard, check_row
 from kdasr.shards import list_shards
 from kdasr.students.conformer import ChunkConformer
 from kdasr.symbols import TableUnits
@@ -194,6 +194,22 @@ def test_what_rows_of_several_test_sets_heard_is_kept_apart(tmp_path: Path) -> N
         {"test": test, "model": model, "seed": 1} for test in ("x", "x-a", None) for model in ("a-b", "b")
     ]
     assert len({hypotheses_file(tmp_path / "results.json", row) for row in rows}) == 6
+
+
+def test_an_exported_model_needs_the_folder_it_was_trained_in(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    student = ChunkConformer(
+        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
+    )
+    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    stages.export(model=str(tmp_path / "student"), out=str(tmp_path / "onnx"), int8=False)
+    exported = str(tmp_path / "onnx/model.onnx")
+    with pytest.raises(ConfigError, match=r"models\.a: .*trained: FOLDER"):
+        check_row("a", {"path": exported})
+    with pytest.raises(ConfigError, match=r"models\.a\.path: this is a folder of exported files"):
+        check_row("a", {"path": str(tmp_path / "onnx"), "trained": str(tmp_path / "student")})
+    check_row("a", {"path": exported, "trained": str(tmp_path / "student")})
+    check_row("a", {"path": str(tmp_path / "onnx/model.int8.onnx"), "trained": str(tmp_path / "student")})
 
 
 def test_nothing_to_measure_is_said(tmp_path: Path) -> None:

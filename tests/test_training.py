@@ -27,6 +27,7 @@ from kdasr.text import CharUnits
 from kdasr.training import Optimisation, Training
 from kdasr.training.brain import CtcBrain
 from kdasr.training.order import OneEpoch
+from kdasr.training.run import FINGERPRINT_FILE
 from kdasr.training.step import Fading, Step, WeightedLosses
 from kdasr.training_log import LOG_FILE, TrainingLog
 from tests.speech import shards
@@ -473,6 +474,24 @@ def test_what_fades_is_part_of_what_a_training_is(data: Path, tmp_path: Path) ->
     kinds = [0.5, Fading(0.5, 0.3), Fading(0.5, 0.6)]
     runs = [training(data, tmp_path / "c", further={"more": (weight, ctc)}) for weight in kinds]
     assert len({run.fingerprint() for run in runs}) == 3
+
+
+def test_a_restart_does_not_write_the_mark_of_its_checkpoints_again(data: Path, tmp_path: Path) -> None:
+    """With a full disk that would take it from them."""
+    training(data, tmp_path / "c", steps=2).run(tmp_path / "model")
+    mark = tmp_path / "c" / FINGERPRINT_FILE
+    before = mark.stat()
+    training(data, tmp_path / "c", steps=2).run(tmp_path / "model")
+    assert (mark.stat().st_mtime_ns, mark.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_a_warm_up_longer_than_the_training_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training(data, tmp_path / "c", steps=2, warmup_steps=5).run(tmp_path / "model")
+    assert "never reaches its peak: 5 steps of warm-up in a training of 2" in capsys.readouterr().err
+    training(data, tmp_path / "d", steps=2, warmup_steps=1).run(tmp_path / "other")
+    assert "never reaches" not in capsys.readouterr().err
 
 
 def test_a_torn_row_of_the_log_is_forgotten(tmp_path: Path) -> None:

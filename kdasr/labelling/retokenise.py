@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdasr.errors import ConfigError, SoftLabelError, UnitsError
+from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import confidence
@@ -60,7 +60,7 @@ def retokenise(
     Raises:
         ConfigError: `out` is `labels` or holds audio.
         UnitsError: the teacher's units are not beside its labels.
-        SoftLabelError: labels are missing, damaged or of other audio, `out` holds others, or nothing is left.
+        SoftLabelError: labels are missing, damaged or of other audio, or `out` holds others.
     """
     if str(locate(labels)) == str(locate(out)):
         raise ConfigError("retokenised labels need a folder of their own", where=str(out))
@@ -88,13 +88,6 @@ def retokenise(
         labelled += len(items) - len(reasons)
         failed |= reasons
     units.save(out)
-    if not labelled:
-        raise SoftLabelError(
-            "nothing is left that the student could learn: no utterance has a label",
-            where=str(out),
-            got=f"{len(failed)} without, such as {'; '.join(map(': '.join, list(failed.items())[:2]))}",
-            fix="Look at what the teacher heard: it may hear no words in this audio.",
-        )
     return Retokenised(labelled, failed)
 
 

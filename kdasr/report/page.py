@@ -100,7 +100,7 @@ def _misheard(results: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
             continue
         heard = _read_hypotheses(path)
         wrong = sorted((one for one in heard if one["errors"]), key=lambda one: (-one["errors"], one["key"]))
-        name = path.stem + (f" on {row['test']}" if row.get("test") else "")
+        name = f"{row['model']}, seed {row['seed']}" + (f", on {row['test']}" if row.get("test") else "")
         yield f"<h2>Misheard by {html.escape(name)}: {len(wrong)} of {len(heard)} utterances</h2>"
         if wrong:
             shown = wrong[:_WORST_UTTERANCES]

@@ -152,11 +152,21 @@ def retokenise(*, audio: str, labels: str, out: str, units: Any, overwrite: bool
 
     `units` is a folder with units (of a model, or of labels), `{kind: characters}`, or a teacher. What was
     made of other labels is replaced only with `overwrite`.
+
+    Raises:
+        SoftLabelError: not a single utterance has a label.
     """
     units_made = make_units(units, [], 0)
     found = retokenise_labels(audio=audio, labels=labels, out=out, units=units_made, overwrite=overwrite)
     for key, reason in sorted(found.failed.items())[:_REASONS_SHOWN]:
         print(f"no labels for {key}: {reason}", file=sys.stderr)
+    if not found.utterances:
+        raise SoftLabelError(
+            "no utterance has a label in these units",
+            where=out,
+            got=f"{len(found.failed)} without",
+            fix="Look at what the teacher heard: it may hear no words in this audio.",
+        )
     return {"labelled": found.utterances, "without labels": len(found.failed)}
 
 

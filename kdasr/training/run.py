@@ -136,7 +136,7 @@ class Training:
                 save_model(out, self.model, self.units, extra={"training": facts, **(card or {})})
             ranks.wait()
             weights_sha256 = ranks.from_first(read_card(out)["weights_sha256"] if ranks.first else "")
-        return {**facts, "weights_sha256": weights_sha256}
+        return {**facts, "weights_sha256": weights_sha256, "model": str(out)}
 
     def fingerprint(self) -> str:
         """A hash of all that decides the course of training; checkpoints of another are not resumed."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import export.publish
+from export.card import refusal
 from export.load import exported_file, load_exported
 from export.parity import compare, probe_sound, run_chunks
 from export.publish import Measured, export_student
@@ -176,6 +177,14 @@ def test_the_gate_measures_both_files(tmp_path: Path) -> None:
     for facts in card["files"].values():
         assert facts["wer_data"] == {"words": 250, "folders": ("shards/dev", "shards/labelled")}
     assert card["refused"] == {}
+
+
+def test_int8_that_was_not_asked_for_is_no_riddle_to_an_evaluation(tmp_path: Path) -> None:
+    exported = export_student(conformer(), UNITS, tmp_path, int8=False)
+    assert refusal(tmp_path / "model.int8.onnx") == "the export was not asked for model.int8.onnx"
+    assert refusal(exported.float_path) is None
+    exported.float_path.unlink()
+    assert refusal(exported.float_path) is None  # written, and lost: an error
 
 
 def test_int8_that_misses_the_gate_is_left_out_and_no_earlier_one_survives(tmp_path: Path) -> None:
