@@ -137,7 +137,7 @@ def _run_by_all(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 
 def _settings(rest: Sequence[str]) -> dict[str, Any]:
-    """`--key value` and `--key=value` pairs; dashes in a key stand for underscores."""
+    """`--key value` and `--key=value` pairs, the last of one key; dashes in a key stand for underscores."""
     from kdasr.recipe import parse_value
 
     settings: dict[str, Any] = {}
@@ -151,9 +151,7 @@ def _settings(rest: Sequence[str]) -> dict[str, Any]:
             if not words:
                 raise ConfigError(f"the option --{key} needs a value")
             value = words.pop(0)
-        if (name := key.replace("-", "_")) in settings:
-            raise ConfigError(f"the option --{key} is given twice", expected="once")
-        settings[name] = parse_value(value)
+        settings[key.replace("-", "_")] = parse_value(value)
     return settings
 
 

@@ -71,8 +71,6 @@ def test_defaults_are_shown_as_the_command_line_takes_them(capsys: pytest.Captur
         (["train", "no.yaml"], "no.yaml: the recipe cannot be read"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--stepz", "3"], "unknown setting 'stepz'"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--steps"], "--steps needs a value"),
-        (["train", "{root}/recipes/mini/teacher.yaml", "--seed", "1", "--seed", "2"],
-         "--seed is given twice"),
         (["train", "{root}/recipes/mini"], "this is a folder. `kdasr run {root}/recipes/mini` runs all"),
         (["train", "{root}/recipes/mini/run.yaml"], "use `kdasr run {root}/recipes/mini`"),
         (["run", "{root}/recipes/mini/run.yaml"], "file. Name its folder: kdasr run {root}/recipes/mini"),

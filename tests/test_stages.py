@@ -481,7 +481,8 @@ def test_unlabelled_audio_is_perturbed_where_no_stored_labels_are_of_it(
 def test_the_card_tells_how_the_model_was_trained(data: Path, tmp_path: Path) -> None:
     facts = train(data, tmp_path / "model")
     card = json.loads((tmp_path / "model/model.json").read_text())
-    assert {**card["training"], "weights_sha256": card["weights_sha256"]} == facts
+    model = str(tmp_path / "model")
+    assert {**card["training"], "weights_sha256": card["weights_sha256"], "model": model} == facts
     assert facts["train_steps"] == 2 and facts["seed"] == 4 and facts["params"] > 1_000
 
 
