@@ -38,8 +38,13 @@ __all__ = ["corpora", "explained", "prepare", "settings_of"]
 
 # Settings that older releases had not, and the values that change nothing: not recorded then, so that shards
 # from before are still those of the same settings.
-_LATER = {"language": None, "transcripts": False, "held_out_share": 0.0, "unlabelled_transcripts": False}
-_LATER |= {"test_share": 1.0}
+_LATER = {
+    "language": None,
+    "transcripts": False,
+    "held_out_share": 0.0,
+    "unlabelled_transcripts": False,
+    "test_share": 1.0,
+}
 
 
 def corpora() -> dict[str, str]:

@@ -99,7 +99,7 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path 
     """All settings and the whole folder, transcripts to the byte."""
     if not settings.transcripts:
         return settings, corpus
-    return settings, files_of(tuple(_files(corpus, (TEXT,))), list(_listed(settings, corpus)))
+    return settings, files_of(tuple(_files(corpus, (TEXT,))), list(_listed(settings, corpus, Dropped())))
 
 
 def prepare(
@@ -107,19 +107,20 @@ def prepare(
 ) -> Iterator[Utterance]:
     """The files, sorted by folder and name; of one at a time, one segment is in memory."""
     limits = Limits(settings.min_seconds, settings.max_seconds)
-    if not settings.transcripts or split == LABELLED:
-        for path in _files(corpus, _OTHER_AUDIO):
-            dropped.add(str(path.relative_to(corpus)), "a format that is not read: convert it to wav or flac")
     if not settings.transcripts:
-        return segments(_listed(settings, corpus), dropped, limits, done)
+        return segments(_listed(settings, corpus, dropped), dropped, limits, done)
     listed = _transcribed(settings, corpus, dropped if split == LABELLED else Dropped())
     mine = of_part(listed, settings.held_out_share, split.removeprefix(LABELLED))
     return whole_utterances(mine, dropped, limits, labelled=True, written=lambda key: key in done)
 
 
-def _listed(settings: Settings, corpus: Path) -> Iterator[Listed]:
-    for path in _files(corpus, EXTENSIONS):
+def _listed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[Listed]:
+    """The files that are read; audio of other formats is dropped."""
+    for path in _files(corpus, (*EXTENSIONS, *_OTHER_AUDIO)):
         name = str(path.relative_to(corpus))
+        if not name.lower().endswith(EXTENSIONS):
+            dropped.add(name, "a format that is not read: convert it to wav or flac")
+            continue
         yield Listed(name, key_of(name), path, name, language=settings.language)
 
 
@@ -127,7 +128,7 @@ def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator
     """The files with what the NAME.txt beside each says."""
     unused = set(_files(corpus, (TEXT,)))
     texts = unused.copy()
-    for one in _listed(settings, corpus):
+    for one in _listed(settings, corpus, dropped):
         if (path := one.path.with_suffix(TEXT)) in texts:
             unused.discard(path)
             one = dataclasses.replace(one, text=path.read_bytes().decode("utf-8-sig", errors="replace"))

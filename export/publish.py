@@ -19,6 +19,7 @@ from kdasr.beside import begun_beside
 from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
 from kdasr.interfaces import StreamingModel
 from kdasr.models import WEIGHTS_FILE, file_sha256
+from kdasr.storage import refuse_file
 from kdasr.streaming import ChunkModel, TorchChunkModel, silence_controls
 from kdasr.symbols import FORMAT as UNITS_FORMAT
 from kdasr.text import UNITS_FILE, Units, write_tokens_txt
@@ -107,9 +108,7 @@ def export_student(
         # Not imported here: some packages are talkative, and the format knows how to hush them.
         if find_spec(package) is None:
             raise MissingDependencyError(package, kind.extra)
-    if out_dir.is_file():
-        what = "an export is a folder, and this is a file"
-        raise ConfigError(what, where=out_dir, fix="Choose another --out.")
+    refuse_file(out_dir, "an export is a folder")
     _check_folder(out_dir)
     _check_units(student, units)
     student = silence_controls(student, units)

@@ -26,6 +26,7 @@ from torch import nn
 
 from kdasr.errors import ConfigError, ModelError
 from kdasr.features import feature_hash
+from kdasr.storage import refuse_file
 from kdasr.text import SENTENCEPIECE_FILE, UNITS_FILE, Units, load_units
 
 FORMAT, VERSION = "kdasr-model", 1
@@ -49,10 +50,7 @@ def refuse_other_content(folder: Path) -> None:
     Raises:
         ConfigError: it is a file, or holds anything but a model.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(
-            "a model is a folder, and this is a file", where=folder, fix="Choose another --out."
-        )
+    refuse_file(folder, "a model is a folder")
     own = {WEIGHTS_FILE, CARD_FILE, UNITS_FILE, SENTENCEPIECE_FILE}
     others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if others:

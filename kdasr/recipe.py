@@ -172,8 +172,7 @@ def run_stages(
             places = [
                 _place(content, target, further) for content, target in zip(contents, targets, strict=True)
             ]
-            has_it = [number for number, place in enumerate(places) if place is not None]
-            if found := [number for number in has_it if not fixed[number]]:
+            if found := [n for n, place in enumerate(places) if place is not None and not fixed[n]]:
                 break
         for number in found:
             settings[number][targets[number]] = value

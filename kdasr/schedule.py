@@ -5,13 +5,24 @@ Which batch a step reads is a pure function of its number, so the state of a sch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, BatchSource
+
+
+def check_pattern(pattern: Sequence[tuple[str, int]], streams: Collection[str]) -> None:
+    """Raise ConfigError for a block of another stream than these, or of no batches."""
+    for name, count in pattern:
+        if name not in streams or count < 1:
+            raise ConfigError(
+                "the schedule cannot be followed",
+                where=f"schedule entry [{name}, {count}]",
+                expected=f"one of {', '.join(sorted(streams))} and a positive number of batches",
+            )
 
 
 class ScheduledBatches(Dataset[Batch]):
@@ -24,15 +35,9 @@ class ScheduledBatches(Dataset[Batch]):
     """
 
     def __init__(self, streams: Mapping[str, BatchSource], pattern: Sequence[tuple[str, int]]) -> None:
-        known = ", ".join(sorted(streams))
-        for name, count in pattern:
-            if name not in streams or count < 1:
-                raise ConfigError(
-                    "the schedule cannot be followed",
-                    where=f"schedule entry [{name}, {count}]",
-                    expected=f"one of {known} and a positive number of batches",
-                )
+        check_pattern(pattern, streams)
         if not pattern:
+            known = ", ".join(sorted(streams))
             raise ConfigError("the schedule is empty", expected=f"[[name, batches], …] of {known}")
         self.streams = streams
         self._pattern = [(name, count) for name, count in pattern]

@@ -258,19 +258,23 @@ class Scoreboard:
         return timed
 
 
-def check_row(name: str, settings: Mapping[str, Any], *, there: bool = True) -> None:
-    """See that `Scoreboard.add` takes the settings of a row and, if it should be `there`, that its model is.
+def check_row(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError where `Scoreboard.add` does not take the settings of a row."""
+    check_keywords(Scoreboard.add, settings, f"models.{name}", positional=2)
+
+
+def check_model_of_row(name: str, settings: Mapping[str, Any]) -> None:
+    """See that the model of a row is there, and can be measured by these settings.
 
     Raises:
-        ConfigError: an unknown setting, or one of another type.
+        ConfigError: it is an export, and something else is named than one of its files and its model.
         ModelError: there is no such model, and no export says that it refused it.
     """
-    check_keywords(Scoreboard.add, settings, f"models.{name}", positional=2)
-    for key in ("path", "trained") if there else ():
+    for key in ("path", "trained"):
         place = settings.get(key)
         if isinstance(place, str) and not Path(place).exists() and refusal(Path(place)) is None:
             raise ModelError("there is no such model", where=f"models.{name}.{key}", got=place)
-    path = settings.get("path") if there else None
+    path = settings.get("path")
     if isinstance(path, str) and Path(path).is_file() and settings.get("trained") is None:
         raise ConfigError(
             "of an exported model nobody knows what it was trained as",

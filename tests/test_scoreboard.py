@@ -13,7 +13,7 @@ from kdasr import stages
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import save_model
 from kdasr.results import hypotheses_file
-from kdasr.scoreboard import Scoreboard, check_row
+from kdasr.scoreboard import Scoreboard, check_model_of_row
 from kdasr.shards import list_shards
 from kdasr.students.conformer import ChunkConformer
 from kdasr.symbols import TableUnits
@@ -205,11 +205,13 @@ def test_an_exported_model_needs_the_folder_it_was_trained_in(tmp_path: Path) ->
     stages.export(model=str(tmp_path / "student"), out=str(tmp_path / "onnx"), int8=False)
     exported = str(tmp_path / "onnx/model.onnx")
     with pytest.raises(ConfigError, match=r"models\.a: .*trained: FOLDER"):
-        check_row("a", {"path": exported})
+        check_model_of_row("a", {"path": exported})
     with pytest.raises(ConfigError, match=r"models\.a\.path: this is a folder of exported files"):
-        check_row("a", {"path": str(tmp_path / "onnx"), "trained": str(tmp_path / "student")})
-    check_row("a", {"path": exported, "trained": str(tmp_path / "student")})
-    check_row("a", {"path": str(tmp_path / "onnx/model.int8.onnx"), "trained": str(tmp_path / "student")})
+        check_model_of_row("a", {"path": str(tmp_path / "onnx"), "trained": str(tmp_path / "student")})
+    check_model_of_row("a", {"path": exported, "trained": str(tmp_path / "student")})
+    check_model_of_row(
+        "a", {"path": str(tmp_path / "onnx/model.int8.onnx"), "trained": str(tmp_path / "student")}
+    )
 
 
 def test_nothing_to_measure_is_said(tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ def test_units_of_an_unknown_kind_are_refused(data: Path, tmp_path: Path) -> Non
     ("changed", "message"),
     [
         ({"schedule": ["labelled", 1]}, r"schedule: .*got labelled"),
-        ({"schedule": [["labeled", 1]]}, r"schedule: no such block.*labelled or unlabelled.*labeled"),
+        ({"schedule": [["labeled", 1]]}, r"schedule entry \[labeled, 1\].*one of labelled"),
         ({"units": {"kind": "characters", "size": 5}}, r"units: units that cannot be made"),
         ({"unlabelled": [], "labels": []}, "unlabelled: the schedule uses unlabelled audio"),
         ({"batch_seconds": 0.0}, "batch_seconds"),

@@ -9,14 +9,13 @@ from typing import Any
 
 from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError
 from kdasr.soft_labels import Header, label_file, read_manifest
-from kdasr.storage import Place, is_url, locate
+from kdasr.storage import Place, is_url, locate, refuse_file
 
 
 def refuse_audio(out: Place) -> None:
     """Raise ConfigError if `out` is a file, or holds audio shards: labels would replace their manifests."""
-    if not is_url(out) and Path(str(out)).is_file():
-        what = "labels go into a folder, and this is a file"
-        raise ConfigError(what, where=str(out), fix="Give another `out`.")
+    if not is_url(out):
+        refuse_file(Path(str(out)), "labels go into a folder")
     if any(name.endswith(".tar") for name in locate(out).names()):
         raise ConfigError(
             "labels cannot lie in a folder of audio shards", where=str(out), fix="Give another `out`."

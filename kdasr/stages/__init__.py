@@ -266,11 +266,11 @@ def evaluate(
     rows, teacher and student, whose spikes to compare on the first test set, of which an utterance is
     also kept as an example.
     """
-    from kdasr.scoreboard import Scoreboard, check_row
+    from kdasr.scoreboard import Scoreboard, check_model_of_row
 
     check_evaluation(test=test, models=models, spikes=spikes, decoder=decoder, lexicon=lexicon)
     for model, settings in models.items():
-        check_row(model, settings)
+        check_model_of_row(model, settings)
     sets = {
         name: [path for folder in folders for path in list_shards(Path(folder))]
         for name, folders in _test_sets(test)
@@ -316,7 +316,7 @@ def check_evaluation(
     check_decoder(decoder, lexicon)
     _test_sets(test)
     for model, settings in models.items():
-        check_row(model, settings, there=False)
+        check_row(model, settings)
     if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
         raise ConfigError(
             "spikes of two rows are compared",

@@ -20,6 +20,7 @@ from kdasr.methods.impressions import Impressions
 from kdasr.methods.pruning import Pruning
 from kdasr.models import read_card
 from kdasr.ranks import ranks
+from kdasr.schedule import check_pattern
 from kdasr.symbols import shorten
 from kdasr.teachers.base import TeacherSource
 from kdasr.training import Optimisation
@@ -140,15 +141,9 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
                 expected="[[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
                 got=block,
             )
-        stream, count = block
-        if stream not in ("labelled", "unlabelled") or count < 1:
-            raise ConfigError(
-                "no such block of the schedule",
-                where="schedule",
-                expected="labelled or unlabelled, and 1 batch or more",
-                got=list(block),
-            )
-    return [(stream, count) for stream, count in schedule]
+    blocks = [(stream, count) for stream, count in schedule]
+    check_pattern(blocks, ("labelled", "unlabelled"))
+    return blocks
 
 
 def check_units(units: str | Mapping[str, Any] | TeacherSource) -> None:

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdasr.storage.local import LocalLocation, commit_bytes, is_running, remove_leftovers, sync_path
+from kdasr.storage.local import (
+    LocalLocation,
+    commit_bytes,
+    is_running,
+    refuse_file,
+    remove_leftovers,
+    sync_path,
+)
 from kdasr.storage.places import Location, Place, StorageError
 from kdasr.storage.remote import RemoteLocation
 
@@ -22,6 +29,7 @@ __all__ = [
     "is_running",
     "is_url",
     "locate",
+    "refuse_file",
     "remove_leftovers",
     "sync_path",
 ]

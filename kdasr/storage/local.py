@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdasr.errors import ConfigError
 from kdasr.storage.places import compare
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
@@ -37,6 +38,12 @@ def commit_bytes(path: Path, data: bytes) -> None:
             attempt.unlink()
         raise
     sync_path(path.parent)
+
+
+def refuse_file(folder: Path, what: str) -> None:
+    """Raise ConfigError where a file is in the place of a folder; `what` says what belongs there."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{what}, and this is a file", where=folder, fix="Choose another --out.")
 
 
 def remove_leftovers(folder: Path) -> None:
