@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 from kdasr.errors import KdasrError
+from kdasr.reasons import Reasons
 
 
 @dataclass(slots=True)
@@ -16,7 +16,7 @@ class Dropped:
     Attributes:
         items: file or key of what was left out, and why.
         notes: what was done to kept audio, such as "resampled from 44100 Hz", with counts.
-        places: for a reason, where it was first found; for people alone, since it depends on the machine.
+        places: where some of the items lie; for people alone, since it depends on the machine.
     """
 
     items: list[tuple[str, str]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Dropped:
         facts += [f"expected {error.expected}"] if error.expected is not None else []
         facts += [f"got {error.got}"] if error.got is not None else []
         reason = "; ".join(facts) + more
-        self.places.setdefault(_kind(reason), str(error.where or what))
+        self.places[what] = str(error.where or what)
         self.add(what, reason)
 
     def note_rate(self, source_rate_hz: int, expected_rate_hz: int) -> None:
@@ -45,14 +45,13 @@ class Dropped:
             self.notes[f"resampled from {source_rate_hz} Hz"] += 1
 
     def reasons(self, most: int = 3) -> str:
-        """Why, the commonest first, with counts; reasons that differ in numbers alone count as one."""
-        counts = Counter(_kind(reason) for _, reason in self.items)
-        first = {_kind(reason): what for what, reason in reversed(self.items)}
+        """Why, the commonest first, with counts."""
+        kinds = Reasons(self.items).commonest()
         said = [
-            f"{count} × {kind} (such as {self.places.get(kind, first[kind])})"
-            for kind, count in counts.most_common(most)
+            f"{kind.times} × {kind.reason} (such as {self.places.get(kind.what, kind.what)})"
+            for kind in kinds[:most]
         ]
-        return "; ".join(said) + ("; …" if len(counts) > most else "")
+        return "; ".join(said) + ("; …" if len(kinds) > most else "")
 
     def as_json(self) -> dict[str, object]:
         """For dropped.json."""
@@ -60,8 +59,3 @@ class Dropped:
             "count": len(self.items),
             "dropped": [{"file": what, "reason": reason} for what, reason in self.items],
         }
-
-
-def _kind(reason: str) -> str:
-    """A reason without its numbers."""
-    return re.sub(r"\b\d+(\.\d+)?\b", "N", reason)

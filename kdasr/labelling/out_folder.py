@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError
-from kdasr.soft_labels import Header, label_file, read_manifest
-from kdasr.storage import Place, is_url, locate, refuse_file
+from kdasr.interfaces import SoftLabels
+from kdasr.manifest import Shard
+from kdasr.soft_labels import Failure, Header, label_file, read_manifest, write_label_shard
+from kdasr.storage import Location, Place, is_url, locate, refuse_file
 
 
 def refuse_audio(out: Place) -> None:
@@ -22,9 +25,26 @@ def refuse_audio(out: Place) -> None:
         )
 
 
-def refuse_other_labels(out: Place, audio_name: str, header: Header) -> None:
-    """Raise LabelMismatchError if `out` holds labels of this audio shard with another configuration."""
-    file = label_file(out, audio_name)
+def write_labels(
+    out: Place,
+    shard: Shard,
+    header: Header,
+    items: Iterable[tuple[str, SoftLabels | Failure]],
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the labels of an audio shard to `out`; their manifest.
+
+    Raises:
+        LabelMismatchError: `out` holds labels of this shard with another configuration, and not `overwrite`.
+    """
+    file = label_file(out, shard.path.name)
+    if not overwrite:
+        _refuse_other_labels(file, header)
+    return write_label_shard(file, header, items, extra={"seconds": round(shard.seconds, 3)})
+
+
+def _refuse_other_labels(file: Location, header: Header) -> None:
     try:
         manifest = read_manifest(file)
     except LabelMismatchError:

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kdasr.labelling.foreman import Outcome
+from kdasr.reasons import Kind, Reasons, lines_of
 
-#: Utterances without labels that are kept by name (the manifests have all), and that people are shown.
+#: Utterances without labels that are kept by name; the manifests have all.
 MOST_NAMED = 1000
-_MOST_SHOWN = 20
 #: Between two lines of progress where there is no terminal for a bar.
 _QUIET_S = 60.0
 
@@ -32,6 +32,7 @@ class Totals:
         log_problem: why the log has no more lines.
         failed: utterances without labels and why, the first `MOST_NAMED` of them.
         num_failed: all of them.
+        reasons: theirs, by kind.
         halved: batches that were halved because the memory did not hold them.
     """
 
@@ -51,6 +52,7 @@ class Totals:
     labelled: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     num_failed: int = 0
+    reasons: Reasons = field(default_factory=Reasons)
     halved: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
 
@@ -99,6 +101,8 @@ class Totals:
         self.labelled += manifest["labelled"]
         self.num_failed += len(manifest["failed"])
         self.failed.update(dict(manifest["failed"][: max(0, MOST_NAMED - len(self.failed))]))
+        for key, reason in manifest["failed"]:
+            self.reasons.add(Kind(1, key, reason))
         self.frames += manifest["frames"]
         self.bytes += manifest["bytes"]
 
@@ -111,6 +115,8 @@ class Totals:
         for manifest in previous:
             whole._add_manifest(manifest)
             whole.seconds += float(manifest.get("seconds", 0.0))
+        for kind in self.reasons.commonest():
+            whole.reasons.add(kind)
         return {
             "shards": self.shards,
             "shards_done_before": self.done_before,
@@ -120,6 +126,7 @@ class Totals:
             "labelled": self.labelled + whole.labelled,
             "failed": {**whole.failed, **self.failed},
             "num_failed": self.num_failed + whole.num_failed,
+            "reasons": whole.reasons.commonest(),
             "hours": (self.seconds + whole.seconds) / 3600,
             "frames": self.frames + whole.frames,
             "bytes": self.bytes + whole.bytes,
@@ -212,12 +219,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         )
     if summary.get("compared_with_plan"):
         lines.append(summary["compared_with_plan"])
-    named = list(summary["failed"].items())[:_MOST_SHOWN]
-    lines += [f"not labelled: {key}: {reason}" for key, reason in named]
-    if summary["num_failed"] > len(named):
-        lines.append(
-            f"not labelled: {summary['num_failed'] - len(named):,} more, each with its reason in its manifest"
-        )
+    lines += lines_of(summary["reasons"], "not labelled")
     lines += [f"shard failed: {audio}: {reason}" for audio, reason in summary["shards_failed"].items()]
     if summary.get("log_problem"):
         lines.append(f"the log is incomplete: {summary['log_problem']}")

@@ -18,9 +18,9 @@ from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import confidence
-from kdasr.labelling.out_folder import refuse_audio, refuse_other_labels
-from kdasr.manifest import Shard, read_manifest
-from kdasr.soft_labels import Failure, Header, LabelFolder, LabelShard, TopK, label_file, write_label_shard
+from kdasr.labelling.out_folder import refuse_audio, write_labels
+from kdasr.manifest import read_manifest
+from kdasr.soft_labels import Failure, Header, LabelFolder, LabelShard, TopK
 from kdasr.soft_labels.runs import best_classes
 from kdasr.storage import Place, locate
 from kdasr.symbols import BLANK_ID
@@ -79,11 +79,8 @@ def retokenise(
                 got=heard_in.hash,
                 fix="Label again.",
             )
-        header = _header(found.header, units)
-        if not overwrite:
-            refuse_other_labels(out, shard.path.name, header)
         items = list(_items(found, heard_in, units))
-        _write(out, shard, header, items)
+        write_labels(out, shard, _header(found.header, units), items, overwrite=overwrite)
         reasons = {key: item.reason for key, item in items if isinstance(item, Failure)}
         labelled += len(items) - len(reasons)
         failed |= reasons
@@ -128,8 +125,3 @@ def _header(header: Header, units: Units) -> Header:
         codec_params=_CODEC.params,
         settings={**header.settings, "teacher": teacher, "heard_in_units": header.units_hash},
     )
-
-
-def _write(out: Place, shard: Shard, header: Header, items: list[tuple[str, SoftLabels | Failure]]) -> None:
-    file = label_file(out, shard.path.name)
-    write_label_shard(file, header, items, extra={"seconds": round(shard.seconds, 3)})

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,9 @@ from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score
-from kdasr.labelling.out_folder import refuse_audio, refuse_other_labels
+from kdasr.labelling.out_folder import refuse_audio, write_labels
 from kdasr.manifest import Shard, read_manifest
-from kdasr.soft_labels import Failure, LabelFolder, LabelShard, label_file, write_label_shard
+from kdasr.soft_labels import Failure, LabelFolder, LabelShard
 from kdasr.storage import Place, locate
 from kdasr.text import load_units
 
@@ -144,7 +143,7 @@ def _write(
     threshold: float,
     measure: Measure,
     hours: float,
-) -> dict[str, Any]:
+) -> None:
     verdicts = iter(zip(chosen, scores, strict=True))
 
     def items() -> Iterator[tuple[str, SoftLabels | Failure]]:
@@ -157,7 +156,4 @@ def _write(
             yield key, labels.read(key) if keep else Failure(reason)
 
     settings = {**labels.header.settings, "selection": {"measure": measure, "hours": hours}}
-    header = replace(labels.header, settings=settings)
-    refuse_other_labels(out, shard.path.name, header)
-    file = label_file(out, shard.path.name)
-    return write_label_shard(file, header, items(), extra={"seconds": round(shard.seconds, 3)})
+    write_labels(out, shard, replace(labels.header, settings=settings), items())

@@ -22,11 +22,11 @@ from kdasr.errors import KdasrError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
-from kdasr.labelling.out_folder import refuse_other_labels
+from kdasr.labelling.out_folder import write_labels
 from kdasr.labelling.settings import Settings, ShardResult, make_header
 from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_languages, read_utterance
-from kdasr.soft_labels import Failure, concatenate, label_file, write_label_shard
+from kdasr.soft_labels import Failure, concatenate
 from kdasr.storage import Place
 
 #: Batches that may wait for the codec: it is much faster than any teacher, unless it is disturbed.
@@ -68,14 +68,7 @@ def label_shard(
     run = _ShardRun(teacher, shard, settings, dict(exclude or {}))
     items = run.label()
     header = make_header(teacher, settings, audio_path.name, shard.sha256)
-    if not overwrite:
-        refuse_other_labels(out_dir, audio_path.name, header)
-    manifest = write_label_shard(
-        label_file(out_dir, audio_path.name),
-        header,
-        items,
-        extra={"seconds": round(shard.seconds, 3)},
-    )
+    manifest = write_labels(out_dir, shard, header, items, overwrite=overwrite)
     wall_s = time.perf_counter() - started
     return ShardResult(
         audio_path.name,

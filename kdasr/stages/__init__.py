@@ -21,6 +21,7 @@ from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.labelling.engines import AUTO_DEVICE
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
+from kdasr.reasons import Reasons, lines_of
 from kdasr.results import MISSING, set_aside_others
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
@@ -38,9 +39,6 @@ __all__ = [
     "retokenise",
     "train",
 ]
-
-# The manifests have them all.
-_REASONS_SHOWN = 20
 
 
 def prepare(
@@ -135,7 +133,8 @@ def label(
             got="; ".join(f"{name}: {reason}" for name, reason in left.items()),
             fix="Run the same command again once the cause is gone: what is done is not done again.",
         )
-    return summary
+    # Who was left out is in the manifests, by name, and was said by kind above.
+    return {name: value for name, value in summary.items() if name not in ("failed", "reasons")}
 
 
 def _compare_spikes(board: Any, results: Path, teacher: str, student: str) -> None:
@@ -158,8 +157,8 @@ def retokenise(*, audio: str, labels: str, out: str, units: Any, overwrite: bool
     """
     units_made = make_units(units, [], 0)
     found = retokenise_labels(audio=audio, labels=labels, out=out, units=units_made, overwrite=overwrite)
-    for key, reason in sorted(found.failed.items())[:_REASONS_SHOWN]:
-        print(f"no labels for {key}: {reason}", file=sys.stderr)
+    for line in lines_of(Reasons(found.failed.items()).commonest(), "without labels"):
+        print(line, file=sys.stderr)
     if not found.utterances:
         raise SoftLabelError(
             "no utterance has a label in these units",

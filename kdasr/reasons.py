@@ -1,0 +1,53 @@
+"""Why things were left out, for people: those that differ in numbers alone are counted as one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+# Kinds that people are shown.
+_MOST_SHOWN = 20
+
+
+class Kind(NamedTuple):
+    """Reasons of one kind.
+
+    Attributes:
+        times: how often.
+        what, reason: the first that was left out so, and why.
+    """
+
+    times: int
+    what: str
+    reason: str
+
+
+class Reasons:
+    """Reasons counted by kind, in little memory however many there are."""
+
+    def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
+        self._kinds: dict[str, Kind] = {}
+        for what, reason in items:
+            self.add(Kind(1, what, reason))
+
+    def add(self, found: Kind) -> None:
+        """Count one, or several of a kind, in."""
+        name = re.sub(r"\b\d+(\.\d+)?\b", "N", found.reason)
+        before = self._kinds.get(name)
+        self._kinds[name] = found if before is None else before._replace(times=before.times + found.times)
+
+    def commonest(self) -> list[Kind]:
+        """All kinds, the commonest first."""
+        return sorted(self._kinds.values(), key=lambda kind: -kind.times)
+
+
+def lines_of(kinds: Sequence[Kind], what_happened: str) -> list[str]:
+    """A line for each kind: what is an example, and how many more there are."""
+    lines = [
+        f"{what_happened}: {one.what}{f' and {one.times - 1:,} more' if one.times > 1 else ''}: {one.reason}"
+        for one in kinds[:_MOST_SHOWN]
+    ]
+    if left := sum(one.times for one in kinds[_MOST_SHOWN:]):
+        lines.append(f"{what_happened}: {left:,} more, for other reasons; the manifests have each")
+    return lines

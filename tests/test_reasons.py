@@ -1,0 +1,36 @@
+"""Reasons are counted by kind, with one of each to look at."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdasr import reasons
+from kdasr.reasons import Kind, Reasons, lines_of
+
+
+def test_reasons_that_differ_in_numbers_are_counted_as_one() -> None:
+    found = Reasons(
+        [("a", "silent"), ("b", "too short: 0.2 s"), ("c", "too short: 0.31 s"), ("d", "utf8 is not utf16")]
+    )
+    found.add(Kind(5, "e", "silent"))
+    assert found.commonest() == [
+        Kind(6, "a", "silent"),
+        Kind(2, "b", "too short: 0.2 s"),
+        Kind(1, "d", "utf8 is not utf16"),
+    ]
+
+
+def test_people_see_the_commonest_and_how_many_there_are_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reasons, "_MOST_SHOWN", 2)
+    kinds = [
+        Kind(1200, "a", "silent"),
+        Kind(1, "b", "too short"),
+        Kind(1, "c", "other"),
+        Kind(1, "d", "none"),
+    ]
+    assert lines_of(kinds, "not labelled") == [
+        "not labelled: a and 1,199 more: silent",
+        "not labelled: b: too short",
+        "not labelled: 2 more, for other reasons; the manifests have each",
+    ]
+    assert lines_of([], "not labelled") == []
