@@ -21,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake gives one line on stderr and exit status 2. Status 1: a check found
     something wrong, or an export left a file out; stderr or stdout says what."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        arguments, rest = parser.parse_known_args([_with_dashes(word) for word in words])
         settings = _settings(rest)
         if settings and not arguments.takes_settings:
             raise ConfigError(
@@ -60,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, takes_settings=settings)
         return sub
 
+    def of_recipe(sub: argparse.ArgumentParser, help_text: str) -> None:
+        sub.add_argument("recipe", type=Path, help=help_text)
+        sub.add_argument(
+            "-h", "--help", action=_RecipeHelp, nargs=0, help="show this; after a recipe, its keys"
+        )
+
     run = verb("run", _run, "run every stage of a folder of recipes", settings=True)
     run.add_argument("folder", type=Path, help="e.g. recipes/mini")
     run.add_argument("--only", metavar="STAGE", help="run this stage alone, whatever is done of the others")
@@ -78,11 +85,16 @@ def build_parser() -> argparse.ArgumentParser:
         ("retokenise", "write what a teacher heard in a student's units"),
         ("evaluate", "measure the models of a recipe on its test shards"),
     ):
-        sub = verb(name, _recipe, text, settings=True)
-        sub.add_argument("recipe", type=Path, help="a recipe .yaml")
+        of_recipe(verb(name, _recipe, text, settings=True, add_help=False), "a recipe .yaml")
 
-    plan = verb("plan", _plan, "predict what a label job will cost, from a sample of it", settings=True)
-    plan.add_argument("recipe", type=Path, help="the recipe .yaml of the label job")
+    plan = verb(
+        "plan",
+        _plan,
+        "predict what a label job will cost, from a sample of it",
+        settings=True,
+        add_help=False,
+    )
+    of_recipe(plan, "the recipe .yaml of the label job")
     plan.add_argument("--sample-shards", type=int, default=3, help="shards to label for it (3)")
     plan.add_argument("--price-per-worker-hour", type=float, default=0.0, help="in any currency")
 
@@ -134,6 +146,12 @@ def _run_by_all(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
                 expected=", ".join(_FOR_ALL),
             )
         return int(arguments.run(arguments, settings) or 0)
+
+
+def _with_dashes(word: str) -> str:
+    """An option with dashes in the place of underscores: recipes write chunk_ms, and so do people."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def _settings(rest: Sequence[str]) -> dict[str, Any]:
@@ -193,6 +211,17 @@ class _CorpusHelp(argparse.Action):
         print(parser.format_help())
         if name in corpora():
             print(f"{name}: {explained(name)}")
+        parser.exit()
+
+
+class _RecipeHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        print(parser.format_help())
+        if namespace.recipe is not None:
+            from kdasr.pipeline import taken_keys
+            from kdasr.recipe import explained as explained_recipe
+
+            print(explained_recipe(namespace.recipe, taken_keys()))
         parser.exit()
 
 

@@ -15,6 +15,7 @@ those of the base, and dotted ones reach into them (`optimisation.steps: 600`).
 from __future__ import annotations
 
 import io
+import itertools
 import pydoc
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -77,6 +78,26 @@ def top_level_keys(path: Path) -> list[str]:
 
 # The keys that a stage of each kind takes, whether or not a recipe has them.
 Takes = Mapping[str, Collection[str]]
+
+
+def explained(path: Path, takes: Takes) -> str:
+    """For a command line: the recipe with its base's settings, and what else its stage takes.
+
+    Raises:
+        ConfigError: no such file, or bad YAML.
+    """
+    content = _parse(Path(path))
+    further = [key for key in takes.get(str(content.get("stage")), ()) if key not in content]
+    lines = [f"{path}, whose keys are --KEY and within a mapping --KEY.KEY:", ""]
+    # Its own header, not that of its base.
+    lines += itertools.takewhile(_is_comment, Path(path).read_text(encoding="utf-8").splitlines())
+    lines += itertools.dropwhile(_is_comment, _dumped(content).splitlines())
+    lines += ["", f"It takes also: {', '.join(further)}"] if further else []
+    return "\n".join(lines)
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")
 
 
 def load_recipe(

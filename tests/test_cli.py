@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import corpora, folder, settings_of
 from data_prep.support.settings import parse_settings
-from kdasr.cli import _said, build_parser, main
+from kdasr.cli import _said, _with_dashes, build_parser, main
 from kdasr.errors import MissingDependencyError
 from kdasr.models import save_model
 from kdasr.teachers.conformer import ConformerTeacher
@@ -65,9 +65,31 @@ def test_defaults_are_shown_as_the_command_line_takes_them(capsys: pytest.Captur
     assert parse_settings(folder.Settings, shown, "folder") == folder.Settings()
 
 
+def test_help_after_a_recipe_shows_its_keys_those_of_its_base_and_what_else_it_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = ROOT / "recipes" / "methods" / "temperature.yaml"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(recipe), "--help"])
+    assert stop.value.code == 0
+    _, _, text = capsys.readouterr().out.partition("--KEY.KEY:\n\n")
+    assert text.splitlines()[0] == recipe.read_text().splitlines()[0], "its own header"
+    for line in ("  steps: 600", "  width: 128", "name: temperature"):
+        assert f"\n{line}\n" in text, "of its base's base, and its own"
+    _, _, further = text.partition("It takes also: ")
+    assert "num_workers" in further and "seed" not in further.split(", ")
+
+
+def test_options_may_be_spelled_with_underscores_as_recipes_are() -> None:
+    parser, words = build_parser(), ["export", "--model", "a_b", "--max_wer_rise=0.1", "--chunk_ms", "640"]
+    found = parser.parse_args([_with_dashes(word) for word in words])
+    assert (found.model, found.max_wer_rise, found.chunk_ms) == ("a_b", 0.1, 640)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["train", "no.yaml", "--help"], "no.yaml: the recipe cannot be read"),
         (["train", "no.yaml"], "no.yaml: the recipe cannot be read"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--stepz", "3"], "unknown setting 'stepz'"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--steps"], "--steps needs a value"),

@@ -24,7 +24,7 @@ from kdasr.methods.teachers import EmaTeacher
 from kdasr.models import load_model
 from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
-from kdasr.training import Optimisation, Training
+from kdasr.training import Optimisation, Training, brain
 from kdasr.training.brain import CtcBrain
 from kdasr.training.order import OneEpoch
 from kdasr.training.run import FINGERPRINT_FILE
@@ -402,8 +402,23 @@ def test_a_training_says_what_it_is_and_where(
     made = training(data, tmp_path / "c", steps=1, accumulate=3)
     facts = made.run(tmp_path / "model")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == f"tiny: on cpu, fp32, {facts['params']:,} parameters"
+    assert lines[0] == f"tiny: on cpu, fp32, {facts['params']:,} parameters, with labelled audio alone"
     assert not any("idle" in line for line in lines)
+
+
+def test_without_a_terminal_a_line_tells_now_and_then_how_far_it_is(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = training(data, tmp_path / "c", steps=6, eval_every=3)
+    made.run(tmp_path / "quick")
+    assert "step 2/6" not in capsys.readouterr().err, "a look every few seconds says enough"
+    monkeypatch.setattr(brain, "QUIET_S", 0.0)
+    made = training(data, tmp_path / "d", steps=6, eval_every=3)
+    made.run(tmp_path / "slow")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tiny: step")]
+    mean = sum(row["labelled/ctc"] for row in losses(tmp_path / "d")[:2]) / 2
+    assert lines[1].startswith(f"tiny: step 2/6  train loss {mean:.3f}") and lines[1].endswith(" left")
+    assert [line.split()[2] for line in lines] == ["1/6", "2/6", "3/6", "3/6", "4/6", "5/6", "6/6", "6/6"]
 
 
 def test_the_share_that_idles_is_that_of_the_last_round() -> None:

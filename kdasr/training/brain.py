@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,8 @@ from speechbrain.utils.epoch_loop import EpochCounter  # noqa: E402
 
 logging.getLogger("speechbrain").setLevel(logging.WARNING)
 
+# Between two lines of progress where there is no terminal for a bar.
+QUIET_S = 60.0
 Outputs = tuple[ModelOutput, dict[str, Tensor]]
 
 
@@ -64,6 +68,7 @@ class CtcBrain(sb.Brain):
         self.names = [f"{stream}/{name}" for stream, terms in training.losses.items() for name in terms]
         self.unread: deque[StepNews] = deque()
         self.steps_not_taken = 0  # in a row, up to the last one
+        self.said_at = time.monotonic()
         super().__init__(
             modules={"step": step},
             opt_class=lambda parameters: make_optimiser(
@@ -261,6 +266,20 @@ class CtcBrain(sb.Brain):
             if self.ranks.first:
                 self.log.write(row)
             self.progress.update(self.task, completed=step)
+            self._say_now_and_then(step)
+
+    def _say_now_and_then(self, step: int) -> None:
+        """Where there is no terminal for a bar, and no look at the dev set has said anything for a while."""
+        if self.progress.console.is_terminal or time.monotonic() - self.said_at < QUIET_S:
+            return
+        left_s = self.progress.tasks[0].time_remaining
+        left = "" if left_s is None else f"  {timedelta(seconds=round(left_s))} left"
+        self._say(f"step {step}/{self.last_step}  train loss {self.avg_train_loss:.3f}{left}")
+
+    def _say(self, text: str) -> None:
+        if self.ranks.first:
+            self.progress.console.print(f"{self.training.name}: {text}")
+        self.said_at = time.monotonic()
 
     def _not_finite(self, news: StepNews, loss: float, terms: dict[str, float]) -> dict[str, Any]:
         """What the log says of a step that was not taken.
@@ -332,8 +351,8 @@ class CtcBrain(sb.Brain):
         step = min(self.counter.current * self.interval, self.last_step)
         wer, _ = error_rates(_joined(references), _joined(hypotheses))
         self.log.write({"step": step, "dev_loss": dev_loss, "dev_wer": wer, **watched})
-        self.progress.console.print(
-            f"{self.training.name}: step {step}/{self.last_step}  train loss {self.train_loss:.3f}  "
+        self._say(
+            f"step {step}/{self.last_step}  train loss {self.train_loss:.3f}  "
             f"dev loss {dev_loss:.3f}  dev WER {wer:.1f} %"
         )
         self.checkpointer.save_and_keep_only(

@@ -111,7 +111,7 @@ class Training:
             self._check(ranks)
             if ranks.first:
                 self._tell_what_begins(ranks)
-                self._set_aside_other_checkpoints()
+                self._set_aside_other_checkpoints(out)
                 self._tell_what_is_left_out()
             ranks.wait()
             step = self._first_step()
@@ -179,6 +179,8 @@ class Training:
         """Say what is trained on which device, and how long the processes of a step wait for one another."""
         parameters = count_parameters(cast(nn.Module, self.model))
         facts = [f"on {device_text(self.device)}", self.optimisation.precision, f"{parameters:,} parameters"]
+        used = sorted({stream for stream, _ in self.schedule})
+        facts += ["with labelled and unlabelled audio" if len(used) > 1 else f"with {used[0]} audio alone"]
         facts += [] if ranks.alone else [f"{ranks.count} processes"]
         _say(f"{self.name}: {', '.join(facts)}")
         how = self.optimisation
@@ -194,7 +196,7 @@ class Training:
                 "optimisation.accumulate"
             )
 
-    def _set_aside_other_checkpoints(self) -> None:
+    def _set_aside_other_checkpoints(self, out: Path) -> None:
         """Move checkpoints that belong to other settings or data out of the way, and those of these settings
         back from where they were moved."""
         marker, fingerprint = self.checkpoints / FINGERPRINT_FILE, self.fingerprint()
@@ -205,7 +207,8 @@ class Training:
             # Under another name, for the report would take it for another training's.
             with contextlib.suppress(FileNotFoundError):
                 (aside / LOG_FILE).replace(aside / _OLD_LOG_FILE)
-            _say(f"{self.name}: checkpoints of other settings are now in {aside}")
+            replaced = f"; this training will replace the model in {out}" if out.exists() else ""
+            _say(f"{self.name}: checkpoints of other settings are now in {aside}{replaced}")
         own = self._aside(fingerprint)
         if own.exists() and not self.checkpoints.exists():
             own.replace(self.checkpoints)

@@ -142,7 +142,9 @@ def test_labels_decide_which_checkpoints_are_gone_on_from(
 ) -> None:
     train_labelled(data, tmp_path / "model", labelled_losses={"ctc": CTC})
     train_labelled(data, tmp_path / "model", labelled_losses={"ctc": CTC}, labelled_soft_labels=[])
-    assert "checkpoints of other settings" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "checkpoints of other settings" in said
+    assert f"this training will replace the model in {tmp_path / 'model'}" in said
 
 
 @pytest.mark.parametrize(
