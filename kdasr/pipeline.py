@@ -308,10 +308,8 @@ def _run(one: _Todo, later: Sequence[_Todo], marks: bool = True) -> None:
 def _weights_made(one: _Todo) -> str | None:
     """The hash of the model that a stage made when it was last done; None where it made none or that is not
     known."""
-    try:
-        return str(json.loads(one.marker.read_text())["result"]["weights_sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    result = _record(one).get("result")
+    return result.get("weights_sha256") if isinstance(result, dict) else None
 
 
 def _call(recipe: Recipe) -> dict[str, Any]:
@@ -384,11 +382,20 @@ def _without_comments(text: str) -> str:
 
 def _is_done(one: _Todo) -> bool:
     """Whether the marker is of these inputs, and what the stage made is still there and its own."""
+    record = _record(one)
+    try:
+        return record["inputs"] == one.inputs and _is_there(one.recipe, record["result"])
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, ModelError):
+        return False
+
+
+def _record(one: _Todo) -> dict[str, Any]:
+    """What the marker of a stage says; nothing where there is none that can be read."""
     try:
         record = json.loads(one.marker.read_text())
-        return bool(record["inputs"] == one.inputs) and _is_there(one.recipe, record["result"])
-    except (OSError, ValueError, KeyError, TypeError, ModelError):
-        return False
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _is_there(recipe: Recipe, result: Mapping[str, Any]) -> bool:
