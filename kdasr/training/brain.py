@@ -109,7 +109,8 @@ class CtcBrain(sb.Brain):
     def train_on(self, batches: ScheduledBatches) -> None:
         """`fit`, with this project's data order and progress display."""
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.steps = RankSteps(batches, self.optimisation.accumulate, self.ranks)
         self.checkpointer.add_recoverable(
             "position",
@@ -278,7 +279,8 @@ class CtcBrain(sb.Brain):
 
     def _say(self, text: str) -> None:
         if self.ranks.first:
-            self.progress.console.print(f"{self.training.name}: {text}")
+            # Not broken at 80 columns where it goes into a file.
+            self.progress.console.print(f"{self.training.name}: {text}", markup=False, soft_wrap=True)
         self.said_at = time.monotonic()
 
     def _not_finite(self, news: StepNews, loss: float, terms: dict[str, float]) -> dict[str, Any]:
@@ -301,11 +303,10 @@ class CtcBrain(sb.Brain):
                 "before. Look at the audio of this batch, or begin again with a lower "
                 "peak_learning_rate: " + ", ".join(keys),
             )
-        if self.ranks.first:
-            Console(stderr=True, soft_wrap=True).print(
-                f"{self.training.name}: step {news.step + 1} is left out, its loss {loss:.4g} or gradient "
-                f"is not finite (see {self.log.path})"
-            )
+        self._say(
+            f"step {news.step + 1} is left out, its loss {loss:.4g} or gradient is not finite "
+            f"(see {self.log.path})"
+        )
         not_finite = {name: str(value) for name, value in terms.items() if not math.isfinite(value)}
         return {"step": news.step + 1, "left_out": keys, "not_finite": not_finite}
 
