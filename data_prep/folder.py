@@ -96,10 +96,9 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
 
 
 def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path | Files]:
-    """All settings and the whole folder, transcripts to the byte."""
-    if not settings.transcripts:
-        return settings, corpus
-    return settings, files_of(tuple(_files(corpus, (TEXT,))), list(_listed(settings, corpus, Dropped())))
+    """All settings and the audio, transcripts to the byte."""
+    texts = tuple(_files(corpus, (TEXT,))) if settings.transcripts else ()
+    return settings, files_of(texts, list(_listed(settings, corpus, Dropped())))
 
 
 def prepare(
@@ -125,16 +124,23 @@ def _listed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[List
 
 
 def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[Listed]:
-    """The files with what the NAME.txt beside each says."""
-    unused = set(_files(corpus, (TEXT,)))
-    texts = unused.copy()
+    """The files with what the NAME.txt beside each says; of two with the same one the first."""
+    texts = {path.with_suffix(""): path for path in _files(corpus, (TEXT,))}
+    used: dict[Path, str] = {}
     for one in _listed(settings, corpus, dropped):
-        if (path := one.path.with_suffix(TEXT)) in texts:
-            unused.discard(path)
-            one = dataclasses.replace(one, text=path.read_bytes().decode("utf-8-sig", errors="replace"))
+        stem = one.path.with_suffix("")
+        if stem in used:
+            # The same recording in another format: it must not be trained on and tested with.
+            dropped.add(one.name, f"a second audio of the transcript of {used[stem]}")
+            continue
+        if stem in texts:
+            used[stem] = one.name
+            text = texts[stem].read_bytes().decode("utf-8-sig", errors="replace")
+            one = dataclasses.replace(one, text=text)
         yield one
-    for path in sorted(unused):
-        dropped.add(str(path.relative_to(corpus)), "transcript without audio")
+    for stem, path in sorted(texts.items()):
+        if stem not in used:
+            dropped.add(str(path.relative_to(corpus)), "transcript without audio")
 
 
 def _files(corpus: Path, extensions: tuple[str, ...]) -> Iterator[Path]:

@@ -30,6 +30,11 @@ RECORDINGS, SEGMENTS, TEXTS, SPEAKERS = "wav.scp", "segments", "text", "utt2spk"
 
 Settings = ListSettings
 
+_ONE_CHANNEL = (
+    "the segment is of one channel, and channels are averaged: write each channel as a file of its own "
+    "(sox FILE OUT remix N) and name that"
+)
+
 
 def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
     # Not deeper: Kaldi leaves parts of a data folder in folders below it (split8/1/wav.scp).
@@ -41,7 +46,9 @@ def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
             where=corpus,
             expected=f"{RECORDINGS} in the folder or in folders directly below it",
         )
-    return {folder.name or folder.resolve().name: DataFolder(settings, folder) for folder in found}
+    # `.` and `..` have no name of their own; a link has, whatever it leads to.
+    named = {folder if folder.name not in ("", "..") else folder.resolve(): folder for folder in found}
+    return {place.name: DataFolder(settings, folder) for place, folder in named.items()}
 
 
 splits, scope, prepare = verbs_of(_folders)
@@ -90,8 +97,11 @@ class DataFolder(AudioList):
         cuts = {}
         for utterance, line in self._lines(SEGMENTS, "segment", dropped).items():
             try:
-                recording, start, end = line.split()[:3]
+                recording, start, end, *channel = line.split()
                 cuts[utterance] = (recording, _cut(float(start), float(end)))
+                if channel:
+                    cuts.pop(utterance)
+                    dropped.add(utterance, _ONE_CHANNEL)
             except ValueError:
                 reason = f"this is no segment; expected UTTERANCE RECORDING START END; got {utterance} {line}"
                 dropped.add(utterance, reason)

@@ -332,7 +332,7 @@ def _segments(
     position = start
     while position < end:
         wanted = min(num_frames, end - position)
-        frames_nc = file.read(wanted, dtype="float32", always_2d=True)
+        frames_nc = _read(file, wanted)
         position += len(frames_nc)
         if not np.isfinite(frames_nc).all():
             raise AudioError(
@@ -347,6 +347,16 @@ def _segments(
     if position == start or (known and position < end):
         expected, got = f"{end if known else 'some'} frames", position
         raise AudioError("the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN)
+
+
+def _read(file: _Forward, num_frames: int) -> NDArray[np.float32]:
+    """(n, channels) frames, as many as there are up to `num_frames`: soundfile would allocate for all of
+    these, however many."""
+    blocks, most = [], int(_BLOCK_SECONDS * file.samplerate)
+    while num_frames > 0:
+        blocks.append(file.read(min(num_frames, most), dtype="float32", always_2d=True))
+        num_frames = num_frames - len(blocks[-1]) if len(blocks[-1]) == most else 0
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def _ends(file: soundfile.SoundFile, where: str, cut: Cut) -> tuple[int, int]:

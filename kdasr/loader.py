@@ -223,7 +223,8 @@ class Stream:
 
     def _unusable(self, entry: ShardEntry, joined: Joined | None) -> str | None:
         if joined is not None and entry.key not in joined.labels:
-            return "the teacher gave it no labels"
+            reason = joined.labels.failures.get(entry.key)
+            return f"it has no labels: {reason}" if reason else "it has no labels"
         if num_frames(int(entry.num_samples / max(self.speeds))) == 0:
             return f"{entry.num_samples} samples are shorter than a frame"
         if (seconds := entry.num_samples * FRAME_SHIFT_MS / HOP_SAMPLES / 1000) > self.exclude_longer_s:

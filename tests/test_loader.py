@@ -136,7 +136,7 @@ def test_several_folders_each_have_their_labels(tmp_path: Path) -> None:
     assert batch.soft_labels is not None
     assert best_units(batch.soft_labels)[:, 0].tolist() == [int(key[-1]) for key in batch.keys]
     assert source.left_out == {
-        f"{tmp_path}/{name}/{name}-0002": "the teacher gave it no labels" for name in ("one", "two")
+        f"{tmp_path}/{name}/{name}-0002": "it has no labels: nothing heard" for name in ("one", "two")
     }
     with pytest.raises(ConfigError, match="go in pairs.*got 2 of audio and 1 of labels"):
         Stream(folders, 60.0, 1, labels=labels[:1])

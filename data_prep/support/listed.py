@@ -169,10 +169,12 @@ def _written_rate(one: Listed, reader: AudioReader, limits: Limits, done: Mappin
 
 
 def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Limits) -> Iterator[Utterance]:
-    kept = 0
+    kept, longest = 0, limits.max_seconds or _WHOLE_SECONDS
     try:
-        for samples, rate_hz, _ in reader.segments(limits.max_seconds or _WHOLE_SECONDS, one.cut):
-            _check_not_short(len(samples), limits)
+        # Equal parts of a long file may be shorter than a file may be.
+        least = limits.min_seconds if len(reader.promised(longest, one.cut)[0]) < 2 else 0.0
+        for samples, rate_hz, _ in reader.segments(longest, one.cut):
+            _check_not_short(len(samples), least)
             if kept == 0:
                 dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
             yield Utterance(_segment_key(one, kept), samples, None, one.speaker, one.language)
@@ -193,14 +195,14 @@ def _audio_of(one: Listed, reader: AudioReader, limits: Limits) -> Decoded:
         promised, _ = reader.promised(_WHOLE_SECONDS, one.cut)
         _check_not_long(sum(promised), limits.max_seconds)
     audio = reader.load(one.cut)
-    _check_not_short(len(audio.samples), limits)
+    _check_not_short(len(audio.samples), limits.min_seconds)
     if limits.max_seconds is not None:
         _check_not_long(len(audio.samples), limits.max_seconds)
     return audio
 
 
-def _check_not_short(num_samples: int, limits: Limits) -> None:
-    if num_samples / SAMPLE_RATE_HZ < limits.min_seconds:
+def _check_not_short(num_samples: int, min_seconds: float) -> None:
+    if num_samples / SAMPLE_RATE_HZ < min_seconds:
         raise CorpusError(f"{num_samples / SAMPLE_RATE_HZ:.3f} s is shorter than min_seconds")
 
 

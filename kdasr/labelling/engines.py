@@ -134,6 +134,7 @@ class InlineCrew:
 
     def __init__(self, work: Work, teacher: Teacher | None = None) -> None:
         self._work = work
+        self._threads_before = torch.get_num_threads()
         set_threads(work.settings)
         self._teacher = teacher or work.teacher.load(work.device)
         self._tasks: deque[Task] = deque()
@@ -150,6 +151,8 @@ class InlineCrew:
 
     def stop(self) -> None:
         self._tasks.clear()
+        # A training of the same run may follow in this process.
+        torch.set_num_threads(self._threads_before)
 
 
 class ProcessCrew:

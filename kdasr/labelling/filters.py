@@ -82,7 +82,7 @@ class Filter(Protocol):
         """Why an utterance of this length and language is dropped unheard, or None."""
         ...
 
-    def after(self, labels: SoftLabels) -> str | None:
+    def after(self, labels: SoftLabels, seconds: float) -> str | None:
         """Why an utterance with these labels is dropped, or None."""
         ...
 
@@ -98,7 +98,7 @@ class _FilterBase:
     def before(self, seconds: float, language: str | None = None) -> str | None:
         return None
 
-    def after(self, labels: SoftLabels) -> str | None:
+    def after(self, labels: SoftLabels, seconds: float) -> str | None:
         return None
 
 
@@ -172,7 +172,7 @@ class MinConfidence(_FilterBase):
         if not np.isfinite(self.threshold):
             raise ConfigError("no threshold", where="threshold", expected="a number", got=self.threshold)
 
-    def after(self, labels: SoftLabels) -> str | None:
+    def after(self, labels: SoftLabels, seconds: float) -> str | None:
         found = float(getattr(confidence(labels), self.measure))
         if self.measure == "entropy":
             return f"filtered: entropy {found:.3f} > {self.threshold:g}" if found > self.threshold else None
@@ -187,15 +187,13 @@ class MinSpikes(_FilterBase):
 
     Attributes:
         per_second: smallest rate.
-        frames_per_second: label frames in a second.
     """
 
     name: ClassVar[str] = "spikes"
     per_second: float = 0.5
-    frames_per_second: float = 25.0
 
-    def after(self, labels: SoftLabels) -> str | None:
-        rate = confidence(labels).num_spikes * self.frames_per_second / max(1, labels.num_frames)
+    def after(self, labels: SoftLabels, seconds: float) -> str | None:
+        rate = confidence(labels).num_spikes / seconds
         if rate >= self.per_second:
             return None
         return f"filtered: {rate:.2f} non-blank frames a second < {self.per_second:g}"

@@ -43,6 +43,7 @@ class _Case:
 
     attempts: int = 0
     deaths: int = 0
+    last_death: str = ""
     num_keys: int = 0
     probes_left: int = 0
     probe_deaths: dict[str, int] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Foreman:
         self._crew = crew
         self._queue: deque[Task] = deque()
         self._cases: dict[str, _Case] = {}
+        self._is_stopped = False
 
     def run(self, shards: Iterable[str]) -> Iterator[Outcome]:
         self._queue.extend(Task(audio) for audio in shards)
@@ -72,6 +74,8 @@ class Foreman:
             report = self._crew.wait()
             idle.add(report.worker)
             outcome = self._probed(report) if report.task.probe_key is not None else self._labelled(report)
+            if self._is_stopped:
+                self._queue.clear()
             if outcome is not None:
                 yield outcome
 
@@ -85,14 +89,14 @@ class Foreman:
         task, case = report.task, self._cases[report.task.audio]
         if report.kind != "died":
             if report.fatal:
-                self._queue.clear()
+                self._is_stopped = True
             return Outcome(task.audio, report.result, report.reason, case.attempts)
-        case.deaths += 1
+        case.deaths, case.last_death = case.deaths + 1, report.reason
         if case.deaths < _MAX_DEATHS:
             self._queue.append(task)
             return None
         if case.searched:
-            return self._quarantined(task.audio, report.reason)
+            return self._quarantined(task.audio)
         self._search(task.audio)
         return None
 
@@ -119,12 +123,14 @@ class Foreman:
             return None
         # If every one of them kills, it is not they: the machine, the memory, the teacher.
         if not case.culprits or 1 < len(case.culprits) == len(case.probe_deaths) == case.num_keys:
-            return self._quarantined(task.audio, report.reason)
+            return self._quarantined(task.audio)
         case.deaths = 0
         self._queue.append(Task(task.audio, exclude=dict(sorted(case.culprits.items()))))
         return None
 
-    def _quarantined(self, audio: str, reason: str) -> Outcome:
+    def _quarantined(self, audio: str) -> Outcome:
         case = self._cases[audio]
-        why = f"put aside: killed {case.deaths} workers, and no single utterance of it does: {reason}"
+        why = (
+            f"put aside: killed {case.deaths} workers, and no single utterance of it does: {case.last_death}"
+        )
         return Outcome(audio, None, why, case.attempts)

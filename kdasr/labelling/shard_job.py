@@ -181,7 +181,8 @@ class _ShardRun:
         pieces = self._pieces[number]
         assert len(pieces) == self._num_segments[number], key
         labels = concatenate([pieces[first] for first in sorted(pieces)])
-        reason = next((why for item in self._settings.filters if (why := item.after(labels))), None)
+        seconds = self._shard.entries[number].num_samples / SAMPLE_RATE_HZ
+        reason = next((why for item in self._settings.filters if (why := item.after(labels, seconds))), None)
         return labels if reason is None else Failure(reason)
 
     def _segments(self) -> Iterator[Segment]:
@@ -238,6 +239,8 @@ class _ShardRun:
         try:
             whole = self._whole_input(windows[0].number)
         except (KdasrError, RuntimeError, ValueError) as error:
+            if isinstance(error.__cause__, OSError) or _is_out_of_memory(error):
+                raise  # the shard was whole when it was hashed: this is the disk's or the machine's
             for segment in windows:
                 self._fail(segment, f"unusable audio: {_reason(error)}")
             self._unheard.add(windows[0].number)
@@ -284,16 +287,17 @@ class _ShardRun:
             heard = self._forward(loaded)
         except torch.AcceleratorError:
             raise  # whatever this process asks of the device next will fail too
-        except (torch.OutOfMemoryError, MemoryError):
-            if count == 1:
-                raise  # says more of the machine, and who else is using it, than of the utterance
-            self.halved += 1
-            size, room.frames = half, half * loaded.frames // count
         except Exception as error:
+            out_of_memory = _is_out_of_memory(error)
+            if count == 1 and out_of_memory:
+                raise  # says more of the machine, and who else is using it, than of the utterance
             if count == 1:
                 self._fail(loaded.segments[0], f"the teacher raised {type(error).__name__}: {_reason(error)}")
                 return
             size = 1  # one utterance must not take its batch with it
+            if out_of_memory:
+                self.halved += 1
+                size, room.frames = half, half * loaded.frames // count
         if size < count:
             # Not above: an error that is at hand holds on to the memory of the pass that raised it.
             self._forward_parts(loaded, size, encoder)
@@ -400,6 +404,11 @@ class _Decoded(threading.local):
 
     number = -1
     input: Tensor
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On CPUs torch says so in the text alone.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def write_report(work_dir: Path) -> Path:
     work_dir = Path(work_dir)
     rows = read_results(work_dir / RESULTS_FILE)
     lines = lines_of(rows)
-    logs = {path.parent.name: read_log(path) for path in sorted(work_dir.glob("**/train.jsonl"))}
+    logs = {name: read_log(path) for name, path in _training_logs(work_dir).items()}
     if not rows and not logs:
         raise ConfigError(
             "nothing to report on",
@@ -77,6 +78,16 @@ def write_report(work_dir: Path) -> Path:
     )
     commit_bytes(work_dir / PAGE_FILE, page.encode())
     return work_dir / PAGE_FILE
+
+
+def _training_logs(work_dir: Path) -> dict[str, Path]:
+    """Logs by their folder, with those above it where two have the same name."""
+    paths = sorted(work_dir.glob("**/train.jsonl"))
+    names = Counter(path.parent.name for path in paths)
+    return {
+        name if names[name := path.parent.name] == 1 else str(path.parent.relative_to(work_dir)): path
+        for path in paths
+    }
 
 
 def _results(lines: Sequence[Line]) -> str:

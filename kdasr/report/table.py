@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kdasr.results import MISSING, RESULTS_FILE, read_results
@@ -138,7 +139,7 @@ def print_results(work_dir: Path, console: Console | None = None) -> None:
     path = Path(work_dir) / RESULTS_FILE
     rows = read_results(path)
     if not rows:
-        console.print(f"no results in {path} yet")
+        console.print(f"no results in {path} yet", markup=False, soft_wrap=True)
         return
     if lines := lines_of(rows):
         _print_table(path, lines, console)
@@ -149,15 +150,15 @@ def print_results(work_dir: Path, console: Console | None = None) -> None:
 
 def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     seeds = sorted({row["seed"] for line in lines for row in line.rows})
-    table = Table(title=f"{path} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})")
+    table = Table(title=escape(f"{path} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"))
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for line in lines:
-        table.add_row(*line.cells())
+        table.add_row(*map(escape, line.cells()))
     console.print(table)
     for sentence in (measured_how(lines), improvement(lines)):
         if sentence:
-            console.print(sentence, highlight=False)
+            console.print(sentence, markup=False, highlight=False)
 
 
 def _print_spikes(path: Path, console: Console) -> None:

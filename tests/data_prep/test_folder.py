@@ -118,6 +118,40 @@ def test_cutting_can_be_turned_off(corpus: Path) -> None:
     assert [len(one.samples) for one in prepared(corpus, max_seconds="none")] == [65 * 16_000]
 
 
+def test_a_file_that_does_not_know_its_length_needs_no_memory_for_the_longest(corpus: Path) -> None:
+    write_tone(corpus / "piped.flac", 65.0)
+    data = bytearray((corpus / "piped.flac").read_bytes())
+    data[21] &= 0xF0  # the count of samples, in STREAMINFO
+    data[22:26] = bytes(4)
+    (corpus / "piped.flac").write_bytes(data)
+    assert [len(one.samples) for one in prepared(corpus, max_seconds="none")] == [65 * 16_000]
+
+
+def test_files_are_too_short_and_not_the_equal_parts_of_long_ones(corpus: Path) -> None:
+    for name, seconds in (("long", 4.2), ("short", 2.9), ("whole", 3.5)):
+        write_tone(corpus / f"{name}.wav", seconds)
+    utterances = prepared(corpus, min_seconds=3, max_seconds=4)
+    assert [(readable(one), len(one.samples)) for one in utterances] == [
+        ("long-0000", 33_600),
+        ("long-0001", 33_600),
+        ("whole-0000", 56_000),
+    ]
+    assert dropped_in(corpus.parent / "out" / "unlabelled") == {
+        "short.wav": "2.900 s is shorter than min_seconds"
+    }
+
+
+def test_nothing_but_the_audio_decides_whether_it_is_the_same(corpus: Path) -> None:
+    write_tone(corpus / "a.wav", 0.5)
+    for _ in range(2):
+        prepare("folder", corpus=corpus, out=corpus)  # its own shards lie there the second time
+        (corpus / ".DS_Store").write_bytes(b"x")
+        (corpus / "notes.md").write_text("x")
+    write_tone(corpus / "b.wav", 0.5)
+    with pytest.raises(ConfigError, match="prepared from something else"):
+        prepare("folder", corpus=corpus, out=corpus)
+
+
 def test_what_cannot_be_used_is_counted(corpus: Path) -> None:
     for name in ("good.wav", "cut.wav", "long.mp3"):
         write_tone(corpus / name, 6.0)
@@ -204,6 +238,19 @@ def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path
     (corpus / "a/1.txt").write_text("\ufeffIt's a\nway.\n")
     with pytest.raises(ConfigError, match="prepared from something else"):
         prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)
+
+
+def test_one_recording_in_two_formats_is_taken_once(corpus: Path, tmp_path: Path) -> None:
+    """Else it may be trained on and tested with."""
+    for name in ("1.flac", "1.wav", "2.wav"):
+        write_tone(corpus / name, 0.5)
+    for name in ("1.txt", "2.TXT"):
+        (corpus / name).write_text("one")
+    prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True)
+    keys = [one.key for one in read_folder(tmp_path / "out" / "labelled")]
+    assert keys == [key_of("1.flac"), key_of("2.wav")]
+    dropped = dropped_in(tmp_path / "out" / "labelled")
+    assert dropped == {"1.wav": "a second audio of the transcript of 1.flac"}
 
 
 def test_a_share_of_the_files_with_transcripts_is_held_out(corpus: Path, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_segments_are_cut(corpus: Path) -> None:
     write(
         corpus,
         wav_scp="a audio/a.wav\n",
-        segments="u1 a 0.5 1.25\nu2 a 1.25 -1\nu3 a 5 6\nu4 b 0 1\nu5 a one two\nu6 a 1\nu7 a 0 nan\n",
+        segments="u1 a 0.5 1.25\nu2 a 1.25 -1\nu3 a 5 6\nu4 b 0 1\nu5 a one two\nu6 a 1\nu7 a 0 nan\n"
+        "u9 a 0 1 B\n",
         text="u1 one\nu2 two\nu3 three\nu4 four\nu8 eight\nu1 again\n",
     )
     out = prepared(corpus)
@@ -87,9 +88,10 @@ def test_segments_are_cut(corpus: Path) -> None:
     assert dropped["u4"] == "wav.scp has no recording b"
     for name in ("u5", "u6", "u7"):
         assert dropped[name].startswith("this is no segment; expected UTTERANCE RECORDING START END")
+    assert "is of one channel, and channels are averaged" in dropped["u9"]
     assert dropped["u8"] == "transcript without audio"
     assert dropped["text:6"] == "a second transcript of u1"
-    assert len(dropped) == 7
+    assert len(dropped) == 8
 
 
 def test_a_command_is_never_run(corpus: Path, tmp_path: Path) -> None:
@@ -115,3 +117,12 @@ def test_another_folder_is_refused(corpus: Path) -> None:
         CorpusError, match=r"no Kaldi data folder here; expected wav\.scp in the folder or in"
     ):
         prepared(corpus)
+
+
+def test_a_folder_by_a_name_that_is_none_is_written_within_out(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(corpus, wav_scp="u1 audio/a.wav\n", text="u1 one\n")
+    monkeypatch.chdir(corpus / "audio")
+    prepare("kaldi", corpus=Path(".."), out=corpus.parent / "out")
+    assert [path.name for path in (corpus.parent / "out").iterdir()] == ["data"]

@@ -36,7 +36,7 @@ LABELS = Full().encode(torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.9, 0.0
 def test_labels_without_frames_are_sure_of_nothing() -> None:
     nothing = Full().encode(torch.zeros(0, 3))
     assert score(nothing, "entropy") == -math.inf and score(nothing, "best_path") == 0
-    assert MinConfidence(0.5, "entropy").after(nothing) is not None
+    assert MinConfidence(0.5, "entropy").after(nothing, 1.0) is not None
 
 
 def test_limits_that_no_header_could_say_are_refused() -> None:
@@ -76,13 +76,14 @@ def test_the_tail_counts_as_one_class_and_silence_has_no_spikes() -> None:
         (MinConfidence(0.7), None),
         (MinConfidence(0.6, "spikes"), "spikes 0.500 < 0.6"),
         (MinConfidence(0.5, "entropy"), "entropy 0.688 > 0.5"),
+        # One in three frames, whether they are of 40 ms or of any other length.
         (MinSpikes(per_second=9), "8.33 non-blank frames a second < 9"),
         (MinSpikes(per_second=8), None),
         (DurationLimits(), None),
     ],
 )
 def test_filters_say_why(item: Filter, reason: str | None) -> None:
-    found = item.after(LABELS)
+    found = item.after(LABELS, 0.12)
     assert found == reason if reason is None else reason in str(found)
 
 
@@ -234,3 +235,8 @@ def test_a_selection_without_budget_or_folder_of_its_own_is_refused(audio: Path,
     with pytest.raises(LabelMismatchError, match="Give another `out`"):
         select(audio=audio, labels=tmp_path / "all", out=tmp_path / "link", hours=1)
     assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == before
+
+
+def test_spikes_are_counted_by_the_second_whatever_the_frame_rate() -> None:
+    assert MinSpikes(per_second=3).after(LABELS, 0.3) is None
+    assert MinSpikes(per_second=3).after(LABELS, 0.4) == "filtered: 2.50 non-blank frames a second < 3"

@@ -136,7 +136,16 @@ def test_a_poison_utterance_is_named_and_its_neighbours_are_labelled(
     assert result.manifest["labelled"] == 5
 
 
-def test_batches_that_the_memory_does_not_hold_are_halved_and_so_are_those_after_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+    ],
+)
+def test_batches_that_the_memory_does_not_hold_are_halved_and_so_are_those_after_them(
+    tmp_path: Path, error: Exception
+) -> None:
     rng = np.random.default_rng(0)
     items = [Utterance(f"{n:02d}", (0.1 * rng.standard_normal(8_000)).astype(np.float32)) for n in range(32)]
     shards = write_shards(items, tmp_path / "audio", max_utterances=16)
@@ -147,7 +156,7 @@ def test_batches_that_the_memory_does_not_hold_are_halved_and_so_are_those_after
     def with_memory_for_five(features_btf: torch.Tensor, lengths_b: torch.Tensor) -> Any:
         calls.append(len(features_btf))
         if len(features_btf) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return offline(features_btf, lengths_b)
 
     model.offline = with_memory_for_five
@@ -178,6 +187,39 @@ def test_an_utterance_that_cannot_be_decoded_is_named(
     labels = labels_for(audio, tmp_path / "labels")
     assert labels.failures == {"utt-001": "unusable audio: utt-001 cannot be decoded"}
     assert len(list(labels)) == 3
+
+
+def test_a_disk_that_fails_is_not_an_utterance_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard was whole when it was hashed; it is to be labelled again, not to be done without labels."""
+    (audio,) = make_audio(tmp_path / "audio", 8, per_shard=8)
+    calls = []
+
+    def unmounted(shard: Shard, entry: ShardEntry) -> Utterance:
+        calls.append(entry.key)
+        if len(calls) == 4:
+            audio.rename(tmp_path / "away.tar")
+        return read_utterance(shard, entry)
+
+    monkeypatch.setattr("kdasr.labelling.shard_job.read_utterance", unmounted)
+    with pytest.raises(DamagedShardError, match="the audio shard cannot be read"):
+        labels_for(audio, tmp_path / "labels")
+    assert not list((tmp_path / "labels").glob("*"))
+    (tmp_path / "away.tar").rename(audio)
+    assert len(list(labels_for(audio, tmp_path / "labels"))) == 8
+
+
+def test_memory_that_one_utterance_does_not_fit_is_not_its_fault(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path / "audio", 4)
+    teacher = TinySource().load("cpu")
+
+    def without_memory(*_: torch.Tensor) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    cast(Any, teacher.model).offline = without_memory
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        label_shard(teacher, audio, tmp_path / "labels", Settings())
 
 
 def test_excluded_utterances_keep_their_place_and_reason(tmp_path: Path) -> None:

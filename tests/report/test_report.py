@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kdasr.decoding import Token
 from kdasr.errors import ConfigError, MissingDependencyError
-from kdasr.report import print_results, write_report
+from kdasr.report import page, print_results, write_report
 from kdasr.report.plots import read_log
 from kdasr.report.table import improvement, lines_of
 from kdasr.results import append_result
@@ -227,6 +227,22 @@ def test_a_run_in_progress_can_be_reported_on(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path).read_text())
     assert page.images == ["plots/losses.png"]
     assert "No model has been evaluated yet." in page.words
+
+
+def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    for model in ("mine [beam]", "mine [/greedy]"):
+        append_result(tmp_path / "results.json", result(model, 1, 5.0))
+    assert [row[0] for row in cells(printed(tmp_path))] == ["mine [beam]", "mine [/greedy]"]
+
+
+def test_logs_in_folders_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/checkpoints", "b/checkpoints", "c"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "train.jsonl").write_text('{"step": 1, "labelled/ctc": 2.0}\n')
+    drawn: list[str] = []
+    monkeypatch.setattr(page, "plot_losses", lambda _, logs: drawn.extend(logs))
+    write_report(tmp_path)
+    assert drawn == ["a/checkpoints", "b/checkpoints", "c"]
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,8 @@ def test_what_the_teacher_gave_no_labels_is_left_out_by_name(data: Path, tmp_pat
     assert facts["left_out"] == {"labelled": 1, "dev": 0}
     record = json.loads((tmp_path / "model-checkpoints" / "left_out.json").read_text())
     assert (
-        record["labelled"]["left_out"] == {f"{data}/labelled/labelled-0002": "the teacher gave it no labels"}
+        record["labelled"]["left_out"]
+        == {f"{data}/labelled/labelled-0002": "it has no labels: nothing heard"}
         and record["labelled"]["used"] == 11
     )
 
