@@ -67,6 +67,8 @@ def bench_device(
         ExportError: an export misses parity, or an engine dies.
     """
     _check_rounds(rounds)
+    if aligner is not None and not shards:
+        raise ConfigError("delays are measured on test audio", where="--aligner", fix="Add --test SHARDS.")
     loaded = load_model(model)
     recogniser = open_recogniser(model)
     latency_ms = algorithmic_latency_ms(recogniser.streaming_model())

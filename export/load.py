@@ -25,10 +25,8 @@ def exported_file(path: Path) -> Path | None:
     Raises:
         ModelError: the card cannot be used.
     """
-    if path.suffix in (".onnx", ".pte"):
-        return path
     if not path.is_dir():
-        return None
+        return path if path.suffix in (".onnx", ".pte") else None
     if (card := read_export_card(path)) is not None:
         return path / str(card["files"]["float32"]["file"])
     names = (FLOAT_FILE, WAVE_FLOAT_FILE, EXECUTORCH_FILE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.decoding import GreedyStream, StreamDecoder
 from kdasr.errors import AudioError
 from kdasr.evaluation import one_torch_thread
 from kdasr.features import HOP_SAMPLES
@@ -20,14 +21,13 @@ WARM_UP_CHUNKS = 5
 
 @dataclass(frozen=True)
 class ChunkTiming:
-    """How long a model takes on one core, features included.
+    """How long a model takes on one core, features and decoding included.
 
     Attributes:
         rtf: seconds of computing for each second of audio.
         cpu_rtf: the same in seconds of processor time, which other programs on the machine do not
             lengthen; on an idle one it is `rtf`.
-        p50_ms, p95_ms, p99_ms: percentiles of the time from the last sample of a chunk to its
-            log-probabilities.
+        p50_ms, p95_ms, p99_ms: percentiles of the time from the last sample of a chunk to its tokens.
         num_chunks: chunks measured.
         chunk_ms: audio in each.
     """
@@ -41,8 +41,15 @@ class ChunkTiming:
     chunk_ms: float
 
 
-def measure_chunks(model: ChunkModel, samples: NDArray[np.float32], *, min_chunks: int = 200) -> ChunkTiming:
-    """Runs `model` over `samples` (repeated until there are `min_chunks`), one chunk at a time.
+def measure_chunks(
+    model: ChunkModel,
+    samples: NDArray[np.float32],
+    *,
+    min_chunks: int = 200,
+    decoder: Callable[[], StreamDecoder] = GreedyStream,
+) -> ChunkTiming:
+    """Runs `model` over `samples` (repeated until there are `min_chunks`), one chunk at a time, and a
+    decoder over what comes out.
 
     Torch is held to one thread meanwhile; ONNX Runtime models have their own setting, which is
     one by default.
@@ -56,7 +63,7 @@ def measure_chunks(model: ChunkModel, samples: NDArray[np.float32], *, min_chunk
     needed = chunk_samples * (min_chunks + WARM_UP_CHUNKS) + model.window * HOP_SAMPLES
     audio = np.resize(samples, needed)  # repeats
     with one_torch_thread():
-        times = np.array(list(_chunk_times(model, audio, chunk_samples)))[WARM_UP_CHUNKS:]
+        times = np.array(list(_chunk_times(model, decoder(), audio, chunk_samples)))[WARM_UP_CHUNKS:]
     seconds, cpu_seconds = times.T
     p50, p95, p99 = (float(1000 * value) for value in np.percentile(seconds, (50, 95, 99)))
     chunk_s = chunk_samples / SAMPLE_RATE_HZ
@@ -72,12 +79,13 @@ def measure_chunks(model: ChunkModel, samples: NDArray[np.float32], *, min_chunk
 
 
 def _chunk_times(
-    model: ChunkModel, samples: NDArray[np.float32], chunk_samples: int
+    model: ChunkModel, decoder: StreamDecoder, samples: NDArray[np.float32], chunk_samples: int
 ) -> Iterator[tuple[float, float]]:
-    """Seconds, and seconds of processor time, that each chunk took, features and model together."""
+    """Seconds, and seconds of processor time, that each chunk took: features, model and decoding."""
     front_end, state = model.front_end(), model.initial_state(1)
     for start in range(0, len(samples) - chunk_samples + 1, chunk_samples):
         began, cpu_began = time.perf_counter(), time.process_time()
         for window in front_end.accept(samples[start : start + chunk_samples]):
-            _, state = model.step(window, state)
+            log_probs_btv, state = model.step(window, state)
+            decoder.feed(log_probs_btv[0])
             yield time.perf_counter() - began, time.process_time() - cpu_began

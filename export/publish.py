@@ -164,6 +164,14 @@ def _check_folder(out_dir: Path) -> None:
             got=f"a folder with {WEIGHTS_FILE}",
             fix="Choose another --out.",
         )
+    if others := sorted(path.name for kind in ("*.kdsl", "*.tar") for path in out_dir.glob(kind)):
+        raise ConfigError(
+            "this is a folder of labels or audio, whose units an export there would replace",
+            where=out_dir,
+            expected="a folder of its own for the export",
+            got=others[0],
+            fix="Choose another --out.",
+        )
     exported = [name for name in (*_MODEL_FILES, TOKENS_FILE) if (out_dir / name).exists()]
     if exported and not any((out_dir / name).exists() for name in (CARD_FILE, UNITS_FILE)):
         raise ConfigError(

@@ -178,6 +178,8 @@ def microphone_pieces(
         while (frames := ctrl_c.unless_pressed(arrived.get)) is not None:
             yield resampler.accept(frames)
         opened.close()  # what is computed from here on needs no microphone
+        while not arrived.empty():  # recorded before Ctrl-C, while something was computed
+            yield resampler.accept(arrived.get())
         yield resampler.flush()
 
 

@@ -101,10 +101,11 @@ class StreamDecoder(Protocol):
     """Frames in, piece by piece; the tokens so far out.
 
     Attributes:
-        only_grows: whether a token, once there, stays as it is until it is taken.
+        num_fixed: of the tokens so far, how many stay as they are until they are taken.
     """
 
-    only_grows: bool
+    @property
+    def num_fixed(self) -> int: ...
 
     @property
     def tokens(self) -> list[Token]:
@@ -148,12 +149,15 @@ class GreedyStream:
         frames_seen: frames fed so far.
     """
 
-    only_grows = True
-
     def __init__(self) -> None:
         self.tokens: list[Token] = []
         self.last_id = BLANK_ID
         self.frames_seen = 0
+
+    @property
+    def num_fixed(self) -> int:
+        """All of them."""
+        return len(self.tokens)
 
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
         """Take the next (T, V) frames; whether tokens began in them."""
@@ -226,7 +230,6 @@ class BeamStream:
         frames_seen: frames fed so far.
     """
 
-    only_grows = False
     _prefixes: list[_Prefix]
     _taken: int  # units at the start of each prefix that are among the settled or taken tokens
     _ends_blank: NDArray[np.float64]
@@ -244,7 +247,16 @@ class BeamStream:
     @property
     def tokens(self) -> list[Token]:
         """Tokens of the best prefix that were not taken; the last word may be unfinished."""
-        return self._head + (list(self._best.tokens[self._taken :]) if self._prefixes else [])
+        return self._head + self._tail
+
+    @property
+    def num_fixed(self) -> int:
+        """Those that all prefixes share, as far as they were moved to the head."""
+        return len(self._head)
+
+    @property
+    def _tail(self) -> list[Token]:
+        return list(self._best.tokens[self._taken :]) if self._prefixes else []
 
     @property
     def _best(self) -> _Prefix:
@@ -252,12 +264,13 @@ class BeamStream:
 
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
         """Take the next (T, V) frames; whether the best text is another now."""
-        before = self.tokens
+        before, fixed_before = self._tail, len(self._head)
         self._settled = self._settled and len(log_probs_tv) == 0
         for frame_v in np.asarray(log_probs_tv, dtype=np.float64):
             self._advance(frame_v)
             self.frames_seen += 1
-        return self.tokens != before
+        # Not all tokens: of an hour they are many, and the head only grows.
+        return self._head[fixed_before:] + self._tail != before
 
     def cut(self, count: int) -> int:
         """`count`, or the start of the word that a cut there would halve."""

@@ -121,13 +121,13 @@ class Lexicon:
 def _texts_in(source: Path) -> list[str | None]:
     try:
         if source.is_file():
-            return [normalise(source.read_text(encoding="utf-8"))]
+            return [normalise(source.read_text(encoding="utf-8-sig"))]
         return [text for path in list_shards(source) for text in read_texts(path)]
     except (ShardError, UnitsError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "the words of a lexicon cannot be read",
             where=source,
-            expected="a folder of labelled audio shards, or a text file in UTF-8",
+            expected="a folder of labelled audio shards, or a text file (UTF-8) of words as in transcripts",
             got=getattr(error, "what", error),
-            fix="Name what is there, or do without: `--settings.words null` for labels.",
+            fix="Name what is there, or do without a lexicon (labels: `--settings.words null`).",
         ) from error

@@ -24,6 +24,8 @@ from kdasr.storage import commit_bytes
 RESULTS_FILE = "results.json"
 HYPOTHESES_FOLDER = "hypotheses"
 MISSING = "missing"
+# Where nobody knows: of a pretrained teacher, or of a model that hears whole utterances.
+_MAY_BE_NULL = ("params", "bytes", "rtf", "latency_ms")
 ROW_FIELDS = ("model", "wer", "cer", "params", "bytes", "rtf", "latency_ms", "seed", "train_steps")
 
 
@@ -127,7 +129,7 @@ def _check_row(path: Path, row: Mapping[str, Any]) -> None:
         if name not in row:
             raise ConfigError("a result row lacks a field", where=path, expected=name, got=", ".join(row))
         value = row[name]
-        optional = name in ("rtf", "latency_ms") and value is None
+        optional = name in _MAY_BE_NULL and value is None
         if name != "model" and not optional and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ConfigError(f"the field {name} of a result row is no number", where=path, got=repr(value))
 

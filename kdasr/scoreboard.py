@@ -55,6 +55,7 @@ class Scoreboard:
         lexicon: what `kdasr.lexicon.Lexicon` takes its words from, which the beam search may find; None
             for anything.
         test: name of the test set where there are several.
+        device: where pretrained teachers run; all else runs on the CPU.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Scoreboard:
         decoder: str = "greedy",
         lexicon: Sequence[str] | None = None,
         test: str | None = None,
+        device: str = "cpu",
     ) -> None:
         check_decoder(decoder, lexicon)
         self.words = None if lexicon is None else Lexicon(units=CharUnits(), sources=lexicon).words
@@ -76,7 +78,7 @@ class Scoreboard:
             "test_audio": _hash_of(shards),
         }
         self.shards, self.results, self.seed, self.test = list(shards), results, seed, test
-        self.decoder, self.lexicon = decoder, lexicon
+        self.decoder, self.lexicon, self.device = decoder, lexicon, device
         self.heard: dict[str, Result] = {}
         self._frames_and_units: dict[str, tuple[int, str]] = {}
         self.timed = self._timed_samples()
@@ -110,6 +112,7 @@ class Scoreboard:
         if self.decoder == "beam":
             recogniser = recogniser.searching(grammar=lexicon)
         card = read_card(Path(trained or path))
+        _check_trained(recogniser, card, name, trained)
         result = self._hear(recogniser, lexicon, chunk_by_chunk)
         self.heard[name] = result
         if recogniser.offline_model is not None and not chunk_by_chunk:
@@ -140,7 +143,7 @@ class Scoreboard:
     def _add_teacher(self, name: str, source: TeacherSource) -> dict[str, Any]:
         """The row of a pretrained teacher: it has no size on disk but that of its weights, and how fast it is
         on one core is not measured. Its frames and units are its own, so its spikes cannot be compared."""
-        teacher = source.load("cuda" if torch.cuda.is_available() else "cpu")
+        teacher = source.load(self.device)
         if teacher.level != "frame" or teacher.units is None:
             raise ConfigError(
                 "only teachers that give posteriors can be measured", where=f"models.{name}", got=teacher.name
@@ -164,8 +167,9 @@ class Scoreboard:
             "wer": round(result.wer, 3),
             "cer": round(result.cer, 3),
             **_passed_over(result),
-            "params": sum(weight.numel() for weight in weights),
-            "bytes": sum(weight.numel() * weight.element_size() for weight in weights),
+            # Those of an ONNX model are its runtime's.
+            "params": sum(weight.numel() for weight in weights) or None,
+            "bytes": sum(weight.numel() * weight.element_size() for weight in weights) or None,
             "latency_ms": None,
             "train_steps": 0,
             "rtf": None,
@@ -235,7 +239,7 @@ class Scoreboard:
     def _speed(self, recogniser: Recogniser, chunk_by_chunk: bool) -> dict[str, float]:
         samples = np.concatenate(self.timed)
         if recogniser.chunk_model is not None and (chunk_by_chunk or recogniser.offline_model is None):
-            timing = measure_chunks(recogniser.chunk_model, samples)
+            timing = measure_chunks(recogniser.chunk_model, samples, decoder=recogniser.decoder)
             return {"rtf": timing.rtf, "chunk_p50_ms": timing.p50_ms, "chunk_p95_ms": timing.p95_ms}
         seconds = len(samples) / SAMPLE_RATE_HZ
         return {"rtf": measure_rtf(lambda: [recogniser.transcribe(one) for one in self.timed], seconds)}
@@ -287,6 +291,19 @@ def check_model_of_row(name: str, settings: Mapping[str, Any]) -> None:
             where=f"models.{name}.path",
             expected="one of the files in it, and as `trained` the folder of the model that was exported",
             got=path,
+        )
+
+
+def _check_trained(recogniser: Recogniser, card: Mapping[str, Any], name: str, trained: str | None) -> None:
+    """Raise ModelError for a file that was exported from other weights than those that `trained` has now."""
+    facts = getattr(recogniser.chunk_model, "facts", None)
+    if facts is not None and facts.weights_sha256 != card["weights_sha256"]:
+        raise ModelError(
+            "the file was exported from other weights than this model has",
+            where=f"models.{name}",
+            expected=f"an export of {trained}, {card['weights_sha256'][:12]}",
+            got=f"{recogniser.path}, of {facts.weights_sha256[:12]}",
+            fix="Export the model again, or name the model that it was exported from as `trained`.",
         )
 
 

@@ -223,11 +223,14 @@ def test_a_long_text_is_found_in_full_and_costs_no_more_for_each_frame(with_word
     taken: list[Token] = []
     longest = 0
     for start in range(0, len(path), 7):
-        stream.feed(log_probs[start : start + 7])
+        before, fixed = stream.tokens, stream.num_fixed
+        assert stream.feed(log_probs[start : start + 7]) is (stream.tokens != before)
+        assert stream.num_fixed >= fixed and stream.tokens[:fixed] == before[:fixed]
         longest = max(longest, *(len(prefix.ids) for prefix in stream._prefixes))
         if start == 7 * 60:  # some of what is settled, up to a word
             taken = stream.tokens[: stream.cut(30)]
             stream.take(len(taken))
+    assert stream.num_fixed > 500
     stream.finish()
     assert longest <= (256 if with_words else 1100) < len(ids)
     assert units.decode([token.id for token in taken + stream.tokens]) == text

@@ -126,7 +126,7 @@ def test_no_words_are_refused() -> None:
 
 
 def test_words_come_from_text_files_as_transcripts_are_written(tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text("Turn on,\nTURN off\n")
+    (tmp_path / "words.txt").write_text("\ufeffTurn on,\nTURN off\n")
     lexicon = Lexicon(units=CHARS, sources=[str(tmp_path / "words.txt")])
     assert lexicon.words == {"turn", "on", "off"}
 

@@ -135,7 +135,13 @@ class SaysOneThing:
 def test_a_pretrained_teacher_has_a_row_too_and_its_text_is_normalised(tmp_path: Path) -> None:
     board = Scoreboard(list_shards(shards(tmp_path / "test", 2)), tmp_path / "results.json", seed=3)
     row = board.add("teacher", path=SaysOneThing())
-    assert row["rtf"] is None and row["latency_ms"] is None and row["params"] == 0 and row["wer"] > 0
+    assert (
+        row["rtf"] is None
+        and row["latency_ms"] is None
+        and row["params"] is None
+        and row["bytes"] is None
+        and row["wer"] > 0
+    )
     assert json.loads((tmp_path / "results.json").read_text()) == [row]
     lines = (tmp_path / "hypotheses" / "teacher-3.jsonl").read_text().splitlines()
     assert [json.loads(line)["hypothesis"] for line in lines] == ["good a"] * 2
@@ -143,6 +149,26 @@ def test_a_pretrained_teacher_has_a_row_too_and_its_text_is_normalised(tmp_path:
         board.add("teacher", path=SaysOneThing(), chunk_by_chunk=True)
     with pytest.raises(ConfigError, match=r"models\.teacher\.path"):
         board.add("teacher", path=3)  # type: ignore[arg-type]
+
+
+def test_a_file_that_was_exported_from_other_weights_is_refused(tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        student = ChunkConformer(
+            vocab_size=29,
+            width=16,
+            num_layers=1,
+            num_heads=2,
+            expansion=1,
+            kernel_frames=3,
+            lookahead_frames=0,
+        )
+        save_model(tmp_path / name, student, CharUnits(), extra={"training": {"train_steps": 5}})
+    stages.export(model=str(tmp_path / "before"), out=str(tmp_path / "onnx"), int8=False)
+    board = Scoreboard(list_shards(shards(tmp_path / "test", 2)), tmp_path / "results.json", seed=3)
+    path = str(tmp_path / "onnx" / "model.onnx")
+    assert board.add("onnx", path=path, trained=str(tmp_path / "before"))["train_steps"] == 5
+    with pytest.raises(ModelError, match=r"models\.onnx: the file was exported from other weights.*Export"):
+        board.add("onnx", path=path, trained=str(tmp_path / "after"))
 
 
 def test_a_lexicon_without_a_search_is_refused_before_any_row(tmp_path: Path) -> None:

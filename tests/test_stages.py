@@ -31,6 +31,7 @@ from kdasr.shards import list_shards, open_shard
 from kdasr.soft_labels import Full, Header, write_label_shard
 from kdasr.spikes import SpikeHistogram
 from kdasr.students.conformer import ChunkConformer
+from kdasr.students.recurrent import RecurrentStudent
 from kdasr.symbols import TableUnits
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits, train_sentencepiece
@@ -510,6 +511,11 @@ def test_a_loss_that_fades_leaves_another_and_ends_within_the_training(data: Pat
         ("batch_seconds", 0, "batch_seconds: .*more than 0"),
         ("units", {"kind": "sentencepiece", "vocab_size": "lots"}, "units.vocab_size: .*a whole number"),
         ("model", functools.partial(STUDENT, dropout=3), "model: the model cannot be built.*dropout"),
+        ("model", functools.partial(STUDENT, num_layers=0), "model: the model cannot be built"),
+        ("model", functools.partial(STUDENT, kernel_frames=0), "model: the model cannot be built"),
+        ("model", functools.partial(RecurrentStudent, num_layers=0), "num_layers of RecurrentStudent"),
+        ("model", functools.partial(RecurrentStudent, hidden_width=0), "model: the model cannot be built"),
+        ("model", functools.partial(ConformerTeacher, chunk_frames=0), "chunk_frames of ConformerTeacher"),
         ("model", functools.partial(STUDENT, left_context_frames=-1), "left_context_frames.*0 or more"),
     ],
 )

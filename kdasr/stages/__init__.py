@@ -253,6 +253,7 @@ def evaluate(
     decoder: str = "greedy",
     lexicon: Sequence[str] | None = None,
     spikes: Sequence[str] | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Measure models on test shards and add their rows to `results` (a results.json); of a file that its
     export refused, the row says why there is none.
@@ -263,7 +264,7 @@ def evaluate(
     (0 for full context), `trained` the folder it was exported from. `decoder` is "greedy" or "beam"; the
     beam is kept to the words of `lexicon`, text files or folders of labelled shards. `spikes` names two
     rows, teacher and student, whose spikes to compare on the first test set, of which an utterance is
-    also kept as an example.
+    also kept as an example. `device` is for pretrained teachers: a GPU where there is one.
     """
     from kdasr.scoreboard import Scoreboard, check_model_of_row
 
@@ -274,9 +275,17 @@ def evaluate(
         name: [path for folder in folders for path in list_shards(Path(folder))]
         for name, folders in _test_sets(test)
     }
-    summary = {}
+    summary, on = {}, usable_device(device)
     for number, (name, shards) in enumerate(sets.items()):
-        board = Scoreboard(shards, Path(results), seed=seed, decoder=decoder, lexicon=lexicon, test=name)
+        board = Scoreboard(
+            shards,
+            Path(results),
+            seed=seed,
+            decoder=decoder,
+            lexicon=lexicon,
+            test=name,
+            device=on,
+        )
         if kept := set_aside_others(Path(results), name, seed, board.measured):
             print(f"rows of {results} that were measured otherwise are now in {kept}", file=sys.stderr)
         for model, settings in models.items():

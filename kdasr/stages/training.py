@@ -15,6 +15,7 @@ from kdasr.channels import WorseChannel
 from kdasr.contract import StudentSide, UnitMap
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError
+from kdasr.features import NUM_MEL_BINS
 from kdasr.interfaces import BatchSource, OnlineTeacher
 from kdasr.loader import Stream, texts_of
 from kdasr.losses import ctc
@@ -183,8 +184,11 @@ def train(
 
 def _built(model: Callable[..., Any], vocab_size: int) -> Any:
     try:
-        return model(vocab_size=vocab_size)
-    except (ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+        built = model(vocab_size=vocab_size)
+        with torch.no_grad():  # some sizes can be built and not run
+            built.train(False).offline(torch.zeros(1, 100, NUM_MEL_BINS), torch.tensor([100]))
+        return built.train()
+    except (ValueError, RuntimeError, ArithmeticError, AssertionError, LookupError) as error:
         raise ConfigError(
             "the model cannot be built", where="model", got=str(error).strip(), fix="Check its sizes."
         ) from error

@@ -186,9 +186,9 @@ class StreamingSession:
         return taken
 
     def _decode(self) -> None:
-        """Brings the text up to date: of tokens that only grow, no word but the last is spelt again."""
-        tokens, (count, text) = self.tokens, self._known if self._decoder.only_grows else (0, "")
-        last = len(tokens) - 1
+        """Brings the text up to date: of tokens that stay as they are, the last word alone is spelt again."""
+        tokens, (count, text) = self.tokens, self._known
+        last = self._decoder.num_fixed - 1
         while last > count and not self.units.symbols[tokens[last].id].startswith(WORD_START):
             last -= 1
         if last > count:  # what is before the last word is known from now on

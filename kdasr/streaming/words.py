@@ -50,12 +50,13 @@ def words_of(
     """
     return [
         Word(
-            units.decode([token.id for token in word]),
+            text,
             round(word[0].frame * frame_s, 3),
             round(min((word[-1].frame + 1) * frame_s, audio_s), 3),
             round(_mean_probability(word), 4),
         )
         for word in split_words(tokens, units)
+        if (text := units.decode([token.id for token in word]))  # some classes stand for no text
     ]
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdasr.errors import ConfigError
 from kdasr.students.streaming import StreamingStudent
 
 
@@ -64,6 +65,9 @@ class RecurrentStudent(StreamingStudent):
         hidden_width: of an LSTM; None for D.
         dropout: after the projection of each layer.
         chunk_frames, lookahead_frames: see `StreamingStudent`.
+
+    Raises:
+        ConfigError: no layers, or as `StreamingStudent`.
     """
 
     def __init__(
@@ -86,7 +90,14 @@ class RecurrentStudent(StreamingStudent):
             lookahead_frames=lookahead_frames,
         )
         self.config = config
-        self.hidden_width = hidden_width or width
+        if num_layers < 1:
+            raise ConfigError(
+                "a student has layers",
+                where="num_layers of RecurrentStudent",
+                expected="1 or more",
+                got=num_layers,
+            )
+        self.hidden_width = width if hidden_width is None else hidden_width
         self.layers = nn.ModuleList(
             RecurrentLayer(width, self.hidden_width, dropout) for _ in range(num_layers)
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdasr.errors import ConfigError
 from kdasr.layers import (
     SUBSAMPLING,
     SUBSAMPLING_CONTEXT,
@@ -33,6 +34,9 @@ class ConformerTeacher(nn.Module):
         num_layers, num_heads, expansion, kernel_frames, dropout: of the Conformer layers.
         chunked_share: of the training batches that are masked in chunks of `chunk_frames`.
         chunk_frames: output frames (40 ms) of such a chunk.
+
+    Raises:
+        ConfigError: a chunk of no frames.
     """
 
     subsampling = SUBSAMPLING
@@ -51,6 +55,13 @@ class ConformerTeacher(nn.Module):
         chunk_frames: int = 8,
     ) -> None:
         super().__init__()
+        if chunk_frames < 1:
+            raise ConfigError(
+                "a chunk has frames",
+                where="chunk_frames of ConformerTeacher",
+                expected="1 or more; with `chunked_share: 0` none is masked in chunks",
+                got=chunk_frames,
+            )
         self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.vocab_size = vocab_size
         self.chunked_share, self.chunk_frames = chunked_share, chunk_frames

@@ -12,6 +12,8 @@ WeNet (the same of 16-bit samples), SenseVoice (stacked frames, given mean and v
 from __future__ import annotations
 
 import functools
+import mmap
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,6 +293,7 @@ def _floats(metadata: Mapping[str, str], name: str) -> NDArray[np.float32]:
 
 
 def _external(path: Path) -> list[Path]:
-    """Files in which the weights of large models lie."""
-    names = (path.name + ".data", path.stem + ".data", path.stem + ".weights")
-    return [path.with_name(name) for name in names if path.with_name(name).is_file()]
+    """Files in which the weights of large models lie: those beside the model whose names are in it."""
+    beside = sorted(one for one in path.parent.iterdir() if one.is_file() and one.suffix != ".onnx")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as graph:
+        return [one for one in beside if graph.find(os.fsencode(one.name)) >= 0]

@@ -97,6 +97,11 @@ def test_shards_without_transcripts_are_refused(place: Path, tmp_path: Path) -> 
         bench_device(place / "student", shards=shards, formats=[], rounds=1)
 
 
+def test_delays_without_test_audio_are_refused(place: Path) -> None:
+    with pytest.raises(ConfigError, match="--aligner: delays are measured on test audio"):
+        bench_device(place / "student", aligner=place / "student", formats=[], rounds=1)
+
+
 def test_there_is_at_least_one_round(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rounds: each engine is timed at least once; expected >= 1; got 0"):
         bench_device(place / "student", rounds=0)

@@ -11,6 +11,7 @@ import torch
 import export.measure
 from export.measure import measure_chunks
 from export.parity import probe_sound
+from kdasr.decoding import GreedyStream
 from kdasr.errors import AudioError
 from kdasr.streaming import TorchChunkModel
 from tests.export.small_models import conformer
@@ -52,6 +53,19 @@ def test_percentiles_and_rtf_are_those_of_the_chunks(monkeypatch: pytest.MonkeyP
     assert timing.p50_ms == pytest.approx(4)
     assert timing.p95_ms == pytest.approx(40) == timing.p99_ms
     assert timing.rtf == pytest.approx((0.9 * 4 + 0.1 * 40) / 160) == pytest.approx(2 * timing.cpu_rtf)
+
+
+def test_the_time_of_a_search_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(export.measure, "time", clock)
+
+    class Search(GreedyStream):
+        def feed(self, log_probs_tv: Any) -> bool:
+            clock.seconds += 0.006
+            return super().feed(log_probs_tv)
+
+    timing = measure_chunks(Slow(clock), probe_sound(8_000, 1), min_chunks=100, decoder=Search)
+    assert timing.p50_ms == pytest.approx(10)
 
 
 def test_threads_are_given_back() -> None:

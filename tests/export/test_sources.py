@@ -235,3 +235,16 @@ def test_without_sounddevice_the_pip_line_is_given(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
     with pytest.raises(MissingDependencyError, match=r"pip install 'kdasr\[mic\]'"):
         next(microphone_pieces())
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_what_a_microphone_recorded_while_something_was_computed_is_heard(
+    sounddevice: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes then, and nine pieces wait in the queue."""
+    pieces = microphone_pieces()
+    heard = [next(pieces)]
+    signal.raise_signal(signal.SIGINT)
+    heard += list(pieces)
+    assert [float(piece[0]) for piece in heard[:-1]] == pytest.approx([n / 10 for n in range(10)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

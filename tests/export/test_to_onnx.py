@@ -441,3 +441,16 @@ def test_models_of_others_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not of an export.*got model\.onnx, tokens\.txt.*--out"):
         export_student(recurrent(), UNITS, tmp_path)
     assert {path.read_text() for path in tmp_path.iterdir()} == {"of sherpa-onnx"}
+
+
+@pytest.mark.parametrize("name", ["shard-000000.kdsl", "shard-000000.tar"])
+def test_an_export_never_replaces_the_units_of_labels(tmp_path: Path, name: str) -> None:
+    UNITS.save(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=rf"labels or audio.*got {name}. Choose another --out"):
+        export_student(recurrent(), UNITS, tmp_path, int8=False)
+
+
+def test_a_folder_of_an_export_may_have_the_name_of_a_file(tmp_path: Path) -> None:
+    exported = export_student(recurrent(), UNITS, tmp_path / "student.onnx", int8=False)
+    assert exported_file(tmp_path / "student.onnx") == exported.float_path

@@ -9,7 +9,7 @@ import pytest
 
 from kdasr.decoding import Token
 from kdasr.streaming import words_of
-from kdasr.text import CharUnits, train_sentencepiece
+from kdasr.text import CharUnits, TableUnits, train_sentencepiece
 
 UNITS = CharUnits()
 
@@ -44,3 +44,10 @@ def test_word_pieces_are_joined_where_they_begin_no_word() -> None:
 
 def test_frame_length_is_a_setting() -> None:
     assert words_of(tokens(("a", 5, 0.0)), UNITS, frame_s=0.02)[0][1:3] == (0.1, 0.12)
+
+
+def test_classes_that_stand_for_no_text_are_no_words() -> None:
+    units = TableUnits(["<blk>", "▁", "a", "b", "<unk>"], None, False)
+    heard = [Token(unit, frame, 0.0) for frame, unit in enumerate([2, 1, 4, 1, 3])]
+    assert [word.text for word in words_of(heard, units)] == ["a", "b"]
+    assert units.decode([token.id for token in heard]) == "a b"

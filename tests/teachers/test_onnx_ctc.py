@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 import torch
@@ -173,3 +174,22 @@ def test_what_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a model")
     with pytest.raises(ModelError, match="cannot load"):
         OnnxCTC(path).load("cpu")
+
+
+def test_weights_beside_the_graph_are_part_of_the_teacher_whatever_the_file_is_called(tmp_path: Path) -> None:
+    """Optimum writes model.onnx_data, sherpa-onnx's scripts model.onnx.data or model.weights."""
+    hashes = set()
+    for name in ("one", "two"):
+        path, _ = write(tmp_path / name, "zipformer")
+        proto = onnx.load(path)
+        if name == "two":
+            weights = onnx.numpy_helper.to_array(proto.graph.initializer[0])
+            proto.graph.initializer[0].CopyFrom(
+                onnx.numpy_helper.from_array(2 * weights, proto.graph.initializer[0].name)
+            )
+        onnx.save(proto, path, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+        (path.parent / "README.md").write_text(name)
+        hashes.add(OnnxCTC(path).load("cpu").weights_hash)
+    assert len(hashes) == 2
+    (path.parent / "README.md").write_text("another")
+    assert OnnxCTC(path).load("cpu").weights_hash in hashes, "no part of the model"
