@@ -118,6 +118,11 @@ class AudioReader:
         self._file: _Forward | None = None
         self._close = ExitStack()
 
+    @property
+    def channels(self) -> int:
+        """Of the file, which are averaged; 0 before anything of it was read."""
+        return 0 if self._file is None else int(self._file.channels)
+
     def load(self, cut: Cut = WHOLE) -> Decoded:
         """A cut, or all of the file.
 

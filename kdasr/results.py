@@ -64,8 +64,8 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
 
     Args:
         path: created where missing. Several processes may add to it at once.
-        row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` of the model on disk, `rtf`
-            or `latency_ms` None where there is none; `test` names the test set where there are several.
+        row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` of the model on disk; those
+            of `_MAY_BE_NULL` None where there is none; `test` names the test set where there are several.
             Of a model that is not there: `model`, `seed` and, as `missing`, the reason.
 
     Raises:

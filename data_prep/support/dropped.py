@@ -44,6 +44,11 @@ class Dropped:
         if source_rate_hz != expected_rate_hz:
             self.notes[f"resampled from {source_rate_hz} Hz"] += 1
 
+    def note_channels(self, channels: int) -> None:
+        """Count a file whose channels, maybe two speakers', were averaged into one."""
+        if channels > 1:
+            self.notes[f"averaged {channels} channels"] += 1
+
     def reasons(self, most: int = 3) -> str:
         """Why, the commonest first, with counts."""
         kinds = Reasons(self.items).commonest()

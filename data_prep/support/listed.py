@@ -92,6 +92,7 @@ def whole_utterances(
                     continue
                 seen.add(one.key)
                 dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+                dropped.note_channels(reader.channels)
                 if audio:
                     yield Utterance(one.key, audio.samples, text, one.speaker, one.language)
 
@@ -111,6 +112,7 @@ def segments(
             if len(rates) == len(group):
                 for rate_hz in rates:
                     dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+                    dropped.note_channels(reader.channels)
                 continue
             for one in group:
                 yield from _segments_of(one, reader, dropped, limits)
@@ -177,6 +179,7 @@ def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Lim
             _check_not_short(len(samples), least)
             if kept == 0:
                 dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+                dropped.note_channels(reader.channels)
             yield Utterance(_segment_key(one, kept), samples, None, one.speaker, one.language)
             kept += 1
     except CorpusError as error:

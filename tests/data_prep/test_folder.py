@@ -182,6 +182,8 @@ def test_stereo_and_other_rates_become_mono_at_16_khz(corpus: Path) -> None:
     (utterance,) = prepared(corpus)
     assert len(utterance.samples) == 16_000
     np.testing.assert_allclose(utterance.samples[1000:15000], 0.2, atol=1e-3)
+    notes = record_of(corpus.parent / "out" / "unlabelled")["notes"]
+    assert notes == {"resampled from 22050 Hz": 1, "averaged 2 channels": 1}
 
 
 def test_a_folder_without_audio_is_refused(corpus: Path) -> None:
