@@ -36,7 +36,7 @@ setup: $(DEV)
 
 $(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdasr needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Say which to use: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
-	@echo "Installing into $(VENV) (about a minute; 2 GB, most of it torch)"
+	@echo "Installing into $(VENV) (about a minute and 2 GB with the CPU build of torch; builds for CUDA take several times that)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) '.[synth,export,report]'
 	@touch $@

@@ -170,7 +170,13 @@ def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: i
     # The same text wherever the work folder lies.
     resolved = load_recipe(recipe, settings).text.replace(str(work_dir), "WORK_DIR")
     teacher = read_card(work_dir / "teacher")["weights_sha256"]
-    inputs = hashlib.sha256(f"{teacher}\n{resolved}".encode()).hexdigest()
+    manifests = [
+        path.read_text()
+        for folder in ("labels", "shards/test")
+        for path in sorted((work_dir / folder).glob("shard-*.json"))
+    ]
+    measured = [teacher, resolved, str(options.delay_utterances), *manifests]
+    inputs = hashlib.sha256("\n".join(measured).encode()).hexdigest()
     file = work_dir / f"{student}.json"
     if file.exists() and (row := json.loads(file.read_text()))["inputs"] == inputs:
         return dict(row)

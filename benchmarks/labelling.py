@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="also measure so many at once")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    options.work_dir.mkdir(parents=True, exist_ok=True)
     folder = options.teacher or options.work_dir / "teacher"
     load = _Load(options.untrained, folder, options.device)
     shards = list_shards(options.audio or options.work_dir / "shards" / "unlabelled")[: options.shards]

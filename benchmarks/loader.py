@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write to --out where that is given; returns the figures."""
     parser = argparse.ArgumentParser(description="the input pipeline against the training step")
     parser.add_argument("--shards", type=Path, required=True, help="a folder of labelled audio shards")
-    parser.add_argument("--model", type=Path, help="a model folder; else a 2.3 M-parameter teacher")
+    parser.add_argument("--model", type=Path, help="a model folder; else a 4.5 M-parameter teacher")
     parser.add_argument("--unlabelled", type=Path, help="further shards, whose soft labels are …")
     parser.add_argument("--labels", type=Path, help="… these; they are made to fit --model")
     parser.add_argument("--speeds", type=float, nargs="+", help="as in a recipe: 0.9 1.0 1.1")

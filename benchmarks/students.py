@@ -12,8 +12,8 @@ shards, teacher and labels are used as they are, and evaluated on the test shard
 --wer-chunk-ms (0 is full context). What is trained already is not trained again, so this can be
 stopped and continued:
 
-    WORK_DIR/students/SIZE-SEED/    the student; delete it to train it again
-    WORK_DIR/students.json          all rows
+    WORK_DIR/students/SIZE-SEED-…/  the student, by a hash of how it is trained; delete it to train it again
+    WORK_DIR/students.json          the rows of the last call
 
 It prints a table in Markdown.
 """
@@ -21,6 +21,7 @@ It prints a table in Markdown.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -63,7 +64,11 @@ _BATCH_UTTERANCES, _UTTERANCE_FRAMES = 10, 400
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, train if asked to, print; returns a row for each size."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for name in ("steps", "dynamic_chunks", "wer_chunk_ms", "work_dir"):
+        if getattr(options, name) is not None and not options.train:
+            parser.error(f"--{name.replace('_', '-')} is for --train")
     if options.train and options.work_dir is None:
         raise ConfigError(
             "training needs the work folder of a finished run", where="--train", fix="Add --work-dir DIR."
@@ -203,8 +208,9 @@ def _build(options: argparse.Namespace, path: Path) -> Any:
 
 def _wers(options: argparse.Namespace, path: Path, seed: int) -> dict[str, float]:
     """WER in percent on the test shards by milliseconds of chunk, of a student trained if need be."""
-    drawn = "-dynamic" if options.dynamic_chunks else ""
-    name = f"{FOLDER}/{path.stem}{drawn}-{seed}"
+    trained_by = [path.read_text(), load_recipe(options.recipe).text, options.steps, options.dynamic_chunks]
+    by = hashlib.sha256(json.dumps(trained_by).encode()).hexdigest()[:8]
+    name = f"{FOLDER}/{path.stem}-{seed}-{by}"
     folder: Path = options.work_dir / name
     if not (folder / CARD_FILE).exists():
         settings: dict[str, Any] = {

@@ -151,8 +151,8 @@ def test_documented_kdasr_commands_parse() -> None:
 
 def test_documented_paths_exist() -> None:
     """Every path of the annotated tree, and every link inside the repository."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = re.search(r"## The tree\n.*?```\n(.*?)```", readme, re.DOTALL)
+    architecture = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = re.search(r"## The tree\n.*?```\n(.*?)```", architecture, re.DOTALL)
     assert tree is not None
     folder, paths = "", list[str]()
     for line in tree.group(1).splitlines():
@@ -167,3 +167,5 @@ def test_documented_paths_exist() -> None:
         paths += [str((ROOT / document).parent.joinpath(link).resolve().relative_to(ROOT)) for link in links]
     assert len(paths) > 15
     assert not [path for path in paths if not (ROOT / path).exists()]
+    modules = {f"kdasr/{path.name}" for path in (ROOT / "kdasr").glob("[a-z]*.py")}
+    assert not modules - set(paths), "each has a line in the tree"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -48,6 +49,11 @@ class Dropped:
         """Count a file whose channels, maybe two speakers', were averaged into one."""
         if channels > 1:
             self.notes[f"averaged {channels} channels"] += 1
+
+    def note_accents(self, text: str) -> None:
+        """Count a transcript with letters beyond a-z: it has lost its accents, which English does without."""
+        if any(not char.isascii() and unicodedata.category(char) in ("Lu", "Ll") for char in text):
+            self.notes["without their accents"] += 1
 
     def reasons(self, most: int = 3) -> str:
         """Why, the commonest first, with counts."""

@@ -152,6 +152,7 @@ def _texts_of(listed: list[Listed], dropped: Dropped) -> list[tuple[Listed, str 
     for one in listed:
         try:
             good.append((one, _usable(one.text)))
+            dropped.note_accents(one.text or "")
         except (UnitsError, CorpusError) as error:
             dropped.add_error(one.name, error)
     return good

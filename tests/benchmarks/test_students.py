@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.students import macs_per_second, main, measured, table
 from kdasr.errors import ConfigError
-from kdasr.models import load_model, save_model
+from kdasr.models import save_model
 from kdasr.students.conformer import ChunkConformer
 from kdasr.students.recurrent import RecurrentStudent
 from kdasr.text import CharUnits
@@ -121,11 +121,17 @@ def test_students_are_trained_once_and_heard_at_each_chunk(
     assert [settings["model"] for settings in trained] == [str(size)] * 2
     assert row["seeds"] == [3, 4] and [set(wers) for wers in row["wers"]] == [{"160", "0"}] * 2
     assert json.loads((tmp_path / "students.json").read_text()) == [row]
-    main(always)
+    main([*always, "--steps", "7"])
     assert len(trained) == 2, "what is there is not trained again"
+    main([*always, "--steps", "8"])
+    assert len(trained) == 4, "nor taken for what was trained otherwise"
     (dynamic,) = main([*always, "--dynamic-chunks", "2", "0"])
-    assert [settings["model.dynamic_chunks"] for settings in trained[2:]] == [[2, 0], [2, 0]]
-    assert "optimisation.steps" not in trained[2]
-    assert load_model(tmp_path / "students" / "tiny-dynamic-3").model.width == 16
-    printed = capsys.readouterr().out
+    assert [settings["model.dynamic_chunks"] for settings in trained[4:]] == [[2, 0], [2, 0]]
+    assert "optimisation.steps" not in trained[4]
+    with pytest.raises(SystemExit):
+        main(["--sizes", str(size), "--steps", "7"])
+    main([*always, "--dynamic-chunks", "2", "0"])
+    assert len(trained) == 6
+    printed, said = capsys.readouterr()
+    assert "--steps is for --train" in said
     assert "WER % at 160 ms | WER % at full context" in printed and table([dynamic]) in printed

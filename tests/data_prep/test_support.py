@@ -102,6 +102,8 @@ def test_dropped_things_are_counted_without_their_place() -> None:
     )
     dropped.note_rate(8000, 16000)
     dropped.note_rate(16000, 16000)
+    for text in ("it’s a dayʼs café", "it’s “one”", "itʼs", "für die Straße"):
+        dropped.note_accents(text)
     assert dropped.as_json() == {
         "count": 2,
         "dropped": [
@@ -109,7 +111,7 @@ def test_dropped_things_are_counted_without_their_place() -> None:
             {"file": "b?.wav", "reason": "it is cut; expected 2; got 1"},
         ],
     }
-    assert dropped.notes == {"resampled from 8000 Hz": 1}
+    assert dropped.notes == {"resampled from 8000 Hz": 1, "without their accents": 2}
 
 
 def test_every_voice_speaks_and_carries_nothing_over_to_the_next() -> None:
