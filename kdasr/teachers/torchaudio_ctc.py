@@ -117,9 +117,10 @@ def _from_bundle(name: str, weights: str | Path | None) -> _Parts:
         raise not_there(
             f"the weights of {name}",
             path,
+            # Not `import torchaudio`, which fails beside some builds of torch: kdasr.compat says which.
             "Where there is a network, "
-            f"`python -c 'import torchaudio; torchaudio.pipelines.{name}.get_model()'` fetches {cached.name} "
-            "into torch.hub's cache; or name a copy of it as `weights`.",
+            f"`python -c 'import kdasr.compat as c; c.import_torchaudio().pipelines.{name}.get_model()'` "
+            f"fetches {cached.name} into torch.hub's cache; or name a copy of it as `weights`.",
         )
     # torch.hub takes the file that is there and fetches nothing.
     where = {"model_dir": str(path.parent), "file_name": path.name, "map_location": "cpu"}
