@@ -22,12 +22,17 @@ from kdasr.text import CharUnits
 from tests.speech import shards
 
 
-def test_a_student_is_measured_at_the_chunk_that_is_asked_for(tmp_path: Path) -> None:
-    torch.manual_seed(1)
+def save_student(folder: Path, seed: int) -> None:
+    """A tiny student with weights of its own."""
+    torch.manual_seed(seed)
     student = ChunkConformer(
         vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
     )
-    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    save_model(folder, student, CharUnits(), extra={"training": {"train_steps": 5}})
+
+
+def test_a_student_is_measured_at_the_chunk_that_is_asked_for(tmp_path: Path) -> None:
+    save_student(tmp_path / "student", seed=1)
     test_shards = list_shards(shards(tmp_path / "test", 2))
     board = Scoreboard(test_shards, tmp_path / "results.json", seed=3)
     path = str(tmp_path / "student")
@@ -61,11 +66,7 @@ def test_rows_whose_spikes_are_to_be_compared_are_looked_up_before_anything_is_m
 
 
 def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    student = ChunkConformer(
-        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
-    )
-    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    save_student(tmp_path / "student", seed=1)
     (tmp_path / "words.txt").write_text("a\nbe\nsee\n")
     board = Scoreboard(
         list_shards(shards(tmp_path / "test", 3)),
@@ -83,11 +84,7 @@ def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> N
 
 
 def test_a_file_that_its_export_refused_is_left_out_and_the_row_says_why(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    student = ChunkConformer(
-        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
-    )
-    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    save_student(tmp_path / "student", seed=1)
     shards(tmp_path / "test", 2)
 
     def run(max_wer_rise: float) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,17 +149,8 @@ def test_a_pretrained_teacher_has_a_row_too_and_its_text_is_normalised(tmp_path:
 
 
 def test_a_file_that_was_exported_from_other_weights_is_refused(tmp_path: Path) -> None:
-    for name in ("before", "after"):
-        student = ChunkConformer(
-            vocab_size=29,
-            width=16,
-            num_layers=1,
-            num_heads=2,
-            expansion=1,
-            kernel_frames=3,
-            lookahead_frames=0,
-        )
-        save_model(tmp_path / name, student, CharUnits(), extra={"training": {"train_steps": 5}})
+    for seed, name in enumerate(("before", "after")):
+        save_student(tmp_path / name, seed=seed)
     stages.export(model=str(tmp_path / "before"), out=str(tmp_path / "onnx"), int8=False)
     board = Scoreboard(list_shards(shards(tmp_path / "test", 2)), tmp_path / "results.json", seed=3)
     path = str(tmp_path / "onnx" / "model.onnx")
@@ -198,11 +186,7 @@ def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) 
 
 def test_all_rows_are_looked_at_before_the_first_is_measured(tmp_path: Path) -> None:
     results, test = tmp_path / "results.json", [str(shards(tmp_path / "test", 2))]
-    torch.manual_seed(1)
-    student = ChunkConformer(
-        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
-    )
-    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    save_student(tmp_path / "student", seed=1)
     good = {"path": str(tmp_path / "student")}
     stages.evaluate(test=test, models={"a": good}, results=str(results))
     before = results.read_text()
@@ -223,11 +207,7 @@ def test_what_rows_of_several_test_sets_heard_is_kept_apart(tmp_path: Path) -> N
 
 
 def test_an_exported_model_needs_the_folder_it_was_trained_in(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    student = ChunkConformer(
-        vocab_size=29, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3, lookahead_frames=0
-    )
-    save_model(tmp_path / "student", student, CharUnits(), extra={"training": {"train_steps": 5}})
+    save_student(tmp_path / "student", seed=1)
     stages.export(model=str(tmp_path / "student"), out=str(tmp_path / "onnx"), int8=False)
     exported = str(tmp_path / "onnx/model.onnx")
     with pytest.raises(ConfigError, match=r"models\.a: .*trained: FOLDER"):

@@ -85,7 +85,7 @@ def _training_logs(work_dir: Path) -> dict[str, Path]:
     paths = sorted(work_dir.glob("**/train.jsonl"))
     names = Counter(path.parent.name for path in paths)
     return {
-        name if names[name := path.parent.name] == 1 else str(path.parent.relative_to(work_dir)): path
+        str(path.parent.relative_to(work_dir)) if names[path.parent.name] > 1 else path.parent.name: path
         for path in paths
     }
 
