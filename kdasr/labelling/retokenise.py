@@ -79,11 +79,10 @@ def retokenise(
                 got=heard_in.hash,
                 fix="Label again.",
             )
-        items = list(_items(found, heard_in, units))
-        write_labels(out, shard, _header(found.header, units), items, overwrite=overwrite)
-        reasons = {key: item.reason for key, item in items if isinstance(item, Failure)}
-        labelled += len(items) - len(reasons)
-        failed |= reasons
+        items = _items(found, heard_in, units)
+        manifest = write_labels(out, shard, _header(found.header, units), items, overwrite=overwrite)
+        labelled += manifest["labelled"]
+        failed |= dict(manifest["failed"])
     units.save(out)
     return Retokenised(labelled, failed)
 
