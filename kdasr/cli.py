@@ -98,12 +98,14 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--sample-shards", type=int, default=3, help="shards to label for it (3)")
     plan.add_argument("--price-per-worker-hour", type=float, default=0.0, help="in any currency")
 
+    heard = verb("heard", _heard, "print what a teacher heard, from its labels, and its error rate")
     select = verb("select", _select, "keep the labels of the surest hours of a folder of labels")
-    select.add_argument("--audio", required=True, help="the audio shards that were labelled")
-    select.add_argument("--labels", required=True, help="their labels")
-    select.add_argument("--out", required=True, help="folder for the labels that are kept")
+    for sub in (heard, select):
+        sub.add_argument("--audio", required=True, metavar="SHARDS", help="the audio that was labelled")
+        sub.add_argument("--labels", required=True, metavar="LABELS", help="its labels")
+        sub.add_argument("--measure", default="best_path", help="of confidence: best_path, spikes or entropy")
+    select.add_argument("--out", required=True, metavar="LABELS", help="folder for the labels that are kept")
     select.add_argument("--hours", type=float, required=True, help="the budget")
-    select.add_argument("--measure", default="best_path", help="best_path, spikes or entropy")
 
     # All of its settings are named here: without a recipe, the value of an unknown one is taken for it.
     export = verb("export", _export, "export a student for devices", settings=True)
@@ -312,6 +314,17 @@ def _plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         price_per_worker_hour=arguments.price_per_worker_hour,
     )
     print(plan_text(prediction))
+
+
+def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from kdasr.labelling import heard, heard_summary
+
+    found = []
+    for item in heard(audio=arguments.audio, labels=arguments.labels, measure=arguments.measure):
+        sure = "-" if item.confidence is None else f"{item.confidence:.3f}"
+        print(f"{item.key}\t{sure}\t{item.failure if item.text is None else item.text}")
+        found.append(item)
+    print("\n".join(heard_summary(found, arguments.measure)), file=sys.stderr)
 
 
 def _select(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

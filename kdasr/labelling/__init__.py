@@ -11,11 +11,14 @@ words          posteriors given that words were said
 audio_source   audio shards at a path or a URL
 out_folder     what labels must never replace
 progress       bar, log lines, summary
+selection      the surest hours of a folder of labels
+heard          what a teacher heard, read from its labels, and its error rate
 retokenise     what the teacher heard, in a student's units
 """
 
 from kdasr.labelling.audio_source import verify_audio
-from kdasr.labelling.filters import DurationLimits, Filter, Languages, MinConfidence, MinSpikes
+from kdasr.labelling.filters import DurationLimits, Filter, Languages, MaxUnitRate, MinConfidence, MinSpikes
+from kdasr.labelling.heard import Heard, heard, heard_summary
 from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
@@ -32,7 +35,9 @@ __all__ = [
     "Ensemble",
     "Filter",
     "FolderTeacher",
+    "Heard",
     "Languages",
+    "MaxUnitRate",
     "MinConfidence",
     "MinSpikes",
     "Prediction",
@@ -45,6 +50,8 @@ __all__ = [
     "Words",
     "compare",
     "find_work",
+    "heard",
+    "heard_summary",
     "label",
     "label_shard",
     "plan",

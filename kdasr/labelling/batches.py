@@ -56,23 +56,25 @@ def cut_segments(
 
 
 def make_batches(
-    segments: Iterable[Segment], batch_frames: int, max_padding: float = 0.05
+    segments: Iterable[Segment], batch_frames: int, max_padding: float = 0.05, least_frames: int = 0
 ) -> list[list[Segment]]:
     """Segments sorted by length, cut into batches of at most `batch_frames` with padding.
 
-    In each batch at most the share `max_padding` is padding. A longer segment is a batch of its own.
+    In each batch at most the share `max_padding` is padding. A longer segment is a batch of its own. A shorter
+    one than `least_frames` counts as so many: there are teachers to which all are as long as that.
     The longest come first, where batches are full: while the teacher is at one, the next can be decoded.
     """
     batches: list[list[Segment]] = []
     heard = 0
     for segment in sorted(segments, key=lambda s: (s.frames, s.number, s.first)):
-        padded = (len(batches[-1]) + 1) * segment.frames if batches else 0
-        fits = 0 < padded <= batch_frames and heard + segment.frames >= (1 - max_padding) * padded
+        frames = max(segment.frames, least_frames)
+        padded = (len(batches[-1]) + 1) * frames if batches else 0
+        fits = 0 < padded <= batch_frames and heard + frames >= (1 - max_padding) * padded
         if not fits:
             batches.append([])
             heard = 0
         batches[-1].append(segment)
-        heard += segment.frames
+        heard += frames
     return batches[::-1]
 
 

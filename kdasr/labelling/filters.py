@@ -14,6 +14,7 @@ import numpy as np
 
 from kdasr.errors import ConfigError
 from kdasr.interfaces import SoftLabels
+from kdasr.soft_labels.runs import best_path
 
 Measure = Literal["best_path", "spikes", "entropy"]
 MEASURES: tuple[Measure, ...] = ("best_path", "spikes", "entropy")
@@ -197,6 +198,27 @@ class MinSpikes(_FilterBase):
         if rate >= self.per_second:
             return None
         return f"filtered: {rate:.2f} non-blank frames a second < {self.per_second:g}"
+
+
+@dataclass(frozen=True)
+class MaxUnitRate(_FilterBase):
+    """Drops what nobody could have spoken: more than `per_second` units a second on the teacher's best path.
+
+    Encoder-decoders such as Whisper sometimes say the same words again and again until they may not go on,
+    and are sure of them. English is spoken at some 15 characters a second, at 25 in haste.
+
+    Attributes:
+        per_second: largest rate.
+    """
+
+    name: ClassVar[str] = "unit_rate"
+    per_second: float = 30.0
+
+    def after(self, labels: SoftLabels, seconds: float) -> str | None:
+        rate = len(best_path(labels)) / seconds
+        if rate <= self.per_second:
+            return None
+        return f"filtered: {rate:.1f} units a second > {self.per_second:g}"
 
 
 def check_measure(measure: str) -> None:

@@ -12,18 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
-from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import confidence
+from kdasr.labelling.heard import check_units, heard_text, labelled_shards
 from kdasr.labelling.out_folder import refuse_audio, write_labels
-from kdasr.manifest import read_manifest
-from kdasr.soft_labels import Failure, Header, LabelFolder, LabelShard, TopK
-from kdasr.soft_labels.runs import best_classes
+from kdasr.soft_labels import Failure, Header, LabelShard, TopK
 from kdasr.storage import Place, locate
-from kdasr.symbols import BLANK_ID
 from kdasr.teachers.base import spell
 from kdasr.text import Units, load_units, normalise
 
@@ -65,33 +61,16 @@ def retokenise(
     if str(locate(labels)) == str(locate(out)):
         raise ConfigError("retokenised labels need a folder of their own", where=str(out))
     refuse_audio(out)
-    heard_in, folder = load_units(labels), LabelFolder(labels)
+    heard_in = load_units(labels)
     labelled, failed = 0, dict[str, str]()
-    for place in list_audio(audio):
-        with local_copy(place, manifest_only=True) as path:
-            shard = read_manifest(path)
-        found = folder.shard_for(Path(shard.path.name), shard.sha256)
-        if found.header.units_hash != heard_in.hash:
-            raise UnitsError(
-                "the units beside the labels are not those of the labels",
-                where=str(labels),
-                expected=found.header.units_hash,
-                got=heard_in.hash,
-                fix="Label again.",
-            )
+    for shard, found in labelled_shards(audio, labels):
+        check_units(found, heard_in, labels)
         items = _items(found, heard_in, units)
         manifest = write_labels(out, shard, _header(found.header, units), items, overwrite=overwrite)
         labelled += manifest["labelled"]
         failed |= dict(manifest["failed"])
     units.save(out)
     return Retokenised(labelled, failed)
-
-
-def heard_text(labels: SoftLabels, units: Units) -> str:
-    """What the best path over stored posteriors says."""
-    best = best_classes(labels).tolist()
-    changed = [unit for unit, before in zip(best, [BLANK_ID, *best], strict=False) if unit != before]
-    return units.decode([unit for unit in changed if unit != BLANK_ID])
 
 
 def _items(found: LabelShard, heard_in: Units, units: Units) -> Iterator[tuple[str, SoftLabels | Failure]]:

@@ -11,7 +11,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
-from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score
+from kdasr.labelling.heard import labelled_shards
 from kdasr.labelling.out_folder import refuse_audio, write_labels
-from kdasr.manifest import Shard, read_manifest
-from kdasr.soft_labels import Failure, LabelFolder, LabelShard
+from kdasr.manifest import Shard
+from kdasr.soft_labels import Failure, LabelShard
 from kdasr.storage import Place, locate
 from kdasr.text import load_units
 
@@ -78,7 +77,7 @@ def select(
             got=hours,
         )
     done = 0
-    for shard, found in _pairs(audio, labels):
+    for shard, found in labelled_shards(audio, labels):
         count = len(found.keys) - len(found.failures)
         _write(
             shard,
@@ -103,19 +102,11 @@ def select(
     )
 
 
-def _pairs(audio: Place, labels: Place) -> Iterator[tuple[Shard, LabelShard]]:
-    folder = LabelFolder(labels)
-    for place in list_audio(audio):
-        with local_copy(place, manifest_only=True) as path:
-            shard = read_manifest(path)
-        yield shard, folder.shard_for(Path(shard.path.name), shard.sha256)
-
-
 def _measure_all(
     audio: Place, labels: Place, measure: Measure
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     seconds, scores = [], []
-    for shard, found in _pairs(audio, labels):
+    for shard, found in labelled_shards(audio, labels):
         samples = {entry.key: entry.num_samples for entry in shard.entries}
         for key, item in found:
             seconds.append(samples[key] / SAMPLE_RATE_HZ)

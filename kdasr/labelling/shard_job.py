@@ -103,11 +103,6 @@ class _Loaded(NamedTuple):
     inputs: Tensor
     lengths: list[int]
 
-    @property
-    def frames(self) -> int:
-        """Feature frames, padding included."""
-        return len(self.segments) * max(segment.frames for segment in self.segments)
-
     def parts(self, size: int) -> list[_Loaded]:
         """Batches of up to `size` of its segments."""
         starts = range(0, len(self.segments), size)
@@ -143,13 +138,14 @@ class _ShardRun:
         self._decoded = _Decoded()
         self._encoding: deque[Future[None]] = deque()
         self._codec_stream = _codec_stream(teacher.device)
+        self._least_frames = int((teacher.max_seconds or 0) * 1000 / FRAME_SHIFT_MS)
         self.teacher_s = self.encode_s = self.padding = self._teacher_done = 0.0
         self.halved = 0
 
     def label(self) -> list[tuple[str, SoftLabels | Failure]]:
         # A teacher that hears the padding gets inputs of one length together.
         padding = _MAX_PADDING if self._teacher.pads else 0.0
-        batches = make_batches(self._segments(), self._settings.batch_frames, padding)
+        batches = make_batches(self._segments(), self._settings.batch_frames, padding, self._least_frames)
         self.padding = padding_share(batches)
         threads = self._settings.decoders_for(self._teacher.device)
         with ThreadPoolExecutor(threads, "decode") as decoder, ThreadPoolExecutor(1, "encode") as encoder:
@@ -280,7 +276,8 @@ class _ShardRun:
             return
         count, room = len(loaded.segments), self._teacher.room
         half, size = -(-count // 2), count
-        if count > 1 and room.frames is not None and loaded.frames > room.frames:
+        frames = count * max(self._least_frames, *(segment.frames for segment in loaded.segments))
+        if count > 1 and room.frames is not None and frames > room.frames:
             self._forward_parts(loaded, half, encoder)
             return
         try:
@@ -297,7 +294,7 @@ class _ShardRun:
             size = 1  # one utterance must not take its batch with it
             if out_of_memory:
                 self.halved += 1
-                size, room.frames = half, half * loaded.frames // count
+                size, room.frames = half, half * frames // count
         if size < count:
             # Not above: an error that is at hand holds on to the memory of the pass that raised it.
             self._forward_parts(loaded, size, encoder)
@@ -358,6 +355,10 @@ class _ShardRun:
         for segment, log_probs_tv in zip(segments, log_probs, strict=True):
             if self._settings.words is not None:
                 log_probs_tv = self._settings.words(log_probs_tv)
+            if self._teacher.level == "sequence" and not len(log_probs_tv):
+                # Of the utterance, not of the teacher: a shard may be of silence.
+                self._failures[self._shard.entries[segment.number].key] = "the teacher heard no words"
+                continue
             if self._teacher.level == "frame" and (problem := self._miscounted(segment, len(log_probs_tv))):
                 self._fail(segment, problem)
                 continue

@@ -102,6 +102,13 @@ def best_classes(run: SoftLabels) -> Ints:
     return np.asarray(run.ids[entries[first]], np.int64)
 
 
+def best_path(run: SoftLabels) -> list[int]:
+    """The units of the best path: runs of a class are one, blank is none."""
+    best = best_classes(run)
+    changes = np.flatnonzero(np.diff(best, prepend=BLANK_ID))
+    return [unit for unit in best[changes].tolist() if unit != BLANK_ID]
+
+
 def split_run(run: SoftLabels, lengths: Sequence[int]) -> list[SoftLabels]:
     """The inverse of `concatenate`, given the frames of each utterance."""
     starts, edges = frame_starts(run), [0, *itertools.accumulate(lengths)]

@@ -90,8 +90,9 @@ class Teacher:
         slack_frames: by how many the frames of an utterance may differ from
             `ceil(feature frames / subsampling)`.
         level: "frame": posteriors for each frame; "sequence": a transcript, spelled as the shortest
-            CTC path, which has no times.
-        max_seconds: the longest utterance a teacher of level "sequence" can take, which cannot be cut.
+            CTC path, which has no times, and no frame where there are no words.
+        max_seconds: the longest utterance a teacher of level "sequence" can take, which cannot be cut; every
+            shorter one costs it as much.
         facts: what else labels should say of it; empty for kdasr's own models.
         room: what fits its device; labelling finds out.
     """

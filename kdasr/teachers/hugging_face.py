@@ -123,6 +123,8 @@ def import_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise MissingDependencyError("transformers", "hf") from error
+    # A bar for each worker that loads weights from the disk, in the midst of the job's own.
+    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 

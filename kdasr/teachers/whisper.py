@@ -7,12 +7,15 @@ An encoder-decoder says what was spoken and not when. Its transcript is normalis
 characters, and stored as the shortest CTC path that spells it, with the model's mean log-probability of
 a token as that of every unit. A student learns from it by CTC (`kdasr.losses.best_path_ctc`); losses on
 frames refuse it. Tokens that cannot be normalised, digits among them, are suppressed, so that numbers come
-as words. The speech is taken to be English, as kdasr's characters are. Needs `kdasr[hf]`.
+as words. A transcript that does not end is cut off where nobody would have spoken on: Whisper sometimes says
+the same words again and again, and is sure of them (the `MaxUnitRate` of a label job drops these). The speech is taken to be English, as kdasr's characters are. Needs `kdasr[hf]`.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +25,17 @@ import torch
 from torch import Tensor
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import KdasrError, ModelError, UnitsError
+from kdasr.errors import ModelError, UnitsError
 from kdasr.teachers.base import WAVEFORM, Teacher, hash_files, options_of, rows, spell
 from kdasr.teachers.hugging_face import find_folder, import_transformers, public_name, weight_files
 from kdasr.text import CharUnits, normalise
 
 _MAX_SECONDS = 30.0
+# More tokens than anybody speaks: of English, some four a second.
+_TOKENS_PER_SECOND, _FIRST_TOKENS = 16, 16
+_PROMPT_TOKENS = 4
+# What transformers 5 says of the arguments that it passes to itself.
+_OF_ITSELF = "Passing `generation_config` together with"
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Whisper:
             ModelError: the model is not on this machine, or is no Whisper.
         """
         transformers = import_transformers()
+        logging.getLogger("transformers.generation.utils").addFilter(_not_of_itself)
         folder = find_folder(self.path, self.revision)
         weights = weight_files(folder)
         try:
@@ -109,17 +118,14 @@ class _Model(torch.nn.Module):
         self.asked = {"language": "en", "task": "transcribe"} if multilingual else {}
 
     def offline(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) samples and (B,) lengths to (B, L, V) log-probs of spelled transcripts, and (B,) L.
+        """(B, N) samples and (B,) lengths to (B, L, V) log-probs of spelled transcripts, and (B,) L: 0 where
+        there are no words.
 
         Raises:
-            KdasrError: there are no words, or words that kdasr's characters cannot spell.
+            UnitsError: there are words that kdasr's characters cannot spell.
         """
         found = self.transcribe(rows(inputs, lengths_b))
-        paths = []
-        for text, score in found:
-            if not text:
-                raise KdasrError("heard no words")
-            paths.append(spell(self.units.encode(text), score, self.vocab_size))
+        paths = [spell(self.units.encode(text), score, self.vocab_size) for text, score in found]
         padded = torch.nn.utils.rnn.pad_sequence(paths, batch_first=True).to(inputs.device)
         return padded, torch.tensor([len(path) for path in paths])
 
@@ -136,23 +142,36 @@ class _Model(torch.nn.Module):
             return_attention_mask=True,
             return_tensors="pt",
         ).to(device)
+        limits_b = torch.tensor([self._most_tokens(len(item) / SAMPLE_RATE_HZ) for item in samples])
         said = self.network.generate(
             heard["input_features"],
             attention_mask=heard["attention_mask"],
             generation_config=self.how,
+            max_new_tokens=int(limits_b.max()),
             return_dict_in_generate=True,
             **self.asked,
         )
-        texts = self.processor.tokenizer.batch_decode(said["sequences"], skip_special_tokens=True)
         scores_bu = self.network.compute_transition_scores(
             said["sequences"], said["scores"], normalize_logits=True
         )
         tokens_bu = said["sequences"][:, -scores_bu.shape[1] :]
+        # Each as if it were alone, whatever its batch was given time for.
+        within_bu = torch.arange(tokens_bu.shape[1], device=device) < limits_b.to(device)[:, None]
+        tokens_bu = tokens_bu.where(within_bu, self.how.eos_token_id)
+        texts = self.processor.tokenizer.batch_decode(tokens_bu, skip_special_tokens=True)
         ends_bu = (tokens_bu == self.how.eos_token_id).int().cumsum(1)
         # Up to the first end of the text, and with it.
-        counts_bu = ((ends_bu == 0) | ((ends_bu == 1) & (tokens_bu == self.how.eos_token_id))).float()
+        counts_bu = ((ends_bu == 0) | ((ends_bu == 1) & (tokens_bu == self.how.eos_token_id))) & within_bu
         means_b = (scores_bu.nan_to_num(neginf=-1e4) * counts_bu).sum(1) / counts_bu.sum(1)
         return [(normalise(text), float(mean)) for text, mean in zip(texts, means_b, strict=True)]
+
+    def _most_tokens(self, seconds: float) -> int:
+        room = self.network.config.max_target_positions - _PROMPT_TOKENS
+        return min(_FIRST_TOKENS + math.ceil(_TOKENS_PER_SECOND * seconds), room)
+
+
+def _not_of_itself(record: logging.LogRecord) -> bool:
+    return _OF_ITSELF not in record.getMessage()
 
 
 def _unspoken(tokenizer: Any) -> list[int]:

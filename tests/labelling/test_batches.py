@@ -49,6 +49,13 @@ def test_a_segment_larger_than_a_batch_is_a_batch_of_its_own() -> None:
     assert [[s.number for s in batch] for batch in make_batches(segments, 60)] == [[2], [0, 1]]
 
 
+def test_short_segments_count_as_long_as_the_teacher_hears_them() -> None:
+    segments = [s for i, n in enumerate((10, 20, 75)) for s in cut_segments(i, n, 80, OVERLAP, SUBSAMPLING)]
+    assert [len(batch) for batch in make_batches(segments, 120)] == [1, 1, 1]  # else half would be padding
+    assert [len(batch) for batch in make_batches(segments, 120, least_frames=40)] == [1, 2]
+    assert [len(batch) for batch in make_batches(segments, 240, least_frames=80)] == [3]
+
+
 def test_padding_share_is_hand_computable() -> None:
     segments = [s for i, n in enumerate((10, 20)) for s in cut_segments(i, n, WINDOW, OVERLAP, SUBSAMPLING)]
     assert padding_share([segments]) == 0.25

@@ -17,6 +17,7 @@ from kdasr.labelling import (
     DurationLimits,
     Filter,
     Languages,
+    MaxUnitRate,
     MinConfidence,
     MinSpikes,
     Settings,
@@ -145,6 +146,14 @@ def test_a_job_drops_other_languages_unheard_and_says_so(
 def test_unknown_measures_are_refused() -> None:
     with pytest.raises(ConfigError, match="loudness"):
         MinConfidence(0.5, "loudness")  # type: ignore[arg-type]
+
+
+def test_what_nobody_could_have_spoken_is_dropped() -> None:
+    rows = [[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]
+    labels = Full().encode(torch.tensor(rows).log())
+    assert MaxUnitRate(30).after(labels, 0.1) is None  # 1, 1 again after blank, 2
+    assert MaxUnitRate(30).after(labels, 0.09) == "filtered: 33.3 units a second > 30"
+    assert MaxUnitRate().after(Full().encode(torch.zeros(0, 3)), 1.0) is None
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdasr.errors import KdasrError
 from kdasr.symbols import blank_path
 from kdasr.teachers.base import Teacher, spell
 from kdasr.teachers.whisper import Whisper
@@ -94,7 +93,27 @@ def test_a_doubtful_transcript_is_still_the_best_path() -> None:
     assert path.exp().sum(-1).tolist() == pytest.approx([1.0] * 4)
 
 
-def test_silence_is_refused_rather_than_learnt(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher.model, "transcribe", lambda _: [("", -0.1)])
-    with pytest.raises(KdasrError, match="no words"):
-        teacher.model.offline(torch.zeros(1, 16_000), torch.tensor([16_000]))
+def test_silence_has_no_labels_and_its_neighbour_has(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher.model, "transcribe", lambda _: [("", -0.1), ("ab", -0.1)])
+    log_probs, frames = teacher.model.offline(torch.zeros(2, 16_000), torch.tensor([16_000, 16_000]))
+    assert frames.tolist() == [0, 2] and log_probs.shape == (2, 2, 29)
+
+
+def test_a_transcript_without_end_is_cut_off_by_the_length_of_its_own_audio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whisper_model(tmp_path, max_target_positions=120)
+    model = Whisper(tmp_path).load("cpu").model
+    end = model.network.generation_config.eos_token_id  # type: ignore[attr-defined]
+    model.how.suppress_tokens = sorted({*model.how.suppress_tokens, end})  # type: ignore[attr-defined]
+    samples = [torch.from_numpy(noise(seconds, 5)) for seconds in (0.5, 2.0)]
+    with torch.inference_mode():
+        together = model.transcribe(samples)  # type: ignore[attr-defined]
+        alone = [model.transcribe([item])[0] for item in samples]  # type: ignore[attr-defined]
+    assert [text for text, _ in together] == [text for text, _ in alone]
+    assert [score for _, score in together] == pytest.approx([score for _, score in alone], abs=1e-4)
+    assert model._most_tokens(0.5) == 24 and model._most_tokens(2.0) == 48  # type: ignore[attr-defined]
+    # Tokens are one or two characters long here.
+    assert [len(text) for text, _ in together] == [pytest.approx(36, abs=13), pytest.approx(72, abs=25)]

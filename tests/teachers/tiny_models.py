@@ -98,7 +98,7 @@ def hugging_face_model(folder: Path, kind: str = "Wav2Vec2", norm: str = "layer"
     return network, extractor
 
 
-def whisper_model(folder: Path) -> Any:
+def whisper_model(folder: Path, max_target_positions: int = 24) -> Any:
     """A multilingual Whisper saved to `folder`, with a byte vocabulary of printable characters."""
     import transformers
 
@@ -129,7 +129,7 @@ def whisper_model(folder: Path) -> Any:
         decoder_attention_heads=2,
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
-        max_target_positions=24,
+        max_target_positions=max_target_positions,
         pad_token_id=end,
         bos_token_id=end,
         eos_token_id=end,

@@ -1,0 +1,135 @@
+"""What a teacher heard, read from its stored labels, and its error rate where somebody transcribed the audio.
+
+The error rate is told for all that has labels and for the surest shares of it, each with the confidence
+at which that share begins: what a `MinConfidence` of a label job, or the hours of a selection, would buy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.error_rates import count_errors
+from kdasr.errors import UnitsError
+from kdasr.interfaces import SoftLabels
+from kdasr.labelling.audio_source import list_audio, local_copy
+from kdasr.labelling.filters import Measure, check_measure, score
+from kdasr.manifest import Shard, read_manifest
+from kdasr.shards import read_texts
+from kdasr.soft_labels import LabelFolder, LabelShard
+from kdasr.soft_labels.runs import best_path
+from kdasr.storage import Place, is_url
+from kdasr.text import Units, load_units, normalise
+
+_SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a teacher made of an utterance.
+
+    Attributes:
+        key: of the utterance.
+        seconds: of audio.
+        text: of the best path, normalised where it can be; None if there are no labels.
+        confidence: larger is surer; None if there are no labels.
+        failure: why there are no labels; empty if there are.
+        reference: the transcript, or None where the shard has none.
+    """
+
+    key: str
+    seconds: float
+    text: str | None
+    confidence: float | None
+    failure: str
+    reference: str | None
+
+
+def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Iterator[Heard]:
+    """What the labels in folder `labels` say of each utterance of `audio`, in order.
+
+    Args:
+        audio: the audio shards that were labelled. Transcripts are read where they lie on this machine.
+        labels: their labels, with the teacher's units beside them.
+        measure: of confidence; see `kdasr.labelling.filters.Confidence`.
+
+    Raises:
+        ConfigError: an unknown measure.
+        UnitsError: the teacher's units are not beside its labels, or not those of the labels.
+        SoftLabelError: labels are missing, damaged or of other audio.
+    """
+    check_measure(measure)
+    units = load_units(labels)
+    for shard, found in labelled_shards(audio, labels):
+        check_units(found, units, labels)
+        texts = itertools.repeat(None) if is_url(audio) else read_texts(shard.path)
+        for entry, reference in zip(shard.entries, texts, strict=not is_url(audio)):
+            seconds = entry.num_samples / SAMPLE_RATE_HZ
+            if failure := found.failures.get(entry.key, ""):
+                yield Heard(entry.key, seconds, None, None, failure, reference)
+                continue
+            item = found.read(entry.key)
+            yield Heard(
+                entry.key, seconds, _readable(heard_text(item, units)), score(item, measure), "", reference
+            )
+
+
+def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
+    """For people: how much has labels, and the error rate of the surest of what has a transcript, too."""
+    labelled = [item for item in found if item.text is not None]
+    hours, all_hours = (sum(item.seconds for item in items) / 3600 for items in (labelled, found))
+    lines = [f"{len(labelled)} of {len(found)} utterances have labels, {hours:.2f} of {all_hours:.2f} h"]
+    judged = [item for item in labelled if item.reference]
+    if not judged:
+        return lines
+    judged.sort(key=lambda item: -(item.confidence or 0.0))
+    lines.append(f"WER of the {len(judged)} that have a transcript, too, by {measure}:")
+    lines.append(f"{'the surest':>12}  {'from':>8}  {'hours':>7}  {'WER %':>6}")
+    for share in _SHARES:
+        surest = judged[: max(1, round(share * len(judged)))]
+        errors = count_errors([str(item.reference) for item in surest], [str(item.text) for item in surest])
+        least = surest[-1].confidence or 0.0
+        seconds = sum(item.seconds for item in surest)
+        lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {errors.wer:6.1f}")
+    return lines
+
+
+def labelled_shards(audio: Place, labels: Place) -> Iterator[tuple[Shard, LabelShard]]:
+    """Each audio shard, by its manifest alone, and its labels.
+
+    Raises:
+        ShardError, SoftLabelError: audio or labels are missing, damaged, or not of each other.
+    """
+    folder = LabelFolder(labels)
+    for place in list_audio(audio):
+        with local_copy(place, manifest_only=True) as path:
+            shard = read_manifest(path)
+        yield shard, folder.shard_for(Path(shard.path.name), shard.sha256)
+
+
+def check_units(found: LabelShard, units: Units, labels: Place) -> None:
+    """Raise UnitsError if labels are not over the units that lie beside them."""
+    if found.header.units_hash != units.hash:
+        raise UnitsError(
+            "the units beside the labels are not those of the labels",
+            where=str(labels),
+            expected=found.header.units_hash,
+            got=units.hash,
+            fix="Label again.",
+        )
+
+
+def heard_text(labels: SoftLabels, units: Units) -> str:
+    """What the best path over stored posteriors says."""
+    return units.decode(best_path(labels))
+
+
+def _readable(text: str) -> str:
+    """As transcripts are written, so that the two compare; as it is where that cannot be."""
+    try:
+        return normalise(text)
+    except UnitsError:
+        return text

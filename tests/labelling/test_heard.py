@@ -1,0 +1,118 @@
+"""What a teacher heard: texts, confidence and reasons as they were stored, and error rates by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdasr.cli import main
+from kdasr.errors import ConfigError, UnitsError
+from kdasr.interfaces import Utterance
+from kdasr.labelling import heard, heard_summary
+from kdasr.labelling.out_folder import write_labels
+from kdasr.manifest import read_manifest
+from kdasr.shards import write_shards
+from kdasr.soft_labels import Failure, Full, Header
+from kdasr.storage import locate
+from kdasr.teachers.base import spell
+from kdasr.text import CharUnits
+
+# Transcript, what was heard (None: nothing), and how surely.
+SAID = [
+    ("one two", "one two", 0.9),
+    ("three four", "three for", 0.6),
+    ("five", None, 0.0),
+    (None, "six", 0.8),
+    ("seven eight nine", "seven", 0.7),
+]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return _labelled(tmp_path)
+
+
+def _labelled(folder: Path, *, with_text: bool = True) -> tuple[Path, Path]:
+    audio, labels, units = folder / "audio", folder / "labels", CharUnits()
+    items = [
+        Utterance(f"utt-{n}", np.zeros(16_000 * (n + 1), np.float32), text if with_text else None)
+        for n, (text, _, _) in enumerate(SAID)
+    ]
+    (path,) = write_shards(items, audio, description="test")
+    shard = read_manifest(path)
+    header = Header(
+        teacher="tiny", teacher_hash="t" * 64, units_hash=units.hash, vocab_size=units.vocab_size,
+        feature_hash="f" * 16, frame_shift_ms=0.0, subsampling=1, codec="full", codec_params=Full().params,
+        audio_file=path.name, audio_sha256=shard.sha256,
+    )  # fmt: skip
+    stored = [
+        Failure("filtered: it is music")
+        if text is None
+        else Full().encode(spell(units.encode(text), math.log(sure), units.vocab_size))
+        for _, text, sure in SAID
+    ]
+    write_labels(labels, shard, header, ((f"utt-{n}", item) for n, item in enumerate(stored)))
+    units.save(labels)
+    return audio, labels
+
+
+def test_texts_confidence_and_reasons_are_what_was_stored(folders: tuple[Path, Path]) -> None:
+    found = list(heard(audio=folders[0], labels=folders[1]))
+    assert [item.text for item in found] == [text for _, text, _ in SAID]
+    assert [item.reference for item in found] == [text for text, _, _ in SAID]
+    assert [item.confidence for item in found if item.text] == pytest.approx([0.9, 0.6, 0.8, 0.7], abs=0.02)
+    assert found[2].failure == "filtered: it is music" and found[2].confidence is None
+    assert [item.seconds for item in found] == [1, 2, 3, 4, 5]
+
+
+def test_the_error_rate_is_that_of_the_surest_shares_of_what_has_a_transcript(
+    folders: tuple[Path, Path],
+) -> None:
+    lines = heard_summary(list(heard(audio=folders[0], labels=folders[1])), "best_path")
+    assert lines[0] == "4 of 5 utterances have labels, 0.00 of 0.00 h"
+    assert lines[1] == "WER of the 3 that have a transcript, too, by best_path:"
+    rows = [line.split() for line in lines[3:]]
+    # All three: one of two, two of three and none of two words wrong; two thirds; the surest alone.
+    assert [row[0] for row in rows] == ["100%", "90%", "75%", "50%", "25%"]
+    assert [row[-1] for row in rows] == ["42.9", "42.9", "40.0", "40.0", "0.0"]
+    assert [float(row[1]) for row in rows] == pytest.approx([0.6, 0.6, 0.7, 0.7, 0.9], abs=0.02)
+
+
+def test_without_transcripts_there_is_no_error_rate(tmp_path: Path) -> None:
+    audio, labels = _labelled(tmp_path, with_text=False)
+    found = list(heard(audio=audio, labels=labels))
+    assert heard_summary(found, "best_path") == ["4 of 5 utterances have labels, 0.00 of 0.00 h"]
+
+
+def test_audio_at_a_url_is_not_fetched_for_its_transcripts(folders: tuple[Path, Path]) -> None:
+    place = locate("memory://heard-test/audio")
+    for path in folders[0].iterdir():
+        place.child(path.name).commit(path.read_bytes() if path.suffix == ".json" else b"")
+    found = list(heard(audio="memory://heard-test/audio", labels=folders[1]))
+    assert [item.text for item in found] == [text for _, text, _ in SAID]
+    assert {item.reference for item in found} == {None}
+
+
+def test_the_command_prints_a_line_each_and_the_summary_beside_them(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--audio", str(folders[0]), "--labels", str(folders[1])]
+    assert main(["heard", *place, "--measure", "spikes"]) == 0
+    out, told = capsys.readouterr()
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [line[0] for line in lines] == [f"utt-{n}" for n in range(5)]
+    assert lines[2][1:] == ["-", "filtered: it is music"] and lines[3][2] == "six"
+    assert float(lines[0][1]) == pytest.approx(0.9, abs=0.02) and "by spikes" in told
+    assert main(["heard", *place, "--measure", "loudness"]) == 2
+    assert "unknown measure" in capsys.readouterr().err
+
+
+def test_labels_without_their_units_are_refused(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "units.json").unlink()
+    with pytest.raises(UnitsError, match="cannot be read"):
+        list(heard(audio=folders[0], labels=folders[1]))
+    with pytest.raises(ConfigError, match="unknown measure"):
+        list(heard(audio=folders[0], labels=folders[1], measure="loudness"))  # type: ignore[arg-type]
