@@ -9,7 +9,8 @@ folder of recipes has a `run.yaml` that lists its stages in order:
       - {recipe: student.yaml, name: student_labelled_only, set: {schedule: [[labelled, 1]]}}
 
 A recipe that differs little from another names it as its `base:`, a path beside its own; its keys replace
-those of the base, and dotted ones reach into them (`optimisation.steps: 600`).
+those of the base, and dotted ones reach into them (`optimisation.steps: 600`, and into lists by number:
+`settings.filters.0.threshold: 0.5`).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def explained(path: Path, takes: Takes) -> str:
     """
     content = _parse(Path(path))
     further = [key for key in takes.get(str(content.get("stage")), ()) if key not in content]
-    lines = [f"{path}, whose keys are --KEY and within a mapping --KEY.KEY:", ""]
+    lines = [f"{path}, whose keys are --KEY, within a mapping --KEY.KEY and within a list --KEY.0:", ""]
     # Its own header, not that of its base.
     lines += itertools.takewhile(_is_comment, Path(path).read_text(encoding="utf-8").splitlines())
     lines += itertools.dropwhile(_is_comment, _dumped(content).splitlines())
@@ -106,7 +107,7 @@ def load_recipe(
     """Read the recipe at `path` with some of its top-level keys replaced, or added where its stage
     `takes` them.
 
-    A dotted name reaches into a mapping: `model.width`. Where a key holds a mapping, FILE.yaml as its
+    A dotted name reaches into a mapping, `model.width`, or a list, `settings.filters.0.threshold`. Where a key holds a mapping, FILE.yaml as its
     value stands for the mapping of that name in FILE.yaml: `model: recipes/students/zipformer-2m.yaml`.
 
     Raises:
@@ -307,7 +308,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _place(content: Any, name: str, takes: Takes) -> Any:
-    """The mapping that holds the dotted `name` or may hold it, or None where there is no such setting.
+    """The mapping or list that holds the dotted `name` or may hold it, or None where there is no such setting.
 
     A class that the YAML names may be given further arguments; whether it takes them shows when it is
     built.
@@ -315,10 +316,19 @@ def _place(content: Any, name: str, takes: Takes) -> Any:
     *parents, last = name.split(".")
     place = content
     for part in parents:
-        place = place[part] if isinstance(place, dict) and part in place else None
+        place = _item(place, part)
+    if isinstance(place, list):
+        return place if _item(place, last) is not None else None
     tagged = isinstance(place, CommentedMap) and bool(place.tag.value)
     taken = not parents and last in takes.get(str(content.get("stage")), ())
     return place if isinstance(place, dict) and (last in place or tagged or taken) else None
+
+
+def _item(place: Any, part: str) -> Any:
+    """What a mapping has by name or a list by number; None where it has not."""
+    if isinstance(place, list):
+        return place[int(part)] if part.isdecimal() and int(part) < len(place) else None
+    return place.get(part) if isinstance(place, dict) else None
 
 
 def _set(path: Path, content: Any, name: str, value: Any, takes: Takes = MappingProxyType({})) -> None:
@@ -326,9 +336,10 @@ def _set(path: Path, content: Any, name: str, value: Any, takes: Takes = Mapping
     if place is None:
         known = [*content, *(key for key in takes.get(str(content.get("stage")), ()) if key not in content)]
         raise ConfigError(f"unknown setting {name!r}", where=path, expected=", ".join(map(str, known)))
-    key = name.rpartition(".")[2]
-    if isinstance(place.get(key), dict) and isinstance(value, str) and value.endswith(".yaml"):
-        value = _mapping_of(Path(value), key)
+    last = name.rpartition(".")[2]
+    key = int(last) if isinstance(place, list) else last
+    if isinstance(_item(place, last), dict) and isinstance(value, str) and value.endswith(".yaml"):
+        value = _mapping_of(Path(value), last)
     place[key] = value
 
 

@@ -72,7 +72,7 @@ def test_help_after_a_recipe_shows_its_keys_those_of_its_base_and_what_else_it_t
     with pytest.raises(SystemExit) as stop:
         main(["train", str(recipe), "--help"])
     assert stop.value.code == 0
-    _, _, text = capsys.readouterr().out.partition("--KEY.KEY:\n\n")
+    _, _, text = capsys.readouterr().out.partition("within a list --KEY.0:\n\n")
     assert text.splitlines()[0] == recipe.read_text().splitlines()[0], "its own header"
     for line in ("  steps: 600", "  width: 128", "name: temperature"):
         assert f"\n{line}\n" in text, "of its base's base, and its own"

@@ -63,6 +63,19 @@ def test_settings_replace_values_and_reach_into_mappings(tmp_path: Path) -> None
     assert recipe.stage == "train"
 
 
+def test_settings_reach_into_lists_by_number(tmp_path: Path) -> None:
+    text = "stage: train\nfilters: [{least: 1}, {least: 2}]\nschedule: [[labelled, 1], [unlabelled, 3]]\n"
+    path = write(tmp_path / "r.yaml", text)
+    recipe = load_recipe(path, {"filters.1.least": 5, "schedule.0.1": 7})
+    assert recipe.arguments["filters"] == [{"least": 1}, {"least": 5}]
+    assert recipe.arguments["schedule"] == [["labelled", 7], ["unlabelled", 3]]
+    for name in ("filters.2.least", "filters.least", "filters.-1.least", "filters.2", "schedule.0.9"):
+        with pytest.raises(ConfigError, match=f"unknown setting '{name}'"):
+            load_recipe(path, {name: 1})
+    write(tmp_path / "derived.yaml", "base: r.yaml\nfilters.0.least: 9\n")
+    assert load_recipe(tmp_path / "derived.yaml").arguments["filters"] == [{"least": 9}, {"least": 2}]
+
+
 @pytest.mark.parametrize("name", ["stepz", "inner.depth", "inner.width.more", "nothing.here"])
 def test_an_unknown_setting_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "r.yaml", SIMPLE)
