@@ -22,7 +22,7 @@ from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
-GENERATION = 1
+GENERATION = 2
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 # Audio that is not read, so that whoever has it hears of it.
 _OTHER_AUDIO = (
@@ -51,7 +51,7 @@ class Settings:
         transcripts: whether to take NAME.txt for the transcript of NAME.wav; files without one are left out.
         held_out_share: of the files with transcripts, this share goes into labelled-dev, and as much into
             labelled-test.
-        max_seconds: longer files are cut into equal segments of at most that, or left out if they have
+        max_seconds: longer files are cut into segments of at most that, or left out if they have
             transcripts; none: neither.
         min_seconds: shorter files are left out.
         language: of the speech, such as en or pt-BR, for filters; none: unknown.

@@ -25,7 +25,7 @@ from kdasr.audio import WHOLE, Cut
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
-GENERATION = 1
+GENERATION = 2
 RECORDINGS, SEGMENTS, TEXTS, SPEAKERS = "wav.scp", "segments", "text", "utt2spk"
 
 Settings = ListSettings

@@ -30,7 +30,7 @@ from kdasr.audio import Cut
 from kdasr.errors import ConfigError, CorpusError
 
 NEEDS_CORPUS = True
-GENERATION = 1
+GENERATION = 2
 EXTENSIONS = (".jsonl", ".json")
 AUDIO = "audio_filepath"
 

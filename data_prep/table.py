@@ -27,7 +27,7 @@ from data_prep.support.lists import (
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
-GENERATION = 1
+GENERATION = 2
 EXTENSIONS = (".tsv", ".csv")
 CLIPS = "clips"
 SPEAKER = "client_id"

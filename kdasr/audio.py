@@ -26,6 +26,8 @@ _PCM16_SCALE = 32_768.0
 _UNKNOWN_BYTES = 0x7FFF0000
 _UNKNOWN_FRAMES = 2**62
 _BLOCK_SECONDS = 60.0
+# Of a segment, where it may be cut off: of 20 s the last 2.5.
+_SLACK_SHARE = 0.125
 # Before a cut so much is decoded, since a frame of mp3 or opus needs some of those before; and to a cut that
 # begins so soon after the last one the file is read on.
 _LEAD_SECONDS = 1.0
@@ -67,6 +69,22 @@ class Cut(NamedTuple):
 
 
 WHOLE = Cut()
+
+
+class Promised(NamedTuple):
+    """What the header of a file says.
+
+    Attributes:
+        samples: at the reader's rate; 0 if it does not know.
+        num_segments: that `AudioReader.segments` gives; 0 if it does not know.
+        source_rate_hz: of the file.
+    """
+
+    samples: int
+    num_segments: int
+    source_rate_hz: int
+
+
 # Floating point audio may overshoot 1 after resampling; a peak like this is integer PCM.
 _PEAK_OF_UNSCALED_PCM = 100.0
 
@@ -87,7 +105,7 @@ def decode(data: bytes, where: str) -> NDArray[np.float32]:
 def decode_with_rate(data: bytes, where: str, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
     """As `decode`, at `rate_hz`, telling also which sample rate and channels the audio had."""
     with _opened(io.BytesIO(data), where, rate_hz) as file:
-        return _joined(_segments(file, None, where), file.samplerate, rate_hz)
+        return _joined(_blocks(file, where), file.samplerate, rate_hz)
 
 
 def load(path: Path) -> NDArray[np.float32]:
@@ -130,10 +148,11 @@ class AudioReader:
             AudioError: as `load`, or the cut is not within the file.
         """
         with self._reading() as file:
-            return _joined(_segments(file, None, str(self._path), cut), file.samplerate, self._rate_hz)
+            return _joined(_blocks(file, str(self._path), cut), file.samplerate, self._rate_hz)
 
     def segments(self, max_seconds: float, cut: Cut = WHOLE) -> Iterator[Decoded]:
-        """The same in equal segments of at most `max_seconds`, of which one at a time is held in memory.
+        """The same in about equal segments of at most `max_seconds`, each cut off where it is quietest
+        towards its end, so that few words are cut in two. One at a time is held in memory.
 
         Raises:
             AudioError: as `load`; of a file that is cut short, the segments before that come first.
@@ -142,9 +161,8 @@ class AudioReader:
             for frames_nc in _segments(file, max_seconds, str(self._path), cut):
                 yield _joined([frames_nc], file.samplerate, self._rate_hz)
 
-    def promised(self, max_seconds: float, cut: Cut = WHOLE) -> tuple[list[int], int]:
-        """What the header says that `segments` would give, undecoded: the samples of each segment, none if
-        it does not know how many there are; and the rate of the file.
+    def promised(self, cut: Cut = WHOLE, max_seconds: float = math.inf) -> Promised:
+        """What the header says of a cut, undecoded, and of its `segments`.
 
         Raises:
             AudioError: as `load`, as far as the header tells.
@@ -152,10 +170,9 @@ class AudioReader:
         with self._reading() as file:
             start, end = _ends(file, str(self._path), cut)
             if end >= _UNKNOWN_FRAMES:
-                return [], file.samplerate
-            longest = _segment_frames(file, max_seconds, end - start)
-            frames = [min(longest, end - first) for first in range(start, end, longest)]
-            return [math.ceil(count * self._rate_hz / file.samplerate) for count in frames], file.samplerate
+                return Promised(0, 0, file.samplerate)
+            samples = math.ceil((end - start) * self._rate_hz / file.samplerate)
+            return Promised(samples, _parts(file, max_seconds, end - start)[0], file.samplerate)
 
     @contextmanager
     def _reading(self) -> Iterator[_Forward]:
@@ -328,12 +345,55 @@ def _decoding(where: str, num_bytes: int) -> Iterator[None]:
 
 
 def _segments(
-    file: _Forward, max_seconds: float | None, where: str, cut: Cut = WHOLE
+    file: _Forward, max_seconds: float, where: str, cut: Cut = WHOLE
+) -> Iterator[NDArray[np.float32]]:
+    """(n, channels) frames, segment after segment, each but the last cut off at a quiet place."""
+    start, end = _ends(file, where, cut)
+    _, part, slack = _parts(file, max_seconds, end - start)
+    left_nc: NDArray[np.float32] | None = None
+    for block_nc in _blocks(file, where, cut, part):
+        frames_nc = block_nc if left_nc is None else np.concatenate([left_nc, block_nc])
+        is_last = file.position >= end or len(block_nc) < part
+        at = len(frames_nc) if is_last else _quietest(frames_nc, len(frames_nc) - slack, file.samplerate)
+        yield frames_nc[:at]
+        left_nc = frames_nc[at:]
+    if left_nc is not None and len(left_nc):
+        yield left_nc
+
+
+def _parts(file: soundfile.SoundFile, max_seconds: float, num_frames: int) -> tuple[int, int, int]:
+    """How many segments there are, how many frames each takes from the file, and how many of these it may
+    leave to the next one."""
+    longest = max(1, int(min(max_seconds * file.samplerate, _UNKNOWN_FRAMES)))
+    if num_frames <= longest:
+        return 1, num_frames, 0
+    slack = int(longest * _SLACK_SHARE)
+    if num_frames >= _UNKNOWN_FRAMES:
+        return 0, longest - slack, slack
+    # Equal parts: a last one of a few samples would be of no use.
+    count = math.ceil(num_frames / (longest - slack))
+    return count, math.ceil(num_frames / count), slack
+
+
+def _quietest(frames_nc: NDArray[np.float32], first: int, rate_hz: int) -> int:
+    """The middle of the quietest 100 ms behind frame `first`, the last of equally quiet ones; the end where
+    there are no 100 ms."""
+    hop = max(1, rate_hz // 100)
+    mono_n = frames_nc[first:].mean(axis=1, dtype=np.float64)
+    power_h = np.square(mono_n[: len(mono_n) // hop * hop]).reshape(-1, hop).mean(axis=1)
+    if len(power_h) < 10:
+        return len(frames_nc)
+    sums = np.convolve(power_h, np.ones(10), "valid")
+    return first + (len(sums) - 1 - int(sums[::-1].argmin()) + 5) * hop
+
+
+def _blocks(
+    file: _Forward, where: str, cut: Cut = WHOLE, num_frames: int | None = None
 ) -> Iterator[NDArray[np.float32]]:
     """(n, channels) frames, block after block, to the end."""
     start, end = _ends(file, where, cut)
     _go_to(file, start)
-    num_frames = _segment_frames(file, max_seconds or _BLOCK_SECONDS, end - start)
+    num_frames = num_frames or int(_BLOCK_SECONDS * file.samplerate)
     position = start
     while position < end:
         wanted = min(num_frames, end - position)
@@ -391,15 +451,6 @@ def _go_to(file: _Forward, frame: int) -> None:
     while file.position < frame:
         if not len(file.read(min(frame - file.position, _PASSED_FRAMES), always_2d=True)):
             return
-
-
-def _segment_frames(file: soundfile.SoundFile, max_seconds: float, num_frames: int) -> int:
-    """Frames in each of the segments of `num_frames` but the last."""
-    longest = max(1, int(max_seconds * file.samplerate))
-    if num_frames >= _UNKNOWN_FRAMES:
-        return longest
-    # Equal parts: a last one of a few samples would be of no use.
-    return math.ceil(num_frames / math.ceil(num_frames / longest))
 
 
 def _joined(blocks: Iterable[NDArray[np.float32]], from_hz: int, to_hz: int) -> Decoded:

@@ -27,7 +27,7 @@ from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML, Loader, MappingNode, SequenceNode
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import Comment, CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from kdasr.arguments import check_keywords, check_named
@@ -107,8 +107,9 @@ def load_recipe(
     """Read the recipe at `path` with some of its top-level keys replaced, or added where its stage
     `takes` them.
 
-    A dotted name reaches into a mapping, `model.width`, or a list, `settings.filters.0.threshold`. Where a key holds a mapping, FILE.yaml as its
-    value stands for the mapping of that name in FILE.yaml: `model: recipes/students/zipformer-2m.yaml`.
+    A dotted name reaches into a mapping, `model.width`, or a list, `settings.filters.0.threshold`. Where a
+    key holds a mapping, FILE.yaml as its value stands for the mapping of that name in FILE.yaml:
+    `model: recipes/students/zipformer-2m.yaml`.
 
     Raises:
         ConfigError: no such file, bad YAML, an unknown key in `settings`, or an object that cannot
@@ -119,7 +120,7 @@ def load_recipe(
     for name, value in (settings or {}).items():
         _set(path, known, name, value, takes)
     try:
-        text = resolve_references(io.StringIO(_dumped(known))).getvalue()
+        text = resolve_references(io.StringIO(_dumped(_bare(known)))).getvalue()
         built = load_hyperpyyaml(io.StringIO(text), loader=_loader(path))
     except ConfigError:
         raise
@@ -284,6 +285,17 @@ def _parse(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merged
 
 
+def _bare(content: Any) -> Any:
+    """Without comments: with one before a list whose first item has a tag and keys (`- !new:…`), ruamel.yaml
+    writes tag and keys on one line, which is another document."""
+    if hasattr(content, Comment.attrib):
+        delattr(content, Comment.attrib)
+    for item in content.values() if isinstance(content, dict) else content:
+        if isinstance(item, dict | list):
+            _bare(item)
+    return content
+
+
 def _dumped(content: Mapping[str, Any]) -> str:
     document = io.StringIO()
     YAML().dump(content, document)
@@ -308,7 +320,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _place(content: Any, name: str, takes: Takes) -> Any:
-    """The mapping or list that holds the dotted `name` or may hold it, or None where there is no such setting.
+    """The mapping or list that holds the dotted `name` or may hold it, or None if there is no such setting.
 
     A class that the YAML names may be given further arguments; whether it takes them shows when it is
     built.

@@ -63,6 +63,16 @@ def test_settings_replace_values_and_reach_into_mappings(tmp_path: Path) -> None
     assert recipe.stage == "train"
 
 
+def test_a_comment_before_a_list_of_objects_changes_nothing(tmp_path: Path) -> None:
+    text = (
+        "stage: train\n# one\nlist:\n    # two\n    - !new:kdasr.augment.SpecAugment  # three\n"
+        "        # four\n        max_warp: 0.1\n"
+    )
+    path = write(tmp_path / "r.yaml", text)
+    (built,) = load_recipe(path, {"list.0.max_gain_nats": 0.5}).arguments["list"]
+    assert (built.max_warp, built.max_gain_nats) == (0.1, 0.5)
+
+
 def test_settings_reach_into_lists_by_number(tmp_path: Path) -> None:
     text = "stage: train\nfilters: [{least: 1}, {least: 2}]\nschedule: [[labelled, 1], [unlabelled, 3]]\n"
     path = write(tmp_path / "r.yaml", text)

@@ -29,7 +29,6 @@ from kdasr.text import normalise
 
 # What is held out of a list: the ends of the names of its splits.
 PARTS = ("", "-dev", "-test")
-_WHOLE_SECONDS = 1e9
 _MAX_NAME = 150
 
 
@@ -86,7 +85,7 @@ def whole_utterances(
             for one, text in texts:
                 try:
                     audio = None if all_written else _audio_of(one, reader, limits)
-                    rate_hz = audio.source_rate_hz if audio else reader.promised(_WHOLE_SECONDS)[1]
+                    rate_hz = audio.source_rate_hz if audio else reader.promised().source_rate_hz
                 except (AudioError, CorpusError) as error:
                     dropped.add_error(one.name, error)
                     continue
@@ -100,7 +99,7 @@ def whole_utterances(
 def segments(
     listed: Iterable[Listed], dropped: Dropped, limits: Limits, done: Mapping[str, int]
 ) -> Iterator[Utterance]:
-    """Utterances without text: each of `listed` in equal segments of at most `limits.max_seconds`.
+    """Utterances without text: each of `listed` in segments of at most `limits.max_seconds`.
 
     Their keys end in -0000, -0001, …. One segment is in memory at a time.
     """
@@ -163,19 +162,21 @@ def _written_rate(one: Listed, reader: AudioReader, limits: Limits, done: Mappin
     if _segment_key(one, 0) not in done:
         return None
     try:
-        promised, rate_hz = reader.promised(limits.max_seconds or _WHOLE_SECONDS, one.cut)
+        promised = reader.promised(one.cut, limits.max_seconds or math.inf)
     except AudioError:
         return None
     # A file that is cut short or damaged is read again, to be named again.
-    written = promised and all(done.get(_segment_key(one, i)) == num for i, num in enumerate(promised))
-    return rate_hz if written else None
+    written = [done.get(_segment_key(one, number), 0) for number in range(promised.num_segments)]
+    # Each segment is resampled by itself, and rounded up.
+    whole = all(written) and 0 <= sum(written) - promised.samples < max(1, len(written))
+    return promised.source_rate_hz if written and whole else None
 
 
 def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Limits) -> Iterator[Utterance]:
-    kept, longest = 0, limits.max_seconds or _WHOLE_SECONDS
+    kept, longest = 0, limits.max_seconds or math.inf
     try:
         # Equal parts of a long file may be shorter than a file may be.
-        least = limits.min_seconds if len(reader.promised(longest, one.cut)[0]) < 2 else 0.0
+        least = limits.min_seconds if reader.promised(one.cut, longest).num_segments < 2 else 0.0
         for samples, rate_hz, _ in reader.segments(longest, one.cut):
             _check_not_short(len(samples), least)
             if kept == 0:
@@ -196,8 +197,7 @@ def _segment_key(one: Listed, number: int) -> str:
 def _audio_of(one: Listed, reader: AudioReader, limits: Limits) -> Decoded:
     """The whole of it, within the limits. One that is hours too long is not decoded if its header tells."""
     if limits.max_seconds is not None:
-        promised, _ = reader.promised(_WHOLE_SECONDS, one.cut)
-        _check_not_long(sum(promised), limits.max_seconds)
+        _check_not_long(reader.promised(one.cut).samples, limits.max_seconds)
     audio = reader.load(one.cut)
     _check_not_short(len(audio.samples), limits.min_seconds)
     if limits.max_seconds is not None:

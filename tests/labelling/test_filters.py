@@ -149,7 +149,14 @@ def test_unknown_measures_are_refused() -> None:
 
 
 def test_what_nobody_could_have_spoken_is_dropped() -> None:
-    rows = [[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]
+    rows = [
+        [0.1, 0.8, 0.1],
+        [0.1, 0.8, 0.1],
+        [0.8, 0.1, 0.1],
+        [0.1, 0.8, 0.1],
+        [0.1, 0.1, 0.8],
+        [0.8, 0.1, 0.1],
+    ]
     labels = Full().encode(torch.tensor(rows).log())
     assert MaxUnitRate(30).after(labels, 0.1) is None  # 1, 1 again after blank, 2
     assert MaxUnitRate(30).after(labels, 0.09) == "filtered: 33.3 units a second > 30"
