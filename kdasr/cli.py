@@ -61,14 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, takes_settings=settings)
         return sub
 
-    def of_recipe(sub: argparse.ArgumentParser, help_text: str) -> None:
-        sub.add_argument("recipe", type=Path, help=help_text)
+    def of_recipe(sub: argparse.ArgumentParser, help_text: str, what: str = "recipe") -> None:
+        sub.add_argument(what, type=Path, help=help_text)
         sub.add_argument(
-            "-h", "--help", action=_RecipeHelp, nargs=0, help="show this; after a recipe, its keys"
+            "-h", "--help", action=_RecipeHelp, nargs=0, help=f"show this; after a {what}, its keys"
         )
 
-    run = verb("run", _run, "run every stage of a folder of recipes", settings=True)
-    run.add_argument("folder", type=Path, help="e.g. recipes/mini")
+    run = verb("run", _run, "run every stage of a folder of recipes", settings=True, add_help=False)
+    of_recipe(run, "e.g. recipes/mini", "folder")
     run.add_argument("--only", metavar="STAGE", help="run this stage alone, whatever is done of the others")
 
     prepare = verb("prepare", _prepare, "write a corpus as audio shards", settings=True, add_help=False)
@@ -219,11 +219,15 @@ class _CorpusHelp(argparse.Action):
 class _RecipeHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
         print(parser.format_help())
-        if namespace.recipe is not None:
+        if folder := getattr(namespace, "folder", None):
+            from kdasr.recipe import explained_run
+
+            print(explained_run(folder))
+        elif recipe := getattr(namespace, "recipe", None):
             from kdasr.pipeline import taken_keys
             from kdasr.recipe import explained as explained_recipe
 
-            print(explained_recipe(namespace.recipe, taken_keys()))
+            print(explained_recipe(recipe, taken_keys()))
         parser.exit()
 
 

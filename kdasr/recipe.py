@@ -97,6 +97,27 @@ def explained(path: Path, takes: Takes) -> str:
     return "\n".join(lines)
 
 
+def explained_run(folder: Path) -> str:
+    """For a command line: the stages of a run, and the keys of each recipe.
+
+    Raises:
+        ConfigError: as `run_stages`.
+    """
+    stages = run_stages(folder, {})
+    header = itertools.takewhile(_is_comment, (Path(folder) / RUN_FILE).read_text("utf-8").splitlines())
+    lines = [
+        *header,
+        "",
+        "A key is for all stages that have it, and --STAGE.KEY for one. Stages and keys:",
+        "",
+    ]
+    for stage in stages:
+        also = f", set: {', '.join(stage.settings)}" if stage.settings else ""
+        lines.append(f"{stage.name} ({stage.path.name}{also})")
+        lines.append(f"    {', '.join(key for key in top_level_keys(stage.path) if key != 'stage')}")
+    return "\n".join([*lines, "", "kdasr train, label, … RECIPE --help shows their values."])
+
+
 def _is_comment(line: str) -> bool:
     return line.startswith("#")
 

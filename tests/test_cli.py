@@ -80,6 +80,17 @@ def test_help_after_a_recipe_shows_its_keys_those_of_its_base_and_what_else_it_t
     assert "num_workers" in further and "seed" not in further.split(", ")
 
 
+def test_help_after_a_folder_shows_its_stages_and_their_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", str(ROOT / "recipes" / "mini"), "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    student = lines.index("student_labelled_only (student.yaml, set: name, schedule)")
+    assert "optimisation" in lines[student + 1] and "label (label.yaml)" in lines
+    assert main(["run", str(ROOT / "tests"), "--help"]) == 2
+    assert "run.yaml" in capsys.readouterr().err
+
+
 def test_options_may_be_spelled_with_underscores_as_recipes_are() -> None:
     parser, words = build_parser(), ["export", "--model", "a_b", "--max_wer_rise=0.1", "--chunk_ms", "640"]
     found = parser.parse_args([_with_dashes(word) for word in words])
