@@ -119,11 +119,13 @@ def _improvement(test: str | None, lines: Sequence[Line]) -> str | None:
     before, after = wer.get("student_labelled_only"), wer.get("student_distilled")
     if before is None or after is None or before == 0:
         return None
-    relative = 100 * (before - after) / before
+    relative = round(100 * (before - after) / before)
+    verdict = (
+        f"{abs(relative)} % relative {'better' if relative > 0 else 'worse'} than" if relative else "equal to"
+    )
     return (
         f"Distillation took the student from {before:.1f} to {after:.1f} % WER"
-        f"{f' on {test}' if test else ''}: "
-        f"{abs(relative):.0f} % relative {'better' if relative >= 0 else 'worse'} than labels alone."
+        f"{f' on {test}' if test else ''}: {verdict} labels alone."
     )
 
 

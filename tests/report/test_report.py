@@ -106,10 +106,13 @@ def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
     assert "(seeds 1, 2, 3)" in text
 
 
-def test_worse_is_called_worse() -> None:
-    lines = lines_of([result("student_labelled_only", 1, 20.0), result("student_distilled", 1, 25.0)])
+@pytest.mark.parametrize(
+    ("distilled", "verdict"), [(25.0, "25 % relative worse than"), (20.0, "equal to"), (19.95, "equal to")]
+)
+def test_worse_is_called_worse_and_equal_equal(distilled: float, verdict: str) -> None:
+    lines = lines_of([result("student_labelled_only", 1, 20.0), result("student_distilled", 1, distilled)])
     sentence = improvement(lines)
-    assert sentence is not None and sentence.endswith("25 % relative worse than labels alone.")
+    assert sentence is not None and sentence.endswith(f"% WER: {verdict} labels alone.")
     assert improvement(lines[:1]) is None
 
 
