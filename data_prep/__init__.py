@@ -40,6 +40,7 @@ __all__ = ["corpora", "explained", "prepare", "settings_of"]
 # from before are still those of the same settings.
 _LATER = {
     "language": None,
+    "letters": "",
     "transcripts": False,
     "held_out_share": 0.0,
     "unlabelled_transcripts": False,

@@ -17,7 +17,7 @@ from data_prep.support.files import files_below
 from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, whole_utterances
 from data_prep.support.lists import files_of, parts_of
 from data_prep.support.prepared import Files
-from data_prep.support.settings import check_language, check_max_seconds, check_numbers
+from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
@@ -55,6 +55,8 @@ class Settings:
             transcripts; none: neither.
         min_seconds: shorter files are left out.
         language: of the speech, such as en or pt-BR, for filters; none: unknown.
+        letters: that the language has beyond a-z, such as äöüß: transcripts keep them, and lose all other
+            accents. The units of a model must have them, too.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -63,11 +65,13 @@ class Settings:
     max_seconds: float | None = 20.0
     min_seconds: float = 0.2
     language: str | None = None
+    letters: str = ""
     max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
         check_numbers(self)
         check_language(self.language)
+        object.__setattr__(self, "letters", checked_letters(self.letters))
         check_max_seconds(self)
         if self.held_out_share and not self.transcripts:
             raise ConfigError(
@@ -110,7 +114,9 @@ def prepare(
         return segments(_listed(settings, corpus, dropped), dropped, limits, done)
     listed = _transcribed(settings, corpus, dropped if split == LABELLED else Dropped())
     mine = of_part(listed, settings.held_out_share, split.removeprefix(LABELLED))
-    return whole_utterances(mine, dropped, limits, labelled=True, written=lambda key: key in done)
+    return whole_utterances(
+        mine, dropped, limits, labelled=True, written=lambda key: key in done, letters=settings.letters
+    )
 
 
 def _listed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[Listed]:

@@ -26,11 +26,11 @@ from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, decode_whol
 from kdasr.error_rates import ErrorCounts, count_errors
 from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.interfaces import AcousticModel, Utterance
-from kdasr.shards import open_shard, read_shard
+from kdasr.shards import open_shard, read_shard, read_texts
 from kdasr.storage import commit_bytes
 from kdasr.streaming import hears_tail, with_tail
 from kdasr.teachers.base import LOG_MEL, FrontEnd
-from kdasr.text import Units, normalise
+from kdasr.text import Units, letters_in, normalise
 
 DECODERS = ("greedy", "beam")
 
@@ -108,6 +108,7 @@ def evaluate(
         ShardError: a damaged shard, or no transcripts.
     """
     check_decoder(decoder, lexicon)
+    letters = "" if spells_as_we_do else letters_in(text for path in shards for text in read_texts(path))
 
     def hear(utterances: Sequence[Utterance]) -> list[tuple[str, list[Token] | None]]:
         log_probs_btv, lengths_b = _run_batch(model, utterances, device, front_end)
@@ -122,7 +123,7 @@ def evaluate(
         text = units.decode([token.id for token in tokens])
         if not spells_as_we_do:
             with contextlib.suppress(UnitsError):  # what cannot be normalised is an error as it stands
-                text = normalise(text)
+                text = normalise(text, letters)
         return text
 
     return _score(shards, hear, batch_utterances)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.shards import list_shards, read_texts
-from kdasr.text import BLANK_ID, WORD_START, Units, load_units, normalise
+from kdasr.text import BLANK_ID, WORD_START, Units, letters_in, load_units, normalise
 
 
 class Lexicon:
@@ -43,7 +43,8 @@ class Lexicon:
     @cached_property
     def words(self) -> frozenset[str]:
         """Every word that may be said."""
-        texts = [text for source in self._sources for text in _texts_in(Path(source))]
+        letters = letters_in(self._symbols)
+        texts = [text for source in self._sources for text in _texts_in(Path(source), letters)]
         words = frozenset(word for text in (*texts, *self._more_words) if text for word in text.split())
         if not words:
             raise ConfigError(
@@ -118,10 +119,10 @@ class Lexicon:
         return last_word + symbol in self._beginnings
 
 
-def _texts_in(source: Path) -> list[str | None]:
+def _texts_in(source: Path, letters: str) -> list[str | None]:
     try:
         if source.is_file():
-            return [normalise(source.read_text(encoding="utf-8-sig"))]
+            return [normalise(source.read_text(encoding="utf-8-sig"), letters)]
         return [text for path in list_shards(source) for text in read_texts(path)]
     except (ShardError, UnitsError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(

@@ -33,11 +33,11 @@ from kdasr.lexicon import Lexicon
 from kdasr.manifest import read_manifest
 from kdasr.models import WEIGHTS_FILE, read_card
 from kdasr.results import MISSING, append_result, hypotheses_file
-from kdasr.shards import read_shard
+from kdasr.shards import read_shard, read_texts
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.streaming import algorithmic_latency_ms
 from kdasr.teachers.base import TeacherSource
-from kdasr.text import CharUnits, Units
+from kdasr.text import CharUnits, Units, letters_in
 
 EXAMPLE_FILE = "example.wav"
 # Long enough to time a model, short enough not to be waited for.
@@ -70,7 +70,10 @@ class Scoreboard:
         device: str = "cpu",
     ) -> None:
         check_decoder(decoder, lexicon)
-        self.words = None if lexicon is None else Lexicon(units=CharUnits(), sources=lexicon).words
+        self.words = None
+        if lexicon is not None:
+            letters = letters_in(text for path in shards for text in read_texts(path))
+            self.words = Lexicon(units=CharUnits(letters), sources=lexicon).words
         # What figures depend on besides the model: rows that differ in it are not of one table.
         self.measured = {
             "decoder": decoder,

@@ -216,7 +216,7 @@ def unknown_character(text: str, char: str) -> UnitsError:
     return UnitsError(
         f"the character {char!r} is not among the units",
         where=f"text {shorten(text)!r}",
-        fix="Normalise the text with kdasr.text.normalise, or train units on text that has it.",
+        fix="Take units that have it: {kind: characters, letters: …}, or word pieces of text that has it.",
     )
 
 

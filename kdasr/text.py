@@ -1,7 +1,8 @@
 """Transcripts in, class ids out, and back: normalisation and the units of a CTC model.
 
 Id 0 is blank in every set of units. A symbol that begins a word carries "▁" (U+2581), as in
-SentencePiece. The alphabet is English: a-z and the apostrophe.
+SentencePiece. The alphabet is English, a-z and the apostrophe, with the further letters that a language is
+said to have.
 
 Units live in a folder as `units.json`, beside `units.model` where they are SentencePiece units.
 """
@@ -49,6 +50,8 @@ __all__ = [
     "SentencePieceUnits",
     "TableUnits",
     "Units",
+    "check_letters",
+    "letters_in",
     "load_units",
     "normalise",
     "train_sentencepiece",
@@ -62,34 +65,76 @@ _AS_SPACE = '-‐‑‒–—―_/.,;:!?¡¿…"“”„«»()[]{}*~|<>'
 _TRANSLATION = str.maketrans({**dict.fromkeys(_APOSTROPHES, "'"), **dict.fromkeys(_AS_SPACE, " ")})
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, letters: str = "") -> str:
     """The form of a transcript that models are trained and scored on.
 
-    Lower-case a-z and apostrophes, words parted by single spaces. Punctuation and hyphens part
-    words, accents are dropped, typographic apostrophes become plain ones; a word of nothing but
-    apostrophes goes.
+    Lower-case a-z, apostrophes and `letters`, words parted by single spaces. Punctuation and hyphens part
+    words, accents are dropped but for those of `letters`, typographic apostrophes become plain ones; a word
+    of nothing but apostrophes goes.
+
+    Args:
+        letters: those that the language has beyond a-z, as `check_letters` takes them.
 
     Raises:
         UnitsError: a character has no certain spoken form (a digit, `%`, `&`, `™`, a letter that is
-            not a-z): "1984" may be read in several ways, and a guess would teach a wrong one.
+            neither a-z nor one of `letters`): "1984" may be read in several ways, and a guess would teach a
+            wrong one.
     """
     # Symbols and Roman numerals would decompose to letters: ™ to "tm", Ⅳ to "iv".
     if unspoken := [char for char in text if unicodedata.category(char) in ("So", "Nl")]:
-        raise _cannot_be_normalised(unspoken[0], text)
-    decomposed = unicodedata.normalize("NFKD", text.translate(_TRANSLATION)).casefold()
-    plain = "".join(char for char in decomposed if not unicodedata.combining(char)).translate(_TRANSLATION)
+        raise _cannot_be_normalised(unspoken[0], text, letters)
+    own = {*letters}
+    composed = unicodedata.normalize("NFC", text.translate(_TRANSLATION))
+    plain = "".join(char.lower() if char.lower() in own else _without_accent(char) for char in composed)
     for char in plain:
-        if char not in ALPHABET and not char.isspace():
-            raise _cannot_be_normalised(char, text)
+        if char not in ALPHABET and char not in own and not char.isspace():
+            raise _cannot_be_normalised(char, text, letters)
     return " ".join(word for word in plain.split() if word.strip("'"))
 
 
-def _cannot_be_normalised(char: str, text: str) -> UnitsError:
+@functools.lru_cache(maxsize=4096)
+def _without_accent(char: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", char).casefold()
+    return "".join(part for part in decomposed if not unicodedata.combining(part)).translate(_TRANSLATION)
+
+
+def check_letters(letters: str) -> str:
+    """The letters that a language has beyond a-z, each once and sorted: "äöüß".
+
+    Raises:
+        UnitsError: something else than lower-case letters (or marks that belong to letters) beyond a-z.
+    """
+    composed = unicodedata.normalize("NFC", letters)
+    for char in composed:
+        is_letter = unicodedata.category(char)[0] in "LM" and char not in _APOSTROPHES
+        if not is_letter or char in ALPHABET or char != char.lower():
+            raise UnitsError(
+                f"{char!r} is no further letter of a language",
+                where="letters",
+                expected="lower-case letters beyond a-z, one after the other, such as äöüß",
+                got=letters,
+            )
+    return "".join(sorted({*composed}))
+
+
+def letters_in(texts: Iterable[str | None]) -> str:
+    """The letters beyond a-z of normalised texts, or of the symbols of some units; as `check_letters` has
+    them."""
+    found = {char for text in texts if text for char in text.lower()} - {*ALPHABET}
+    return "".join(sorted(char for char in found if unicodedata.category(char)[0] in "LM"))
+
+
+def _cannot_be_normalised(char: str, text: str, letters: str) -> UnitsError:
+    fix = "Spell it out as it is spoken, e.g. 'four' for '4'."
+    if unicodedata.category(char)[0] == "L":
+        fix = f"If the language has this letter, say so: letters {letters}{char.lower()}"
     return UnitsError(
         f"the character {char!r} cannot be normalised",
         where=f"text {shorten(text)!r}",
-        expected="English letters, apostrophes, spaces and punctuation",
-        fix="Spell it out as it is spoken, e.g. 'four' for '4'.",
+        expected="English letters"
+        + (f" or {shorten(letters)}" if letters else "")
+        + ", apostrophes, spaces and punctuation",
+        fix=fix,
     )
 
 
@@ -124,12 +169,19 @@ class Units(Protocol):
 
 
 class CharUnits(SymbolUnits):
-    """One class for each letter and the apostrophe; "▁" stands between words."""
+    """One class for each letter and the apostrophe; "▁" stands between words.
+
+    Args:
+        letters: those beyond a-z.
+
+    Raises:
+        UnitsError: see `check_letters`.
+    """
 
     kind = "char"
 
-    def __init__(self) -> None:
-        super().__init__([BLANK_SYMBOL, WORD_START, *ALPHABET])
+    def __init__(self, letters: str = "") -> None:
+        super().__init__([BLANK_SYMBOL, WORD_START, *ALPHABET, *check_letters(letters)])
         self._id_by_char = {symbol: unit for unit, symbol in enumerate(self.symbols) if unit != BLANK_ID}
 
     def encode(self, text: str) -> list[int]:
@@ -241,7 +293,8 @@ def load_units(folder: Place | Location) -> Units:
     card = _read_card(path)
     units: CharUnits | SentencePieceUnits | TableUnits
     if card.get("kind") == CharUnits.kind:
-        units = CharUnits()
+        symbols = card.get("symbols")
+        units = CharUnits(letters_in(map(str, symbols)) if isinstance(symbols, list) else "")
     elif card.get("kind") == SentencePieceUnits.kind:
         units = SentencePieceUnits(_read_model(folder), str(locate(folder).child(SENTENCEPIECE_FILE)))
     elif card.get("kind") == TableUnits.kind and isinstance(symbols := card.get("symbols"), list):

@@ -30,6 +30,8 @@ from kdasr.models import load_model, save_model
 from kdasr.shards import list_shards, open_shard
 from kdasr.soft_labels import Full, Header, write_label_shard
 from kdasr.spikes import SpikeHistogram
+from kdasr.stages.checks import check_units
+from kdasr.stages.training import make_units
 from kdasr.students.conformer import ChunkConformer
 from kdasr.students.recurrent import RecurrentStudent
 from kdasr.symbols import TableUnits
@@ -300,6 +302,13 @@ def test_units_of_an_unknown_kind_are_refused(data: Path, tmp_path: Path) -> Non
     for units in ({"kind": "phones"}, {"kind": "sentencepiece"}):
         with pytest.raises(ConfigError, match=r"characters.*sentencepiece, vocab_size: N"):
             train(data, tmp_path / "model", units=units)
+
+
+def test_units_of_characters_may_have_the_letters_of_a_language() -> None:
+    check_units({"kind": "characters", "letters": "äöü"})
+    assert make_units({"kind": "characters", "letters": "üäö"}, [], 0).symbols[-4:] == ["z", "ä", "ö", "ü"]
+    with pytest.raises(ConfigError, match=r"units\.letters: .*a text; got 5"):
+        check_units({"kind": "characters", "letters": 5})
 
 
 @pytest.mark.parametrize(

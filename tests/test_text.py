@@ -19,6 +19,8 @@ from kdasr.text import (
     CharUnits,
     SentencePieceUnits,
     Units,
+    check_letters,
+    letters_in,
     load_units,
     normalise,
     train_sentencepiece,
@@ -92,6 +94,50 @@ def test_characters_round_trip_without_blank(text: str) -> None:
     assert BLANK_ID not in ids
     assert len(ids) == len(text)
     assert units.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "letters", "expected"),
+    [
+        ("Für die Straße – „schön!“", "äöüß", "für die straße schön"),
+        ("Fu\u0308r die Stra\u1e9ee", "äöüß", "für die straße"),  # decomposed, and the capital ß
+        ("Für ein Café", "äöüß", "für ein cafe"),
+        ("Für ein Café", "", "fur ein cafe"),
+        ("Это ёж, don't", "абвгдежзийклмнопрстуфхцчшщъыьэюяё", "это ёж don't"),
+        ("It’s ＡＢＣ", "äöüß", "it's abc"),
+        ("हिन्दी", "".join(sorted({*"हिन्दी"})), "हिन्दी"),  # letters with their marks
+    ],
+)
+def test_letters_of_a_language_are_kept_and_other_accents_dropped(
+    text: str, letters: str, expected: str
+) -> None:
+    assert normalise(text, check_letters(letters)) == expected
+    assert letters_in([expected, None, "a'b"]) == "".join(c for c in check_letters(letters) if c in expected)
+    units = CharUnits(letters)
+    assert units.decode(units.encode(expected)) == expected
+
+
+def test_a_letter_that_nobody_named_is_refused_with_what_to_say() -> None:
+    with pytest.raises(UnitsError, match=r"'ё' cannot be normalised.*say so: letters абё"):
+        normalise("аё", "аб")
+    with pytest.raises(UnitsError, match=r"'4'.*expected English letters or äß, apostrophes.*Spell it out"):
+        normalise("ä4", "äß")
+
+
+@pytest.mark.parametrize("letters", ["ä,ö", "Ä", "ab", "4", "ä ö", "’", "'"])
+def test_letters_that_are_none_beyond_a_to_z_are_refused(letters: str) -> None:
+    with pytest.raises(UnitsError, match=r"letters: .* is no further letter of a language; .*such as äöüß"):
+        check_letters(letters)
+
+
+def test_units_of_a_language_are_its_own_and_load_again(tmp_path: Path) -> None:
+    german = CharUnits("üßäöä")
+    assert german.symbols == [*CharUnits().symbols, "ß", "ä", "ö", "ü"]
+    assert len({german.hash, CharUnits().hash, CharUnits("äöü").hash}) == 3
+    german.save(tmp_path)
+    assert load_units(tmp_path).symbols == german.symbols and load_units(tmp_path).hash == german.hash
+    pieces = train_sentencepiece(["zwölf fünf", "fünf zwölf", "über zwölf"], 14)
+    assert letters_in(pieces.symbols) == "öü" and pieces.decode(pieces.encode("zwölf")) == "zwölf"
 
 
 def test_character_ids_are_these_for_ever() -> None:

@@ -50,9 +50,14 @@ class Dropped:
         if channels > 1:
             self.notes[f"averaged {channels} channels"] += 1
 
-    def note_accents(self, text: str) -> None:
-        """Count a transcript with letters beyond a-z: it has lost its accents, which English does without."""
-        if any(not char.isascii() and unicodedata.category(char) in ("Lu", "Ll") for char in text):
+    def note_accents(self, text: str, normal_text: str) -> None:
+        """Count a transcript with letters that are not in what it became: it has lost its accents, which
+        English does without."""
+        composed = unicodedata.normalize("NFC", text)
+        letters = {
+            char for char in composed if not char.isascii() and unicodedata.category(char) in ("Lu", "Ll")
+        }
+        if any(char.lower() not in normal_text for char in letters):
             self.notes["without their accents"] += 1
 
     def reasons(self, most: int = 3) -> str:

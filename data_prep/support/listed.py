@@ -71,14 +71,16 @@ def whole_utterances(
     *,
     labelled: bool,
     written: Callable[[str], bool],
+    letters: str = "",
 ) -> Iterator[Utterance]:
-    """One utterance of each, in order, as far as it is usable; texts are looked at where `labelled`.
+    """One utterance of each, in order, as far as it is usable; texts are looked at where `labelled`, and keep
+    the `letters` that the language has beyond a-z.
 
     Of files of which all is `written` only the header is read, and nothing is yielded.
     """
     seen: set[str] = set()
     for path, group in _by_file(listed, seen, dropped):
-        texts = _texts_of(group, dropped) if labelled else [(one, None) for one in group]
+        texts = _texts_of(group, dropped, letters) if labelled else [(one, None) for one in group]
         # All cuts of a file or none: decoded after others, one may differ in its last bits.
         all_written = all(written(one.key) for one, _ in texts)
         with AudioReader(path) as reader:
@@ -145,13 +147,14 @@ def _of_one_file(group: dict[str, Listed]) -> tuple[Path, list[Listed]]:
     return listed[0].path, listed
 
 
-def _texts_of(listed: list[Listed], dropped: Dropped) -> list[tuple[Listed, str | None]]:
+def _texts_of(listed: list[Listed], dropped: Dropped, letters: str) -> list[tuple[Listed, str | None]]:
     """Those with usable transcripts, and these as they are trained on."""
     good: list[tuple[Listed, str | None]] = []
     for one in listed:
         try:
-            good.append((one, _usable(one.text)))
-            dropped.note_accents(one.text or "")
+            text = _usable(one.text, letters)
+            good.append((one, text))
+            dropped.note_accents(one.text or "", text)
         except (UnitsError, CorpusError) as error:
             dropped.add_error(one.name, error)
     return good
@@ -223,11 +226,11 @@ def _check_key(key: str, *seen: Container[str]) -> None:
         raise CorpusError("the name cannot be a key", expected=KEY_PATTERN.pattern)
 
 
-def _usable(text: str | None) -> str:
+def _usable(text: str | None, letters: str) -> str:
     """The normalised transcript; an error says why there is none."""
     if text is None:
         raise CorpusError("audio without transcript")
-    if not (normal_text := normalise(text)):
+    if not (normal_text := normalise(text, letters)):
         raise CorpusError("an empty transcript")
     return normal_text
 

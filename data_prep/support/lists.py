@@ -26,7 +26,7 @@ from data_prep.support.listed import (
     whole_utterances,
 )
 from data_prep.support.prepared import Files, say
-from data_prep.support.settings import check_language, check_max_seconds, check_numbers
+from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
@@ -47,6 +47,8 @@ class ListSettings:
         max_seconds: longer audio is left out if it has a transcript, and is cut into segments of at
             most that if it has none; none: no limit.
         language: of the speech, such as en or pt-BR, for filters, where the list does not say; none: unknown.
+        letters: that the language has beyond a-z, such as äöüß: transcripts keep them, and lose all other
+            accents. The units of a model must have them, too.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -57,11 +59,13 @@ class ListSettings:
     min_seconds: float = 0.2
     max_seconds: float | None = 30.0
     language: str | None = None
+    letters: str = ""
     max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
         check_numbers(self)
         check_language(self.language)
+        object.__setattr__(self, "letters", checked_letters(self.letters))
         check_max_seconds(self)
         if self.split and (unknown := sorted(set(self.unlabelled) - set(self.split))):
             raise ConfigError(
@@ -219,7 +223,9 @@ def utterances_of(
     mine = of_part(listed, settings.held_out_share, part)
     limits = Limits(settings.min_seconds, settings.max_seconds)
     if has_texts and name not in settings.unlabelled:
-        return whole_utterances(mine, dropped, limits, labelled=True, written=lambda key: key in done)
+        return whole_utterances(
+            mine, dropped, limits, labelled=True, written=lambda key: key in done, letters=settings.letters
+        )
     if name not in settings.unlabelled:
         say(f"{name}: no transcripts in the list, so this is unlabelled audio")
     return segments(mine, dropped, limits, done)

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, UnitsError
 
 SettingsT = TypeVar("SettingsT")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
@@ -77,6 +77,20 @@ def check_language(tag: str | None) -> None:
     if tag is not None and not _LANGUAGE_TAG.fullmatch(tag):
         expected = "a tag such as en, en-GB or yue-Hant"
         raise ConfigError("this is no language tag", where="language", expected=expected, got=tag)
+
+
+def checked_letters(letters: str) -> str:
+    """The letters of a language beyond a-z, in order.
+
+    Raises:
+        ConfigError: something else is among them.
+    """
+    from kdasr.text import check_letters  # the help of the command line does without SentencePiece
+
+    try:
+        return check_letters(letters) if letters else ""
+    except UnitsError as error:
+        raise ConfigError(error.what, where="--letters", expected=error.expected, got=letters) from error
 
 
 def check_max_seconds(settings: Any) -> None:

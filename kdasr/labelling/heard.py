@@ -22,7 +22,7 @@ from kdasr.shards import read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.soft_labels.runs import best_path
 from kdasr.storage import Place, is_url
-from kdasr.text import Units, load_units, normalise
+from kdasr.text import Units, letters_in, load_units, normalise
 
 _SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
@@ -63,6 +63,7 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
     """
     check_measure(measure)
     units = load_units(labels)
+    letters = letters_in(units.symbols)
     for shard, found in labelled_shards(audio, labels):
         check_units(found, units, labels)
         texts = itertools.repeat(None) if is_url(audio) else read_texts(shard.path)
@@ -72,9 +73,8 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
                 yield Heard(entry.key, seconds, None, None, failure, reference)
                 continue
             item = found.read(entry.key)
-            yield Heard(
-                entry.key, seconds, _readable(heard_text(item, units)), score(item, measure), "", reference
-            )
+            text = _readable(heard_text(item, units), letters)
+            yield Heard(entry.key, seconds, text, score(item, measure), "", reference)
 
 
 def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
@@ -86,11 +86,14 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
     if not judged:
         return lines
     judged.sort(key=lambda item: -(item.confidence or 0.0))
+    # A teacher may write letters that the transcripts have lost.
+    letters = letters_in(item.reference for item in judged)
     lines.append(f"WER of the {len(judged)} that have a transcript, too, by {measure}:")
     lines.append(f"{'the surest':>12}  {'from':>8}  {'hours':>7}  {'WER %':>6}")
     for share in _SHARES:
         surest = judged[: max(1, round(share * len(judged)))]
-        errors = count_errors([str(item.reference) for item in surest], [str(item.text) for item in surest])
+        texts = [_readable(str(item.text), letters) for item in surest]
+        errors = count_errors([str(item.reference) for item in surest], texts)
         least = surest[-1].confidence or 0.0
         seconds = sum(item.seconds for item in surest)
         lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {errors.wer:6.1f}")
@@ -127,9 +130,9 @@ def heard_text(labels: SoftLabels, units: Units) -> str:
     return units.decode(best_path(labels))
 
 
-def _readable(text: str) -> str:
+def _readable(text: str, letters: str) -> str:
     """As transcripts are written, so that the two compare; as it is where that cannot be."""
     try:
-        return normalise(text)
+        return normalise(text, letters)
     except UnitsError:
         return text

@@ -21,7 +21,7 @@ from kdasr.labelling.out_folder import refuse_audio, write_labels
 from kdasr.soft_labels import Failure, Header, LabelShard, TopK
 from kdasr.storage import Place, locate
 from kdasr.teachers.base import spell
-from kdasr.text import Units, load_units, normalise
+from kdasr.text import Units, letters_in, load_units, normalise
 
 # Of a path that spells a transcript, the unit and blank.
 _CODEC = TopK(k=2)
@@ -74,13 +74,14 @@ def retokenise(
 
 
 def _items(found: LabelShard, heard_in: Units, units: Units) -> Iterator[tuple[str, SoftLabels | Failure]]:
+    letters = letters_in(units.symbols)
     for key in found.keys:
         if key in found.failures:
             yield key, Failure(found.failures[key])
             continue
         labels = found.read(key)
         try:
-            ids = units.encode(normalise(heard_text(labels, heard_in)))
+            ids = units.encode(normalise(heard_text(labels, heard_in), letters))
         except UnitsError as error:
             yield key, Failure(f"cannot be spelled in the student's units: {error.what}")
             continue

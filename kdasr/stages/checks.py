@@ -148,7 +148,10 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
 
 def check_units(units: str | Mapping[str, Any] | TeacherSource) -> None:
     """Raise ConfigError where a description of units is none; folders and teachers are looked at later."""
-    if not isinstance(units, Mapping) or units == {"kind": "characters"}:
+    if not isinstance(units, Mapping):
+        return
+    if units.get("kind") == "characters" and set(units) <= {"kind", "letters"}:
+        fitting(units.get("letters", ""), str, "units.letters")
         return
     if units.get("kind") == "sentencepiece" and set(units) == {"kind", "vocab_size"}:
         fitting(units["vocab_size"], int, "units.vocab_size")
@@ -156,8 +159,8 @@ def check_units(units: str | Mapping[str, Any] | TeacherSource) -> None:
     raise ConfigError(
         "units that cannot be made",
         where="units",
-        expected="{kind: characters}, {kind: sentencepiece, vocab_size: N}, a folder of a model or of "
-        "labels, or a teacher",
+        expected="{kind: characters}, {kind: characters, letters: äöüß}, "
+        "{kind: sentencepiece, vocab_size: N}, a folder of a model or of labels, or a teacher",
         got=units,
     )
 

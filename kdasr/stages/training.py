@@ -86,12 +86,13 @@ def train(
     A loss whose `delay_frames` is `auto` gets the delay that is measured between the soft labels of its
     audio and the model in `delay_reference`; see `kdasr.delay`.
 
-    `units` is `{kind: characters}`, `{kind: sentencepiece, vocab_size: N}`, or the folder of a model
-    whose units to share. `labels` are folders of soft labels, one for each folder of `unlabelled`, and
-    `labelled_soft_labels` those for each folder of `labelled`; with `teacher`, a model folder, labels of
-    any other are refused. Labels of another frame rate or other units are made to fit where that can be
-    done (`kdasr.contract`); `unit_map` says what symbols of the teacher, `{"é": e, "7": null}`, are to a
-    student that lacks them. Where no loss asks for stored labels, none are needed.
+    `units` is `{kind: characters}`, with `letters: äöüß` where a language has more than a-z,
+    `{kind: sentencepiece, vocab_size: N}`, or the folder of a model whose units to share. `labels` are
+    folders of soft labels, one for each folder of `unlabelled`, and `labelled_soft_labels` those for each
+    folder of `labelled`; with `teacher`, a model folder, labels of any other are refused. Labels of another
+    frame rate or other units are made to fit where that can be done (`kdasr.contract`); `unit_map` says what
+    symbols of the teacher, `{"é": e, "7": null}`, are to a student that lacks them. Where no loss asks for
+    stored labels, none are needed.
 
     `start` is the folder of a trained model of the same kind, to go on from; with `prune`, pruned first.
     `speeds` perturb the transcribed audio, and the unlabelled audio where it has no stored labels: those
@@ -204,7 +205,7 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
         return theirs
     check_units(units)
     if units["kind"] == "characters":
-        return CharUnits()
+        return CharUnits(units.get("letters", ""))
     return train_sentencepiece(texts_of(labelled), vocab_size=units["vocab_size"], seed=seed)
 
 

@@ -9,7 +9,7 @@ a token as that of every unit. A student learns from it by CTC (`kdasr.losses.be
 frames refuse it. Tokens that cannot be normalised, digits among them, are suppressed, so that numbers come
 as words. A transcript that does not end is cut off where nobody would have spoken on: Whisper sometimes
 says the same words again and again, and is sure of them (the `MaxUnitRate` of a label job drops these).
-The speech is taken to be English, as kdasr's characters are. Needs `kdasr[hf]`.
+The speech is taken to be English where nothing else is said. Needs `kdasr[hf]`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from torch import Tensor
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ModelError, UnitsError
+from kdasr.symbols import shorten
 from kdasr.teachers.base import WAVEFORM, Teacher, hash_files, options_of, rows, spell
 from kdasr.teachers.hugging_face import find_folder, import_transformers, public_name, weight_files
-from kdasr.text import CharUnits, normalise
+from kdasr.text import CharUnits, letters_in, normalise
 
 _MAX_SECONDS = 30.0
 # More tokens than anybody speaks: of English, some four a second.
@@ -46,17 +47,22 @@ class Whisper:
     Attributes:
         path: the folder, or the name of a repository that is in the cache on this machine.
         revision: of the repository; None for the one that the cache calls main.
+        language: what is spoken, as Whisper abbreviates it.
+        letters: that the language has beyond a-z: `äöüß`.
     """
 
     path: str | Path
     revision: str | None = None
+    language: str = "en"
+    letters: str = ""
 
     def load(self, device: str) -> Teacher:
         """The teacher on `device`.
 
         Raises:
             MissingDependencyError: transformers is not installed.
-            ModelError: the model is not on this machine, or is no Whisper.
+            ModelError: the model is not on this machine, is no Whisper, or does not know the language.
+            UnitsError: `letters` are something else.
         """
         transformers = import_transformers()
         logging.getLogger("transformers.generation.utils").addFilter(_not_of_itself)
@@ -73,8 +79,9 @@ class Whisper:
                 where=folder,
                 got=f"{type(error).__name__}: {error}",
             ) from error
-        model = _Model(network, processor).eval().to(device).requires_grad_(False)
-        units, source = CharUnits(), public_name(self.path)
+        units, source = CharUnits(self.letters), public_name(self.path)
+        asked = _asked(network.generation_config, self.language, folder)
+        model = _Model(network, processor, units, asked).eval().to(device).requires_grad_(False)
         return Teacher(
             model,
             f"Whisper {source}".strip(),
@@ -82,6 +89,7 @@ class Whisper:
                 weights,
                 options_of(network.config, network.generation_config),
                 processor.feature_extractor.to_dict(),
+                *([self.language] if self.language != "en" else []),
             ),
             units.hash,
             WAVEFORM.hash,
@@ -104,19 +112,17 @@ class _Model(torch.nn.Module):
 
     subsampling = 1
 
-    def __init__(self, network: Any, processor: Any) -> None:
+    def __init__(self, network: Any, processor: Any, units: CharUnits, asked: dict[str, str]) -> None:
         super().__init__()
         self.network, self.processor = network, processor
         self.config: dict[str, Any] = {}
-        self.units = CharUnits()
-        self.vocab_size = self.units.vocab_size
+        self.units, self.letters, self.asked = units, letters_in(units.symbols), asked
+        self.vocab_size = units.vocab_size
         self.how = copy.deepcopy(network.generation_config)
         self.how.update(return_dict_in_generate=True, output_scores=True, do_sample=False, num_beams=1)
         self.how.suppress_tokens = sorted(
-            {*(self.how.suppress_tokens or []), *_unspoken(processor.tokenizer)}
+            {*(self.how.suppress_tokens or []), *_unspoken(processor.tokenizer, self.letters)}
         )
-        multilingual = bool(getattr(self.how, "is_multilingual", False))
-        self.asked = {"language": "en", "task": "transcribe"} if multilingual else {}
 
     def offline(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N) samples and (B,) lengths to (B, L, V) log-probs of spelled transcripts, and (B,) L: 0 where
@@ -164,7 +170,8 @@ class _Model(torch.nn.Module):
         # Up to the first end of the text, and with it.
         counts_bu = ((ends_bu == 0) | ((ends_bu == 1) & (tokens_bu == self.how.eos_token_id))) & within_bu
         means_b = (scores_bu.nan_to_num(neginf=-1e4) * counts_bu).sum(1) / counts_bu.sum(1)
-        return [(normalise(text), float(mean)) for text, mean in zip(texts, means_b, strict=True)]
+        normal = [normalise(text, self.letters) for text in texts]
+        return [(text, float(mean)) for text, mean in zip(normal, means_b, strict=True)]
 
     def _most_tokens(self, seconds: float) -> int:
         room = self.network.config.max_target_positions - _PROMPT_TOKENS
@@ -175,18 +182,33 @@ def _not_of_itself(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_OF_ITSELF)
 
 
-def _unspoken(tokenizer: Any) -> list[int]:
+def _asked(how: Any, language: str, where: Path) -> dict[str, str]:
+    """What a multilingual Whisper is asked for; others hear English."""
+    multilingual = bool(getattr(how, "is_multilingual", False))
+    codes = how.lang_to_id if multilingual else ["en"]
+    known = sorted(code.strip("<|>") for code in codes)
+    if language not in known:
+        raise ModelError(
+            "this Whisper does not know the language",
+            where=where,
+            expected=shorten(", ".join(known)),
+            got=language,
+        )
+    return {"language": language, "task": "transcribe"} if multilingual else {}
+
+
+def _unspoken(tokenizer: Any, letters: str) -> list[int]:
     """Tokens whose text has no certain spoken form, such as digits."""
     vocabulary = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
     texts = zip(
         sorted(vocabulary), tokenizer.batch_decode([[unit] for unit in sorted(vocabulary)]), strict=True
     )
-    return [unit for unit, text in texts if not _is_spoken(text)]
+    return [unit for unit, text in texts if not _is_spoken(text, letters)]
 
 
-def _is_spoken(text: str) -> bool:
+def _is_spoken(text: str, letters: str) -> bool:
     try:
-        normalise(text)
+        normalise(text, letters)
     except UnitsError:
         return False
     return True

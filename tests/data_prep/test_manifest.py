@@ -84,6 +84,20 @@ def test_a_list_without_any_text_is_unlabelled_and_cut_into_segments(
     assert "talks: no transcripts in the list, so this is unlabelled audio" in capsys.readouterr().err
 
 
+def test_transcripts_keep_the_letters_of_their_language(corpus: Path) -> None:
+    write(corpus, "train.jsonl", line(1, "Fünf Äpfel"), line(2, "ein Café"), line(3, "größer"))
+    out = prepared(corpus, letters="üöäß")
+    assert [one.text for one in read_folder(out / "train")] == ["fünf äpfel", "ein cafe", "größer"]
+    record = json.loads((out / "train" / "prepared.json").read_text())
+    assert record["notes"]["without their accents"] == 1
+    assert record["source"]["settings"]["letters"] == "ßäöü", "in one order, however they were given"
+    plain = prepared(corpus, "plain")
+    assert [one.text for one in read_folder(plain / "train")] == ["funf apfel", "ein cafe", "grosser"]
+    assert "letters" not in json.loads((plain / "train" / "prepared.json").read_text())["source"]["settings"]
+    with pytest.raises(ConfigError, match=r"--letters: 'A' is no further letter.*such as äöüß; got äA"):
+        prepared(corpus, "wrong", letters="äA")
+
+
 def test_texts_that_are_missing_are_named_unless_the_list_is_to_be_unlabelled(corpus: Path) -> None:
     write(corpus, "train.jsonl", line(1), line(2, None), line(3, " . "), {"audio_filepath": "clips/4.wav"})
     out = prepared(corpus)

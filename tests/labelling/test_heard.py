@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,17 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return _labelled(tmp_path)
 
 
-def _labelled(folder: Path, *, with_text: bool = True) -> tuple[Path, Path]:
-    audio, labels, units = folder / "audio", folder / "labels", CharUnits()
+def _labelled(
+    folder: Path,
+    said: Sequence[tuple[str | None, str | None, float]] = SAID,
+    *,
+    with_text: bool = True,
+    letters: str = "",
+) -> tuple[Path, Path]:
+    audio, labels, units = folder / "audio", folder / "labels", CharUnits(letters)
     items = [
         Utterance(f"utt-{n}", np.zeros(16_000 * (n + 1), np.float32), text if with_text else None)
-        for n, (text, _, _) in enumerate(SAID)
+        for n, (text, _, _) in enumerate(said)
     ]
     (path,) = write_shards(items, audio, description="test")
     shard = read_manifest(path)
@@ -52,7 +59,7 @@ def _labelled(folder: Path, *, with_text: bool = True) -> tuple[Path, Path]:
         Failure("filtered: it is music")
         if text is None
         else Full().encode(spell(units.encode(text), math.log(sure), units.vocab_size))
-        for _, text, sure in SAID
+        for _, text, sure in said
     ]
     write_labels(labels, shard, header, ((f"utt-{n}", item) for n, item in enumerate(stored)))
     units.save(labels)
@@ -85,6 +92,18 @@ def test_without_transcripts_there_is_no_error_rate(tmp_path: Path) -> None:
     audio, labels = _labelled(tmp_path, with_text=False)
     found = list(heard(audio=audio, labels=labels))
     assert heard_summary(found, "best_path") == ["4 of 5 utterances have labels, 0.00 of 0.00 h"]
+
+
+def test_letters_that_the_transcripts_have_lost_are_no_errors(tmp_path: Path) -> None:
+    said = [("the cafe", "the café", 0.9), ("ja", "já", 0.8)]
+    places = _labelled(tmp_path, said, letters="éá")
+    found = list(heard(audio=places[0], labels=places[1]))
+    assert [item.text for item in found] == ["the café", "já"]
+    assert heard_summary(found, "best_path")[3].split()[-1] == "0.0"
+    kept = [("the café", "the cafe", 0.9), ("já", "já", 0.8)]
+    places = _labelled(tmp_path / "kept", kept, letters="éá")
+    found = list(heard(audio=places[0], labels=places[1]))
+    assert heard_summary(found, "best_path")[3].split()[-1] == "33.3", "and are where these have them"
 
 
 def test_audio_at_a_url_is_not_fetched_for_its_transcripts(folders: tuple[Path, Path]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdasr.errors import ModelError
 from kdasr.symbols import blank_path
 from kdasr.teachers.base import Teacher, spell
 from kdasr.teachers.whisper import Whisper
@@ -91,6 +92,16 @@ def test_a_doubtful_transcript_is_still_the_best_path() -> None:
     path = spell([4, 4, 2], math.log(1e-6), 29)
     assert path.argmax(-1).tolist() == [4, 0, 4, 2]
     assert path.exp().sum(-1).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_another_language_is_asked_for_and_keeps_its_letters(teacher: Teacher, tmp_path: Path) -> None:
+    whisper_model(tmp_path)
+    german = Whisper(tmp_path, language="de", letters="é").load("cpu")
+    assert german.model.asked == {"language": "de", "task": "transcribe"}  # type: ignore[attr-defined]
+    assert german.units is not None and german.units.symbols[-1] == "é"
+    assert german.weights_hash != teacher.weights_hash and german.model.vocab_size == 30
+    with pytest.raises(ModelError, match=r"does not know the language; expected de, en; got fr"):
+        Whisper(tmp_path, language="fr").load("cpu")
 
 
 def test_silence_has_no_labels_and_its_neighbour_has(
