@@ -85,11 +85,13 @@ def normalise(text: str, letters: str = "") -> str:
         raise _cannot_be_normalised(unspoken[0], text, letters)
     own = {*letters}
     composed = unicodedata.normalize("NFC", text.translate(_TRANSLATION))
-    plain = "".join(char.lower() if char.lower() in own else _without_accent(char) for char in composed)
-    for char in plain:
-        if char not in ALPHABET and char not in own and not char.isspace():
+    plain = []
+    for char in composed:
+        parts = char.lower() if char.lower() in own else _without_accent(char)
+        if not all(part in ALPHABET or part in own or part.isspace() for part in parts):
             raise _cannot_be_normalised(char, text, letters)
-    return " ".join(word for word in plain.split() if word.strip("'"))
+        plain.append(parts)
+    return " ".join(word for word in "".join(plain).split() if word.strip("'"))
 
 
 @functools.lru_cache(maxsize=4096)
