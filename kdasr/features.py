@@ -24,6 +24,8 @@ HOP_SAMPLES = 160
 WINDOW_SAMPLES = 400
 FRAME_SHIFT_MS = 10
 LOW_HZ, HIGH_HZ = 20.0, 7600.0
+# The silence that a streaming model hears after the end of the audio; see kdasr.streaming.tail.
+TAIL_MS = 320
 LOG_MEL_FLOOR = math.log(torch.finfo(torch.float32).eps)
 
 _FFT_SIZE = 512

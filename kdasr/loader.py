@@ -19,15 +19,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from kdasr.batches import FeatureCache, change_speed, collate, cut_epoch
 from kdasr.contract import Contract, StudentSide, label_symbols
 from kdasr.errors import ConfigError, ShardError
-from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, NUM_MEL_BINS, log_mel, num_frames
+from kdasr.features import (
+    FRAME_SHIFT_MS,
+    HOP_SAMPLES,
+    LOG_MEL_FLOOR,
+    NUM_MEL_BINS,
+    TAIL_MS,
+    log_mel,
+    num_frames,
+)
 from kdasr.interfaces import Batch, SoftLabels, Utterance
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
 from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.text import Units
+
+_TAIL_FRAMES = TAIL_MS // FRAME_SHIFT_MS
 
 
 class Joined(NamedTuple):
@@ -63,6 +74,9 @@ class Stream:
         spoil: (N,) samples and random numbers to as many samples: what the student hears instead, while
             `teacher_features_btf` stay clean.
         mix: a batch and random numbers to a batch with other features; without soft labels and `spoil` only.
+        tail_share: of the readings of an utterance that are followed by the silence that streaming models hear
+            after the end of the audio (`kdasr.streaming.tail`): a student that has never heard it takes
+            it for speech. Audio with labels frame by frame, or with no labels and transcripts, never is.
         cache_bytes: memory for features that were computed already; small corpora fit whole.
 
     Attributes:
@@ -81,6 +95,7 @@ class Stream:
     cache_bytes: int = 0
     spoil: Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]] | None = None
     mix: Callable[[Batch, torch.Generator], Batch] | None = None
+    tail_share: float = 0.0
     items: list[Item] = field(init=False)
     left_out: dict[str, str] = field(init=False, default_factory=dict)
     _cache: FeatureCache = field(init=False)
@@ -140,9 +155,11 @@ class Stream:
                 got="; ".join(f"{key}: {reason}" for key, reason in list(self.left_out.items())[:3]) or None,
             )
         self._cache = FeatureCache(self.cache_bytes)
+        if (self.labels and self.labels_have_times) or not (self.labels or self.units):
+            self.tail_share = 0.0
         # The slowest speed makes the longest audio; batches are cut for it.
-        slowest = min(self.speeds)
-        frames = [math.ceil(num_frames(item.entry.num_samples) / slowest) for item in self.items]
+        slowest, tail = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
+        frames = [math.ceil(num_frames(item.entry.num_samples) / slowest) + tail for item in self.items]
         self._frames = np.asarray(frames)
 
     def fingerprint(self) -> list[Any]:
@@ -154,7 +171,8 @@ class Stream:
         changes = [
             [type(by).__qualname__, getattr(by, "config", None)] for by in (self.spoil, self.mix) if by
         ]
-        optional = [item for item in (unit_map, changes) if item]
+        tail = f"tail {self.tail_share}" if self.tail_share else None
+        optional = [item for item in (unit_map, changes, tail) if item]
         return [list(shards.values()), labels, settings, len(self.items), *optional]
 
     @property
@@ -265,9 +283,12 @@ class Stream:
         loaded = [self._features_and_text(item, self._speed(item, epoch)) for item in items]
         soft = [self._soft_labels(item) for item in items] if self.labels else None
         texts = [text for _, text in loaded] if self.units is not None else None
-        keys, clean = [item.entry.key for item in items], [features for features, _ in loaded]
+        keys = [item.entry.key for item in items]
+        clean = [
+            self._with_tail(features, key, epoch) for (features, _), key in zip(loaded, keys, strict=True)
+        ]
         if self.spoil is not None:
-            spoilt = [self._spoilt(item, epoch) for item in items]
+            spoilt = [self._with_tail(self._spoilt(item, epoch), item.entry.key, epoch) for item in items]
             batch = collate(keys, spoilt, self.units, texts, soft)
             batch.teacher_features_btf = collate(keys, clean).features_btf
             return batch
@@ -281,6 +302,12 @@ class Stream:
         samples = change_speed(read_utterance(item.shard, item.entry).samples, self._speed(item, epoch))
         rng = np.random.default_rng(self._draw(epoch, f"{item.entry.key}/spoil"))
         return log_mel(self.spoil(samples, rng))
+
+    def _with_tail(self, features_tf: Tensor, key: str, epoch: int) -> Tensor:
+        """(T, 80) features, in some epochs with those of the silence after the end."""
+        if not self.tail_share or self._draw(epoch, f"{key}/tail") >= self.tail_share * 2**56:
+            return features_tf
+        return functional.pad(features_tf, (0, 0, 0, _TAIL_FRAMES), value=LOG_MEL_FLOOR)
 
     def _draw(self, epoch: int, name: str) -> int:
         """A number that the seed, the epoch and a name decide."""

@@ -37,6 +37,7 @@ from kdasr.stages.checks import (
     tell_what_is_untaught,
 )
 from kdasr.stages.delays import offset_watch, with_measured_delays
+from kdasr.streaming import hears_tail
 from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Fading, Optimisation, Training
@@ -129,6 +130,8 @@ def train(
         "exclude_longer_s": exclude_longer_s,
         "cache_bytes": int(cache_gigabytes * 2**30 / 2),
         "spoil": spoil,
+        # Half of the time: what comes then is speech as often as it is silence.
+        "tail_share": 0.5 if hears_tail(built) else 0.0,
     }
     labelled_stream = Stream(
         [Path(folder) for folder in labelled],
@@ -166,7 +169,7 @@ def train(
         streams=streams,
         schedule=blocks,
         losses={stream: _weighted(terms) for stream, terms in losses.items()},
-        dev=_dev_stream(dev, batch_seconds, seed, units_built),
+        dev=_dev_stream(dev, batch_seconds, seed, units_built, tail_share=float(hears_tail(built))),
         dev_loss=ctc,
         optimisation=optimisation,
         teachers=teachers or {},
@@ -209,13 +212,16 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
     return train_sentencepiece(texts_of(labelled), vocab_size=units["vocab_size"], seed=seed)
 
 
-def _dev_stream(folders: Sequence[str], batch_seconds: float, seed: int, units: Units) -> Stream:
+def _dev_stream(
+    folders: Sequence[str], batch_seconds: float, seed: int, units: Units, tail_share: float
+) -> Stream:
     """It is read in the same order at every look: of a part in a cache, nothing is left when it is due."""
     stream = Stream(
         [Path(folder) for folder in folders],
         batch_seconds,
         seed,
         units=units,
+        tail_share=tail_share,
         cache_bytes=_DEV_CACHE_BYTES,
     )
     # Audio without transcripts is refused now, and not at the first look.

@@ -2,6 +2,11 @@
 
 A model that hears no future says a unit some frames after its sound, and one that learnt to lag behind
 its teacher later still. What ends with the last sound would end without its last letters.
+
+Students say the last unit up to 80 ms after its sound, and those that lag behind their teacher so much
+later: with a lag of 160 ms two output frames of the 320 ms are to spare. More of it changes no text. Chunks of
+whatever size need none for themselves: what they see beyond the tail are features of silence too. Zeros are no
+silence that is ever recorded, so students hear the tail in training, too (`kdasr.loader.Stream`).
 """
 
 from __future__ import annotations
@@ -14,13 +19,8 @@ from numpy.typing import NDArray
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import Token
-from kdasr.features import num_frames
+from kdasr.features import TAIL_MS, num_frames
 from kdasr.interfaces import AcousticModel, StreamingModel
-
-# Students say the last unit up to 80 ms after its sound, and those that lag behind their teacher so much
-# later: with a lag of 160 ms two output frames are to spare. More of it changes no text. Chunks of whatever
-# size need none for themselves: what they see beyond the tail are features of silence too.
-TAIL_MS = 320
 
 
 def hears_tail(model: AcousticModel) -> bool:
