@@ -74,9 +74,9 @@ class Stream:
         spoil: (N,) samples and random numbers to as many samples: what the student hears instead, while
             `teacher_features_btf` stay clean.
         mix: a batch and random numbers to a batch with other features; without soft labels and `spoil` only.
-        tail_share: of the readings of an utterance that are followed by the silence that streaming models hear
-            after the end of the audio (`kdasr.streaming.tail`): a student that has never heard it takes
-            it for speech. Audio with labels frame by frame, or with no labels and transcripts, never is.
+        tail_share: of the readings of an utterance that are followed by the silence that streaming models
+            hear after the end of the audio (`kdasr.streaming.tail`): a student that has never heard it takes
+            it for speech. Audio with labels frame by frame never is, nor is audio without text or labels.
         cache_bytes: memory for features that were computed already; small corpora fit whole.
 
     Attributes:

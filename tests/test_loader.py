@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kdasr.batches import FeatureCache, change_speed, cut_epoch
 from kdasr.contract import StudentSide
 from kdasr.errors import ConfigError, DamagedShardError, LabelMismatchError, ShardError
-from kdasr.features import log_mel, num_frames
+from kdasr.features import LOG_MEL_FLOOR, log_mel, num_frames
 from kdasr.interfaces import SoftLabels, Utterance
 from kdasr.loader import Stream, feature_statistics, texts_of
 from kdasr.methods.mixing import Munge
@@ -110,6 +110,42 @@ def test_speeds_change_from_epoch_to_epoch_and_are_repeatable(labelled: Path) ->
     chosen = [source._speed(item, epoch) for epoch in range(60)]
     assert set(chosen) == {0.9, 1.0, 1.1}
     assert chosen == [stream(labelled, speeds=(0.9, 1.0, 1.1))._speed(item, epoch) for epoch in range(60)]
+
+
+def test_transcribed_audio_is_followed_by_silence_in_its_share_of_the_epochs(labelled: Path) -> None:
+    plain, always, half = (stream(labelled, tail_share=share) for share in (0.0, 1.0, 0.5))
+    without = {key: features for _, key, features in readings(plain, 1)}
+    for _, key, features in readings(always, 1):
+        torch.testing.assert_close(features[:-32], without[key], atol=0, rtol=0)
+        assert features[-32:].eq(LOG_MEL_FLOOR).all() and len(features) == len(without[key]) + 32
+    added = [(epoch, key) for epoch, key, features in readings(half, 12) if len(features) > len(without[key])]
+    assert 0.4 < len(added) / (12 * 23) < 0.6 and len({key for _, key in added}) > 20, "now one, now another"
+    assert added == [
+        (epoch, key) for epoch, key, features in readings(half, 12) if len(features) > len(without[key])
+    ]
+    assert len({str(one.fingerprint()) for one in (plain, always, half)}) == 3
+
+
+def readings(source: Stream, epochs: int) -> list[tuple[int, str, torch.Tensor]]:
+    """Epoch, key and features without padding, of all that is read."""
+    found = []
+    for epoch in range(epochs):
+        for index in range(len(source.epoch_batches(epoch))):
+            batch = source.batch(epoch * len(source.epoch_batches(0)) + index)
+            lengths = batch.feature_lengths_b.tolist()
+            rows = zip(batch.keys, batch.features_btf, lengths, strict=True)
+            found += [(epoch, key, features[:length]) for key, features, length in rows]
+    return found
+
+
+def test_audio_with_labels_frame_by_frame_or_with_nothing_to_read_is_not_followed_by_silence(
+    tmp_path: Path,
+) -> None:
+    audio = shards(tmp_path / "audio", 4)
+    labels = [LabelFolder(label_all(audio, tmp_path / "labels"))]
+    source = Stream([audio], 8.0, 7, labels=labels, tail_share=1.0)
+    assert source.tail_share == 0.0 and source.batch(0).soft_labels is not None
+    assert Stream([audio], 8.0, 7, tail_share=1.0).tail_share == 0.0
 
 
 def test_speed_changes_length_and_pitch() -> None:

@@ -99,6 +99,24 @@ def test_the_same_seed_begins_with_the_same_weights_whatever_ran_before(data: Pa
     assert not torch.equal(one["head.weight"], three["head.weight"])
 
 
+def test_students_hear_in_training_the_silence_that_they_hear_in_use(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(**settings: Any) -> None:
+        shares = {name: stream.tail_share for name, stream in settings["streams"].items()}
+        raise InterruptedError({**shares, "dev": settings["dev"].tail_share})
+
+    monkeypatch.setattr("kdasr.stages.training.Training", built)
+    teacher = functools.partial(ConformerTeacher, width=16, num_layers=1, num_heads=2, kernel_frames=3)
+    for model, shares in (
+        (STUDENT, {"labelled": 0.5, "unlabelled": 0.0, "dev": 1.0}),
+        (teacher, {"labelled": 0.0, "unlabelled": 0.0, "dev": 0.0}),
+    ):
+        with pytest.raises(InterruptedError) as stop:
+            train(data, tmp_path / "model", model=model)
+        assert stop.value.args[0] == shares
+
+
 def test_a_student_of_other_units_is_refused_by_name(data: Path, tmp_path: Path) -> None:
     pieces = train_sentencepiece(WORDS, vocab_size=8, seed=1)
     save_model(tmp_path / "other", STUDENT(vocab_size=pieces.vocab_size), pieces)

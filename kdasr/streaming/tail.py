@@ -4,9 +4,9 @@ A model that hears no future says a unit some frames after its sound, and one th
 its teacher later still. What ends with the last sound would end without its last letters.
 
 Students say the last unit up to 80 ms after its sound, and those that lag behind their teacher so much
-later: with a lag of 160 ms two output frames of the 320 ms are to spare. More of it changes no text. Chunks of
-whatever size need none for themselves: what they see beyond the tail are features of silence too. Zeros are no
-silence that is ever recorded, so students hear the tail in training, too (`kdasr.loader.Stream`).
+later: with a lag of 160 ms two output frames of the 320 ms are to spare. More of it changes no text. Chunks
+of whatever size need none for themselves: what they see beyond the tail are features of silence too. Zeros
+are no silence that is ever recorded, so students hear the tail in training, too (`kdasr.loader.Stream`).
 """
 
 from __future__ import annotations

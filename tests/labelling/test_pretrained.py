@@ -215,6 +215,12 @@ def test_a_student_learns_from_retokenised_labels_by_ctc(audio: Path, tmp_path: 
     stream = Stream([audio], 10.0, 0, labels=[LabelFolder(tmp_path / "text")], student=StudentSide(units, 2))
     assert not stream.labels_have_times
     batch = stream.batch(0)
+    after = Stream(
+        [audio], 10.0, 0, labels=stream.labels, student=StudentSide(units, 2), tail_share=1.0
+    ).batch(0)
+    longer = dict(zip(after.keys, after.feature_lengths_b.tolist(), strict=True))
+    lengths = dict(zip(batch.keys, batch.feature_lengths_b.tolist(), strict=True))
+    assert {key: frames + 32 for key, frames in lengths.items() if key in longer} == longer
     frames_b = (batch.feature_lengths_b + 1) // 2
     log_probs = torch.zeros(len(batch.keys), int(frames_b.max()), units.vocab_size).log_softmax(-1)
     loss = best_path_ctc(ModelOutput(log_probs, frames_b), batch)
