@@ -19,7 +19,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from kdasr.audio import AudioReader
-from kdasr.errors import CorpusError
+from kdasr.errors import ConfigError, CorpusError
 
 _PAUSES_S = ((0.02, 0.1), (0.05, 0.35), (0.2, 0.8))
 _MARGIN_S = 0.025
@@ -44,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     rng, rows = np.random.default_rng(options.seed), list[Row]()
     for pauses_s in _PAUSES_S:
         counts = [_count(own, pauses_s, options, rng) for own in speakers.values()]
-        rows.append((pauses_s, *(sum(column) for column in zip(*counts, strict=True))))  # type: ignore[arg-type]
+        cuts, quiet, equal = (sum(column) for column in zip(*counts, strict=True))
+        if not cuts:
+            raise ConfigError("nothing is long enough to be cut", where="--minutes", got=options.minutes)
+        rows.append((pauses_s, cuts, quiet, equal))
     print(f"| pauses, ms | cuts | in a word, at quiet places | at equal lengths |\n{'|---' * 4}|")
     for (least, most), cuts, quiet, equal in rows:
         shares = [f"{100 * number / cuts:.0f} %" for number in (quiet, equal)]

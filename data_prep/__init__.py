@@ -8,7 +8,8 @@ One module of this folder is one corpus. It has
 
     Settings                            a frozen dataclass; every field is a setting of `kdasr prepare`
     NEEDS_CORPUS                        whether it reads a folder
-    GENERATION                          to be raised when the same settings give other audio than before
+    GENERATION                          to be raised when the same settings give other audio than before; or
+    generation(settings, corpus, split) the same of one split
     splits(settings, corpus)            the names of its splits
     scope(settings, corpus, split)      the settings and the folder, or files, that this split depends on
     prepare(settings, corpus, *, split, seed, dropped, done)    its utterances, in a fixed order
@@ -119,7 +120,7 @@ def prepare(
             scope, files = module.scope(parsed, corpus, split)
             source = {
                 "corpus": name,
-                "generation": module.GENERATION,
+                "generation": _generation(module, parsed, corpus, split),
                 "split": split,
                 "seed": seed,
                 "settings": _recorded(scope),
@@ -130,6 +131,11 @@ def prepare(
                 utterances, Path(out) / split, source, max_utterances=parsed.max_shard_utterances
             )
     return shards
+
+
+def _generation(module: ModuleType, settings: Any, corpus: Path | None, split: str) -> int:
+    of_split = getattr(module, "generation", None)
+    return int(module.GENERATION if of_split is None else of_split(settings, corpus, split))
 
 
 def _recorded(settings: Any) -> dict[str, Any]:

@@ -15,14 +15,13 @@ from pathlib import Path
 from data_prep.support.dropped import Dropped
 from data_prep.support.files import files_below
 from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, whole_utterances
-from data_prep.support.lists import files_of, parts_of
+from data_prep.support.lists import files_of, generation_of, parts_of
 from data_prep.support.prepared import Files
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
-GENERATION = 2
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 # Audio that is not read, so that whoever has it hears of it.
 _OTHER_AUDIO = (
@@ -103,6 +102,11 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path 
     """All settings and the audio, transcripts to the byte."""
     texts = tuple(_files(corpus, (TEXT,))) if settings.transcripts else ()
     return settings, files_of(texts, list(_listed(settings, corpus, Dropped())))
+
+
+def generation(settings: Settings, corpus: Path, split: str) -> int:
+    """Audio without transcripts is cut at quiet places since the second."""
+    return generation_of(cut=not settings.transcripts and settings.max_seconds is not None)
 
 
 def prepare(

@@ -25,7 +25,6 @@ from kdasr.audio import WHOLE, Cut
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
-GENERATION = 2
 RECORDINGS, SEGMENTS, TEXTS, SPEAKERS = "wav.scp", "segments", "text", "utt2spk"
 
 Settings = ListSettings
@@ -51,7 +50,7 @@ def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
     return {place.name: DataFolder(settings, folder) for place, folder in named.items()}
 
 
-splits, scope, prepare = verbs_of(_folders)
+splits, scope, generation, prepare = verbs_of(_folders)
 
 
 @dataclass(frozen=True, slots=True)

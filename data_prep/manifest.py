@@ -30,7 +30,6 @@ from kdasr.audio import Cut
 from kdasr.errors import ConfigError, CorpusError
 
 NEEDS_CORPUS = True
-GENERATION = 2
 EXTENSIONS = (".jsonl", ".json")
 AUDIO = "audio_filepath"
 
@@ -42,7 +41,7 @@ def _manifests(settings: Settings, corpus: Path) -> dict[str, Manifest]:
     return {name: Manifest(settings, path) for name, path in found.items()}
 
 
-splits, scope, prepare = verbs_of(_manifests)
+splits, scope, generation, prepare = verbs_of(_manifests)
 
 
 @dataclass(frozen=True, slots=True)

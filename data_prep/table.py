@@ -27,7 +27,6 @@ from data_prep.support.lists import (
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
-GENERATION = 2
 EXTENSIONS = (".tsv", ".csv")
 CLIPS = "clips"
 SPEAKER = "client_id"
@@ -54,7 +53,7 @@ def _tables(settings: Settings, corpus: Path) -> dict[str, Table]:
     return {name: Table(settings, path) for name, path in found.items()}
 
 
-splits, scope, prepare = verbs_of(_tables)
+splits, scope, generation, prepare = verbs_of(_tables)
 
 
 @dataclass(frozen=True, slots=True)

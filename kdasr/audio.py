@@ -349,16 +349,24 @@ def _segments(
 ) -> Iterator[NDArray[np.float32]]:
     """(n, channels) frames, segment after segment, each but the last cut off at a quiet place."""
     start, end = _ends(file, where, cut)
-    _, part, slack = _parts(file, max_seconds, end - start)
-    left_nc: NDArray[np.float32] | None = None
-    for block_nc in _blocks(file, where, cut, part):
-        frames_nc = block_nc if left_nc is None else np.concatenate([left_nc, block_nc])
-        is_last = file.position >= end or len(block_nc) < part
-        at = len(frames_nc) if is_last else _quietest(frames_nc, len(frames_nc) - slack, file.samplerate)
-        yield frames_nc[:at]
-        left_nc = frames_nc[at:]
-    if left_nc is not None and len(left_nc):
-        yield left_nc
+    count, part, slack = _parts(file, max_seconds, end - start)
+    longest = part + slack
+    # A file that does not know its end is read in small steps: up to the longest segment it is not cut.
+    blocks = _blocks(file, where, cut, part if count else max(1, slack))
+    held_nc: NDArray[np.float32] | None = None
+    try:
+        for block_nc in blocks:
+            if held_nc is not None and (count or len(held_nc) + len(block_nc) > longest):
+                at = _quietest(held_nc, len(held_nc) - slack, file.samplerate)
+                yield held_nc[:at]
+                held_nc = held_nc[at:]
+            held_nc = block_nc if held_nc is None else np.concatenate([held_nc, block_nc])
+    except AudioError:
+        if held_nc is not None and len(held_nc):  # what came before a fault is not lost
+            yield held_nc
+        raise
+    if held_nc is not None:
+        yield held_nc
 
 
 def _parts(file: soundfile.SoundFile, max_seconds: float, num_frames: int) -> tuple[int, int, int]:

@@ -322,13 +322,17 @@ def _plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.labelling import heard, heard_summary
+    from kdasr.storage import is_url
 
     found = []
     for item in heard(audio=arguments.audio, labels=arguments.labels, measure=arguments.measure):
         sure = "-" if item.confidence is None else f"{item.confidence:.3f}"
         print(f"{item.key}\t{sure}\t{item.failure if item.text is None else item.text}")
         found.append(item)
-    print("\n".join(heard_summary(found, arguments.measure)), file=sys.stderr)
+    lines = heard_summary(found, arguments.measure)
+    if is_url(arguments.audio):
+        lines.append("transcripts are read where the audio lies on this machine: no error rate")
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _select(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

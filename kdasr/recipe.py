@@ -92,7 +92,10 @@ def explained(path: Path, takes: Takes) -> str:
     lines = [f"{path}, whose keys are --KEY, within a mapping --KEY.KEY and within a list --KEY.0:", ""]
     # Its own header, not that of its base.
     lines += itertools.takewhile(_is_comment, Path(path).read_text(encoding="utf-8").splitlines())
-    lines += itertools.dropwhile(_is_comment, _dumped(content).splitlines())
+    text, bare = _dumped(content), _dumped(_bare(_parse(Path(path))))
+    if _dumped(_bare(YAML().load(text))) != bare:  # see _bare
+        text = bare
+    lines += itertools.dropwhile(_is_comment, text.splitlines())
     lines += ["", f"It takes also: {', '.join(further)}"] if further else []
     return "\n".join(lines)
 
@@ -351,7 +354,7 @@ def _place(content: Any, name: str, takes: Takes) -> Any:
     for part in parents:
         place = _item(place, part)
     if isinstance(place, list):
-        return place if _item(place, last) is not None else None
+        return place if last.isdecimal() and int(last) < len(place) else None
     tagged = isinstance(place, CommentedMap) and bool(place.tag.value)
     taken = not parents and last in takes.get(str(content.get("stage")), ())
     return place if isinstance(place, dict) and (last in place or tagged or taken) else None

@@ -235,6 +235,31 @@ def test_no_segment_is_too_long_or_next_to_nothing(tmp_path: Path, seconds: floa
     assert np.abs(places - places.round()).max() * 0.35 < 0.05, "in the pauses"
 
 
+@pytest.mark.parametrize(("seconds", "ends_s"), [(2.6, [2.6]), (3.0, [3.0]), (7.0, [2.8, 5.5, 7.0])])
+def test_a_file_that_does_not_know_its_length_is_cut_only_where_it_is_too_long(
+    tmp_path: Path, seconds: float, ends_s: list[float]
+) -> None:
+    data = bytearray(encoded(words((2.2, 2.8, 4.0, 5.5), seconds), kind="flac"))
+    data[21] &= 0xF0  # the count of samples, in STREAMINFO
+    data[22:26] = bytes(4)
+    (tmp_path / "piped.flac").write_bytes(data)
+    with AudioReader(tmp_path / "piped.flac") as reader:
+        segments = [segment.samples for segment in reader.segments(3.0)]
+    assert np.cumsum([len(segment) for segment in segments]) / 16_000 == pytest.approx(ends_s, abs=0.05)
+    np.testing.assert_array_equal(np.concatenate(segments), load(tmp_path / "piped.flac"))
+
+
+def test_what_comes_before_a_fault_is_not_lost(tmp_path: Path) -> None:
+    samples = words((2.5, 5.0), 9.0)
+    samples[round(6.1 * 16_000)] = np.nan
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(samples, kind="wav_float"))
+    kept: list[NDArray[np.float32]] = []
+    with AudioReader(path) as reader, pytest.raises(AudioError, match="NaN"):
+        kept.extend(segment.samples for segment in reader.segments(3.0))
+    np.testing.assert_array_equal(np.concatenate(kept), samples[: 2 * 36_000])
+
+
 @pytest.mark.parametrize(("seconds", "rate_hz"), [(10.0, 16_000), (2.9, 16_000), (7.0, 44_100), (6.1, 8_000)])
 def test_a_header_promises_the_segments_that_come(tmp_path: Path, seconds: float, rate_hz: int) -> None:
     path = tmp_path / "long.flac"

@@ -9,7 +9,7 @@ import pytest
 
 from kdasr.errors import ConfigError
 from kdasr.pipeline import check_recipe
-from kdasr.recipe import RUN_FILE, load_recipe, parse_value, run_stages, stage_arguments
+from kdasr.recipe import RUN_FILE, explained, load_recipe, parse_value, run_stages, stage_arguments
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(
@@ -71,6 +71,7 @@ def test_a_comment_before_a_list_of_objects_changes_nothing(tmp_path: Path) -> N
     path = write(tmp_path / "r.yaml", text)
     (built,) = load_recipe(path, {"list.0.max_gain_nats": 0.5}).arguments["list"]
     assert (built.max_warp, built.max_gain_nats) == (0.1, 0.5)
+    assert "SpecAugment\n  max_warp: 0.1" in explained(path, {}), "what is shown can be copied, too"
 
 
 def test_settings_reach_into_lists_by_number(tmp_path: Path) -> None:
@@ -79,6 +80,8 @@ def test_settings_reach_into_lists_by_number(tmp_path: Path) -> None:
     recipe = load_recipe(path, {"filters.1.least": 5, "schedule.0.1": 7})
     assert recipe.arguments["filters"] == [{"least": 1}, {"least": 5}]
     assert recipe.arguments["schedule"] == [["labelled", 7], ["unlabelled", 3]]
+    nothing = write(tmp_path / "null.yaml", "stage: train\nlist: [null, 2]\n")
+    assert load_recipe(nothing, {"list.0": 5}).arguments["list"] == [5, 2]
     for name in ("filters.2.least", "filters.least", "filters.-1.least", "filters.2", "schedule.0.9"):
         with pytest.raises(ConfigError, match=f"unknown setting '{name}'"):
             load_recipe(path, {name: 1})

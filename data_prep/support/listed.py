@@ -181,8 +181,8 @@ def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Lim
         # Equal parts of a long file may be shorter than a file may be.
         least = limits.min_seconds if reader.promised(one.cut, longest).num_segments < 2 else 0.0
         for samples, rate_hz, _ in reader.segments(longest, one.cut):
-            _check_not_short(len(samples), least)
             if kept == 0:
+                _check_not_short(len(samples), least)
                 dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
                 dropped.note_channels(reader.channels)
             yield Utterance(_segment_key(one, kept), samples, None, one.speaker, one.language)

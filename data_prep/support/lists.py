@@ -99,9 +99,10 @@ def verbs_of(
 ) -> tuple[
     Callable[[SettingsT, Path], tuple[str, ...]],
     Callable[[SettingsT, Path, str], tuple[SettingsT, Files]],
+    Callable[[SettingsT, Path, str], int],
     Callable[..., Iterator[Utterance]],
 ]:
-    """`splits`, `scope` and `prepare` of a corpus (see `data_prep`) that consists of lists.
+    """`splits`, `scope`, `generation` and `prepare` of a corpus (see `data_prep`) that consists of lists.
 
     Args:
         lists_in: the settings and the corpus folder to the lists there, by name.
@@ -112,6 +113,12 @@ def verbs_of(
 
     def scope(settings: SettingsT, corpus: Path, split: str) -> tuple[SettingsT, Files]:
         return scope_of(settings, lists_in(settings, corpus), split)
+
+    def generation(settings: SettingsT, corpus: Path, split: str) -> int:
+        lists = lists_in(settings, corpus)
+        name, _ = _name_and_part(settings, lists, split)
+        labelled = name not in settings.unlabelled and _has_texts(lists[name].read(Dropped()))
+        return generation_of(cut=not labelled and settings.max_seconds is not None)
 
     def prepare(
         settings: SettingsT,
@@ -124,7 +131,16 @@ def verbs_of(
     ) -> Iterator[Utterance]:
         return utterances_of(settings, lists_in(settings, corpus), split, dropped, done)
 
-    return splits, scope, prepare
+    return splits, scope, generation, prepare
+
+
+def generation_of(*, cut: bool) -> int:
+    """Audio that is cut into segments is cut at quiet places since generation 2."""
+    return 2 if cut else 1
+
+
+def _has_texts(listed: list[Listed]) -> bool:
+    return any(one.text and one.text.strip() for one in listed)
 
 
 def splits_of(settings: ListSettings, corpus: Path, lists: Mapping[str, AudioList]) -> tuple[str, ...]:
@@ -219,7 +235,7 @@ def utterances_of(
     name, part = _name_and_part(settings, lists, split)
     # What is wrong with a line is told once.
     listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
-    has_texts = any(one.text and one.text.strip() for one in listed)
+    has_texts = _has_texts(listed)
     mine = of_part(listed, settings.held_out_share, part)
     limits = Limits(settings.min_seconds, settings.max_seconds)
     if has_texts and name not in settings.unlabelled:

@@ -78,8 +78,8 @@ def make_batches(
     return batches[::-1]
 
 
-def padding_share(batches: Sequence[Sequence[Segment]]) -> float:
-    """The share of all frames in `batches` that is padding."""
+def padding_share(batches: Sequence[Sequence[Segment]], least_frames: int = 0) -> float:
+    """The share of all frames in `batches` that is padding; `least_frames` as in `make_batches`."""
     heard = sum(segment.frames for batch in batches for segment in batch)
-    padded = sum(len(batch) * max(segment.frames for segment in batch) for batch in batches)
+    padded = sum(len(batch) * max(least_frames, *(segment.frames for segment in batch)) for batch in batches)
     return 1 - heard / padded if padded else 0.0

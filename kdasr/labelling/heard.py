@@ -7,6 +7,7 @@ at which that share begins: what a `MinConfidence` of a label job, or the hours 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
         SoftLabelError: labels are missing, damaged or of other audio.
     """
     check_measure(measure)
+    LabelFolder(labels)  # says what is wrong where there are no labels at all
     units = load_units(labels)
     letters = letters_in(units.symbols)
     for shard, found in labelled_shards(audio, labels):
@@ -89,12 +91,14 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
     # A teacher may write letters that the transcripts have lost.
     letters = letters_in(item.reference for item in judged)
     lines.append(f"WER of the {len(judged)} that have a transcript, too, by {measure}:")
-    lines.append(f"{'the surest':>12}  {'from':>8}  {'hours':>7}  {'WER %':>6}")
+    # As a `MinConfidence` has it, which keeps what is equal: entropy up to, the others from.
+    sign, word = (-1, "up to") if measure == "entropy" else (1, "from")
+    lines.append(f"{'the surest':>12}  {word:>8}  {'hours':>7}  {'WER %':>6}")
     for share in _SHARES:
         surest = judged[: max(1, round(share * len(judged)))]
         texts = [_readable(str(item.text), letters) for item in surest]
         errors = count_errors([str(item.reference) for item in surest], texts)
-        least = surest[-1].confidence or 0.0
+        least = sign * math.floor(1000 * (surest[-1].confidence or 0.0)) / 1000
         seconds = sum(item.seconds for item in surest)
         lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {errors.wer:6.1f}")
     return lines

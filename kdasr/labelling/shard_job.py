@@ -32,6 +32,7 @@ from kdasr.storage import Place
 #: Batches that may wait for the codec: it is much faster than any teacher, unless it is disturbed.
 _MAX_UNENCODED = 2
 #: Batches that are decoded before the teacher asks for them.
+_NO_WORDS = "the teacher heard no words, or words without end"
 _BATCHES_AHEAD = 2
 #: Share of a batch that may be padding.
 _MAX_PADDING = 0.05
@@ -146,7 +147,7 @@ class _ShardRun:
         # A teacher that hears the padding gets inputs of one length together.
         padding = _MAX_PADDING if self._teacher.pads else 0.0
         batches = make_batches(self._segments(), self._settings.batch_frames, padding, self._least_frames)
-        self.padding = padding_share(batches)
+        self.padding = padding_share(batches, self._least_frames)
         threads = self._settings.decoders_for(self._teacher.device)
         with ThreadPoolExecutor(threads, "decode") as decoder, ThreadPoolExecutor(1, "encode") as encoder:
             for loaded in self._loaded(batches, decoder):
@@ -353,12 +354,13 @@ class _ShardRun:
         started = time.perf_counter()
         kept, keys, owners = [], [], []
         for segment, log_probs_tv in zip(segments, log_probs, strict=True):
-            if self._settings.words is not None:
-                log_probs_tv = self._settings.words(log_probs_tv)
             if self._teacher.level == "sequence" and not len(log_probs_tv):
                 # Of the utterance, not of the teacher: a shard may be of silence.
-                self._failures[self._shard.entries[segment.number].key] = "the teacher heard no words"
+                self._failures[self._shard.entries[segment.number].key] = _NO_WORDS
+                self._unheard.add(segment.number)
                 continue
+            if self._settings.words is not None:
+                log_probs_tv = self._settings.words(log_probs_tv)
             if self._teacher.level == "frame" and (problem := self._miscounted(segment, len(log_probs_tv))):
                 self._fail(segment, problem)
                 continue

@@ -7,9 +7,9 @@ An encoder-decoder says what was spoken and not when. Its transcript is normalis
 characters, and stored as the shortest CTC path that spells it, with the model's mean log-probability of
 a token as that of every unit. A student learns from it by CTC (`kdasr.losses.best_path_ctc`); losses on
 frames refuse it. Tokens that cannot be normalised, digits among them, are suppressed, so that numbers come
-as words. A transcript that does not end is cut off where nobody would have spoken on: Whisper sometimes
-says the same words again and again, and is sure of them (the `MaxUnitRate` of a label job drops these).
-The speech is taken to be English where nothing else is said. Needs `kdasr[hf]`.
+as words. Whisper sometimes says the same words again and again, and is sure of them: a transcript that has
+not ended where nobody would have spoken on is none. The speech is taken to be English where nothing else is
+said. Needs `kdasr[hf]`.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class Whisper:
                 "source": source,
                 "hears": WAVEFORM.name,
                 "level": "sequence",
+                "most_tokens_per_second": _TOKENS_PER_SECOND,
             },
         )
 
@@ -119,7 +120,7 @@ class _Model(torch.nn.Module):
         self.units, self.letters, self.asked = units, letters_in(units.symbols), asked
         self.vocab_size = units.vocab_size
         self.how = copy.deepcopy(network.generation_config)
-        self.how.update(return_dict_in_generate=True, output_scores=True, do_sample=False, num_beams=1)
+        self.how.update(do_sample=False, num_beams=1)
         self.how.suppress_tokens = sorted(
             {*(self.how.suppress_tokens or []), *_unspoken(processor.tokenizer, self.letters)}
         )
@@ -137,7 +138,8 @@ class _Model(torch.nn.Module):
         return padded, torch.tensor([len(path) for path in paths])
 
     def transcribe(self, samples: Sequence[Tensor]) -> list[tuple[str, float]]:
-        """The normalised transcript of each, and its mean log-probability of a token.
+        """The normalised transcript of each, and its mean log-probability of a token; no text where it does
+        not come to an end.
 
         Raises:
             UnitsError: a transcript cannot be normalised.
@@ -150,32 +152,61 @@ class _Model(torch.nn.Module):
             return_tensors="pt",
         ).to(device)
         limits_b = torch.tensor([self._most_tokens(len(item) / SAMPLE_RATE_HZ) for item in samples])
+        listener = _Listener(limits_b.to(device), self.how.eos_token_id)
         said = self.network.generate(
             heard["input_features"],
             attention_mask=heard["attention_mask"],
             generation_config=self.how,
-            max_new_tokens=int(limits_b.max()),
-            return_dict_in_generate=True,
+            logits_processor=[listener],
+            max_new_tokens=int(limits_b.max()) + 1,
             **self.asked,
         )
-        scores_bu = self.network.compute_transition_scores(
-            said["sequences"], said["scores"], normalize_logits=True
-        )
-        tokens_bu = said["sequences"][:, -scores_bu.shape[1] :]
-        # Each as if it were alone, whatever its batch was given time for.
-        within_bu = torch.arange(tokens_bu.shape[1], device=device) < limits_b.to(device)[:, None]
-        tokens_bu = tokens_bu.where(within_bu, self.how.eos_token_id)
-        texts = self.processor.tokenizer.batch_decode(tokens_bu, skip_special_tokens=True)
-        ends_bu = (tokens_bu == self.how.eos_token_id).int().cumsum(1)
-        # Up to the first end of the text, and with it.
-        counts_bu = ((ends_bu == 0) | ((ends_bu == 1) & (tokens_bu == self.how.eos_token_id))) & within_bu
-        means_b = (scores_bu.nan_to_num(neginf=-1e4) * counts_bu).sum(1) / counts_bu.sum(1)
-        normal = [normalise(text, self.letters) for text in texts]
-        return [(text, float(mean)) for text, mean in zip(normal, means_b, strict=True)]
+        texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
+        ends = zip(texts, listener.endless_b.tolist(), strict=True)
+        normal = ["" if is_endless else normalise(text, self.letters) for text, is_endless in ends]
+        return list(zip(normal, listener.means().tolist(), strict=True))
 
     def _most_tokens(self, seconds: float) -> int:
-        room = self.network.config.max_target_positions - _PROMPT_TOKENS
+        room = self.network.config.max_target_positions - _PROMPT_TOKENS - 1  # for the end
         return min(_FIRST_TOKENS + math.ceil(_TOKENS_PER_SECOND * seconds), room)
+
+
+class _Listener:
+    """Adds up the log-probabilities of the tokens that are chosen, greedily, and ends transcripts that do not
+    end by themselves. A logits processor, after all others: to keep the scores of all tokens would take
+    gigabytes.
+
+    Args:
+        limits_b: (B,) tokens that each transcript may have before its end.
+        end: the token that ends one.
+
+    Attributes:
+        endless_b: (B,) whether a transcript was ended here.
+    """
+
+    def __init__(self, limits_b: Tensor, end: int) -> None:
+        self._limits_b, self._end = limits_b, end
+        self._sums_b = torch.zeros(len(limits_b), device=limits_b.device)
+        self._counts_b = torch.zeros_like(limits_b)
+        self._ended_b = torch.zeros_like(limits_b, dtype=torch.bool)
+        self.endless_b = torch.zeros_like(self._ended_b)
+
+    def __call__(self, input_ids: Tensor, scores_bv: Tensor) -> Tensor:
+        best_b, tokens_b = scores_bv.float().log_softmax(-1).max(-1)
+        goes_on_b = ~self._ended_b
+        too_many_b = goes_on_b & (tokens_b != self._end) & (self._counts_b >= self._limits_b)
+        counted_b = goes_on_b & ~too_many_b
+        self._sums_b += torch.where(counted_b, best_b, 0.0)
+        self._counts_b += counted_b
+        self.endless_b |= too_many_b
+        self._ended_b |= too_many_b | (tokens_b == self._end)
+        ended = torch.full_like(scores_bv, -torch.inf)
+        ended[:, self._end] = 0.0
+        return torch.where(too_many_b[:, None], ended, scores_bv)
+
+    def means(self) -> Tensor:
+        """(B,) log-probability of a token on the mean, that of the end included."""
+        return self._sums_b / self._counts_b.clamp_min(1)
 
 
 def _not_of_itself(record: logging.LogRecord) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from benchmarks import cuts
-from kdasr.errors import CorpusError
+from kdasr.errors import ConfigError, CorpusError
 
 
 def test_cuts_are_counted_for_every_length_of_pause(
@@ -24,6 +24,13 @@ def test_cuts_are_counted_for_every_length_of_pause(
     # Of 8 s the last second, in which there is always a pause.
     assert [row[:3] for row in rows] == [((0.02, 0.1), 8, 0), ((0.05, 0.35), 8, 0), ((0.2, 0.8), 8, 0)]
     assert rows[0][3] > 4 and "| 200 to 800 | 8 | 0 % |" in capsys.readouterr().out
+
+
+def test_audio_that_is_too_short_to_be_cut_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recordings").mkdir()
+    soundfile.write(tmp_path / "recordings" / "1_ann_0.wav", np.ones(4000) / 2, 8000)
+    with pytest.raises(ConfigError, match=r"--minutes: nothing is long enough to be cut; .*got 0\.1"):
+        cuts.main(["--corpus", str(tmp_path), "--minutes", "0.1"])
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path: Path) -> None:

@@ -59,4 +59,5 @@ def test_short_segments_count_as_long_as_the_teacher_hears_them() -> None:
 def test_padding_share_is_hand_computable() -> None:
     segments = [s for i, n in enumerate((10, 20)) for s in cut_segments(i, n, WINDOW, OVERLAP, SUBSAMPLING)]
     assert padding_share([segments]) == 0.25
+    assert padding_share([segments], least_frames=60) == 0.75
     assert padding_share([]) == 0.0

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from kdasr.cli import main
-from kdasr.errors import ConfigError, UnitsError
+from kdasr.errors import ConfigError, SoftLabelError, UnitsError
 from kdasr.interfaces import Utterance
-from kdasr.labelling import heard, heard_summary
+from kdasr.labelling import MinConfidence, heard, heard_summary
 from kdasr.labelling.out_folder import write_labels
 from kdasr.manifest import read_manifest
 from kdasr.shards import write_shards
-from kdasr.soft_labels import Failure, Full, Header
+from kdasr.soft_labels import Failure, Full, Header, open_label_shard
 from kdasr.storage import locate
 from kdasr.teachers.base import spell
 from kdasr.text import CharUnits
@@ -86,6 +86,13 @@ def test_the_error_rate_is_that_of_the_surest_shares_of_what_has_a_transcript(
     assert [row[0] for row in rows] == ["100%", "90%", "75%", "50%", "25%"]
     assert [row[-1] for row in rows] == ["42.9", "42.9", "40.0", "40.0", "0.0"]
     assert [float(row[1]) for row in rows] == pytest.approx([0.6, 0.6, 0.7, 0.7, 0.9], abs=0.02)
+    found = list(heard(audio=folders[0], labels=folders[1], measure="entropy"))
+    lines = heard_summary(found, "entropy")
+    assert lines[2].split()[2:4] == ["up", "to"]
+    for row, item in ((rows[4], found[0]), (lines[7].split(), found[0])):
+        measure = "best_path" if row is rows[4] else "entropy"
+        labels = open_label_shard(folders[1] / "shard-000000.kdsl").read(item.key)
+        assert MinConfidence(float(row[1]), measure).after(labels, 1.0) is None, "the threshold keeps it"
 
 
 def test_without_transcripts_there_is_no_error_rate(tmp_path: Path) -> None:
@@ -130,6 +137,8 @@ def test_the_command_prints_a_line_each_and_the_summary_beside_them(
 
 
 def test_labels_without_their_units_are_refused(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(SoftLabelError, match="no such folder of soft labels"):
+        list(heard(audio=folders[0], labels=folders[0].parent / "lables"))
     (folders[1] / "units.json").unlink()
     with pytest.raises(UnitsError, match="cannot be read"):
         list(heard(audio=folders[0], labels=folders[1]))

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import ConfigError, LabelMismatchError, UnitsError
+from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError, UnitsError
 from kdasr.interfaces import Utterance
-from kdasr.labelling import Settings, label, label_shard, retokenise, select, verify_labels
+from kdasr.labelling import Settings, Words, label, label_shard, retokenise, select, verify_labels
 from kdasr.labelling.heard import heard_text
+from kdasr.lexicon import Lexicon
 from kdasr.loader import Stream
 from kdasr.losses import best_path_ctc
 from kdasr.shards import list_shards, read_shard, write_shards
@@ -150,9 +151,9 @@ def test_transcripts_become_labels_without_times(audio: Path, tmp_path: Path) ->
     summary = label(teacher=Transcripts(), audio=audio, out=out, settings=Settings(codec=TopP()), quiet=True)
     shards = [open_label_shard(out / f"{path.stem}.kdsl") for path in list_shards(audio)]
     assert {key: reason for one in shards for key, reason in one.failures.items()} == {
-        "utt-1": "the teacher heard no words",
+        "utt-1": "the teacher heard no words, or words without end",
         "utt-3": "too long: 1.3 s, and this teacher hears 1.2 s at a time",
-        "utt-4": "the teacher heard no words",
+        "utt-4": "the teacher heard no words, or words without end",
     }
     assert summary["labelled"] == 2
     shard = open_label_shard(out / "shard-000000.kdsl")
@@ -183,7 +184,33 @@ def test_a_shard_of_silence_is_labelled_as_such(tmp_path: Path) -> None:
     write_shards(items, tmp_path / "audio", description="silence")
     label(teacher=Transcripts(), audio=tmp_path / "audio", out=tmp_path / "labels", quiet=True)
     shard = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl")
-    assert shard.failures == dict.fromkeys(["utt-0", "utt-1", "utt-2"], "the teacher heard no words")
+    assert shard.failures == {
+        f"utt-{n}": "the teacher heard no words, or words without end" for n in range(3)
+    }
+
+
+def test_silence_beside_a_broken_teacher_does_not_hide_that_it_is_broken(tmp_path: Path) -> None:
+    items = [Utterance(f"utt-{n}", noise(0.4 if n == 0 else 0.9, n)) for n in range(4)]
+    write_shards(items, tmp_path / "audio", description="noise and a pause")
+    (path,) = list_shards(tmp_path / "audio")
+    teacher = Transcripts().load("cpu")
+    hears = teacher.model.offline
+
+    def broken(inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        if int(lengths_b.max()) > SAMPLE_RATE_HZ // 2:
+            raise ValueError("broken")
+        return hears(inputs, lengths_b)
+
+    teacher.model.offline = broken  # type: ignore[method-assign]
+    with pytest.raises(SoftLabelError, match="the teacher failed on all 3 utterances"):
+        label_shard(teacher, path, tmp_path / "labels", Settings())
+
+
+def test_words_of_a_lexicon_and_a_teacher_that_hears_none_of_them(audio: Path, tmp_path: Path) -> None:
+    settings = Settings(words=Words(Lexicon(units=CharUnits(), words=["tt"])))
+    label(teacher=Transcripts(), audio=audio, out=tmp_path / "labels", settings=settings, quiet=True)
+    shard = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl")
+    assert "no words" in shard.failures["utt-1"] and heard_text(shard.read("utt-0"), CharUnits())[:2] == "tt"
 
 
 def test_retokenised_labels_are_what_the_teacher_heard(audio: Path, tmp_path: Path) -> None:

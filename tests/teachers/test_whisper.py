@@ -45,7 +45,8 @@ def test_scores_are_those_of_the_librarys_own_forward(teacher: Teacher) -> None:
         heard = model.processor.feature_extractor(  # type: ignore[attr-defined]
             samples.numpy(), sampling_rate=16_000, return_tensors="pt"
         ).input_features
-        said = model.network.generate(heard, generation_config=model.how, **model.asked)  # type: ignore[attr-defined]
+        how = {"generation_config": model.how, "return_dict_in_generate": True, "output_scores": True}
+        said = model.network.generate(heard, max_new_tokens=40, **how, **model.asked)  # type: ignore[attr-defined]
         tokens = said["sequences"]
         prompt = tokens.shape[1] - len(said["scores"])
         logits = model.network(heard, decoder_input_ids=tokens[:, :-1]).logits[0]  # type: ignore[attr-defined]
@@ -112,19 +113,25 @@ def test_silence_has_no_labels_and_its_neighbour_has(
     assert frames.tolist() == [0, 2] and log_probs.shape == (2, 2, 29)
 
 
-def test_a_transcript_without_end_is_cut_off_by_the_length_of_its_own_audio(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_transcript_without_end_is_none_and_costs_its_neighbours_nothing(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whisper_model(tmp_path, max_target_positions=120)
-    model = Whisper(tmp_path).load("cpu").model
-    end = model.network.generation_config.eos_token_id  # type: ignore[attr-defined]
-    model.how.suppress_tokens = sorted({*model.how.suppress_tokens, end})  # type: ignore[attr-defined]
-    samples = [torch.from_numpy(noise(seconds, 5)) for seconds in (0.5, 2.0)]
+    model = teacher.model
+    samples = [torch.from_numpy(noise(seconds, seed)) for seed, seconds in enumerate((0.5, 2.0, 1.0))]
     with torch.inference_mode():
+        before = model.transcribe(samples)  # type: ignore[attr-defined]
+        limits = {8_000: 2, 32_000: 40, 16_000: 40}
+        monkeypatch.setattr(model, "_most_tokens", lambda seconds: limits[round(seconds * 16_000)])
         together = model.transcribe(samples)  # type: ignore[attr-defined]
         alone = [model.transcribe([item])[0] for item in samples]  # type: ignore[attr-defined]
-    assert [text for text, _ in together] == [text for text, _ in alone]
+    assert [text for text, _ in together] == ["", *(text for text, _ in before[1:])]
+    assert all(len(text) > 2 for text, _ in before[1:])
+    assert [text for text, _ in alone] == [text for text, _ in together]
     assert [score for _, score in together] == pytest.approx([score for _, score in alone], abs=1e-4)
-    assert model._most_tokens(0.5) == 24 and model._most_tokens(2.0) == 48  # type: ignore[attr-defined]
-    # Tokens are one or two characters long here.
-    assert [len(text) for text, _ in together] == [pytest.approx(36, abs=13), pytest.approx(72, abs=25)]
+    assert together[1][1] == pytest.approx(before[1][1], abs=1e-4)
+
+
+def test_as_many_tokens_are_allowed_as_nobody_speaks(tmp_path: Path) -> None:
+    whisper_model(tmp_path, max_target_positions=120)
+    model = Whisper(tmp_path).load("cpu").model
+    assert [model._most_tokens(seconds) for seconds in (0.5, 2.0, 30.0)] == [24, 48, 115]  # type: ignore[attr-defined]

@@ -98,7 +98,7 @@ def hugging_face_model(folder: Path, kind: str = "Wav2Vec2", norm: str = "layer"
     return network, extractor
 
 
-def whisper_model(folder: Path, max_target_positions: int = 24) -> Any:
+def whisper_model(folder: Path, max_target_positions: int = 64) -> Any:
     """A multilingual Whisper saved to `folder`, with a byte vocabulary of printable characters."""
     import transformers
 
