@@ -29,6 +29,7 @@ from kdasr.text import Units
 from kdasr.training.brain import CtcBrain, has_checkpoint
 from kdasr.training.checkpoints import WholeCheckpoints
 from kdasr.training.compiled import compiled
+from kdasr.training.lock import used_alone
 from kdasr.training.optimisation import Optimisation
 from kdasr.training.step import DEV, Fading, Step, WeightedLosses, step_seed
 from kdasr.training_log import LOG_FILE
@@ -97,8 +98,9 @@ class Training:
             RankLostError: another process of this training has ended.
             NonFiniteLossError: the loss or its gradient stayed NaN or infinite; checkpoints are kept.
             ConfigError: the schedule, the losses and the data do not fit each other.
+            TrainingError: another training uses the folder of checkpoints.
         """
-        with joined() as ranks:
+        with joined() as ranks, contextlib.ExitStack() as held:
             refuse_other_content(out)
             if self.checkpoints.resolve().is_relative_to(out.resolve()):
                 raise ConfigError(
@@ -111,7 +113,7 @@ class Training:
             self._check(ranks)
             if ranks.first:
                 self._tell_what_begins(ranks)
-                self._set_aside_other_checkpoints(out)
+                self._take_checkpoints(out, held)
                 self._tell_what_is_left_out()
             ranks.wait()
             step = self._first_step()
@@ -196,29 +198,44 @@ class Training:
                 "optimisation.accumulate"
             )
 
-    def _set_aside_other_checkpoints(self, out: Path) -> None:
-        """Move checkpoints that belong to other settings or data out of the way, and those of these settings
-        back from where they were moved."""
-        marker, fingerprint = self.checkpoints / FINGERPRINT_FILE, self.fingerprint()
-        found = marker.read_text().strip() if marker.exists() else None
+    def _take_checkpoints(self, out: Path, held: contextlib.ExitStack) -> None:
+        """Keep other trainings out of the folder of checkpoints as long as `held` lasts, and see that what is
+        there belongs to these settings and this data."""
+        marker, fingerprint, found = self.checkpoints / FINGERPRINT_FILE, self.fingerprint(), None
+        is_taken = self.checkpoints.exists()
+        if is_taken:
+            held.enter_context(used_alone(self.checkpoints))
+            found = marker.read_text().strip() if marker.exists() else None
         if found is not None and found != fingerprint:
-            aside = _free_name(self._aside(found))
-            self.checkpoints.replace(aside)
-            # Under another name, for the report would take it for another training's.
-            with contextlib.suppress(FileNotFoundError):
-                (aside / LOG_FILE).replace(aside / _OLD_LOG_FILE)
-            replaced = f"; this training will replace the model in {out}" if out.exists() else ""
-            _say(f"{self.name}: checkpoints of other settings are now in {aside}{replaced}")
-        own = self._aside(fingerprint)
-        if own.exists() and not self.checkpoints.exists():
-            own.replace(self.checkpoints)
-            with contextlib.suppress(FileNotFoundError):
-                (self.checkpoints / _OLD_LOG_FILE).replace(self.checkpoints / LOG_FILE)
-            _say(f"{self.name}: goes on with checkpoints of these settings from {own}")
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._set_aside(found, out)
+            is_taken = False  # the lock went with the folder
+        if not is_taken:
+            self._take_back(fingerprint)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            held.enter_context(used_alone(self.checkpoints))
         if found != fingerprint:
             commit_bytes(marker, f"{fingerprint}\n".encode())
         WholeCheckpoints(self.checkpoints).remove_unfinished()
+
+    def _set_aside(self, found: str, out: Path) -> None:
+        """Move checkpoints of other settings, which are `found`, out of the way."""
+        aside = _free_name(self._aside(found))
+        self.checkpoints.replace(aside)
+        # Under another name, for the report would take it for another training's.
+        with contextlib.suppress(FileNotFoundError):
+            (aside / LOG_FILE).replace(aside / _OLD_LOG_FILE)
+        replaced = f"; this training will replace the model in {out}" if out.exists() else ""
+        _say(f"{self.name}: checkpoints of other settings are now in {aside}{replaced}")
+
+    def _take_back(self, fingerprint: str) -> None:
+        """Move checkpoints of these settings back from where they were set aside."""
+        own = self._aside(fingerprint)
+        if not own.exists() or self.checkpoints.exists():
+            return
+        own.replace(self.checkpoints)
+        with contextlib.suppress(FileNotFoundError):
+            (self.checkpoints / _OLD_LOG_FILE).replace(self.checkpoints / LOG_FILE)
+        _say(f"{self.name}: goes on with checkpoints of these settings from {own}")
 
     def _aside(self, fingerprint: str) -> Path:
         return self.checkpoints.with_name(f"{self.checkpoints.name}.{fingerprint}")

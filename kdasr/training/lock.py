@@ -1,0 +1,71 @@
+"""A folder of checkpoints in, no other training in it: two would damage each other."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdasr.errors import TrainingError
+
+LOCK_FILE = "training.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_held: set[int] = set()
+
+
+@contextmanager
+def used_alone(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of `folder` while this lasts, wherever they run.
+
+    The system lets go of the lock when this process ends, however it ends; the file stays, and means
+    nothing. On a file system without locks nobody is kept out.
+
+    Raises:
+        TrainingError: another training uses the folder.
+        OSError: the folder is not there or may not be written.
+    """
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(descriptor)
+    try:
+        _lock(descriptor, folder)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TrainingError(
+            "another training uses this folder",
+            where=folder,
+            expected="one at a time",
+            got=os.pread(descriptor, 300, 0).decode(errors="replace").strip() or "one that is just beginning",
+            fix="Wait until that one has ended, or end it there; the same command then goes on from its last "
+            "checkpoint. A training beside it needs another folder: --checkpoints, or --work-dir.",
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _let_go_in_copies() -> None:
+    """Workers that load batches are copies of this process, and would hold its lock for some seconds after
+    it was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_copies)
