@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdasr.augment import SpecAugment
-from kdasr.errors import ConfigError, NonFiniteLossError
+from kdasr.errors import ConfigError, NonFiniteLossError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput, OnlineTeacher
 from kdasr.loader import Stream
 from kdasr.losses import ctc
@@ -88,7 +88,7 @@ class StopAt:
 
     __qualname__ = ctc.__qualname__
 
-    def __init__(self, call: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+    def __init__(self, call: int, error: type[BaseException] | BaseException = KeyboardInterrupt) -> None:
         self.calls_left, self.error = call, error
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Tensor:
@@ -253,6 +253,14 @@ def test_a_scale_that_overflows_is_halved_and_blames_no_audio(
 def test_no_patience_stops_at_the_first_step_that_is_not_finite(data: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match="step 3"):
         training(data, tmp_path / "c", loss=Breaks(3, 3), nonfinite_patience=0).run(tmp_path / "model")
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_told_of(data: Path, tmp_path: Path) -> None:
+    run = training(data, tmp_path / "c", loss=StopAt(3, torch.OutOfMemoryError("CUDA out of memory. Tried")))
+    with pytest.raises(TrainingError, match=r"tiny: the memory of cpu does not hold step 3.*Tried") as told:
+        run.run(tmp_path / "model")
+    assert "halve batch_seconds and double optimisation.accumulate, which is 1" in str(told.value)
+    assert isinstance(told.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_a_folder_of_other_things_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from kdasr.compat import import_torchaudio
 from kdasr.decoding import greedy
 from kdasr.error_rates import error_rates
-from kdasr.errors import ConfigError, NonFiniteLossError
+from kdasr.errors import ConfigError, NonFiniteLossError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.ranks import ranks
 from kdasr.schedule import ScheduledBatches
@@ -177,7 +177,23 @@ class CtcBrain(sb.Brain):
 
         The loss of a step is the mean over its batches; each batch draws its random numbers from its
         position, so it is the same step whichever ranks run its batches.
+
+        Raises:
+            TrainingError: the memory of the device does not hold a batch.
         """
+        try:
+            return self._take_step(batch)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the memory of {self.device} does not hold step {self.optimizer_step + 1}",
+                where=self.training.name,
+                got=(str(error) or repr(error)).splitlines()[0],
+                fix="If no other program uses it (nvidia-smi), halve batch_seconds and double "
+                f"optimisation.accumulate, which is {self.optimisation.accumulate}: a step then has as much "
+                "audio, in smaller batches. With these the training begins anew.",
+            ) from error
+
+    def _take_step(self, batch: list[Batch]) -> Tensor:
         step = self.epoch_start + self.step - 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimisation.learning_rate(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdasr.compat import import_torchaudio
+from kdasr.errors import TrainingError
 from kdasr.storage import sync_path
 
 import_torchaudio()  # SpeechBrain needs it to import
@@ -16,6 +18,8 @@ from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, ckpt_recency
 from speechbrain.utils.distributed import MainProcessContext  # noqa: E402
 
 _UNFINISHED = "unfinished+"
+# What torch says where the system did not take what it wrote; it names no reason.
+_NOT_WRITTEN = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 class WholeCheckpoints(Checkpointer):
@@ -32,7 +36,28 @@ class WholeCheckpoints(Checkpointer):
 
     def save_checkpoint(self, meta: Mapping[str, Any] | None = None, **settings: Any) -> Checkpoint:
         """As SpeechBrain's; the checkpoint is on the disk before it has its name, and later than all
-        others, whatever the clock says."""
+        others, whatever the clock says.
+
+        Raises:
+            TrainingError: it cannot be written, which is mostly a full disk; nothing of it is left.
+        """
+        try:
+            return self._save_whole(meta, **settings)
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and not any(words in str(error) for words in _NOT_WRITTEN):
+                raise
+            # As it was when the disk refused: what is there of the checkpoint is not removed yet.
+            free = _free_text(self.checkpoints_dir)
+            with contextlib.suppress(OSError):
+                self.remove_unfinished()
+            raise TrainingError(
+                f"a checkpoint could not be written, with {free} free on the disk",
+                where=self.checkpoints_dir,
+                got=(str(error) or repr(error)).splitlines()[0],
+                fix="Make room and run the same again: it goes on from the last whole checkpoint.",
+            ) from error
+
+    def _save_whole(self, meta: Mapping[str, Any] | None, **settings: Any) -> Checkpoint:
         latest = max((ckpt_recency(one) for one in self.list_checkpoints()), default=0.0)
         meta = {**(meta or {}), "unixtime": max(time.time(), latest + 0.001)}
         unfinished = super().save_checkpoint(meta, **settings)
@@ -76,3 +101,12 @@ class WholeCheckpoints(Checkpointer):
             going = path.with_name(_UNFINISHED + path.name)
             path.replace(going)
             shutil.rmtree(going)
+
+
+def _free_text(folder: Path) -> str:
+    """The room that is left for files in `folder`, for people."""
+    try:
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError:
+        return "an unknown number of bytes"
+    return f"{free_bytes / 2**30:.1f} GB" if free_bytes >= 2**30 else f"{free_bytes / 2**20:.1f} MB"

@@ -98,7 +98,8 @@ class Training:
             RankLostError: another process of this training has ended.
             NonFiniteLossError: the loss or its gradient stayed NaN or infinite; checkpoints are kept.
             ConfigError: the schedule, the losses and the data do not fit each other.
-            TrainingError: another training uses the folder of checkpoints.
+            TrainingError: another training uses the folder of checkpoints, the disk is full, or the memory
+                does not hold a batch.
         """
         with joined() as ranks, contextlib.ExitStack() as held:
             refuse_other_content(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdasr.errors import TrainingError
 from kdasr.training import checkpoints
 from kdasr.training.brain import has_checkpoint
 from kdasr.training.checkpoints import WholeCheckpoints
@@ -77,3 +80,55 @@ def test_a_writer_that_stops_leaves_nothing_half(
     assert has_checkpoint(tmp_path)
     again.remove_unfinished()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def refused_by_the_system(kept: WholeCheckpoints) -> TrainingError:
+    """Save while no file may have more than 600 bytes, which torch tells as little of as of a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        with pytest.raises(TrainingError) as refused:
+            save(kept, 1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return refused.value
+
+
+def test_a_disk_that_takes_no_more_is_told_of_and_nothing_half_is_left(tmp_path: Path) -> None:
+    kept, _ = made(tmp_path, weight=5.0)
+    save(kept, 5.0)
+    before = sorted(tmp_path.rglob("*"))
+    error = refused_by_the_system(kept)
+    for part in (f"{tmp_path}: a checkpoint could not be written, with ", "B free", "Make room", "iostream"):
+        assert part in str(error)
+    assert isinstance(error.__cause__, RuntimeError)
+    assert sorted(tmp_path.rglob("*")) == before
+    again, found = made(tmp_path)
+    again.recover_if_possible()
+    assert found.weight.tolist() == [[5.0, 5.0]]
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 7 vs 6"),
+            TrainingError,
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), TrainingError),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError),
+    ],
+)
+def test_only_what_the_disk_refuses_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, told: type[Exception]
+) -> None:
+    kept, _ = made(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(told) as caught:
+        save(kept, 1.0)
+    assert (caught.value is raised) == (told is RuntimeError)
+    assert told is RuntimeError or not list(tmp_path.iterdir())
