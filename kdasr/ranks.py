@@ -123,11 +123,30 @@ def joined() -> Iterator[Ranks]:
 def _telling_of_the_lost() -> Iterator[None]:
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # of this process's own GPU, which happened to be asked here
     except RuntimeError as error:  # DistBackendError and DistNetworkError among them
         raise RankLostError(
-            "another process of this job has ended or cannot be reached",
+            _what_failed(str(error)),
             where=f"rank {os.environ.get('RANK')}",
-            got=str(error).splitlines()[0][:200],
-            fix="What it said before is in its own output. Run the same command again: it goes on from "
-            "the last checkpoint.",
+            got=_first_and_last(str(error)) or None,
+            fix="What a process that ended said before is in its own output. Run the same command again: it "
+            "goes on from the last checkpoint.",
         ) from error
+
+
+def _what_failed(text: str) -> str:
+    """NCCL fails for reasons of its own too; with another process's end it speaks of a remote one."""
+    if "NCCL" in text and "ncclRemoteError" not in text:
+        return (
+            "NCCL, over which the GPUs talk, failed: another process of this job has ended, or it is the "
+            "network or the machine (NCCL_DEBUG=INFO shows more)"
+        )
+    return "another process of this job has ended or cannot be reached"
+
+
+def _first_and_last(text: str) -> str:
+    """The first line of an error, and what NCCL says at its end, where the reason is."""
+    head, _, reason = text.strip().partition("Last error:")
+    first = next(iter(head.splitlines()), "")[:200]
+    return f"{first}; last error: {' '.join(reason.split())[:500]}" if reason.strip() else first

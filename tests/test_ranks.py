@@ -111,6 +111,52 @@ def test_a_rank_that_ends_is_told_of() -> None:
     assert other is ConfigError
 
 
+def broken_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Exception:
+    """What comes of an error of torch in a sum over ranks."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(type(error) if isinstance(error, torch.OutOfMemoryError) else RankLostError) as caught:
+        Ranks(1, 2).add_up(torch.zeros(1))
+    return caught.value
+
+
+NCCL_ERROR = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, unhandled system error (run with "
+    "NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclSystemError: System call (e.g. socket, malloc) "
+    "or external library call failed or device error.\nLast error:\n"
+)
+
+
+def test_what_nccl_says_last_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = (
+        "Error while creating shared memory segment /dev/shm/nccl-Ab1 (size 9637888), error: No space left"
+    )
+    found = broken_by(torch.distributed.DistBackendError(NCCL_ERROR + reason), monkeypatch)
+    assert "rank 1: NCCL" in str(found) and "the network or the machine (NCCL_DEBUG=INFO" in str(found)
+    assert "got NCCL error in: /pytorch" in str(found) and f"last error: {reason}" in str(found)
+
+
+def test_a_remote_end_that_nccl_tells_of_is_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        NCCL_ERROR.replace("ncclSystemError", "ncclRemoteError") + "socketProgress: Connection closed by peer"
+    )
+    found = broken_by(torch.distributed.DistBackendError(text), monkeypatch)
+    assert "another process of this job has ended" in str(found) and "closed by peer" in str(found)
+    assert "NCCL_DEBUG=INFO shows more" not in str(found)
+    short = broken_by(RuntimeError("Connection reset\nfrom somewhere"), monkeypatch)
+    assert "got Connection reset. What a process" in str(short)
+    assert "rank 1: another" in str(broken_by(RuntimeError(""), monkeypatch))
+
+
+def test_memory_that_is_too_small_is_no_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    assert broken_by(error, monkeypatch) is error
+
+
 def test_sums_are_means_over_batches_and_ranks() -> None:
     def work(job: Ranks) -> Any:
         sums = StepSums(["a", "b", "c"], "cpu")
