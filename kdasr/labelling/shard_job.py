@@ -149,7 +149,11 @@ class _ShardRun:
         batches = make_batches(self._segments(), self._settings.batch_frames, padding, self._least_frames)
         self.padding = padding_share(batches, self._least_frames)
         threads = self._settings.decoders_for(self._teacher.device)
-        with ThreadPoolExecutor(threads, "decode") as decoder, ThreadPoolExecutor(1, "encode") as encoder:
+        begin = (_use_device, (self._teacher.device,))
+        with (
+            ThreadPoolExecutor(threads, "decode", *begin) as decoder,
+            ThreadPoolExecutor(1, "encode", *begin) as encoder,
+        ):
             for loaded in self._loaded(batches, decoder):
                 self._forward_all(loaded, encoder)
             self._wait_for_encoder(0)
@@ -400,6 +404,13 @@ def _codec_stream(device: torch.device) -> torch.cuda.Stream | None:
     the passes that the teacher has begun since, and here it comes beside them, and first. One for all
     shards, since torch keeps memory for each stream."""
     return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+
+
+def _use_device(device: torch.device) -> None:
+    """What a new thread does first: its current GPU is the first one, whatever its teacher's is, and to pin
+    memory or to leave a stream would open a context there, which takes memory for nothing."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 class _Decoded(threading.local):

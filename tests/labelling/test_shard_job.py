@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from torch import Tensor
 from kdasr.errors import ConfigError, DamagedShardError, SoftLabelError
 from kdasr.features import log_mel
 from kdasr.interfaces import Utterance
-from kdasr.labelling import Settings, label_shard
+from kdasr.labelling import Settings, label_shard, shard_job
 from kdasr.labelling.engines import on_one_machine
 from kdasr.shards import Shard, ShardEntry, read_shard, read_utterance, write_shards
 from kdasr.soft_labels import Full, LabelShard, TopP, open_label_shard
@@ -67,6 +68,29 @@ def test_several_decoders_change_nothing(tmp_path: Path) -> None:
     assert Settings().decoders_for(torch.device("cpu")) == 1
     with pytest.raises(ConfigError, match="decoders"):
         Settings(decoders=0)
+
+
+def test_every_thread_begins_with_the_gpu_of_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[str, torch.device]] = []
+
+    def use(device: torch.device) -> None:
+        used.append((threading.current_thread().name.split("_")[0], device))
+
+    monkeypatch.setattr(torch.cuda, "set_device", use)
+    second, begin = torch.device("cuda:1"), shard_job._use_device
+    for device in (second, torch.device("cuda"), torch.device("cpu")):
+        begin(device)
+    assert used == [("MainThread", second)]
+    # The teacher is on the CPU of this machine, and its threads are told that it is on the second GPU.
+    monkeypatch.setattr(
+        shard_job, "_use_device", lambda device: begin(second if device == TEACHER.device else device)
+    )
+    (audio,) = make_audio(tmp_path / "audio", 6, per_shard=6)
+    labels_for(audio, tmp_path / "labels", Settings(decoders=2, batch_seconds=0.5))
+    assert {name for name, _ in used[1:]} == {"decode", "encode"}
+    assert {device for _, device in used} == {second}
 
 
 def test_workers_on_one_machine_share_its_cores_to_decode_with(monkeypatch: pytest.MonkeyPatch) -> None:
