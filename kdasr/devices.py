@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def device_text(device: str) -> str:
     """A device for people, a GPU by its name."""
     is_gpu = torch.device(device).type == "cuda"
     return f"{device} ({torch.cuda.get_device_name(device)})" if is_gpu else device
+
+
+def free_gpu_memory() -> None:
+    """Give back the memory of a GPU that this process no longer uses: torch keeps it for itself, and
+    objects that refer to one another keep it until the garbage collector comes, which counts no bytes."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _refusal(device: str) -> str | None:

@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 from kdasr import stages
 from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
+from kdasr.devices import free_gpu_memory
 from kdasr.errors import ConfigError, ModelError
 from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.models import read_card, refuse_other_content
@@ -313,10 +314,16 @@ def _weights_made(one: _Todo) -> str | None:
 
 
 def _call(recipe: Recipe) -> dict[str, Any]:
+    """Run a recipe, once: what a training was built of is let go of."""
     arguments = check_recipe(recipe)
     job, result = ranks(), {}
     if job.first or recipe.stage == "train" or (recipe.stage == "label" and _is_for_all(arguments)):
         result = VERBS[recipe.stage](**arguments)
+    if recipe.stage == "train":
+        # Its teachers and losses are on the GPU now, where the next stage needs room.
+        arguments.clear()
+        recipe.arguments.clear()
+        free_gpu_memory()
     return job.from_first(result)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdasr import pipeline, stages
 from kdasr.errors import ConfigError, KdasrError, ModelError
@@ -42,6 +44,35 @@ def test_stages_run_in_order_and_once(folder: Path, ran: list[str]) -> None:
     assert pipeline.run_folder(folder, {}) == folder / "work"
     pipeline.run_folder(folder, {})
     assert ran == ["one:1", "two:1", "three:1"]
+
+
+class Teacher:
+    """What a recipe builds and a training takes to the GPU; it refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_a_training_was_made_of_is_gone_before_the_next_stage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers: list[weakref.ref[Teacher]] = []
+    left: list[int] = []
+
+    def verb(*, name: str, teacher: Teacher) -> dict[str, Any]:
+        teachers.append(weakref.ref(teacher))
+        return {}
+
+    for name in ("one", "two", "three"):
+        text = f"stage: train\nwork_dir: {folder}/work\nname: {name}\n"
+        (folder / f"{name}.yaml").write_text(f"{text}teacher: !new:tests.test_pipeline.Teacher\n")
+    monkeypatch.setattr(pipeline, "VERBS", {"train": verb})
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: left.append(sum(one() is not None for one in teachers))
+    )
+    pipeline.run_folder(folder, {})
+    assert left == [0, 0, 0] and len(teachers) == 3
 
 
 def test_a_folder_that_a_later_stage_needs_is_asked_for_at_once(folder: Path, ran: list[str]) -> None:
