@@ -33,11 +33,13 @@ class Ranks:
         rank: its number, from 0, which is the one that writes files and talks to people.
         count: processes in all.
         local_rank: its number on this machine: which GPU it uses.
+        local_count: processes on this machine, which share its cores.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    local_count: int = 1
     _control: Any = None
 
     @property
@@ -108,7 +110,9 @@ def joined() -> Iterator[Ranks]:
     with _telling_of_the_lost():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
         control = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    _joined.append(Ranks(distributed.get_rank(), distributed.get_world_size(), local_rank, control))
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    local_count = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    _joined.append(Ranks(rank, count, local_rank, local_count, control))
     try:
         # Whoever went on and ended with an error would leave others looking for it: they meet here first.
         _joined[-1].wait()

@@ -17,6 +17,7 @@ from kdasr import pipeline, stages
 from kdasr.cli import main
 from kdasr.errors import ConfigError, NonFiniteLossError, RankLostError
 from kdasr.interfaces import Batch, ModelOutput
+from kdasr.labelling import Settings
 from kdasr.loader import Stream
 from kdasr.losses import ctc
 from kdasr.methods.teachers import EmaTeacher
@@ -334,6 +335,21 @@ def test_ranks_share_the_shards_to_label(data: Path, tmp_path: Path) -> None:
     assert len(names) == 6
     for name in names:
         assert (tmp_path / "labels" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_ranks_of_one_machine_share_its_cores_to_decode_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdasr.labelling.settings.usable_cores", lambda: 8)
+    gpu = torch.device("cuda")
+
+    def work(job: Ranks) -> Any:
+        found = Settings().decoders_for(gpu), Settings(decoders=7).decoders_for(gpu)
+        return found, job.local_count, Settings().decoders_for(gpu, workers=1)
+
+    # As torchrun says; the second time there are more processes than cores.
+    for local_count, share in (("2", 4), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local_count)
+        assert on_ranks(2, work) == [((share, 7), int(local_count), 8)] * 2
+    assert Settings().decoders_for(gpu) == 8
 
 
 def test_ranks_run_a_folder_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from kdasr.features import FRAME_SHIFT_MS
 from kdasr.labelling.filters import Filter
 from kdasr.labelling.teachers import Teacher
 from kdasr.labelling.words import Words
+from kdasr.ranks import ranks
 from kdasr.soft_labels import Codec, Header, TopP
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,7 +50,8 @@ class Settings:
             the workers.
         decoders: threads that decode audio and compute features ahead of the teacher. One is enough for a
             teacher on the CPU (a core does 1,500 × real time and more); None takes one there, and on an
-            accelerator the machine's cores, at most 8, shared by the workers of `engine: processes`.
+            accelerator the machine's cores, at most 8, shared by the workers of `engine: processes` or the
+            processes that `torchrun` has started on it.
         filters: what not to keep; see `kdasr.labelling.filters`.
         words: the posteriors given that words of a lexicon were said, instead of the teacher's own.
     """
@@ -81,10 +83,12 @@ class Settings:
                 got=f"{self.overlap_seconds}, {self.window_seconds}, {self.batch_seconds}",
             )
 
-    def decoders_for(self, device: torch.device, workers: int = 1) -> int:
-        """How many threads decode for each teacher on `device`, of so many on this machine."""
+    def decoders_for(self, device: torch.device, workers: int | None = None) -> int:
+        """How many threads decode for each teacher on `device`, of so many on this machine; None: of one for
+        each process of the job."""
         if self.decoders is not None:
             return self.decoders
+        workers = ranks().local_count if workers is None else workers
         return 1 if device.type == "cpu" else max(1, min(8, usable_cores() // workers))
 
     def check_windows(self, subsampling: int) -> None:
