@@ -12,7 +12,7 @@ import torch
 
 from kdasr.cli import main
 from kdasr.models import count_parameters, save_model
-from kdasr.recipe import RUN_FILE, load_recipe, run_stages
+from kdasr.recipe import RUN_FILE, load_recipe, parse_value, run_stages
 from kdasr.streaming import algorithmic_latency_ms
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
@@ -59,6 +59,26 @@ def options(run: Path, corpora: dict[str, Path]) -> list[str]:
 
 def test_the_runs_were_found() -> None:
     assert {"100h", "960h", "mini"} <= {run.name for run in RUNS}
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_larger_batches_for_students_change_no_other_stage(run: Path) -> None:
+    said = re.findall(r"`--(student\.[^`]+)`", (run / "student.yaml").read_text())
+    assert len(said) == (run.name != "mini")
+    for line in said:
+        pairs = [pair.split() for pair in line.split(" --")]
+        settings = {key: parse_value(value) for key, value in pairs}
+        changed = {
+            one.path.name
+            for one, other in zip(run_stages(run, settings), run_stages(run, {}), strict=True)
+            if one.settings != other.settings
+        }
+        assert changed == {"student.yaml"}
+        student = load_recipe(run / "student.yaml").arguments
+        seconds, batches = (
+            settings[f"student.{key}"] for key in ("batch_seconds", "optimisation.accumulate")
+        )
+        assert seconds * batches == student["batch_seconds"] * student["optimisation"].accumulate
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
