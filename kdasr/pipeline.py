@@ -1,8 +1,8 @@
 """A folder of recipes in, every stage run in order; a second call redoes nothing.
 
 A stage is done when its marker in WORK_DIR/.done holds the hash of what it depends on: its resolved
-recipe, but for its comments, and those of the stages before it. Delete a marker to run a stage again, and
-with it those after it, whose markers go when it runs.
+recipe, but for its comments and its device, and those of the stages before it. Delete a marker to run a
+stage again, and with it those after it, whose markers go when it runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import os
+import re
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from ruamel.yaml import YAML
 from kdasr import stages
 from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
-from kdasr.devices import free_gpu_memory
+from kdasr.devices import free_gpu_memory, usable_device
 from kdasr.errors import ConfigError, ModelError
 from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.models import read_card, refuse_other_content
@@ -51,6 +52,7 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "evaluate": stages.evaluate,
 }
 _console = Console(stderr=True)
+_DEVICE = re.compile(r"^device:.*\n?", re.MULTILINE)
 
 
 def run_recipe(
@@ -165,7 +167,9 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     done = _work_dir([recipe for _, recipe in recipes]) / ".done"
     todo, inputs = [], ""
     for stage, recipe in recipes:
-        inputs = hashlib.sha256(f"{inputs}\n{_without_comments(recipe.text)}".encode()).hexdigest()
+        # What GPUs have trained is not to be trained again where the next stage runs on a machine without.
+        said = _without_comments(_DEVICE.sub("", recipe.text))
+        inputs = hashlib.sha256(f"{inputs}\n{said}".encode()).hexdigest()
         todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs))
     return todo
 
@@ -203,8 +207,8 @@ def _check_there(todo: list[_Todo]) -> None:
     """See that what no stage makes is on this machine: better now than after hours of work.
 
     Raises:
-        ConfigError: the folder of a corpus, a model or units is not there, or a model would replace one that
-            holds something else.
+        ConfigError: the folder of a corpus, a model or units is not there, a device cannot be used, or a
+            model would replace one that holds something else.
         ModelError, MissingDependencyError: a pretrained teacher is not, or cannot be loaded.
     """
     made = {Path(str(one.recipe.arguments.get("out"))) for one in todo}
@@ -212,6 +216,7 @@ def _check_there(todo: list[_Todo]) -> None:
     for one in todo:
         if _is_done(one):
             continue
+        _check_device(one.recipe)
         if one.recipe.stage == "train" and isinstance(out := one.recipe.arguments.get("out"), str):
             refuse_other_content(Path(out))
         for key, value in _needed(one.recipe):
@@ -225,6 +230,13 @@ def _check_there(todo: list[_Todo]) -> None:
                     got=value,
                     fix="Name another, or put it there: no stage of this run makes it.",
                 )
+
+
+def _check_device(recipe: Recipe) -> None:
+    """Raise ConfigError for a device that is asked for and that torch cannot use; Ray's nodes have others."""
+    arguments = check_recipe(recipe)
+    if arguments.get("device") is not None and arguments.get("engine") != "ray":
+        usable_device(arguments["device"])
 
 
 def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:

@@ -28,7 +28,7 @@ STAND_INS = {
 SLURM = {
     "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_NUM_NODES": "2",
     "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "12", "SLURM_ARRAY_TASK_ID": "3",
-    "SLURM_ARRAY_TASK_COUNT": "16",
+    "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MAX": "15",
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_torchrun_on_one_machine_and_on_several(bin_folder: Path) -> None:
     (line,) = run(bin_folder, "torchrun.sh", "recipes/mini", *settings)
     launcher, _, command = line.partition(" -m kdasr.cli ")
     assert launcher == "torchrun --standalone --nproc-per-node 2"
-    assert command == "run recipes/mini --optimisation.accumulate 8"
+    assert command == "run recipes/mini --device cuda --optimisation.accumulate 8"
     check_kdasr(command.split())
     environment = {"NODES": "2", "FIRST_NODE": "node-a:29500", "PROCESSES": "8"}
     (line,) = run(bin_folder, "torchrun.sh", "recipes/mini/teacher.yaml", *settings, **environment)
@@ -72,6 +72,22 @@ def test_torchrun_on_one_machine_and_on_several(bin_folder: Path) -> None:
     assert "--nnodes 2" in launcher and "--rdzv-endpoint node-a:29500" in launcher
     assert launcher.endswith("--nproc-per-node 8") and command.startswith("train recipes/mini/teacher.yaml")
     check_kdasr(command.split())
+
+
+@pytest.mark.parametrize(
+    ("visible", "processes"),
+    [("1", 1), ("0,1", 2), ("GPU-8932f937,GPU-1", 2), ("0,1,2", 2), ("", 0), ("-1", 0)],
+)
+def test_torchrun_takes_the_gpus_that_it_may(bin_folder: Path, visible: str, processes: int) -> None:
+    (line,) = run(bin_folder, "torchrun.sh", "recipes/mini", CUDA_VISIBLE_DEVICES=visible)
+    assert f"--nproc-per-node {max(1, processes)} -m" in line
+    assert ("--device cuda" in line) == (processes > 0)
+
+
+def test_without_a_gpu_no_device_is_asked_for(bin_folder: Path) -> None:
+    (bin_folder / "nvidia-smi").write_text("#!/usr/bin/env bash\nexit 9\n")
+    (line,) = run(bin_folder, "torchrun.sh", "recipes/mini", "--seed", "2")
+    assert line.endswith("--nproc-per-node 1 -m kdasr.cli run recipes/mini --seed 2")
 
 
 def test_what_a_recipe_says_of_several_gpus_can_be_run() -> None:
@@ -90,6 +106,7 @@ def test_slurm_trains_with_a_process_for_each_gpu(bin_folder: Path) -> None:
     (line,) = run(bin_folder, "train.sbatch", "recipes/mini", "--optimisation.accumulate", "8", **SLURM)
     launcher, _, command = line.partition(" -m kdasr.cli ")
     assert "--nnodes 2 --nproc-per-node 4 --rdzv-id 7" in launcher and "node-a:29500" in launcher
+    assert command.startswith("run recipes/mini --device cuda ")
     check_kdasr(command.split())
 
 
@@ -97,6 +114,8 @@ def test_slurm_labels_by_an_array_and_by_ray(bin_folder: Path) -> None:
     *_, line = run(bin_folder, "label.sbatch", "recipes/mini/label.yaml", "--work-dir", "runs/x", **SLURM)
     assert "--shard-index 3 --num-shards 16" in line and line.endswith("--work-dir runs/x")
     check_kdasr(line.split()[1:])
+    *_, line = run(bin_folder, "label.sbatch", "recipes/mini/label.yaml", JOBS="64", **SLURM)
+    assert "--shard-index 3 --num-shards 64" in line
 
     lines = run(bin_folder, "label-ray.sbatch", "recipes/mini/label.yaml", **SLURM)
     assert lines == [

@@ -112,6 +112,36 @@ def test_what_no_stage_makes_must_be_there_before_the_first_runs(
     assert ran == []
 
 
+def on_devices(ran: list[str], folder: Path) -> None:
+    """Three stages that take a device and do nothing."""
+
+    def verb(*, name: str, device: str | None = None, engine: str = "inline") -> dict[str, Any]:
+        ran.append(f"{name} on {device}")
+        return {}
+
+    pipeline.VERBS["train"] = verb
+    for name in ("one", "two", "three"):
+        (folder / f"{name}.yaml").write_text(f"stage: train\nwork_dir: {folder}/work\nname: {name}\n")
+
+
+def test_a_device_that_a_later_stage_asks_for_must_be_there(folder: Path, ran: list[str]) -> None:
+    on_devices(ran, folder)
+    with pytest.raises(ConfigError, match="device: no such device; got nonsense"):
+        pipeline.run_folder(folder, {"three.device": "nonsense"})
+    assert ran == []
+    # Ray's nodes have devices of their own.
+    pipeline.run_folder(folder, {"three.device": "nonsense", "three.engine": "ray"})
+    assert ran == ["one on None", "two on None", "three on nonsense"]
+
+
+def test_another_device_is_no_reason_to_do_it_again(folder: Path, ran: list[str]) -> None:
+    on_devices(ran, folder)
+    pipeline.run_folder(folder, {"device": "cpu"})
+    pipeline.run_folder(folder, {})
+    pipeline.run_folder(folder, {"device": "nonsense"})
+    assert ran == ["one on cpu", "two on cpu", "three on cpu"]
+
+
 def test_a_stage_that_is_done_needs_nothing(folder: Path, ran: list[str]) -> None:
     def verb(*, name: str, teacher: str = "") -> dict[str, Any]:
         ran.append(name)

@@ -3,7 +3,8 @@
 #   recipes/cluster/torchrun.sh recipes/mini --optimisation.accumulate 8
 # On several machines, the same line on each, with the address of one of them:
 #   NODES=2 FIRST_NODE=node-a:29500 recipes/cluster/torchrun.sh recipes/mini --optimisation.accumulate 16
-# PROCESSES: for each machine; by default its GPUs, or one where there are none.
+# PROCESSES: for each machine; by default its GPUs (of CUDA_VISIBLE_DEVICES, where that is set), or one where
+# there are none.
 set -euo pipefail
 
 target=${1:?"usage: torchrun.sh FOLDER-OR-YAML [--key value ...]"}
@@ -15,6 +16,13 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then  # which nvidia-smi does not heed
+    visible=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^ *([0-9]|GPU-|MIG-)' || true)
+    gpus=$((visible < gpus ? visible : gpus))
+fi
+# Else a torch that cannot use them would train on the CPU for days.
+device=()
+((gpus == 0)) || device=(--device cuda)
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 if [[ ${NODES:-1} -gt 1 ]]; then
     rendezvous=(--nnodes "$NODES" --rdzv-id kdasr --rdzv-backend c10d
@@ -22,4 +30,4 @@ if [[ ${NODES:-1} -gt 1 ]]; then
 else
     rendezvous=(--standalone)
 fi
-exec torchrun "${rendezvous[@]}" --nproc-per-node "$processes" -m kdasr.cli "$verb" "$target" "$@"
+exec torchrun "${rendezvous[@]}" --nproc-per-node "$processes" -m kdasr.cli "$verb" "$target" "${device[@]}" "$@"
