@@ -69,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = verb("run", _run, "run every stage of a folder of recipes", settings=True, add_help=False)
     of_recipe(run, "e.g. recipes/mini", "folder")
-    run.add_argument("--only", metavar="STAGE", help="run this stage alone, whatever is done of the others")
+    part = run.add_mutually_exclusive_group()
+    part.add_argument("--only", metavar="STAGE", help="run this stage alone, whatever is done of the others")
+    part.add_argument("--until", metavar="STAGE", help="stop after this stage, as if it were the last")
 
     prepare = verb("prepare", _prepare, "write a corpus as audio shards", settings=True, add_help=False)
     prepare.add_argument("name", help=f"{', '.join(corpora())}, or a recipe .yaml")
@@ -180,8 +182,8 @@ def _run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.ranks import ranks
     from kdasr.report import print_results, write_report
 
-    work_dir = run_folder(arguments.folder, settings, arguments.only)
-    if not ranks().first or arguments.only is not None:
+    work_dir = run_folder(arguments.folder, settings, arguments.only, arguments.until)
+    if not ranks().first or arguments.only is not None or arguments.until is not None:
         return
     _transcribe_live(work_dir)
     print_results(work_dir)

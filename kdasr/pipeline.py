@@ -91,7 +91,9 @@ def _load(path: Path, settings: Mapping[str, Any], expected_stage: str | None) -
     return recipe
 
 
-def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = None) -> Path:
+def run_folder(
+    folder: Path, settings: Mapping[str, Any], only: str | None = None, until: str | None = None
+) -> Path:
     """Run every stage of the recipes in `folder` that is not done yet; the work folder.
 
     Stages that may run beside one another do so where there are cores for them and no GPU, whose memory
@@ -101,6 +103,7 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
         settings: keys of the recipes by name; see `kdasr.recipe.run_stages`.
         only: the one stage to run, whatever is done of the others; it counts as done where those before
             it are.
+        until: the last stage to run; those after it are left as they are.
 
     Raises:
         ConfigError: a recipe cannot be read, there is no such stage, or a folder that a stage needs.
@@ -111,19 +114,17 @@ def run_folder(folder: Path, settings: Mapping[str, Any], only: str | None = Non
     work_dir = _work_dir([one.recipe for one in todo])
     _console.quiet = not ranks().first
     if only is not None:
-        found = [one for one in todo if one.stage.name == only]
-        if not found:
-            names = ", ".join(one.stage.name for one in todo)
-            raise ConfigError("no such stage", where=folder, expected=names, got=only)
-        group = next(group for group in _groups(todo) if found[0] in group)
+        found = _of_name(todo, only, folder)
+        group = next(group for group in _groups(todo) if found in group)
         place = todo.index(group[0])
         marks = all(_is_done(one) for one in todo[:place])
-        _run(found[0], later=todo[place + len(group) :], marks=marks)
+        _run(found, later=todo[place + len(group) :], marks=marks)
         return work_dir
-    _check_shares(todo)
-    _check_there(todo)
+    asked = todo if until is None else todo[: todo.index(_of_name(todo, until, folder)) + 1]
+    _check_shares(asked)
+    _check_there(asked)
     for group in _groups(todo):
-        left = [one for one in group if not _was_done(one)]
+        left = [one for one in group if one in asked and not _was_done(one)]
         if len(left) > 1 and _may_share(len(left)) and _can_be_said(settings):
             _console.rule(" and ".join(one.stage.name for one in left), align="left")
             commands = {one.stage.name: _command(folder, settings, one) for one in left}
@@ -142,6 +143,14 @@ class _Todo(NamedTuple):
     recipe: Recipe
     marker: Path
     inputs: str
+
+
+def _of_name(todo: Sequence[_Todo], name: str, folder: Path) -> _Todo:
+    for one in todo:
+        if one.stage.name == name:
+            return one
+    names = ", ".join(one.stage.name for one in todo)
+    raise ConfigError("no such stage", where=folder, expected=names, got=name)
 
 
 def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:

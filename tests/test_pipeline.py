@@ -466,9 +466,36 @@ def test_a_run_goes_on_without_a_file_that_the_export_refused(
     assert capsys.readouterr().err.count("model.int8.onnx was not written: too bad\n") == 1
 
 
-def test_a_stage_that_is_not_there_is_named(folder: Path, ran: list[str]) -> None:
+@pytest.mark.parametrize("which", ["only", "until"])
+def test_a_stage_that_is_not_there_is_named(folder: Path, ran: list[str], which: Any) -> None:
     with pytest.raises(ConfigError, match="no such stage.*one, two, three.*four"):
-        pipeline.run_folder(folder, {}, only="four")
+        pipeline.run_folder(folder, {}, **{which: "four"})
+    assert ran == []
+
+
+def test_a_run_stops_after_a_stage_and_goes_on_from_there(folder: Path, ran: list[str]) -> None:
+    pipeline.run_folder(folder, {}, until="two")
+    pipeline.run_folder(folder, {}, until="two")
+    assert ran == ["one:1", "two:1"]
+    pipeline.run_folder(folder, {})
+    assert ran == ["one:1", "two:1", "three:1"]
+    pipeline.run_folder(folder, {"two.size": 2}, until="two")
+    assert ran[3:] == ["two:2"]
+    pipeline.run_folder(folder, {"two.size": 2})
+    assert ran[4:] == ["three:1"]
+
+
+def test_a_run_that_stops_asks_for_nothing_of_what_comes_after(folder: Path, ran: list[str]) -> None:
+    on_devices(ran, folder)
+    pipeline.run_folder(folder, {"three.device": "nonsense"}, until="two")
+    assert ran == ["one on None", "two on None"]
+
+
+def test_a_run_that_stops_among_stages_side_by_side_runs_those_before(
+    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
+) -> None:
+    pipeline.run_folder(grouped, {}, until="two")
+    assert ran == ["one:1", "two:1"] and beside == []
 
 
 def test_beside_is_yes_or_no(folder: Path) -> None:
