@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,15 @@ def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) 
         board.compare_spikes("teacher", "foreign")
     with pytest.raises(ConfigError, match="spikes of 'chunks'.*whole utterances: teacher, student, foreign"):
         board.compare_spikes("teacher", "chunks")
+
+
+def test_each_row_is_told_when_it_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_student(tmp_path / "student", seed=1)
+    test = {"clean": [str(shards(tmp_path / "test", 2))]}
+    models = {name: {"path": str(tmp_path / "student")} for name in ("a", "b")}
+    said = stages.evaluate(test=test, models=models, results=str(tmp_path / "results.json"))
+    lines = re.findall(r"^(clean: [ab]): (WER [\d.]+ %), \d+ s$", capsys.readouterr().err, re.MULTILINE)
+    assert lines == list(said.items())
 
 
 def test_all_rows_are_looked_at_before_the_first_is_measured(tmp_path: Path) -> None:

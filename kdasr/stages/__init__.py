@@ -7,6 +7,7 @@ done elsewhere; here paths, units, streams and models are put together and check
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -289,11 +290,15 @@ def evaluate(
         if kept := set_aside_others(Path(results), name, seed, board.measured):
             print(f"rows of {results} that were measured otherwise are now in {kept}", file=sys.stderr)
         for model, settings in models.items():
+            started = time.monotonic()
             row = board.add(model, **settings)
             said = f"left out: {row[MISSING]}" if MISSING in row else f"WER {row['wer']:.2f} %"
             if passed_over := row.get("without_transcript"):
                 said += f", {passed_over} utterances without transcript passed over"
-            summary[f"{name}: {model}" if name else model] = said
+            title = f"{name}: {model}" if name else model
+            summary[title] = said
+            # With the audio of LibriSpeech all rows take hours, and a log file shows no bar.
+            print(f"{title}: {said}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         if number == 0:
             if spikes:
                 _compare_spikes(board, Path(results), *spikes)
