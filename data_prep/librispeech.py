@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Limits, Listed, key_lines, whole_utterances
+from data_prep.support.prepared import say
 from data_prep.support.settings import check_language, check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ, check_speeds, resample
 from kdasr.errors import ConfigError, CorpusError
@@ -23,6 +24,16 @@ from kdasr.interfaces import Utterance
 NEEDS_CORPUS = True
 GENERATION = 1
 HALVES = ("-a", "-b")
+# Utterances in the subsets as they are published.
+_PUBLISHED = {
+    "train-clean-100": 28_539,
+    "train-clean-360": 104_014,
+    "train-other-500": 148_688,
+    "dev-clean": 2_703,
+    "dev-other": 2_864,
+    "test-clean": 2_620,
+    "test-other": 2_939,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +75,13 @@ class Settings:
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
-    """The subsets to write, halves apart.
+    """The subsets to write, halves apart; a line on stderr for each that is not whole.
 
     Raises:
         CorpusError: the corpus has no subsets, or not those that are asked for.
     """
-    found = sorted(_subsets(corpus))
+    folders = _subsets(corpus)
+    found = sorted(folders)
     if not found:
         raise CorpusError(
             "this is not a LibriSpeech corpus",
@@ -83,6 +95,7 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
         )
     names: list[str] = []
     for subset in settings.subset or tuple(found):
+        _tell_if_not_whole(folders[subset])
         names += [subset + half for half in HALVES] if subset in settings.halved else [subset]
     return tuple(names)
 
@@ -132,6 +145,14 @@ def _listed(
             )
         for key in texts:
             dropped.add(f"{chapter.relative_to(corpus)}/{key}.flac", "transcript without audio")
+
+
+def _tell_if_not_whole(subset: Path) -> None:
+    """Before hours are spent on it. No error: who works with a part of a subset may mean it."""
+    count = sum(1 for _ in subset.glob("*/*/*.flac"))
+    published = _PUBLISHED.get(subset.name, count)
+    if count != published:
+        say(f"{subset}: {count:,} utterances, and {published:,} as published: is it unpacked to its end?")
 
 
 def _subset_of(settings: Settings, split: str) -> str:

@@ -54,6 +54,17 @@ def test_the_subsets_may_lie_at_the_top(corpus: Path) -> None:
     assert len(read_folder(out / "train-clean-5")) == 4
 
 
+def test_a_subset_that_is_not_whole_is_told_of(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(corpus)
+    assert "as published" not in capsys.readouterr().err
+    (corpus / "LibriSpeech/train-clean-5").rename(corpus / "LibriSpeech/train-clean-360")
+    prepared(corpus, subset="train-clean-360")
+    told = [line for line in capsys.readouterr().err.splitlines() if "as published" in line]
+    assert [line.partition(": ")[2] for line in told] == [
+        "4 utterances, and 104,014 as published: is it unpacked to its end?"
+    ]
+
+
 def test_a_subset_can_be_parted_by_speaker(corpus: Path) -> None:
     out = prepared(corpus, subset=["train-clean-5", "dev-clean-2"], halved="train-clean-5")
     assert sorted(path.name for path in out.iterdir()) == [
