@@ -35,7 +35,7 @@ from typing import Any
 from data_prep.support.settings import parse_settings
 from kdasr.errors import ConfigError, CorpusError
 
-__all__ = ["corpora", "explained", "prepare", "settings_of"]
+__all__ = ["check", "corpora", "explained", "prepare", "settings_of"]
 
 # Settings that older releases had not, and the values that change nothing: not recorded then, so that shards
 # from before are still those of the same settings.
@@ -131,6 +131,17 @@ def prepare(
                 utterances, Path(out) / split, source, max_utterances=parsed.max_shard_utterances
             )
     return shards
+
+
+def check(name: str, *, corpus: Path | None = None, **settings: Any) -> None:
+    """See that `prepare` could begin with these settings, before it is its turn.
+
+    Raises:
+        ConfigError, CorpusError: as `prepare`, of what shows without reading audio.
+    """
+    module = _module_of(name)
+    parsed = parse_settings(module.Settings, settings, f"prepare {name}")
+    module.splits(parsed, _checked_corpus(module, name, corpus))
 
 
 def _generation(module: ModuleType, settings: Any, corpus: Path | None, split: str) -> int:

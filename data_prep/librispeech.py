@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,7 @@ def _listed(
             dropped.add(f"{chapter.relative_to(corpus)}/{key}.flac", "transcript without audio")
 
 
+@functools.cache  # said once: a run looks at its corpora before the first stage, too
 def _tell_if_not_whole(subset: Path) -> None:
     """Before hours are spent on it. No error: who works with a part of a subset may mean it."""
     count = sum(1 for _ in subset.glob("*/*/*.flac"))

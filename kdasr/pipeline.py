@@ -218,6 +218,7 @@ def _check_there(todo: list[_Todo]) -> None:
     Raises:
         ConfigError: the folder of a corpus, a model or units is not there, a device cannot be used, or a
             model would replace one that holds something else.
+        CorpusError: a corpus is not what it should be.
         ModelError, MissingDependencyError: a pretrained teacher is not, or cannot be loaded.
     """
     made = {Path(str(one.recipe.arguments.get("out"))) for one in todo}
@@ -239,6 +240,9 @@ def _check_there(todo: list[_Todo]) -> None:
                     got=value,
                     fix="Name another, or put it there: no stage of this run makes it.",
                 )
+        # All would find the same, and say it.
+        if one.recipe.stage == "prepare" and ranks().first:
+            stages.check_corpus(**check_recipe(one.recipe))
 
 
 def _check_device(recipe: Recipe) -> None:
@@ -252,7 +256,8 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Folders and teachers that a stage is given, with the keys that name them."""
     arguments = check_recipe(recipe)
     if recipe.stage == "prepare":
-        yield "corpus", stages.corpus_folder(**arguments)
+        key = "unlabelled_corpus" if arguments.get("corpus") is None else "corpus"
+        yield key, stages.corpus_folder(**arguments)
     for key in ("teacher", "start", "units"):
         # An ensemble is of folders, which stages may make.
         if not isinstance(arguments.get(key), Ensemble | FolderTeacher):
@@ -337,6 +342,8 @@ def _weights_made(one: _Todo) -> str | None:
 def _call(recipe: Recipe) -> dict[str, Any]:
     """Run a recipe, once: what a training was built of is let go of."""
     arguments = check_recipe(recipe)
+    if recipe.stage == "prepare":
+        stages.corpus_folder(**arguments)  # it knows which key the recipe has for it
     job, result = ranks(), {}
     if job.first or recipe.stage == "train" or (recipe.stage == "label" and _is_for_all(arguments)):
         result = VERBS[recipe.stage](**arguments)

@@ -117,7 +117,7 @@ def test_options_may_be_spelled_with_underscores_as_recipes_are() -> None:
         (["run", "{root}/recipes"], "run.yaml"),
         (["prepare", "synth"], "--out is missing"),
         (["prepare", "nothing", "--out", "{tmp}/x"], "nothing"),
-        (["prepare", "fsdd", "--out", "{tmp}/x"], "needs the folder it lies in"),
+        (["prepare", "fsdd", "--out", "{tmp}/x"], "corpus: `prepare fsdd` is not told where its corpus lies"),
         (["prepare", "fsdd", "--corpus", "{tmp}/gone", "--out", "{tmp}/x"], "gone"),
         (["prepare", "synth", "--out", "{tmp}/x", "--minutes", "3"], "minutes"),
         (["prepare", "synth", "--out", "{tmp}/x", "--seed", "abc"], "seed: the value cannot be used"),

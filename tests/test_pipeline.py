@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdasr import pipeline, stages
-from kdasr.errors import ConfigError, KdasrError, ModelError
+from kdasr.errors import ConfigError, CorpusError, KdasrError, ModelError
 from kdasr.recipe import RUN_FILE
 
 
@@ -79,7 +79,30 @@ def test_a_folder_that_a_later_stage_needs_is_asked_for_at_once(folder: Path, ra
     text = f"stage: prepare\nwork_dir: {folder}/work\nname: folder\nunlabelled_corpus: null\nout: o\n"
     (folder / "two.yaml").write_text(text)
     pipeline.VERBS["prepare"] = stages.prepare
-    with pytest.raises(ConfigError, match="folder needs the folder it lies in.*--unlabelled_corpus DIR"):
+    missing = r"^unlabelled_corpus: `prepare folder` is not told .* lies. Add --unlabelled_corpus DIR\.$"
+    with pytest.raises(ConfigError, match=missing):
+        pipeline.run_folder(folder, {})
+    with pytest.raises(ConfigError, match=missing):
+        pipeline.run_recipe(folder / "two.yaml", {})
+    (folder / "two.yaml").write_text(text.replace("unlabelled_corpus", "corpus"))
+    with pytest.raises(ConfigError, match="^corpus: .*Add --corpus DIR.$"):
+        pipeline.run_folder(folder, {})
+    assert ran == []
+
+
+def test_a_corpus_that_a_later_stage_cannot_use_is_refused_before_the_first(
+    folder: Path, ran: list[str]
+) -> None:
+    (folder / "empty").mkdir()
+    text = (
+        f"stage: prepare\nwork_dir: {folder}/work\nname: folder\nunlabelled_corpus: {folder}/empty\nout: o\n"
+    )
+    (folder / "two.yaml").write_text(text)
+    pipeline.VERBS["prepare"] = stages.prepare
+    with pytest.raises(CorpusError, match="there is no audio in this folder"):
+        pipeline.run_folder(folder, {})
+    (folder / "two.yaml").write_text(text + "max_second: 3\n")
+    with pytest.raises(ConfigError, match="max_second"):
         pipeline.run_folder(folder, {})
     assert ran == []
 

@@ -30,6 +30,7 @@ from kdasr.stages.training import make_units, train
 from kdasr.streaming import set_chunk_ms
 
 __all__ = [
+    "check_corpus",
     "corpus_folder",
     "evaluate",
     "export",
@@ -65,22 +66,36 @@ def prepare(
     return {split: len(paths) for split, paths in shards.items()}
 
 
-def corpus_folder(
-    *, name: str, corpus: str | None = None, unlabelled_corpus: str | None = None, **_: Any
-) -> str | None:
+def corpus_folder(*, name: str, **keys: Any) -> str | None:
     """Where `prepare` would find its corpus; None for one that has no folder.
+
+    `keys` are those of the recipe: of `corpus` and `unlabelled_corpus` it has the one that is to be given.
 
     Raises:
         ConfigError: nobody has said where.
     """
-    folder = corpus if corpus is not None else unlabelled_corpus
+    folders: list[str | None] = [keys.get(key) for key in ("corpus", "unlabelled_corpus")]
+    folder = folders[0] if folders[0] is not None else folders[1]
     if folder is None and name != "synth":
+        key = "corpus" if "corpus" in keys or "unlabelled_corpus" not in keys else "unlabelled_corpus"
         raise ConfigError(
-            f"the corpus {name} needs the folder it lies in",
-            where="corpus",
-            fix="Add --corpus DIR (or --unlabelled_corpus DIR, where the recipe says so).",
+            f"`prepare {name}` is not told where its corpus lies", where=key, fix=f"Add --{key} DIR."
         )
     return folder
+
+
+def check_corpus(*, name: str, out: str, seed: int = 1, **settings: Any) -> None:
+    """See that `prepare` could begin with these arguments, before it is its turn.
+
+    Raises:
+        ConfigError: a bad setting, or no folder.
+        CorpusError: the folder is not what the corpus should be.
+    """
+    from data_prep import check
+
+    folder = corpus_folder(name=name, **settings)
+    own = {key: one for key, one in settings.items() if key not in ("corpus", "unlabelled_corpus")}
+    check(name, corpus=Path(folder) if folder else None, **own)
 
 
 def label(
