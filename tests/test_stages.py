@@ -407,7 +407,10 @@ def test_without_transcripts_in_the_schedule_the_dev_set_is_measured_by_ctc(
     assert [set(row) & {"unlabelled/soft", "labelled/ctc"} for row in log if "dev_wer" not in row] == [
         {"unlabelled/soft"}
     ] * 4
-    loaded, dev = load_model(tmp_path / "whole"), Stream([data / "dev"], 8.0, 4, units=CharUnits())
+    loaded, dev = (
+        load_model(tmp_path / "whole"),
+        Stream([data / "dev"], 8.0, 4, units=CharUnits(), tail_share=1.0),
+    )
     with torch.no_grad():
         losses = [
             ctc(ModelOutput(*loaded.model.offline(batch.features_btf, batch.feature_lengths_b)), batch).item()

@@ -110,7 +110,7 @@ def test_a_dev_set_without_labels_is_measured_by_the_other_losses_or_ctc(
     losses: dict[str, Any], share: float, data: Path, tmp_path: Path
 ) -> None:
     train_labelled(data, tmp_path / "model", optimisation=STILL, labelled_losses=losses)
-    dev = Stream([data / "dev"], 8.0, 4, units=UNITS)
+    dev = Stream([data / "dev"], 8.0, 4, units=UNITS, tail_share=1.0)
     batches = [dev.batch(i) for i in range(len(dev.epoch_batches(0)))]
     values = [ctc(output_of(tmp_path / "model", batch), batch).item() for batch in batches]
     (found,) = [row["dev_loss"] for row in log_of(tmp_path / "model") if "dev_loss" in row]
