@@ -98,7 +98,8 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
         surest = judged[: max(1, round(share * len(judged)))]
         texts = [_readable(str(item.text), letters) for item in surest]
         errors = count_errors([str(item.reference) for item in surest], texts)
-        least = sign * math.floor(1000 * (surest[-1].confidence or 0.0)) / 1000
+        least = surest[-1].confidence or 0.0
+        least = sign * math.floor(1000 * least) / 1000 if math.isfinite(least) else sign * least
         seconds = sum(item.seconds for item in surest)
         lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {errors.wer:6.1f}")
     return lines
