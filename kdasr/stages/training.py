@@ -78,6 +78,7 @@ def train(
     max_labelled_utterances: int | None = None,
     max_unlabelled_utterances: int | None = None,
     exclude_longer_s: float = 40.0,
+    tail_share: float = 0.5,
     cache_gigabytes: float = 1.0,
     num_workers: int = 0,
     device: str | None = None,
@@ -101,6 +102,9 @@ def train(
     alone hears on training audio, `mix` is for unlabelled audio; there they exclude each other. With
     impressions in the place of unlabelled audio, settings that are for it alone are refused.
 
+    `tail_share` of the readings of transcribed audio end, for a streaming student, with the silence that it
+    hears in use after every recording; it needs that where clips do not end with a pause.
+
     At each look at the dev set the loss is that of the `labelled_losses` that ask for no stored labels, or
     CTC where there are none.
     """
@@ -113,6 +117,7 @@ def train(
         "exclude_longer_s": exclude_longer_s,
         "cache_gigabytes": cache_gigabytes,
         "num_workers": num_workers,
+        "tail_share": tail_share,
     }
     check_numbers(numbers)
     check_losses(labelled_losses, unlabelled_losses or {}, labelled_soft_labels=labelled_soft_labels)
@@ -130,8 +135,7 @@ def train(
         "exclude_longer_s": exclude_longer_s,
         "cache_bytes": int(cache_gigabytes * 2**30 / 2),
         "spoil": spoil,
-        # Half of the time: what comes then is speech as often as it is silence.
-        "tail_share": 0.5 if hears_tail(built) else 0.0,
+        "tail_share": tail_share if hears_tail(built) else 0.0,
     }
     labelled_stream = Stream(
         [Path(folder) for folder in labelled],
