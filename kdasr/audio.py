@@ -152,7 +152,7 @@ class AudioReader:
 
     def segments(self, max_seconds: float, cut: Cut = WHOLE) -> Iterator[Decoded]:
         """The same in about equal segments of at most `max_seconds`, each cut off where it is quietest
-        towards its end, so that few words are cut in two. One at a time is held in memory.
+        towards its end, so that few words are cut in two. Two at a time are held in memory.
 
         Raises:
             AudioError: as `load`; of a file that is cut short, the segments before that come first.
