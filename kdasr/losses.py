@@ -126,6 +126,29 @@ def best_path_ctc(output: ModelOutput, batch: Batch, *, teacher: str | None = No
     return ctc(output, replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b))
 
 
+@without_times
+def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tensor:
+    """Blank in the first output frames, by cross-entropy: in full in the first one, and in each after it less.
+
+    CTC is free to say the first unit of every utterance in its first frame, which is like no other and of which a
+    streaming model sees the rest of the chunk: it does so early in some trainings, before it can hear, and
+    then never leaves it, but guesses or remembers what it has not heard (docs/distillation.md). What is said
+    where it is heard by the time this has faded (`until:`) stays there.
+
+    Args:
+        output: of the student.
+        batch: only its audio matters.
+        frames: how many frames have a share, w_t = 1 - t / frames.
+
+    Returns:
+        Σ_t -w_t log q_t(blank) over the batch, in nats for each output frame of it.
+    """
+    nats_bt = -at_least_float32(output.log_probs_btv[:, :frames, 0])
+    weight_t = 1.0 - torch.arange(nats_bt.shape[1], device=nats_bt.device) / frames
+    inside_bt = frames_inside(output.lengths_b, nats_bt.shape[1])
+    return (nats_bt * weight_t * inside_bt).sum() / output.lengths_b.sum()
+
+
 def collapsed(units_bt: Tensor) -> tuple[Tensor, Tensor]:
     """(B, T) a unit for each frame, 0 for blank: (B, T) the units without blanks and repetitions, 0 behind
     the last, and (B,) how many there are."""
