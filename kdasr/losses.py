@@ -128,12 +128,12 @@ def best_path_ctc(output: ModelOutput, batch: Batch, *, teacher: str | None = No
 
 @without_times
 def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tensor:
-    """Blank in the first output frames, by cross-entropy: in full in the first one, and in each after it less.
+    """Cross-entropy of the first output frames to blank: in full in the first, in each after it less.
 
-    CTC is free to say the first unit of every utterance in its first frame, which is like no other and of which a
-    streaming model sees the rest of the chunk: it does so early in some trainings, before it can hear, and
-    then never leaves it, but guesses or remembers what it has not heard (docs/distillation.md). What is said
-    where it is heard by the time this has faded (`until:`) stays there.
+    CTC may say the first unit of every utterance in its first frame, which is like no other, and in which
+    a streaming model sees what comes in the rest of the chunk. Some trainings begin so before they can
+    hear, and never stop: what is not in the chunk is guessed (docs/distillation.md). Once units are said
+    where they are heard they stay there, so this may fade (`until:`).
 
     Args:
         output: of the student.

@@ -20,6 +20,7 @@ from kdasr.losses import (
     ctc,
     frame_weights,
     partition_cross_entropy,
+    silent_start,
     soft_cross_entropy,
     transcript_nats,
 )
@@ -351,3 +352,29 @@ def test_gradients_with_delay_and_policy_by_finite_differences(settings: dict[st
         return soft_cross_entropy(ModelOutput(logits.log_softmax(-1), lengths), batch_of(labels), **settings)
 
     assert torch.autograd.gradcheck(loss, (torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True),))
+
+
+def test_silent_start_by_hand() -> None:
+    blank_bt = torch.tensor([[0.5, 0.8, 0.1, 0.2, 0.3], [0.25, 0.4, 0.9, 0.9, 0.9]])
+    log_probs_btv = torch.stack([blank_bt, 1 - blank_bt], dim=2).log().requires_grad_()
+    output, batch = (
+        ModelOutput(log_probs_btv, torch.tensor([5, 2])),
+        Batch([], torch.zeros(0), torch.zeros(0)),
+    )
+    value = silent_start(output, batch, frames=3)
+    first, second = (
+        (math.log(0.5) + math.log(0.8) * 2 / 3 + math.log(0.1) / 3),
+        (math.log(0.25) + math.log(0.4) * 2 / 3),
+    )
+    assert value.item() == pytest.approx(-(first + second) / 7, rel=1e-6)
+    value.backward()
+    # Blank is asked for within the frames and the audio, and nothing of the other units.
+    asked = log_probs_btv.grad[..., 0] < 0
+    assert asked.tolist() == [[True, True, True, False, False], [True, True, False, False, False]]
+    assert not log_probs_btv.grad[..., 1].any()
+
+
+def test_silent_start_of_audio_that_is_shorter_than_its_frames() -> None:
+    output = ModelOutput(logs([0.5, 0.5], [0.5, 0.5]), torch.tensor([2]))
+    batch = Batch([], torch.zeros(0), torch.zeros(0))
+    assert silent_start(output, batch).item() == pytest.approx(math.log(2) * (1 + 7 / 8) / 2, rel=1e-6)

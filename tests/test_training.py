@@ -456,6 +456,19 @@ def test_what_is_left_out_is_counted_and_named(
     assert f"tiny: {count} utterances of labelled are left out" in printed and "dev are left" not in printed
 
 
+@pytest.mark.parametrize("said", ["blank", "a unit"])
+def test_units_that_are_said_at_once_are_told(
+    said: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = training(data, tmp_path / "c", steps=1)
+    with torch.no_grad():
+        made.model.head.bias[0 if said == "blank" else 5] = 50.0
+    made.run(tmp_path / "model")
+    told = [line for line in capsys.readouterr().err.splitlines() if "first output frame" in line]
+    assert (told == []) == (said == "blank")
+    assert all(line.startswith("tiny: 12 of 12 dev utterances begin with a unit in") for line in told)
+
+
 def test_the_best_checkpoint_becomes_the_model(data: Path, tmp_path: Path) -> None:
     facts = training(data, tmp_path / "c", steps=20, keep_best=2).run(tmp_path / "model")
     looks = [row for row in losses(tmp_path / "c") if "dev_wer" in row]

@@ -160,6 +160,7 @@ class CtcBrain(sb.Brain):
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         self.hypotheses: list[str] = []
         self.references: list[str] = []
+        self.said_at_once = 0
         self.dev_batches = 0
         if stage == sb.Stage.VALID:
             # Not what the last step left: a run that is resumed here has made none.
@@ -360,10 +361,11 @@ class CtcBrain(sb.Brain):
         if self.ranks.first and self.training.watch is not None:
             watched = self.training.watch(self.training.model, self.device)
         self._swap_average()
-        parts = self.ranks.gather((stage_loss, self.dev_batches, self.references, self.hypotheses))
+        looked = (stage_loss, self.dev_batches, self.said_at_once, self.references, self.hypotheses)
+        parts = self.ranks.gather(looked)
         if not self.ranks.first:
             return
-        losses, counts, references, hypotheses = zip(*parts, strict=True)
+        losses, counts, said_at_once, references, hypotheses = zip(*parts, strict=True)
         dev_loss = losses[0] if self.ranks.alone else _weighted_mean(losses, counts)
         step = min(self.counter.current * self.interval, self.last_step)
         wer, _ = error_rates(_joined(references), _joined(hypotheses))
@@ -372,14 +374,24 @@ class CtcBrain(sb.Brain):
             f"step {step}/{self.last_step}  train loss {self.train_loss:.3f}  "
             f"dev loss {dev_loss:.3f}  dev WER {wer:.1f} %"
         )
+        self._tell_of_first_frames(sum(said_at_once), len(_joined(hypotheses)))
         self.checkpointer.save_and_keep_only(
             meta={"wer": wer, "step": step}, num_to_keep=self.optimisation.keep_best, min_keys=["wer"]
         )
+
+    def _tell_of_first_frames(self, said_at_once: int, utterances: int) -> None:
+        """Nothing ends with a fault of it, but words are wrong that another training would have right."""
+        if 2 * said_at_once > utterances:
+            self._say(
+                f"{said_at_once} of {utterances} dev utterances begin with a unit in their first output "
+                "frame, heard or not: kdasr.losses.silent_start among the losses prevents it, from step 1 on"
+            )
 
     def _collect(self, output: ModelOutput, batch: Batch) -> None:
         self.dev_batches += 1
         units = self.training.units
         for tokens in greedy(output.log_probs_btv, output.lengths_b):
+            self.said_at_once += bool(tokens) and tokens[0].frame == 0
             self.hypotheses.append(units.decode([token.id for token in tokens]))
         assert batch.tokens_bu is not None and batch.token_lengths_b is not None
         for ids, length in zip(batch.tokens_bu.tolist(), batch.token_lengths_b.tolist(), strict=True):
