@@ -133,7 +133,7 @@ def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tenso
     CTC may say the first unit of every utterance in its first frame, which is like no other, and in which
     a streaming model sees what comes in the rest of the chunk. Some trainings begin so before they can
     hear, and never stop: what is not in the chunk is guessed (docs/distillation.md). Once units are said
-    where they are heard they stay there, so this may fade (`until:`).
+    where they are heard they stay there, so this may fade.
 
     Args:
         output: of the student.
@@ -147,6 +147,10 @@ def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tenso
     weight_t = 1.0 - torch.arange(nats_bt.shape[1], device=nats_bt.device) / frames
     inside_bt = frames_inside(output.lengths_b, nats_bt.shape[1])
     return (nats_bt * weight_t * inside_bt).sum() / output.lengths_b.sum()
+
+
+# It guides, and measures nothing: no part of the loss on a dev set.
+silent_start.in_training_only = True  # type: ignore[attr-defined]
 
 
 def collapsed(units_bt: Tensor) -> tuple[Tensor, Tensor]:

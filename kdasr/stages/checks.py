@@ -41,6 +41,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "batch_seconds": ("more than 0, and finite", lambda value: 0 < value < math.inf),
     "exclude_longer_s": ("more than 0", lambda value: value > 0),
     "tail_share": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "silent_start": ("0 or more", lambda value: value >= 0),
 }
 
 
@@ -267,14 +268,24 @@ def _check_delays(loss: Any, frames: int | None, where: str) -> None:
                 )
 
 
+def leaves_times(loss: Any) -> bool:
+    """Whether a loss leaves it to the student in which frame a unit is said, as CTC does."""
+    inner = _inner(loss)
+    return not getattr(loss, "needs_times", True) if inner is None else leaves_times(inner)
+
+
 def _needs_times(loss: Any) -> bool:
     """Whether a loss learns from the frames of labels, as all do that neither say otherwise nor ask an
     online teacher."""
-    partial = isinstance(loss, functools.partial)
-    settings = loss.keywords if partial else getattr(loss, "config", {})
+    settings = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "config", {})
     if settings.get("teacher"):
         return False
-    inner = settings.get("loss", loss.func) if partial else getattr(loss, "loss", None)
-    if inner is not None:
-        return _needs_times(inner)
-    return bool(getattr(loss, "needs_times", True))
+    inner = _inner(loss)
+    return bool(getattr(loss, "needs_times", True)) if inner is None else _needs_times(inner)
+
+
+def _inner(loss: Any) -> Any:
+    """The loss that `loss` is made of, or None."""
+    if isinstance(loss, functools.partial):
+        return loss.keywords.get("loss", loss.func)
+    return getattr(loss, "loss", None)

@@ -80,7 +80,7 @@ class Step(nn.Module):
 
     def forward(self, batch: Batch, stream: str) -> tuple[ModelOutput, dict[str, Tensor]]:
         """What the student makes of a batch on the module's device, and each weighted loss of its stream; of
-        `DEV` those of "labelled" that ask for no stored labels, which may be none.
+        `DEV` those of "labelled" that ask for no stored labels and measure something, which may be none.
 
         Raises:
             MissingLabelsError: a loss asks for stored labels, and the stream has none.
@@ -93,6 +93,8 @@ class Step(nn.Module):
         for name, (weight, loss) in self._losses["labelled" if stream == DEV else stream].items():
             if isinstance(weight, Fading) and self.progress >= weight.until:
                 continue  # it costs no time any more
+            if stream == DEV and getattr(loss, "in_training_only", False):
+                continue
             now = weight.at(self.progress) if isinstance(weight, Fading) else weight
             try:
                 terms[name] = now * loss(output, batch)
