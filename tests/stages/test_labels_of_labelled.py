@@ -92,7 +92,7 @@ def test_a_step_is_the_sum_of_ctc_and_of_the_cross_entropy_to_the_labels(data: P
     log = log_of(tmp_path / "model")
     assert log[0]["labelled/soft"] == pytest.approx(0.5 * total / frames, rel=1e-4)
     assert log[0]["labelled/ctc"] == pytest.approx(ctc(output, batch).item(), rel=1e-4)
-    assert set(log[0]) == {"step", "labelled/ctc", "labelled/soft"}
+    assert set(log[0]) == {"step", "labelled/ctc", "labelled/soft", "labelled/silent_start"}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,12 @@ def test_labels_of_both_streams_teach_and_a_killed_run_goes_on_to_the_bit(data: 
     log = log_of(tmp_path / "whole")
     assert log_of(tmp_path / "cut") == log
     terms = [{name for name in row if "/" in name} for row in log if "dev_wer" not in row]
-    assert terms == [{"unlabelled/soft"}, {"labelled/ctc", "labelled/soft"}] * 3
+    labelled = {"labelled/ctc", "labelled/soft"}
+    assert terms == [
+        {"unlabelled/soft"},
+        {*labelled, "labelled/silent_start"},
+        *[{"unlabelled/soft"}, labelled] * 2,
+    ]
     one, two = (load_model(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -237,7 +242,9 @@ def test_transcripts_without_times_go_with_losses_that_ask_for_none(data: Path, 
     }
     train_labelled(data, tmp_path / "model", **settings, labelled_losses=losses)
     log = log_of(tmp_path / "model")
-    assert {name for name in log[0] if "/" in name} == {f"labelled/{name}" for name in losses}
+    assert {name for name in log[0] if "/" in name} == {
+        f"labelled/{name}" for name in (*losses, "silent_start")
+    }
     assert not any("spike_offsets" in row for row in log)
 
 
