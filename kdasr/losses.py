@@ -130,10 +130,11 @@ def best_path_ctc(output: ModelOutput, batch: Batch, *, teacher: str | None = No
 def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tensor:
     """Cross-entropy of the first output frames to blank: in full in the first, in each after it less.
 
-    CTC may say the first unit of every utterance in its first frame, which is like no other, and in which
-    a streaming model sees what comes in the rest of the chunk. Some trainings begin so before they can
-    hear, and never stop: what is not in the chunk is guessed (docs/distillation.md). Once units are said
-    where they are heard they stay there, so this may fade.
+    CTC may say the first unit of every utterance in its first frame, which is like no other and in which the
+    model sees what follows: the rest of a streaming student's chunk, all of it in a teacher. Some trainings
+    begin so before they can hear, and never stop: a student guesses what is not in the chunk, and labels of
+    such a teacher tell it to (docs/distillation.md). Once units are said where they are heard they stay
+    there, so this may fade.
 
     Args:
         output: of the student.

@@ -107,9 +107,10 @@ def train(
     impressions in the place of unlabelled audio, settings that are for it alone are refused.
 
     `tail_share` of the readings of transcribed audio end, for a streaming student, with the silence that it
-    hears in use after every recording; it needs that where clips do not end with a pause. `silent_start` is
-    the weight of `kdasr.losses.silent_start`, falling to 0 over half of the training, for a streaming student
-    that is new, beside losses that leave it to the student when a unit is said.
+    hears in use after every recording; it needs that where clips do not end with a pause.
+
+    `silent_start` is the weight of `kdasr.losses.silent_start`, falling to 0 over half of the training, for a
+    model that is new, beside losses that leave it to the model when a unit is said.
 
     At each look at the dev set the loss is that of the `labelled_losses` that ask for no stored labels, or
     CTC where there are none.
@@ -172,7 +173,7 @@ def train(
         delay_margin_frames,
     )
     check_against_labels(losses, streams)
-    if silent_start > 0 and start is None and hears_tail(built):
+    if silent_start > 0 and start is None:
         losses = {stream: _begun_in_silence(terms, silent_start) for stream, terms in losses.items()}
     tell_what_is_untaught(name, streams)
     training = Training(
@@ -296,7 +297,7 @@ def _label_folders(folders: Sequence[str], teacher: str | None) -> list[LabelFol
 
 
 def _begun_in_silence(losses: Losses, weight: float) -> Losses:
-    """The losses of a stream, and `silent_start` where no teacher says when all units are said."""
+    """The losses of a stream, and `silent_start` where one of them does not say when units are said."""
     if not any(leaves_times(entry["loss"]) for entry in losses.values()):
         return losses
     added = {"weight": weight, "until": _SILENT_START_UNTIL, "loss": kdasr.losses.silent_start}

@@ -88,6 +88,8 @@ def test_a_recipe_trains(recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatc
         json.loads(line) for line in (Path(arguments["checkpoints"]) / "train.jsonl").read_text().splitlines()
     ]
     terms = {name: value for row in log for name, value in row.items() if "/" in name}
+    silent = {name: terms.pop(name) for name in list(terms) if name.endswith("/silent_start")}
+    assert all(0 < value < math.inf for value in silent.values())
     used = {stream for stream, _ in arguments["schedule"]}
     expected = {f"{stream}/{name}" for stream in used for name in arguments[f"{stream}_losses"]}
     assert set(terms) == expected and all(math.isfinite(value) for value in terms.values())
