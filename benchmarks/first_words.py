@@ -1,0 +1,99 @@
+"""Whether models say the first unit of an utterance before it is heard, and what that costs.
+
+    python -m benchmarks.first_words --models runs/fsdd/teacher runs/fsdd/student_distilled \\
+        --test runs/fsdd/shards/test
+
+For each model: in how many utterances the first unit is said in output frame 0 or 1, the median frame of
+the first unit, how many first words are wrong, and the errors in 100 of the others (words that were
+heard and not said count there). A model that says first units where it hears them has first words that are
+about as good as the others; docs/distillation.md, "The first unit", has figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import jiwer
+
+from export.transcribe import open_recogniser
+from kdasr.evaluation import Heard, evaluate
+from kdasr.shards import list_shards
+
+_AT_ONCE = 2
+
+
+class Row(NamedTuple):
+    """What one model made of the first words.
+
+    Attributes:
+        model: its folder.
+        utterances: how many have words.
+        at_once: of these, how many have their first unit in the first frames.
+        median_frame: of the first unit, in output frames; None where no unit was heard.
+        first_wrong: how many first words are wrong.
+        other_errors, other_words: of all words but the first.
+        wer: of all, in %.
+    """
+
+    model: str
+    utterances: int
+    at_once: int
+    median_frame: float | None
+    first_wrong: int
+    other_errors: int
+    other_words: int
+    wer: float
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, print a table; returns its rows."""
+    parser = argparse.ArgumentParser(description="first units before they are heard, and what they cost")
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of models")
+    parser.add_argument("--test", type=Path, required=True, help="labelled shards")
+    options = parser.parse_args(arguments)
+    print("| model | first unit in frame 0 or 1 | median frame | first words wrong | in 100 others | WER % |")
+    print("|---|---|---|---|---|---|")
+    rows = []
+    for folder in options.models:
+        recogniser = open_recogniser(folder)
+        if recogniser.offline_model is None:
+            parser.error(f"{folder} is an exported model: name the folder that it was exported from")
+        result = evaluate(recogniser.offline_model, recogniser.units, list_shards(options.test))
+        rows.append(row := _row(str(folder), result.heard, result.wer))
+        print(
+            f"| {folder} | {row.at_once} of {row.utterances} | {row.median_frame} "
+            f"| {100 * row.first_wrong / row.utterances:.1f} % "
+            f"| {100 * row.other_errors / max(1, row.other_words):.1f} | {row.wer:.1f} |",
+            flush=True,
+        )
+    return rows
+
+
+def _row(model: str, heard: Sequence[Heard], wer: float) -> Row:
+    heard = [one for one in heard if one.reference.split()]
+    aligned = jiwer.process_words([one.reference for one in heard], [one.hypothesis for one in heard])
+    # Words that are heard before the first one make it wrong, too.
+    first = [
+        any(part.type != "equal" and part.ref_start_idx == 0 for part in parts)
+        for parts in aligned.alignments
+    ]
+    errors = aligned.substitutions + aligned.deletions + aligned.insertions
+    frames = [one.tokens[0].frame for one in heard if one.tokens]
+    return Row(
+        model,
+        len(heard),
+        sum(frame < _AT_ONCE for frame in frames),
+        median(frames) if frames else None,
+        sum(first),
+        errors - sum(first),
+        sum(len(one.reference.split()) - 1 for one in heard),
+        wer,
+    )
+
+
+if __name__ == "__main__":
+    main()
