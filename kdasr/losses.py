@@ -33,7 +33,14 @@ def without_times(loss: _Loss) -> _Loss:
     return loss
 
 
-@without_times
+def of_transcripts(loss: _Loss) -> _Loss:
+    """Mark a loss that scores units in their order and leaves it to the student when each is said: no label's
+    frames matter (`without_times`), and trainings add `silent_start` to it."""
+    loss.leaves_times = True  # type: ignore[attr-defined]
+    return without_times(loss)
+
+
+@of_transcripts
 def ctc(output: ModelOutput, batch: Batch) -> Tensor:
     """Connectionist temporal classification (Graves et al. 2006, eq. 8) against the transcripts.
 
@@ -102,7 +109,7 @@ def _few_classes(log_probs_btv: Tensor, tokens_nu: Tensor, row_n: Tensor) -> tup
     return torch.cat((known_ntc, others_nt1), 2), first_nu + 1
 
 
-@without_times
+@of_transcripts
 def best_path_ctc(output: ModelOutput, batch: Batch, *, teacher: str | None = None) -> Tensor:
     """CTC against what the teacher heard: its best path, collapsed (sequence-level distillation with
     one hypothesis, Kim & Rush 2016, section 3.2; pseudo-labels).
@@ -147,7 +154,7 @@ def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tenso
     nats_bt = -at_least_float32(output.log_probs_btv[:, :frames, 0])
     weight_t = 1.0 - torch.arange(nats_bt.shape[1], device=nats_bt.device) / frames
     inside_bt = frames_inside(output.lengths_b, nats_bt.shape[1])
-    return (nats_bt * weight_t * inside_bt).sum() / output.lengths_b.sum()
+    return torch.where(inside_bt, nats_bt * weight_t, 0.0).sum() / output.lengths_b.sum()
 
 
 # It guides, and measures nothing: no part of the loss on a dev set.

@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from kdasr.decoding import BLANK_ID, Hypothesis, prefix_beam
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
-from kdasr.losses import collapsed, ctc, transcript_nats, without_times
+from kdasr.losses import collapsed, ctc, of_transcripts, transcript_nats
 from kdasr.targets import at_least_float32, spikes_of, targets_of
 
 _CACHED_UTTERANCES = 100_000
 
 
-@without_times
+@of_transcripts
 def nbest_ctc(
     output: ModelOutput,
     batch: Batch,
@@ -72,7 +72,7 @@ def nbest_ctc(
     return (loss_h * torch.cat(weights).to(loss_h)).sum() / output.lengths_b.sum()
 
 
-@without_times
+@of_transcripts
 def sampled_ctc(
     output: ModelOutput,
     batch: Batch,

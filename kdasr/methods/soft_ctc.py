@@ -11,7 +11,7 @@ from torch.nn import functional
 from kdasr.alignment import ctc_occupancy
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
-from kdasr.losses import without_times
+from kdasr.losses import of_transcripts
 from kdasr.methods.pairing import taken
 from kdasr.targets import at_least_float32, best_units, spikes_of, targets_of
 
@@ -20,7 +20,7 @@ Nearness = Literal["divergence", "mixture"]
 _LEAST = 1e-30
 
 
-@without_times
+@of_transcripts
 def soft_ctc(
     output: ModelOutput, batch: Batch, *, nearness: Nearness = "divergence", teacher: str | None = None
 ) -> Tensor:

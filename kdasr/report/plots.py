@@ -53,11 +53,16 @@ def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
         return False
     figure, panels = _figure(len(shown), width=4.6, height=3.4)
     for axes, (name, terms) in zip(panels, shown.items(), strict=True):
+        last_step, lowest = max(steps[-1] for steps, _ in terms.values()), []
         for (term, (steps, values)), colour in zip(terms.items(), _colours(len(terms)), strict=True):
-            window = max(1, len(steps) // 50)
+            smooth = _smooth(values, max(1, len(steps) // 50))
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.7)
-            axes.plot(steps, _smooth(values, window), color=colour, linewidth=1.6, label=term)
+            axes.plot(steps, smooth, color=colour, linewidth=1.6, label=term)
+            # One that fades away would stretch the axis over decades.
+            lowest += [smooth.min()] if steps[-1] > 0.75 * last_step else []
         axes.set(title=name, xlabel="step", ylabel="loss (nats per output frame)", yscale="log")
+        if min(lowest) > 0:
+            axes.set_ylim(bottom=min(lowest) / 2)
         axes.yaxis.set_major_locator(_one_two_five())
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")

@@ -16,6 +16,7 @@ from kdasr.audio import check_speeds
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BatchSource
 from kdasr.loader import Stream
+from kdasr.losses import silent_start
 from kdasr.methods.impressions import Impressions
 from kdasr.methods.pruning import Pruning
 from kdasr.models import read_card
@@ -41,7 +42,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "batch_seconds": ("more than 0, and finite", lambda value: 0 < value < math.inf),
     "exclude_longer_s": ("more than 0", lambda value: value > 0),
     "tail_share": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    "silent_start": ("0 or more", lambda value: value >= 0),
+    "silent_start": _NO_LESS_THAN_0,
 }
 
 
@@ -214,7 +215,8 @@ def _asks_auto(loss: Any) -> bool:
 
 def all_settings(loss: Any) -> Iterator[Mapping[str, Any]]:
     """What a loss is called with, and what the losses are that it is given."""
-    settings = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "config", {})
+    partial = isinstance(loss, functools.partial)
+    settings = loss.keywords if partial else getattr(loss, "config", {})
     yield settings
     for inner in [*settings.values(), getattr(loss, "loss", None)]:
         if isinstance(inner, functools.partial | nn.Module):
@@ -268,24 +270,29 @@ def _check_delays(loss: Any, frames: int | None, where: str) -> None:
                 )
 
 
-def leaves_times(loss: Any) -> bool:
-    """Whether a loss leaves it to the student in which frame a unit is said, as CTC does."""
-    inner = _inner(loss)
-    return not getattr(loss, "needs_times", True) if inner is None else leaves_times(inner)
+def begins_in_silence(losses: Losses) -> bool:
+    """Whether one of the losses leaves it to the model itself in which frame a unit is said, and none is
+    `silent_start` already."""
+    functions = [_function(entry["loss"]) for entry in losses.values()]
+    leaves_times = any(getattr(function, "leaves_times", False) for function in functions)
+    return leaves_times and "silent_start" not in losses and silent_start not in functions
+
+
+def _function(loss: Any) -> Any:
+    """The loss itself of one that is named in a recipe, within views of it too."""
+    while isinstance(loss, functools.partial):
+        loss = loss.keywords.get("loss", loss.func)
+    return loss
 
 
 def _needs_times(loss: Any) -> bool:
     """Whether a loss learns from the frames of labels, as all do that neither say otherwise nor ask an
     online teacher."""
-    settings = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "config", {})
+    partial = isinstance(loss, functools.partial)
+    settings = loss.keywords if partial else getattr(loss, "config", {})
     if settings.get("teacher"):
         return False
-    inner = _inner(loss)
-    return bool(getattr(loss, "needs_times", True)) if inner is None else _needs_times(inner)
-
-
-def _inner(loss: Any) -> Any:
-    """The loss that `loss` is made of, or None."""
-    if isinstance(loss, functools.partial):
-        return loss.keywords.get("loss", loss.func)
-    return getattr(loss, "loss", None)
+    inner = settings.get("loss", loss.func) if partial else getattr(loss, "loss", None)
+    if inner is not None:
+        return _needs_times(inner)
+    return bool(getattr(loss, "needs_times", True))

@@ -27,13 +27,13 @@ from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
 from kdasr.stages.checks import (
     Losses,
+    begins_in_silence,
     check_against_labels,
     check_impressions,
     check_losses,
     check_numbers,
     check_pruning,
     check_units,
-    leaves_times,
     read_schedule,
     tell_what_is_untaught,
 )
@@ -174,7 +174,10 @@ def train(
     )
     check_against_labels(losses, streams)
     if silent_start > 0 and start is None:
-        losses = {stream: _begun_in_silence(terms, silent_start) for stream, terms in losses.items()}
+        begin = {"weight": silent_start, "until": _SILENT_START_UNTIL, "loss": kdasr.losses.silent_start}
+        for stream, terms in losses.items():
+            if begins_in_silence(terms) and not isinstance(streams.get(stream), Impressions):
+                losses[stream] = {**terms, "silent_start": begin}
     tell_what_is_untaught(name, streams)
     training = Training(
         name=name,
@@ -294,14 +297,6 @@ def _label_folders(folders: Sequence[str], teacher: str | None) -> list[LabelFol
     # What a teacher hears is its own affair; its frames and classes must fit the student's.
     expect = {} if teacher is None else {"teacher_hash": read_card(Path(teacher))["weights_sha256"]}
     return [LabelFolder(Path(folder), expect=expect) for folder in folders]
-
-
-def _begun_in_silence(losses: Losses, weight: float) -> Losses:
-    """The losses of a stream, and `silent_start` where one of them does not say when units are said."""
-    if not any(leaves_times(entry["loss"]) for entry in losses.values()):
-        return losses
-    added = {"weight": weight, "until": _SILENT_START_UNTIL, "loss": kdasr.losses.silent_start}
-    return {**losses, "silent_start": added}
 
 
 def _weighted(losses: Losses) -> dict[str, tuple[float | Fading, Any]]:

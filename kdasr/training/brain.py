@@ -374,18 +374,15 @@ class CtcBrain(sb.Brain):
             f"step {step}/{self.last_step}  train loss {self.train_loss:.3f}  "
             f"dev loss {dev_loss:.3f}  dev WER {wer:.1f} %"
         )
-        self._tell_of_first_frames(sum(said_at_once), len(_joined(hypotheses)))
+        at_once, count = sum(said_at_once), len(_joined(hypotheses))
+        if step == self.last_step and 2 * at_once > count:
+            self._say(
+                f"{at_once} of {count} dev utterances begin with a unit in their first output frame, heard "
+                'or not (docs/distillation.md, "The first unit")'
+            )
         self.checkpointer.save_and_keep_only(
             meta={"wer": wer, "step": step}, num_to_keep=self.optimisation.keep_best, min_keys=["wer"]
         )
-
-    def _tell_of_first_frames(self, said_at_once: int, utterances: int) -> None:
-        """Nothing ends with a fault of it, but words are wrong that another training would have right."""
-        if 2 * said_at_once > utterances:
-            self._say(
-                f"{said_at_once} of {utterances} dev utterances begin with a unit in their first output "
-                "frame, heard or not: kdasr.losses.silent_start among the losses prevents it, from step 1 on"
-            )
 
     def _collect(self, output: ModelOutput, batch: Batch) -> None:
         self.dev_batches += 1

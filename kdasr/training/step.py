@@ -93,7 +93,7 @@ class Step(nn.Module):
         for name, (weight, loss) in self._losses["labelled" if stream == DEV else stream].items():
             if isinstance(weight, Fading) and self.progress >= weight.until:
                 continue  # it costs no time any more
-            if stream == DEV and getattr(loss, "in_training_only", False):
+            if stream == DEV and getattr(getattr(loss, "func", loss), "in_training_only", False):
                 continue
             now = weight.at(self.progress) if isinstance(weight, Fading) else weight
             try:

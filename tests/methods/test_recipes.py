@@ -18,6 +18,7 @@ from kdasr.models import load_model, save_model
 from kdasr.pipeline import load_arguments, run_recipe
 from kdasr.shards import list_shards, read_shard
 from kdasr.spikes import SpikeHistogram
+from kdasr.stages.checks import begins_in_silence
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
@@ -88,9 +89,16 @@ def test_a_recipe_trains(recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatc
         json.loads(line) for line in (Path(arguments["checkpoints"]) / "train.jsonl").read_text().splitlines()
     ]
     terms = {name: value for row in log for name, value in row.items() if "/" in name}
-    silent = {name: terms.pop(name) for name in list(terms) if name.endswith("/silent_start")}
-    assert all(0 < value < math.inf for value in silent.values())
     used = {stream for stream, _ in arguments["schedule"]}
+    begun = {name.split("/")[0]: terms.pop(name) for name in list(terms) if name.endswith("/silent_start")}
+    assert all(0 < value < math.inf for value in begun.values())
+    losses = {stream: arguments[f"{stream}_losses"] for stream in used}
+    new = (
+        {stream for stream in used if begins_in_silence(losses[stream])}
+        if not arguments.get("start")
+        else set()
+    )
+    assert set(begun) == new
     expected = {f"{stream}/{name}" for stream in used for name in arguments[f"{stream}_losses"]}
     assert set(terms) == expected and all(math.isfinite(value) for value in terms.values())
     # Every one of them teaches something.

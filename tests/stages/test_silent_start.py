@@ -12,11 +12,15 @@ import torch
 from kdasr.interfaces import ModelOutput
 from kdasr.loader import Stream
 from kdasr.losses import best_path_ctc, ctc, silent_start, soft_cross_entropy
-from kdasr.methods.consistency import both_views
+from kdasr.methods.consistency import both_views, consistency
+from kdasr.methods.intermediate import IntermediateHead
 from kdasr.methods.responses import soft_targets
+from kdasr.methods.sequences import nbest_ctc, sampled_ctc
+from kdasr.methods.soft_ctc import soft_ctc
+from kdasr.methods.teacher_free import label_smoothing
 from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model
-from kdasr.stages.checks import leaves_times
+from kdasr.stages.checks import begins_in_silence
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation
@@ -84,12 +88,27 @@ def test_where_a_teacher_says_when_it_is_left_out(data: Path, tmp_path: Path) ->
         "teachers": {"peer": FrozenTeacher(model=str(tmp_path / "peer"))},
     }
     assert "labelled/silent_start" not in begun(data, tmp_path / "model", **taught)[0]
-    nested = {"ctc": {"weight": 1.0, "loss": functools.partial(both_views, loss=ctc)}}
-    assert "labelled/silent_start" in begun(data, tmp_path / "views", labelled_losses=nested)[0]
 
 
-def test_which_losses_leave_it_to_the_student() -> None:
-    for loss in (ctc, best_path_ctc, functools.partial(both_views, loss=best_path_ctc)):
-        assert leaves_times(loss)
-    for loss in (soft_cross_entropy, functools.partial(both_views, loss=soft_cross_entropy), soft_targets):
-        assert not leaves_times(loss)
+def test_a_recipe_may_have_its_own_which_is_no_part_of_the_dev_loss_either(
+    data: Path, tmp_path: Path
+) -> None:
+    own = {"weight": 0.7, "until": 0.25, "loss": functools.partial(silent_start, frames=2)}
+    plain = begun(data, tmp_path / "plain", silent_start=0.0)
+    for name in ("silent_start", "quiet"):
+        log = begun(data, tmp_path / name, labelled_losses={"ctc": CTC, name: own})
+        rows = [{key for key in row if "/" in key} for row in log if "dev_loss" not in row]
+        assert rows == [{"labelled/ctc", f"labelled/{name}"}, *[{"labelled/ctc"}] * 3]
+        assert log[-1]["dev_loss"] == plain[-1]["dev_loss"]
+
+
+def test_which_losses_leave_it_to_the_model() -> None:
+    def begins(*losses: Any) -> bool:
+        return begins_in_silence({str(n): {"weight": 1.0, "loss": loss} for n, loss in enumerate(losses)})
+
+    for loss in (ctc, best_path_ctc, nbest_ctc, sampled_ctc, soft_ctc):
+        assert begins(loss) and begins(soft_cross_entropy, functools.partial(both_views, loss=loss))
+    for loss in (soft_cross_entropy, soft_targets, consistency, label_smoothing, silent_start):
+        assert not begins(loss) and not begins(functools.partial(both_views, loss=loss))
+    assert not begins() and not begins(ctc, functools.partial(silent_start, frames=3))
+    assert not begins(soft_cross_entropy, IntermediateHead(layer=0, loss=ctc))
