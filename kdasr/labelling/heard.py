@@ -21,7 +21,7 @@ from kdasr.labelling.filters import Measure, check_measure, score
 from kdasr.manifest import Shard, read_manifest
 from kdasr.shards import read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
-from kdasr.soft_labels.runs import best_path
+from kdasr.soft_labels.runs import BLANK_ID, best_path
 from kdasr.storage import Place, is_url
 from kdasr.text import Units, letters_in, load_units, normalise
 
@@ -39,6 +39,7 @@ class Heard:
         confidence: larger is surer; None if there are no labels.
         failure: why there are no labels; empty if there are.
         reference: the transcript, or None where the shard has none.
+        at_once: whether the labels have times, and a unit in the first frame.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Heard:
     confidence: float | None
     failure: str
     reference: str | None
+    at_once: bool = False
 
 
 def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Iterator[Heard]:
@@ -76,7 +78,8 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
                 continue
             item = found.read(entry.key)
             text = _readable(heard_text(item, units), letters)
-            yield Heard(entry.key, seconds, text, score(item, measure), "", reference)
+            at_once = found.header.frame_shift_ms > 0 and begins_with_a_unit(item)
+            yield Heard(entry.key, seconds, text, score(item, measure), "", reference, at_once)
 
 
 def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
@@ -84,6 +87,12 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
     labelled = [item for item in found if item.text is not None]
     hours, all_hours = (sum(item.seconds for item in items) / 3600 for items in (labelled, found))
     lines = [f"{len(labelled)} of {len(found)} utterances have labels, {hours:.2f} of {all_hours:.2f} h"]
+    at_once = sum(item.at_once for item in labelled)
+    if 2 * at_once > len(labelled):
+        lines.append(
+            f"{at_once} of them begin with a unit in their first frame, heard or not, and would teach so "
+            'frame by frame (docs/distillation.md, "The first unit")'
+        )
     judged = [item for item in labelled if item.reference]
     if not judged:
         return lines
@@ -133,6 +142,12 @@ def check_units(found: LabelShard, units: Units, labels: Place) -> None:
 def heard_text(labels: SoftLabels, units: Units) -> str:
     """What the best path over stored posteriors says."""
     return units.decode(best_path(labels))
+
+
+def begins_with_a_unit(labels: SoftLabels) -> bool:
+    """Whether the most probable class of the first frame is a unit."""
+    count = int(labels.kept_counts[0]) if labels.num_frames else 0
+    return count > 0 and int(labels.ids[labels.log_probs[:count].argmax()]) != BLANK_ID
 
 
 def _readable(text: str, letters: str) -> str:

@@ -11,8 +11,9 @@ import pytest
 
 from kdasr.cli import main
 from kdasr.errors import ConfigError, SoftLabelError, UnitsError
-from kdasr.interfaces import Utterance
+from kdasr.interfaces import SoftLabels, Utterance
 from kdasr.labelling import MinConfidence, heard, heard_summary
+from kdasr.labelling.heard import begins_with_a_unit
 from kdasr.labelling.out_folder import write_labels
 from kdasr.manifest import read_manifest
 from kdasr.shards import write_shards
@@ -42,6 +43,7 @@ def _labelled(
     *,
     with_text: bool = True,
     letters: str = "",
+    frame_shift_ms: float = 0.0,
 ) -> tuple[Path, Path]:
     audio, labels, units = folder / "audio", folder / "labels", CharUnits(letters)
     items = [
@@ -52,8 +54,8 @@ def _labelled(
     shard = read_manifest(path)
     header = Header(
         teacher="tiny", teacher_hash="t" * 64, units_hash=units.hash, vocab_size=units.vocab_size,
-        feature_hash="f" * 16, frame_shift_ms=0.0, subsampling=1, codec="full", codec_params=Full().params,
-        audio_file=path.name, audio_sha256=shard.sha256,
+        feature_hash="f" * 16, frame_shift_ms=frame_shift_ms, subsampling=1, codec="full",
+        codec_params=Full().params, audio_file=path.name, audio_sha256=shard.sha256,
     )  # fmt: skip
     stored = [
         Failure("filtered: it is music")
@@ -99,6 +101,28 @@ def test_without_transcripts_there_is_no_error_rate(tmp_path: Path) -> None:
     audio, labels = _labelled(tmp_path, with_text=False)
     found = list(heard(audio=audio, labels=labels))
     assert heard_summary(found, "best_path") == ["4 of 5 utterances have labels, 0.00 of 0.00 h"]
+
+
+@pytest.mark.parametrize(("frame_shift_ms", "told"), [(0.0, False), (40.0, True)])
+def test_units_in_the_first_frame_are_told_where_labels_have_times(
+    frame_shift_ms: float, told: bool, tmp_path: Path
+) -> None:
+    audio, labels = _labelled(tmp_path, frame_shift_ms=frame_shift_ms, with_text=False)
+    found = list(heard(audio=audio, labels=labels))
+    # `spell` gives each unit its frames, beginning with the first.
+    assert [item.at_once for item in found] == [told, told, False, told, told]
+    lines = heard_summary(found, "best_path")[1:]
+    assert [line[:52] for line in lines] == ["4 of them begin with a unit in their first frame, he"] * told
+
+
+@pytest.mark.parametrize(("blank", "frames", "is_unit"), [(0.6, 2, False), (0.4, 2, True), (0.4, 0, False)])
+def test_the_first_frame_is_that_of_its_best_unit(blank: float, frames: int, is_unit: bool) -> None:
+    kept, probabilities = np.array([2, 1][:frames]), np.array([blank, 1 - blank, 1.0][: 3 * (frames > 0)])
+    ids = np.array([0, 3, 3][: len(probabilities)])
+    labels = SoftLabels(
+        kept, ids, np.log(probabilities, dtype=np.float32), np.full(frames, -np.inf, np.float32)
+    )
+    assert begins_with_a_unit(labels) == is_unit
 
 
 def test_letters_that_the_transcripts_have_lost_are_no_errors(tmp_path: Path) -> None:
