@@ -338,7 +338,7 @@ def test_units_of_characters_may_have_the_letters_of_a_language() -> None:
         ({"unlabelled": [], "labels": []}, "unlabelled: the schedule uses unlabelled audio"),
         ({"batch_seconds": 0.0}, "batch_seconds"),
         ({"tail_share": 1.5}, r"tail_share: .*expected from 0 to 1; got 1\.5"),
-        ({"silent_start": -1.0}, r"silent_start: .*expected 0 or more; got -1\.0"),
+        ({"silent_start": -1.0}, r"silent_start: .*expected 0 or more, and finite; got -1\.0"),
         (
             {"unlabelled_losses": {"soft": soft_cross_entropy}},
             r"unlabelled_losses\.soft: .*expected \{weight: 1\.0, loss: ",
