@@ -21,7 +21,7 @@ from kdasr.labelling.filters import Measure, check_measure, score
 from kdasr.manifest import Shard, read_manifest
 from kdasr.shards import read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
-from kdasr.soft_labels.runs import BLANK_ID, best_path
+from kdasr.soft_labels.runs import BLANK_ID, best_classes, best_path
 from kdasr.storage import Place, is_url
 from kdasr.text import Units, letters_in, load_units, normalise
 
@@ -146,8 +146,7 @@ def heard_text(labels: SoftLabels, units: Units) -> str:
 
 def begins_with_a_unit(labels: SoftLabels) -> bool:
     """Whether the most probable class of the first frame is a unit."""
-    count = int(labels.kept_counts[0]) if labels.num_frames else 0
-    return count > 0 and int(labels.ids[labels.log_probs[:count].argmax()]) != BLANK_ID
+    return labels.num_frames > 0 and int(best_classes(labels)[0]) != BLANK_ID
 
 
 def _readable(text: str, letters: str) -> str:

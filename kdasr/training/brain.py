@@ -365,7 +365,7 @@ class CtcBrain(sb.Brain):
         parts = self.ranks.gather(looked)
         if not self.ranks.first:
             return
-        losses, counts, said_at_once, references, hypotheses = zip(*parts, strict=True)
+        losses, counts, at_once, references, hypotheses = zip(*parts, strict=True)
         dev_loss = losses[0] if self.ranks.alone else _weighted_mean(losses, counts)
         step = min(self.counter.current * self.interval, self.last_step)
         wer, _ = error_rates(_joined(references), _joined(hypotheses))
@@ -374,10 +374,10 @@ class CtcBrain(sb.Brain):
             f"step {step}/{self.last_step}  train loss {self.train_loss:.3f}  "
             f"dev loss {dev_loss:.3f}  dev WER {wer:.1f} %"
         )
-        at_once, count = sum(said_at_once), len(_joined(hypotheses))
-        if step == self.last_step and 2 * at_once > count:
+        early, count = sum(at_once), sum(map(len, hypotheses))
+        if step == self.last_step and 2 * early > count:
             self._say(
-                f"{at_once} of {count} dev utterances begin with a unit in their first output frame, heard "
+                f"{early} of {count} dev utterances begin with a unit in their first output frame, heard "
                 'or not (docs/distillation.md, "The first unit")'
             )
         self.checkpointer.save_and_keep_only(
