@@ -28,10 +28,11 @@ from data_prep.support.grammar import DIGITS
 from data_prep.support.perturb import stretch_and_warp, tilt_timbre
 from data_prep.support.seeding import rng_for
 from data_prep.support.settings import check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.noise import Samples, add_noise, check_kinds, make_noise, rms
+from kdasr.resampling import resample
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
 NEEDS_CORPUS = True
@@ -180,7 +181,7 @@ def prepare(
                 settings, samples, split, len(string), rng_for(seed, "fsdd", split, "perturb", index)
             )
         else:
-            samples = resample(samples, RATE_HZ)
+            samples = resample(samples, RATE_HZ, SAMPLE_RATE_HZ)
         text = " ".join(DIGITS[recording.digit] for recording in string)
         seconds_left -= len(samples) / SAMPLE_RATE_HZ
         yield Utterance(
@@ -291,7 +292,7 @@ def _perturb(
 ) -> Samples:
     """(N,) at 8 kHz to 16 kHz, spoken by a pseudo-speaker; or as it is, by its probability."""
     if rng.random() >= getattr(settings, f"{split}_augment_probability"):
-        return resample(samples, RATE_HZ)
+        return resample(samples, RATE_HZ, SAMPLE_RATE_HZ)
     level = rms(samples)
     speed_hz = round(rng.uniform(*settings.speed) * RATE_HZ / _SPEED_STEP_HZ) * _SPEED_STEP_HZ
     tempo = rng.uniform(*settings.tempo) * RATE_HZ / speed_hz
@@ -301,6 +302,6 @@ def _perturb(
     if settings.noise and rng.random() < settings.noise_probability:
         noise = make_noise(str(rng.choice(settings.noise)), rng, len(samples), RATE_HZ)
         samples = add_noise(samples, noise, rng.uniform(*settings.snr_db), level)
-    samples = resample(samples, speed_hz)
+    samples = resample(samples, speed_hz, SAMPLE_RATE_HZ)
     gain = min(10 ** (rng.uniform(*settings.gain_db) / 20), _PEAK / float(np.abs(samples).max()))
     return samples * np.float32(gain)

@@ -18,9 +18,10 @@ from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Limits, Listed, key_lines, whole_utterances
 from data_prep.support.prepared import say
 from data_prep.support.settings import check_language, check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ, check_speeds, resample
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
+from kdasr.resampling import check_speeds, resample
 
 NEEDS_CORPUS = True
 GENERATION = 1

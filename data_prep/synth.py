@@ -19,10 +19,11 @@ from data_prep.support import espeak, grammar
 from data_prep.support.dropped import Dropped
 from data_prep.support.seeding import rng_for
 from data_prep.support.settings import check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Utterance
 from kdasr.noise import Samples, add_noise, check_kinds, make_noise, reverberate, rms, shape_spectrum
+from kdasr.resampling import resample
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
 NEEDS_CORPUS = False
@@ -220,7 +221,7 @@ class _Speaker:
             pitch=round(rng.uniform(*self.settings.pitch)),
             pitch_range=round(rng.uniform(30, 70)),
         )
-        return _trimmed(resample(speech, espeak.ESPEAK_RATE_HZ)), voice
+        return _trimmed(resample(speech, espeak.ESPEAK_RATE_HZ, SAMPLE_RATE_HZ)), voice
 
     def _noise(self, kind: str, rng: np.random.Generator, num_samples: int) -> Samples:
         if kind != BABBLE:

@@ -72,7 +72,7 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ, piece_ms: int
 
     Raises:
         AudioError: the stream begins like a WAV or another audio file instead of raw samples, or
-            its rate is one that `kdasr.audio.check_rates` refuses.
+            its rate is one that `kdasr.resampling.check_rates` refuses.
         ConfigError: a rate or piece that is not positive.
     """
     resampler = StreamingResampler(rate_hz)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 import soundfile
-import torch
 from numpy.typing import NDArray
 
-from kdasr.compat import import_torchaudio
-from kdasr.errors import AudioError, ConfigError
+from kdasr.errors import AudioError
+from kdasr.resampling import check_rates, resample
 
 SAMPLE_RATE_HZ = 16_000
 _PCM16_SCALE = 32_768.0
@@ -36,10 +34,6 @@ _PASSED_FRAMES = 1 << 20
 # A cut may end that far behind the audio, and then ends with it: lists round.
 _OVERSHOOT_SECONDS = 0.1
 _COPY_AGAIN = "Copy the file again from its source."
-# The filter has a row for each output sample of a period, each as long as the period: 16 MB at most.
-_MOST_WEIGHTS = 4_000_000
-# Input of one product of the filter: 16 MB.
-_BLOCK_INPUTS = 1 << 22
 
 
 class Decoded(NamedTuple):
@@ -198,25 +192,6 @@ class AudioReader:
         self._close.close()
 
 
-def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:
-    """(N,) samples at `from_hz` to (ceil(N * to_hz / from_hz),) at `to_hz`: windowed-sinc polyphase.
-
-    Raises:
-        AudioError: see `check_rates`.
-    """
-    if from_hz == to_hz:
-        return samples
-    check_rates(from_hz, to_hz)
-    filters_pk, stride, before = _filters(from_hz, to_hz)
-    padded = np.pad(np.asarray(samples, dtype=np.float32), (before, before + stride))
-    windows_tk = torch.from_numpy(padded).unfold(0, filters_pk.shape[1], stride)
-    rows = max(1, _BLOCK_INPUTS // filters_pk.shape[1])
-    # In products of a few MB instead of torchaudio's convolution: that takes up to ten times as long,
-    # because every length is a new shape to it.
-    resampled = torch.cat([block @ filters_pk.T for block in windows_tk.split(rows)]).flatten()
-    return np.asarray(resampled[: -(-len(samples) * to_hz // from_hz)].numpy(), dtype=np.float32)
-
-
 def check_scale(samples: NDArray[np.float32], where: str) -> None:
     """Refuses floating point samples of whatever shape whose scale is plainly that of integer PCM.
 
@@ -230,35 +205,6 @@ def check_scale(samples: NDArray[np.float32], where: str) -> None:
             expected="values in [-1, 1]",
             got=f"a peak of {peak:.0f}",
             fix="Divide 16-bit samples by 32768.",
-        )
-
-
-def check_speeds(speeds: Sequence[float]) -> None:
-    """Refuses factors on the speed of audio that nobody speaks at.
-
-    Raises:
-        ConfigError: there are none, or one is not from 0.5 to 2.
-    """
-    if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
-        expected = "one or more of 0.5 to 2"
-        raise ConfigError("no such speed", where="speeds", expected=expected, got=list(speeds))
-
-
-def check_rates(from_hz: int, to_hz: int, where: str = "audio") -> None:
-    """Refuses two rates whose ratio in lowest terms is of so large numbers (44,101 to 16,000) that the
-    filter between them would take gigabytes.
-
-    Raises:
-        AudioError: they are such rates.
-    """
-    divisor = math.gcd(from_hz, to_hz)
-    if from_hz // divisor * (to_hz // divisor) > _MOST_WEIGHTS:
-        raise AudioError(
-            "a sample rate that cannot be resampled from",
-            where=where,
-            expected=f"one that has a simple ratio to {to_hz} Hz, such as 8000, 22050, 44100 or 48000 Hz",
-            got=f"{from_hz} Hz",
-            fix=f"Convert it first: ffmpeg -i FILE -ar {to_hz} OUT.wav",
         )
 
 
@@ -278,14 +224,6 @@ def encode_flac(samples: NDArray[np.float32]) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
-
-
-@lru_cache(maxsize=64)
-def _filters(from_hz: int, to_hz: int) -> tuple[torch.Tensor, int, int]:
-    """torchaudio's windowed-sinc filters, (phases, K), the input samples from one set of phases to the next,
-    and how far the first reaches back. Kept: to build them costs more than to apply them to an utterance."""
-    made = import_torchaudio().transforms.Resample(from_hz, to_hz)
-    return made.kernel[:, 0], made.orig_freq // made.gcd, made.width
 
 
 class _Forward(soundfile.SoundFile):

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.features import LOG_MEL_FLOOR
 from kdasr.interfaces import Batch, SoftLabels
+from kdasr.resampling import resample
 from kdasr.soft_labels import pad_soft_labels
 from kdasr.text import Units
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdasr.audio import SAMPLE_RATE_HZ, resample
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.compat import import_torchaudio
 from kdasr.errors import ConfigError
 from kdasr.noise import (
@@ -26,6 +26,7 @@ from kdasr.noise import (
     rms,
     shape_spectrum,
 )
+from kdasr.resampling import resample
 
 TELEPHONE_RATE_HZ = 8_000
 TELEPHONE_BAND_HZ = (300.0, 3_400.0)

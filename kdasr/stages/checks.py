@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from kdasr.arguments import check_keywords, fitting
-from kdasr.audio import check_speeds
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BatchSource
 from kdasr.loader import Stream
@@ -21,6 +20,7 @@ from kdasr.methods.impressions import Impressions
 from kdasr.methods.pruning import Pruning
 from kdasr.models import read_card
 from kdasr.ranks import ranks
+from kdasr.resampling import check_speeds
 from kdasr.schedule import check_pattern
 from kdasr.symbols import shorten
 from kdasr.teachers.base import TeacherSource

@@ -7,8 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kdasr.audio import SAMPLE_RATE_HZ, check_rates, resample
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError
+from kdasr.resampling import check_rates, resample
 
 # Input samples on either side that reach into an output sample: torchaudio's default filter is
 # six zero crossings wide, counted at the lower of the two rates; one more for rounding.
@@ -16,7 +17,7 @@ _ZERO_CROSSINGS = 7
 
 
 class StreamingResampler:
-    """`kdasr.audio.resample` for audio that arrives in pieces; equal to it over the whole.
+    """`kdasr.resampling.resample` for audio that arrives in pieces; equal to it over the whole.
 
     Args:
         from_hz: sample rate of what arrives.
@@ -24,7 +25,7 @@ class StreamingResampler:
 
     Raises:
         ConfigError: a rate that is not positive.
-        AudioError: two rates that `kdasr.audio.check_rates` refuses.
+        AudioError: two rates that `kdasr.resampling.check_rates` refuses.
     """
 
     def __init__(self, from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> None:

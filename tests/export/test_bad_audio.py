@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from export.parity import probe_sound
 from export.publish import export_student
 from export.transcribe import open_recogniser
-from kdasr.audio import resample
 from kdasr.cli import main
 from kdasr.models import save_model
+from kdasr.resampling import resample
 from tests.export.small_models import UNITS, conformer
 
 SOUND = probe_sound(40_000, 8)
@@ -42,7 +42,7 @@ def offline_text(models: Path, samples: NDArray[np.float32]) -> str:
         (np.clip(50 * SOUND, -1, 1), 16_000, np.clip(50 * SOUND, -1, 1)),
         (np.zeros(16_000, np.float32), 16_000, np.zeros(16_000, np.float32)),
         (np.stack([SOUND, SOUND], axis=1), 16_000, SOUND),
-        (SOUND[::2], 8_000, resample(SOUND[::2], 8_000)),
+        (SOUND[::2], 8_000, resample(SOUND[::2], 8_000, 16_000)),
         (SOUND[:1], 16_000, SOUND[:1]),
     ],
     ids=["clipped", "silent", "stereo", "8 kHz", "one sample"],

@@ -16,8 +16,8 @@ import soundfile
 
 from export.parity import probe_sound
 from export.sources import microphone_pieces, pcm_pieces, pieces_of
-from kdasr.audio import resample
 from kdasr.errors import AudioError, ConfigError, MissingDependencyError
+from kdasr.resampling import resample
 
 
 class Pipe(io.RawIOBase):
@@ -48,7 +48,7 @@ def test_pcm_is_scaled_and_cut_nowhere() -> None:
 def test_pcm_of_other_rates_is_resampled(rate_hz: int) -> None:
     samples = probe_sound(20_000, 1)
     heard = np.concatenate(list(pcm_pieces(Pipe(pcm(samples)), rate_hz=rate_hz)))
-    expected = resample((np.rint(samples * 32_767) / 32_768).astype(np.float32), rate_hz)
+    expected = resample((np.rint(samples * 32_767) / 32_768).astype(np.float32), rate_hz, 16_000)
     assert len(heard) == len(expected) and np.abs(heard - expected).max() < 1e-6
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from export.parity import probe_sound
-from kdasr.audio import resample
+from kdasr.resampling import resample
 from kdasr.streaming import EndpointingSession, EndpointRules, SampleWindows
 from kdasr.symbols import TableUnits
 from tests.export.small_models import UNITS
@@ -119,4 +119,4 @@ def test_pieces_at_another_rate_are_resampled_as_the_whole_is(page: Page, rate_h
         }""",
         {"sound": sound.tolist(), "rate": rate_hz},
     )
-    np.testing.assert_allclose(found, resample(sound, rate_hz), atol=1e-5)
+    np.testing.assert_allclose(found, resample(sound, rate_hz, 16_000), atol=1e-5)
