@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdasr.decoding import BLANK_ID, Token
+from kdasr.decoding import Token
 from kdasr.errors import UnitsError
-from kdasr.interfaces import frames_inside
+from kdasr.interfaces import BLANK_ID, frames_inside
 
 
 class AlignedUnit(NamedTuple):

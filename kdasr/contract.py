@@ -38,11 +38,11 @@ from typing import NamedTuple
 
 from kdasr.errors import LabelMismatchError
 from kdasr.features import FRAME_SHIFT_MS
-from kdasr.interfaces import SoftLabels
+from kdasr.interfaces import BLANK_ID, SoftLabels
 from kdasr.soft_labels import Header
 from kdasr.soft_labels.fit import centres, map_classes, pool_frames, take_frames
 from kdasr.storage import Location
-from kdasr.text import BLANK_ID, UNITS_FILE, WORD_START, Units
+from kdasr.text import UNITS_FILE, WORD_START, Units
 
 #: A map from a teacher's symbols to the student's; None strikes a symbol out.
 UnitMap = Mapping[str, str | None]

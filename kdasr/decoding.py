@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdasr.interfaces import frames_inside
+from kdasr.interfaces import BLANK_ID, frames_inside
 
-BLANK_ID = 0
 DEFAULT_BEAM = 16
 # Units that a search hands from one frame to the next before it looks which of them are settled, and from
 # how many on it settles the older half whatever the other prefixes say: a minute of speech in letters.

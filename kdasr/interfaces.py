@@ -15,6 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# The class of CTC's blank in every model, list of units and soft label here; `kdasr.contract` brings the
+# classes of teachers from elsewhere to it.
+BLANK_ID = 0
+
 
 def frames_inside(lengths_b: Tensor, frames: int) -> Tensor:
     """(B, frames) True within each utterance, False in its padding."""

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdasr.errors import ConfigError, ShardError, UnitsError
+from kdasr.interfaces import BLANK_ID
 from kdasr.shards import list_shards, read_texts
-from kdasr.text import BLANK_ID, WORD_START, Units, letters_in, load_units, normalise
+from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
 
 class Lexicon:

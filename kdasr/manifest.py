@@ -22,7 +22,6 @@ VERSION = 1
 # Beside the shards that `kdasr prepare` writes: the first while it works, the second when it is done.
 PREPARING, PREPARED = "preparing.json", "prepared.json"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +75,9 @@ def manifest_path(shard_path: Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
+    """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(path: Path) -> Shard:

@@ -10,7 +10,6 @@ No pickle: a model from a stranger can be loaded without running anything of his
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -26,6 +25,7 @@ from torch import nn
 
 from kdasr.errors import ConfigError, ModelError
 from kdasr.features import feature_hash
+from kdasr.manifest import sha256_of
 from kdasr.storage import refuse_file
 from kdasr.text import SENTENCEPIECE_FILE, UNITS_FILE, Units, load_units
 
@@ -147,10 +147,13 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """`kdasr.manifest.sha256_of` of a file of a model.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise ModelError("the file cannot be read", where=path, got=error.strerror) from error
 

@@ -15,9 +15,9 @@ from typing import Any
 import sentencepiece
 
 from kdasr.errors import UnitsError
+from kdasr.interfaces import BLANK_ID
 from kdasr.storage import Location, Place, locate
 
-BLANK_ID = 0
 BLANK_SYMBOL = "<blk>"
 WORD_START = "▁"
 # Part of the hash of units: to be renamed whenever `kdasr.text.normalise` gives another text than before.

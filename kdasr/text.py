@@ -22,9 +22,9 @@ from typing import Protocol
 import sentencepiece
 
 from kdasr.errors import UnitsError
+from kdasr.interfaces import BLANK_ID
 from kdasr.storage import Location, Place, commit_bytes, locate
 from kdasr.symbols import (
-    BLANK_ID,
     BLANK_SYMBOL,
     FORMAT,
     NORMALISATION,
@@ -40,7 +40,6 @@ from kdasr.symbols import (
 
 __all__ = [
     "ALPHABET",
-    "BLANK_ID",
     "BLANK_SYMBOL",
     "NORMALISATION",
     "SENTENCEPIECE_FILE",

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdasr.errors import UnitsError
+from kdasr.interfaces import BLANK_ID
 from kdasr.text import (
     ALPHABET,
-    BLANK_ID,
     CharUnits,
     SentencePieceUnits,
     Units,

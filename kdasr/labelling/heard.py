@@ -15,13 +15,13 @@ from pathlib import Path
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.error_rates import count_errors
 from kdasr.errors import UnitsError
-from kdasr.interfaces import SoftLabels
+from kdasr.interfaces import BLANK_ID, SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score
 from kdasr.manifest import Shard, read_manifest
 from kdasr.shards import read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
-from kdasr.soft_labels.runs import BLANK_ID, best_classes, best_path
+from kdasr.soft_labels.runs import best_classes, best_path
 from kdasr.storage import Place, is_url
 from kdasr.text import Units, letters_in, load_units, normalise
 

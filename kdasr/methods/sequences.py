@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from kdasr.decoding import BLANK_ID, Hypothesis, prefix_beam
+from kdasr.decoding import Hypothesis, prefix_beam
 from kdasr.errors import ConfigError
-from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
+from kdasr.interfaces import BLANK_ID, Batch, ModelOutput, SoftLabelBatch, frames_inside
 from kdasr.losses import collapsed, ctc, of_transcripts, transcript_nats
 from kdasr.targets import at_least_float32, spikes_of, targets_of
 

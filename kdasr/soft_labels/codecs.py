@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdasr.errors import ConfigError, SoftLabelError
-from kdasr.interfaces import SoftLabels
+from kdasr.interfaces import BLANK_ID, SoftLabels
 from kdasr.soft_labels.codec_base import Codec, CodecBase
 from kdasr.soft_labels.planes import Layout
-from kdasr.soft_labels.runs import BLANK_ID
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from kdasr.interfaces import SoftLabels
-from kdasr.soft_labels.runs import BLANK_ID, best_classes, frame_starts
+from kdasr.interfaces import BLANK_ID, SoftLabels
+from kdasr.soft_labels.runs import best_classes, frame_starts
 
 Ints = NDArray[np.int64]
 

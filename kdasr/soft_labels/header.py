@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from kdasr.errors import DamagedLabelsError, LabelMismatchError
+from kdasr.interfaces import BLANK_ID
 from kdasr.soft_labels.codec_base import Codec
 from kdasr.soft_labels.codecs import make_codec
 from kdasr.soft_labels.container import FORMAT_VERSION, canonical_json
-from kdasr.soft_labels.runs import BLANK_ID
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdasr.errors import DamagedLabelsError, SoftLabelError
-from kdasr.interfaces import SoftLabels
-from kdasr.soft_labels.runs import BLANK_ID, Floats, Ints, Parts, join_blank, split_blank
+from kdasr.interfaces import BLANK_ID, SoftLabels
+from kdasr.soft_labels.runs import Floats, Ints, Parts, join_blank, split_blank
 
 MAX_VOCAB = 65_536
 

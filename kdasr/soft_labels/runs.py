@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdasr.errors import SoftLabelError
-from kdasr.interfaces import SoftLabels
-
-BLANK_ID = 0
+from kdasr.interfaces import BLANK_ID, SoftLabels
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

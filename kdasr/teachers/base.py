@@ -22,8 +22,8 @@ from torch import Tensor
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ModelError
 from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, LOG_MEL_FLOOR, feature_hash, log_mel
-from kdasr.interfaces import AcousticModel
-from kdasr.symbols import BLANK_ID, TableUnits, blank_path
+from kdasr.interfaces import BLANK_ID, AcousticModel
+from kdasr.symbols import TableUnits, blank_path
 from kdasr.text import Units
 
 # By how many frames, more or fewer, a pretrained teacher's count may differ from the audio's.
