@@ -32,14 +32,7 @@ from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
 from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
-from kdasr.stages.checks import (
-    Losses,
-    check_losses,
-    check_numbers,
-    check_units,
-    measured_delays,
-    read_schedule,
-)
+from kdasr.stages.checks import losses_of, measured_delays
 from kdasr.storage import is_url
 from kdasr.training import Optimisation
 
@@ -50,6 +43,13 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "retokenise": stages.retokenise,
     "export": stages.export,
     "evaluate": stages.evaluate,
+}
+# What can be said of a stage's arguments before it is its turn.
+_CHECKS: dict[str, Callable[..., Any]] = {
+    "prepare": stages.corpus_folder,
+    "train": stages.check_train,
+    "export": stages.check_export,
+    "evaluate": stages.check_evaluation,
 }
 _console = Console(stderr=True)
 _DEVICE = re.compile(r"^device:.*\n?", re.MULTILINE)
@@ -160,18 +160,8 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     for _, recipe in recipes:
         arguments = check_recipe(recipe)
         # Not after what comes before it, which may take hours.
-        if recipe.stage == "prepare":
-            stages.corpus_folder(**arguments)
-        elif recipe.stage == "train":
-            check_numbers(arguments)
-            labels = arguments.get("labelled_soft_labels") or ()
-            check_losses(*_losses(arguments), labelled_soft_labels=labels)
-            check_units(arguments.get("units", ""))
-            read_schedule(arguments.get("schedule", ()))
-        elif recipe.stage == "evaluate":
-            stages.check_evaluation(**arguments)
-        elif recipe.stage == "export":
-            stages.check_export(**arguments)
+        if check := _CHECKS.get(recipe.stage):
+            check(**arguments)
     _check_outs(recipes)
     done = _work_dir([recipe for _, recipe in recipes]) / ".done"
     todo, inputs = [], ""
@@ -282,12 +272,7 @@ def _waits_for(one: _Todo, group: list[_Todo]) -> bool:
     """Whether a delay is measured with a model that another stage of the group makes."""
     arguments = one.recipe.arguments
     makes_it = any(other.recipe.arguments.get("out") == arguments.get("delay_reference") for other in group)
-    return makes_it and any(map(measured_delays, _losses(arguments)))
-
-
-def _losses(train_arguments: Mapping[str, Any]) -> list[Losses]:
-    """Those of labelled and those of unlabelled audio."""
-    return [train_arguments.get(name) or {} for name in ("labelled_losses", "unlabelled_losses")]
+    return makes_it and any(map(measured_delays, losses_of(arguments)))
 
 
 def _was_done(one: _Todo) -> bool:

@@ -368,6 +368,21 @@ def test_a_loss_without_weight_is_found_before_the_first_stage_runs(folder: Path
     assert not (folder / "work").exists()
 
 
+def test_pruning_without_a_model_is_found_before_the_first_stage_runs(folder: Path, ran: list[str]) -> None:
+    def trained(*, name: str, prune: Any = None) -> dict[str, Any]:
+        ran.append(name)
+        return {}
+
+    pipeline.VERBS["train"] = trained
+    for name in ("one", "two", "three"):
+        (folder / f"{name}.yaml").write_text(f"stage: train\nwork_dir: {folder}/work\nname: {name}\n")
+    with (folder / "three.yaml").open("a") as file:
+        file.write("prune: !new:kdasr.methods.pruning.Pruning {share: 0.5}\n")
+    with pytest.raises(ConfigError, match=r"prune: only a trained model can be pruned"):
+        pipeline.run_folder(folder, {})
+    assert ran == []
+
+
 def test_stages_must_share_their_work_folder(folder: Path, ran: list[str]) -> None:
     with pytest.raises(ConfigError, match="share one work_dir"):
         pipeline.run_folder(folder, {"two.work_dir": "elsewhere"})

@@ -26,11 +26,13 @@ from kdasr.reasons import Reasons, lines_of
 from kdasr.results import MISSING, set_aside_others
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
+from kdasr.stages.checks import check_train
 from kdasr.stages.training import make_units, train
 from kdasr.streaming import set_chunk_ms
 
 __all__ = [
     "check_corpus",
+    "check_train",
     "corpus_folder",
     "evaluate",
     "export",

@@ -46,6 +46,27 @@ _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
+def check_train(**arguments: Any) -> None:
+    """See that `train` could begin with these arguments, as far as they tell before anything is read.
+
+    Raises:
+        ConfigError: a number is out of range; an entry is no weight and loss, a loss is given what it does
+            not take, or asks for a delay that nobody measures; a model is to be pruned that is not trained;
+            the units or the schedule cannot be read.
+    """
+    check_numbers(arguments)
+    labels = arguments.get("labelled_soft_labels") or ()
+    check_losses(*losses_of(arguments), labelled_soft_labels=labels)
+    check_pruning(arguments.get("prune"), arguments.get("start"), arguments.get("optimisation"))
+    check_units(arguments.get("units", ""))
+    read_schedule(arguments.get("schedule", ()))
+
+
+def losses_of(arguments: Mapping[str, Any]) -> tuple[Losses, Losses]:
+    """Those of labelled and those of unlabelled audio among the arguments of `train`."""
+    return arguments.get("labelled_losses") or {}, arguments.get("unlabelled_losses") or {}
+
+
 def check_numbers(settings: Mapping[str, Any]) -> None:
     """Raise ConfigError where a number of a training, by its name, is out of range."""
     for name, value in settings.items():
@@ -113,11 +134,11 @@ def check_impressions(impressions: Impressions, teacher: str | None, **of_audio:
             )
 
 
-def check_pruning(prune: Pruning | None, start: str | None, optimisation: Optimisation) -> None:
+def check_pruning(prune: Pruning | None, start: str | None, optimisation: Optimisation | None) -> None:
     """Raise ConfigError where a model is to be pruned that is not trained, or would not stay pruned."""
     if prune is None:
         return
-    if optimisation.optimiser != "adamw":
+    if optimisation is not None and optimisation.optimiser != "adamw":
         raise ConfigError(
             "only AdamW leaves pruned weights where they are",
             where="optimisation.optimiser",

@@ -30,9 +30,7 @@ from kdasr.stages.checks import (
     begins_in_silence,
     check_against_labels,
     check_impressions,
-    check_losses,
-    check_numbers,
-    check_pruning,
+    check_train,
     check_units,
     read_schedule,
     tell_what_is_untaught,
@@ -115,21 +113,7 @@ def train(
     At each look at the dev set the loss is that of the `labelled_losses` that ask for no stored labels, or
     CTC where there are none.
     """
-    numbers: dict[str, Any] = {
-        "seed": seed,
-        "batch_seconds": batch_seconds,
-        "speeds": speeds,
-        "max_labelled_utterances": max_labelled_utterances,
-        "max_unlabelled_utterances": max_unlabelled_utterances,
-        "exclude_longer_s": exclude_longer_s,
-        "cache_gigabytes": cache_gigabytes,
-        "num_workers": num_workers,
-        "tail_share": tail_share,
-        "silent_start": silent_start,
-    }
-    check_numbers(numbers)
-    check_losses(labelled_losses, unlabelled_losses or {}, labelled_soft_labels=labelled_soft_labels)
-    check_pruning(prune, start, optimisation)
+    check_train(**locals())  # the arguments: nothing else is there yet
     blocks = read_schedule(schedule)
     used = {stream for stream, _ in blocks}
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
