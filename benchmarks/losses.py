@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdasr.evaluation import one_torch_thread
+from kdasr.devices import one_torch_thread
 from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch
 from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
 from kdasr.methods.adversarial import Discriminator

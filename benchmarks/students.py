@@ -43,8 +43,9 @@ from export.publish import export_student
 from export.to_onnx import OnnxFormat
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.devices import one_torch_thread
 from kdasr.errors import ConfigError
-from kdasr.evaluation import evaluate, one_torch_thread
+from kdasr.evaluation import evaluate
 from kdasr.features import FRAME_SHIFT_MS, NUM_MEL_BINS
 from kdasr.models import CARD_FILE, count_parameters
 from kdasr.pipeline import run_recipe

@@ -27,7 +27,6 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,6 +107,7 @@ def prepare(
     """
     # The command line asks this module for the names of the corpora: torch would take it a second.
     from data_prep.support.prepared import fingerprint_of, prepare_split
+    from kdasr.devices import one_torch_thread
 
     if seed < 0:
         raise ConfigError("the value is out of range", where="seed", expected="0 or more", got=seed)
@@ -115,7 +115,8 @@ def prepare(
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)
     shards = {}
-    with _one_thread():
+    # Utterances are too short to share among threads: on a busy machine that is 5 x slower.
+    with one_torch_thread():
         for split in module.splits(parsed, corpus):
             scope, files = module.scope(parsed, corpus, split)
             source = {
@@ -153,19 +154,6 @@ def _recorded(settings: Any) -> dict[str, Any]:
     """Settings as JSON gives them back."""
     found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
     return {name: value for name, value in found.items() if name not in _LATER or value != _LATER[name]}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Utterances are too short to share among threads: on a busy machine that is 5 x slower."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _module_of(name: str) -> ModuleType:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import GreedyStream, StreamDecoder
+from kdasr.devices import one_torch_thread
 from kdasr.errors import AudioError
-from kdasr.evaluation import one_torch_thread
 from kdasr.features import HOP_SAMPLES
 from kdasr.streaming import ChunkModel
 

@@ -23,6 +23,7 @@ from rich.progress import track
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, decode_whole, greedy
+from kdasr.devices import one_torch_thread
 from kdasr.error_rates import ErrorCounts, count_errors
 from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.interfaces import AcousticModel, Utterance
@@ -146,17 +147,6 @@ def evaluate_transcriber(transcribe: Transcriber, shards: Sequence[Path]) -> Res
         ShardError: a damaged shard, or no transcripts.
     """
     return _score(shards, lambda utterances: [(transcribe(one), None) for one in utterances], 1)
-
-
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Hold torch to one thread inside the block."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def measure_rtf(work: Callable[[], object], audio_seconds: float, *, repeats: int = 3) -> float:

@@ -6,6 +6,7 @@ A loss is called as `loss(output, batch)`; a recipe names it and its weight unde
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -208,20 +209,45 @@ def soft_cross_entropy(
         ConfigError: an unknown blank policy, a negative delay or weight, or nothing to learn from.
         LabelMismatchError: the labels of an utterance have another number of frames.
     """
-    if delay_frames < 0:
-        raise ConfigError(
-            "a negative delay", where="soft_cross_entropy", expected="delay_frames >= 0", got=delay_frames
-        )
     labels = targets_of(batch, teacher)
     weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)
+    return framewise(output, batch, labels, partition_cross_entropy, weights_bt, delay_frames)
+
+
+def framewise(
+    output: ModelOutput,
+    batch: Batch,
+    labels: SoftLabelBatch,
+    cross_entropy: Callable[[Tensor, SoftLabelBatch], Tensor],
+    weights_bt: Tensor,
+    delay_frames: int,
+) -> Tensor:
+    """The weighted mean of a loss of single frames, student frame t + delay_frames against teacher frame t.
+
+    Args:
+        cross_entropy: (B, T - delay_frames, V) log-probs and labels of at least so many frames to (B,
+            T - delay_frames) losses.
+        weights_bt: of the teacher's frames.
+
+    Raises:
+        ConfigError: a negative delay.
+        LabelMismatchError: the labels of an utterance have another number of frames.
+    """
+    check_delay(delay_frames)
     log_probs_btv, lengths_b = output.log_probs_btv, output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
     frames = log_probs_btv.shape[1] - delay_frames
     if frames <= 0:
         return log_probs_btv.sum() * 0.0
-    cross_entropy_bt = partition_cross_entropy(at_least_float32(log_probs_btv[:, delay_frames:]), labels)
+    cross_entropy_bt = cross_entropy(at_least_float32(log_probs_btv[:, delay_frames:]), labels)
     paired_bt = frames_inside(lengths_b - delay_frames, frames)
     return weighted_mean(cross_entropy_bt, weights_bt[:, :frames] * paired_bt)
+
+
+def check_delay(frames: int, name: str = "delay_frames") -> None:
+    """Raise ConfigError for a delay that is negative."""
+    if frames < 0:
+        raise ConfigError("a negative delay", where=name, expected="0 or more", got=frames)
 
 
 def weighted_mean(value_bt: Tensor, weights_bt: Tensor) -> Tensor:

@@ -128,7 +128,12 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
     try:
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError("the weights do not fit the model", where=folder, got=error) from error
+        raise ModelError(
+            "the weights do not fit the model",
+            where=folder,
+            got=error,
+            fix="Copy the model folder again, or use the release of kdasr that made it.",
+        ) from error
     units = load_units(folder)
     if units.hash != card["units_hash"]:
         raise ModelError(
@@ -196,5 +201,10 @@ def _build(folder: Path, card: dict[str, Any]) -> nn.Module:
         module_name, class_name = name.rsplit(".", 1)
         model: nn.Module = getattr(importlib.import_module(module_name), class_name)(**card["config"])
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ModelError("the model cannot be built", where=folder / CARD_FILE, got=error) from error
+        raise ModelError(
+            "the model cannot be built",
+            where=folder / CARD_FILE,
+            got=error,
+            fix="Use the release of kdasr that made it.",
+        ) from error
     return model

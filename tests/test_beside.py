@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from kdasr import beside
+from kdasr.devices import one_torch_thread
 from kdasr.errors import ExportError, KdasrError
-from kdasr.evaluation import one_torch_thread
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from kdasr.decoding import Token
+from kdasr.devices import one_torch_thread
 from kdasr.error_rates import count_errors, error_rates
 from kdasr.errors import ConfigError, DamagedShardError, ShardError
 from kdasr.evaluation import (
     evaluate,
     evaluate_transcriber,
     measure_rtf,
-    one_torch_thread,
     write_hypotheses,
 )
 from kdasr.interfaces import Utterance

@@ -282,17 +282,6 @@ def on_one_machine(settings: Settings, workers: int, device: str) -> Settings:
     return replace(settings_of_one(settings, workers), decoders=decoders)
 
 
-def check_device(device: str) -> None:
-    """Raise ConfigError for an accelerator that this process cannot use."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            "torch finds no GPU here",
-            where="device",
-            got=device,
-            fix="Run `kdasr doctor`, or use --device cpu.",
-        )
-
-
 def set_threads(settings: Settings) -> None:
     """Give torch the number of threads that the settings ask for."""
     if settings.threads is not None:

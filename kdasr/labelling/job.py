@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, KdasrError, LabelMismatchError, ShardError, SoftLabelError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work, check_device
+from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work
 from kdasr.labelling.foreman import Foreman
 from kdasr.labelling.out_folder import raise_difference, refuse_audio
 from kdasr.labelling.planning import compare, plan_text, read_plan
@@ -96,7 +97,7 @@ def label(
     settings = settings or Settings()
     _check_arguments(out, engine, workers, shard_index, num_shards)
     if engine != "ray":  # whose nodes may have what this machine lacks
-        check_device(device)
+        usable_device(device)
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     work = Work(source, out, settings, device, overwrite)
     if not is_url(out):

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from kdasr.devices import usable_device
 from kdasr.errors import ConfigError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.engines import check_device, set_threads, settings_of_one
+from kdasr.labelling.engines import set_threads, settings_of_one
 from kdasr.labelling.settings import Settings, ShardResult
 from kdasr.labelling.shard_job import label_shard
 from kdasr.labelling.teachers import FolderTeacher, TeacherSource
@@ -86,11 +87,12 @@ def plan(
         ShardError: no audio shards, or a damaged one in the sample.
     """
     settings = settings or Settings()
-    check_device(device)
-    if sample_shards < 1 or workers < 1:
-        raise ConfigError(
-            "a plan needs a sample and workers", got=f"{sample_shards} shards, {workers} workers"
-        )
+    usable_device(device)
+    for name, value in (("sample_shards", sample_shards), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(
+                "a plan needs a sample and workers", where=name, expected="1 or more", got=value
+            )
     shards = list_audio(audio)
     seconds = [_seconds(shard) for shard in shards]
     sample = sorted({round(i) for i in np.linspace(0, len(shards) - 1, min(sample_shards, len(shards)))})

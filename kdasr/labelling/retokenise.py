@@ -59,7 +59,8 @@ def retokenise(
         SoftLabelError: labels are missing, damaged or of other audio, or `out` holds others.
     """
     if str(locate(labels)) == str(locate(out)):
-        raise ConfigError("retokenised labels need a folder of their own", where=str(out))
+        fix = "Give another --out."
+        raise ConfigError("retokenised labels need a folder of their own", where=str(out), fix=fix)
     refuse_audio(out)
     heard_in = load_units(labels)
     labelled, failed = 0, dict[str, str]()

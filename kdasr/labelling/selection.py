@@ -64,8 +64,13 @@ def select(
         SoftLabelError: labels are missing, damaged or of other audio.
     """
     check_measure(measure)
-    if not 0 < hours < math.inf or str(locate(labels)) == str(locate(out)):
-        raise ConfigError("a selection needs a positive budget and a folder of its own", where=str(out))
+    if not 0 < hours < math.inf:
+        raise ConfigError(
+            "a selection needs a budget", where="hours", expected="more than 0, and finite", got=hours
+        )
+    if str(locate(labels)) == str(locate(out)):
+        fix = "Give another --out."
+        raise ConfigError("a selection needs a folder of its own", where="out", got=str(out), fix=fix)
     refuse_audio(out)
     seconds, scores = _measure_all(audio, labels, measure)
     chosen, threshold = _choose(seconds, scores, hours * 3600)

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
-from kdasr.losses import BlankPolicy, check_frames, frame_weights, partition_cross_entropy, weighted_mean
+from kdasr.losses import (
+    BlankPolicy,
+    check_delay,
+    check_frames,
+    frame_weights,
+    partition_cross_entropy,
+    weighted_mean,
+)
 from kdasr.targets import at_least_float32, targets_of
 
 # The least that the classes that were not kept are taken to have where only an order is asked for.
@@ -105,10 +112,7 @@ def spikewise_cross_entropy(
         ConfigError: a negative delay.
         LabelMismatchError: the labels of an utterance have another number of frames.
     """
-    if max_delay_frames < 0:
-        raise ConfigError(
-            "a negative delay", where="spikewise_cross_entropy", expected="max_delay_frames >= 0"
-        )
+    check_delay(max_delay_frames, "max_delay_frames")
     labels = targets_of(batch, teacher)
     log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)

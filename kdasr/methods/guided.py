@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, frames_inside
-from kdasr.losses import check_frames
+from kdasr.losses import check_delay, check_frames
 from kdasr.targets import at_least_float32, best_units, targets_of
 
 
@@ -35,10 +34,7 @@ def guided_spikes(
         ConfigError: a negative delay.
         LabelMismatchError: the guide has another number of frames.
     """
-    if delay_frames < 0:
-        raise ConfigError(
-            "a negative delay", where="guided_spikes", expected="delay_frames >= 0", got=delay_frames
-        )
+    check_delay(delay_frames)
     labels = targets_of(batch, teacher)
     check_frames(output.lengths_b, labels.lengths_b, batch.keys)
     units_bt = functional.pad(best_units(labels), (delay_frames, 0))[:, : output.log_probs_btv.shape[1]]

@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from kdasr.errors import ConfigError
 from kdasr.interfaces import ModelOutput, frames_inside
+from kdasr.losses import check_delay
 
 
 class FramePairs(NamedTuple):
@@ -48,8 +49,7 @@ def pair_frames(
     Raises:
         ConfigError: a negative delay.
     """
-    if delay_frames < 0:
-        raise ConfigError("a negative delay", where="delay_frames", expected="0 or more", got=delay_frames)
+    check_delay(delay_frames)
     frames = max(0, student_btd.shape[1] - delay_frames)
     teacher_btd = resample_frames(teacher_btd, teacher_lengths_b, lengths_b, student_btd.shape[1])
     valid_bt = frames_inside(lengths_b - delay_frames, frames)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
-from kdasr.losses import BLANK_POLICIES, BlankPolicy, check_frames, frame_weights, weighted_mean
+from kdasr.losses import BlankPolicy, check_frames, frame_weights, framewise
 from kdasr.methods.pairing import pair_frames
 from kdasr.targets import at_least_float32, best_units, targets_of
 
@@ -47,27 +47,22 @@ def soft_targets(
         T² times the cross-entropy in nats, for each frame that counts.
 
     Raises:
-        ConfigError: a temperature that is not positive, or no such teacher.
+        ConfigError: a temperature that is not positive, a negative delay, an unknown blank policy, or no
+            such teacher.
+        LabelMismatchError: the labels of an utterance have another number of frames.
     """
-    if temperature <= 0 or delay_frames < 0 or blank_policy not in BLANK_POLICIES:
-        raise ConfigError(
-            "soft_targets is set up wrongly",
-            expected=f"temperature > 0, delay_frames >= 0, a blank_policy of {', '.join(BLANK_POLICIES)}",
-            got=f"{temperature}, {delay_frames}, {blank_policy!r}",
-        )
+    if temperature <= 0:
+        raise ConfigError("no such temperature", where="temperature", expected="more than 0", got=temperature)
+
+    def softened(log_probs_btv: Tensor, labels: SoftLabelBatch) -> Tensor:
+        student_btc, teacher_btc = cells(log_probs_btv, labels)
+        target_btc = (teacher_btc / temperature).softmax(-1)
+        soft_btc = (student_btc / temperature).log_softmax(-1)
+        return -torch.where(target_btc > 0, target_btc * soft_btc, 0.0).sum(-1)
+
     labels = targets_of(batch, teacher)
-    check_frames(output.lengths_b, labels.lengths_b, batch.keys)
-    frames = output.log_probs_btv.shape[1] - delay_frames
-    if frames <= 0:
-        return output.log_probs_btv.sum() * 0.0
-    log_probs_btv = at_least_float32(output.log_probs_btv[:, delay_frames:])
-    student_btc, teacher_btc = cells(log_probs_btv, labels)
-    target_btc = (teacher_btc / temperature).softmax(-1)
-    soft_btc = (student_btc / temperature).log_softmax(-1)
-    cross_entropy_bt = -torch.where(target_btc > 0, target_btc * soft_btc, 0.0).sum(-1)
-    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
-    weights_bt = weights_bt * frames_inside(output.lengths_b - delay_frames, frames)
-    return temperature**2 * weighted_mean(cross_entropy_bt, weights_bt)
+    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)
+    return temperature**2 * framewise(output, batch, labels, softened, weights_bt, delay_frames)
 
 
 def logit_regression(

@@ -246,7 +246,12 @@ def _check(
             got=f"{len(widths)}, {len(downsampling)} and {len(num_layers)}",
         )
     if min(*widths, *downsampling, *num_layers) < 1:
-        raise ConfigError("a stack without width, frames or layers", where="Zipformer")
+        raise ConfigError(
+            "a stack without width, frames or layers",
+            where="Zipformer",
+            expected="widths, downsampling and num_layers of 1 or more",
+            got=f"{list(widths)}, {list(downsampling)} and {list(num_layers)}",
+        )
     if query_dim % 2 or not kernel_frames % 2:
         raise ConfigError(
             "a size that cannot be",

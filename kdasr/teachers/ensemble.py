@@ -71,13 +71,18 @@ def _check(
     if not teachers or len(weights) != len(teachers) or len(temperatures) != len(teachers):
         raise ConfigError(
             "an ensemble needs teachers, and a weight and a temperature for each of them",
+            where="Ensemble",
             got=f"{len(teachers)} teachers, {len(weights)} weights, {len(temperatures)} temperatures",
         )
     if not all(weight > 0 for weight in weights) or not all(value > 0 for value in temperatures):
-        raise ConfigError("weights and temperatures are positive", got=f"{weights}, {temperatures}")
+        raise ConfigError(
+            "weights and temperatures are positive", where="Ensemble", got=f"{weights}, {temperatures}"
+        )
     if average not in ("linear", "log"):
         raise ConfigError("unknown average", where="average", expected="linear or log", got=average)
     for name in ("vocab_size", "subsampling"):
         values = [getattr(teacher, name) for teacher in teachers]
         if len(set(values)) > 1:
-            raise ConfigError(f"the teachers of an ensemble differ in {name}", got=values)
+            raise ConfigError(
+                f"the teachers of an ensemble differ in {name}", where="Ensemble", expected="one", got=values
+            )
