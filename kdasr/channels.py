@@ -61,7 +61,16 @@ class WorseChannel:
         self.probabilities = (echo_probability, noise_probability, telephone_probability)
         if not all(0.0 <= probability <= 1.0 for probability in self.probabilities):
             raise ConfigError("probabilities lie between 0 and 1", where="spoil", got=self.probabilities)
+        if not noise_kinds:
+            raise ConfigError("noise of no kind", where="spoil.noise_kinds", expected=", ".join(NOISE_KINDS))
         check_kinds(tuple(noise_kinds), "spoil.noise_kinds")
+        if len(echo_seconds) != 2 or not 0.01 <= echo_seconds[0] <= echo_seconds[1] <= 10:
+            raise ConfigError(
+                "no such echo",
+                where="spoil.echo_seconds",
+                expected="[least, most], 0.01 to 10",
+                got=echo_seconds,
+            )
         self.noise_kinds, self.snr_db, self.echo_seconds = list(noise_kinds), snr_db, echo_seconds
 
     def __call__(self, samples: Samples, rng: np.random.Generator) -> Samples:

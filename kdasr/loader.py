@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from kdasr.batches import FeatureCache, change_speed, collate, cut_epoch
 from kdasr.contract import Contract, StudentSide, label_symbols
-from kdasr.errors import ConfigError, ShardError
+from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.features import (
     FRAME_SHIFT_MS,
     HOP_SAMPLES,
@@ -105,6 +105,33 @@ class Stream:
     _joined: list[Joined] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self._check()
+        self.items = list(self._usable_items())
+        if self.max_utterances is not None:
+            order = np.random.default_rng(self.seed).permutation(len(self.items))
+            self.items = [self.items[i] for i in sorted(order[: self.max_utterances])]
+        if not self.items:
+            raise ShardError(
+                "no utterance can be used",
+                where=", ".join(str(folder) for folder in self.folders),
+                got="; ".join(f"{key}: {reason}" for key, reason in list(self.left_out.items())[:3]) or None,
+            )
+        self._cache = FeatureCache(self.cache_bytes)
+        if (self.labels and self.labels_have_times) or not (self.labels or self.units):
+            self.tail_share = 0.0
+        # The slowest speed makes the longest audio; batches are cut for it.
+        slowest, tail = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
+        frames = [math.ceil(num_frames(item.entry.num_samples) / slowest) + tail for item in self.items]
+        self._frames = np.asarray(frames)
+
+    def _check(self) -> None:
+        """Raise ConfigError where settings do not fit each other."""
+        if not self.folders:
+            raise ConfigError(
+                "no folder of audio is named",
+                where="labelled or dev" if self.units is not None else "unlabelled",
+                fix="Name folders of audio shards: [DIR, …].",
+            )
         places = Counter(Path(folder).resolve() for folder in self.folders)
         if twice := [folder for folder, count in places.items() if count > 1]:
             raise ConfigError(
@@ -144,23 +171,6 @@ class Stream:
                 where="mix, spoil",
                 expected="one of the two",
             )
-        self.items = list(self._usable_items())
-        if self.max_utterances is not None:
-            order = np.random.default_rng(self.seed).permutation(len(self.items))
-            self.items = [self.items[i] for i in sorted(order[: self.max_utterances])]
-        if not self.items:
-            raise ShardError(
-                "no utterance can be used",
-                where=", ".join(str(folder) for folder in self.folders),
-                got="; ".join(f"{key}: {reason}" for key, reason in list(self.left_out.items())[:3]) or None,
-            )
-        self._cache = FeatureCache(self.cache_bytes)
-        if (self.labels and self.labels_have_times) or not (self.labels or self.units):
-            self.tail_share = 0.0
-        # The slowest speed makes the longest audio; batches are cut for it.
-        slowest, tail = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
-        frames = [math.ceil(num_frames(item.entry.num_samples) / slowest) + tail for item in self.items]
-        self._frames = np.asarray(frames)
 
     def fingerprint(self) -> list[Any]:
         """What decides the batches: the audio, the labels and the settings."""
@@ -227,12 +237,11 @@ class Stream:
             for path in list_shards(folder):
                 shard = open_shard(path)
                 joined = self._join(shard, labels) if labels is not None else None
-                must_fit = self.units is not None and self.student is not None
-                texts = read_texts(path) if must_fit else itertools.repeat(None)
+                texts = read_texts(path) if self.units is not None else itertools.repeat(None)
                 for entry, text in zip(shard.entries, texts, strict=False):
-                    if must_fit and text is None:
+                    if self.units is not None and text is None:
                         raise _no_transcript(path, entry.key)
-                    if reason := self._unusable(entry, joined) or self._misfit(entry, text):
+                    if reason := self._unusable(entry, joined) or self._misfit(path, entry, text):
                         self.left_out[f"{folder}/{entry.key}"] = reason
                         continue
                     if joined is not None:
@@ -249,12 +258,20 @@ class Stream:
             return f"{seconds:.1f} s are longer than {self.exclude_longer_s} s"
         return None
 
-    def _misfit(self, entry: ShardEntry, text: str | None) -> str | None:
+    def _misfit(self, path: Path, entry: ShardEntry, text: str | None) -> str | None:
         """Why no alignment of a transcript is as short as its audio at the highest speed: CTC would have
         nothing to learn from it."""
-        if text is None or self.units is None or self.student is None:
+        if text is None or self.units is None:
             return None
-        ids = self.units.encode(text)
+        try:
+            ids = self.units.encode(text)
+        except UnitsError as error:
+            where = f"{path}:{entry.key}"
+            raise UnitsError(
+                error.what, where=where, expected=error.expected, got=error.got, fix=error.fix
+            ) from error
+        if self.student is None:
+            return None
         needed = len(ids) + sum(one == other for one, other in itertools.pairwise(ids))
         frames = self.student.frames(num_frames(int(entry.num_samples / max(self.speeds))))
         return f"its transcript takes {needed} output frames, of {frames}" if needed > frames else None

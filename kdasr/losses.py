@@ -151,7 +151,12 @@ def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tenso
 
     Returns:
         Σ_t -w_t log q_t(blank) over the batch, in nats for each output frame of it.
+
+    Raises:
+        ConfigError: no frames.
     """
+    if frames < 1:
+        raise ConfigError("silence of no frames", where="frames", expected="1 or more", got=frames)
     nats_bt = -at_least_float32(output.log_probs_btv[:, :frames, 0])
     weight_t = 1.0 - torch.arange(nats_bt.shape[1], device=nats_bt.device) / frames
     inside_bt = frames_inside(output.lengths_b, nats_bt.shape[1])

@@ -453,6 +453,7 @@ def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
         labelled_soft_labels: list[str],
         labelled_losses: dict[str, Any] | None = None,
         unlabelled_losses: dict[str, Any] | None = None,
+        schedule: list[Any],
         size: float = 1,
         fail: bool = False,
     ) -> dict[str, Any]:
@@ -463,6 +464,7 @@ def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
     for name in ("one", "two", "three"):
         with (grouped / f"{name}.yaml").open("a") as file:
             file.write(f"out: models/{name}\ndelay_reference: models/two\n")
+            file.write("schedule: [[unlabelled, 1]]\n")
             file.write("labelled_soft_labels: [labels]\n")
             file.write(f"{losses}:\n    soft:\n        weight: 1.0\n")
             file.write("        loss: !name:kdasr.losses.soft_cross_entropy\n")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kdasr import stages
 from kdasr.channels import WorseChannel
-from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError
+from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError, UnitsError
 from kdasr.features import num_frames
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.loader import Stream
-from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
+from kdasr.losses import best_path_ctc, ctc, silent_start, soft_cross_entropy
 from kdasr.methods.consistency import both_views
 from kdasr.methods.delays import windowed_cross_entropy
 from kdasr.methods.features import Hint, attention_transfer
@@ -27,7 +31,7 @@ from kdasr.methods.mixing import Munge
 from kdasr.methods.responses import soft_targets
 from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model, save_model
-from kdasr.shards import list_shards, open_shard
+from kdasr.shards import list_shards, open_shard, write_shards
 from kdasr.soft_labels import Full, Header, write_label_shard
 from kdasr.spikes import SpikeHistogram
 from kdasr.stages.checks import check_units
@@ -38,7 +42,7 @@ from kdasr.symbols import TableUnits
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits, train_sentencepiece
 from kdasr.training import Optimisation, Training
-from tests.speech import shards
+from tests.speech import shards, utterance
 
 STUDENT = functools.partial(ChunkConformer, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3)
 WORDS = ["a b c", "c b a", "b b a c", "a a c", "abc cab bca"]
@@ -115,6 +119,75 @@ def test_students_hear_in_training_the_silence_that_they_hear_in_use(
         with pytest.raises(InterruptedError) as stop:
             train(data, tmp_path / "model", model=model)
         assert stop.value.args[0] == shares
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dev": []}, "labelled or dev: no folder of audio is named"),
+        ({"labelled": []}, "labelled or dev: no folder of audio is named"),
+        (
+            {"schedule": None},
+            r"schedule: losses of unlabelled audio are given, and no schedule.*\[unlabelled",
+        ),
+        ({"teachers": {"big": "runs/big"}}, r"teachers\.big: no online teacher.*!new:.*got runs/big"),
+        ({"augment": functools.partial(nn.Dropout)}, r"augment: no augmentation.*!new:"),
+        (
+            {"labelled_losses": {"ctc": {"weight": -1.0, "loss": ctc}}},
+            r"labelled_losses\.ctc: no such weight",
+        ),
+        ({"labelled_losses": {"ctc": {"weight": math.nan, "loss": ctc}}}, r"labelled_losses\.ctc: .*got nan"),
+        (
+            {"labelled_losses": {"c.1": {"weight": 1.0, "loss": ctc}}},
+            r"labelled_losses\.c\.1: a name with a dot",
+        ),
+        ({"seed": 2**64}, r"seed: the value is out of range"),
+        (
+            {"labelled_losses": {"s": {"weight": 1.0, "loss": functools.partial(silent_start, frames=0)}}},
+            "frames: silence of no frames",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(
+    data: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(data, tmp_path / "model", **changed)
+    assert not (tmp_path / "model").exists()
+
+
+def dev_set(folder: Path, *texts: str | None) -> list[str]:
+    spoken = [replace(utterance(f"dev-{i}", i), text=text) for i, text in enumerate(texts)]
+    write_shards(iter(spoken), folder)
+    return [str(folder)]
+
+
+def test_a_dev_set_that_cannot_be_measured_is_refused_before_the_first_step(
+    data: Path, tmp_path: Path
+) -> None:
+    pieces = train_sentencepiece(WORDS, vocab_size=8, seed=1)
+    save_model(tmp_path / "pieces", STUDENT(vocab_size=pieces.vocab_size), pieces)
+    settings: dict[str, Any] = {"schedule": [["labelled", 1]], "batch_seconds": 1.0}
+    with pytest.raises(ShardError, match=r"dev-2: an utterance without transcript"):
+        train(data, tmp_path / "model", dev=dev_set(tmp_path / "one", "a", "b", None), **settings)
+    with pytest.raises(UnitsError, match=r"shard-000000\.tar:dev-1: "):
+        dev = dev_set(tmp_path / "two", "a", "zebra")
+        train(data, tmp_path / "model", dev=dev, units=str(tmp_path / "pieces"), **settings)
+    with pytest.raises(ConfigError, match="dev: the transcripts hold no word"):
+        train(data, tmp_path / "model", dev=dev_set(tmp_path / "three", "", ""), **settings)
+    asks = {"soft": {"weight": 1.0, "loss": functools.partial(soft_cross_entropy, teacher="none")}}
+    with pytest.raises(ConfigError, match="a loss asks for the teacher 'none'"):
+        train(data, tmp_path / "model", labelled_losses=asks, schedule=[["unlabelled", 1]])
+
+
+def test_a_dev_set_may_be_as_long_as_what_is_trained_on(data: Path, tmp_path: Path) -> None:
+    long = replace(utterance("long", 1), samples=np.zeros(45 * 16_000, np.float32))
+    write_shards(iter([long]), tmp_path / "dev")
+    settings: dict[str, Any] = {"schedule": [["labelled", 1]], "dev": [str(tmp_path / "dev")]}
+    with pytest.raises(ShardError, match=r"45\.0 s are longer than 40\.0 s"):
+        train(data, tmp_path / "model", **settings)
+    train(data, tmp_path / "model", exclude_longer_s=60.0, **settings)
+    assert "dev_loss" in log_of(tmp_path / "model")[-1]
 
 
 def test_a_student_of_other_units_is_refused_by_name(data: Path, tmp_path: Path) -> None:
@@ -536,7 +609,7 @@ def test_a_loss_that_fades_leaves_another_and_ends_within_the_training(data: Pat
     [
         ("speeds", [0], "speeds: .*one or more of 0.5 to 2"),
         ("speeds", [], "speeds: "),
-        ("seed", -1, "seed: .*expected 0 or more, and finite; got -1"),
+        ("seed", -1, r"seed: .*expected from 0 to 2\^63 - 1; got -1"),
         ("num_workers", -1, "num_workers: "),
         ("cache_gigabytes", -1, "cache_gigabytes: "),
         ("max_labelled_utterances", -5, "max_labelled_utterances: .*1 or more"),

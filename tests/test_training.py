@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import math
 import os
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from kdasr.augment import SpecAugment
-from kdasr.errors import ConfigError, NonFiniteLossError, TrainingError
+from kdasr.errors import ConfigError, DamagedShardError, NonFiniteLossError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput, OnlineTeacher
 from kdasr.loader import Stream
 from kdasr.losses import ctc
+from kdasr.methods.consistency import both_views
 from kdasr.methods.teachers import EmaTeacher
 from kdasr.models import load_model
 from kdasr.students.conformer import ChunkConformer
@@ -271,10 +274,87 @@ def test_a_folder_of_other_things_is_refused_before_the_first_step(data: Path, t
     assert not (tmp_path / "c").exists()
 
 
-def test_checkpoints_within_the_folder_of_the_model_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"checkpoints: checkpoints cannot lie in the folder of the model"):
-        training(data, tmp_path / "model/checkpoints").run(tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+@pytest.mark.parametrize(("checkpoints", "model"), [("a/c", "a"), ("a", "a/model"), ("a", "a")])
+def test_a_model_and_its_checkpoints_one_in_the_other_are_refused(
+    data: Path, tmp_path: Path, checkpoints: str, model: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoints: a model and its checkpoints cannot lie one in"):
+        training(data, tmp_path / checkpoints).run(tmp_path / model)
+    assert not (tmp_path / "a").exists()
+
+
+def test_checkpoints_move_nothing_of_others_out_of_their_folder(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "c/shards").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"checkpoints: checkpoints need a folder of their own.*got shards"):
+        training(data, tmp_path / "c").run(tmp_path / "model")
+    assert [path.name for path in (tmp_path / "c").iterdir() if path.suffix != ".lock"] == ["shards"]
+    (tmp_path / "c/shards").rmdir()
+    assert training(data, tmp_path / "c", steps=1).run(tmp_path / "model")["train_steps"] == 1
+
+
+def test_how_often_checkpoints_are_written_does_not_begin_a_training_anew(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        training(data, tmp_path / "c", loss=StopAt(8)).run(tmp_path / "model")
+    run = training(data, tmp_path / "c", loss=StopAt(10**6), checkpoint_every=2, keep_best=1)
+    run.run(tmp_path / "model")
+    assert [path.name for path in tmp_path.glob("c*")] == ["c"]
+    whole = training(data, tmp_path / "d", loss=StopAt(10**6)).run(tmp_path / "other")
+    assert whole["weights_sha256"] == load_model(tmp_path / "model").card["weights_sha256"]
+
+
+def test_fp16_is_refused_where_there_is_no_gpu(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"precision: fp16 is for GPUs.*fp32 or bf16"):
+        training(data, tmp_path / "c", precision="fp16").run(tmp_path / "model")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_damaged_shard_is_told_in_one_line_by_workers_too(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "labelled", tmp_path / "labelled")
+    run = training(data, tmp_path / "c", workers=2, steps=40)
+    run.streams = {"labelled": Stream([tmp_path / "labelled"], 8.0, 3, units=UNITS)}
+    for shard in (tmp_path / "labelled").glob("*.tar"):
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:1_000] + bytes(byte ^ 255 for byte in whole[1_000:9_000]) + whole[9_000:])
+    with pytest.raises(DamagedShardError) as told:
+        run.run(tmp_path / "model")
+    assert "Traceback" not in str(told.value) and "copy or prepare it again" in str(told.value)
+
+
+def test_patience_is_not_renewed_by_beginning_again(data: Path, tmp_path: Path) -> None:
+    def broken() -> Breaks:
+        return Breaks(4, 10**9)
+
+    with pytest.raises(NonFiniteLossError, match="step 7"):
+        training(data, tmp_path / "c", loss=broken(), steps=20).run(tmp_path / "model")
+    with pytest.raises(NonFiniteLossError, match="step 7"):  # from the look after step 5, with two left out
+        training(data, tmp_path / "c", loss=Breaks(1, 10**9), steps=20).run(tmp_path / "model")
+
+
+def test_means_are_of_the_losses_that_are_finite(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    training(data, tmp_path / "c", loss=Breaks(1, 4), steps=5, nonfinite_patience=9).run(tmp_path / "model")
+    (last,) = [row["labelled/ctc"] for row in losses(tmp_path / "c") if row.get("labelled/ctc")]
+    assert f"step 5/5  train loss {last:.3f}  dev loss" in capfd.readouterr().err
+    training(data, tmp_path / "d", loss=Breaks(1, 5), steps=5, nonfinite_patience=9).run(tmp_path / "n")
+    assert "step 5/5  train loss –  dev loss" in capfd.readouterr().err
+
+
+def test_a_loss_that_learns_within_another_is_optimised(data: Path, tmp_path: Path) -> None:
+    hint = LayerHint()
+    run = training(
+        data,
+        tmp_path / "c",
+        steps=3,
+        further={"views": (0.3, functools.partial(both_views, loss=hint))},
+        teachers={"past": EmaTeacher(0.9)},
+    )
+    weights: list[Tensor] = []
+    hint.project.register_forward_hook(lambda *_: weights.append(hint.project.weight.detach().clone()))
+    run.run(tmp_path / "model")
+    assert not torch.equal(weights[0], weights[-1])
+    state = torch.load(next((tmp_path / "c").glob("CKPT*/learned.ckpt")), weights_only=True)
+    assert "labelled/views/loss.project.weight" in state
 
 
 def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp_path: Path) -> None:

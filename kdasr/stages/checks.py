@@ -25,16 +25,19 @@ from kdasr.schedule import check_pattern
 from kdasr.symbols import shorten
 from kdasr.teachers.base import TeacherSource
 from kdasr.training import Optimisation
+from kdasr.training.step import innermost
 
 # What a recipe has under `labelled_losses` or `unlabelled_losses`.
 Losses = Mapping[str, Mapping[str, Any]]
 
 
+# The schedule where a recipe has none.
+LABELLED_ALONE = (("labelled", 1),)
 # What numbers of a training must be: said, and checked.
 _NO_LESS_THAN_0 = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
 _NO_LESS_THAN_1 = ("1 or more, and finite", lambda value: 1 <= value < math.inf)
 _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "seed": _NO_LESS_THAN_0,
+    "seed": ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
     "num_workers": _NO_LESS_THAN_0,
     "cache_gigabytes": _NO_LESS_THAN_0,
     "max_labelled_utterances": _NO_LESS_THAN_1,
@@ -57,9 +60,31 @@ def check_train(**arguments: Any) -> None:
     check_numbers(arguments)
     labels = arguments.get("labelled_soft_labels") or ()
     check_losses(*losses_of(arguments), labelled_soft_labels=labels)
+    _check_parts(arguments.get("teachers") or {}, arguments.get("augment"))
     check_pruning(arguments.get("prune"), arguments.get("start"), arguments.get("optimisation"))
     check_units(arguments.get("units", ""))
-    read_schedule(arguments.get("schedule", ()))
+    if arguments.get("schedule") is None and losses_of(arguments)[1]:
+        raise ConfigError(
+            "losses of unlabelled audio are given, and no schedule that uses it",
+            where="schedule",
+            expected="such as [[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
+        )
+    read_schedule(arguments.get("schedule") or LABELLED_ALONE)
+
+
+def _check_parts(teachers: Mapping[str, Any], augment: object) -> None:
+    """Raise ConfigError where something was named that had to be built."""
+    for name, teacher in teachers.items():
+        if not callable(getattr(teacher, "attach", None)) or not hasattr(teacher, "config"):
+            raise ConfigError(
+                "no online teacher",
+                where=f"teachers.{name}",
+                expected="one that is built: !new:kdasr.methods.teachers.FrozenTeacher {model: FOLDER}",
+                got=teacher,
+            )
+    if augment is not None and not isinstance(augment, nn.Module):
+        expected = "a module that is built: !new:kdasr.augment.SpecAugment {…}"
+        raise ConfigError("no augmentation", where="augment", expected=expected, got=augment)
 
 
 def losses_of(arguments: Mapping[str, Any]) -> tuple[Losses, Losses]:
@@ -91,7 +116,12 @@ def check_losses(
                     where=f"{name}.{term}",
                     expected="{weight: 1.0, loss: !name:kdasr.losses.NAME }, or !new:MODULE {…}",
                 )
-            fitting(entry["weight"], float, f"{name}.{term}.weight")
+            weight = fitting(entry["weight"], float, f"{name}.{term}.weight")
+            if not 0 <= weight < math.inf:
+                expected, got = "0 or more, and finite", weight
+                raise ConfigError("no such weight", where=f"{name}.{term}", expected=expected, got=got)
+            if "." in term:
+                raise ConfigError("a name with a dot", where=f"{name}.{term}", expected="one without")
             _check_until(entry, losses, f"{name}.{term}.until")
             if isinstance(entry["loss"], functools.partial):
                 where = f"{name}.{term}.loss"
@@ -294,16 +324,9 @@ def _check_delays(loss: Any, frames: int | None, where: str) -> None:
 def begins_in_silence(losses: Losses) -> bool:
     """Whether one of the losses leaves it to the model itself in which frame a unit is said, and none is
     `silent_start` already."""
-    functions = [_function(entry["loss"]) for entry in losses.values()]
+    functions = [innermost(entry["loss"]) for entry in losses.values()]
     leaves_times = any(getattr(function, "leaves_times", False) for function in functions)
     return leaves_times and "silent_start" not in losses and silent_start not in functions
-
-
-def _function(loss: Any) -> Any:
-    """The loss itself of one that is named in a recipe, within views of it too."""
-    while isinstance(loss, functools.partial):
-        loss = loss.keywords.get("loss", loss.func)
-    return loss
 
 
 def _needs_times(loss: Any) -> bool:

@@ -26,6 +26,7 @@ from kdasr.models import load_model, read_card
 from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
 from kdasr.stages.checks import (
+    LABELLED_ALONE,
     Losses,
     begins_in_silence,
     check_against_labels,
@@ -45,6 +46,8 @@ from kdasr.training import Fading, Optimisation, Training
 _SILENT_START_UNTIL = 0.5
 # Two hours of audio.
 _DEV_CACHE_BYTES = 2**28
+# Longer utterances of a dev set are left out, unless the training hears longer ones.
+_DEV_LONGEST_S = 40.0
 
 
 def train(
@@ -68,7 +71,7 @@ def train(
     unlabelled_losses: Losses | None = None,
     delay_reference: str | None = None,
     delay_margin_frames: int = 1,
-    schedule: Sequence[tuple[str, int]] = (("labelled", 1),),
+    schedule: Sequence[tuple[str, int]] | None = None,
     teachers: Mapping[str, OnlineTeacher] | None = None,
     start: str | None = None,
     prune: Pruning | None = None,
@@ -114,7 +117,7 @@ def train(
     CTC where there are none.
     """
     check_train(**locals())  # the arguments: nothing else is there yet
-    blocks = read_schedule(schedule)
+    blocks = read_schedule(schedule or LABELLED_ALONE)
     used = {stream for stream, _ in blocks}
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
     # Here, so that two trainings with the same seed begin with the same weights.
@@ -170,7 +173,14 @@ def train(
         streams=streams,
         schedule=blocks,
         losses={stream: _weighted(terms) for stream, terms in losses.items()},
-        dev=_dev_stream(dev, batch_seconds, seed, units_built, tail_share=float(hears_tail(built))),
+        dev=_dev_stream(
+            dev,
+            units_built,
+            batch_seconds=batch_seconds,
+            seed=seed,
+            tail_share=float(hears_tail(built)),
+            exclude_longer_s=max(exclude_longer_s, _DEV_LONGEST_S),
+        ),
         dev_loss=kdasr.losses.ctc,
         optimisation=optimisation,
         teachers=teachers or {},
@@ -213,20 +223,14 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
     return train_sentencepiece(texts_of(labelled), vocab_size=units["vocab_size"], seed=seed)
 
 
-def _dev_stream(
-    folders: Sequence[str], batch_seconds: float, seed: int, units: Units, tail_share: float
-) -> Stream:
+def _dev_stream(folders: Sequence[str], units: Units, **settings: Any) -> Stream:
     """It is read in the same order at every look: of a part in a cache, nothing is left when it is due."""
-    stream = Stream(
-        [Path(folder) for folder in folders],
-        batch_seconds,
-        seed,
-        units=units,
-        tail_share=tail_share,
-        cache_bytes=_DEV_CACHE_BYTES,
-    )
-    # Audio without transcripts is refused now, and not at the first look.
-    stream.batch(0)
+    paths = [Path(folder) for folder in folders]
+    stream = Stream(paths, units=units, cache_bytes=_DEV_CACHE_BYTES, **settings)
+    if not any(text.split() for text in texts_of(paths)):
+        raise ConfigError(
+            "the transcripts hold no word, so there is no error rate", where="dev", got=", ".join(folders)
+        )
     return stream if stream.fits_cache else dataclasses.replace(stream, cache_bytes=0)
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from kdasr.compat import import_torchaudio
 from kdasr.decoding import greedy
 from kdasr.error_rates import error_rates
-from kdasr.errors import ConfigError, NonFiniteLossError, TrainingError
+from kdasr.errors import ConfigError, KdasrError, NonFiniteLossError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.ranks import ranks
 from kdasr.schedule import ScheduledBatches
@@ -47,6 +47,34 @@ QUIET_S = 60.0
 Outputs = tuple[ModelOutput, dict[str, Tensor]]
 
 
+class _Mean:
+    """Of the losses that are finite; not a number where there is none, of which people read "–"."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, loss: float) -> None:
+        if math.isfinite(loss):
+            self.total, self.count = self.total + loss, self.count + 1
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count if self.count else math.nan
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}" if self.count else "–"
+
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader that raises what its workers came upon; torch would put their traceback before it."""
+
+    def __iter__(self) -> Any:
+        for item in super().__iter__():
+            if isinstance(item, KdasrError):
+                raise item
+            yield item
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether a killed run can go on from `folder`."""
     return WholeCheckpoints(folder).find_checkpoint() is not None
@@ -68,6 +96,7 @@ class CtcBrain(sb.Brain):
         self.names = [f"{stream}/{name}" for stream, terms in training.losses.items() for name in terms]
         self.unread: deque[StepNews] = deque()
         self.steps_not_taken = 0  # in a row, up to the last one
+        self.train_mean, self.dev_mean = _Mean(), _Mean()
         self.said_at = time.monotonic()
         super().__init__(
             modules={"step": step},
@@ -114,12 +143,14 @@ class CtcBrain(sb.Brain):
         self.steps = RankSteps(batches, self.optimisation.accumulate, self.ranks)
         self.checkpointer.add_recoverable(
             "position",
-            Position(batches, self.optimisation.accumulate, lambda: self.optimizer_step),
-            custom_load_hook=lambda position, path, end_of_epoch: position.check(Path(path)),
-            custom_save_hook=lambda position, path: position.save(Path(path)),
+            Position(batches, self.optimisation.accumulate),
+            custom_load_hook=lambda position, path, end_of_epoch: self._go_on_from(position, Path(path)),
+            custom_save_hook=lambda position, path: position.save(
+                Path(path), self.optimizer_step, self.steps_not_taken
+            ),
         )
         batches_ahead = max(1, 4 // len(self.steps.positions(0)))
-        loader = DataLoader(
+        loader = _Loader(
             self.steps,
             batch_size=None,
             sampler=StepSampler(self.steps_to_look),
@@ -128,7 +159,7 @@ class CtcBrain(sb.Brain):
             pin_memory=self.device_type == "cuda",
         )
         one_epoch = OneEpoch(self.training.dev)
-        dev = DataLoader(
+        dev = _Loader(
             one_epoch,
             batch_size=None,
             sampler=self.ranks.share(range(len(one_epoch))),
@@ -140,6 +171,10 @@ class CtcBrain(sb.Brain):
         with Progress(*columns, console=console, transient=True, disable=not speaks) as self.progress:
             self.task = self.progress.add_task(self.training.name, total=self.last_step)
             self.fit(self.counter, loader, dev)
+
+    def _go_on_from(self, position: Position, path: Path) -> None:
+        # Else a job that is begun again until it ends would pass as many more each time.
+        self.steps_not_taken = position.check(path)
 
     def recover_best(self) -> dict[str, Any]:
         """Load the weights with the lowest dev WER (the later of equals); its facts."""
@@ -161,8 +196,10 @@ class CtcBrain(sb.Brain):
         self.hypotheses: list[str] = []
         self.references: list[str] = []
         self.said_at_once = 0
-        self.dev_batches = 0
+        if stage == sb.Stage.TRAIN:
+            self.train_mean = _Mean()
         if stage == sb.Stage.VALID:
+            self.dev_mean = _Mean()
             # Not what the last step left: a run that is resumed here has made none.
             self.step_module.progress = self.optimizer_step / self.last_step
             torch.manual_seed(step_seed(self.training.seed, f"{DEV}/{self.optimizer_step}"))
@@ -263,10 +300,11 @@ class CtcBrain(sb.Brain):
                 self.average.update()
 
     def update_average(self, loss: Tensor, avg_loss: float) -> float:
-        """The running mean; in training it is kept by `_read`, which may be a step behind."""
+        """The mean so far; in training it is kept by `_read`, which may be a step behind."""
         if self.modules.training:
-            return float(self.avg_train_loss)
-        return float(super().update_average(loss, avg_loss))
+            return self.train_mean.value
+        self.dev_mean.add(float(loss))
+        return self.dev_mean.value
 
     def _read(self, keep: int) -> None:
         """Log the steps whose losses are due, and look whether they are finite."""
@@ -276,8 +314,7 @@ class CtcBrain(sb.Brain):
             step = news.step + 1
             # In fp16 a gradient may overflow, and the scale is halved; no step is lost by the audio's fault.
             if math.isfinite(loss) and (not news.steps_not_taken or self.scaler.is_enabled()):
-                in_epoch = step - self.epoch_start
-                self.avg_train_loss += (loss - self.avg_train_loss) / in_epoch
+                self.train_mean.add(loss)
                 row: dict[str, Any] = {"step": step, **terms}
             else:
                 row = self._not_finite(news, loss, terms)
@@ -292,7 +329,7 @@ class CtcBrain(sb.Brain):
             return
         left_s = self.progress.tasks[0].time_remaining
         left = "" if left_s is None else f"  {timedelta(seconds=round(left_s))} left"
-        self._say(f"step {step}/{self.last_step}  train loss {self.avg_train_loss:.3f}{left}")
+        self._say(f"step {step}/{self.last_step}  train loss {self.train_mean}{left}")
 
     def _say(self, text: str) -> None:
         if self.ranks.first:
@@ -342,9 +379,8 @@ class CtcBrain(sb.Brain):
         """Nothing: `kdasr.training.sums` says why."""
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
-        """By steps alone, which all ranks count alike; SpeechBrain's would ask the first in each step. None
-        after a step that was not taken: whoever goes on from there would count anew how many were not."""
-        return 0 < self.optimisation.checkpoint_every <= steps_since_ckpt and self.steps_not_taken == 0
+        """By steps alone, which all ranks count alike; SpeechBrain's would ask the first in each step."""
+        return 0 < self.optimisation.checkpoint_every <= steps_since_ckpt
 
     def _save_intra_epoch_ckpt(self) -> None:
         # Nothing is saved after a loss that is not finite, so every loss must be known.
@@ -355,24 +391,26 @@ class CtcBrain(sb.Brain):
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage != sb.Stage.VALID:
             self._read(keep=0)
-            self.train_loss = self.avg_train_loss
             return
         watched: dict[str, Any] = {}
         if self.ranks.first and self.training.watch is not None:
             watched = self.training.watch(self.training.model, self.device)
         self._swap_average()
-        looked = (stage_loss, self.dev_batches, self.said_at_once, self.references, self.hypotheses)
+        looked = (self.dev_mean, self.said_at_once, self.references, self.hypotheses)
         parts = self.ranks.gather(looked)
         if not self.ranks.first:
             return
-        losses, counts, at_once, references, hypotheses = zip(*parts, strict=True)
-        dev_loss = losses[0] if self.ranks.alone else _weighted_mean(losses, counts)
+        means_of_ranks, at_once, references, hypotheses = zip(*parts, strict=True)
+        mean = _Mean()
+        mean.total = sum(one.total for one in means_of_ranks)
+        mean.count = sum(one.count for one in means_of_ranks)
         step = min(self.counter.current * self.interval, self.last_step)
         wer, _ = error_rates(_joined(references), _joined(hypotheses))
-        self.log.write({"step": step, "dev_loss": dev_loss, "dev_wer": wer, **watched})
+        finite = {"dev_loss": mean.value} if mean.count else {}
+        self.log.write({"step": step, **finite, "dev_wer": wer, **watched})
         self._say(
-            f"step {step}/{self.last_step}  train loss {self.train_loss:.3f}  "
-            f"dev loss {dev_loss:.3f}  dev WER {wer:.1f} %"
+            f"step {step}/{self.last_step}  train loss {self.train_mean}  "
+            f"dev loss {mean}  dev WER {wer:.1f} %"
         )
         early, count = sum(at_once), sum(map(len, hypotheses))
         if step == self.last_step and 2 * early > count:
@@ -385,7 +423,6 @@ class CtcBrain(sb.Brain):
         )
 
     def _collect(self, output: ModelOutput, batch: Batch) -> None:
-        self.dev_batches += 1
         units = self.training.units
         for tokens in greedy(output.log_probs_btv, output.lengths_b):
             self.said_at_once += bool(tokens) and tokens[0].frame == 0
@@ -393,10 +430,6 @@ class CtcBrain(sb.Brain):
         assert batch.tokens_bu is not None and batch.token_lengths_b is not None
         for ids, length in zip(batch.tokens_bu.tolist(), batch.token_lengths_b.tolist(), strict=True):
             self.references.append(units.decode(ids[:length]))
-
-
-def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
 def _joined(parts: Sequence[list[str]]) -> list[str]:

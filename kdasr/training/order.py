@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.data import Dataset, Sampler
 
+from kdasr.errors import KdasrError
 from kdasr.interfaces import Batch
 from kdasr.loader import Stream
 from kdasr.ranks import Ranks
@@ -29,9 +30,12 @@ class StepSampler(Sampler[int]):
         return len(self._steps())
 
 
-class RankSteps(Dataset[list[Batch]]):
+class RankSteps(Dataset[list[Batch] | KdasrError]):
     """A rank's part of each step. Step n is made of the batches [n * accumulate, (n + 1) * accumulate),
-    whatever the number of ranks; rank r of R has every R-th of them, from the r-th."""
+    whatever the number of ranks; rank r of R has every R-th of them, from the r-th.
+
+    What is wrong with the data is given in their place: raised in a worker of a DataLoader it would come
+    with a traceback of torch's before it."""
 
     def __init__(self, batches: ScheduledBatches, accumulate: int, of: Ranks) -> None:
         self.batches, self.accumulate, self.of = batches, accumulate, of
@@ -40,12 +44,15 @@ class RankSteps(Dataset[list[Batch]]):
         """Which batches since the beginning of training."""
         return self.of.share(range(step * self.accumulate, (step + 1) * self.accumulate))
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        return [self.batches[position] for position in self.positions(step)]
+    def __getitem__(self, step: int) -> list[Batch] | KdasrError:
+        try:
+            return [self.batches[position] for position in self.positions(step)]
+        except KdasrError as error:
+            return error
 
 
-class OneEpoch(Dataset[Batch]):
-    """The batches of a stream's first epoch, as a map-style dataset."""
+class OneEpoch(Dataset[Batch | KdasrError]):
+    """The batches of a stream's first epoch, as a map-style dataset, or as above what is wrong."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -53,7 +60,10 @@ class OneEpoch(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.stream.epoch_batches(0))
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch | KdasrError:
         if index >= len(self):
             raise IndexError(index)
-        return self.stream.batch(index)
+        try:
+            return self.stream.batch(index)
+        except KdasrError as error:
+            return error

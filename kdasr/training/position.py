@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,27 @@ class Position:
     Args:
         batches: the schedule.
         batches_per_step: how many of them make a step.
-        steps_done: how many steps are done by now.
     """
 
-    def __init__(
-        self, batches: ScheduledBatches, batches_per_step: int, steps_done: Callable[[], int]
-    ) -> None:
-        self._batches, self._batches_per_step, self._steps_done = batches, batches_per_step, steps_done
+    def __init__(self, batches: ScheduledBatches, batches_per_step: int) -> None:
+        self._batches, self._batches_per_step = batches, batches_per_step
 
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(self._after(self._steps_done()), indent=1) + "\n")
+    def save(self, path: Path, steps_done: int, steps_not_taken: int) -> None:
+        """Write it as JSON, with how many steps in a row, up to the last one, were left out."""
+        written = {**self._after(steps_done), "steps_not_taken": steps_not_taken}
+        path.write_text(json.dumps(written, indent=1) + "\n")
 
-    def check(self, path: Path) -> None:
+    def check(self, path: Path) -> int:
         """Compare what was written with where the schedule is after as many steps.
+
+        Returns:
+            How many steps in a row had been left out by then.
 
         Raises:
             TrainingError: the schedule goes on with other utterances than it would have then.
         """
         written = json.loads(path.read_text())
+        steps_not_taken = int(written.pop("steps_not_taken", 0))
         found = self._after(written["steps_done"])
         if written != found:
             raise TrainingError(
@@ -48,6 +49,7 @@ class Position:
                 got=found["streams"],
                 fix="Bring the shards back in their order, or train into another folder of checkpoints.",
             )
+        return steps_not_taken
 
     def _after(self, steps_done: int) -> dict[str, Any]:
         place = self._batches.position(steps_done * self._batches_per_step)

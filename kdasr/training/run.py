@@ -29,7 +29,7 @@ from kdasr.text import Units
 from kdasr.training.brain import CtcBrain, has_checkpoint
 from kdasr.training.checkpoints import WholeCheckpoints
 from kdasr.training.compiled import compiled
-from kdasr.training.lock import used_alone
+from kdasr.training.lock import LOCK_FILE, used_alone
 from kdasr.training.optimisation import Optimisation
 from kdasr.training.step import DEV, Fading, Step, WeightedLosses, step_seed
 from kdasr.training_log import LOG_FILE
@@ -38,7 +38,9 @@ FINGERPRINT_FILE = "fingerprint.txt"
 LEFT_OUT_FILE = "left_out.json"
 _OLD_LOG_FILE = f"{LOG_FILE}.old"
 # Settings of the optimisation with which the same steps are taken.
-_NO_MATTER = ("compile", "nonfinite_patience")
+_NO_MATTER = ("compile", "nonfinite_patience", "checkpoint_every", "keep_best")
+# What a folder of checkpoints holds, and no other.
+_OWN_FILES = (LOCK_FILE, FINGERPRINT_FILE, LEFT_OUT_FILE, f"{LOG_FILE}*", "CKPT*", "unfinished*", ".*")
 
 Watch = Callable[[AcousticModel, torch.device | str], dict[str, Any]]
 
@@ -103,13 +105,7 @@ class Training:
         """
         with joined() as ranks, contextlib.ExitStack() as held:
             refuse_other_content(out)
-            if self.checkpoints.resolve().is_relative_to(out.resolve()):
-                raise ConfigError(
-                    "checkpoints cannot lie in the folder of the model, which is replaced as a whole",
-                    where="checkpoints",
-                    expected=f"a folder that is not in {out}",
-                    got=self.checkpoints,
-                )
+            _check_apart(self.checkpoints, out)
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
             if ranks.first:
@@ -175,7 +171,7 @@ class Training:
         step = Step(self.model, self.losses, self.teachers, self.augment).to(self.device)
         used = dict.fromkeys(stream for stream, _ in self.schedule)
         first = ((stream, self.streams[stream].batch(0).to(self.device)) for stream in used)
-        step.initialise(step_seed(self.seed, "losses"), first)
+        step.initialise(step_seed(self.seed, "losses"), first, self.dev.batch(0).to(self.device))
         return step
 
     def _tell_what_begins(self, ranks: Ranks) -> None:
@@ -207,6 +203,8 @@ class Training:
         if is_taken:
             held.enter_context(used_alone(self.checkpoints))
             found = marker.read_text().strip() if marker.exists() else None
+            if found is None:
+                _refuse_other_files(self.checkpoints)
         if found is not None and found != fingerprint:
             self._set_aside(found, out)
             is_taken = False  # the lock went with the folder
@@ -261,6 +259,10 @@ class Training:
 
     def _check(self, ranks: Ranks) -> None:
         self.optimisation.check_shared_by(ranks.count, self.name)
+        if self.optimisation.precision == "fp16" and torch.device(self.device).type != "cuda":
+            raise ConfigError(
+                "fp16 is for GPUs", where="optimisation.precision", expected="fp32 or bf16", got=self.device
+            )
         for name in {stream for stream, _ in self.schedule}:
             if not self.losses.get(name):
                 raise ConfigError(
@@ -268,6 +270,36 @@ class Training:
                     where=self.name,
                     fix=f"Name a loss under {name}_losses, or take {name} out of the schedule.",
                 )
+
+
+def _check_apart(checkpoints: Path, out: Path) -> None:
+    """Raise ConfigError where a model and its checkpoints lie one in the other: the model is replaced as a
+    whole, checkpoints of other settings are moved away as a whole."""
+    inner, outer = checkpoints.resolve(), out.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise ConfigError(
+            "a model and its checkpoints cannot lie one in the other",
+            where="checkpoints",
+            expected=f"a folder apart from {out}",
+            got=checkpoints,
+        )
+
+
+def _refuse_other_files(checkpoints: Path) -> None:
+    """Raise ConfigError where a folder without checkpoints holds anything else: it would be moved away with
+    them."""
+    others = [
+        path.name
+        for path in sorted(checkpoints.iterdir())
+        if not any(path.match(pattern) for pattern in _OWN_FILES)
+    ]
+    if others:
+        raise ConfigError(
+            "checkpoints need a folder of their own",
+            where="checkpoints",
+            expected=f"an empty folder in the place of {checkpoints}",
+            got=", ".join(others[:5]) + (", …" if len(others) > 5 else ""),
+        )
 
 
 def _free_name(path: Path) -> Path:

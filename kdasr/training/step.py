@@ -6,8 +6,9 @@ so that whatever wraps it for several processes sees all of it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ class Step(nn.Module):
         }
         named |= {f"teachers/{name}": teacher for name, teacher in teachers.items()}
         self.learned = nn.ModuleDict(
-            {name: part for name, part in named.items() if isinstance(part, nn.Module)}
+            {place: part for name, one in named.items() for place, part in _modules_of(one, name)}
         )
         self._losses, self._teachers = losses, teachers
 
@@ -93,7 +94,7 @@ class Step(nn.Module):
         for name, (weight, loss) in self._losses["labelled" if stream == DEV else stream].items():
             if isinstance(weight, Fading) and self.progress >= weight.until:
                 continue  # it costs no time any more
-            if stream == DEV and getattr(getattr(loss, "func", loss), "in_training_only", False):
+            if stream == DEV and getattr(innermost(loss), "in_training_only", False):
                 continue
             now = weight.at(self.progress) if isinstance(weight, Fading) else weight
             try:
@@ -111,9 +112,9 @@ class Step(nn.Module):
         for teacher in self._teachers.values():
             teacher.after_step(self.student.model)
 
-    def initialise(self, seed: int, batches: Iterable[tuple[str, Batch]]) -> None:
+    def initialise(self, seed: int, batches: Iterable[tuple[str, Batch]], dev_batch: Batch) -> None:
         """Draw the weights of the losses that learn, with the widths that (stream, batch) show, and see that
-        every loss can be computed: better now than when its block begins.
+        every loss can be computed, on the dev set too: better now than when its block or its look begins.
 
         Raises:
             ConfigError: a loss that learns is never used, or asks for what its stream has not.
@@ -128,10 +129,12 @@ class Step(nn.Module):
         for stream, batch in batches:  # some are learned themselves, so they are made with gradients
             with torch.no_grad():
                 self(batch, stream)
-        self.train(was_training)
         for name, part in self.learned.items():
             if any(is_lazy(parameter) for parameter in part.parameters()):
                 raise ConfigError("this loss is in no stream of the schedule", where=name)
+        with torch.no_grad():
+            self(dev_batch, DEV)
+        self.train(was_training)
 
     def _teacher(self, name: str) -> OnlineTeacher:
         if name not in self._teachers:
@@ -147,6 +150,23 @@ class Step(nn.Module):
             return batch.features_btf
         augmented: Tensor = self.augment(batch.features_btf)
         return augmented
+
+
+def innermost(loss: Any) -> Any:
+    """The function of a loss that a recipe names with its settings, and of one that is given another loss
+    (two views, say) that of the other."""
+    while isinstance(loss, functools.partial):
+        loss = loss.keywords.get("loss", loss.func)
+    return loss
+
+
+def _modules_of(loss: Any, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """What learns in a loss, by its place: it may be within what the loss is given."""
+    if isinstance(loss, nn.Module):
+        yield name, loss
+    elif isinstance(loss, functools.partial):
+        for key, value in loss.keywords.items():
+            yield from _modules_of(value, f"{name}/{key}")
 
 
 def step_seed(seed: int, step: int | str) -> int:
