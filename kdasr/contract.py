@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,15 +41,14 @@ from kdasr.interfaces import BLANK_ID, SoftLabels
 from kdasr.soft_labels import Header
 from kdasr.soft_labels.fit import centres, map_classes, pool_frames, take_frames
 from kdasr.storage import Location
+from kdasr.symbols import FORMAT, VERSION, stands_for_no_text
 from kdasr.text import UNITS_FILE, WORD_START, Units
 
 #: A map from a teacher's symbols to the student's; None strikes a symbol out.
 UnitMap = Mapping[str, str | None]
 
 _ALIASES = {"|": WORD_START, " ": WORD_START, "<space>": WORD_START}
-_SPECIAL = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 _TOLERANCE_FRAMES = 1
-_FORMAT, _VERSION = "kdasr-units", 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +142,7 @@ class StudentSide:
             return []
         known = {BLANK_ID, *contract.class_map}
         symbols = enumerate(self.units.symbols)
-        return [symbol for unit, symbol in symbols if unit not in known and not _SPECIAL.fullmatch(symbol)]
+        return [symbol for unit, symbol in symbols if unit not in known and not stands_for_no_text(symbol)]
 
     def _class_map(self, header: Header, symbols: LabelSymbols | None, where: str) -> tuple[int, ...] | None:
         if header.units_hash == self.units.hash and not self.unit_map:
@@ -182,7 +180,7 @@ def label_symbols(folder: Location) -> LabelSymbols | None:
     try:
         card = json.loads(file.read_all())
         found = LabelSymbols(card["symbols"], card["hash"])
-        good = card["format"] == _FORMAT and card["version"] == _VERSION
+        good = (card["format"], card["version"]) == (FORMAT, VERSION)
         good &= isinstance(found.symbols, list) and all(isinstance(symbol, str) for symbol in found.symbols)
     except (ValueError, KeyError, TypeError):
         good = False
@@ -190,7 +188,7 @@ def label_symbols(folder: Location) -> LabelSymbols | None:
         raise LabelMismatchError(
             "not a list of units that this version reads",
             where=str(file),
-            expected=f"{_FORMAT} version {_VERSION}",
+            expected=f"{FORMAT} version {VERSION}",
             fix="Label again with this version of kdasr.",
         )
     return found
@@ -233,7 +231,7 @@ def _student_class(symbol: str, known: Mapping[str, int], given: UnitMap) -> int
     for name in (symbol, _ALIASES.get(symbol, symbol), symbol.casefold()):
         if name in known:
             return known[name]
-    return BLANK_ID if _SPECIAL.fullmatch(symbol) else None
+    return BLANK_ID if stands_for_no_text(symbol) else None
 
 
 def _some_symbols(units: Units) -> str:

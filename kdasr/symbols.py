@@ -125,7 +125,7 @@ class TableUnits(SymbolUnits):
                 "blank is no class of the table", expected=f"0 to {len(symbols) - 1}", got=blank_id
             )
         ordered = [symbols[blank_id], *symbols[:blank_id], *symbols[blank_id + 1 :]]
-        texts = [symbol for symbol in ordered[1:] if not _CONTROL.fullmatch(symbol)]
+        texts = [symbol for symbol in ordered[1:] if not stands_for_no_text(symbol)]
         upper = any(s != s.lower() for s in texts) and not any(s != s.upper() for s in texts)
         mark = next((mark for mark in _WORD_MARKS if mark in texts), None)
         if any(WORD_START in symbol for symbol in texts):
@@ -134,7 +134,7 @@ class TableUnits(SymbolUnits):
         def spelled(symbol: str) -> str:
             if symbol == mark:
                 return WORD_START
-            return symbol.lower() if upper and not _CONTROL.fullmatch(symbol) else symbol
+            return symbol.lower() if upper and not stands_for_no_text(symbol) else symbol
 
         return cls([BLANK_SYMBOL, *map(spelled, ordered[1:])], model_bytes, upper)
 
@@ -194,11 +194,12 @@ class TableUnits(SymbolUnits):
 
 def control_ids(symbols: Sequence[str]) -> list[int]:
     """The classes that stand for no text, blank aside: those whose symbol is empty or in brackets."""
-    return [
-        unit
-        for unit, symbol in enumerate(symbols)
-        if unit != BLANK_ID and (not symbol or _CONTROL.fullmatch(symbol))
-    ]
+    return [unit for unit, symbol in enumerate(symbols) if unit != BLANK_ID and stands_for_no_text(symbol)]
+
+
+def stands_for_no_text(symbol: str) -> bool:
+    """Whether a symbol is empty or in brackets: <s>, <unk>, [PAD], <|en|>."""
+    return not symbol or _CONTROL.fullmatch(symbol) is not None
 
 
 def blank_path(ids: Sequence[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -26,6 +26,18 @@ _LEAST: dict[str, float] = {
     "nonfinite_patience": 0,
     "ema_decay": 0.0,
     "phase_decay": 0.0,
+}
+# What else they must be: said, and checked.
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "betas": (
+        "two numbers from 0 to less than 1",
+        lambda betas: len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas),
+    ),
+    "precision": (" or ".join(_PRECISIONS), lambda precision: precision in _PRECISIONS),
+    "optimiser": (" or ".join(get_args(OptimiserKind)), lambda kind: kind in get_args(OptimiserKind)),
+    "ema_decay": ("0 for none, or less than 1", lambda decay: decay < 1.0),
+    "phase_decay": ("more than 0, at most 1", lambda decay: 0.0 < decay <= 1.0),
+    "max_gradient_norm": ("more than 0", lambda norm: norm > 0.0),
 }
 
 
@@ -87,48 +99,14 @@ class Optimisation:
                     expected=f"a {'whole ' if whole else ''}number, {least} or more",
                     got=repr(value),
                 )
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(
-                "no such averages",
-                where="optimisation.betas",
-                expected="two numbers from 0 to less than 1",
-                got=self.betas,
-            )
-        if self.precision not in _PRECISIONS:
-            raise ConfigError(
-                "an unknown precision",
-                where="optimisation.precision",
-                expected=" or ".join(_PRECISIONS),
-                got=self.precision,
-            )
-        if self.optimiser not in get_args(OptimiserKind):
-            raise ConfigError(
-                "an unknown optimiser",
-                where="optimisation.optimiser",
-                expected=" or ".join(get_args(OptimiserKind)),
-                got=self.optimiser,
-            )
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ConfigError(
-                "no moving average",
-                where="optimisation.ema_decay",
-                expected="0 for none, or less than 1",
-                got=self.ema_decay,
-            )
-        if not 0.0 < self.phase_decay <= 1.0:
-            raise ConfigError(
-                "no decay from round to round",
-                where="optimisation.phase_decay",
-                expected="more than 0, at most 1",
-                got=self.phase_decay,
-            )
-        if self.max_gradient_norm == 0:
-            raise ConfigError(
-                "gradients of norm 0 teach nothing",
-                where="optimisation.max_gradient_norm",
-                expected="more than 0",
-                got=self.max_gradient_norm,
-            )
+        for name, (expected, is_allowed) in _ALLOWED.items():
+            if not is_allowed(value := getattr(self, name)):
+                raise ConfigError(
+                    "a setting of the optimisation cannot be",
+                    where=f"optimisation.{name}",
+                    expected=expected,
+                    got=value,
+                )
         self.phases = read_phases(self.phases)
 
     def check_shared_by(self, count: int, name: str) -> None:
