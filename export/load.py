@@ -8,7 +8,14 @@ from typing import Any
 from export.card import read_export_card, refusal
 from export.contract import WAVE_FORMAT
 from export.publish import TOKENS_FILE
-from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE, OnnxChunkModel, OnnxWaveModel, open_session
+from export.runtime import (
+    FLOAT_FILE,
+    WAVE_FLOAT_FILE,
+    OnnxChunkModel,
+    OnnxWaveModel,
+    open_session,
+    session_metadata,
+)
 from export.to_executorch import FLOAT_FILE as EXECUTORCH_FILE
 from export.to_executorch import ExecutorchModel
 from kdasr.errors import ModelError, UnitsError
@@ -33,7 +40,7 @@ def exported_file(path: Path) -> Path | None:
     return next((path / name for name in names if (path / name).is_file()), None)
 
 
-def load_exported(path: Path, num_threads: int = 1) -> tuple[ExportedModel, Units]:
+def load_exported(path: Path) -> tuple[ExportedModel, Units]:
     """An exported model and its units, checked to belong together and, where its card is there, to be
     what was exported.
 
@@ -49,7 +56,7 @@ def load_exported(path: Path, num_threads: int = 1) -> tuple[ExportedModel, Unit
     card = read_export_card(folder)
     if card is not None:
         _check_hash(path, card)
-    model = _open(path, num_threads)
+    model = _open(path)
     if card is not None:
         _check_student(model, card)
     try:
@@ -102,12 +109,13 @@ def _check_student(model: ExportedModel, card: dict[str, Any]) -> None:
         )
 
 
-def _open(path: Path, num_threads: int) -> ExportedModel:
+def _open(path: Path) -> ExportedModel:
     if path.suffix == ".pte":
         return ExecutorchModel(path)
-    metadata = dict(open_session(path, num_threads).get_modelmeta().custom_metadata_map)
-    kind = OnnxWaveModel if metadata.get("kdasr_format") == WAVE_FORMAT else OnnxChunkModel
-    return kind(path, num_threads)
+    # What kind of model it is, the file itself says: it is opened once, for that and to run.
+    session = open_session(path)
+    waves = session_metadata(session).get("kdasr_format") == WAVE_FORMAT
+    return (OnnxWaveModel if waves else OnnxChunkModel)(path, session)
 
 
 def check_tokens_file(path: Path, units: Units) -> None:

@@ -29,7 +29,7 @@ class OnnxChunkModel:
 
     Args:
         path: the file.
-        num_threads: threads of one call; 1 is what a device has to spare and what is measured.
+        session: of the file, where it is open already; None to open it.
 
     Raises:
         ModelError: no file, a damaged or truncated file, one of another origin or version.
@@ -41,11 +41,10 @@ class OnnxChunkModel:
         input_names: of the features and of every state, in order.
     """
 
-    def __init__(self, path: Path, num_threads: int = 1) -> None:
+    def __init__(self, path: Path, session: Any = None) -> None:
         self.path = path
-        self._session = open_session(path, num_threads)
-        metadata = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.facts = read_metadata(metadata, self.path)
+        self._session = open_session(path) if session is None else session
+        self.facts = read_metadata(session_metadata(self._session), path)
         self.shift, self.window = self.facts.shift, self.facts.window
         self.subsampling, self.vocab_size = self.facts.subsampling, self.facts.vocab_size
         inputs = self._session.get_inputs()
@@ -84,18 +83,17 @@ class OnnxWaveModel:
 
     Args:
         path: the file.
-        num_threads: threads of one call.
+        session: as of `OnnxChunkModel`.
 
     Raises:
         ModelError: no file, a damaged one, or one of another kind.
         MissingDependencyError: onnxruntime is not installed.
     """
 
-    def __init__(self, path: Path, num_threads: int = 1) -> None:
+    def __init__(self, path: Path, session: Any = None) -> None:
         self.path = path
-        self._session = open_session(path, num_threads)
-        metadata = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.facts = read_metadata(metadata, path, WAVE_FORMAT)
+        self._session = open_session(path) if session is None else session
+        self.facts = read_metadata(session_metadata(self._session), path, WAVE_FORMAT)
         self.shift, self.window = self.facts.shift, self.facts.window
         self.subsampling, self.vocab_size = self.facts.subsampling, self.facts.vocab_size
         names = [entry.name for entry in self._session.get_inputs()]
@@ -118,8 +116,8 @@ class OnnxWaveModel:
         return log_probs_btv, state
 
 
-def open_session(path: Path, num_threads: int) -> Any:
-    """An ONNX Runtime session on the CPU.
+def open_session(path: Path) -> Any:
+    """An ONNX Runtime session on the CPU, of one thread.
 
     Raises:
         ModelError: no file, or not one that ONNX Runtime reads.
@@ -131,8 +129,8 @@ def open_session(path: Path, num_threads: int) -> Any:
             "no such model file", where=path, fix="Make one with: kdasr export --model DIR --out DIR"
         )
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
+    # One thread is what a device has to spare, and what is measured.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -143,6 +141,11 @@ def open_session(path: Path, num_threads: int) -> Any:
             got=str(error).strip().splitlines()[0][:200],
             fix="It is damaged, truncated or not an ONNX file: export or copy it again.",
         ) from error
+
+
+def session_metadata(session: Any) -> dict[str, str]:
+    """What a session's file says of itself; see `export.contract`."""
+    return dict(session.get_modelmeta().custom_metadata_map)
 
 
 def run_session(

@@ -188,11 +188,10 @@ class Recogniser:
             yield Transcript(source, "", [], True)
 
 
-def open_recogniser(path: Path, num_threads: int = 1, chunk_ms: int | None = None) -> Recogniser:
+def open_recogniser(path: Path, chunk_ms: int | None = None) -> Recogniser:
     """Whatever is at `path`: a model folder, an export folder, or an `.onnx` file in one.
 
     Args:
-        num_threads: threads of ONNX Runtime; torch keeps its own setting.
         chunk_ms: audio in a chunk; None for the model's own, 0 for full context, which cannot stream.
             An exported file has its size fixed.
 
@@ -203,7 +202,7 @@ def open_recogniser(path: Path, num_threads: int = 1, chunk_ms: int | None = Non
     """
     path = Path(path)
     if (file := exported_file(path)) is not None:
-        model, units = load_exported(file, num_threads)
+        model, units = load_exported(file)
         _check_chunk_ms(chunk_ms, model, path)
         return Recogniser(path, units, None, model)
     if path.is_dir() and ((path / WEIGHTS_FILE).exists() or (path / CARD_FILE).exists()):

@@ -6,9 +6,11 @@ import importlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from export.card import CARD_FILE
@@ -55,6 +57,18 @@ def test_facts_and_initial_state_come_from_the_file(folder: Path) -> None:
     state = model.initial_state(3)
     assert [array.shape for array in state[4:]] == [(3, 4, 43), (3, 4, 43), (3, 128, 3, 19), (3,)]
     assert state[7].dtype == np.int64 and not any(array.any() for array in state)
+
+
+def test_a_file_is_opened_once_and_runs_on_one_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, session = [], onnxruntime.InferenceSession
+
+    def spy(path: str, options: Any, **rest: Any) -> Any:
+        opened.append((path, options.intra_op_num_threads, options.inter_op_num_threads))
+        return session(path, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    model, _ = load_exported(folder / "model.onnx")
+    assert isinstance(model, OnnxChunkModel) and opened == [(str(folder / "model.onnx"), 1, 1)]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
