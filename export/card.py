@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export import commit_file, temporary_name
 from kdasr.errors import ModelError
 from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, NUM_MEL_BINS, feature_hash
 from kdasr.interfaces import StreamingModel
+from kdasr.storage import commit_bytes
 from kdasr.streaming import TorchChunkModel, algorithmic_latency_ms
 from kdasr.text import BLANK_SYMBOL, Units
 
@@ -93,9 +93,7 @@ def _config(student: StreamingModel) -> dict[str, Any]:
 
 def write_card(card: dict[str, Any], path: Path) -> None:
     """Writes the card last: its presence says that the export is complete."""
-    temporary = temporary_name(path)
-    temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    commit_file(temporary, path)
+    commit_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_export_card(folder: Path) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export import commit_file, remove_leftovers, temporary_name
 from export.card import CARD_FILE, CARD_FORMAT, build_card, write_card
 from export.formats import FORMATS, Format, format_class
 from export.parity import Agreement, compare, require_parity
@@ -19,7 +18,7 @@ from kdasr.beside import begun_beside
 from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
 from kdasr.interfaces import StreamingModel
 from kdasr.models import WEIGHTS_FILE, file_sha256
-from kdasr.storage import refuse_file
+from kdasr.storage import commit_file, refuse_file, remove_leftovers, temporary_name
 from kdasr.streaming import ChunkModel, TorchChunkModel, silence_controls
 from kdasr.symbols import FORMAT as UNITS_FORMAT
 from kdasr.text import UNITS_FILE, Units, write_tokens_txt
@@ -115,8 +114,7 @@ def export_student(
     TorchChunkModel(student)  # which refuses a student of full context
     written = kind(student, units, weights_sha256)
     out_dir.mkdir(parents=True, exist_ok=True)
-    for file in (*_MODEL_FILES, CARD_FILE):
-        remove_leftovers(out_dir / file)
+    remove_leftovers(out_dir)
     float_path, int8_path = out_dir / written.float_file, out_dir / written.int8_file
     float_temporary, int8_temporary = temporary_name(float_path), temporary_name(int8_path)
     beside = begun_beside if int8 and not written.int8_from_float else nullcontext

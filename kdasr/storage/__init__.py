@@ -11,10 +11,12 @@ from pathlib import Path
 from kdasr.storage.local import (
     LocalLocation,
     commit_bytes,
+    commit_file,
     is_running,
     refuse_file,
     remove_leftovers,
     sync_path,
+    temporary_name,
 )
 from kdasr.storage.places import Location, Place, StorageError
 from kdasr.storage.remote import RemoteLocation
@@ -26,12 +28,14 @@ __all__ = [
     "RemoteLocation",
     "StorageError",
     "commit_bytes",
+    "commit_file",
     "is_running",
     "is_url",
     "locate",
     "refuse_file",
     "remove_leftovers",
     "sync_path",
+    "temporary_name",
 ]
 
 

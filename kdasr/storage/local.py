@@ -14,7 +14,7 @@ from kdasr.errors import ConfigError
 from kdasr.storage.places import compare
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
-_LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)-[0-9a-f]{12}\.tmp$")
+_LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)-[0-9a-f]{12}\.tmp")
 
 
 def commit_bytes(path: Path, data: bytes) -> None:
@@ -28,7 +28,7 @@ def commit_bytes(path: Path, data: bytes) -> None:
         OSError: the disk is full, the folder is not writable, …; no file is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
+    attempt = temporary_name(path)
     try:
         _write_through(attempt, data)
         compare(attempt.read_bytes(), data, str(attempt))
@@ -40,6 +40,20 @@ def commit_bytes(path: Path, data: bytes) -> None:
     sync_path(path.parent)
 
 
+def temporary_name(path: Path) -> Path:
+    """Where to write `path` until it is whole and checked: hidden, in the same folder, another name for
+    every attempt. `remove_leftovers` knows it, and whatever has a longer name that begins with it."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
+
+
+def commit_file(temporary: Path, path: Path) -> None:
+    """Give a complete and checked file its final name, surviving a crash at any moment: for files that
+    something else than `commit_bytes` wrote, under their `temporary_name`."""
+    sync_path(temporary)
+    temporary.replace(path)
+    sync_path(path.parent)
+
+
 def refuse_file(folder: Path, what: str) -> None:
     """Raise ConfigError where a file is in the place of a folder; `what` says what belongs there."""
     if folder.exists() and not folder.is_dir():
@@ -47,8 +61,8 @@ def refuse_file(folder: Path, what: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers of this machine left in a folder: their temporary files."""
-    for path in folder.glob(".*.tmp"):
+    """Remove what killed writers of this machine left in a folder under a `temporary_name`."""
+    for path in folder.glob(".*.tmp*"):
         found = _LEFTOVER.search(path.name)
         if found and found["host"] == _HOST and not is_running(int(found["pid"])):
             path.unlink(missing_ok=True)

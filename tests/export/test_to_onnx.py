@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -275,13 +276,22 @@ def test_an_export_never_writes_over_files_of_other_programs(tmp_path: Path, nam
 def test_what_a_killed_export_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
     killed = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
     dead, living = int(killed.stdout), os.getppid()
-    names = ("model{}.onnx", "model.int8{}.onnx", "model.int8{}.onnx.prepared", "model.wave{}.onnx")
-    for process in (dead, living):
-        for name in names:
-            (tmp_path / f".{name.format(f'.{process}')}").touch()
-    (tmp_path / ".mine.1.onnx").touch()
+    host = "".join(c for c in socket.gethostname() if c.isalnum()) or "host"
+    names = (
+        "model.onnx{}",
+        "model.int8.onnx{}",
+        "model.int8.onnx{}.prepared",
+        "tokens.txt{}",
+        "model.json{}",
+    )
+
+    def left(process: int) -> set[str]:
+        return {f".{name.format(f'.{host}-{process}-0123456789ab.tmp')}" for name in names}
+
+    for name in (*left(dead), *left(living), ".mine.1.tmp"):
+        (tmp_path / name).touch()
     export_student(recurrent(), UNITS, tmp_path, int8=False)
-    kept = {f".{name.format(f'.{living}')}" for name in names} | {".mine.1.onnx"}
+    kept = left(living) | {".mine.1.tmp"}
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"} | kept
 
 
