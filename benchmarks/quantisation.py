@@ -198,8 +198,7 @@ def _heard(model: Path, utterances: Sequence[Utterance]) -> tuple[float, NDArray
     recogniser, texts, classes = open_recogniser(model), [], []
     for utterance in utterances:
         session = recogniser.session(keep_log_probs=True, where=utterance.key)
-        session.accept(utterance.samples)
-        texts.append(session.finish())
+        texts.append(session.hear(utterance.samples))
         classes.append(session.log_probs_tv.argmax(axis=1))
     wer, _ = error_rates([utterance.text or "" for utterance in utterances], texts)
     return wer, np.concatenate(classes)

@@ -40,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     units, frames, texts, seconds = recogniser.units, list[NDArray[np.float32]](), list[str](), 0.0
     for utterance in (one for path in list_shards(options.test) for one in read_shard(path) if one.text):
         session = recogniser.session(keep_log_probs=True, where=utterance.key)
-        session.accept(utterance.samples)
-        session.finish()
+        session.hear(utterance.samples)
         frames.append(session.log_probs_tv)
         texts.append(utterance.text or "")
         seconds += len(utterance.samples) / SAMPLE_RATE_HZ

@@ -142,11 +142,8 @@ def _check_rounds(rounds: int) -> None:
 
 def streaming_wer(model: Path, utterances: Sequence[Utterance]) -> float:
     """WER in percent of a model folder or file, decoded chunk by chunk."""
-    recogniser, heard = open_recogniser(model), []
-    for utterance in utterances:
-        session = recogniser.session(where=utterance.key)
-        session.accept(utterance.samples)
-        heard.append(session.finish())
+    recogniser = open_recogniser(model)
+    heard = [recogniser.session(where=one.key).hear(one.samples) for one in utterances]
     return error_rates([utterance.text or "" for utterance in utterances], heard)[0]
 
 

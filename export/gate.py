@@ -17,14 +17,11 @@ def wer_gate(units: Units, shards: Sequence[Path]) -> Gate:
 
     The function raises ShardError where the shards are damaged or hold no transcripts.
     """
-
     folders = tuple(dict.fromkeys(str(path.parent) for path in shards))
 
     def measure(model: ChunkModel) -> Measured:
         def transcribe(utterance: Utterance) -> str:
-            session = StreamingSession(model, units, where=utterance.key)
-            session.accept(utterance.samples)
-            return session.finish()
+            return StreamingSession(model, units, where=utterance.key).hear(utterance.samples)
 
         result = evaluate_transcriber(transcribe, shards)
         return Measured(result.wer, result.errors.words, folders)

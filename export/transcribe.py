@@ -126,8 +126,7 @@ class Recogniser:
         seconds = len(samples) / SAMPLE_RATE_HZ
         if self.offline_model is None or (self.chunk_model is not None and seconds > LONGEST_AT_ONCE_S):
             session = self.session(where=where)
-            session.accept(samples)
-            session.finish()
+            session.hear(samples)
             return session.tokens
         features_btf = log_mel(samples if self.chunk_model is None else with_tail(samples))[None]
         lengths_b = torch.tensor([features_btf.shape[1]])

@@ -233,9 +233,7 @@ class Scoreboard:
             return evaluate(model, units, self.shards, decoder=self.decoder, lexicon=lexicon)
 
         def stream(utterance: Utterance) -> str:
-            session = recogniser.session(where=utterance.key)
-            session.accept(utterance.samples)
-            return session.finish()
+            return recogniser.session(where=utterance.key).hear(utterance.samples)
 
         return evaluate_transcriber(stream, self.shards)
 

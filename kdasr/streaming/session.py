@@ -167,6 +167,12 @@ class StreamingSession:
         self._decode()
         return self._text
 
+    def hear(self, samples: ArrayLike) -> str:
+        """Takes an utterance that is there whole, or the rest of one, chunk by chunk to its end, and gives
+        the whole text. Raises AudioError as `accept` does."""
+        self.accept(samples)
+        return self.finish()
+
     def cut(self, count: int) -> int:
         """The last place at or before `count` tokens where the decoder lets them be cut."""
         return self._decoder.cut(count)

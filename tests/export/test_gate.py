@@ -25,9 +25,7 @@ from tests.export.small_models import UNITS, conformer
 
 
 def hears(samples: object) -> str:
-    session = StreamingSession(TorchChunkModel(conformer()), UNITS)
-    session.accept(samples)  # type: ignore[arg-type]
-    return session.finish()
+    return StreamingSession(TorchChunkModel(conformer()), UNITS).hear(samples)  # type: ignore[arg-type]
 
 
 def test_a_model_that_says_the_transcript_has_no_errors(tmp_path: Path) -> None:

@@ -143,12 +143,11 @@ def test_no_word_but_the_last_is_spelt_again_while_text_grows() -> None:
 
 def test_reset_begins_a_new_stream() -> None:
     session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS)
-    session.accept(probe_sound(9_000, 1))
-    session.finish()
+    session.hear(probe_sound(9_000, 1))
     session.reset()
     assert (session.text, session.tokens, session.num_frames) == ("", [], 0)
-    session.accept(_SAMPLES)
-    assert session.finish() == _WHOLE.text
+    assert session.hear(_SAMPLES) == _WHOLE.text
+    assert positions(session.tokens) == positions(_WHOLE.tokens)
 
 
 def test_silence_and_nothing_are_answered() -> None:
