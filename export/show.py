@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from export.sources import microphone_pieces, pcm_pieces, pieces_of
-from export.transcribe import DEFAULT_PIECE_MS, Recogniser, Transcript, open_recogniser
+from export.transcribe import Recogniser, Transcript, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
 from kdasr.decoding import DEFAULT_BEAM
 from kdasr.errors import AudioError, ConfigError
@@ -41,7 +41,6 @@ class Request:
         lexicon: text files and folders of labelled shards with the words to hear; none for any.
         beam: prefixes of a search; None for the most probable class of each frame, or with a lexicon 16.
         rate_hz: sample rate of the PCM on standard input; None for 16 kHz.
-        piece_ms: how much audio is taken at a time.
     """
 
     model: Path
@@ -56,7 +55,6 @@ class Request:
     lexicon: tuple[str, ...] = ()
     beam: int | None = None
     rate_hz: int | None = None
-    piece_ms: int = DEFAULT_PIECE_MS
 
     @property
     def live(self) -> bool:
@@ -146,7 +144,6 @@ def _all_transcripts(
     if request.microphone:
         pieces = microphone_pieces(
             device=request.device,
-            piece_ms=request.piece_ms,
             on_open=lambda: print("listening; Ctrl-C ends it", file=err, flush=True),
         )
         yield from recogniser.listen(pieces, MICROPHONE, request.rules)
@@ -156,7 +153,7 @@ def _all_transcripts(
         try:
             if source == STANDARD_INPUT:
                 rate_hz = SAMPLE_RATE_HZ if request.rate_hz is None else request.rate_hz
-                pieces = pcm_pieces(stdin or _standard_input(), rate_hz=rate_hz, piece_ms=request.piece_ms)
+                pieces = pcm_pieces(stdin or _standard_input(), rate_hz=rate_hz)
                 yield from recogniser.listen(pieces, source, request.rules)
             else:
                 yield from _file_transcripts(recogniser, request, source, err)
@@ -190,7 +187,7 @@ def _file_transcripts(
     if decoded.source_channels > 1:
         _tell(f"{source}: {decoded.source_channels} channels averaged", err)
     if request.stream or request.endpoint:
-        pieces = pieces_of(decoded.samples, request.piece_ms)
+        pieces = pieces_of(decoded.samples)
         return recogniser.listen(pieces, source, request.rules if request.endpoint else None)
     audio_s = len(decoded.samples) / SAMPLE_RATE_HZ
     words = recogniser.words(recogniser.recognise(decoded.samples, source), audio_s)

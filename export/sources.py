@@ -22,6 +22,8 @@ from kdasr.streaming import StreamingResampler
 Samples = NDArray[np.float32]
 T = TypeVar("T")
 
+# How much audio is taken at a time: the text of live audio may come so much later than it could.
+PIECE_MS = 100
 _BYTES_PER_SAMPLE = 2
 # What it takes to tell a container from samples: two frames of an MP3 are the longest.
 _HEAD_BYTES = 1_536
@@ -45,38 +47,33 @@ _MP3_RATES_HZ = (44_100, 48_000, 32_000)
 _log = logging.getLogger(__name__)
 
 
-def pieces_of(samples: Samples, piece_ms: int) -> Iterator[Samples]:
+def pieces_of(samples: Samples, piece_ms: int = PIECE_MS) -> Iterator[Samples]:
     """Whole audio cut into pieces, as it would arrive."""
-    size = piece_samples(piece_ms, SAMPLE_RATE_HZ)
+    size = _piece_samples(piece_ms, SAMPLE_RATE_HZ)
     for start in range(0, len(samples), size):
         yield samples[start : start + size]
 
 
-def piece_samples(piece_ms: int, rate_hz: int) -> int:
-    """Samples in a piece.
-
-    Raises:
-        ConfigError: the piece does not last.
-    """
-    if piece_ms < 1:
-        raise ConfigError("a piece of audio must last", where="piece_ms", expected=">= 1", got=piece_ms)
+def _piece_samples(piece_ms: int, rate_hz: int) -> int:
+    assert piece_ms >= 1, piece_ms
     return max(1, piece_ms * rate_hz // 1000)
 
 
-def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ, piece_ms: int = 100) -> Iterator[Samples]:
+def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[Samples]:
     """Raw mono 16-bit little-endian PCM from a pipe, as soon as it comes, until its end or Ctrl-C.
+
+    At most `PIECE_MS` are read at a time; what is there is taken without waiting for more.
 
     Args:
         rate_hz: its sample rate; other rates than 16 kHz are resampled on the way.
-        piece_ms: the most that is read at a time; what is there is taken without waiting for more.
 
     Raises:
         AudioError: the stream begins like a WAV or another audio file instead of raw samples, or
             its rate is one that `kdasr.resampling.check_rates` refuses.
-        ConfigError: a rate or piece that is not positive.
+        ConfigError: a rate that is not positive.
     """
     resampler = StreamingResampler(rate_hz)
-    size = piece_samples(piece_ms, rate_hz) * _BYTES_PER_SAMPLE
+    size = _piece_samples(PIECE_MS, rate_hz) * _BYTES_PER_SAMPLE
     read = getattr(stream, "read1", stream.read)
     rest, checked = b"", False
     with _CtrlC() as ctrl_c:
@@ -132,13 +129,12 @@ def _mp3_frame_bytes(data: bytes) -> int:
 
 
 def microphone_pieces(
-    *, device: str | int | None = None, piece_ms: int = 100, on_open: Callable[[], None] = lambda: None
+    *, device: str | int | None = None, on_open: Callable[[], None] = lambda: None
 ) -> Iterator[Samples]:
-    """The microphone, until Ctrl-C: what was heard before it is complete.
+    """The microphone, until Ctrl-C, in pieces of `PIECE_MS`: what was heard before it is complete.
 
     Args:
         device: name or number as `python -m sounddevice` lists them; None for the default.
-        piece_ms: how much arrives at a time.
         on_open: called when the microphone listens.
 
     Raises:
@@ -163,7 +159,7 @@ def microphone_pieces(
                     channels=1,
                     dtype="float32",
                     device=device,
-                    blocksize=piece_samples(piece_ms, rate_hz),
+                    blocksize=_piece_samples(PIECE_MS, rate_hz),
                     callback=hear,
                 )
             )

@@ -1,4 +1,4 @@
-"""Audio files in, text out, by whatever holds the model: a model folder or an exported one."""
+"""Audio in, text out, by whatever holds the model: a model folder or an exported one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.load import exported_file, load_exported
-from export.sources import pieces_of
-from kdasr.audio import SAMPLE_RATE_HZ, load
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, GreedyStream, StreamDecoder, Token, decode_whole
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.features import FRAME_SHIFT_MS, log_mel
@@ -36,12 +35,9 @@ from kdasr.streaming import (
 )
 from kdasr.text import Units
 
-DEFAULT_PIECE_MS = 100
 # What is longer runs chunk by chunk where it can: attention over all of it at once takes memory that
 # grows as the square of the length.
 LONGEST_AT_ONCE_S = 60
-
-Partial = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True)
@@ -227,41 +223,6 @@ def open_recogniser(path: Path, chunk_ms: int | None = None) -> Recogniser:
         got="a folder without them" if path.is_dir() else "a file" if path.exists() else "nothing",
         fix="Name a model folder that `kdasr train` or `kdasr export` wrote.",
     )
-
-
-def transcribe(
-    files: Iterable[Path],
-    model_path: Path,
-    *,
-    stream: bool = False,
-    on_partial: Partial | None = None,
-    piece_ms: int = DEFAULT_PIECE_MS,
-) -> Iterator[tuple[Path, str]]:
-    """Yields (file, text) for each audio file, in order, as it is done.
-
-    Args:
-        files: anything `kdasr.audio.load` reads; other rates and channels are converted.
-        model_path: see `open_recogniser`. The model is loaded once, before the first file.
-        stream: decode chunk by chunk, as a device would while the audio arrives.
-        on_partial: with `stream`, called with (file, text so far) whenever the text has grown.
-        piece_ms: with `stream`, how much audio arrives at a time; it has no effect on the text.
-
-    Raises:
-        AudioError: a file cannot be read.
-        ModelError: the model cannot be used, or not chunk by chunk.
-        ConfigError: `piece_ms` is not positive.
-    """
-    recogniser = open_recogniser(model_path)
-    for file in map(Path, files):
-        samples = load(file)
-        if not stream:
-            yield file, recogniser.transcribe(samples, str(file))
-            continue
-        for heard in recogniser.listen(pieces_of(samples, piece_ms), str(file)):
-            if heard.final:
-                yield file, heard.text
-            elif on_partial is not None:
-                on_partial(file, heard.text)
 
 
 def _check_chunk_ms(chunk_ms: int | None, model: ChunkModel, path: Path) -> None:

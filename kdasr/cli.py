@@ -193,20 +193,19 @@ def _run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 def _transcribe_live(work_dir: Path) -> None:
     """Show what the exported student makes of the example WAV, chunk by chunk as it is spoken."""
     from export.runtime import FLOAT_FILE, INT8_FILE
-    from export.transcribe import transcribe
+    from export.sources import pieces_of
+    from export.transcribe import open_recogniser
+    from kdasr.audio import load
 
     example, folder = work_dir / "example.wav", work_dir / "export" / "onnx"
     model = next((folder / name for name in (INT8_FILE, FLOAT_FILE) if (folder / name).exists()), None)
     if not example.exists() or model is None:
         return
     print(f"$ kdasr transcribe --stream --model {model} {example}")
-    partials: list[str] = []
-    for file, text in transcribe(
-        [example], model, stream=True, on_partial=lambda _, text: partials.append(text)
-    ):
-        for partial in partials[:-1]:
-            print(f"  {partial} …")
-        print(f"{file}\t{text}\n")
+    *partials, final = open_recogniser(model).listen(pieces_of(load(example)), str(example))
+    for partial in partials[:-1]:
+        print(f"  {partial.text} …")
+    print(f"{final.source}\t{final.text}\n")
 
 
 class _CorpusHelp(argparse.Action):

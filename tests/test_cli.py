@@ -7,14 +7,19 @@ import re
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from data_prep import corpora, folder, settings_of
 from data_prep.support.settings import parse_settings
-from kdasr.cli import _said, _with_dashes, build_parser, main
+from export.parity import probe_sound
+from export.publish import export_student
+from kdasr.cli import _said, _transcribe_live, _with_dashes, build_parser, main
 from kdasr.errors import MissingDependencyError
 from kdasr.models import save_model
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
+from tests.export.small_models import UNITS, conformer
+from tests.export.transcripts import texts_of
 from tests.speech import shards
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +172,23 @@ def test_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_doctor_tells_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "torchaudio's compiled extension" in capsys.readouterr().out
+
+
+def test_a_run_shows_what_its_export_hears_as_the_example_is_spoken(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _transcribe_live(tmp_path)
+    assert capsys.readouterr().out == "", "there is nothing to show"
+    example, model = tmp_path / "example.wav", tmp_path / "export" / "onnx" / "model.int8.onnx"
+    soundfile.write(example, probe_sound(40_000, 1), 16_000)
+    export_student(conformer(), UNITS, model.parent)
+    _transcribe_live(tmp_path)
+    command, *partials, final, empty = capsys.readouterr().out.splitlines()
+    assert command == f"$ kdasr transcribe --stream --model {model} {example}" and empty == ""
+    (text,) = texts_of([example], model)
+    assert final == f"{example}\t{text}" and len(partials) > 5
+    for partial in partials:
+        assert partial.startswith("  ") and partial.endswith(" …") and text.startswith(partial[2:-2])
 
 
 def test_verbs_that_take_recipes_say_that_keys_are_options() -> None:

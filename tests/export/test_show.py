@@ -113,7 +113,7 @@ def test_a_pipe_is_cut_at_pauses_by_itself_and_a_file_on_request(place: Path, tm
 
 def test_the_microphone_is_shown_to_its_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def speak(*, on_open: Callable[[], None], **settings: Any) -> Any:
-        assert settings == {"device": "kitchen", "piece_ms": 100}
+        assert settings == {"device": "kitchen"}
         assert err.getvalue() == ""  # nobody listens yet
         on_open()
         yield probe_sound(40_000, 1)

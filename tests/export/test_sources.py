@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from export.parity import probe_sound
-from export.sources import microphone_pieces, pcm_pieces, pieces_of
+from export.sources import microphone_pieces, pcm_pieces
 from kdasr.errors import AudioError, ConfigError, MissingDependencyError
 from kdasr.resampling import resample
 
@@ -52,9 +52,9 @@ def test_pcm_of_other_rates_is_resampled(rate_hz: int) -> None:
     assert len(heard) == len(expected) and np.abs(heard - expected).max() < 1e-6
 
 
-def test_pieces_are_no_longer_than_asked_for() -> None:
+def test_pieces_last_a_tenth_of_a_second_at_most() -> None:
     stream = io.BytesIO(pcm(np.zeros(4_000, np.float32)))
-    assert [len(piece) for piece in pcm_pieces(stream, piece_ms=100)] == [1_600, 1_600, 800, 0, 0]
+    assert [len(piece) for piece in pcm_pieces(stream)] == [1_600, 1_600, 800, 0, 0]
 
 
 def test_half_a_sample_at_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -151,8 +151,6 @@ def test_bad_settings_are_refused() -> None:
         list(pcm_pieces(io.BytesIO(b""), rate_hz=0))
     with pytest.raises(AudioError, match="cannot be resampled from.*got 44101 Hz"):
         list(pcm_pieces(io.BytesIO(b""), rate_hz=44_101))
-    with pytest.raises(ConfigError, match="piece_ms"):
-        list(pieces_of(np.zeros(10, np.float32), 0))
 
 
 class FakeStream:

@@ -14,11 +14,14 @@ import torch
 import export.transcribe
 from export.parity import probe_sound
 from export.publish import export_student
-from export.transcribe import open_recogniser, transcribe
+from export.sources import pieces_of
+from export.transcribe import open_recogniser
+from kdasr.audio import load
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.models import save_model
 from kdasr.streaming import with_tail
 from tests.export.small_models import UNITS, conformer
+from tests.export.transcripts import texts_of
 
 
 @pytest.fixture(scope="module")
@@ -40,30 +43,31 @@ def wavs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_all_ways_give_one_text(models: Path, wavs: list[Path]) -> None:
-    expected = list(transcribe(wavs, models / "torch"))
-    assert [file for file, _ in expected] == wavs
-    assert all(len(text) > 5 for _, text in expected)
+    expected = texts_of(wavs, models / "torch")
+    assert all(len(text) > 5 for text in expected)
     for model in ("torch", "onnx", "onnx/model.onnx"):
         for stream in (False, True):
-            assert list(transcribe(wavs, models / model, stream=stream)) == expected
+            assert texts_of(wavs, models / model, stream=stream) == expected
 
 
 def test_partials_lead_to_the_text(models: Path, wavs: list[Path]) -> None:
-    heard: list[tuple[Path, str]] = []
-    results = transcribe(wavs, models / "onnx", stream=True, on_partial=lambda *item: heard.append(item))
-    for file, text in results:
-        partials = [partial for name, partial in heard if name == file]
-        assert len(partials) > 2 and partials == sorted(set(partials), key=len)
-        assert all(text.startswith(partial) for partial in partials)
+    recogniser = open_recogniser(models / "onnx")
+    for wav in wavs:
+        *partials, final = recogniser.listen(pieces_of(load(wav)), str(wav))
+        assert final.final and not any(partial.final for partial in partials)
+        assert {heard.source for heard in (*partials, final)} == {str(wav)}
+        texts = [partial.text for partial in partials]
+        assert len(texts) > 2 and texts == sorted(set(texts), key=len)
+        assert all(final.text.startswith(text) for text in texts)
 
 
 def test_int8_gives_text_too(models: Path, wavs: list[Path]) -> None:
-    texts = [text for _, text in transcribe(wavs, models / "onnx" / "model.int8.onnx", stream=True)]
+    texts = texts_of(wavs, models / "onnx" / "model.int8.onnx", stream=True)
     assert all(len(text) > 5 for text in texts)
 
 
 def test_the_size_of_pieces_does_not_matter(models: Path, wavs: list[Path]) -> None:
-    texts = {tuple(transcribe(wavs, models / "onnx", stream=True, piece_ms=size)) for size in (1, 37, 5_000)}
+    texts = {tuple(texts_of(wavs, models / "onnx", stream=True, piece_ms=size)) for size in (1, 37, 5_000)}
     assert len(texts) == 1
 
 
@@ -73,7 +77,7 @@ def test_other_rates_and_channels_are_converted(models: Path, tmp_path: Path) ->
     soundfile.write(tmp_path / "stereo.wav", np.stack([samples, samples], 1), 16_000, subtype="FLOAT")
     soundfile.write(tmp_path / "8k.wav", samples[::2], 8_000)
     names = [tmp_path / name for name in ("mono.wav", "stereo.wav", "8k.wav")]
-    (_, mono), (_, stereo), (_, narrow) = transcribe(names, models / "torch", stream=True)
+    mono, stereo, narrow = texts_of(names, models / "torch", stream=True)
     assert mono == stereo and len(narrow) > 5
 
 
@@ -84,15 +88,9 @@ def test_a_single_sample_and_silence_are_answered(
 ) -> None:
     soundfile.write(tmp_path / "one.wav", np.zeros(1, np.float32), 16_000)
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000, np.float32), 16_000)
-    results = dict(transcribe(sorted(tmp_path.glob("*.wav")), models / model, stream=stream))
-    assert results[tmp_path / "one.wav"] == ""
-    assert isinstance(results[tmp_path / "silent.wav"], str)
-
-
-def test_an_empty_file_is_named(models: Path, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
-    with pytest.raises(AudioError, match=r"empty\.wav"):
-        list(transcribe([tmp_path / "empty.wav"], models / "onnx"))
+    files = [tmp_path / "one.wav", tmp_path / "silent.wav"]
+    one, silent = texts_of(files, models / model, stream=stream)
+    assert one == "" and isinstance(silent, str)
 
 
 def test_a_folder_without_a_model_is_said_so(tmp_path: Path) -> None:
@@ -164,8 +162,3 @@ def test_a_teacher_takes_no_chunk(models: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match="a model of full context has no chunks.*no --chunk-ms.*got 123"):
         open_recogniser(models / "torch", chunk_ms=123)
     assert open_recogniser(models / "torch", chunk_ms=0).chunk_model is None
-
-
-def test_a_piece_of_no_length_is_refused(models: Path, wavs: list[Path]) -> None:
-    with pytest.raises(ConfigError, match="piece_ms"):
-        list(transcribe(wavs, models / "onnx", stream=True, piece_ms=0))

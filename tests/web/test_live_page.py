@@ -11,8 +11,9 @@ import soundfile
 
 from export.demo_page import PAGE_FOLDER
 from export.sources import pieces_of
-from export.transcribe import DEFAULT_PIECE_MS, open_recogniser, transcribe
+from export.transcribe import open_recogniser
 from kdasr.streaming import EndpointRules
+from tests.export.transcripts import texts_of
 from tests.web.pages import choose, error_of, final_text, text_of, wait_until
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def test_partial_text_appears_while_one_listens_along(page: Page, place: Path) -
         seen.add(page.locator("#partial").inner_text())
     assert len(seen - {""}) > 3
     page.wait_for_function("document.body.dataset.text !== undefined")
-    ((_, expected),) = transcribe([place / "a.wav"], place / "wave")
+    (expected,) = texts_of([place / "a.wav"], place / "wave")
     assert page.evaluate("document.body.dataset.text") == expected
 
 
@@ -71,7 +72,7 @@ def assert_heard(page: Page, place: Path, file: Path) -> None:
     """The page's text is that of `kdasr transcribe`, which is given the same samples as a stream."""
     heard, rate_hz = soundfile.read(file, dtype="float32")
     assert rate_hz == 16_000 and len(heard) > 8_000 and np.abs(heard).max() > 0.05
-    pieces = pieces_of(heard, DEFAULT_PIECE_MS)
+    pieces = pieces_of(heard)
     transcripts = open_recogniser(place / "wave").listen(pieces, "microphone", EndpointRules())
     expected = [transcript.text for transcript in transcripts if transcript.final]
     assert page.locator("#segments span").all_inner_texts() == expected != []

@@ -14,7 +14,7 @@ import pytest
 from export.demo_page import DemoPage
 from export.publish import export_student
 from export.runtime import WAVE_FLOAT_FILE, WAVE_INT8_FILE
-from export.transcribe import transcribe
+from tests.export import transcripts
 from tests.export.small_models import UNITS, conformer
 from tests.web.pages import choose, error_of, text_of, wait_until
 
@@ -54,7 +54,7 @@ def texts_of(page: Page, file: Path) -> list[str]:
 
 
 def texts_by(model: Path, file: Path) -> list[str]:
-    return [dict(transcribe([file], model / name))[file] for name in (WAVE_FLOAT_FILE, WAVE_INT8_FILE)]
+    return [transcripts.texts_of([file], model / name)[0] for name in (WAVE_FLOAT_FILE, WAVE_INT8_FILE)]
 
 
 @pytest.mark.parametrize("service_workers", ["allow", "block"])
