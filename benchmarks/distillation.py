@@ -25,7 +25,6 @@ learns from the true transcripts of the unlabelled audio too and for which a cor
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -34,11 +33,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from benchmarks.rows import change, grouped, hash_of_inputs, mean_wers, read_row, write_all, write_row
 from data_prep import prepare
 from export.delays import measure_delays, open_aligner
 from export.transcribe import open_recogniser
@@ -51,7 +51,6 @@ from kdasr.pipeline import run_recipe
 from kdasr.recipe import load_recipe
 from kdasr.shards import list_shards, read_shard
 from kdasr.spikes import spike_histogram
-from kdasr.storage import commit_bytes
 from kdasr.training_log import LOG_FILE
 
 ARMS_FILE = Path(__file__).with_suffix(".yaml")
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for name in _with_reference(chosen, arms):
             row = _row(options, name, {**as_heard, **arms[name]}, seed)
             rows += [row] if name in chosen else []
-            _write_all(options.work_dir)
+            write_all(options.work_dir / FOLDER)
     print(table(rows))
     return rows
 
@@ -176,10 +175,10 @@ def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: i
         for path in sorted((work_dir / folder).glob("shard-*.json"))
     ]
     measured = [teacher, resolved, str(options.delay_utterances), *manifests]
-    inputs = hashlib.sha256("\n".join(measured).encode()).hexdigest()
+    inputs = hash_of_inputs(*measured)
     file = work_dir / f"{student}.json"
-    if file.exists() and (row := json.loads(file.read_text()))["inputs"] == inputs:
-        return dict(row)
+    if (known := read_row(file, inputs)) is not None:
+        return known
     began = time.time()
     facts = run_recipe(recipe, settings, expected_stage="train")
     row = {
@@ -192,7 +191,7 @@ def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: i
         "inputs": inputs,
     }
     _keep_log(Path(settings["checkpoints"]), work_dir / f"{student}.jsonl")
-    commit_bytes(file, (json.dumps(row, indent=1) + "\n").encode())
+    write_row(file, row)
     return row
 
 
@@ -225,17 +224,10 @@ def _measured(work_dir: Path, student: Path, delay_utterances: int) -> dict[str,
     }
 
 
-def _write_all(work_dir: Path) -> None:
-    rows = [json.loads(path.read_text()) for path in sorted((work_dir / FOLDER).glob("*.json"))]
-    commit_bytes(work_dir / f"{FOLDER}.json", (json.dumps(rows, indent=1) + "\n").encode())
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table in Markdown, one line for each arm; delays are medians over the seeds."""
-    by_arm: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_arm.setdefault(row["arm"], []).append(row)
-    means = {name: mean(row["wer"] for row in group) for name, group in by_arm.items()}
+    by_arm = grouped(rows, "arm")
+    means = mean_wers(by_arm)
     rival = min((name for name in RIVALS if name in means), key=lambda name: means[name], default=RIVALS[0])
     lines = [
         "| arm | WER %, each seed | mean | against labels only | against pseudo-labels "
@@ -247,19 +239,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             name,
             " ".join(f"{row['wer']:.1f}" for row in group),
             f"{means[name]:.1f}",
-            *(_gain(means, name, other) for other in (REFERENCE, rival)),
+            *(change(means, name, other) for other in (REFERENCE, rival)),
             _recovery(means, name),
             " / ".join(_ms([row["delays"][f"emission_{p}_ms"] for row in group]) for p in ("p50", "p90")),
             f"{_ms([row['spikes']['median_ms'] for row in group])}, {_near(group)}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _gain(means: Mapping[str, float], name: str, rival: str) -> str:
-    if name == rival or not means.get(rival):
-        return "–"
-    return f"{100 * (means[name] / means[rival] - 1):+.0f} %"
 
 
 def _recovery(means: Mapping[str, float], name: str) -> str:

@@ -17,8 +17,6 @@ through the worse channel.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -29,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import change, grouped, hash_of_inputs, mean_wers, read_row, write_all, write_row
 from kdasr.errors import ConfigError
 from kdasr.evaluation import evaluate
 from kdasr.models import load_model, read_card
 from kdasr.pipeline import load_arguments, run_recipe
 from kdasr.recipe import load_recipe, parse_value
 from kdasr.shards import list_shards, read_shard, write_shards
-from kdasr.storage import commit_bytes
 
 RECIPES = Path("recipes/methods")
 FOLDER = "methods"
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for seed in options.seeds:
         for name in chosen(options.only):
             rows.append(_row(options, name, seed))
-            _write_all(options.work_dir)
+            write_all(options.work_dir / FOLDER)
     print(table(rows))
     return rows
 
@@ -87,8 +85,8 @@ def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         settings["optimisation.steps"] = options.steps
     file = work_dir / FOLDER / f"{student}.json"
     inputs = _inputs(recipe, settings, work_dir)
-    if file.exists() and (row := json.loads(file.read_text()))["inputs"] == inputs:
-        return dict(row)
+    if (known := read_row(file, inputs)) is not None:
+        return known
     began = time.time()
     facts = run_recipe(recipe, settings, expected_stage="train")
     loaded = load_model(work_dir / FOLDER / student)
@@ -106,7 +104,7 @@ def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         "pruned": loaded.card.get("pruned"),
         "inputs": inputs,
     }
-    commit_bytes(file, (json.dumps(row, indent=1) + "\n").encode())
+    write_row(file, row)
     shutil.rmtree(work_dir / FOLDER / "checkpoints" / student)
     return row
 
@@ -132,20 +130,13 @@ def _inputs(recipe: Path, settings: Mapping[str, Any], work_dir: Path) -> str:
     """A hash of the recipe, wherever the work folder lies, and of the models it may use."""
     resolved = load_recipe(recipe, settings).text.replace(str(work_dir), "WORK_DIR")
     weights = [read_card(work_dir / name)["weights_sha256"] for name in MODELS]
-    return hashlib.sha256("\n".join([resolved, *weights]).encode()).hexdigest()
-
-
-def _write_all(work_dir: Path) -> None:
-    rows = [json.loads(path.read_text()) for path in sorted((work_dir / FOLDER).glob("*.json"))]
-    commit_bytes(work_dir / f"{FOLDER}.json", (json.dumps(rows, indent=1) + "\n").encode())
+    return hash_of_inputs(resolved, *weights)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table in Markdown, one line for each method."""
-    by_method: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_method.setdefault(row["method"], []).append(row)
-    means = {name: mean(row["wer"] for row in group) for name, group in by_method.items()}
+    by_method = grouped(rows, "method")
+    means = mean_wers(by_method)
     lines = [
         "| method | steps | WER %, each seed | mean | against labels only | against soft labels "
         "| through a worse channel | seconds |",
@@ -157,18 +148,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             str(group[0]["steps"]),
             " ".join(f"{row['wer']:.1f}" for row in group),
             f"{means[name]:.1f}",
-            *(_change(means, name, reference) for reference in (LABELS_ONLY, SOFT_LABELS)),
+            *(change(means, name, reference) for reference in (LABELS_ONLY, SOFT_LABELS)),
             f"{mean(row['spoilt_wer'] for row in group):.1f}",
             f"{mean(row['train_seconds'] for row in group):.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _change(means: Mapping[str, float], name: str, reference: str) -> str:
-    if name == reference or not means.get(reference):
-        return "–"
-    return f"{100 * (means[name] / means[reference] - 1):+.0f} %"
 
 
 if __name__ == "__main__":

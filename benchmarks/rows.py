@@ -1,0 +1,66 @@
+"""Rows of a comparison of trainings, each in a file of its own, that says what it was made from.
+
+What is there of the same inputs is not done again, so a comparison can be stopped and continued, and several
+of its trainings can run beside one another.
+
+    FOLDER/NAME.json     one row; delete it to train again
+    FOLDER.json          all rows
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from kdasr.storage import commit_bytes
+
+Row = Mapping[str, Any]
+
+
+def hash_of_inputs(*inputs: str) -> str:
+    """Of the texts that decide a row: recipe, weights, manifests."""
+    return hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+
+
+def read_row(file: Path, inputs: str) -> dict[str, Any] | None:
+    """The row in `file`, if it was made from `inputs`, a hash; None where it was not, or is not there."""
+    if not file.exists():
+        return None
+    row: dict[str, Any] = json.loads(file.read_text())
+    return row if row["inputs"] == inputs else None
+
+
+def write_row(file: Path, row: Row) -> None:
+    """Keep a row, which holds its `inputs`, for `read_row`."""
+    assert "inputs" in row, list(row)
+    commit_bytes(file, (json.dumps(row, indent=1) + "\n").encode())
+
+
+def write_all(folder: Path) -> None:
+    """All rows of `folder` in one file beside it."""
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    commit_bytes(folder.with_name(f"{folder.name}.json"), (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def grouped(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
+    """Rows by what they have under `key`: those of all seeds together."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def mean_wers(groups: Mapping[str, Sequence[Row]]) -> dict[str, float]:
+    """For each group its mean WER in percent."""
+    return {name: mean(row["wer"] for row in group) for name, group in groups.items()}
+
+
+def change(wers: Mapping[str, float], name: str, reference: str) -> str:
+    """The WER of `name` against that of `reference`, as a cell of a table: "-12 %"."""
+    if name == reference or not wers.get(reference):
+        return "–"
+    return f"{100 * (wers[name] / wers[reference] - 1):+.0f} %"
