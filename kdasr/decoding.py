@@ -429,7 +429,7 @@ class BeamStream:
 
 def prefix_beam(
     log_probs_tv: NDArray[np.float32] | Tensor,
-    beam: int = 8,
+    beam: int,
     nbest: int = 1,
     grammar: Grammar | None = None,
 ) -> list[Hypothesis]:

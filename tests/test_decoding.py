@@ -135,8 +135,8 @@ def test_summing_alignments_can_beat_the_best_path() -> None:
 def test_certain_frames_and_no_frames() -> None:
     certain = np.full((3, 3), -np.inf, dtype=np.float32)
     certain[[0, 1, 2], [1, 0, 1]] = 0.0
-    assert prefix_beam(torch.from_numpy(certain), nbest=5) == [Hypothesis((1, 1), 0.0)]
-    assert prefix_beam(np.zeros((0, 3), dtype=np.float32)) == [Hypothesis((), 0.0)]
+    assert prefix_beam(torch.from_numpy(certain), beam=8, nbest=5) == [Hypothesis((1, 1), 0.0)]
+    assert prefix_beam(np.zeros((0, 3), dtype=np.float32), beam=8) == [Hypothesis((), 0.0)]
     stream = GreedyStream()
     assert stream.feed(np.zeros((0, 3), dtype=np.float32)) is False and stream.tokens == []
 
