@@ -16,6 +16,7 @@ from kdasr.models import save_model
 from kdasr.results import hypotheses_file
 from kdasr.scoreboard import Scoreboard, check_model_of_row
 from kdasr.shards import list_shards
+from kdasr.streaming import StreamingSession
 from kdasr.students.conformer import ChunkConformer
 from kdasr.symbols import TableUnits
 from kdasr.teachers.base import WAVEFORM, Teacher
@@ -66,7 +67,9 @@ def test_rows_whose_spikes_are_to_be_compared_are_looked_up_before_anything_is_m
     assert not results.exists()
 
 
-def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> None:
+def test_a_search_among_words_hears_the_same_chunk_by_chunk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_student(tmp_path / "student", seed=1)
     (tmp_path / "words.txt").write_text("a\nbe\nsee\n")
     board = Scoreboard(
@@ -78,10 +81,31 @@ def test_a_search_among_words_hears_the_same_chunk_by_chunk(tmp_path: Path) -> N
     )
     path = str(tmp_path / "student")
     board.add("student", path=path)
-    row = board.add("student_streaming", path=path, chunk_by_chunk=True)
-    assert row["texts_unlike_offline"] == 0
-    heard = [one.hypothesis for one in board.heard["student_streaming"].heard]
+    row = board.add("live", path=path, chunk_by_chunk=True)
+    assert row["texts_unlike_offline"] == 0 and capsys.readouterr().err == ""
+    heard = [one.hypothesis for one in board.heard["live"].heard]
     assert any(heard) and {word for text in heard for word in text.split()} <= {"a", "be", "see"}
+
+
+def test_texts_that_are_others_chunk_by_chunk_are_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("student", "other")):
+        save_student(tmp_path / name, seed)
+    board = Scoreboard(list_shards(shards(tmp_path / "test", 2)), tmp_path / "results.json", seed=3)
+    path = str(tmp_path / "student")
+    board.add("whole", path=path)
+    monkeypatch.setattr(StreamingSession, "hear", lambda session, samples: "quite another text")
+    assert board.add("live", path=path, chunk_by_chunk=True)["texts_unlike_offline"] == 2
+    told = "live: 2 of 2 texts chunk by chunk are not those of whole, which heard the utterances whole"
+    assert capsys.readouterr().err == f"{told}; expected 0\n"
+    # Of another model, or with other chunks, texts may be others.
+    for row in (
+        board.add("whole_streaming", path=str(tmp_path / "other"), chunk_by_chunk=True),
+        board.add("short", path=path, chunk_ms=80, chunk_by_chunk=True),
+    ):
+        assert "texts_unlike_offline" not in row
+    assert capsys.readouterr().err == ""
 
 
 def test_a_file_that_its_export_refused_is_left_out_and_the_row_says_why(tmp_path: Path) -> None:
