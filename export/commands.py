@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdasr.errors import install_line
+
 Verb = Callable[..., argparse.ArgumentParser]
 
 
@@ -46,9 +48,8 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
         "--beam", type=int, help="search with this many prefixes (default: 16 with a lexicon)"
     )
     parser.add_argument("--json", action="store_true", help="JSON lines with word times")
-    parser.add_argument(
-        "--microphone", action="store_true", help="listen until Ctrl-C (pip install 'kdasr[mic]')"
-    )
+    install = install_line("mic").replace("%", "%%")  # argparse takes a % for the start of a field
+    parser.add_argument("--microphone", action="store_true", help=f"listen until Ctrl-C ({install})")
     parser.add_argument("--device", help="which microphone, by name or number")
     parser.add_argument("--rate", type=int, help="sample rate of PCM on standard input (default 16000)")
     parser.add_argument(

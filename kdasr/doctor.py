@@ -12,6 +12,7 @@ from rich.table import Table
 
 from kdasr.compat import MISSING_WITHOUT_EXTENSION, import_torchaudio, torchaudio_extension_works
 from kdasr.devices import gpu_problem
+from kdasr.errors import install_line
 
 _PACKAGES = {
     "torch": "",
@@ -64,4 +65,4 @@ def _version(name: str, extra: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return f"not installed: pip install 'kdasr[{extra}]'" if extra else "not installed"
+        return f"not installed: {install_line(extra)}" if extra else "not installed"

@@ -25,8 +25,11 @@ A message says what is wrong and where, what was expected, what came, and what t
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 class KdasrError(Exception):
@@ -71,12 +74,24 @@ class MissingDependencyError(ConfigError):
         self.package, self.extra = package, extra
         super().__init__(
             f"the package {package!r} is not installed",
-            fix=f"Install it with: pip install 'kdasr[{extra}]'",
+            fix=f"Install it with: {install_line(extra)}",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are made again from their message, which is not what this one is made from.
         return type(self), (self.package, self.extra)
+
+
+def install_line(extra: str) -> str:
+    """The command that installs an extra of pyproject.toml: in a checkout, from wherever it is typed, with
+    the versions that were tried, for pip would else take newer ones of all else too."""
+    own = _CHECKOUT / f"constraints-{extra}.txt"  # of an extra that does not go with the others
+    constraints = own if own.is_file() else _CHECKOUT / "constraints.txt"
+    if not constraints.is_file():
+        return f"pip install {shlex.quote(f'kdasr[{extra}]')}"
+    here = Path(constraints.name).is_file() and constraints.samefile(constraints.name)
+    file, checkout = (constraints.name, ".") if here else (str(constraints), str(_CHECKOUT))
+    return f"pip install -c {shlex.quote(file)} -e {shlex.quote(f'{checkout}[{extra}]')}"
 
 
 class MissingLabelsError(ConfigError):

@@ -219,7 +219,7 @@ def test_without_onnxruntime_the_pip_line_is_given(folder: Path, monkeypatch: py
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(MissingDependencyError, match=r"'onnxruntime'.*pip install 'kdasr\[export\]'"):
+    with pytest.raises(MissingDependencyError, match=r"'onnxruntime'.*pip install -c .*\[export\]'"):
         OnnxChunkModel(folder / "model.onnx")
 
 

@@ -430,7 +430,7 @@ def test_a_missing_package_is_named_with_its_pip_line(
     monkeypatch.setattr(
         export.publish, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
     )
-    with pytest.raises(MissingDependencyError, match=r"'onnxruntime'.*pip install 'kdasr\[export\]'"):
+    with pytest.raises(MissingDependencyError, match=r"'onnxruntime'.*pip install -c .*\[export\]'"):
         export_student(recurrent(), UNITS, tmp_path)
 
 

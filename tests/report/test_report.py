@@ -273,6 +273,6 @@ def test_without_matplotlib_the_pip_line_is_given(tmp_path: Path, monkeypatch: p
     for module in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'kdasr\[report\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install -c .*\[report\]'"):
         write_report(tmp_path)
     assert "teacher (full context)" in printed(tmp_path)

@@ -1,0 +1,40 @@
+"""Errors say what to do about them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kdasr import errors
+from kdasr.errors import MissingDependencyError, install_line
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_an_extra_of_a_checkout_is_installed_with_the_versions_that_were_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    line = "pip install -c constraints.txt -e '.[hf]'"
+    assert install_line("hf") == line and line in (ROOT / "README.md").read_text()
+    assert str(MissingDependencyError("transformers", "hf")) == (
+        f"the package 'transformers' is not installed. Install it with: {line}"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert shlex.split(install_line("hf"))[2:] == ["-c", f"{ROOT}/constraints.txt", "-e", f"{ROOT}[hf]"]
+
+
+def test_an_extra_with_constraints_of_its_own_is_installed_with_those(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert install_line("executorch") == "pip install -c constraints-executorch.txt -e '.[executorch]'"
+
+
+def test_an_extra_of_an_installed_package_is_installed_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "_CHECKOUT", tmp_path)
+    assert install_line("hf") == "pip install 'kdasr[hf]'"
