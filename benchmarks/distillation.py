@@ -38,7 +38,16 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks.rows import change, grouped, hash_of_inputs, mean_wers, read_row, write_all, write_row
+from benchmarks.rows import (
+    change,
+    grouped,
+    hash_of_inputs,
+    manifests,
+    mean_wers,
+    read_row,
+    write_all,
+    write_row,
+)
 from data_prep import prepare
 from export.delays import measure_delays, open_aligner
 from export.transcribe import open_recogniser
@@ -169,12 +178,8 @@ def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: i
     # The same text wherever the work folder lies.
     resolved = load_recipe(recipe, settings).text.replace(str(work_dir), "WORK_DIR")
     teacher = read_card(work_dir / "teacher")["weights_sha256"]
-    manifests = [
-        path.read_text()
-        for folder in ("labels", "shards/test")
-        for path in sorted((work_dir / folder).glob("shard-*.json"))
-    ]
-    measured = [teacher, resolved, str(options.delay_utterances), *manifests]
+    measured = [teacher, resolved, str(options.delay_utterances)]
+    measured += manifests(work_dir, ("labels", "shards/test"))
     inputs = hash_of_inputs(*measured)
     file = work_dir / f"{student}.json"
     if (known := read_row(file, inputs)) is not None:

@@ -210,8 +210,18 @@ def device_name(device: str) -> str:
 
 def _of_data_sheet(device: str, precision: str, tflops: float) -> float:
     """Per cent; NaN for a device that the table lacks."""
-    known = [sheet for name, sheet in DATA_SHEETS.items() if name in device_name(device)]
-    return 100 * tflops / known[0][0 if precision == "bf16" else 1] if known else float("nan")
+    sheet = data_sheet(device_name(device))
+    return float("nan") if sheet is None else 100 * tflops / sheet[0 if precision == "bf16" else 1]
+
+
+def data_sheet(card: str) -> tuple[float, float] | None:
+    """The row of DATA_SHEETS for what torch calls a card, word by word: an L40 is no L4."""
+    # "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB": the PCIe and NVL ones are slower, and have no row.
+    words = card.replace("-", " ").split()
+    if {"PCIe", "PCIE", "NVL", "Laptop", "Ti", "D"} & set(words):
+        return None
+    named = [name for name in DATA_SHEETS if f" {name} " in f" {' '.join(words)} "]
+    return DATA_SHEETS[named[0]] if len(named) == 1 else None
 
 
 if __name__ == "__main__":

@@ -27,7 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import change, grouped, hash_of_inputs, mean_wers, read_row, write_all, write_row
+from benchmarks.rows import (
+    change,
+    grouped,
+    hash_of_inputs,
+    manifests,
+    mean_wers,
+    read_row,
+    write_all,
+    write_row,
+)
 from kdasr.errors import ConfigError
 from kdasr.evaluation import evaluate
 from kdasr.models import load_model, read_card
@@ -127,10 +136,10 @@ def spoilt_test(work_dir: Path) -> Path:
 
 
 def _inputs(recipe: Path, settings: Mapping[str, Any], work_dir: Path) -> str:
-    """A hash of the recipe, wherever the work folder lies, and of the models it may use."""
+    """A hash of the recipe, wherever the work folder lies, of the models it may use, labels and audio."""
     resolved = load_recipe(recipe, settings).text.replace(str(work_dir), "WORK_DIR")
     weights = [read_card(work_dir / name)["weights_sha256"] for name in MODELS]
-    return hash_of_inputs(resolved, *weights)
+    return hash_of_inputs(resolved, *weights, *manifests(work_dir))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

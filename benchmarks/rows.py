@@ -19,11 +19,18 @@ from typing import Any
 from kdasr.storage import commit_bytes
 
 Row = Mapping[str, Any]
+# Where a run keeps its audio.
+SHARDS = ("shards/labelled", "shards/unlabelled", "shards/dev", "shards/test")
 
 
 def hash_of_inputs(*inputs: str) -> str:
     """Of the texts that decide a row: recipe, weights, manifests."""
     return hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+
+
+def manifests(work_dir: Path, folders: Sequence[str] = ("labels", *SHARDS)) -> list[str]:
+    """The manifests of shards in folders of `work_dir`: with them a row is of this audio and these labels."""
+    return [path.read_text() for name in folders for path in sorted((work_dir / name).glob("shard-*.json"))]
 
 
 def read_row(file: Path, inputs: str) -> dict[str, Any] | None:

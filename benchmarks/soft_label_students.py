@@ -26,6 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rows import SHARDS, hash_of_inputs, manifests
 from kdasr.evaluation import evaluate
 from kdasr.labelling import Settings, label
 from kdasr.models import load_model, read_card
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
         "teacher": read_card(options.work_dir / "teacher")["weights_sha256"],
         "recipe": hashlib.sha256(load_recipe(options.recipe).text.encode()).hexdigest(),
         "settings": settings,
+        "audio": hash_of_inputs(*manifests(options.work_dir, SHARDS)),
     }
     # Seed by seed, so that what was measured until somebody stops it can be compared.
     for seed in options.seeds:
@@ -93,7 +95,7 @@ def _read(file: Path) -> list[Run]:
 
 
 def _find(runs: Sequence[Run], wanted: Mapping[str, Any]) -> list[Run]:
-    return [run for run in runs if all(run[name] == value for name, value in wanted.items())]
+    return [run for run in runs if all(run.get(name) == value for name, value in wanted.items())]
 
 
 def _measure(options: argparse.Namespace, name: str, seed: int, settings: Mapping[str, Any]) -> Run:

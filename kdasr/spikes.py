@@ -32,6 +32,7 @@ class SpikeHistogram:
         offsets_ms: every offset that occurs, ascending; positive where the student is later.
         counts: spikes with each of these offsets.
         teacher_spikes, student_spikes: spikes in all; those without a counterpart have no offset.
+        whose: which models, seed and test set these are of, for people.
     """
 
     frame_shift_ms: float
@@ -39,6 +40,7 @@ class SpikeHistogram:
     counts: list[int]
     teacher_spikes: int
     student_spikes: int
+    whose: str = "the student against the teacher's"
 
     @property
     def matched(self) -> int:
@@ -125,6 +127,7 @@ def read_histogram(path: Path) -> SpikeHistogram:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        return SpikeHistogram(**{name: content[name] for name in SpikeHistogram.__dataclass_fields__})
+        fields = [name for name in SpikeHistogram.__dataclass_fields__ if name in content]
+        return SpikeHistogram(**{name: content[name] for name in fields})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("not a histogram of spike offsets", where=path, got=repr(error)) from error

@@ -16,6 +16,7 @@ from kdasr.models import save_model
 from kdasr.results import hypotheses_file
 from kdasr.scoreboard import Scoreboard, check_model_of_row
 from kdasr.shards import list_shards
+from kdasr.spikes import read_histogram
 from kdasr.streaming import StreamingSession
 from kdasr.students.conformer import ChunkConformer
 from kdasr.symbols import TableUnits
@@ -202,7 +203,8 @@ def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) 
         board.add(name, path=str(tmp_path / name))
     board.add("chunks", path=str(tmp_path / "student"), chunk_by_chunk=True)
     board.compare_spikes("teacher", "student")
-    assert (tmp_path / "spike_offsets.json").exists()
+    histogram = read_histogram(tmp_path / "spike_offsets.json")
+    assert histogram.whose == "student against those of teacher, seed 3"
     with pytest.raises(ConfigError, match=r"other units or frames.*of teacher; got 4, .* of foreign"):
         board.compare_spikes("teacher", "foreign")
     with pytest.raises(ConfigError, match="spikes of 'chunks'.*whole utterances: teacher, student, foreign"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,10 @@ def test_a_histogram_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_histogram(path, sample())
     assert read_histogram(path) == sample()
     assert '"median_ms": 80.0' in path.read_text()
+    older = json.loads(path.read_text())
+    del older["whose"]
+    path.write_text(json.dumps(older))
+    assert read_histogram(path) == sample()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"counts": []}'])

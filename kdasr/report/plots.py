@@ -21,6 +21,8 @@ Log = list[dict[str, Any]]
 
 _DPI = 130
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a4f9e", "#e0912f", "#4d4d4d")
+_STYLES = ("-", "--", ":")
+_MOST_COLUMNS = 3
 _REACH_FRAMES = 10
 
 
@@ -60,7 +62,7 @@ def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
             axes.plot(steps, smooth, color=colour, linewidth=1.6, label=term)
             # One that fades away would stretch the axis over decades.
             lowest += [smooth.min()] if steps[-1] > 0.75 * last_step else []
-        axes.set(title=name, xlabel="step", ylabel="loss (nats per output frame)", yscale="log")
+        axes.set(title=name, xlabel="step", ylabel="loss, times its weight", yscale="log")
         if min(lowest) > 0:
             axes.set_ylim(bottom=min(lowest) / 2)
         axes.yaxis.set_major_locator(_one_two_five())
@@ -79,8 +81,12 @@ def plot_dev_wer(path: Path, logs: Mapping[str, Log]) -> bool:
     if not shown:
         return False
     figure, (axes,) = _figure(1, width=6.4, height=3.6)
-    for (name, (steps, values)), colour in zip(shown.items(), _colours(len(shown)), strict=True):
-        axes.plot(steps, values, color=colour, marker="o", markersize=3, label=name)
+    for index, ((name, (steps, values)), colour) in enumerate(
+        zip(shown.items(), _colours(len(shown)), strict=True)
+    ):
+        # Where the colours come again, so that every run has a look of its own.
+        style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
+        axes.plot(steps, values, style, color=colour, marker="o", markersize=3, label=name)
     axes.set(title="Word errors on the dev set while training", xlabel="step", ylabel="dev WER %")
     axes.set_ylim(bottom=0, top=min(105.0, axes.get_ylim()[1]))
     axes.legend(frameon=False, fontsize=8)
@@ -100,9 +106,12 @@ def plot_spikes(path: Path, histogram: SpikeHistogram) -> bool:
     axes.axvline(0, color="#888888", linewidth=0.8)
     assert histogram.median_ms is not None
     axes.axvline(histogram.median_ms, color=_COLOURS[1], linewidth=1.2, linestyle="--")
+    axes.set_title(
+        f"Spikes of {histogram.whose}\nmedian {histogram.median_ms:+.0f} ms, "
+        f"{histogram.matched} of {histogram.teacher_spikes} matched",
+        fontsize=9,
+    )
     axes.set(
-        title=f"Student's spikes against the teacher's (median {histogram.median_ms:+.0f} ms, "
-        f"{histogram.matched} of {histogram.teacher_spikes})",
         xlabel=f"student later → (ms; the outermost bars hold all beyond ±{_REACH_FRAMES * shift:.0f})",
         ylabel="spikes %",
     )
@@ -213,15 +222,19 @@ def _one_two_five() -> Any:
 
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, without a window: this also runs where there is no screen."""
+    """A figure of panels side by side, three in a row, without a window: this also runs where there is no
+    screen."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "report") from error
-    figure = Figure(figsize=(width * panels, height), layout="constrained")
+    # More in a row could not be read on a page.
+    columns = min(panels, _MOST_COLUMNS)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="both", color="#dddddd", linewidth=0.6)

@@ -115,17 +115,24 @@ def improvement(lines: Sequence[Line]) -> str | None:
 
 
 def _improvement(test: str | None, lines: Sequence[Line]) -> str | None:
-    wer = {line.model: line.mean("wer") for line in lines}
-    before, after = wer.get("student_labelled_only"), wer.get("student_distilled")
-    if before is None or after is None or before == 0:
+    by_model = {line.model: {row["seed"]: row["wer"] for row in line.rows} for line in lines}
+    alone, distilled = (by_model.get(name, {}) for name in ("student_labelled_only", "student_distilled"))
+    # Of a seed that one of them lacks nothing is known of the difference.
+    seeds = sorted(alone.keys() & distilled.keys())
+    if not seeds or (before := statistics.fmean(alone[seed] for seed in seeds)) == 0:
         return None
+    after = statistics.fmean(distilled[seed] for seed in seeds)
     relative = round(100 * (before - after) / before)
     verdict = (
-        f"{abs(relative)} % relative {'better' if relative > 0 else 'worse'} than" if relative else "equal to"
+        f"{abs(relative)} % relative {'better' if relative > 0 else 'worse'} than"
+        if relative
+        else "within 1 % of"
     )
+    some = alone.keys() != distilled.keys()
+    of_seeds = f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})" if some else ""
     return (
         f"Distillation took the student from {before:.1f} to {after:.1f} % WER"
-        f"{f' on {test}' if test else ''}: {verdict} labels alone."
+        f"{f' on {test}' if test else ''}{of_seeds}: {verdict} labels alone."
     )
 
 
@@ -154,7 +161,8 @@ def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     seeds = sorted({row["seed"] for line in lines for row in line.rows})
     table = Table(title=escape(f"{path} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"))
     for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        # In a narrow terminal the names are broken, and no figure is cut.
+        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for line in lines:
         table.add_row(*map(escape, line.cells()))
     console.print(table)
@@ -169,8 +177,11 @@ def _print_spikes(path: Path, console: Console) -> None:
     histogram = read_histogram(path)
     median = "" if histogram.median_ms is None else f"; median {histogram.median_ms:+.0f} ms"
     console.print(
-        f"\nSpikes of the student against the teacher's (later is +): {histogram.matched} of "
-        f"{histogram.teacher_spikes} matched{median}"
+        f"\nSpikes of {histogram.whose} (later is +): {histogram.matched} of "
+        f"{histogram.teacher_spikes} matched{median}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     for line in draw(histogram):
         console.print(line, markup=False, highlight=False)

@@ -37,6 +37,26 @@ def test_flops_of_a_step_are_those_of_its_products() -> None:
     step.close()
 
 
+@pytest.mark.parametrize(
+    ("card", "bf16_tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA A100-SXM4-40GB", 312.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA GeForce RTX 4090", 165.0),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_a_card_is_measured_against_its_own_data_sheet(card: str, bf16_tflops: float | None) -> None:
+    sheet = gpu.data_sheet(card)
+    assert (sheet and sheet[0]) == bf16_tflops
+
+
 @pytest.mark.slow
 def test_the_table_of_an_accelerator_has_a_row_for_each_setting(tmp_path: Path) -> None:
     arguments = ["--device", "cpu", "--scale", "tiny", "--settings", "fp32", "bf16", "--utterances", "1"]

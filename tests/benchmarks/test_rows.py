@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rows import change, grouped, hash_of_inputs, mean_wers, read_row, write_all, write_row
+from benchmarks.rows import (
+    change,
+    grouped,
+    hash_of_inputs,
+    manifests,
+    mean_wers,
+    read_row,
+    write_all,
+    write_row,
+)
 
 
 def test_a_row_is_known_by_its_inputs(tmp_path: Path) -> None:
@@ -22,6 +31,15 @@ def test_a_row_is_known_by_its_inputs(tmp_path: Path) -> None:
     assert read_row(tmp_path / "a-1.json", hash_of_inputs("teacher", "another")) is None
     write_row(tmp_path / "a-1.json", row)
     assert (tmp_path / "a-1.json").read_bytes() == before
+
+
+def test_other_labels_or_audio_make_another_row(tmp_path: Path) -> None:
+    for name in ("labels", "shards/test"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "shard-000000.json").write_text(f"of {name}")
+        (tmp_path / name / "prepared.json").write_text("no manifest")
+    assert manifests(tmp_path) == ["of labels", "of shards/test"]
+    assert manifests(tmp_path, ("shards/test",)) == ["of shards/test"]
 
 
 def test_all_rows_are_one_file_beside_their_folder(tmp_path: Path) -> None:
