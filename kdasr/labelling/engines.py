@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -111,13 +112,13 @@ def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
         torch.AcceleratorError: the device is of no more use to this process, which should end.
     """
     try:
-        with local_copy(task.audio) as path:
-            if task.probe_key is not None:
+        if task.probe_key is not None:
+            with local_copy(task.audio) as path:
                 probe(teacher, path, task.probe_key, work.settings)
-                return Report(task, worker, "done")
-            result = label_shard(
-                teacher, path, work.out, work.settings, exclude=task.exclude, overwrite=work.overwrite
-            )
+            return Report(task, worker, "done")
+        result = fetch_and_label(
+            teacher, task.audio, work.out, work.settings, exclude=task.exclude, overwrite=work.overwrite
+        )
         return Report(task, worker, "done", result)
     except torch.AcceleratorError:
         raise
@@ -125,6 +126,31 @@ def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
         # A store that fails is the one of the labels: what cannot be fetched is a ShardError.
         fatal = isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FATAL)
         return Report(task, worker, "failed", reason=f"{type(error).__name__}: {error}", fatal=fatal)
+
+
+def fetch_and_label(
+    teacher: Teacher,
+    audio: str,
+    out: Place,
+    settings: Settings,
+    *,
+    exclude: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> ShardResult:
+    """`label_shard` for a shard at a path or a URL; what it took has the fetching in it, since a machine is
+    paid for while its worker waits for audio, too.
+
+    Raises:
+        ShardError: it cannot be fetched, or is damaged.
+        and whatever `label_shard` raises.
+    """
+    started = time.perf_counter()
+    with local_copy(audio) as path:
+        fetched = time.perf_counter()
+        result = label_shard(teacher, path, out, settings, exclude=exclude, overwrite=overwrite)
+    result.fetch_s = fetched - started
+    result.wall_s = time.perf_counter() - started
+    return result
 
 
 class InlineCrew:

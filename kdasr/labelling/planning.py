@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ import numpy as np
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.engines import set_threads, settings_of_one
+from kdasr.labelling.engines import fetch_and_label, set_threads, settings_of_one
 from kdasr.labelling.settings import Settings, ShardResult
-from kdasr.labelling.shard_job import label_shard
 from kdasr.labelling.teachers import FolderTeacher, TeacherSource
 from kdasr.manifest import read_manifest
 from kdasr.storage import Place, locate
@@ -42,7 +40,7 @@ class Prediction:
         bytes: labels with their manifests.
         bytes_per_frame: of the labels alone.
         times_real_time: of one worker.
-        worker_hours: time of all workers together; GPU-hours if a worker is a GPU.
+        worker_hours: time of all workers together, fetching audio included; GPU-hours if a worker is a GPU.
         wall_hours: with `workers` of them.
         cost: worker_hours times the price of one.
         spread: relative standard error of the speed, from the differences between the sampled
@@ -144,10 +142,12 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
 def plan_text(prediction: Prediction) -> str:
     """A prediction for people."""
     p = prediction
+    # One shard says nothing of how much shards differ.
+    spread = f" (± {p.spread:.0%})" if p.sampled_shards > 1 else ""
     lines = [
         f"{p.shards} shards, {p.hours:,.2f} h of audio ({p.sampled_shards} shards were labelled to find out)",
         f"labels: {_size(p.bytes)} ({p.bytes_per_frame:.2f} bytes a frame, {p.frames:,} frames)",
-        f"speed of one worker: {p.times_real_time:,.0f} × real time (± {p.spread:.0%})",
+        f"speed of one worker: {p.times_real_time:,.0f} × real time{spread}",
         f"time: {p.worker_hours:,.2f} worker-hours, {p.wall_hours:,.2f} h with {p.workers} workers",
     ]
     if p.cost:
@@ -160,18 +160,10 @@ def _label_sample(
 ) -> list[ShardResult]:
     set_threads(settings)
     teacher = source.load(device)
-    results = []
     with tempfile.TemporaryDirectory(prefix="kdasr-plan-") as folder:
-        for number, shard in enumerate(shards):
-            started = time.perf_counter()
-            with local_copy(shard) as path:
-                # The first shard also pays for warming up, once for a whole job: do it twice.
-                for _ in range(2 if number == 0 else 1):
-                    started = time.perf_counter() if number == 0 else started
-                    result = label_shard(teacher, path, Path(folder), settings)
-            result.wall_s = time.perf_counter() - started
-            results.append(result)
-    return results
+        # Warming up is paid for once in a whole job: not by the sample.
+        fetch_and_label(teacher, shards[0], Path(folder), settings)
+        return [fetch_and_label(teacher, shard, Path(folder), settings) for shard in shards]
 
 
 def _extrapolate(

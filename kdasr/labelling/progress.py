@@ -29,6 +29,8 @@ class Totals:
         done_before: of these, labelled already when it began.
         not_tried: shards that were not begun because the job stopped.
         tried: shards whose outcome is known.
+        worker_s: time that workers spent on the shards that got labels, fetching them included; not that
+            of starting up, of waiting for one another, and of what failed.
         log_problem: why the log has no more lines.
         failed: utterances without labels and why, the first `MOST_NAMED` of them.
         num_failed: all of them.
@@ -46,6 +48,7 @@ class Totals:
     worker_s: float = 0.0
     teacher_s: float = 0.0
     encode_s: float = 0.0
+    fetch_s: float = 0.0
     padding_s: float = 0.0
     frames: int = 0
     bytes: int = 0
@@ -79,6 +82,7 @@ class Totals:
         self.worker_s += result.wall_s
         self.teacher_s += result.teacher_s
         self.encode_s += result.encode_s
+        self.fetch_s += result.fetch_s
         self.padding_s += result.padding * result.seconds
         self.halved += result.halved
         return {
@@ -88,6 +92,7 @@ class Totals:
             "wall_s": round(result.wall_s, 3),
             "teacher_s": round(result.teacher_s, 3),
             "encode_s": round(result.encode_s, 3),
+            "fetch_s": round(result.fetch_s, 3),
             "padding": round(result.padding, 4),
             "halved_batches": result.halved,
             "labelled": manifest["labelled"],
@@ -136,6 +141,7 @@ class Totals:
             "worker_hours": self.worker_s / 3600,
             "teacher_share": round(self.teacher_s / self.worker_s, 4) if self.worker_s else 0.0,
             "encode_share": round(self.encode_s / self.worker_s, 4) if self.worker_s else 0.0,
+            "fetch_share": round(self.fetch_s / self.worker_s, 4) if self.worker_s else 0.0,
             "padding": round(self.padding_s / self.seconds, 4) if self.seconds else 0.0,
             "halved_batches": self.halved,
             "log_problem": self.log_problem,
@@ -209,6 +215,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     ]
     if summary["shards_labelled"]:
         shares = f"teacher {summary['teacher_share']:.0%} of the time, codec {summary['encode_share']:.0%}"
+        if summary["fetch_share"] >= 0.005:  # audio on this machine is there at once
+            shares += f", fetching audio {summary['fetch_share']:.0%}"
         lines.append(
             f"{summary['times_real_time']:,.0f} × real time; {shares}; {summary['padding']:.1%} padding"
         )

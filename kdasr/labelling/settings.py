@@ -126,6 +126,7 @@ class ShardResult:
         manifest: of the label shard.
         seconds: audio in the shard.
         wall_s, teacher_s, encode_s: time in all, in the forward pass, in the codec.
+        fetch_s: of the time in all, until the audio was on the worker's machine.
         padding: share of the frames that were padding.
         halved: batches that the memory did not hold.
         batch_seconds: audio in a batch, at most, once all was done.
@@ -140,6 +141,7 @@ class ShardResult:
     padding: float = 0.0
     halved: int = 0
     batch_seconds: float = 0.0
+    fetch_s: float = 0.0
 
 
 def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha256: str) -> Header:

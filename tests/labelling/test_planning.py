@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdasr.errors import ConfigError
-from kdasr.labelling import ShardResult, compare, label, plan, plan_text, summary_text
+from kdasr.labelling import ShardResult, compare, engines, label, plan, plan_text, summary_text
+from kdasr.labelling.audio_source import local_copy
 from kdasr.labelling.planning import _extrapolate
 from tests.labelling.tiny import TinySource, make_audio
 
@@ -58,6 +63,43 @@ def test_bytes_and_frames_come_true_when_every_shard_was_sampled(tmp_path: Path)
     said = dict(re.findall(r"(?:: |, )([^,:]+?) [\d.,e-]+ \(the plan said [\d.,e-]+: ([+-]\d+)%\)", verdict))
     assert said["bytes/frame"] == said["hours of audio"] == said["MB of labels"] == "+0"
     assert {"× real time", "worker-hours", "cost"} <= set(said)
+
+
+def test_workers_are_paid_for_while_they_fetch_each_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    @contextmanager
+    def slow(audio: Any, *, manifest_only: bool = False) -> Iterator[Path]:
+        time.sleep(0.2)
+        fetched.append(str(audio))
+        with local_copy(audio, manifest_only=manifest_only) as path:
+            yield path
+
+    monkeypatch.setattr(engines, "local_copy", slow)
+    make_audio(tmp_path / "one", 2, per_shard=2)
+    found = plan(teacher=TinySource(), audio=tmp_path / "one")
+    assert found.worker_hours * 3600 >= 0.2 and len(fetched) == 2  # once to warm up
+    two, out = make_audio(tmp_path / "two", 4, per_shard=2), tmp_path / "labels"
+    found = plan(teacher=TinySource(), audio=tmp_path / "two", out=out, price_per_worker_hour=3.0)
+    assert found.worker_hours * 3600 >= 0.4
+    assert fetched[2:] == [str(two[0]), str(two[0]), str(two[1])]
+    summary = label(teacher=TinySource(), audio=tmp_path / "two", out=out, quiet=True)
+    worker_s = summary["worker_hours"] * 3600
+    assert worker_s >= 0.4 and round(0.4 / worker_s, 4) <= summary["fetch_share"] < 1
+    assert f"fetching audio {summary['fetch_share']:.0%}" in summary_text(summary)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(line["wall_s"] > line["fetch_s"] >= 0.2 for line in lines)
+
+
+def test_one_shard_says_nothing_of_the_spread() -> None:
+    one, two = result(1800, 18, 45_000, 200_000), result(1800, 22, 45_000, 200_000)
+    text = plan_text(_extrapolate([one], seconds=7200, shards=4, workers=1, price=0.0))
+    assert "speed of one worker: 100 × real time\n" in text
+    # 100 and 81.8 ×: a standard error of 9.09 around 90.9.
+    text = plan_text(_extrapolate([one, two], seconds=7200, shards=4, workers=1, price=0.0))
+    assert "speed of one worker: 90 × real time (± 10%)" in text
 
 
 def test_facts_are_compared_by_hand_computable_figures(tmp_path: Path) -> None:
