@@ -23,7 +23,7 @@ from kdasr.labelling.foreman import Foreman
 from kdasr.labelling.out_folder import raise_difference, refuse_audio
 from kdasr.labelling.planning import compare, plan_text, read_plan
 from kdasr.labelling.progress import Display, Totals
-from kdasr.labelling.settings import Settings, make_header
+from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest as read_audio_manifest
 from kdasr.soft_labels import Header, label_file, open_label_shard, read_manifest
@@ -290,5 +290,13 @@ def _log_path(log: Path | None, out: Place, shard_index: int, num_shards: int) -
     return Path(str(out)) / f"log{part}.jsonl"
 
 
-def _previous(out: Place, done: Sequence[str]) -> Iterator[dict[str, Any]]:
-    return _each(lambda audio: read_manifest(label_file(out, Path(audio).name)), done, out)
+def _previous(out: Place, done: Sequence[str]) -> Iterator[ShardResult]:
+    """What became of shards in earlier runs; nothing is known of their times and of what was heard."""
+
+    def look(audio: str) -> ShardResult:
+        with local_copy(audio, manifest_only=True) as path:
+            shard = read_audio_manifest(path)
+        manifest = read_manifest(label_file(out, path.name))
+        return ShardResult(path.name, manifest, shard.seconds, labelled_seconds(shard, manifest), 0.0)
+
+    return _each(look, done, out)

@@ -39,13 +39,15 @@ class Prediction:
         frames: label frames.
         bytes: labels with their manifests.
         bytes_per_frame: of the labels alone.
-        times_real_time: of one worker.
+        times_real_time: of one worker, over the audio that the teacher hears.
         worker_hours: time of all workers together, fetching audio included; GPU-hours if a worker is a GPU.
         wall_hours: with `workers` of them.
         cost: worker_hours times the price of one.
-        spread: relative standard error of the speed, from the differences between the sampled
+        spread: relative standard error of the time, from the differences between the sampled
             shards; 0 if only one was sampled.
         workers: how many will work.
+        hours_heard: audio that the teacher will hear, as filters leave it; None in a plan of a release that
+            did not tell, whose speed was over all audio.
     """
 
     shards: int
@@ -60,6 +62,7 @@ class Prediction:
     cost: float
     spread: float
     workers: int
+    hours_heard: float | None = None
 
 
 def plan(
@@ -125,9 +128,11 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
         facts += [
             ("hours of audio", predicted.hours, summary["hours"]),
             ("MB of labels", predicted.bytes_per_frame * predicted.frames / 1e6, summary["bytes"] / 1e6),
-            ("× real time", predicted.times_real_time * predicted.workers, summary["times_real_time"]),
             ("worker-hours", *hours),
         ]
+        if predicted.hours_heard is not None:
+            speed = predicted.times_real_time * predicted.workers
+            facts.append(("× real time", speed, summary["times_real_time"]))
         price = predicted.cost / predicted.worker_hours
         facts.append(("cost", price * hours[0], price * hours[1]))
     # What the plan said nothing of, such as bytes where its sample had no labels, cannot be compared.
@@ -142,13 +147,18 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
 def plan_text(prediction: Prediction) -> str:
     """A prediction for people."""
     p = prediction
+    heard = ""
+    if p.hours_heard is not None and f"{p.hours_heard:.2f}" != f"{p.hours:.2f}":
+        heard = f", of which the teacher hears {p.hours_heard:,.2f} h"
+    speed = f"{p.times_real_time:,.0f} × real time" if p.times_real_time else "unknown, nothing was heard"
     # One shard says nothing of how much shards differ.
     spread = f" (± {p.spread:.0%})" if p.sampled_shards > 1 else ""
     lines = [
-        f"{p.shards} shards, {p.hours:,.2f} h of audio ({p.sampled_shards} shards were labelled to find out)",
+        f"{p.shards} shards, {p.hours:,.2f} h of audio{heard} "
+        f"({p.sampled_shards} shards were labelled to find out)",
         f"labels: {_size(p.bytes)} ({p.bytes_per_frame:.2f} bytes a frame, {p.frames:,} frames)",
-        f"speed of one worker: {p.times_real_time:,.0f} × real time{spread}",
-        f"time: {p.worker_hours:,.2f} worker-hours, {p.wall_hours:,.2f} h with {p.workers} workers",
+        f"speed of one worker: {speed}",
+        f"time: {p.worker_hours:,.2f} worker-hours{spread}, {p.wall_hours:,.2f} h with {p.workers} workers",
     ]
     if p.cost:
         lines.append(f"cost: {p.cost:,.2f}")
@@ -170,13 +180,14 @@ def _extrapolate(
     results: Sequence[ShardResult], seconds: float, shards: int, workers: int, price: float
 ) -> Prediction:
     sampled_s = sum(result.seconds for result in results)
+    heard_s = sum(result.heard_seconds for result in results)
+    wall_s = sum(result.wall_s for result in results)
     speeds = np.array([result.seconds / result.wall_s for result in results])
-    speed = sampled_s / sum(result.wall_s for result in results)
     frames = sum(result.manifest["frames"] for result in results)
     label_bytes = sum(result.manifest["bytes"] for result in results)
     manifest_bytes = sum(len(json.dumps(result.manifest)) for result in results) / len(results)
     scale = seconds / sampled_s
-    worker_hours = seconds / speed / 3600
+    worker_hours = wall_s * scale / 3600
     # Workers take whole shards: the last round is as long as any.
     rounds = math.ceil(shards / workers)
     return Prediction(
@@ -186,12 +197,13 @@ def _extrapolate(
         frames=round(frames * scale),
         bytes=round(label_bytes * scale + manifest_bytes * shards),
         bytes_per_frame=label_bytes / max(1, frames),
-        times_real_time=speed,
+        times_real_time=heard_s / wall_s,
         worker_hours=worker_hours,
         wall_hours=worker_hours / shards * rounds,
         cost=worker_hours * price,
         spread=float(speeds.std(ddof=1) / speeds.mean() / math.sqrt(len(speeds))) if len(speeds) > 1 else 0.0,
         workers=workers,
+        hours_heard=heard_s * scale / 3600,
     )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kdasr.labelling.foreman import Outcome
+from kdasr.labelling.settings import ShardResult
 from kdasr.reasons import Kind, Reasons, lines_of
 
 #: Utterances without labels that are kept by name; the manifests have all.
@@ -32,6 +33,8 @@ class Totals:
         worker_s: time that workers spent on the shards that got labels, fetching them included; not that
             of starting up, of waiting for one another, and of what failed.
         log_problem: why the log has no more lines.
+        seconds, labelled_seconds, heard_seconds: audio in the shards; in utterances that got labels; in those
+            that the teacher heard.
         failed: utterances without labels and why, the first `MOST_NAMED` of them.
         num_failed: all of them.
         reasons: theirs, by kind.
@@ -44,6 +47,8 @@ class Totals:
     tried: set[str] = field(default_factory=set)
     log_problem: str | None = None
     seconds: float = 0.0
+    labelled_seconds: float = 0.0
+    heard_seconds: float = 0.0
     wall_s: float = 0.0
     worker_s: float = 0.0
     teacher_s: float = 0.0
@@ -61,7 +66,8 @@ class Totals:
 
     @property
     def times_real_time(self) -> float:
-        return self.seconds / self.wall_s if self.wall_s else 0.0
+        """Over what the teacher heard: what a filter drops unheard says nothing of its speed."""
+        return self.heard_seconds / self.wall_s if self.wall_s else 0.0
 
     @property
     def bytes_per_frame(self) -> float:
@@ -77,18 +83,20 @@ class Totals:
             self.failed_shards[outcome.audio] = outcome.reason
             return {**line, "event": "failed", "reason": outcome.reason}
         manifest = result.manifest
-        self._add_manifest(manifest)
-        self.seconds += result.seconds
+        self._add_labels(result)
+        self.heard_seconds += result.heard_seconds
         self.worker_s += result.wall_s
         self.teacher_s += result.teacher_s
         self.encode_s += result.encode_s
         self.fetch_s += result.fetch_s
-        self.padding_s += result.padding * result.seconds
+        self.padding_s += result.padding * result.heard_seconds
         self.halved += result.halved
         return {
             **line,
             "event": "labelled",
             "seconds": result.seconds,
+            "labelled_seconds": round(result.labelled_seconds, 3),
+            "heard_seconds": round(result.heard_seconds, 3),
             "wall_s": round(result.wall_s, 3),
             "teacher_s": round(result.teacher_s, 3),
             "encode_s": round(result.encode_s, 3),
@@ -102,7 +110,10 @@ class Totals:
             "sha256": manifest["sha256"],
         }
 
-    def _add_manifest(self, manifest: dict[str, Any]) -> None:
+    def _add_labels(self, result: ShardResult) -> None:
+        manifest = result.manifest
+        self.seconds += result.seconds
+        self.labelled_seconds += result.labelled_seconds
         self.labelled += manifest["labelled"]
         self.num_failed += len(manifest["failed"])
         self.failed.update(dict(manifest["failed"][: max(0, MOST_NAMED - len(self.failed))]))
@@ -111,15 +122,15 @@ class Totals:
         self.frames += manifest["frames"]
         self.bytes += manifest["bytes"]
 
-    def summary(self, previous: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
-        """The run in figures; `previous` are manifests of shards that were done before it.
+    def summary(self, previous: Iterable[ShardResult] = ()) -> dict[str, Any]:
+        """The run in figures; `previous` are shards that were done before it.
 
-        Counts of utterances, frames and bytes include earlier runs; speeds are of this one.
+        Counts of utterances, frames and bytes, `hours` of audio and `hours_labelled` include earlier runs;
+        `hours_heard`, which is what the teacher heard, and speeds are of this one.
         """
         whole = Totals(self.shards, self.done_before)
-        for manifest in previous:
-            whole._add_manifest(manifest)
-            whole.seconds += float(manifest.get("seconds", 0.0))
+        for result in previous:
+            whole._add_labels(result)
         for kind in self.reasons.commonest():
             whole.reasons.add(kind)
         return {
@@ -133,6 +144,8 @@ class Totals:
             "num_failed": self.num_failed + whole.num_failed,
             "reasons": whole.reasons.commonest(),
             "hours": (self.seconds + whole.seconds) / 3600,
+            "hours_labelled": (self.labelled_seconds + whole.labelled_seconds) / 3600,
+            "hours_heard": self.heard_seconds / 3600,
             "frames": self.frames + whole.frames,
             "bytes": self.bytes + whole.bytes,
             "bytes_per_frame": round((self.bytes + whole.bytes) / max(1, self.frames + whole.frames), 3),
@@ -142,7 +155,7 @@ class Totals:
             "teacher_share": round(self.teacher_s / self.worker_s, 4) if self.worker_s else 0.0,
             "encode_share": round(self.encode_s / self.worker_s, 4) if self.worker_s else 0.0,
             "fetch_share": round(self.fetch_s / self.worker_s, 4) if self.worker_s else 0.0,
-            "padding": round(self.padding_s / self.seconds, 4) if self.seconds else 0.0,
+            "padding": round(self.padding_s / self.heard_seconds, 4) if self.heard_seconds else 0.0,
             "halved_batches": self.halved,
             "log_problem": self.log_problem,
         }
@@ -202,24 +215,28 @@ def progress_text(totals: Totals, seconds: float) -> str:
     text = f"{totals.times_real_time:,.0f} × real time, {totals.bytes_per_frame:.2f} bytes/frame"
     if not totals.seconds:
         return text
-    left_s = round(max(0.0, seconds - totals.seconds) / totals.times_real_time)
+    # Of the shards as they are: what is left has as much that the teacher will not hear.
+    left_s = round(max(0.0, seconds - totals.seconds) * totals.wall_s / totals.seconds)
     return f"{text}, {timedelta(seconds=left_s)} left"
 
 
 def summary_text(summary: dict[str, Any]) -> str:
     """A summary for people."""
+    utterances = summary["labelled"] + summary["num_failed"]
     lines = [
-        f"{summary['shards_labelled']} shards labelled, {summary['shards_done_before']} were done before"
-        f" ({summary['hours']:.2f} h, {summary['labelled']} utterances in all)",
+        f"{summary['shards_labelled']} shards labelled, {summary['shards_done_before']} were done before;"
+        f" {summary['labelled']:,} of {utterances:,} utterances have labels,"
+        f" {summary['hours_labelled']:,.2f} of {summary['hours']:,.2f} h",
         f"{summary['bytes']:,} bytes, {summary['bytes_per_frame']:.2f} a frame",
     ]
     if summary["shards_labelled"]:
         shares = f"teacher {summary['teacher_share']:.0%} of the time, codec {summary['encode_share']:.0%}"
         if summary["fetch_share"] >= 0.005:  # audio on this machine is there at once
             shares += f", fetching audio {summary['fetch_share']:.0%}"
-        lines.append(
-            f"{summary['times_real_time']:,.0f} × real time; {shares}; {summary['padding']:.1%} padding"
-        )
+        heard = f"{summary['times_real_time']:,.0f} × real time over {summary['hours_heard']:,.2f} h heard"
+        if not summary["hours_heard"]:
+            heard = "the teacher heard nothing"
+        lines.append(f"{heard}; {shares}; {summary['padding']:.1%} padding")
     if summary["halved_batches"]:
         lines.append(
             f"{summary['halved_batches']} batches did not fit the memory and were halved: "

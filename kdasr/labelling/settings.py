@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.beside import usable_cores
 from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.labelling.filters import Filter
 from kdasr.labelling.teachers import Teacher
 from kdasr.labelling.words import Words
+from kdasr.manifest import Shard
 from kdasr.ranks import ranks
 from kdasr.soft_labels import Codec, Header, TopP
 
@@ -125,6 +127,8 @@ class ShardResult:
         audio: name of the audio shard.
         manifest: of the label shard.
         seconds: audio in the shard.
+        labelled_seconds: of these, in utterances that got labels.
+        heard_seconds: of these, in utterances that the teacher heard, whatever came of it.
         wall_s, teacher_s, encode_s: time in all, in the forward pass, in the codec.
         fetch_s: of the time in all, until the audio was on the worker's machine.
         padding: share of the frames that were padding.
@@ -135,6 +139,8 @@ class ShardResult:
     audio: str
     manifest: dict[str, Any]
     seconds: float
+    labelled_seconds: float
+    heard_seconds: float
     wall_s: float = 0.0
     teacher_s: float = 0.0
     encode_s: float = 0.0
@@ -142,6 +148,12 @@ class ShardResult:
     halved: int = 0
     batch_seconds: float = 0.0
     fetch_s: float = 0.0
+
+
+def labelled_seconds(shard: Shard, manifest: Mapping[str, Any]) -> float:
+    """Seconds of the audio shard's utterances that have labels, by the manifest of its label shard."""
+    failed = {key for key, _ in manifest["failed"]}
+    return sum(entry.num_samples for entry in shard.entries if entry.key not in failed) / SAMPLE_RATE_HZ
 
 
 def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha256: str) -> Header:

@@ -23,7 +23,7 @@ from kdasr.features import FRAME_SHIFT_MS, num_frames
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
 from kdasr.labelling.out_folder import write_labels
-from kdasr.labelling.settings import Settings, ShardResult, make_header
+from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
 from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_languages, read_utterance
 from kdasr.soft_labels import Failure, concatenate
@@ -75,6 +75,8 @@ def label_shard(
         audio_path.name,
         manifest,
         shard.seconds,
+        labelled_seconds(shard, manifest),
+        run.heard_seconds,
         wall_s,
         run.teacher_s,
         run.encode_s,
@@ -133,7 +135,8 @@ class _ShardRun:
         self._teacher, self._shard, self._settings = teacher, shard, settings
         self._failures = failures
         self._broken: dict[int, dict[int, str]] = {}
-        self._unheard: set[int] = set()
+        self._unreadable: set[int] = set()
+        self._wordless: set[int] = set()
         self._pieces: dict[int, dict[int, SoftLabels]] = {}
         self._num_segments: dict[int, int] = {}
         self._decoded = _Decoded()
@@ -162,9 +165,15 @@ class _ShardRun:
             (entry.key, self._outcome(number, entry.key)) for number, entry in enumerate(self._shard.entries)
         ]
 
+    @property
+    def heard_seconds(self) -> float:
+        """Audio of the utterances that the teacher was given."""
+        numbers = self._num_segments.keys() - self._unreadable
+        return sum(self._shard.entries[number].num_samples for number in numbers) / SAMPLE_RATE_HZ
+
     def _check_teacher(self) -> None:
         """Raise if the teacher failed on all it heard: a shard of placeholders would count as done."""
-        heard = self._num_segments.keys() - self._unheard
+        heard = self._num_segments.keys() - self._unreadable - self._wordless
         if len(heard) > 1 and heard <= self._broken.keys():
             raise SoftLabelError(
                 f"the teacher failed on all {len(heard)} utterances",
@@ -244,7 +253,7 @@ class _ShardRun:
                 raise  # the shard was whole when it was hashed: this is the disk's or the machine's
             for segment in windows:
                 self._fail(segment, f"unusable audio: {_reason(error)}")
-            self._unheard.add(windows[0].number)
+            self._unreadable.add(windows[0].number)
             return {}
         ends = [None if self._ends(segment) else segment.last * rows for segment in windows]
         return {
@@ -361,7 +370,7 @@ class _ShardRun:
             if self._teacher.level == "sequence" and not len(log_probs_tv):
                 # Of the utterance, not of the teacher: a shard may be of silence.
                 self._failures[self._shard.entries[segment.number].key] = _NO_WORDS
-                self._unheard.add(segment.number)
+                self._wordless.add(segment.number)
                 continue
             if self._settings.words is not None:
                 log_probs_tv = self._settings.words(log_probs_tv)

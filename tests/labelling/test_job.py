@@ -297,10 +297,52 @@ def test_of_many_failures_some_are_named_and_all_are_counted(
         assert text.count("not labelled: ") == 1 and " and 11 more: filtered: " in text
 
 
+def test_the_summary_tells_what_has_labels_and_the_speed_what_was_heard(audio: Path, tmp_path: Path) -> None:
+    entries = [entry for path in sorted(audio.glob("*.tar")) for entry in open_shard(path).entries]
+    in_all_s = sum(entry.num_samples for entry in entries) / 16_000
+    short_s = sum(entry.num_samples for entry in entries if entry.num_samples <= 16_000) / 16_000
+    short = sum(entry.num_samples <= 16_000 for entry in entries)
+    assert 0 < short < 12
+    settings, out = Settings(filters=(DurationLimits(max_seconds=1.0),)), tmp_path / "labels"
+    summary = run(audio, out, settings=settings)
+    hours = [summary[name] * 3600 for name in ("hours", "hours_labelled", "hours_heard")]
+    assert hours == pytest.approx([in_all_s, short_s, short_s])
+    assert summary["times_real_time"] == pytest.approx(short_s / summary["wall_s"], rel=0.02, abs=0.1)
+    said = f"; {short} of 12 utterances have labels, 0.00 of 0.00 h"
+    first, _, speed = summary_text(summary).splitlines()[:3]
+    assert first == f"3 shards labelled, 0 were done before{said}" and "real time over 0.00 h heard" in speed
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert sum(line["labelled_seconds"] for line in lines) == pytest.approx(short_s, abs=0.01)
+    assert sum(line["heard_seconds"] for line in lines) == pytest.approx(short_s, abs=0.01)
+    # Nothing to do: what there is stands in the manifests, those of older releases too.
+    manifest = json.loads((out / "shard-000000.json").read_text())
+    del manifest["seconds"]
+    (out / "shard-000000.json").write_text(json.dumps(manifest))
+    again = run(audio, out, settings=settings)
+    assert [again[name] * 3600 for name in ("hours", "hours_labelled")] == pytest.approx(hours[:2])
+    assert summary_text(again).splitlines()[0] == f"0 shards labelled, 3 were done before{said}"
+    assert "real time" not in summary_text(again)
+
+
+def test_what_was_heard_in_vain_counts_as_heard(tmp_path: Path) -> None:
+    make_audio(tmp_path / "audio", 4, loud=(1,))
+    summary = run(tmp_path / "audio", tmp_path / "labels", teacher=TinySource(poison="raise"))
+    assert summary["num_failed"] == 1 and summary["hours_labelled"] < summary["hours"]
+    assert summary["hours_heard"] == pytest.approx(summary["hours"])
+
+
+def test_a_job_whose_teacher_heard_nothing_says_so(audio: Path, tmp_path: Path) -> None:
+    summary = run(audio, tmp_path / "labels", settings=Settings(filters=(DurationLimits(min_seconds=100),)))
+    assert "the teacher heard nothing; teacher 0% of the time" in summary_text(summary)
+    assert "0 of 12 utterances have labels" in summary_text(summary)
+
+
 def test_the_time_left_is_that_of_the_audio_left() -> None:
-    totals = progress.Totals(4, 0, seconds=3600.0, wall_s=40.0, bytes=180_000, frames=90_000)
+    totals = progress.Totals(
+        4, 0, seconds=3600.0, heard_seconds=1800.0, wall_s=40.0, bytes=180_000, frames=90_000
+    )
     text = progress.progress_text(totals, seconds=14_400)
-    assert text == "90 × real time, 2.00 bytes/frame, 0:02:00 left"
+    assert text == "45 × real time, 2.00 bytes/frame, 0:02:00 left"
     assert "left" not in progress.progress_text(progress.Totals(4, 0), 14_400)
 
 

@@ -20,8 +20,11 @@ from kdasr.labelling.planning import _extrapolate
 from tests.labelling.tiny import TinySource, make_audio
 
 
-def result(seconds: float, wall_s: float, frames: int, num_bytes: int) -> ShardResult:
-    return ShardResult("shard", {"frames": frames, "bytes": num_bytes}, seconds, wall_s)
+def result(
+    seconds: float, wall_s: float, frames: int, num_bytes: int, heard_share: float = 1.0
+) -> ShardResult:
+    heard = heard_share * seconds
+    return ShardResult("shard", {"frames": frames, "bytes": num_bytes}, seconds, heard, heard, wall_s)
 
 
 def test_the_arithmetic_is_hand_computable() -> None:
@@ -96,10 +99,38 @@ def test_workers_are_paid_for_while_they_fetch_each_shard(
 def test_one_shard_says_nothing_of_the_spread() -> None:
     one, two = result(1800, 18, 45_000, 200_000), result(1800, 22, 45_000, 200_000)
     text = plan_text(_extrapolate([one], seconds=7200, shards=4, workers=1, price=0.0))
-    assert "speed of one worker: 100 × real time\n" in text
+    assert "speed of one worker: 100 × real time\ntime: 0.02 worker-hours, 0.02 h with" in text
     # 100 and 81.8 ×: a standard error of 9.09 around 90.9.
     text = plan_text(_extrapolate([one, two], seconds=7200, shards=4, workers=1, price=0.0))
-    assert "speed of one worker: 90 × real time (± 10%)" in text
+    assert "speed of one worker: 90 × real time\ntime: 0.02 worker-hours (± 10%), 0.02 h with" in text
+
+
+def test_the_speed_is_over_what_the_teacher_hears_and_the_time_over_all_shards() -> None:
+    found = _extrapolate(
+        [result(1800, 10, 9_000, 40_000, heard_share=0.2), result(1800, 8, 9_000, 40_000, heard_share=0.1)],
+        seconds=7200,
+        shards=4,
+        workers=1,
+        price=0.0,
+    )
+    # 540 s heard in 18 s, and as much of the 7,200.
+    assert found.times_real_time == pytest.approx(30)
+    assert found.hours_heard == pytest.approx(0.3)
+    assert found.worker_hours == pytest.approx(36 / 3600)
+    text = plan_text(found)
+    assert "2.00 h of audio, of which the teacher hears 0.30 h (2" in text and "30 × real time\n" in text
+    nothing = _extrapolate([result(1800, 10, 0, 500, heard_share=0.0)], 7200, 4, 1, 0.0)
+    assert "speed of one worker: unknown, nothing was heard\n" in plan_text(nothing)
+
+
+def test_a_plan_of_a_release_that_did_not_tell_what_is_heard_is_still_compared(tmp_path: Path) -> None:
+    plan_of = asdict(_extrapolate([result(1800, 18, 45_000, 90_000)], 7200, 4, 2, 3.0))
+    del plan_of["hours_heard"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan_of))
+    facts = {"bytes_per_frame": 2.2, "shards_labelled": 4, "hours": 2.0, "bytes": 396_000}
+    verdict = compare(tmp_path, {**facts, "times_real_time": 30.0, "worker_hours": 0.04})
+    assert verdict is not None and "worker-hours 0.04 (the plan said 0.02: +100%)" in verdict
+    assert "real time" not in verdict, "its speed was over all audio"
 
 
 def test_facts_are_compared_by_hand_computable_figures(tmp_path: Path) -> None:
