@@ -322,12 +322,12 @@ def _plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 
 def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from kdasr.labelling import heard, heard_summary
+    from kdasr.labelling import heard, heard_summary, own_scale
     from kdasr.storage import is_url
 
     found = []
     for item in heard(audio=arguments.audio, labels=arguments.labels, measure=arguments.measure):
-        sure = "-" if item.confidence is None else f"{item.confidence:.3f}"
+        sure = "-" if item.confidence is None else f"{own_scale(item.confidence, arguments.measure):.3f}"
         print(f"{item.key}\t{sure}\t{item.failure if item.text is None else item.text}")
         found.append(item)
     lines = heard_summary(found, arguments.measure)
@@ -337,7 +337,7 @@ def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 
 def _select(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from kdasr.labelling import select
+    from kdasr.labelling import bound, select
 
     chosen = select(
         audio=arguments.audio,
@@ -348,7 +348,7 @@ def _select(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     )
     print(
         f"kept {chosen.chosen} utterances, {chosen.hours:.2f} of {chosen.hours_before:.2f} h; "
-        f"the least sure of them scores {chosen.threshold:.3f}"
+        f"their {arguments.measure} is {bound(arguments.measure)} {chosen.threshold:.3f}"
     )
 
 

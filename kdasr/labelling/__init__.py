@@ -17,7 +17,16 @@ retokenise     what the teacher heard, in a student's units
 """
 
 from kdasr.labelling.audio_source import verify_audio
-from kdasr.labelling.filters import DurationLimits, Filter, Languages, MaxUnitRate, MinConfidence, MinSpikes
+from kdasr.labelling.filters import (
+    DurationLimits,
+    Filter,
+    Languages,
+    MaxUnitRate,
+    MinConfidence,
+    MinSpikes,
+    bound,
+    own_scale,
+)
 from kdasr.labelling.heard import Heard, heard, heard_summary
 from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
@@ -48,12 +57,14 @@ __all__ = [
     "Teacher",
     "TeacherSource",
     "Words",
+    "bound",
     "compare",
     "find_work",
     "heard",
     "heard_summary",
     "label",
     "label_shard",
+    "own_scale",
     "plan",
     "plan_text",
     "retokenise",

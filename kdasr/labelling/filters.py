@@ -6,6 +6,7 @@ soft labels. What is known before labelling costs nothing to drop: it is not eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -62,6 +63,23 @@ def score(labels: SoftLabels, measure: Measure) -> float:
     """A measure of confidence, larger for surer."""
     found = confidence(labels)
     return -found.entropy if measure == "entropy" else float(getattr(found, measure))
+
+
+def own_scale(score: float, measure: Measure) -> float:
+    """A score, of which larger is surer, as the measure itself has it and `MinConfidence` takes it."""
+    # Not "-score", which would show an entropy of nothing as -0.
+    return 0.0 - score if measure == "entropy" else score
+
+
+def bound(measure: Measure) -> str:
+    """What a threshold of a measure is for what it keeps."""
+    return "at most" if measure == "entropy" else "at least"
+
+
+def threshold(score: float, measure: Measure) -> float:
+    """The threshold, in thousandths, of a `MinConfidence` that keeps what scores `score` or is surer."""
+    # To the nearest it would drop, every other time, the very utterance that it was read from.
+    return own_scale(math.floor(1000 * score) / 1000 if math.isfinite(score) else score, measure)
 
 
 @runtime_checkable

@@ -7,7 +7,6 @@ at which that share begins: what a `MinConfidence` of a label job, or the hours 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from kdasr.error_rates import count_errors
 from kdasr.errors import UnitsError
 from kdasr.interfaces import BLANK_ID, SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.filters import Measure, check_measure, score
+from kdasr.labelling.filters import Measure, check_measure, score, threshold
 from kdasr.manifest import Shard, read_manifest
 from kdasr.shards import read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
@@ -36,7 +35,8 @@ class Heard:
         key: of the utterance.
         seconds: of audio.
         text: of the best path, normalised where it can be; None if there are no labels.
-        confidence: larger is surer; None if there are no labels.
+        confidence: larger is surer, so of entropies the negative one (`kdasr.labelling.own_scale` turns it
+            back); None if there are no labels.
         failure: why there are no labels; empty if there are.
         reference: the transcript, or None where the shard has none.
         at_once: whether the labels have times, and a unit in the first frame.
@@ -101,14 +101,13 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
     letters = letters_in(item.reference for item in judged)
     lines.append(f"WER of the {len(judged)} that have a transcript, too, by {measure}:")
     # As a `MinConfidence` has it, which keeps what is equal: entropy up to, the others from.
-    sign, word = (-1, "up to") if measure == "entropy" else (1, "from")
+    word = "up to" if measure == "entropy" else "from"
     lines.append(f"{'the surest':>12}  {word:>8}  {'hours':>7}  {'WER %':>6}")
     for share in _SHARES:
         surest = judged[: max(1, round(share * len(judged)))]
         texts = [_readable(str(item.text), letters) for item in surest]
         errors = count_errors([str(item.reference) for item in surest], texts)
-        least = surest[-1].confidence or 0.0
-        least = sign * math.floor(1000 * least) / 1000 if math.isfinite(least) else sign * least
+        least = threshold(surest[-1].confidence or 0.0, measure)
         seconds = sum(item.seconds for item in surest)
         lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {errors.wer:6.1f}")
     return lines

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
-from kdasr.labelling.filters import Measure, check_measure, score
+from kdasr.labelling.filters import Measure, bound, check_measure, own_scale, score, threshold
 from kdasr.labelling.heard import labelled_shards
 from kdasr.labelling.out_folder import refuse_audio, write_labels
 from kdasr.manifest import Shard
@@ -35,7 +35,7 @@ class Selection:
         hours: audio chosen.
         hours_before: audio that had labels.
         chosen, dropped: utterances.
-        threshold: the lowest score chosen; larger is surer.
+        threshold: of a `MinConfidence` of the same measure that keeps what was chosen.
     """
 
     hours: float
@@ -73,7 +73,7 @@ def select(
         raise ConfigError("a selection needs a folder of its own", where="out", got=str(out), fix=fix)
     refuse_audio(out)
     seconds, scores = _measure_all(audio, labels, measure)
-    chosen, threshold = _choose(seconds, scores, hours * 3600)
+    chosen, lowest_score = _choose(seconds, scores, hours * 3600)
     if not chosen.any():
         raise ConfigError(
             "not even the surest utterance fits into the budget",
@@ -90,7 +90,7 @@ def select(
             out,
             chosen[done : done + count],
             scores[done : done + count],
-            threshold,
+            lowest_score,
             measure,
             hours,
         )
@@ -103,7 +103,7 @@ def select(
         hours_before=float(seconds.sum()) / 3600,
         chosen=int(chosen.sum()),
         dropped=int((~chosen).sum()),
-        threshold=threshold,
+        threshold=threshold(lowest_score, measure),
     )
 
 
@@ -136,10 +136,11 @@ def _write(
     out: Place,
     chosen: NDArray[np.bool_],
     scores: NDArray[np.float64],
-    threshold: float,
+    lowest_score: float,
     measure: Measure,
     hours: float,
 ) -> None:
+    least = f"{bound(measure)} {own_scale(lowest_score, measure):.4f}"
     verdicts = iter(zip(chosen, scores, strict=True))
 
     def items() -> Iterator[tuple[str, SoftLabels | Failure]]:
@@ -148,7 +149,8 @@ def _write(
                 yield key, Failure(labels.failures[key])
                 continue
             keep, value = next(verdicts)
-            reason = f"not selected: {measure} {value:.4f}, and {hours:g} h begin at {threshold:.4f}"
+            found = own_scale(float(value), measure)
+            reason = f"not selected: {measure} {found:.4f}, and of the surest {hours:g} h it is {least}"
             yield key, labels.read(key) if keep else Failure(reason)
 
     settings = {**labels.header.settings, "selection": {"measure": measure, "hours": hours}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdasr.cli import main
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import Utterance
 from kdasr.labelling import (
@@ -26,7 +28,7 @@ from kdasr.labelling import (
     shard_job,
     verify_labels,
 )
-from kdasr.labelling.filters import confidence, score
+from kdasr.labelling.filters import MEASURES, Measure, confidence, own_scale, score, threshold
 from kdasr.shards import open_shard, read_shard, write_shards
 from kdasr.soft_labels import Full, TopP, open_label_shard
 from tests.labelling.tiny import TinySource, make_audio
@@ -221,6 +223,39 @@ def test_a_selection_holds_the_surest_hours_and_names_the_rest(audio: Path, tmp_
         assert best.header.settings["selection"]["measure"] == "best_path"
     assert min(kept) >= max(dropped)
     assert verify_labels(audio, tmp_path / "best") == []
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_figures_of_a_selection_are_those_of_a_filter(
+    measure: Measure, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(audio, tmp_path / "all")
+    budget = sum(open_shard(path).seconds for path in audio.glob("*.tar")) / 2 / 3600
+    place = ["--audio", str(audio), "--labels", str(tmp_path / "all"), "--out", str(tmp_path / "best")]
+    assert main(["select", *place, "--hours", str(budget), "--measure", measure]) == 0
+    said = re.search(rf"; their {measure} is (at most|at least) ([\d.]+)\n", capsys.readouterr().out)
+    assert said is not None and (said[1] == "at most") == (measure == "entropy")
+    keeps = MinConfidence(float(said[2]), measure)
+    not_at_all = MinConfidence(0.0 if measure == "entropy" else 1.0, measure)
+    for path in sorted((tmp_path / "all").glob("*.kdsl")):
+        best = open_label_shard(tmp_path / "best" / path.name)
+        for key, item in open_label_shard(path):
+            assert not_at_all.after(item, 1.0) is not None
+            if key in best:
+                assert keeps.after(item, 1.0) is None
+                continue
+            found = float(getattr(confidence(item), measure))
+            assert best.failures[key].startswith(f"not selected: {measure} {found:.4f}, and of the surest ")
+            least = re.search(rf" it is {said[1]} ([\d.]+)$", best.failures[key])
+            assert least is not None and float(least[1]) == pytest.approx(float(said[2]), abs=1.1e-3)
+            assert found >= float(least[1]) if measure == "entropy" else found <= float(least[1])
+
+
+def test_scores_are_turned_back_into_thresholds_that_keep_them() -> None:
+    assert own_scale(-0.6881, "entropy") == 0.6881 and own_scale(0.9, "spikes") == 0.9
+    assert threshold(-0.6881, "entropy") == 0.689 and threshold(0.9119, "best_path") == 0.911
+    assert f"{own_scale(0.0, 'entropy'):.3f}" == "0.000", "and no -0"
+    assert threshold(-math.inf, "entropy") == math.inf
 
 
 def test_a_budget_larger_than_what_there_is_keeps_everything(audio: Path, tmp_path: Path) -> None:

@@ -156,6 +156,14 @@ def test_the_command_prints_a_line_each_and_the_summary_beside_them(
     assert [line[0] for line in lines] == [f"utt-{n}" for n in range(5)]
     assert lines[2][1:] == ["-", "filtered: it is music"] and lines[3][2] == "six"
     assert float(lines[0][1]) == pytest.approx(0.9, abs=0.02) and "by spikes" in told
+    assert main(["heard", *place, "--measure", "entropy"]) == 0
+    out, told = capsys.readouterr()
+    # One posterior in each frame: the best class has 0.9, and 27 others the rest.
+    nats = -0.9 * math.log(0.9) - 0.1 * math.log(0.1 / 27)
+    shown = [line.split("\t")[1] for line in out.splitlines()]
+    assert float(shown[0]) == pytest.approx(nats, abs=0.05) and shown[2] == "-"
+    least = float(told.splitlines()[3].split()[1])
+    assert max(float(shown[number]) for number in (0, 1, 4)) <= least + 5e-4
     assert main(["heard", *place, "--measure", "loudness"]) == 2
     assert "unknown measure" in capsys.readouterr().err
 
