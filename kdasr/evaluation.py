@@ -6,12 +6,12 @@ from an utterance to its text (`evaluate_transcriber`): a stream, an exported mo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +25,13 @@ from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, decode_whole, greedy
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import ErrorCounts, count_errors
-from kdasr.errors import ConfigError, ShardError, UnitsError
+from kdasr.errors import ConfigError, ShardError
 from kdasr.interfaces import AcousticModel, Utterance
 from kdasr.shards import open_shard, read_shard, read_texts
 from kdasr.storage import commit_bytes
 from kdasr.streaming import hears_tail, with_tail
 from kdasr.teachers.base import LOG_MEL, FrontEnd
-from kdasr.text import Units, letters_in, normalise
+from kdasr.text import Units, letters_in, normalise_by_word, not_normal_text
 
 DECODERS = ("greedy", "beam")
 
@@ -62,12 +62,14 @@ class Result:
         heard: every utterance, in the order of the shards.
         audio_seconds: length of the audio.
         without_transcript: utterances passed over because nobody knows what is said in them.
+        not_normal: hypotheses with words that could not be normalised; these stay, and are errors.
     """
 
     errors: ErrorCounts
     heard: list[Heard]
     audio_seconds: float
     without_transcript: int
+    not_normal: int = 0
 
     @property
     def wer(self) -> float:
@@ -102,13 +104,15 @@ def evaluate(
         batch_utterances: utterances in one pass.
         device: where the model lies.
         front_end: what the model hears.
-        spells_as_we_do: whether its texts are normalised, as transcripts are; those of others are here.
+        spells_as_we_do: whether its texts are normalised, as transcripts are; those of others are here, and a
+            line on stderr says how many have words that cannot be.
 
     Raises:
         ConfigError: an unknown decoder, or transcripts without a word.
         ShardError: a damaged shard, or no transcripts.
     """
     check_decoder(decoder, lexicon)
+    not_normal = 0
     letters = "" if spells_as_we_do else letters_in(text for path in shards for text in read_texts(path))
 
     def hear(utterances: Sequence[Utterance]) -> list[tuple[str, list[Token] | None]]:
@@ -121,13 +125,17 @@ def evaluate(
         return list(zip(map(text_of, found), tokens, strict=True))
 
     def text_of(tokens: Sequence[Token]) -> str:
+        nonlocal not_normal
         text = units.decode([token.id for token in tokens])
         if not spells_as_we_do:
-            with contextlib.suppress(UnitsError):  # what cannot be normalised is an error as it stands
-                text = normalise(text, letters)
+            text, is_normal = normalise_by_word(text, letters)
+            not_normal += not is_normal
         return text
 
-    return _score(shards, hear, batch_utterances)
+    result = _score(shards, hear, batch_utterances)
+    if not_normal:
+        print(not_normal_text(not_normal), file=sys.stderr)
+    return replace(result, not_normal=not_normal)
 
 
 def check_decoder(decoder: str, lexicon: object) -> None:

@@ -9,6 +9,7 @@ Units live in a folder as `units.json`, beside `units.model` where they are Sent
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -53,6 +54,8 @@ __all__ = [
     "letters_in",
     "load_units",
     "normalise",
+    "normalise_by_word",
+    "not_normal_text",
     "train_sentencepiece",
     "write_tokens_txt",
 ]
@@ -91,6 +94,29 @@ def normalise(text: str, letters: str = "") -> str:
             raise _cannot_be_normalised(char, text, letters)
         plain.append(parts)
     return " ".join(word for word in "".join(plain).split() if word.strip("'"))
+
+
+def normalise_by_word(text: str, letters: str = "") -> tuple[str, bool]:
+    """`normalise` for a text that is only compared with others: a word that cannot be normalised stays as it
+    is, an error by itself, and does not make errors of the capitals and commas beside it.
+
+    Returns:
+        the text, and whether all of it could be normalised.
+    """
+    with contextlib.suppress(UnitsError):
+        return normalise(text, letters), True
+    words = []
+    for word in text.split():
+        try:
+            words.append(normalise(word, letters))
+        except UnitsError:
+            words.append(word)
+    return " ".join(word for word in words if word), False
+
+
+def not_normal_text(count: int) -> str:
+    """A line for people, on texts of which `normalise_by_word` left words as they were."""
+    return f"{count} texts hold words that could not be normalised; they count as errors"
 
 
 @functools.lru_cache(maxsize=4096)

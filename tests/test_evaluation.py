@@ -130,6 +130,29 @@ def test_any_function_can_be_scored(shards: list[Path]) -> None:
     assert seen == ["u-0", "u-1", "u-2", "u-3", "u-5"]
 
 
+def test_of_foreign_spelling_the_words_that_cannot_be_normalised_alone_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Foreign:
+        """Units whose text is told by how many of them there are."""
+
+        def decode(self, ids: Sequence[int]) -> str:
+            return {1: "It was 4, he said.", 2: "YES!"}[len(ids)]
+
+    units: Any = Foreign()
+    said = [(1, "it was four he said"), (2, "yes")]
+    utterances = [Utterance(f"u-{count}", bursts(count, count), text) for count, text in said]
+    paths = write_shards(utterances, tmp_path / "shards")
+    result = evaluate(BurstCounter(), units, paths, spells_as_we_do=False)
+    assert [heard.hypothesis for heard in result.heard] == ["it was 4, he said", "yes"]
+    assert result.errors[:4] == (6, 1, 0, 0) and result.not_normal == 1
+    line = "1 texts hold words that could not be normalised; they count as errors\n"
+    assert capsys.readouterr().err == line
+    result = evaluate(BurstCounter(), units, paths)
+    assert result.errors[:4] == (6, 4, 0, 0) and result.not_normal == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_an_unknown_decoder_is_refused(shards: list[Path]) -> None:
     with pytest.raises(ConfigError, match="expected greedy or beam; got 'viterbi'"):
         evaluate(BurstCounter(), CharUnits(), shards, decoder="viterbi")

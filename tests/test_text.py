@@ -23,6 +23,7 @@ from kdasr.text import (
     letters_in,
     load_units,
     normalise,
+    normalise_by_word,
     train_sentencepiece,
     write_tokens_txt,
 )
@@ -122,6 +123,21 @@ def test_a_letter_that_nobody_named_is_refused_with_what_to_say() -> None:
         normalise("аё", "аб")
     with pytest.raises(UnitsError, match=r"'4'.*expected English letters or äß, apostrophes.*Spell it out"):
         normalise("ä4", "äß")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "is_normal"),
+    [
+        ("It was 1984, he said to the Man.", "it was 1984, he said to the man", False),
+        ("Nineteen eighty-four, he said.", "nineteen eighty four he said", True),
+        ("Grüße 3 ™ ... an 'Alle'", "grüße 3 ™ an 'alle'", False),
+        ("", "", True),
+    ],
+)
+def test_a_word_that_cannot_be_normalised_leaves_the_others_alone(
+    text: str, expected: str, is_normal: bool
+) -> None:
+    assert normalise_by_word(text, "üß") == (expected, is_normal)
 
 
 @pytest.mark.parametrize("letters", ["ä,ö", "Ä", "ab", "4", "ä ö", "’", "'"])

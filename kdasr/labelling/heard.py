@@ -22,7 +22,7 @@ from kdasr.shards import read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.soft_labels.runs import best_classes, best_path
 from kdasr.storage import Place, is_url
-from kdasr.text import Units, letters_in, load_units, normalise
+from kdasr.text import Units, letters_in, load_units, normalise_by_word, not_normal_text
 
 _SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
@@ -34,7 +34,7 @@ class Heard:
     Attributes:
         key: of the utterance.
         seconds: of audio.
-        text: of the best path, normalised where it can be; None if there are no labels.
+        text: of the best path, normalised but for words that cannot be; None if there are no labels.
         confidence: larger is surer, so of entropies the negative one (`kdasr.labelling.own_scale` turns it
             back); None if there are no labels.
         failure: why there are no labels; empty if there are.
@@ -77,7 +77,7 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
                 yield Heard(entry.key, seconds, None, None, failure, reference)
                 continue
             item = found.read(entry.key)
-            text = _readable(heard_text(item, units), letters)
+            text, _ = normalise_by_word(heard_text(item, units), letters)
             at_once = found.header.frame_shift_ms > 0 and begins_with_a_unit(item)
             yield Heard(entry.key, seconds, text, score(item, measure), "", reference, at_once)
 
@@ -99,17 +99,19 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
     judged.sort(key=lambda item: -(item.confidence or 0.0))
     # A teacher may write letters that the transcripts have lost.
     letters = letters_in(item.reference for item in judged)
+    texts, normal = zip(*(normalise_by_word(str(item.text), letters) for item in judged), strict=True)
     lines.append(f"WER of the {len(judged)} that have a transcript, too, by {measure}:")
     # As a `MinConfidence` has it, which keeps what is equal: entropy up to, the others from.
     word = "up to" if measure == "entropy" else "from"
     lines.append(f"{'the surest':>12}  {word:>8}  {'hours':>7}  {'WER %':>6}")
     for share in _SHARES:
         surest = judged[: max(1, round(share * len(judged)))]
-        texts = [_readable(str(item.text), letters) for item in surest]
-        errors = count_errors([str(item.reference) for item in surest], texts)
+        errors = count_errors([str(item.reference) for item in surest], texts[: len(surest)])
         least = threshold(surest[-1].confidence or 0.0, measure)
         seconds = sum(item.seconds for item in surest)
         lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {errors.wer:6.1f}")
+    if not_normal := normal.count(False):
+        lines.append(not_normal_text(not_normal))
     return lines
 
 
@@ -146,11 +148,3 @@ def heard_text(labels: SoftLabels, units: Units) -> str:
 def begins_with_a_unit(labels: SoftLabels) -> bool:
     """Whether the most probable class of the first frame is a unit."""
     return labels.num_frames > 0 and int(best_classes(labels)[0]) != BLANK_ID
-
-
-def _readable(text: str, letters: str) -> str:
-    """As transcripts are written, so that the two compare; as it is where that cannot be."""
-    try:
-        return normalise(text, letters)
-    except UnitsError:
-        return text

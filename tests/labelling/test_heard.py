@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from kdasr.cli import main
 from kdasr.errors import ConfigError, SoftLabelError, UnitsError
 from kdasr.interfaces import SoftLabels, Utterance
-from kdasr.labelling import MinConfidence, heard, heard_summary
+from kdasr.labelling import Heard, MinConfidence, heard, heard_summary
 from kdasr.labelling.heard import begins_with_a_unit
 from kdasr.labelling.out_folder import write_labels
 from kdasr.manifest import read_manifest
@@ -135,6 +136,24 @@ def test_letters_that_the_transcripts_have_lost_are_no_errors(tmp_path: Path) ->
     places = _labelled(tmp_path / "kept", kept, letters="éá")
     found = list(heard(audio=places[0], labels=places[1]))
     assert heard_summary(found, "best_path")[3].split()[-1] == "33.3", "and are where these have them"
+
+
+def test_a_word_that_cannot_be_normalised_is_an_error_by_itself_and_told(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "It was 1984, he said to the Man."
+    # By its name: the package has a function of the same one.
+    module = importlib.import_module("kdasr.labelling.heard")
+    monkeypatch.setattr(module, "heard_text", lambda labels, units: said)
+    found = next(heard(audio=folders[0], labels=folders[1]))
+    assert found.text == "it was 1984, he said to the man"
+    spelled = "it was nineteen eighty four he said to the man"
+    items = [Heard("a", 3, said, 0.9, "", spelled), Heard("b", 3, "Yes.", 0.8, "", "yes")]
+    lines = heard_summary(items, "best_path")
+    # One word for three of ten and one.
+    assert lines[3].split()[-1] == "27.3" and lines[7].split()[-1] == "30.0"
+    assert lines[8:] == ["1 texts hold words that could not be normalised; they count as errors"]
+    assert len(heard_summary(items[1:], "best_path")) == 8
 
 
 def test_audio_at_a_url_is_not_fetched_for_its_transcripts(folders: tuple[Path, Path]) -> None:
