@@ -38,7 +38,7 @@ class Heard:
         confidence: larger is surer, so of entropies the negative one (`kdasr.labelling.own_scale` turns it
             back); None if there are no labels.
         failure: why there are no labels; empty if there are.
-        reference: the transcript, or None where the shard has none.
+        reference: the transcript, empty where nothing is said, or None where the shard has none.
         at_once: whether the labels have times, and a unit in the first frame.
     """
 
@@ -93,9 +93,12 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
             f"{at_once} of them begin with a unit in their first frame, heard or not, and would teach so "
             'frame by frame (docs/distillation.md, "The first unit")'
         )
-    judged = [item for item in labelled if item.reference]
+    # Known silence too: words heard in it are errors, as they are to `kdasr evaluate`.
+    judged = [item for item in labelled if item.reference is not None]
     if not judged:
         return lines
+    if not any(map(_has_words, judged)):
+        return [*lines, f"no error rate: nothing is said in the {len(judged)} that have a transcript, too"]
     judged.sort(key=lambda item: -(item.confidence or 0.0))
     # A teacher may write letters that the transcripts have lost.
     letters = letters_in(item.reference for item in judged)
@@ -106,13 +109,22 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
     lines.append(f"{'the surest':>12}  {word:>8}  {'hours':>7}  {'WER %':>6}")
     for share in _SHARES:
         surest = judged[: max(1, round(share * len(judged)))]
-        errors = count_errors([str(item.reference) for item in surest], texts[: len(surest)])
+        references = [str(item.reference) for item in surest]
+        wer = (
+            f"{count_errors(references, texts[: len(surest)]).wer:.1f}"
+            if any(map(_has_words, surest))
+            else "–"
+        )
         least = threshold(surest[-1].confidence or 0.0, measure)
         seconds = sum(item.seconds for item in surest)
-        lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {errors.wer:6.1f}")
+        lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {wer:>6}")
     if not_normal := normal.count(False):
         lines.append(not_normal_text(not_normal))
     return lines
+
+
+def _has_words(item: Heard) -> bool:
+    return bool(item.reference and item.reference.split())
 
 
 def labelled_shards(audio: Place, labels: Place) -> Iterator[tuple[Shard, LabelShard]]:

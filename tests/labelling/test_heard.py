@@ -156,6 +156,22 @@ def test_a_word_that_cannot_be_normalised_is_an_error_by_itself_and_told(
     assert len(heard_summary(items[1:], "best_path")) == 8
 
 
+def test_words_heard_in_known_silence_are_errors(tmp_path: Path) -> None:
+    audio, labels = _labelled(
+        tmp_path, [("one two", "one too", 0.7), ("", "thank you for", 0.9), (None, "six", 0.8)]
+    )
+    found = list(heard(audio=audio, labels=labels))
+    assert [item.reference for item in found] == ["one two", "", None]
+    lines = heard_summary(found, "best_path")
+    assert lines[1] == "WER of the 2 that have a transcript, too, by best_path:"
+    # A substitution and three insertions on two words; the surest alone holds no word to count by.
+    assert [line.split()[-1] for line in lines[3:]] == ["200.0", "200.0", "200.0", "–", "–"]
+    assert {len(line) for line in lines[2:]} == {39}, "the columns stay in line"
+    silence = [item for item in found if item.reference != "one two"]
+    said = "no error rate: nothing is said in the 1 that have a transcript, too"
+    assert heard_summary(silence, "best_path")[1:] == [said]
+
+
 def test_audio_at_a_url_is_not_fetched_for_its_transcripts(folders: tuple[Path, Path]) -> None:
     place = locate("memory://heard-test/audio")
     for path in folders[0].iterdir():
