@@ -37,6 +37,12 @@ from kdasr.streaming import algorithmic_latency_ms
 MAX_UTTERANCES = 200
 DEFAULT_ROUNDS = 3
 _TIMED_SECONDS = 30
+#: What is said of the utterances that `export.delays.Delays` counts apart.
+_DELAY_COUNTS = {
+    "shown_at_end": "showed text at their end alone",
+    "nothing_said": "have no delays: the student said nothing in them",
+    "not_aligned": "have no delays: their transcripts do not fit the aligner's frames",
+}
 
 
 def bench_device(
@@ -174,8 +180,9 @@ def table(figures: Mapping[str, Any]) -> list[str]:
             if delays[f"{name}_p50_ms"] is not None:
                 p50, p90 = delays[f"{name}_p50_ms"], delays[f"{name}_p90_ms"]
                 lines.append(f"{what}: P50 {p50:+.0f} ms, P90 {p90:+.0f} ms")
-        if delays["shown_at_end"]:
-            lines.append(f"{delays['shown_at_end']} utterances showed text at their end alone")
+        for name, what in _DELAY_COUNTS.items():
+            if delays[name]:
+                lines.append(f"{delays[name]} utterances {what}")
     return lines
 
 

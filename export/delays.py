@@ -43,6 +43,8 @@ class Delays:
         not_aligned: utterances that the aligner's frames could not hold.
         shown_at_end: utterances of the first-token delay whose text came with the end alone. Audio that
             goes on would have kept them waiting longer.
+        nothing_said: utterances with words of which the student said none, so that they have no delays; 0
+            without an aligner.
     """
 
     utterances: int
@@ -55,6 +57,7 @@ class Delays:
     first_token_p90_ms: float | None
     not_aligned: int
     shown_at_end: int
+    nothing_said: int
 
 
 def measure_delays(
@@ -64,12 +67,15 @@ def measure_delays(
     `aligner`, a torch model with the same units, has it."""
     frame_ms = float(FRAME_SHIFT_MS * recogniser.streaming_model().subsampling)
     streamed, offline, emission, first = [], [], [], []
-    not_aligned = shown_at_end = 0
+    not_aligned = shown_at_end = nothing_said = 0
     for utterance in utterances:
         session, shown_ms = _stream(recogniser, utterance)
         streamed.append(session.text)
         offline.append(recogniser.transcribe(utterance.samples, utterance.key))
-        if aligner is None or not session.tokens:
+        if aligner is None:
+            continue
+        if not session.tokens:
+            nothing_said += bool(utterance.text)
             continue
         try:
             reference = _aligned(aligner, utterance)
@@ -91,6 +97,7 @@ def measure_delays(
         *_percentiles(first),
         not_aligned,
         shown_at_end,
+        nothing_said,
     )
 
 

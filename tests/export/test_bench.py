@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import export.bench
 import export.publish
 from export.bench import bench_device, streaming_wer, table, time_engines
+from export.delays import Delays
 from export.formats import available_formats, format_class
 from export.parity import Agreement, probe_sound
 from export.publish import export_student
@@ -70,6 +71,26 @@ def test_an_int8_file_that_its_export_refused_is_said_to_be_left_out(
     figures = bench_device(place / "student", rounds=1, formats=["onnx"])
     assert set(figures["engines"]) == {"torch", "onnx float32"}
     assert "onnx int8 is left out: another model" in table(figures)
+
+
+def test_utterances_without_delays_are_told() -> None:
+    delays = Delays(9, 1.0, 1.0, 0, 40.0, 80.0, 250.0, 370.0, not_aligned=1, shown_at_end=2, nothing_said=3)
+    figures = {
+        "model": "m",
+        "parameters": 1,
+        "latency_ms": 80.0,
+        "engines": {},
+        "refused": {},
+        "export_s": {},
+    }
+    assert table({**figures, "delays": asdict(delays)})[-4:] == [
+        "first-token delay: P50 +250 ms, P90 +370 ms",
+        "2 utterances showed text at their end alone",
+        "3 utterances have no delays: the student said nothing in them",
+        "1 utterances have no delays: their transcripts do not fit the aligner's frames",
+    ]
+    none = replace(delays, not_aligned=0, shown_at_end=0, nothing_said=0)
+    assert "utterances" not in table({**figures, "delays": asdict(none)})[-1]
 
 
 def test_the_error_rate_is_that_of_the_transcripts(place: Path) -> None:

@@ -55,6 +55,28 @@ def test_a_transcript_that_does_not_fit_is_counted(place: Path) -> None:
     assert delays.not_aligned == 1 and delays.emission_p50_ms is None
 
 
+def test_utterances_in_which_the_student_says_nothing_are_counted(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = open_recogniser(place / "student")
+    heard = utterances(place)
+    alone = measure_delays(student, heard[:1], student)
+    assert alone.nothing_said == 0
+    stream = export.delays._stream
+
+    def deaf_but_once(recogniser: Any, utterance: Utterance) -> Any:
+        found = stream(recogniser, utterance)
+        silent: Any = SimpleNamespace(tokens=[], text="")
+        return found if utterance.key == "u0" else (silent, None)
+
+    monkeypatch.setattr(export.delays, "_stream", deaf_but_once)
+    # In what holds no word there is nothing to be late with.
+    delays = measure_delays(student, [*heard, replace(heard[1], text="")], student)
+    assert (delays.nothing_said, delays.shown_at_end, delays.not_aligned) == (2, 0, 0)
+    assert delays.first_token_p50_ms == alone.first_token_p50_ms, "they have no delay"
+    assert measure_delays(student, heard).nothing_said == 0, "without an aligner there are no delays at all"
+
+
 def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> None:
     recogniser = open_recogniser(place / "student")
     export_student(conformer(), UNITS, tmp_path, int8=False)
