@@ -133,7 +133,7 @@ class Scoreboard:
             **self._identity(name),
             "wer": round(result.wer, 3),
             "cer": round(result.cer, 3),
-            **_passed_over(result),
+            **_exceptions(result),
             "params": card["parameters"],
             "bytes": _weights_file(Path(path)).stat().st_size,
             "latency_ms": algorithmic_latency_ms(recogniser.chunk_model) if recogniser.chunk_model else None,
@@ -177,7 +177,7 @@ class Scoreboard:
             **self._identity(name),
             "wer": round(result.wer, 3),
             "cer": round(result.cer, 3),
-            **_passed_over(result),
+            **_exceptions(result),
             # Those of an ONNX model are its runtime's.
             "params": sum(weight.numel() for weight in weights) or None,
             "bytes": sum(weight.numel() * weight.element_size() for weight in weights) or None,
@@ -330,10 +330,11 @@ def _check_trained(recogniser: Recogniser, card: Mapping[str, Any], name: str, t
         )
 
 
-def _passed_over(result: Result) -> dict[str, int]:
-    """How many utterances have no transcript to score against, where some have none."""
-    count = result.without_transcript
-    return {"without_transcript": count} if count else {}
+def _exceptions(result: Result) -> dict[str, int]:
+    """How many utterances have no transcript to score against, and how many texts hold words that could not
+    be normalised, where there are such."""
+    counts = {"without_transcript": result.without_transcript, "not_normal": result.not_normal}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _hash_of(shards: Sequence[Path]) -> str:

@@ -138,15 +138,16 @@ def test_a_file_that_its_export_refused_is_left_out_and_the_row_says_why(tmp_pat
 
 
 class SaysOneThing:
-    """A teacher of samples that writes "Good A" whatever it hears."""
+    """A teacher of samples that writes "Good A" whatever it hears, or another word in the place of "A"."""
 
     vocab_size, subsampling = 5, 2
 
-    def __init__(self) -> None:
+    def __init__(self, word: str = "A") -> None:
         self.config: dict[str, Any] = {}
+        self.word = word
 
     def load(self, device: str) -> Teacher:
-        units = TableUnits.from_foreign(["Go", "o", "d", "\u2581A", "<blank>"], blank_id=4)
+        units = TableUnits.from_foreign(["Go", "o", "d", f"\u2581{self.word}", "<blank>"], blank_id=4)
         return Teacher(self, "one", "w", units.hash, WAVEFORM.hash, units=units, front_end=WAVEFORM)
 
     def offline(self, samples_bn: torch.Tensor, lengths_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,13 +166,14 @@ def test_a_pretrained_teacher_has_a_row_too_and_its_text_is_normalised(tmp_path:
         and row["bytes"] is None
         and row["wer"] > 0
     )
-    assert json.loads((tmp_path / "results.json").read_text()) == [row]
+    assert json.loads((tmp_path / "results.json").read_text()) == [row] and "not_normal" not in row
     lines = (tmp_path / "hypotheses" / "teacher-3.jsonl").read_text().splitlines()
     assert [json.loads(line)["hypothesis"] for line in lines] == ["good a"] * 2
     with pytest.raises(ConfigError, match="whole utterances"):
         board.add("teacher", path=SaysOneThing(), chunk_by_chunk=True)
     with pytest.raises(ConfigError, match=r"models\.teacher\.path"):
         board.add("teacher", path=3)  # type: ignore[arg-type]
+    assert board.add("other", path=SaysOneThing("7"))["not_normal"] == 2
 
 
 def test_a_file_that_was_exported_from_other_weights_is_refused(tmp_path: Path) -> None:
