@@ -26,7 +26,7 @@ from torch import nn
 from kdasr.errors import ConfigError, ModelError
 from kdasr.features import feature_hash
 from kdasr.manifest import sha256_of
-from kdasr.storage import refuse_file
+from kdasr.storage import refuse_file, sync_path
 from kdasr.text import SENTENCEPIECE_FILE, UNITS_FILE, Units, load_units
 
 FORMAT, VERSION = "kdasr-model", 1
@@ -91,12 +91,16 @@ def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] 
         **(extra or {}),
     }
     (temporary / CARD_FILE).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    # On the disk before it has its name, or a power cut leaves empty files under it.
+    for written in (*temporary.iterdir(), temporary):
+        sync_path(written)
     # A folder cannot be replaced by another in one go; the old one is deleted when the new one has its name.
     old = temporary.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         folder.replace(old)
     temporary.replace(folder)
+    sync_path(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

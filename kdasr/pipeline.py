@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import io
 import json
-import os
 import re
 import time
 import typing
@@ -33,7 +32,7 @@ from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
 from kdasr.stages.checks import losses_of, measured_delays
-from kdasr.storage import is_url
+from kdasr.storage import commit_bytes, is_url
 from kdasr.training import Optimisation
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -431,8 +430,5 @@ def _is_there(recipe: Recipe, result: Mapping[str, Any]) -> bool:
 
 
 def _mark_done(marker: Path, inputs: str, result: dict[str, Any], seconds: float) -> None:
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    temporary = marker.with_suffix(f".{os.getpid()}.tmp")
     content = {"inputs": inputs, "seconds": round(seconds, 1), "result": result}
-    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    temporary.replace(marker)
+    commit_bytes(marker, (json.dumps(content, indent=1, default=str) + "\n").encode())
