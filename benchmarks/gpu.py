@@ -216,9 +216,10 @@ def _of_data_sheet(device: str, precision: str, tflops: float) -> float:
 
 def data_sheet(card: str) -> tuple[float, float] | None:
     """The row of DATA_SHEETS for what torch calls a card, word by word: an L40 is no L4."""
-    # "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB": the PCIe and NVL ones are slower, and have no row.
+    # "NVIDIA H100 80GB HBM3", "NVIDIA A100-PCIE-40GB": but for the A100, those for PCIe are slower.
     words = card.replace("-", " ").split()
-    if {"PCIe", "PCIE", "NVL", "Laptop", "Ti", "D"} & set(words):
+    slower = {"NVL", "Laptop", "Ti", "D"} if "A100" in words else {"PCIe", "PCIE", "NVL", "Laptop", "Ti", "D"}
+    if slower & set(words):
         return None
     named = [name for name in DATA_SHEETS if f" {name} " in f" {' '.join(words)} "]
     return DATA_SHEETS[named[0]] if len(named) == 1 else None

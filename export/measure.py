@@ -51,8 +51,7 @@ def measure_chunks(
     """Runs `model` over `samples` (repeated until there are `min_chunks`), one chunk at a time, and a
     decoder over what comes out.
 
-    Torch is held to one thread meanwhile; ONNX Runtime models have their own setting, which is
-    one by default.
+    Torch is held to one thread meanwhile; ONNX Runtime has one for each file.
 
     Raises:
         AudioError: no samples.

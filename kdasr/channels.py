@@ -61,10 +61,10 @@ class WorseChannel:
         self.probabilities = (echo_probability, noise_probability, telephone_probability)
         if not all(0.0 <= probability <= 1.0 for probability in self.probabilities):
             raise ConfigError("probabilities lie between 0 and 1", where="spoil", got=self.probabilities)
-        if not noise_kinds:
+        if noise_probability and not noise_kinds:
             raise ConfigError("noise of no kind", where="spoil.noise_kinds", expected=", ".join(NOISE_KINDS))
         check_kinds(tuple(noise_kinds), "spoil.noise_kinds")
-        if len(echo_seconds) != 2 or not 0.01 <= echo_seconds[0] <= echo_seconds[1] <= 10:
+        if echo_probability and not _is_range(echo_seconds, 0.01, 10):
             raise ConfigError(
                 "no such echo",
                 where="spoil.echo_seconds",
@@ -84,6 +84,12 @@ class WorseChannel:
             background = make_noise(kind, rng, len(samples), SAMPLE_RATE_HZ)
             samples = add_noise(samples, background, rng.uniform(*self.snr_db), level)
         return over_telephone(samples) if telephone else samples
+
+
+def _is_range(value: object, least: float, most: float) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return least <= value[0] <= value[1] <= most
 
 
 def over_telephone(samples: Samples) -> Samples:

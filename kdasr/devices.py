@@ -16,10 +16,12 @@ from kdasr.ranks import ranks
 _GPU = Path("/dev/nvidia0")
 
 
-def usable_device(device: str | None) -> str:
+def usable_device(device: str | None, *, touch: bool = True) -> str:
     """The device that is asked for, else the accelerator where there is one.
 
-    Where a GPU is left idle because torch cannot use it, a line on stderr says so.
+    Where a GPU is left idle because torch cannot use it, a line on stderr says so. To see that a device is
+    there this process makes itself a place on it, which takes memory of a GPU until it ends, and all of one
+    that serves one process alone: not where `touch` is False, for the driver of others that work there.
 
     Raises:
         ConfigError: this machine has no such device.
@@ -32,7 +34,7 @@ def usable_device(device: str | None) -> str:
                 file=sys.stderr,
             )
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if (reason := _refusal(device)) is not None:
+    if (reason := _refusal(device, touch)) is not None:
         fix = "`kdasr doctor` says what there is."
         raise ConfigError("no such device", where="device", got=f"{device} ({reason})", fix=fix)
     return device
@@ -42,7 +44,7 @@ def gpu_problem() -> str | None:
     """Why torch cannot use the NVIDIA GPU of this machine; None if it can, or if there is none."""
     if not _GPU.exists() or torch.cuda.is_available():
         return None
-    return _refusal("cuda") or "no reason given"
+    return _refusal("cuda", touch=True) or "no reason given"
 
 
 def device_text(device: str) -> str:
@@ -70,9 +72,12 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _refusal(device: str) -> str | None:
+def _refusal(device: str, touch: bool) -> str | None:
     """What torch says against a device."""
     try:
+        named = torch.device(device)
+        if not touch and named.type == "cuda" and (named.index or 0) < torch.cuda.device_count():
+            return None
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built for CPUs raises the latter
         return str(error).splitlines()[0]

@@ -239,9 +239,10 @@ class Stream:
                 joined = self._join(shard, labels) if labels is not None else None
                 texts = read_texts(path) if self.units is not None else itertools.repeat(None)
                 for entry, text in zip(shard.entries, texts, strict=False):
-                    if self.units is not None and text is None:
+                    reason = self._unusable(entry, joined)
+                    if reason is None and self.units is not None and text is None:
                         raise _no_transcript(path, entry.key)
-                    if reason := self._unusable(entry, joined) or self._misfit(path, entry, text):
+                    if reason := reason or self._misfit(path, entry, text):
                         self.left_out[f"{folder}/{entry.key}"] = reason
                         continue
                     if joined is not None:

@@ -15,7 +15,10 @@ from kdasr.interfaces import Batch, BatchSource
 
 
 def check_pattern(pattern: Sequence[tuple[str, int]], streams: Collection[str]) -> None:
-    """Raise ConfigError for a block of another stream than these, or of no batches."""
+    """Raise ConfigError for no blocks, and for one of another stream than these or of no batches."""
+    if not pattern:
+        expected = f"[[stream, batches], …] of {', '.join(sorted(streams))}"
+        raise ConfigError("the schedule is empty", where="schedule", expected=expected)
     for name, count in pattern:
         if name not in streams or count < 1:
             raise ConfigError(
@@ -36,9 +39,6 @@ class ScheduledBatches(Dataset[Batch]):
 
     def __init__(self, streams: Mapping[str, BatchSource], pattern: Sequence[tuple[str, int]]) -> None:
         check_pattern(pattern, streams)
-        if not pattern:
-            known = ", ".join(sorted(streams))
-            raise ConfigError("the schedule is empty", expected=f"[[name, batches], …] of {known}")
         self.streams = streams
         self._pattern = [(name, count) for name, count in pattern]
 

@@ -28,7 +28,7 @@ SENTENCEPIECE_FILE = "units.model"
 FORMAT, VERSION = "kdasr-units", 1
 
 # Classes that stand for no text: <s>, <unk>, [PAD], <|en|>.
-_CONTROL = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
+_CONTROL = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 # What other tools write between words, or before a word.
 _WORD_MARKS = ("|", " ", "▁")
 

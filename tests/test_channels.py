@@ -33,6 +33,8 @@ def test_a_telephone_passes_its_band_and_nothing_else() -> None:
 def test_nothing_happens_with_probability_zero() -> None:
     samples = tone(500)
     assert WorseChannel(**QUIET)(samples, np.random.default_rng(1)) is samples
+    without = WorseChannel(**QUIET, noise_kinds=[], echo_seconds=(0.0, 0.0))
+    assert without(samples, np.random.default_rng(1)) is samples
 
 
 def test_noise_lies_under_speech_at_its_ratio() -> None:
@@ -66,3 +68,5 @@ def test_what_makes_no_sense_is_refused() -> None:
         WorseChannel(noise_kinds=[])
     with pytest.raises(ConfigError, match=r"echo_seconds: no such echo.*got \(0\.0, 0\.0\)"):
         WorseChannel(echo_seconds=(0.0, 0.0))
+    with pytest.raises(ConfigError, match=r"echo_seconds: no such echo.*got 0\.5"):
+        WorseChannel(echo_seconds=0.5)  # type: ignore[arg-type]

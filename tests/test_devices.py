@@ -53,6 +53,23 @@ def test_who_asks_for_a_device_gets_it_or_an_error(gpu: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
+def test_a_driver_of_others_makes_itself_no_place_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    def empty(_: int, device: str) -> None:
+        places.append(device)
+        if device == "cuda:2":
+            raise RuntimeError("invalid device ordinal")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices.torch, "empty", empty)
+    assert [usable_device(name, touch=False) for name in ("cuda", "cuda:1")] == ["cuda", "cuda:1"]
+    assert places == []
+    with pytest.raises(ConfigError, match=r"got cuda:2 \(invalid device ordinal\)"):
+        usable_device("cuda:2", touch=False)
+    assert usable_device("cuda:1") == "cuda:1" and places == ["cuda:2", "cuda:1"]
+
+
 def test_a_gpu_that_torch_can_use_is_taken_and_named(
     gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -292,6 +292,14 @@ def test_audio_without_a_frame_is_left_out_by_name(tmp_path: Path) -> None:
     assert stream.left_out == {f"{tmp_path}/short": "60 samples are shorter than a frame"}
 
 
+def test_what_is_left_out_anyway_needs_no_transcript(tmp_path: Path) -> None:
+    long, short = utterance("long", 1), utterance("short", 2)
+    write_shards([replace(long, samples=np.tile(long.samples, 9), text=None), short], tmp_path)
+    source = Stream([tmp_path], 20.0, 1, units=CharUnits(), exclude_longer_s=5.0)
+    assert [item.entry.key for item in source.items] == ["short"]
+    assert "longer than 5.0 s" in source.left_out[f"{tmp_path}/long"]
+
+
 def test_what_is_left_out_of_folders_of_one_name_is_all_named(tmp_path: Path) -> None:
     for parent, key in (("x", "same"), ("y", "same")):
         short = replace(utterance(key, 1), samples=utterance(key, 1).samples[:60])

@@ -368,6 +368,25 @@ def test_a_loss_without_weight_is_found_before_the_first_stage_runs(folder: Path
     assert not (folder / "work").exists()
 
 
+def test_a_stage_may_learn_from_the_model_of_an_earlier_one_that_has_not_run(
+    folder: Path, ran: list[str]
+) -> None:
+    def trained(*, name: str, out: str, teachers: dict[str, Any] | None = None) -> dict[str, Any]:
+        ran.append(name)
+        return {}
+
+    pipeline.VERBS["train"] = trained
+    for name in ("one", "two", "three"):
+        text = f"stage: train\nwork_dir: {folder}/work\nname: {name}\nout: !ref <work_dir>/<name>\n"
+        (folder / f"{name}.yaml").write_text(text)
+    with (folder / "three.yaml").open("a") as file:
+        file.write(
+            "teachers:\n    big: !new:kdasr.methods.teachers.FrozenTeacher {model: !ref <work_dir>/one}\n"
+        )
+    pipeline.run_folder(folder, {})
+    assert ran == ["one", "two", "three"]
+
+
 def test_pruning_without_a_model_is_found_before_the_first_stage_runs(folder: Path, ran: list[str]) -> None:
     def trained(*, name: str, prune: Any = None) -> dict[str, Any]:
         ran.append(name)

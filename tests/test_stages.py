@@ -130,6 +130,12 @@ def test_students_hear_in_training_the_silence_that_they_hear_in_use(
             {"schedule": None},
             r"schedule: losses of unlabelled audio are given, and no schedule.*\[unlabelled",
         ),
+        ({"schedule": []}, r"schedule: the schedule is empty.*labelled, unlabelled"),
+        (
+            {"teachers": {"a.b": FrozenTeacher("runs/big")}},
+            r"teachers\.a\.b: a name with a dot",
+        ),
+        ({"teachers": {"big": FrozenTeacher}}, r"teachers\.big: no online teacher"),
         ({"teachers": {"big": "runs/big"}}, r"teachers\.big: no online teacher.*!new:.*got runs/big"),
         ({"augment": functools.partial(nn.Dropout)}, r"augment: no augmentation.*!new:"),
         (

@@ -23,7 +23,7 @@ def test_letters_get_the_spelling_of_normalised_text() -> None:
 
 def test_classes_that_stand_for_no_text_are_those_in_brackets_but_for_blank() -> None:
     assert control_ids(TableUnits.from_foreign(LETTERS, blank_id=0).symbols) == [1, 2, 3]
-    assert control_ids(["<blk>", "a", "", "[PAD]", "<", "<|en|>"]) == [2, 3, 5]
+    assert control_ids(["<blk>", "a", "", "[PAD]", "<", "<|en|>", "<>", "[]"]) == [2, 3, 5, 6, 7]
 
 
 def test_blank_moves_to_the_front_and_pieces_are_cut_as_few_as_possible() -> None:

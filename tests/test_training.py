@@ -140,7 +140,12 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
     [(training, 3, 0), (training, 9, 0), (training, 9, 2), (learning, 9, 0), (averaging, 9, 0)],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
-    data: Path, tmp_path: Path, make: Callable[..., Training], killed_at: int, workers: int
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[..., Training],
+    killed_at: int,
+    workers: int,
 ) -> None:
     make(data, tmp_path / "whole", checkpoint_every=2).run(tmp_path / "whole-model")
     # The first step of what learns shows its widths, which calls its losses once more.
@@ -151,6 +156,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     assert not (tmp_path / "cut-model").exists()
     make(data, tmp_path / "cut", checkpoint_every=2, workers=workers).run(tmp_path / "cut-model")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    # What people read of both is the same, too: the mean is of all steps since the last look.
+    told = [line for line in capsys.readouterr().err.splitlines() if "dev loss" in line]
+    looks = len([row for row in losses(tmp_path / "whole") if "dev_loss" in row])
+    assert told[-1] == told[looks - 1] and "train loss –" not in told[-1]
     one, two = (load_model(tmp_path / f"{name}-model").model.state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

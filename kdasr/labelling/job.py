@@ -97,7 +97,7 @@ def label(
     settings = settings or Settings()
     _check_arguments(out, engine, workers, shard_index, num_shards)
     if engine != "ray":  # whose nodes may have what this machine lacks
-        usable_device(device)
+        usable_device(device, touch=engine == "inline")
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     work = Work(source, out, settings, device, overwrite)
     if not is_url(out):

@@ -126,6 +126,11 @@ def label(
     job = ranks() if engine == "inline" and num_shards == 1 else Ranks()
     if not job.alone:
         shard_index, num_shards = job.rank, job.count
+    # What this machine has says nothing of the nodes that Ray's workers run on.
+    if engine == "ray":
+        device = device or AUTO_DEVICE
+    else:
+        device = job.device(usable_device(device, touch=engine == "inline"))
     summary = label_shards(
         teacher=teacher,
         audio=audio,
@@ -133,8 +138,7 @@ def label(
         settings=settings,
         engine=engine,
         workers=workers,
-        # What this machine has says nothing of the nodes that Ray's workers run on.
-        device=device or AUTO_DEVICE if engine == "ray" else job.device(usable_device(device)),
+        device=device,
         shard_index=shard_index,
         num_shards=num_shards,
         verify=verify,

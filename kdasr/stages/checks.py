@@ -69,13 +69,20 @@ def check_train(**arguments: Any) -> None:
             where="schedule",
             expected="such as [[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
         )
-    read_schedule(arguments.get("schedule") or LABELLED_ALONE)
+    read_schedule(schedule_of(arguments.get("schedule")))
+
+
+def schedule_of(schedule: Sequence[Any] | None) -> Sequence[Any]:
+    """The schedule that a recipe has, or, where it has none, that of transcripts alone."""
+    return LABELLED_ALONE if schedule is None else schedule
 
 
 def _check_parts(teachers: Mapping[str, Any], augment: object) -> None:
     """Raise ConfigError where something was named that had to be built."""
     for name, teacher in teachers.items():
-        if not callable(getattr(teacher, "attach", None)) or not hasattr(teacher, "config"):
+        _check_name(name, f"teachers.{name}")
+        # Its `config` is not asked for: the model may be one that an earlier stage is to train.
+        if isinstance(teacher, type) or not callable(getattr(teacher, "attach", None)):
             raise ConfigError(
                 "no online teacher",
                 where=f"teachers.{name}",
@@ -120,8 +127,7 @@ def check_losses(
             if not 0 <= weight < math.inf:
                 expected, got = "0 or more, and finite", weight
                 raise ConfigError("no such weight", where=f"{name}.{term}", expected=expected, got=got)
-            if "." in term:
-                raise ConfigError("a name with a dot", where=f"{name}.{term}", expected="one without")
+            _check_name(term, f"{name}.{term}")
             _check_until(entry, losses, f"{name}.{term}.until")
             if isinstance(entry["loss"], functools.partial):
                 where = f"{name}.{term}.loss"
@@ -141,6 +147,11 @@ def check_losses(
                     got="auto",
                     fix="Give a number of frames.",
                 )
+
+
+def _check_name(name: str, where: str) -> None:
+    if "." in name:
+        raise ConfigError("a name with a dot", where=where, expected="one without")
 
 
 def check_impressions(impressions: Impressions, teacher: str | None, **of_audio: Any) -> None:

@@ -26,7 +26,6 @@ from kdasr.models import load_model, read_card
 from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
 from kdasr.stages.checks import (
-    LABELLED_ALONE,
     Losses,
     begins_in_silence,
     check_against_labels,
@@ -34,6 +33,7 @@ from kdasr.stages.checks import (
     check_train,
     check_units,
     read_schedule,
+    schedule_of,
     tell_what_is_untaught,
 )
 from kdasr.stages.delays import offset_watch, with_measured_delays
@@ -117,7 +117,7 @@ def train(
     CTC where there are none.
     """
     check_train(**locals())  # the arguments: nothing else is there yet
-    blocks = read_schedule(schedule or LABELLED_ALONE)
+    blocks = read_schedule(schedule_of(schedule))
     used = {stream for stream, _ in blocks}
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
     # Here, so that two trainings with the same seed begin with the same weights.

@@ -50,8 +50,8 @@ Outputs = tuple[ModelOutput, dict[str, Tensor]]
 class _Mean:
     """Of the losses that are finite; not a number where there is none, of which people read "–"."""
 
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self.total, self.count = total, count
 
     def add(self, loss: float) -> None:
         if math.isfinite(loss):
@@ -146,7 +146,7 @@ class CtcBrain(sb.Brain):
             Position(batches, self.optimisation.accumulate),
             custom_load_hook=lambda position, path, end_of_epoch: self._go_on_from(position, Path(path)),
             custom_save_hook=lambda position, path: position.save(
-                Path(path), self.optimizer_step, self.steps_not_taken
+                Path(path), self.optimizer_step, self._so_far()
             ),
         )
         batches_ahead = max(1, 4 // len(self.steps.positions(0)))
@@ -172,9 +172,16 @@ class CtcBrain(sb.Brain):
             self.task = self.progress.add_task(self.training.name, total=self.last_step)
             self.fit(self.counter, loader, dev)
 
+    def _so_far(self) -> dict[str, float]:
+        """What a run that goes on has to know. Else it would tell the losses since then for those since the
+        last look, and a job that is begun again until it ends would pass as many bad steps more each time."""
+        mean = self.train_mean
+        return {"steps_not_taken": self.steps_not_taken, "loss_total": mean.total, "losses": mean.count}
+
     def _go_on_from(self, position: Position, path: Path) -> None:
-        # Else a job that is begun again until it ends would pass as many more each time.
-        self.steps_not_taken = position.check(path)
+        so_far = position.check(path)
+        self.steps_not_taken = int(so_far.get("steps_not_taken", 0))
+        self.train_mean = _Mean(so_far.get("loss_total", 0.0), int(so_far.get("losses", 0)))
 
     def recover_best(self) -> dict[str, Any]:
         """Load the weights with the lowest dev WER (the later of equals); its facts."""
@@ -196,7 +203,7 @@ class CtcBrain(sb.Brain):
         self.hypotheses: list[str] = []
         self.references: list[str] = []
         self.said_at_once = 0
-        if stage == sb.Stage.TRAIN:
+        if stage == sb.Stage.TRAIN and self.step == 0:  # else the run goes on in the middle
             self.train_mean = _Mean()
         if stage == sb.Stage.VALID:
             self.dev_mean = _Mean()
@@ -383,7 +390,7 @@ class CtcBrain(sb.Brain):
         return 0 < self.optimisation.checkpoint_every <= steps_since_ckpt
 
     def _save_intra_epoch_ckpt(self) -> None:
-        # Nothing is saved after a loss that is not finite, so every loss must be known.
+        # What is not finite for too long ends the run, and must not be saved: every loss must be known.
         self._read(keep=0)
         if self.ranks.first:
             super()._save_intra_epoch_ckpt()

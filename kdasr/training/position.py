@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,22 @@ class Position:
     def __init__(self, batches: ScheduledBatches, batches_per_step: int) -> None:
         self._batches, self._batches_per_step = batches, batches_per_step
 
-    def save(self, path: Path, steps_done: int, steps_not_taken: int) -> None:
-        """Write it as JSON, with how many steps in a row, up to the last one, were left out."""
-        written = {**self._after(steps_done), "steps_not_taken": steps_not_taken}
+    def save(self, path: Path, steps_done: int, so_far: Mapping[str, float]) -> None:
+        """Write it as JSON, with what the loop has counted `so_far`."""
+        written = {**self._after(steps_done), "so_far": dict(so_far)}
         path.write_text(json.dumps(written, indent=1) + "\n")
 
-    def check(self, path: Path) -> int:
+    def check(self, path: Path) -> dict[str, float]:
         """Compare what was written with where the schedule is after as many steps.
 
         Returns:
-            How many steps in a row had been left out by then.
+            What the loop had counted by then; nothing in a checkpoint that does not say.
 
         Raises:
             TrainingError: the schedule goes on with other utterances than it would have then.
         """
         written = json.loads(path.read_text())
-        steps_not_taken = int(written.pop("steps_not_taken", 0))
+        so_far: dict[str, float] = written.pop("so_far", {})
         found = self._after(written["steps_done"])
         if written != found:
             raise TrainingError(
@@ -49,7 +50,7 @@ class Position:
                 got=found["streams"],
                 fix="Bring the shards back in their order, or train into another folder of checkpoints.",
             )
-        return steps_not_taken
+        return so_far
 
     def _after(self, steps_done: int) -> dict[str, Any]:
         place = self._batches.position(steps_done * self._batches_per_step)

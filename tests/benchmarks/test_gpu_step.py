@@ -48,6 +48,7 @@ def test_flops_of_a_step_are_those_of_its_products() -> None:
         ("NVIDIA L40", None),
         ("NVIDIA A10G", None),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-PCIE-40GB", 312.0),
         ("NVIDIA H100 NVL", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ],
