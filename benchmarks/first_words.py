@@ -7,6 +7,9 @@ For each model: in how many utterances the first unit is said in output frame 0 
 the first unit, how many first words are wrong, and the errors in 100 of the others (words that were
 heard and not said count there). A model that says first units where it hears them has first words that are
 about as good as the others; docs/distillation.md, "The first unit", has figures.
+
+Of several models, then, how much later than the first of them the others say the first, the fifth and the
+last unit: medians over the utterances of five units or more that all of them hear right.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ import jiwer
 
 from export.transcribe import open_recogniser
 from kdasr.evaluation import Heard, evaluate
+from kdasr.features import FRAME_SHIFT_MS
 from kdasr.shards import list_shards
 
 _AT_ONCE = 2
+# Units whose lateness is told, by their place in the utterance.
+_PLACES = {"first": 0, "fifth": 4, "last": -1}
 
 
 class Row(NamedTuple):
@@ -57,20 +63,49 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     options = parser.parse_args(arguments)
     print("| model | first unit in frame 0 or 1 | median frame | first words wrong | in 100 others | WER % |")
     print("|---|---|---|---|---|---|")
-    rows = []
+    rows: list[Row] = []
+    spoken_ms: list[list[list[float]]] = []
     for folder in options.models:
         recogniser = open_recogniser(folder)
         if recogniser.offline_model is None:
             parser.error(f"{folder} is an exported model: name the folder that it was exported from")
         result = evaluate(recogniser.offline_model, recogniser.units, list_shards(options.test))
         rows.append(row := _row(str(folder), result.heard, result.wer))
+        spoken_ms.append(_spoken_ms(result.heard, FRAME_SHIFT_MS * recogniser.offline_model.subsampling))
         print(
             f"| {folder} | {row.at_once} of {row.utterances} | {row.median_frame} "
             f"| {100 * row.first_wrong / row.utterances:.1f} % "
             f"| {100 * row.other_errors / max(1, row.other_words):.1f} | {row.wer:.1f} |",
             flush=True,
         )
+    if len(rows) > 1:
+        _print_lateness([row.model for row in rows], spoken_ms)
     return rows
+
+
+def _spoken_ms(heard: Sequence[Heard], frame_ms: float) -> list[list[float]]:
+    """When each unit of each utterance is said; none of one that is not heard right."""
+    return [
+        [token.frame * frame_ms for token in one.tokens or []] if one.hypothesis == one.reference else []
+        for one in heard
+    ]
+
+
+def _print_lateness(models: Sequence[str], spoken_ms: Sequence[Sequence[list[float]]]) -> None:
+    together = [
+        times
+        for times in zip(*spoken_ms, strict=True)
+        if all(len(one) == len(times[0]) >= 5 for one in times)
+    ]
+    places = " | ".join(_PLACES)
+    print(f"\n| {len(together)} utterances that all hear right: later than {models[0]} | {places} |")
+    print("|---|---|---|---|")
+    for number, model in enumerate(models):
+        late = [
+            median(times[number][place] - times[0][place] for times in together) if together else float("nan")
+            for place in _PLACES.values()
+        ]
+        print(f"| {model} | {' | '.join(f'{ms:+.0f} ms' for ms in late)} |")
 
 
 def _row(model: str, heard: Sequence[Heard], wer: float) -> Row:

@@ -50,3 +50,18 @@ def test_a_model_that_says_a_unit_in_every_frame_says_it_at_once(
     assert (silent.at_once, silent.median_frame, silent.first_wrong) == (0, None, 3)
     assert (talkative.at_once, talkative.median_frame, talkative.first_wrong) == (3, 0, 3)
     assert f"| {models[1]} | 3 of 3 | 0 | 100.0 % |" in capsys.readouterr().out
+
+
+def test_lateness_is_of_what_all_models_hear_right(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(hypothesis: str, *frames: int) -> Heard:
+        return Heard("key", "a word", hypothesis, [Token(3, frame, 0.0) for frame in frames])
+
+    early = [said("a word", 0, 4, 5, 6, 7, 9), said("a word", 1, 4, 5, 6, 7, 9), said("a word", 0, 1, 2, 3)]
+    late = [said("a word", 3, 4, 5, 7, 9, 9), said("a work", 9, 9, 9, 9, 9, 9), said("a word", 8, 9, 9, 9)]
+    times = [first_words._spoken_ms(heard, 40.0) for heard in (early, late)]
+    first_words._print_lateness(["early", "late"], times)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(
+        "| 1 utterances that all hear right: later than early | first | fifth | last |"
+    )
+    assert lines[3:] == ["| early | +0 ms | +0 ms | +0 ms |", "| late | +120 ms | +80 ms | +0 ms |"]
