@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
-    except OSError as error:  # a full disk, a folder that may not be written, …
+    except PermissionError as error:
+        fix = "Choose another folder, or see to it that you may use this one."
+        print(f"kdasr: {error.filename or error}: no permission to use it. {fix}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, …
         print(f"kdasr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

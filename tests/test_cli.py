@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from data_prep import corpora, folder, settings_of
 from data_prep.support.settings import parse_settings
 from export.parity import probe_sound
 from export.publish import export_student
+from kdasr import cli
 from kdasr.cli import _said, _transcribe_live, _with_dashes, build_parser, main
 from kdasr.doctor import _version
 from kdasr.errors import MissingDependencyError, install_line
@@ -101,6 +103,18 @@ def test_options_may_be_spelled_with_underscores_as_recipes_are() -> None:
     parser, words = build_parser(), ["export", "--model", "a_b", "--max_wer_rise=0.1", "--chunk_ms", "640"]
     found = parser.parse_args([_with_dashes(word) for word in words])
     assert (found.model, found.max_wer_rise, found.chunk_ms) == ("a_b", 0.1, 640)
+
+
+def test_a_folder_that_may_not_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "ro"))
+
+    monkeypatch.setattr(cli, "_run_by_all", refuse)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"kdasr: {tmp_path}/ro: no permission to use it. Choose another folder")
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,20 @@ def dev_set(folder: Path, *texts: str | None) -> list[str]:
     return [str(folder)]
 
 
+def test_a_dev_set_that_is_learnt_from_is_told_of(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = {"schedule": [["labelled", 1]]}
+    train(data, tmp_path / "apart", **alone)
+    assert "among what it learns from" not in capsys.readouterr().err
+    both = [str(data / "labelled" / ".." / "dev"), str(data / "labelled")]
+    train(data, tmp_path / "both", labelled=both, **alone)
+    assert (
+        f"both: the dev set is among what it learns from, and says nothing of other audio: {data}/dev\n"
+        in (capsys.readouterr().err)
+    )
+
+
 def test_a_dev_set_that_cannot_be_measured_is_refused_before_the_first_step(
     data: Path, tmp_path: Path
 ) -> None:

@@ -384,6 +384,42 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp
     assert other_dev.fingerprint() != first  # its WER would be compared with those of the first dev set
 
 
+def test_checkpoints_of_two_trainings_do_not_lie_one_in_the_other(data: Path, tmp_path: Path) -> None:
+    training(data, tmp_path / "c", steps=1).run(tmp_path / "model")
+    with pytest.raises(
+        ConfigError, match=rf"apart from {tmp_path}/c, which has those.*got {tmp_path}/c/inner\."
+    ):
+        training(data, tmp_path / "c" / "inner", steps=1).run(tmp_path / "other")
+    training(data, tmp_path / "outer" / "one", steps=1).run(tmp_path / "one")
+    with pytest.raises(ConfigError, match=rf"apart from {tmp_path}/outer/one, .*got {tmp_path}/outer\."):
+        training(data, tmp_path / "outer", steps=1).run(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_where_no_model_can_be_written_nothing_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"x/model: the model cannot be written.*no permission.*{tmp_path}"
+    ):
+        training(data, tmp_path / "c", steps=1).run(tmp_path / "x" / "model")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_training_says_where_it_goes_on_and_that_it_is_done(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        training(data, tmp_path / "c", loss=StopAt(6), checkpoint_every=2, steps=10).run(tmp_path / "model")
+    assert "goes on" not in capsys.readouterr().err
+    training(data, tmp_path / "c", checkpoint_every=2, steps=10).run(tmp_path / "model")
+    assert "tiny: goes on after step 5/10\n" in capsys.readouterr().err
+    training(data, tmp_path / "c", checkpoint_every=2, steps=10).run(tmp_path / "model")
+    said = capsys.readouterr().err
+    assert "tiny: all 10 steps are done already\n" in said and "step 10/10" not in said
+
+
 def test_a_loss_that_learns_is_optimised_and_kept_in_the_checkpoints(data: Path, tmp_path: Path) -> None:
     run = learning(data, tmp_path / "c")
     other = learning(data, tmp_path / "c")

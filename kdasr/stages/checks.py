@@ -309,6 +309,18 @@ def of_audio(streams: Mapping[str, BatchSource]) -> dict[str, Stream]:
     return {name: source for name, source in streams.items() if isinstance(source, Stream)}
 
 
+def tell_what_is_heard_twice(name: str, labelled: Sequence[str], dev: Sequence[str]) -> None:
+    """Say which folders a training both learns from and is measured on: its error rates would please."""
+    learnt = {Path(folder).resolve() for folder in labelled}
+    both = [folder for folder in dev if Path(folder).resolve() in learnt]
+    if both and ranks().first:
+        folders = ", ".join(both)
+        print(
+            f"{name}: the dev set is among what it learns from, and says nothing of other audio: {folders}",
+            file=sys.stderr,
+        )
+
+
 def tell_what_is_untaught(name: str, streams: Mapping[str, BatchSource]) -> None:
     """Say once which of the student's symbols a teacher of the stored labels lacks: it never says them."""
     symbols = sorted({symbol for stream in of_audio(streams).values() for symbol in stream.untaught()})

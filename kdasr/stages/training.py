@@ -34,6 +34,7 @@ from kdasr.stages.checks import (
     check_units,
     read_schedule,
     schedule_of,
+    tell_what_is_heard_twice,
     tell_what_is_untaught,
 )
 from kdasr.stages.delays import offset_watch, with_measured_delays
@@ -166,6 +167,7 @@ def train(
             if begins_in_silence(terms) and not isinstance(streams.get(stream), Impressions):
                 losses[stream] = {**terms, "silent_start": begin}
     tell_what_is_untaught(name, streams)
+    tell_what_is_heard_twice(name, labelled, dev)
     training = Training(
         name=name,
         model=built,

@@ -197,6 +197,10 @@ class CtcBrain(sb.Brain):
         if self.ranks.first:
             # In the middle of an epoch, or at its end, its look is still to come.
             self.log.cut(self.optimizer_step, with_look=self.step == 0)
+        if self.optimizer_step == self.last_step and self.step == 0:
+            self._say(f"all {self.last_step} steps are done already")
+        elif self.optimizer_step:
+            self._say(f"goes on after step {self.optimizer_step}/{self.last_step}")
         self.progress.update(self.task, completed=self.optimizer_step)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:

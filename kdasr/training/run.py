@@ -7,6 +7,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
@@ -105,6 +106,7 @@ class Training:
         """
         with joined() as ranks, contextlib.ExitStack() as held:
             refuse_other_content(out)
+            _check_writable(out)
             _check_apart(self.checkpoints, out)
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
@@ -199,6 +201,7 @@ class Training:
         """Keep other trainings out of the folder of checkpoints as long as `held` lasts, and see that what is
         there belongs to these settings and this data."""
         marker, fingerprint, found = self.checkpoints / FINGERPRINT_FILE, self.fingerprint(), None
+        _check_not_nested(self.checkpoints)
         is_taken = self.checkpoints.exists()
         if is_taken:
             held.enter_context(used_alone(self.checkpoints))
@@ -223,8 +226,11 @@ class Training:
         # Under another name, for the report would take it for another training's.
         with contextlib.suppress(FileNotFoundError):
             (aside / LOG_FILE).replace(aside / _OLD_LOG_FILE)
-        replaced = f"; this training will replace the model in {out}" if out.exists() else ""
-        _say(f"{self.name}: checkpoints of other settings are now in {aside}{replaced}")
+        replaced = f", and will replace the model in {out}" if out.exists() else ""
+        _say(
+            f"{self.name}: begins anew{replaced}: checkpoints of other settings or data are now in {aside} "
+            "(begun with those again, a training goes on from there)"
+        )
 
     def _take_back(self, fingerprint: str) -> None:
         """Move checkpoints of these settings back from where they were set aside."""
@@ -282,6 +288,35 @@ def _check_apart(checkpoints: Path, out: Path) -> None:
             where="checkpoints",
             expected=f"a folder apart from {out}",
             got=checkpoints,
+        )
+
+
+def _check_writable(out: Path) -> None:
+    """Raise ConfigError now, and not after hours, where no model can be written."""
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            "the model cannot be written there",
+            where=out,
+            got=f"no permission to write in {there}",
+            fix="Choose another --out.",
+        )
+
+
+def _check_not_nested(checkpoints: Path) -> None:
+    """Raise ConfigError where checkpoints of two trainings lie one in the other: those of one would move with
+    the other's."""
+    folders = [
+        *checkpoints.absolute().parents,
+        *(path.parent for path in checkpoints.glob(f"*/{FINGERPRINT_FILE}")),
+    ]
+    if other := next((folder for folder in folders if (folder / FINGERPRINT_FILE).exists()), None):
+        raise ConfigError(
+            "checkpoints of two trainings cannot lie one in the other",
+            where="checkpoints",
+            expected=f"a folder apart from {other}, which has those of another training",
+            got=checkpoints,
+            fix="Choose another --checkpoints.",
         )
 
 
