@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,15 @@ from kdasr.errors import ConfigError, KdasrError, LabelMismatchError, ShardError
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work
 from kdasr.labelling.foreman import Foreman
-from kdasr.labelling.out_folder import raise_difference, refuse_audio
+from kdasr.labelling.out_folder import raise_difference, refuse_audio, refuse_other_audio
 from kdasr.labelling.planning import compare, plan_text, read_plan
 from kdasr.labelling.progress import Display, Totals
 from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
+from kdasr.manifest import Shard
 from kdasr.manifest import read_manifest as read_audio_manifest
-from kdasr.soft_labels import Header, label_file, open_label_shard, read_manifest
-from kdasr.storage import Place, is_url, locate, remove_leftovers
+from kdasr.soft_labels import Header, LabelShard, label_file, open_label_shard, read_manifest
+from kdasr.storage import Location, Place, is_url, locate, remove_leftovers
 
 #: Shards that are looked at together where they lie in a store.
 _JOURNEYS = 16
@@ -81,7 +82,7 @@ def label(
         shard_index, num_shards: do only every `num_shards`-th shard, beginning with number
             `shard_index`, for arrays of cluster jobs.
         verify: read every label that exists, whole, before believing that it is done.
-        overwrite: make labels of another teacher or with other settings again, in their place.
+        overwrite: replace labels of another teacher, with other settings or of other audio.
         log: where to append one JSON line per shard; `out/log.jsonl` if `out` is a local folder.
         ray_address: of a Ray cluster.
         quiet: no progress on the terminal.
@@ -92,7 +93,7 @@ def label(
     Raises:
         ConfigError: arguments that do not fit each other.
         ShardError: there are no audio shards.
-        LabelMismatchError: `out` holds labels of another teacher or with other settings.
+        LabelMismatchError: `out` holds labels of another teacher, with other settings or of other audio.
     """
     settings = settings or Settings()
     _check_arguments(out, engine, workers, shard_index, num_shards)
@@ -132,7 +133,7 @@ def find_work(
     manifest's size (with `verify`: its sha256, and every utterance decodes).
 
     Raises:
-        LabelMismatchError: labels of another configuration, unless `overwrite`.
+        LabelMismatchError: labels of another configuration or of other audio, unless `overwrite`.
     """
     plan = Plan([], [], {}, 0.0)
     seconds = 0.0
@@ -140,7 +141,7 @@ def find_work(
     def look(audio: str) -> tuple[float, str | None]:
         with local_copy(audio, manifest_only=True) as path:
             shard = read_audio_manifest(path)
-        return shard.seconds, _why_not_done(out, path.name, shard.sha256, expect, verify, overwrite)
+        return shard.seconds, _why_not_done(out, shard, expect, verify, overwrite)
 
     for audio, (shard_s, problem) in zip(shards, _each(look, shards, out), strict=True):
         if problem is None:
@@ -173,7 +174,8 @@ def verify_labels(audio: Place, out: Place) -> list[str]:
         try:
             with local_copy(shard, manifest_only=True) as path:
                 audio_sha256 = read_audio_manifest(path).sha256
-            configurations[_read_whole(out, path.name, audio_sha256)] = path.name
+            labels = _open_whole(label_file(out, path.name), {"audio_sha256": audio_sha256})
+            configurations[labels.header.config_hash] = path.name
         except KdasrError as error:
             problems.append(str(error))
     if len(configurations) > 1:
@@ -183,19 +185,17 @@ def verify_labels(audio: Place, out: Place) -> list[str]:
     return problems + [f"{locate(out).child(name)}: left over from a killed job" for name in leftover]
 
 
-def _read_whole(out: Place, audio_name: str, audio_sha256: str) -> str:
-    """The hash of the configuration of labels that can be read."""
-    labels = open_label_shard(label_file(out, audio_name), {"audio_sha256": audio_sha256}, verify=True)
+def _open_whole(file: Location, expect: Mapping[str, object] | None = None) -> LabelShard:
+    """Labels of which every byte was hashed and every label decoded."""
+    labels = open_label_shard(file, expect, verify=True)
     for _ in labels:
         pass
-    return labels.header.config_hash
+    return labels
 
 
-def _why_not_done(
-    out: Place, audio_name: str, audio_sha256: str, expect: Header, verify: bool, overwrite: bool
-) -> str | None:
+def _why_not_done(out: Place, shard: Shard, expect: Header, verify: bool, overwrite: bool) -> str | None:
     """None if done; "" if there are no labels; otherwise what is wrong with them."""
-    file = label_file(out, audio_name)
+    file = label_file(out, shard.path.name)
     try:
         manifest = read_manifest(file)
     except LabelMismatchError as error:
@@ -204,19 +204,20 @@ def _why_not_done(
         raise
     except SoftLabelError as error:
         return "" if file.size() is None else str(error)
+    fix = "Give another `--out`, or `--overwrite true` to replace these labels."
     if manifest.get("config_hash") != expect.config_hash:
         if overwrite:
             return "labelled with another configuration"
-        fix = "Give another `--out`, or `--overwrite true` to make these labels again."
         raise_difference(manifest, expect, str(file), fix)
     try:
-        if verify:
-            _read_whole(out, audio_name, audio_sha256)
-        else:
-            open_label_shard(file, {"audio_sha256": audio_sha256})
+        labels = _open_whole(file) if verify else open_label_shard(file)
     except SoftLabelError as error:
         return str(error)
-    return None
+    if labels.header.audio_sha256 == shard.sha256:
+        return None
+    if not overwrite:
+        refuse_other_audio(labels, shard, str(file), fix)
+    return "the audio is not what was labelled"
 
 
 def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display: Display) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import SoftLabels
 from kdasr.manifest import Shard
-from kdasr.soft_labels import Failure, Header, label_file, read_manifest, write_label_shard
+from kdasr.soft_labels import (
+    Failure,
+    Header,
+    LabelShard,
+    label_file,
+    open_label_shard,
+    read_manifest,
+    write_label_shard,
+)
 from kdasr.storage import Location, Place, is_url, locate, refuse_file
 
 
@@ -36,15 +44,16 @@ def write_labels(
     """Write the labels of an audio shard to `out`; their manifest.
 
     Raises:
-        LabelMismatchError: `out` holds labels of this shard with another configuration, and not `overwrite`.
+        LabelMismatchError: `out` holds labels with another configuration, or of other audio, in the place of
+            these, and not `overwrite`.
     """
     file = label_file(out, shard.path.name)
     if not overwrite:
-        _refuse_other_labels(file, header)
+        _refuse_other_labels(file, header, shard)
     return write_label_shard(file, header, items, extra={"seconds": round(shard.seconds, 3)})
 
 
-def _refuse_other_labels(file: Location, header: Header) -> None:
+def _refuse_other_labels(file: Location, header: Header, shard: Shard) -> None:
     try:
         manifest = read_manifest(file)
     except LabelMismatchError:
@@ -53,6 +62,27 @@ def _refuse_other_labels(file: Location, header: Header) -> None:
         return
     if manifest.get("config_hash") != header.config_hash:
         raise_difference(manifest, header, str(file), fix="Give another `out`.")
+    try:
+        labels = open_label_shard(file)
+    except SoftLabelError:  # damaged: nothing is lost with them
+        return
+    refuse_other_audio(labels, shard, str(file), fix="Give another `out`.")
+
+
+def refuse_other_audio(labels: LabelShard, shard: Shard, where: str, fix: str) -> None:
+    """Raise LabelMismatchError if not one utterance of the audio shard is among those of the labels.
+
+    Audio that was prepared anew keeps the keys of what is still in it; another corpus has its own.
+    """
+    keys = [entry.key for entry in shard.entries]
+    if labels.keys and set(labels.keys).isdisjoint(keys):
+        raise LabelMismatchError(
+            "these are labels of other audio: they have no utterance of this audio shard",
+            where=where,
+            expected=f"utterances of {shard.path.name}, such as {', '.join(keys[:2])}",
+            got=", ".join(labels.keys[:2]),
+            fix=fix,
+        )
 
 
 def raise_difference(manifest: dict[str, Any], expect: Header, where: str, fix: str) -> None:

@@ -288,6 +288,16 @@ def test_a_selection_without_budget_or_folder_of_its_own_is_refused(audio: Path,
     assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == before
 
 
+def test_a_selection_of_other_audio_is_not_replaced(audio: Path, tmp_path: Path) -> None:
+    make_audio(tmp_path / "other", 4, name="other")
+    for name in ("audio", "other"):
+        run(tmp_path / name, tmp_path / f"{name}-labels")
+    select(audio=audio, labels=tmp_path / "audio-labels", out=tmp_path / "best", hours=1)
+    with pytest.raises(LabelMismatchError, match=r"of other audio.*such as other-000.*got utt-000"):
+        select(audio=tmp_path / "other", labels=tmp_path / "other-labels", out=tmp_path / "best", hours=1)
+    assert verify_labels(audio, tmp_path / "best") == []
+
+
 def test_spikes_are_counted_by_the_second_whatever_the_frame_rate() -> None:
     assert MinSpikes(per_second=3).after(LABELS, 0.3) is None
     assert MinSpikes(per_second=3).after(LABELS, 0.4) == "filtered: 2.50 non-blank frames a second < 3"

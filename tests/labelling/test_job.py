@@ -119,6 +119,40 @@ def test_changed_audio_is_labelled_again(audio: Path, tmp_path: Path) -> None:
     assert verify_labels(audio, tmp_path / "labels") == []
 
 
+def test_audio_that_has_some_of_the_utterances_is_labelled_in_their_place(tmp_path: Path) -> None:
+    """Three to a shard instead of four: of the third shard one utterance was in the labels of that name."""
+    make_audio(tmp_path / "before", 12, per_shard=4)
+    make_audio(tmp_path / "anew", 9, per_shard=3, seed=1)
+    run(tmp_path / "before", tmp_path / "labels")
+    assert run(tmp_path / "anew", tmp_path / "labels")["shards_labelled"] == 3
+    assert verify_labels(tmp_path / "anew", tmp_path / "labels") == []
+
+
+def test_labels_of_other_audio_are_not_replaced_unasked(audio: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "labels", tmp_path / "other"
+    # Utterances without labels are utterances of the shard, too.
+    short = Settings(filters=(DurationLimits(min_seconds=100),))
+    make_audio(other, 8, per_shard=4, name="other")
+    for settings in (Settings(), short):
+        run(audio, out, settings=settings, overwrite=True)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(LabelMismatchError, match="of other audio") as caught:
+            run(other, out, settings=settings)
+        assert "shard-000000.kdsl" in str(caught.value) and "--overwrite true" in str(caught.value)
+        assert "such as other-000, other-001; got utt-000, utt-001." in str(caught.value)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert run(other, out, settings=short, overwrite=True)["shards_labelled"] == 2
+    assert verify_labels(other, out) == []
+
+
+def test_labels_that_cannot_be_read_are_of_no_other_audio(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "labels")
+    for path in (tmp_path / "labels").glob("*.kdsl"):
+        path.write_bytes(path.read_bytes()[:-3])
+    make_audio(tmp_path / "other", 12, per_shard=4, name="other")
+    assert run(tmp_path / "other", tmp_path / "labels")["shards_labelled"] == 3
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -387,6 +421,26 @@ def test_two_jobs_with_other_settings_do_not_replace_each_others_labels(
     for path in (tmp_path / "labels").glob("*.kdsl"):
         assert open_label_shard(path, verify=True).header.codec == "top_k"
     assert verify_labels(audio, tmp_path / "labels") == []
+
+
+def test_two_jobs_of_other_audio_do_not_replace_each_others_labels(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked at the empty folder before either writes."""
+    look = job_module.find_work
+    make_audio(tmp_path / "other", 12, per_shard=4, name="other")
+
+    def look_then_lose_the_race(*args: Any, **kwargs: Any) -> Any:
+        plan = look(*args, **kwargs)
+        monkeypatch.setattr(job_module, "find_work", look)
+        run(tmp_path / "other", tmp_path / "labels")
+        return plan
+
+    monkeypatch.setattr(job_module, "find_work", look_then_lose_the_race)
+    summary = run(audio, tmp_path / "labels")
+    assert summary["shards_labelled"] == 0 and len(summary["shards_failed"]) == 3
+    assert all("labels of other audio" in why for why in summary["shards_failed"].values())
+    assert verify_labels(tmp_path / "other", tmp_path / "labels") == []
 
 
 def test_labels_of_two_configurations_in_one_folder_are_told_of(audio: Path, tmp_path: Path) -> None:

@@ -98,7 +98,12 @@ class TinySource:
 
 
 def make_audio(
-    folder: Path, num_utterances: int = 12, per_shard: int = 4, seed: int = 0, loud: tuple[int, ...] = ()
+    folder: Path,
+    num_utterances: int = 12,
+    per_shard: int = 4,
+    seed: int = 0,
+    loud: tuple[int, ...] = (),
+    name: str = "utt",
 ) -> list[Path]:
     """Shards of quiet noise and tones of 0.3 to 1.5 s; those numbered in `loud` are square waves."""
     rng = np.random.default_rng(seed)
@@ -110,6 +115,6 @@ def make_audio(
             samples = 0.05 * rng.standard_normal(size) + 0.1 * np.sin(2 * np.pi * 200 * (1 + number) * time_s)
             if number in loud:
                 samples = np.sign(np.sin(2 * np.pi * 500 * time_s)) * _LOUD
-            yield Utterance(f"utt-{number:03d}", samples.astype(np.float32))
+            yield Utterance(f"{name}-{number:03d}", samples.astype(np.float32))
 
     return write_shards(utterances(), folder, max_utterances=per_shard, description="test")
