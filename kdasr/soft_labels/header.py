@@ -69,7 +69,8 @@ _REMEDIES = {
     "feature_hash": "The teacher heard other features: label again with this version of kdasr.",
     "frame_shift_ms": "Frame rates differ: use a student with the teacher's frame rate.",
     "subsampling": "Frame rates differ: use a student with the teacher's subsampling.",
-    "audio_sha256": "The audio has changed since it was labelled: label this shard again.",
+    "audio_sha256": "Either the audio was prepared anew since it was labelled: label it again. Or these are "
+    "labels of another folder: name the one that was labelled.",
 }
 
 

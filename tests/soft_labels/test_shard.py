@@ -131,7 +131,8 @@ def test_reading_a_failed_utterance_says_why(tmp_path: Path) -> None:
         ("feature_hash", "other", "label again"),
         ("subsampling", 2, "subsampling"),
         ("frame_shift_ms", 20, "frame rate"),
-        ("audio_sha256", "e" * 64, "audio has changed"),
+        ("audio_sha256", "e" * 64, "prepared anew since it was labelled: label it again"),
+        ("audio_sha256", "e" * 64, "labels of another folder: name the one that was labelled"),
         ("codec", "full", "Label again"),
     ],
 )
