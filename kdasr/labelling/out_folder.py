@@ -86,15 +86,33 @@ def refuse_other_audio(labels: LabelShard, shard: Shard, where: str, fix: str) -
 
 
 def raise_difference(manifest: dict[str, Any], expect: Header, where: str, fix: str) -> None:
-    """Raise LabelMismatchError with the fields in which labels differ from those expected."""
+    """Raise LabelMismatchError with the fields in which labels differ from those expected, and no others."""
     header = manifest.get("header")
-    found = header if isinstance(header, dict) else {}
-    wanted = json.loads(json.dumps(asdict(expect)))
-    differing = [name for name in wanted if not name.startswith("audio_") and found.get(name) != wanted[name]]
+    found = _by_dotted_name(header) if isinstance(header, dict) else {}
+    wanted = _by_dotted_name(json.loads(json.dumps(asdict(expect))))
+    differing = [
+        name
+        for name in dict.fromkeys([*wanted, *found])
+        if not name.startswith("audio_") and found.get(name) != wanted.get(name)
+    ]
     raise LabelMismatchError(
         "this folder holds labels of another configuration: " + (", ".join(differing) or "config_hash"),
         where=where,
-        expected={name: wanted[name] for name in differing},
-        got={name: found.get(name) for name in differing},
+        expected=_values(wanted, differing),
+        got=_values(found, differing),
         fix=fix,
     )
+
+
+def _by_dotted_name(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= (
+            _by_dotted_name(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return flat
+
+
+def _values(fields: dict[str, Any], names: list[str]) -> str | None:
+    return ", ".join(f"{name} {fields.get(name, 'not given')}" for name in names) or None

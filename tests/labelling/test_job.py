@@ -175,6 +175,28 @@ def test_labels_of_another_configuration_are_not_replaced_unasked(
     assert files(tmp_path / "labels") != before
 
 
+def test_of_two_configurations_only_what_differs_is_told(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "labels")
+    changed = Settings(codec=TopP(mass=0.9), window_seconds=30, filters=(DurationLimits(max_seconds=9),))
+    with pytest.raises(LabelMismatchError) as caught:
+        run(audio, tmp_path / "labels", settings=changed)
+    names = "codec_params.mass, settings.window_seconds, settings.filters"
+    filters = "[['duration', {'min_seconds': 0.0, 'max_seconds': 9}]]"
+    assert caught.value.what == f"this folder holds labels of another configuration: {names}"
+    assert caught.value.expected == (
+        f"codec_params.mass 0.9, settings.window_seconds 30, settings.filters {filters}"
+    )
+    assert caught.value.got == "codec_params.mass 0.99, settings.window_seconds 40.0, settings.filters []"
+    with pytest.raises(LabelMismatchError) as caught:
+        run(audio, tmp_path / "labels", settings=Settings(codec=TopK(k=3)))
+    for said, values in (
+        (caught.value.expected, ("3", "not given")),
+        (caught.value.got, ("not given", "0.99")),
+    ):
+        assert f"codec_params.k {values[0]}, " in str(said)
+        assert str(said).endswith(f", codec_params.mass {values[1]}")
+
+
 def test_batch_size_is_no_part_of_the_configuration(audio: Path, tmp_path: Path) -> None:
     run(audio, tmp_path / "labels")
     assert run(audio, tmp_path / "labels", settings=Settings(batch_seconds=5))["shards_done_before"] == 3
