@@ -38,7 +38,7 @@ class Prediction:
         hours: audio in all.
         frames: label frames.
         bytes: labels with their manifests.
-        bytes_per_frame: of the labels alone.
+        bytes_per_frame: of the labels alone; 0 where the sample got none.
         times_real_time: of one worker, over the audio that the teacher hears.
         worker_hours: time of all workers together, fetching audio included; GPU-hours if a worker is a GPU.
         wall_hours: with `workers` of them.
@@ -117,11 +117,13 @@ def read_plan(out: Place) -> Prediction | None:
 
 
 def compare(out: Place, summary: dict[str, Any]) -> str | None:
-    """A sentence on how the plan kept in `out` compares with a job's summary; None without a plan."""
+    """A sentence on how the plan kept in `out` compares with a job's summary; None if it cannot be."""
     predicted = read_plan(out)
     if predicted is None:
         return None
-    facts = [("bytes/frame", predicted.bytes_per_frame, summary["bytes_per_frame"])]
+    facts = []
+    if summary["bytes_per_frame"]:  # where nothing has labels, they have no size
+        facts.append(("bytes/frame", predicted.bytes_per_frame, summary["bytes_per_frame"]))
     if summary["shards_labelled"] == predicted.shards:
         # All of it in this run: its time and price can be compared too.
         hours = predicted.worker_hours, summary["worker_hours"]
@@ -141,7 +143,7 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
         for name, plan, fact in facts
         if plan
     ]
-    return "compared with the plan: " + ", ".join(said)
+    return "compared with the plan: " + ", ".join(said) if said else None
 
 
 def plan_text(prediction: Prediction) -> str:
@@ -151,12 +153,15 @@ def plan_text(prediction: Prediction) -> str:
     if p.hours_heard is not None and f"{p.hours_heard:.2f}" != f"{p.hours:.2f}":
         heard = f", of which the teacher hears {p.hours_heard:,.2f} h"
     speed = f"{p.times_real_time:,.0f} × real time" if p.times_real_time else "unknown, nothing was heard"
+    labels = "none: not one utterance of the sample got any"
+    if p.frames:
+        labels = f"{_size(p.bytes)} ({p.bytes_per_frame:.2f} bytes a frame, {p.frames:,} frames)"
     # One shard says nothing of how much shards differ.
     spread = f" (± {p.spread:.0%})" if p.sampled_shards > 1 else ""
     lines = [
         f"{p.shards} shards, {p.hours:,.2f} h of audio{heard} "
         f"({p.sampled_shards} shards were labelled to find out)",
-        f"labels: {_size(p.bytes)} ({p.bytes_per_frame:.2f} bytes a frame, {p.frames:,} frames)",
+        f"labels: {labels}",
         f"speed of one worker: {speed}",
         f"time: {p.worker_hours:,.2f} worker-hours{spread}, {p.wall_hours:,.2f} h with {p.workers} workers",
     ]
@@ -196,7 +201,7 @@ def _extrapolate(
         hours=seconds / 3600,
         frames=round(frames * scale),
         bytes=round(label_bytes * scale + manifest_bytes * shards),
-        bytes_per_frame=label_bytes / max(1, frames),
+        bytes_per_frame=label_bytes / frames if frames else 0.0,
         times_real_time=heard_s / wall_s,
         worker_hours=worker_hours,
         wall_hours=worker_hours / shards * rounds,

@@ -133,6 +133,7 @@ class Totals:
             whole._add_labels(result)
         for kind in self.reasons.commonest():
             whole.reasons.add(kind)
+        frames = self.frames + whole.frames
         return {
             "shards": self.shards,
             "shards_done_before": self.done_before,
@@ -146,9 +147,9 @@ class Totals:
             "hours": (self.seconds + whole.seconds) / 3600,
             "hours_labelled": (self.labelled_seconds + whole.labelled_seconds) / 3600,
             "hours_heard": self.heard_seconds / 3600,
-            "frames": self.frames + whole.frames,
+            "frames": frames,
             "bytes": self.bytes + whole.bytes,
-            "bytes_per_frame": round((self.bytes + whole.bytes) / max(1, self.frames + whole.frames), 3),
+            "bytes_per_frame": round((self.bytes + whole.bytes) / frames, 3) if frames else 0.0,
             "wall_s": round(self.wall_s, 3),
             "times_real_time": round(self.times_real_time, 1),
             "worker_hours": self.worker_s / 3600,
@@ -212,7 +213,9 @@ def progress_text(totals: Totals, seconds: float) -> str:
 
     Not by rich, whose estimate looks back half a minute: a shard may take longer.
     """
-    text = f"{totals.times_real_time:,.0f} × real time, {totals.bytes_per_frame:.2f} bytes/frame"
+    text = f"{totals.times_real_time:,.0f} × real time"
+    if totals.frames:
+        text += f", {totals.bytes_per_frame:.2f} bytes/frame"
     if not totals.seconds:
         return text
     # Of the shards as they are: what is left has as much that the teacher will not hear.
@@ -227,7 +230,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"{summary['shards_labelled']} shards labelled, {summary['shards_done_before']} were done before;"
         f" {summary['labelled']:,} of {utterances:,} utterances have labels,"
         f" {summary['hours_labelled']:,.2f} of {summary['hours']:,.2f} h",
-        f"{summary['bytes']:,} bytes, {summary['bytes_per_frame']:.2f} a frame",
+        f"{summary['bytes']:,} bytes"
+        + (f", {summary['bytes_per_frame']:.2f} a frame" if summary["frames"] else ""),
     ]
     if summary["shards_labelled"]:
         shares = f"teacher {summary['teacher_share']:.0%} of the time, codec {summary['encode_share']:.0%}"

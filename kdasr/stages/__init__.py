@@ -22,7 +22,7 @@ from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.labelling.engines import AUTO_DEVICE
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
-from kdasr.reasons import Reasons, lines_of
+from kdasr.reasons import Kind, Reasons, lines_of
 from kdasr.results import MISSING, set_aside_others
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
@@ -121,8 +121,10 @@ def label(
     Processes that `torchrun` has started share the shards as the jobs of an array do.
 
     Raises:
-        SoftLabelError: some shards could not be labelled; they are named, all others are done.
+        SoftLabelError: some shards could not be labelled; they are named, all others are done. Or not one
+            utterance of the whole job got labels, whenever that was.
     """
+    whole_job = num_shards == 1
     job = ranks() if engine == "inline" and num_shards == 1 else Ranks()
     if not job.alone:
         shard_index, num_shards = job.rank, job.count
@@ -148,15 +150,32 @@ def label(
     )
     print(summary_text(summary), file=sys.stderr)
     own_left = {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}
-    if left := {name: reason for part in job.gather(own_left) for name, reason in part.items()}:
+    parts = job.gather((own_left, summary["labelled"], summary["reasons"]))
+    if left := {name: reason for own, _, _ in parts for name, reason in own.items()}:
         raise SoftLabelError(
             f"{len(left)} shards have no labels",
             where=out,
             got="; ".join(f"{name}: {reason}" for name, reason in left.items()),
             fix="Run the same command again once the cause is gone: what is done is not done again.",
         )
+    # One job of an array knows nothing of the others.
+    if whole_job and not any(labelled for _, labelled, _ in parts):
+        raise _nothing_labelled(out, [kind for _, _, kinds in parts for kind in kinds])
     # Who was left out is in the manifests, by name, and was said by kind above.
     return {name: value for name, value in summary.items() if name not in ("failed", "reasons")}
+
+
+def _nothing_labelled(out: str, kinds: Sequence[Kind]) -> SoftLabelError:
+    reasons = Reasons()
+    for kind in kinds:
+        reasons.add(kind)
+    return SoftLabelError(
+        "not one utterance got labels",
+        where=out,
+        got="; ".join(f"{one.reason} ({one.times:,} utterances)" for one in reasons.commonest()[:3]),
+        fix="Give filters that keep more, or a teacher that hears something in this audio, and label again "
+        "with `--overwrite true`.",
+    )
 
 
 def _compare_spikes(board: Any, results: Path, teacher: str, student: str) -> None:

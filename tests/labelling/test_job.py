@@ -391,6 +391,7 @@ def test_a_job_whose_teacher_heard_nothing_says_so(audio: Path, tmp_path: Path) 
     summary = run(audio, tmp_path / "labels", settings=Settings(filters=(DurationLimits(min_seconds=100),)))
     assert "the teacher heard nothing; teacher 0% of the time" in summary_text(summary)
     assert "0 of 12 utterances have labels" in summary_text(summary)
+    assert summary["bytes_per_frame"] == 0.0 and f"\n{summary['bytes']:,} bytes\n" in summary_text(summary)
 
 
 def test_the_time_left_is_that_of_the_audio_left() -> None:
@@ -399,7 +400,7 @@ def test_the_time_left_is_that_of_the_audio_left() -> None:
     )
     text = progress.progress_text(totals, seconds=14_400)
     assert text == "45 × real time, 2.00 bytes/frame, 0:02:00 left"
-    assert "left" not in progress.progress_text(progress.Totals(4, 0), 14_400)
+    assert progress.progress_text(progress.Totals(4, 0), 14_400) == "0 × real time"
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:

@@ -159,10 +159,13 @@ def test_a_sample_predicts_the_hours_of_all(tmp_path: Path) -> None:
 def test_a_sample_without_labels_leaves_nothing_to_divide_by(tmp_path: Path) -> None:
     nothing = _extrapolate([result(1800, 18, 0, 500)], seconds=1800, shards=1, workers=1, price=0.0)
     (tmp_path / "plan.json").write_text(json.dumps(asdict(nothing)))
-    facts = {"bytes_per_frame": 500.0, "shards_labelled": 1, "hours": 0.5, "bytes": 500}
+    assert "\nlabels: none: not one utterance of the sample got any\n" in plan_text(nothing)
+    facts = {"bytes_per_frame": 0.0, "shards_labelled": 1, "hours": 0.5, "bytes": 500}
     verdict = compare(tmp_path, {**facts, "times_real_time": 100.0, "worker_hours": 0.005})
     assert verdict is not None
     assert "hours of audio 0.5" in verdict and "MB" not in verdict and "cost" not in verdict
+    assert "bytes/frame" not in verdict
+    assert compare(tmp_path, {**facts, "shards_labelled": 0}) is None
 
 
 def test_a_plan_of_another_release_is_no_plan(tmp_path: Path) -> None:
