@@ -261,7 +261,9 @@ def _recipe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.ranks import ranks
 
     result = run_recipe(arguments.recipe, settings, expected_stage=arguments.verb)
-    for name, value in result.items() if ranks().first else ():
+    if not ranks().first or arguments.verb == "label":  # whose summary was printed when it ended
+        return
+    for name, value in result.items():
         if value is not None:
             print(f"{name}\t{_said(value)}")
 

@@ -233,6 +233,10 @@ def test_plan_select_and_verify_the_labels_of_a_job(
     assert main(["plan", *job, "--sample-shards", "1"]) == 0
     assert "bytes" in capsys.readouterr().out
     assert main(["label", *job]) == 0
+    said = capsys.readouterr()
+    assert said.out == "" and "shards_labelled" not in said.err
+    assert said.err.count("8 of 8 utterances have labels") == 1
+    assert said.err.endswith(f"\nthe labels are in {labels}\n")
     assert main(["verify", str(audio), "--labels", str(labels)]) == 0
     place = ["--audio", str(audio), "--labels", str(labels), "--out", str(kept)]
     assert main(["select", *place, "--hours", "0.001"]) == 0

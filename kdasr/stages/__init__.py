@@ -148,7 +148,7 @@ def label(
         log=Path(log) if log else None,
         ray_address=ray_address,
     )
-    print(summary_text(summary), file=sys.stderr)
+    print(f"{summary_text(summary)}\nthe labels are in {out}", file=sys.stderr)
     own_left = {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}
     parts = job.gather((own_left, summary["labelled"], summary["reasons"]))
     if left := {name: reason for own, _, _ in parts for name, reason in own.items()}:
