@@ -1,6 +1,7 @@
 """Labelling: audio shards and a teacher in, soft-label shards out.
 
 job            `label(...)`: what is to do, the engines, the log, the summary
+done           which shards are labelled already, and what is wrong with the others
 foreman        which shard is done when, and what follows when a worker dies
 engines        crews: this process, or processes of this machine
 ray_engine     a crew of Ray actors
@@ -17,6 +18,7 @@ retokenise     what the teacher heard, in a student's units
 """
 
 from kdasr.labelling.audio_source import verify_audio
+from kdasr.labelling.done import find_work
 from kdasr.labelling.filters import (
     DurationLimits,
     Filter,
@@ -28,7 +30,7 @@ from kdasr.labelling.filters import (
     own_scale,
 )
 from kdasr.labelling.heard import Heard, heard, heard_summary
-from kdasr.labelling.job import ENGINES, find_work, label, verify_labels
+from kdasr.labelling.job import ENGINES, label, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
 from kdasr.labelling.retokenise import Retokenised, retokenise

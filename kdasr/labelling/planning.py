@@ -9,7 +9,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError
 from kdasr.labelling.audio_source import list_audio, local_copy
+from kdasr.labelling.done import find_work
 from kdasr.labelling.engines import fetch_and_label, set_threads, settings_of_one
-from kdasr.labelling.settings import Settings, ShardResult
-from kdasr.labelling.teachers import FolderTeacher, TeacherSource
+from kdasr.labelling.settings import Settings, ShardResult, make_header
+from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest
 from kdasr.storage import Place, locate
 
@@ -48,6 +49,8 @@ class Prediction:
         workers: how many will work.
         hours_heard: audio that the teacher will hear, as filters leave it; None in a plan of a release that
             did not tell, whose speed was over all audio.
+        shards_done: of `shards`, labelled already in the folder where the job's labels will go: as predicted,
+            they are counted among all.
     """
 
     shards: int
@@ -63,6 +66,7 @@ class Prediction:
     spread: float
     workers: int
     hours_heard: float | None = None
+    shards_done: int = 0
 
 
 def plan(
@@ -100,9 +104,13 @@ def plan(
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     # As the job will: workers on one machine share its threads.
     settings = settings_of_one(settings, workers)
-    results = _label_sample(source, [shards[i] for i in sample], settings, device)
+    loaded = source.load(device)
+    results = _label_sample(loaded, [shards[i] for i in sample], settings)
     prediction = _extrapolate(results, sum(seconds), len(shards), workers, price_per_worker_hour)
     if out is not None:
+        # Labels of another teacher, say, are none: whether they may be replaced is for the job to tell.
+        work = find_work(shards, out, make_header(loaded, settings, "", ""), overwrite=True)
+        prediction = replace(prediction, shards_done=len(work.done))
         file = locate(out).child(PREDICTION_FILE)
         file.commit(json.dumps(asdict(prediction), indent=1).encode() + b"\n")
     return prediction
@@ -165,16 +173,15 @@ def plan_text(prediction: Prediction) -> str:
         f"speed of one worker: {speed}",
         f"time: {p.worker_hours:,.2f} worker-hours{spread}, {p.wall_hours:,.2f} h with {p.workers} workers",
     ]
+    if p.shards_done:
+        lines.insert(0, f"{p.shards_done} of {p.shards} shards are labelled already; what all of them take:")
     if p.cost:
         lines.append(f"cost: {p.cost:,.2f}")
     return "\n".join(lines)
 
 
-def _label_sample(
-    source: TeacherSource, shards: Sequence[str], settings: Settings, device: str
-) -> list[ShardResult]:
+def _label_sample(teacher: Teacher, shards: Sequence[str], settings: Settings) -> list[ShardResult]:
     set_threads(settings)
-    teacher = source.load(device)
     with tempfile.TemporaryDirectory(prefix="kdasr-plan-") as folder:
         # Warming up is paid for once in a whole job: not by the sample.
         fetch_and_label(teacher, shards[0], Path(folder), settings)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kdasr.errors import ConfigError
-from kdasr.labelling import ShardResult, compare, engines, label, plan, plan_text, summary_text
+from kdasr.labelling import Prediction, ShardResult, compare, engines, label, plan, plan_text, summary_text
 from kdasr.labelling.audio_source import local_copy
 from kdasr.labelling.planning import _extrapolate
 from tests.labelling.tiny import TinySource, make_audio
@@ -145,6 +145,27 @@ def test_facts_are_compared_by_hand_computable_figures(tmp_path: Path) -> None:
     assert "worker-hours 0.04 (the plan said 0.02: +100%)" in verdict
     assert "cost 0.12 (the plan said 0.06: +100%)" in verdict
     assert "cost" not in str(compare(tmp_path, {**facts, "shards_labelled": 3}))
+
+
+def test_a_plan_says_how_much_is_labelled_already(tmp_path: Path) -> None:
+    def planned(out: Path | None) -> Prediction:
+        return plan(teacher=TinySource(), audio=audio, out=out, sample_shards=1)
+
+    audio, out = tmp_path / "audio", tmp_path / "labels"
+    make_audio(audio, 6, per_shard=2)
+    before = planned(out)
+    assert before.shards_done == 0 and "already" not in plan_text(before)
+    label(teacher=TinySource(), audio=audio, out=out, quiet=True, shard_index=0, num_shards=2)
+    half = planned(out)
+    assert half.shards_done == 2 and half.frames == before.frames and half.shards == 3
+    assert plan_text(half).startswith(
+        "2 of 3 shards are labelled already; what all of them take:\n3 shards, "
+    )
+    label(teacher=TinySource(), audio=audio, out=out, quiet=True)
+    assert plan_text(planned(out)).startswith("3 of 3 shards are labelled already; what")
+    assert planned(None).shards_done == 0
+    other = plan(teacher=TinySource(seed=1), audio=audio, out=out, sample_shards=1)
+    assert other.shards_done == 0
 
 
 def test_a_sample_predicts_the_hours_of_all(tmp_path: Path) -> None:
