@@ -148,7 +148,7 @@ def label(
         log=Path(log) if log else None,
         ray_address=ray_address,
     )
-    print(f"{summary_text(summary)}\nthe labels are in {out}", file=sys.stderr)
+    print(summary_text(summary), file=sys.stderr)
     own_left = {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}
     parts = job.gather((own_left, summary["labelled"], summary["reasons"]))
     if left := {name: reason for own, _, _ in parts for name, reason in own.items()}:
@@ -161,6 +161,7 @@ def label(
     # One job of an array knows nothing of the others.
     if whole_job and not any(labelled for _, labelled, _ in parts):
         raise _nothing_labelled(out, [kind for _, _, kinds in parts for kind in kinds])
+    print(f"the labels are in {out}", file=sys.stderr)
     # Who was left out is in the manifests, by name, and was said by kind above.
     return {name: value for name, value in summary.items() if name not in ("failed", "reasons")}
 
