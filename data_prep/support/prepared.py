@@ -186,9 +186,14 @@ def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:
             expected="an empty folder",
             fix="Name another folder with --out.",
         )
-    if record.get("source") != source:
-        for path in leftovers:
-            path.unlink()
+    if record.get("source") == source:
+        return
+    if count := sum(path.suffix == ".tar" and path.with_suffix(".json") in leftovers for path in leftovers):
+        shards = "1 finished shard is" if count == 1 else f"{count} finished shards are"
+        changed = ", ".join(_changed(record.get("source") or {}, source))
+        say(f"{folder}: {shards} replaced, for what was interrupted was made from something else: {changed}")
+    for path in leftovers:
+        path.unlink()
 
 
 def _summary(source: dict[str, Any], shards: list[Shard], dropped: Dropped) -> dict[str, Any]:
@@ -224,7 +229,9 @@ def say(line: str) -> None:
 
 def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:
     before, after = _flat(old), _flat(new)
-    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    changed = _changed(old, new)
+    if changed == ["files"] and before["files"] and after["files"]:
+        return _of_changed_corpus(folder, before["files"], after["files"])
     if changed == ["generation"]:
         return ConfigError(
             "the folder was prepared by an older release, which made other audio of the same settings",
@@ -240,6 +247,27 @@ def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> C
         got=", ".join(f"{name}={before.get(name)}" for name in changed),
         fix="Name another folder with --out, or delete this one.",
     )
+
+
+def _of_changed_corpus(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:
+    """Of what the corpus was, count, bytes and one hash are known."""
+    was, now = (f"{files['count']:,} files of {files['bytes']:,} bytes" for files in (old, new))
+    differs = (
+        "in a list or transcript, or in the name of a file"
+        if was == now
+        else f"{was} then, {now} now, and maybe in a list or transcript"
+    )
+    return ConfigError(
+        f"the list or its audio has changed since this folder was prepared from it: {differs}",
+        where=folder,
+        fix="Prepare what it is now into another folder, with --out, or delete this one.",
+    )
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What two sources differ in."""
+    before, after = _flat(old), _flat(new)
+    return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
 
 
 def _flat(source: dict[str, Any]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def test_nothing_but_the_audio_decides_whether_it_is_the_same(corpus: Path) -> N
         (corpus / ".DS_Store").write_bytes(b"x")
         (corpus / "notes.md").write_text("x")
     write_tone(corpus / "b.wav", 0.5)
-    with pytest.raises(ConfigError, match="prepared from something else"):
+    with pytest.raises(ConfigError, match="the list or its audio has changed since"):
         prepare("folder", corpus=corpus, out=corpus)
 
 
@@ -250,7 +250,7 @@ def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path
     assert dropped["c.wav"] == "audio without transcript"
     assert dropped["d.txt"] == "transcript without audio"
     (corpus / "a/1.txt").write_text("\ufeffIt's a\nway.\n")
-    with pytest.raises(ConfigError, match="prepared from something else"):
+    with pytest.raises(ConfigError, match="the list or its audio has changed since"):
         prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)
 
 

@@ -108,7 +108,7 @@ def test_all_files_of_the_folder_decide(corpus: Path) -> None:
     write(corpus, wav_scp="u1 audio/a.wav\n", text="u1 one\n")
     prepared(corpus)
     write(corpus, text="u1 two\n")
-    with pytest.raises(ConfigError, match="prepared from something else"):
+    with pytest.raises(ConfigError, match="the list or its audio has changed since"):
         prepared(corpus)
 
 

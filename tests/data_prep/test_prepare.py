@@ -118,7 +118,9 @@ def test_other_settings_are_refused_and_named(corpus: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"expected seed=2; got seed=1\. Name another folder"):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out", seed=2)
     write_tone(corpus / "LibriSpeech/dev-clean-2/84/121/84-121-0009.flac", 0.5)
-    with pytest.raises(ConfigError, match="dev-clean-2: .*expected files="):
+    with pytest.raises(
+        ConfigError, match="dev-clean-2: the list or its audio has changed since.*: 3 files .*4 files"
+    ):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out")
     assert bytes_below(tmp_path / "out") == before
 
@@ -143,7 +145,9 @@ def test_a_subset_may_be_added_later(corpus: Path, tmp_path: Path) -> None:
     assert bytes_below(tmp_path / "out" / "dev-clean-2") == before
 
 
-def test_an_unfinished_folder_of_other_settings_is_made_afresh(corpus: Path, tmp_path: Path) -> None:
+def test_an_unfinished_folder_of_other_settings_is_made_afresh(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     prepare("librispeech", corpus=corpus, out=out, max_shard_utterances=1)
     folder = out / "train-clean-5"
@@ -154,7 +158,11 @@ def test_an_unfinished_folder_of_other_settings_is_made_afresh(corpus: Path, tmp
     (out / "dev-clean-2" / "prepared.json").unlink()
     for path in (out / "dev-clean-2").iterdir():
         path.unlink()
+    capsys.readouterr()
     prepare("librispeech", corpus=corpus, out=out)
+    told = capsys.readouterr().err
+    assert "train-clean-5: 4 finished shards are replaced" in told
+    assert "made from something else: max_shard_utterances" in told
     names = ["dropped.json", "prepared.json", "shard-000000.json", "shard-000000.tar"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert len(read_folder(folder)) == 4
