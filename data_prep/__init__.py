@@ -102,7 +102,8 @@ def prepare(
     is, an unfinished one is finished; one made from something else is an error, never mixed in.
 
     Raises:
-        ConfigError: an unknown corpus, an unknown or bad setting, or `out` was made with others.
+        ConfigError: an unknown corpus, an unknown or bad setting, or `out` is the corpus or was made with
+            others.
         CorpusError: the corpus is missing or not what it should be.
     """
     # The command line asks this module for the names of the corpora: torch would take it a second.
@@ -114,6 +115,9 @@ def prepare(
     module = _module_of(name)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)
+    if corpus is not None and Path(out).resolve() == corpus.resolve():
+        fix = f"Name another folder with --out, if need be one in it: {corpus / 'shards'}."
+        raise ConfigError("the shards would lie among what they are made from", where=out, fix=fix)
     shards = {}
     # Utterances are too short to share among threads: on a busy machine that is 5 x slower.
     with one_torch_thread():

@@ -156,12 +156,12 @@ def test_files_are_too_short_and_not_the_equal_parts_of_long_ones(corpus: Path) 
 def test_nothing_but_the_audio_decides_whether_it_is_the_same(corpus: Path) -> None:
     write_tone(corpus / "a.wav", 0.5)
     for _ in range(2):
-        prepare("folder", corpus=corpus, out=corpus)  # its own shards lie there the second time
+        prepare("folder", corpus=corpus, out=corpus / "shards")  # which lie there the second time
         (corpus / ".DS_Store").write_bytes(b"x")
         (corpus / "notes.md").write_text("x")
     write_tone(corpus / "b.wav", 0.5)
     with pytest.raises(ConfigError, match="the list or its audio has changed since"):
-        prepare("folder", corpus=corpus, out=corpus)
+        prepare("folder", corpus=corpus, out=corpus / "shards")
 
 
 def test_what_cannot_be_used_is_counted(corpus: Path) -> None:

@@ -187,6 +187,13 @@ def test_shards_may_be_written_into_the_corpus(corpus: Path) -> None:
     assert prepare("librispeech", corpus=corpus, out=corpus / "shards") == first
 
 
+def test_shards_are_not_mixed_with_the_corpus(corpus: Path) -> None:
+    before = bytes_below(corpus)
+    with pytest.raises(ConfigError, match=r"among what they are made from\. Name another .*/shards"):
+        prepare("librispeech", corpus=corpus, out=corpus / "LibriSpeech" / "..")
+    assert bytes_below(corpus) == before
+
+
 def test_the_summary_counts_what_happened(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
