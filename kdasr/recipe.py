@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import pydoc
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -247,7 +248,8 @@ def _target(stage: Stage, name: str) -> str:
 
 
 def parse_value(text: str) -> Any:
-    """A value from the command line, read as YAML: `3`, `0.5`, `true`, `[a, b]`, `text`.
+    """A value from the command line, read as YAML: `3`, `0.5`, `true`, `[a, b]`, `text`. Texts that begin
+    with ~/ are of the home folder, which a shell puts in only where a word begins with it.
 
     Raises:
         ConfigError: a tag, which only a file may have.
@@ -255,9 +257,18 @@ def parse_value(text: str) -> Any:
     if re.match(r"!(ref|new|name|apply|module|copy|include|tuple)\b", text):
         raise ConfigError("tags are for files, and the command line gives values", got=text)
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        value = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError):  # a date of which there is none, for one
-        return text
+        value = text
+    return _at_home(value)
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("~/"):
+        return os.path.expanduser(value)  # noqa: PTH111  # a Path would lose a slash at its end
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return {key: _at_home(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _loader(path: Path) -> type[Loader]:

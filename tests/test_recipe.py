@@ -261,6 +261,17 @@ def test_values_of_the_command_line_are_yaml() -> None:
     assert parse_value("[oops") == "[oops"
 
 
+def test_the_home_folder_is_known_within_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/houses/ann")
+    assert parse_value("~/a/") == "/houses/ann/a/"
+    assert parse_value("[~/a, b/~/c, 2]") == ["/houses/ann/a", "b/~/c", 2]
+    assert parse_value("{one: {path: ~/a}, two: [~/b]}") == {
+        "one": {"path": "/houses/ann/a"},
+        "two": ["/houses/ann/b"],
+    }
+    assert parse_value("~/[oops: ]") == "/houses/ann/[oops: ]"
+
+
 def test_a_recipe_over_its_base(tmp_path: Path) -> None:
     (tmp_path / "ground.yaml").write_text(
         "stage: train\nwork_dir: w\nname: ground\nout: !ref <work_dir>/<name>\n"
