@@ -30,6 +30,8 @@ from kdasr.storage import refuse_file, sync_path
 from kdasr.text import SENTENCEPIECE_FILE, UNITS_FILE, Units, load_units
 
 FORMAT, VERSION = "kdasr-model", 1
+# Of the card that an export has under the same name (export/card.py).
+_EXPORT_FORMAT = "kdasr-export"
 CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
 # Classes are named in a file, so only our own packages may be asked for them.
 _CLASS_PREFIXES = ("kdasr.teachers.", "kdasr.students.")
@@ -171,7 +173,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The card of the model in `folder`, without loading the model.
 
     Raises:
-        ModelError: there is no card of this version of kdasr.
+        ModelError: there is no card of this version of kdasr, or it is that of an export.
     """
     path = folder / CARD_FILE
     try:
@@ -187,6 +189,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError("the model card cannot be read", where=path, got=repr(error)) from error
+    if found[0] == _EXPORT_FORMAT:
+        fix = "Name the folder of the model that was exported."
+        raise ModelError("this is an export, and a model is needed", where=folder, fix=fix)
     if found != (FORMAT, VERSION) or missing:
         raise ModelError(
             "this is not a model of this version of kdasr",

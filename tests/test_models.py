@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from kdasr.errors import ConfigError
-from kdasr.models import load_model, save_model
+from kdasr.errors import ConfigError, ModelError
+from kdasr.models import CARD_FILE, load_model, read_card, save_model
 from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
 
@@ -65,3 +66,9 @@ def test_a_model_replaces_nothing_but_a_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"thesis\.txt: a model is a folder, and this is a file"):
         save_model(tmp_path / "mine/thesis.txt", student(0), UNITS)
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["shards", "thesis.txt"]
+
+
+def test_an_export_is_no_model_and_says_what_is(tmp_path: Path) -> None:
+    (tmp_path / CARD_FILE).write_text(json.dumps({"format": "kdasr-export", "version": 1}))
+    with pytest.raises(ModelError, match=r"this is an export.* Name the folder of the model that was exp"):
+        read_card(tmp_path)
