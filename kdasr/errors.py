@@ -29,6 +29,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+# Extras that do not go with the others but need an environment of their own, and all that goes in there.
+_APART = {"executorch": "export,executorch"}
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -72,10 +74,9 @@ class MissingDependencyError(ConfigError):
 
     def __init__(self, package: str, extra: str) -> None:
         self.package, self.extra = package, extra
-        super().__init__(
-            f"the package {package!r} is not installed",
-            fix=f"Install it with: {install_line(extra)}",
-        )
+        how = "in an environment of its own (docs/streaming-export.md) " if extra in _APART else ""
+        fix = f"Install it {how}with: {install_line(extra)}"
+        super().__init__(f"the package {package!r} is not installed", fix=fix)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are made again from their message, which is not what this one is made from.
@@ -85,13 +86,14 @@ class MissingDependencyError(ConfigError):
 def install_line(extra: str) -> str:
     """The command that installs an extra of pyproject.toml: in a checkout, from wherever it is typed, with
     the versions that were tried, for pip would else take newer ones of all else too."""
-    own = _CHECKOUT / f"constraints-{extra}.txt"  # of an extra that does not go with the others
+    extras = _APART.get(extra, extra)
+    own = _CHECKOUT / f"constraints-{extra}.txt"
     constraints = own if own.is_file() else _CHECKOUT / "constraints.txt"
     if not constraints.is_file():
-        return f"pip install {shlex.quote(f'kdasr[{extra}]')}"
+        return f"pip install {shlex.quote(f'kdasr[{extras}]')}"
     here = Path(constraints.name).is_file() and constraints.samefile(constraints.name)
     file, checkout = (constraints.name, ".") if here else (str(constraints), str(_CHECKOUT))
-    return f"pip install -c {shlex.quote(file)} -e {shlex.quote(f'{checkout}[{extra}]')}"
+    return f"pip install -c {shlex.quote(file)} -e {shlex.quote(f'{checkout}[{extras}]')}"
 
 
 class MissingLabelsError(ConfigError):

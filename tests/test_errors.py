@@ -30,7 +30,12 @@ def test_an_extra_with_constraints_of_its_own_is_installed_with_those(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert install_line("executorch") == "pip install -c constraints-executorch.txt -e '.[executorch]'"
+    line = "pip install -c constraints-executorch.txt -e '.[export,executorch]'"
+    assert install_line("executorch") == line
+    assert line in (ROOT / "docs/streaming-export.md").read_text()
+    assert str(MissingDependencyError("executorch", "executorch")).endswith(
+        f"Install it in an environment of its own (docs/streaming-export.md) with: {line}"
+    )
 
 
 def test_an_extra_of_an_installed_package_is_installed_by_its_name(
