@@ -11,7 +11,7 @@ from typing import Any
 from data_prep import corpora, explained
 from export.commands import add_commands
 from kdasr.arguments import check_keywords
-from kdasr.errors import ConfigError, KdasrError
+from kdasr.errors import ConfigError, KdasrError, UnitsError
 
 # What the processes that `torchrun` starts may do together.
 _FOR_ALL = ("run", "train", "label", "evaluate")
@@ -332,10 +332,15 @@ def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.storage import is_url
 
     found = []
-    for item in heard(audio=arguments.audio, labels=arguments.labels, measure=arguments.measure):
-        sure = "-" if item.confidence is None else f"{own_scale(item.confidence, arguments.measure):.3f}"
-        print(f"{item.key}\t{sure}\t{item.failure if item.text is None else item.text}")
-        found.append(item)
+    try:
+        for item in heard(audio=arguments.audio, labels=arguments.labels, measure=arguments.measure):
+            sure = "-" if item.confidence is None else f"{own_scale(item.confidence, arguments.measure):.3f}"
+            print(f"{item.key}\t{sure}\t{item.failure if item.text is None else item.text}")
+            found.append(item)
+    except UnitsError as error:
+        fix = "A folder of labels has the units of its teacher: are --audio and --labels swapped?"
+        where = f"--labels: {error.where}"
+        raise UnitsError(error.what, where=where, expected=error.expected, got=error.got, fix=fix) from error
     lines = heard_summary(found, arguments.measure)
     if is_url(arguments.audio):
         lines.append("transcripts are read where the audio lies on this machine: no error rate")

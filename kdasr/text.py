@@ -317,7 +317,7 @@ def load_units(folder: Place | Location) -> Units:
         UnitsError: a file is missing, damaged, of another version, or does not match its hash.
     """
     path = locate(folder).child(UNITS_FILE)
-    card = _read_card(path)
+    card = _read_card(locate(folder), path)
     units: CharUnits | SentencePieceUnits | TableUnits
     if card.get("kind") == CharUnits.kind:
         symbols = card.get("symbols")
@@ -360,10 +360,14 @@ def _read_model(folder: Place | Location) -> bytes:
         raise UnitsError("cannot be read", where=str(file), got=error.strerror) from error
 
 
-def _read_card(file: Location) -> dict[str, object]:
+def _read_card(folder: Location, file: Location) -> dict[str, object]:
     refuse = functools.partial(UnitsError, where=str(file), fix="Restore the model folder from its source.")
     try:
         card = json.loads(file.read_all())
+    except FileNotFoundError as error:
+        found = "this folder has none" if folder.is_folder() else "there is no such folder"
+        what = f"the units cannot be read, for {found}"
+        raise UnitsError(what, where=str(folder), expected=f"{UNITS_FILE} in it") from error
     except OSError as error:
         raise refuse("the units cannot be read", got=error.strerror) from error
     except ValueError as error:

@@ -17,7 +17,14 @@ from torch import nn
 
 from kdasr import stages
 from kdasr.channels import WorseChannel
-from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, ShardError, UnitsError
+from kdasr.errors import (
+    ConfigError,
+    DamagedLabelsError,
+    LabelMismatchError,
+    ModelError,
+    ShardError,
+    UnitsError,
+)
 from kdasr.features import num_frames
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.loader import Stream
@@ -381,7 +388,7 @@ def test_missing_labels_and_missing_audio_are_named(data: Path, tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(DamagedLabelsError, match=r"shard-000000.*kdasr label"):
         train(data, tmp_path / "model", labels=[str(tmp_path / "empty")])
-    with pytest.raises(ShardError, match="gone"):
+    with pytest.raises(ConfigError, match="gone"):
         train(data, tmp_path / "model", labelled=[str(tmp_path / "gone")])
 
 
@@ -413,6 +420,38 @@ def test_units_of_an_unknown_kind_are_refused(data: Path, tmp_path: Path) -> Non
     for units in ({"kind": "phones"}, {"kind": "sentencepiece"}):
         with pytest.raises(ConfigError, match=r"characters.*sentencepiece, vocab_size: N"):
             train(data, tmp_path / "model", units=units)
+
+
+def test_a_folder_that_is_not_there_is_told_of_the_key_that_names_it(data: Path, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    for key in ("labelled", "dev", "unlabelled", "labels"):
+        with pytest.raises(ConfigError, match=rf"{key}: there is no such folder; got {gone}\. .*--{key}"):
+            train(data, tmp_path / "model", **{key: [gone]})
+    with pytest.raises(
+        ModelError, match=rf"teacher: {gone}: there is no model.*--teacher null labels of any"
+    ):
+        train(data, tmp_path / "model", teacher=gone)
+    with pytest.raises(ModelError, match=rf"start: {gone}: there is no model in this folder"):
+        train(data, tmp_path / "model", start=gone)
+    with pytest.raises(
+        UnitsError, match=rf"units: {gone}: .*no such folder.*Units are {{kind: characters}}, "
+    ):
+        train(data, tmp_path / "model", units=gone)
+    folders = {"audio": str(data / "unlabelled"), "labels": str(data / "labels"), "out": str(tmp_path / "x")}
+    with pytest.raises(
+        UnitsError, match=r"units: characters: .*no such folder.*Units are {kind: characters}"
+    ):
+        stages.retokenise(**folders, units="characters")
+    with pytest.raises(ConfigError, match=r"labels: there is no such folder; got .*gone"):
+        stages.retokenise(**{**folders, "labels": gone}, units={"kind": "characters"})
+    with pytest.raises(ModelError, match=rf"model: {gone}: there is no model"):
+        stages.export(model=gone, out=str(tmp_path / "x"))
+
+
+def test_what_a_schedule_leaves_out_need_not_be_there(data: Path, tmp_path: Path) -> None:
+    gone = {"unlabelled": [str(tmp_path / "gone")], "labels": [str(tmp_path / "gone")]}
+    train(data, tmp_path / "model", **gone, schedule=[["labelled", 1]])
+    assert (tmp_path / "model" / "model.json").exists()
 
 
 def test_units_of_characters_may_have_the_letters_of_a_language() -> None:

@@ -225,9 +225,13 @@ def test_hashes_tell_units_apart(pieces: SentencePieceUnits) -> None:
     assert len({CharUnits().hash, pieces.hash, other.hash}) == 3
 
 
-def test_load_refuses_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(UnitsError, match=r"units\.json: the units cannot be read"):
+def test_load_refuses_a_missing_folder_and_one_without_units(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnitsError, match=r"the units cannot be read, for this folder has none; .*units\.json"
+    ):
         load_units(tmp_path)
+    with pytest.raises(UnitsError, match=r"gone: the units cannot be read, for there is no such folder"):
+        load_units(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(

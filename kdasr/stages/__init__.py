@@ -26,7 +26,7 @@ from kdasr.reasons import Kind, Reasons, lines_of
 from kdasr.results import MISSING, set_aside_others
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
-from kdasr.stages.checks import check_train
+from kdasr.stages.checks import check_folders, check_train, of_key
 from kdasr.stages.training import make_units, train
 from kdasr.streaming import set_chunk_ms
 
@@ -197,6 +197,7 @@ def retokenise(*, audio: str, labels: str, out: str, units: Any, overwrite: bool
     Raises:
         SoftLabelError: not a single utterance has a label.
     """
+    check_folders(audio=[audio], labels=[labels])
     units_made = make_units(units, [], 0)
     found = retokenise_labels(audio=audio, labels=labels, out=out, units=units_made, overwrite=overwrite)
     for line in lines_of(Reasons(found.failed.items()).commonest(), "without labels"):
@@ -252,10 +253,12 @@ def export(
     from export.gate import wer_gate
     from export.publish import export_student
 
-    loaded = load_model(Path(model))
+    with of_key("model"):
+        loaded = load_model(Path(model))
     if chunk_ms is not None:
         set_chunk_ms(loaded.model, chunk_ms)
-    shards = [path for folder in dev for path in list_shards(Path(folder))]
+    with of_key("dev"):
+        shards = [path for folder in dev for path in list_shards(Path(folder))]
     exported = export_student(
         loaded.model,
         loaded.units,
@@ -313,10 +316,11 @@ def evaluate(
     check_evaluation(test=test, models=models, spikes=spikes, decoder=decoder, lexicon=lexicon)
     for model, settings in models.items():
         check_model_of_row(model, settings)
-    sets = {
-        name: [path for folder in folders for path in list_shards(Path(folder))]
-        for name, folders in _test_sets(test)
-    }
+    with of_key("test"):
+        sets = {
+            name: [path for folder in folders for path in list_shards(Path(folder))]
+            for name, folders in _test_sets(test)
+        }
     summary, on = {}, usable_device(device)
     for number, (name, shards) in enumerate(sets.items()):
         board = Scoreboard(

@@ -6,13 +6,14 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kdasr.arguments import check_keywords, fitting
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, ModelError, ShardError, UnitsError
 from kdasr.interfaces import BatchSource
 from kdasr.loader import Stream
 from kdasr.losses import silent_start
@@ -22,6 +23,7 @@ from kdasr.models import read_card
 from kdasr.ranks import ranks
 from kdasr.resampling import check_speeds
 from kdasr.schedule import check_pattern
+from kdasr.storage import is_url
 from kdasr.symbols import shorten
 from kdasr.teachers.base import TeacherSource
 from kdasr.training import Optimisation
@@ -33,6 +35,10 @@ Losses = Mapping[str, Mapping[str, Any]]
 
 # The schedule where a recipe has none.
 LABELLED_ALONE = (("labelled", 1),)
+UNITS_ARE = (
+    "{kind: characters}, {kind: characters, letters: äöüß}, {kind: sentencepiece, vocab_size: N}, "
+    "a folder of a model or of labels, or a teacher"
+)
 # What numbers of a training must be: said, and checked.
 _NO_LESS_THAN_0 = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
 _NO_LESS_THAN_1 = ("1 or more, and finite", lambda value: 1 <= value < math.inf)
@@ -70,6 +76,31 @@ def check_train(**arguments: Any) -> None:
             expected="such as [[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
         )
     read_schedule(schedule_of(arguments.get("schedule")))
+
+
+@contextmanager
+def of_key(key: str, more: str | None = None) -> Iterator[None]:
+    """What goes wrong with a folder is told of the key of the recipe that names it, and `more` of what to do:
+    with the recipe's own value, nobody has typed that path."""
+    try:
+        yield
+    except (ModelError, ShardError, UnitsError) as error:
+        raise type(error)(
+            error.what,
+            where=f"{key}: {error.where}",
+            expected=error.expected,
+            got=error.got,
+            fix=" ".join(part for part in (error.fix, more) if part) or None,
+        ) from error
+
+
+def check_folders(**keys: Sequence[str]) -> None:
+    """Raise ConfigError where one of the folders of a key is not there."""
+    for key, folders in keys.items():
+        for folder in folders:
+            if not is_url(folder) and not Path(folder).is_dir():
+                fix = f"Name another with --{key}, or make it first: `kdasr prepare` or `kdasr label`."
+                raise ConfigError("there is no such folder", where=key, got=folder, fix=fix)
 
 
 def schedule_of(schedule: Sequence[Any] | None) -> Sequence[Any]:
@@ -164,15 +195,23 @@ def check_impressions(impressions: Impressions, teacher: str | None, **of_audio:
             expected="null, or [] for a list",
             fix="Set it so where the recipe has it from its base; Impressions has settings of its own.",
         )
-    if teacher is not None:
-        hashes = {read_card(folder)["weights_sha256"] for folder in (Path(teacher), impressions.teacher)}
-        if len(hashes) > 1:
-            raise ConfigError(
-                "the impressions are those of another teacher",
-                where="unlabelled, teacher",
-                expected=teacher,
-                got=impressions.teacher,
-            )
+    if teacher is not None and teacher_hash(teacher) != read_card(impressions.teacher)["weights_sha256"]:
+        raise ConfigError(
+            "the impressions are those of another teacher",
+            where="unlabelled, teacher",
+            expected=teacher,
+            got=impressions.teacher,
+        )
+
+
+def teacher_hash(folder: str) -> str:
+    """That of the weights of the model which a recipe calls its `teacher`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    with of_key("teacher", "With --teacher null labels of any teacher are taken."):
+        return str(read_card(Path(folder))["weights_sha256"])
 
 
 def check_pruning(prune: Pruning | None, start: str | None, optimisation: Optimisation | None) -> None:
@@ -224,8 +263,7 @@ def check_units(units: str | Mapping[str, Any] | TeacherSource) -> None:
     raise ConfigError(
         "units that cannot be made",
         where="units",
-        expected="{kind: characters}, {kind: characters, letters: äöüß}, "
-        "{kind: sentencepiece, vocab_size: N}, a folder of a model or of labels, or a teacher",
+        expected=UNITS_ARE,
         got=units,
     )
 

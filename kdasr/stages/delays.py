@@ -15,7 +15,7 @@ from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model
 from kdasr.ranks import ranks
 from kdasr.spikes import SpikeHistogram
-from kdasr.stages.checks import Losses, all_settings, measured_delays, of_audio, with_delay
+from kdasr.stages.checks import Losses, all_settings, measured_delays, of_audio, of_key, with_delay
 
 
 def with_measured_delays(
@@ -69,7 +69,8 @@ def _against_labels(source: BatchSource, reference: str | None, where: str) -> S
             where=where,
             fix="Name a student trained on transcripts alone as delay_reference, or give a number.",
         )
-    loaded, student = load_model(Path(reference)), source.student
+    with of_key("delay_reference"):
+        loaded, student = load_model(Path(reference)), source.student
     theirs = (loaded.units.hash, loaded.model.subsampling)
     if student is not None and theirs != (student.units.hash, student.subsampling):
         raise ConfigError(

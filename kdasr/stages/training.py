@@ -22,18 +22,22 @@ from kdasr.loader import Stream, texts_of
 from kdasr.methods.impressions import Impressions
 from kdasr.methods.mixing import Munge
 from kdasr.methods.pruning import Pruning
-from kdasr.models import load_model, read_card
+from kdasr.models import load_model
 from kdasr.ranks import ranks
 from kdasr.soft_labels import LabelFolder
 from kdasr.stages.checks import (
+    UNITS_ARE,
     Losses,
     begins_in_silence,
     check_against_labels,
+    check_folders,
     check_impressions,
     check_train,
     check_units,
+    of_key,
     read_schedule,
     schedule_of,
+    teacher_hash,
     tell_what_is_heard_twice,
     tell_what_is_untaught,
 )
@@ -120,6 +124,9 @@ def train(
     check_train(**locals())  # the arguments: nothing else is there yet
     blocks = read_schedule(schedule_of(schedule))
     used = {stream for stream, _ in blocks}
+    check_folders(labelled=labelled, dev=dev, labelled_soft_labels=labelled_soft_labels)
+    if "unlabelled" in used and not isinstance(unlabelled, Impressions):
+        check_folders(unlabelled=unlabelled, labels=labels)
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
     # Here, so that two trainings with the same seed begin with the same weights.
     torch.manual_seed(seed)
@@ -214,7 +221,8 @@ def _built(model: Callable[..., Any], vocab_size: int) -> Any:
 def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequence[Path], seed: int) -> Units:
     """Units from a description, or those of an existing model, of labels, or of a pretrained teacher."""
     if isinstance(units, str):
-        return load_units(Path(units))
+        with of_key("units", f"Units are {UNITS_ARE}."):
+            return load_units(Path(units))
     if isinstance(units, TeacherSource):
         theirs = units.load("cpu").units
         assert theirs is not None, units
@@ -242,7 +250,8 @@ def _begin(
     """Load the weights to go on from and prune them; what they are, and facts for the card."""
     if start is None:
         return None, {}
-    loaded = load_model(Path(start))
+    with of_key("start"):
+        loaded = load_model(Path(start))
     if loaded.units.hash != units.hash or loaded.model.config != getattr(model, "config", None):
         raise ConfigError(
             "the model to go on from is another one than the recipe's",
@@ -285,7 +294,7 @@ def _label_folders(folders: Sequence[str], teacher: str | None) -> list[LabelFol
     if not folders:
         return []
     # What a teacher hears is its own affair; its frames and classes must fit the student's.
-    expect = {} if teacher is None else {"teacher_hash": read_card(Path(teacher))["weights_sha256"]}
+    expect = {} if teacher is None else {"teacher_hash": teacher_hash(teacher)}
     return [LabelFolder(Path(folder), expect=expect) for folder in folders]
 
 
