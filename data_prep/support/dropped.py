@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
-from kdasr.errors import KdasrError
+from kdasr.errors import KdasrError, UnitsError
 from kdasr.reasons import Reasons
 
 
@@ -37,7 +37,9 @@ class Dropped:
         facts += [f"expected {error.expected}"] if error.expected is not None else []
         facts += [f"got {error.got}"] if error.got is not None else []
         reason = "; ".join(facts) + more
-        self.places[what] = str(error.where or what)
+        # Of a transcript that cannot be used the error knows the text alone.
+        is_text = isinstance(error, UnitsError)
+        self.places[what] = f"{what}, {error.where}" if is_text else str(error.where or what)
         self.add(what, reason)
 
     def note_rate(self, source_rate_hz: int, expected_rate_hz: int) -> None:

@@ -187,6 +187,16 @@ def test_shards_may_be_written_into_the_corpus(corpus: Path) -> None:
     assert prepare("librispeech", corpus=corpus, out=corpus / "shards") == first
 
 
+def test_a_transcript_that_cannot_be_used_is_named_by_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("a", "one"), ("b", "1\n")):
+        write_tone(tmp_path / f"in/{name}.wav", 0.5)
+        (tmp_path / f"in/{name}.txt").write_text(text)
+    prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out", transcripts=True)
+    assert r"(such as b.wav, text '1\n')" in capsys.readouterr().err
+
+
 def test_shards_are_not_mixed_with_the_corpus(corpus: Path) -> None:
     before = bytes_below(corpus)
     with pytest.raises(ConfigError, match=r"among what they are made from\. Name another .*/shards"):
