@@ -20,6 +20,9 @@ from kdasr.interfaces import BLANK_ID
 from kdasr.shards import list_shards, read_texts
 from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
+# Whoever reads the words of a recipe may never have named a file.
+_WITHOUT = "Labels can do without a lexicon: `--settings.words null`."
+
 
 class Lexicon:
     """The words of some transcripts, spelled in the units of a model.
@@ -44,9 +47,15 @@ class Lexicon:
     @cached_property
     def words(self) -> frozenset[str]:
         """Every word that may be said."""
+        return frozenset(self._source_of)
+
+    @cached_property
+    def _source_of(self) -> dict[str, str]:
+        """Every word, and where it comes from."""
         letters = letters_in(self._symbols)
-        texts = [text for source in self._sources for text in _texts_in(Path(source), letters)]
-        words = frozenset(word for text in (*texts, *self._more_words) if text for word in text.split())
+        texts = [(text, source) for source in self._sources for text in _texts_in(Path(source), letters)]
+        texts += [(text, "words") for text in self._more_words]
+        words = {word: source for text, source in texts if text for word in text.split()}
         if not words:
             raise ConfigError(
                 "a lexicon without words",
@@ -94,9 +103,10 @@ class Lexicon:
     def _beginnings(self) -> frozenset[str]:
         letters = set("".join(self._symbols[1:]))
         if strange := sorted(word for word in self.words if not set(word) <= letters):
+            count = "1 word" if len(strange) == 1 else f"{len(strange)} words"
             raise ConfigError(
-                f"{len(strange)} words of a lexicon cannot be written in the units of the model",
-                where=", ".join(self._sources) or "words",
+                f"{count} of a lexicon cannot be written in the units of the model",
+                where=", ".join(sorted({self._source_of[word] for word in strange})),
                 expected="letters of " + "".join(sorted(letters - {WORD_START}))[:100],
                 got=", ".join(strange[:5]),
                 fix="Write them as the transcripts do that the model learned from.",
@@ -121,15 +131,33 @@ class Lexicon:
 
 
 def _texts_in(source: Path, letters: str) -> list[str | None]:
+    if not source.exists():
+        raise ConfigError(
+            "there is no such file or folder, from which the words of a lexicon should come",
+            where=source,
+            fix=f"Check the name. {_WITHOUT}",
+        )
     try:
         if source.is_file():
-            return [normalise(source.read_text(encoding="utf-8-sig"), letters)]
+            return [_normal(source.read_text(encoding="utf-8-sig"), letters, source)]
         return [text for path in list_shards(source) for text in read_texts(path)]
-    except (ShardError, UnitsError, OSError, UnicodeDecodeError) as error:
+    except (ShardError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "the words of a lexicon cannot be read",
             where=source,
-            expected="a folder of labelled audio shards, or a text file (UTF-8) of words as in transcripts",
+            expected="a text file (UTF-8) of words as in transcripts, or a folder of labelled audio shards",
             got=getattr(error, "what", error),
-            fix="Name what is there, or do without a lexicon (labels: `--settings.words null`).",
+            fix=_WITHOUT,
         ) from error
+
+
+def _normal(text: str, letters: str, source: Path) -> str:
+    """The text normalised, word by word, so that a word which cannot be is named."""
+    words = []
+    for word in text.split():
+        try:
+            words.append(normalise(word, letters))
+        except UnitsError as error:
+            what = f"a word of a lexicon cannot be spelled: {word!r}, for {error.what}"
+            raise ConfigError(what, where=source, expected=error.expected, fix=error.fix) from error
+    return " ".join(words)

@@ -116,8 +116,13 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_shards_that_are_not_there_are_named_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gone.*words of a lexicon.*--settings\.words null"):
+    with pytest.raises(
+        ConfigError,
+        match=r"gone: there is no such file or folder,.*words of a lexicon.*--settings\.words null",
+    ):
         Lexicon(units=CHARS, sources=[str(tmp_path / "gone")]).next_units(())
+    with pytest.raises(ConfigError, match=r"lexicon cannot be read; .*got the folder holds no audio shards"):
+        Lexicon(units=CHARS, sources=[str(tmp_path)]).next_units(())
 
 
 def test_no_words_are_refused() -> None:
@@ -131,7 +136,13 @@ def test_words_come_from_text_files_as_transcripts_are_written(tmp_path: Path) -
     assert lexicon.words == {"turn", "on", "off"}
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"turn on 4", "'4'"), (b"\xff\xfe", "utf-8")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"turn on b4", "cannot be spelled: 'b4', for the character '4'.*as it is spoken"),
+        (b"\xff\xfe", "utf-8"),
+    ],
+)
 def test_text_files_that_cannot_be_used_are_named(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "words.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=rf"words\.txt.*{reason}"):
@@ -142,6 +153,14 @@ def test_words_that_the_units_cannot_spell_are_named() -> None:
     units = TableUnits(["<blk>", "▁", "o", "n"], None, False)
     with pytest.raises(ConfigError, match=r"2 words.*letters of no.*off, two"):
         Lexicon(units=units, words=["on off", "two"]).next_units(())
+
+
+def test_a_word_that_the_units_cannot_spell_is_named_with_its_file(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "on"), ("b.txt", "on off")):
+        (tmp_path / name).write_text(text)
+    sources = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    with pytest.raises(ConfigError, match=rf"^{sources[1]}: 1 word of a lexicon cannot.*got off\."):
+        Lexicon(units=TableUnits(["<blk>", "▁", "o", "n"], None, False), sources=sources).next_units(())
 
 
 def test_what_follows_depends_on_the_last_word_alone() -> None:
