@@ -18,26 +18,12 @@ from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, 
 from data_prep.support.lists import files_of, generation_of, parts_of
 from data_prep.support.prepared import Files
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
+from kdasr.audio import NOT_READ, OTHER_AUDIO
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-# Audio that is not read, so that whoever has it hears of it.
-_OTHER_AUDIO = (
-    ".3gp",
-    ".aac",
-    ".aif",
-    ".aiff",
-    ".amr",
-    ".au",
-    ".caf",
-    ".m4a",
-    ".mp4",
-    ".sph",
-    ".webm",
-    ".wma",
-)
 TEXT = ".txt"
 LABELLED = "labelled"
 
@@ -125,10 +111,10 @@ def prepare(
 
 def _listed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[Listed]:
     """The files that are read; audio of other formats is dropped."""
-    for path in _files(corpus, (*EXTENSIONS, *_OTHER_AUDIO)):
+    for path in _files(corpus, (*EXTENSIONS, *OTHER_AUDIO)):
         name = str(path.relative_to(corpus))
         if not name.lower().endswith(EXTENSIONS):
-            dropped.add(name, "a format that is not read: convert it to wav or flac")
+            dropped.add(name, NOT_READ)
             continue
         yield Listed(name, key_of(name), path, name, language=settings.language)
 

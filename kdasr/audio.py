@@ -33,6 +33,22 @@ _READ_ON_SECONDS = 30.0
 _PASSED_FRAMES = 1 << 20
 # A cut may end that far behind the audio, and then ends with it: lists round.
 _OVERSHOOT_SECONDS = 0.1
+# Audio that is not read, so that whoever has it hears of it.
+OTHER_AUDIO = (
+    ".3gp",
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".amr",
+    ".au",
+    ".caf",
+    ".m4a",
+    ".mp4",
+    ".sph",
+    ".webm",
+    ".wma",
+)
+NOT_READ = "a format that is not read: convert it to wav or flac"
 _COPY_AGAIN = "Copy the file again from its source."
 
 
@@ -273,6 +289,8 @@ def _decoding(where: str, num_bytes: int) -> Iterator[None]:
     except (soundfile.SoundFileError, RuntimeError) as error:
         # Its message names the object that it read from, and that the path; `where` says what it was.
         said = getattr(error, "error_string", None) or error
+        if where.lower().endswith(OTHER_AUDIO):
+            raise AudioError(NOT_READ, where=where, got=f"{num_bytes} bytes ({said})") from error
         raise AudioError(
             "the audio cannot be decoded",
             where=where,
@@ -411,7 +429,8 @@ def _stream(path: Path) -> Iterator[BinaryIO]:
         with Path(path).open("rb") as stream:
             yield stream
     except OSError as error:
-        raise AudioError("the audio file cannot be read", where=path, got=error.strerror) from error
+        fix = f"Name files, such as {Path(path) / '*.wav'}." if isinstance(error, IsADirectoryError) else None
+        raise AudioError("the audio file cannot be read", where=path, got=error.strerror, fix=fix) from error
 
 
 def _whole_wav(stream: BinaryIO, num_bytes: int, where: str) -> BinaryIO | _Unclosed:

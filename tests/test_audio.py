@@ -165,6 +165,17 @@ def test_a_missing_file_is_an_audio_error(tmp_path: Path) -> None:
         load(tmp_path / "absent.wav")
 
 
+def test_a_folder_in_the_place_of_a_file_says_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=rf"Is a directory\. Name files, such as {tmp_path}/\*\.wav\."):
+        load(tmp_path)
+
+
+def test_audio_of_a_known_format_that_is_not_read_is_to_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "talk.M4A").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    with pytest.raises(AudioError, match=r"talk\.M4A: a format that is not read: convert it to wav or flac"):
+        load(tmp_path / "talk.M4A")
+
+
 @pytest.mark.parametrize("samples", [np.zeros(0, np.float32), np.array([np.nan], np.float32)])
 def test_nothing_and_nan_cannot_be_stored(samples: NDArray[np.float32]) -> None:
     with pytest.raises(AudioError):
