@@ -41,7 +41,8 @@ def check_numbers(settings: Any) -> None:
     """Refuse numbers that cannot be what their names say; for `__post_init__` of a Settings.
 
     Ranges (tuples of two) run from low to high; minutes, voices and seconds are not negative;
-    probabilities and shares lie between 0 and 1; a shard holds at least one utterance.
+    probabilities and shares lie between 0 and 1, and what is held out, twice, leaves something; a shard holds
+    at least one utterance.
 
     Raises:
         ConfigError: naming the setting.
@@ -58,6 +59,8 @@ def check_numbers(settings: Any) -> None:
             problem = "low,high with low first"
         elif field.name.endswith(("minutes", "voices", "seconds")) and any(number < 0 for number in numbers):
             problem = "not less than 0"
+        elif field.name == "held_out_share" and not 0 <= value < 0.5:
+            problem = "0 or more and less than 0.5, for as much is held out for dev as for test"
         elif field.name.endswith(("probability", "share")) and not all(
             0 <= number <= 1 for number in numbers
         ):

@@ -281,6 +281,9 @@ def test_what_cannot_be_held_out_is_refused(corpus: Path) -> None:
         ConfigError, match=r"held out of one list alone.*got other, train\. Choose .* --split"
     ):
         prepared(corpus, held_out_share=0.1)
+    for share in (-0.1, 0.5, 0.6, 5):
+        with pytest.raises(ConfigError, match="held_out_share: .*expected 0 or more and less than 0.5, for"):
+            prepared(corpus, held_out_share=share, split="train")
     message = "nothing falls into train-dev and train-test; expected a share that takes some of 2 speakers"
     with pytest.raises(ConfigError, match=message):
         prepared(corpus, held_out_share=0.01, split="train")
