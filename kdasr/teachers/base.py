@@ -273,6 +273,20 @@ def options_of(*configs: Any) -> dict[str, Any]:
     return {name: said[name] for name in sorted(said.keys() - {"transformers_version", "_name_or_path"})}
 
 
+def not_in_cache(what: str, path: str | Path) -> ModelError:
+    """The error for `what` of a model that is neither a folder nor in the cache of the hub; of what can be no
+    name there, or begins like a path on this machine, it does not say how to fetch it."""
+    parts = Path(path).parts
+    is_path = str(path).startswith((".", "/", "~")) or len(parts) > 2
+    if is_path or Path(*parts[:1]).is_dir():
+        expected = "the folder of a model, or its name on the hub: OWNER/NAME"
+        return ModelError("there is no such model folder", where=path, expected=expected, got="nothing there")
+    fetch = (
+        f"Where there is a network, `hf download {path}` fetches it into the hub's cache; or give a folder."
+    )
+    return not_there(what, path, fetch)
+
+
 def not_there(what: str, where: str | Path, fetch: str) -> ModelError:
     """The error for weights that are not on this machine; nothing is ever fetched unasked."""
     return ModelError(

@@ -23,6 +23,7 @@ from kdasr.teachers.base import (
     Pretrained,
     Teacher,
     hash_files,
+    not_in_cache,
     not_there,
     options_of,
     pretrained_teacher,
@@ -142,12 +143,7 @@ def find_folder(path: str | Path, revision: str | None) -> Path:
     try:
         found = Path(snapshot_download(str(path), revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise not_there(
-            f"the model {path}",
-            path,
-            f"Where there is a network, `hf download {path}` fetches it into the hub's cache; "
-            "or give a folder.",
-        ) from error
+        raise not_in_cache(f"the model {path}", path) from error
     return found
 
 

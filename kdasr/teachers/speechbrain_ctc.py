@@ -24,7 +24,7 @@ from torch import Tensor
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.compat import import_torchaudio
 from kdasr.errors import ModelError
-from kdasr.teachers.base import Pretrained, Teacher, not_there, pretrained_teacher
+from kdasr.teachers.base import Pretrained, Teacher, not_in_cache, not_there, pretrained_teacher
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,10 @@ def _load(path: str, hparams_file: str, device: str) -> tuple[Any, bytes]:
         source = str(Path(path).absolute()) if Path(path).exists() else path
         hparams = Path(fetch(hparams_file, source, fetch_config=offline)).read_bytes()
     except Exception as error:  # the library raises all kinds for a file that is not there
-        raise not_there(
-            f"{hparams_file} of the model {path}",
-            path,
-            f"Where there is a network, `hf download {path}` fetches the model into the hub's cache; "
-            "or give a folder.",
-        ) from error
+        what = f"{hparams_file} of the model {path}"
+        if Path(path).is_dir():
+            raise not_there(what, path, "Fetch the whole model.") from error
+        raise not_in_cache(what, path) from error
     try:
         with _no_network():
             asr = EncoderASR.from_hparams(

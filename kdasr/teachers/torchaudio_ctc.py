@@ -115,7 +115,7 @@ def _from_bundle(name: str, weights: str | Path | None) -> _Parts:
     path = Path(weights) if weights is not None else cached
     if not path.is_file():
         raise not_there(
-            f"the weights of {name}",
+            f"the file with the weights of {name}",
             path,
             # Not `import torchaudio`, which fails beside some builds of torch: kdasr.compat says which.
             "Where there is a network, "

@@ -96,6 +96,19 @@ def test_what_is_not_on_this_machine_is_not_fetched(
         source(tmp_path).load("cpu")
 
 
+@pytest.mark.parametrize("source", [HuggingFaceCTC, Whisper])
+def test_a_mistyped_path_is_not_to_be_fetched(
+    source: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in ("../models/hff", "/gone", "~/models/hff", "models/hff", "some/where/else"):
+        with pytest.raises(ModelError, match=rf"{path}: there is no such model folder; .*OWNER/NAME") as told:
+            source(path).load("cpu")
+        assert "hf download" not in str(told.value)
+
+
 def test_without_the_package_its_pip_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingDependencyError, match=r"pip install -c .*\[hf\]'"):
