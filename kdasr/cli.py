@@ -238,6 +238,7 @@ class _RecipeHelp(argparse.Action):
 
 def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.pipeline import run_recipe
+    from kdasr.reasons import counted
     from kdasr.stages import prepare
 
     paths = {"corpus": arguments.corpus, "out": arguments.out}
@@ -253,7 +254,7 @@ def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         check_keywords(prepare, options, "-", positional=0)
         result = prepare(**options)
     for split, shards in result.items():
-        print(f"{split}\t{shards} shards")
+        print(f"{split}\t{counted(shards, 'shard')}")
 
 
 def _recipe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

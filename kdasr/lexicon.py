@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.interfaces import BLANK_ID
+from kdasr.reasons import counted
 from kdasr.shards import list_shards, read_texts
 from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
@@ -103,9 +104,8 @@ class Lexicon:
     def _beginnings(self) -> frozenset[str]:
         letters = set("".join(self._symbols[1:]))
         if strange := sorted(word for word in self.words if not set(word) <= letters):
-            count = "1 word" if len(strange) == 1 else f"{len(strange)} words"
             raise ConfigError(
-                f"{count} of a lexicon cannot be written in the units of the model",
+                f"{counted(len(strange), 'word')} of a lexicon cannot be written in the units of the model",
                 where=", ".join(sorted({self._source_of[word] for word in strange})),
                 expected="letters of " + "".join(sorted(letters - {WORD_START}))[:100],
                 got=", ".join(strange[:5]),

@@ -42,6 +42,11 @@ class Reasons:
         return sorted(self._kinds.values(), key=lambda kind: -kind.times)
 
 
+def counted(count: int, what: str) -> str:
+    """For people: `1 shard`, `2 shards`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def lines_of(kinds: Sequence[Kind], what_happened: str) -> list[str]:
     """A line for each kind: what is an example, and how many more there are."""
     lines = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdasr import reasons
-from kdasr.reasons import Kind, Reasons, lines_of
+from kdasr.reasons import Kind, Reasons, counted, lines_of
 
 
 def test_reasons_that_differ_in_numbers_are_counted_as_one() -> None:
@@ -34,3 +34,7 @@ def test_people_see_the_commonest_and_how_many_there_are_of_the_rest(monkeypatch
         "not labelled: 2 more, for other reasons; the manifests have each",
     ]
     assert lines_of([], "not labelled") == []
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(count, "shard") for count in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]

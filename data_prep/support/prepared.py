@@ -17,6 +17,7 @@ from data_prep.support.files import files_below
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import PREPARED, PREPARING, sha256_of
+from kdasr.reasons import counted
 from kdasr.shards import Shard, complete_shards, open_shard, write_shards
 from kdasr.storage import commit_bytes, remove_leftovers
 
@@ -67,7 +68,7 @@ def _prepare_split(
     kept = [] if (folder / PREPARED).exists() else complete_shards(folder)
     done = {entry.key: entry.num_samples for shard in kept for entry in shard.entries}
     if kept:
-        say(f"{folder}: {len(done)} utterances in {len(kept)} complete shards are kept")
+        say(f"{folder}: {counted(len(done), 'utterance')} in {counted(len(kept), 'complete shard')} kept")
     dropped = Dropped()
     clipped = Counter[str]()
     following = _clips_counted(_following(utterances(dropped=dropped, done=done), done), clipped)
@@ -189,9 +190,9 @@ def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:
     if record.get("source") == source:
         return
     if count := sum(path.suffix == ".tar" and path.with_suffix(".json") in leftovers for path in leftovers):
-        shards = "1 finished shard is" if count == 1 else f"{count} finished shards are"
-        changed = ", ".join(_changed(record.get("source") or {}, source))
-        say(f"{folder}: {shards} replaced, for what was interrupted was made from something else: {changed}")
+        shards, changed = counted(count, "finished shard"), _changed(record.get("source") or {}, source)
+        why = f"what was interrupted was made from something else: {', '.join(changed)}"
+        say(f"{folder}: {shards} replaced, for {why}")
     for path in leftovers:
         path.unlink()
 
@@ -215,7 +216,7 @@ def _summary(source: dict[str, Any], shards: list[Shard], dropped: Dropped) -> d
 def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[str]) -> None:
     """One line on stderr for each split."""
     count, hours = sum(shard.count for shard in shards), sum(shard.seconds for shard in shards) / 3600
-    parts = [f"{folder}: {count} utterances, {hours:.2f} h, {len(shards)} shards"]
+    parts = [f"{folder}: {counted(count, 'utterance')}, {hours:.2f} h, {counted(len(shards), 'shard')}"]
     if dropped.items:
         parts.append(f"{len(dropped.items)} left out (see {DROPPED}): {dropped.reasons()}")
     parts += [f"{number} {note}" for note, number in sorted((dropped.notes + clipped).items())]

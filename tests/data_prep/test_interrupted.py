@@ -159,7 +159,7 @@ def test_what_is_complete_is_neither_made_nor_written_again(
     assert made[0] < at_once
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert bytes_below(tmp_path / "out") == bytes_below(tmp_path / "whole")
-    assert f"{3 * per_shard} utterances in 3 complete shards are kept" in capsys.readouterr().err
+    assert f"{3 * per_shard} utterances in 3 complete shards kept" in capsys.readouterr().err
 
 
 def test_after_the_last_shard_there_is_nothing_left_to_write(

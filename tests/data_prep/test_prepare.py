@@ -161,7 +161,7 @@ def test_an_unfinished_folder_of_other_settings_is_made_afresh(
     capsys.readouterr()
     prepare("librispeech", corpus=corpus, out=out)
     told = capsys.readouterr().err
-    assert "train-clean-5: 4 finished shards are replaced" in told
+    assert "train-clean-5: 4 finished shards replaced" in told
     assert "made from something else: max_shard_utterances" in told
     names = ["dropped.json", "prepared.json", "shard-000000.json", "shard-000000.tar"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -212,7 +212,7 @@ def test_the_summary_counts_what_happened(
     (chapter / "84-121-0001.flac").write_bytes(b"")
     prepare("librispeech", corpus=corpus, out=tmp_path / "out", subset="dev-clean-2")
     said = capsys.readouterr().err
-    assert "1 utterances" in said
+    assert "dev-clean-2: 1 utterance, 0.00 h, 1 shard; " in said
     assert "1 left out (see dropped.json)" in said
     assert "1 resampled from 44100 Hz" in said
     record = record_of(tmp_path / "out" / "dev-clean-2")
