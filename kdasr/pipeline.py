@@ -344,10 +344,13 @@ def _is_for_all(label_arguments: Mapping[str, Any]) -> bool:
     return label_arguments.get("engine", "inline") == "inline" and label_arguments.get("num_shards", 1) == 1
 
 
-def taken_keys() -> dict[str, list[str]]:
-    """For each stage, the keys that its verb takes; of `prepare`, those that every corpus has."""
+def taken_keys() -> dict[str, dict[str, Any]]:
+    """For each stage, the keys that its verb takes and their defaults (`inspect.Parameter.empty`: none); of
+    `prepare`, the keys that every corpus has."""
     named = inspect.Parameter.KEYWORD_ONLY
-    return {stage: [one.name for one in _parameters(stage) if one.kind is named] for stage in VERBS}
+    return {
+        stage: {one.name: one.default for one in _parameters(stage) if one.kind is named} for stage in VERBS
+    }
 
 
 def _parameters(stage: str) -> list[inspect.Parameter]:

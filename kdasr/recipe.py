@@ -15,8 +15,10 @@ those of the base, and dotted ones reach into them (`optimisation.steps: 600`, a
 
 from __future__ import annotations
 
+import inspect
 import io
 import itertools
+import json
 import os
 import pydoc
 import re
@@ -82,14 +84,15 @@ def top_level_keys(path: Path) -> list[str]:
 Takes = Mapping[str, Collection[str]]
 
 
-def explained(path: Path, takes: Takes) -> str:
-    """For a command line: the recipe with its base's settings, and what else its stage takes.
+def explained(path: Path, takes: Mapping[str, Mapping[str, Any]]) -> str:
+    """For a command line: the recipe with its base's settings, and what else its stage `takes`.
 
     Raises:
         ConfigError: no such file, or bad YAML.
     """
     content = _parse(Path(path))
-    further = [key for key in takes.get(str(content.get("stage")), ()) if key not in content]
+    taken = takes.get(str(content.get("stage")), {})
+    further = [f"{key}: {_as_given(default)}" for key, default in taken.items() if key not in content]
     lines = [f"{path}, whose keys are --KEY, within a mapping --KEY.KEY and within a list --KEY.0:", ""]
     # Its own header, not that of its base.
     lines += itertools.takewhile(_is_comment, Path(path).read_text(encoding="utf-8").splitlines())
@@ -97,8 +100,15 @@ def explained(path: Path, takes: Takes) -> str:
     if _dumped(_bare(YAML().load(text))) != bare:  # see _bare
         text = bare
     lines += itertools.dropwhile(_is_comment, text.splitlines())
-    lines += ["", f"It takes also: {', '.join(further)}"] if further else []
+    lines += ["", "It takes also, with what it is if not given:", "", *further] if further else []
     return "\n".join(lines)
+
+
+def _as_given(default: Any) -> str:
+    """A default as the command line takes it."""
+    if default is inspect.Parameter.empty:
+        return "(must be given)"
+    return default if isinstance(default, str) else json.dumps(default)
 
 
 def explained_run(folder: Path) -> str:

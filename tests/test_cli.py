@@ -84,8 +84,9 @@ def test_help_after_a_recipe_shows_its_keys_those_of_its_base_and_what_else_it_t
     assert text.splitlines()[0] == recipe.read_text().splitlines()[0], "its own header"
     for line in ("  steps: 600", "  width: 128", "name: temperature"):
         assert f"\n{line}\n" in text, "of its base's base, and its own"
-    _, _, further = text.partition("It takes also: ")
-    assert "num_workers" in further and "seed" not in further.split(", ")
+    further = text.partition("\nIt takes also, with what it is if not given:\n\n")[2].splitlines()
+    assert {"num_workers: 0", "start: null", "cache_gigabytes: 1.0", "labelled_soft_labels: []"} <= {*further}
+    assert not [line for line in further if line.startswith("seed")]
 
 
 def test_help_after_a_folder_shows_its_stages_and_their_keys(capsys: pytest.CaptureFixture[str]) -> None:
