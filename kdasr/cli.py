@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep import corpora, explained
 from export.commands import add_commands
+from kdasr import version
 from kdasr.arguments import check_keywords
 from kdasr.errors import ConfigError, KdasrError, UnitsError
 
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train on-device streaming speech recognisers by distillation.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"kdasr {version()}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(

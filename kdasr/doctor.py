@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdasr import version
 from kdasr.compat import MISSING_WITHOUT_EXTENSION, import_torchaudio, torchaudio_extension_works
 from kdasr.devices import gpu_problem
 from kdasr.errors import install_line
@@ -33,7 +34,7 @@ _PACKAGES = {
 
 def diagnosis() -> list[tuple[str, str]]:
     """(what, how it is) for each part that kdasr can use."""
-    rows = [("python", platform.python_version())]
+    rows = [("kdasr", version()), ("python", platform.python_version())]
     rows += [(name, _version(name, extra)) for name, extra in _PACKAGES.items()]
     import_torchaudio()
     missing = ", ".join(MISSING_WITHOUT_EXTENSION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import importlib.metadata
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from data_prep import corpora, folder, settings_of
 from data_prep.support.settings import parse_settings
 from export.parity import probe_sound
 from export.publish import export_student
-from kdasr import cli
+from kdasr import cli, version
 from kdasr.cli import _said, _transcribe_live, _with_dashes, build_parser, main
 from kdasr.doctor import _version
 from kdasr.errors import MissingDependencyError, install_line
@@ -185,9 +186,26 @@ def test_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "shard-000000.tar" in capsys.readouterr().out
 
 
+def test_the_version_is_that_of_the_package_or_says_that_there_is_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"kdasr": "1.2.3"}.__getitem__)
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, "kdasr 1.2.3\n")
+
+    def not_installed(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", not_installed)
+    assert version() == f"not installed, run from {ROOT}"
+
+
 def test_doctor_tells_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
-    assert "torchaudio's compiled extension" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "torchaudio's compiled extension" in told
+    assert [cell.strip() for cell in told.splitlines()[1].split("│")[1:3]] == ["kdasr", version()]
     assert _version("no-such-package", "mic") == f"not installed: {install_line('mic')}"
 
 
