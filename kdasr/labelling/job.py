@@ -25,6 +25,7 @@ from kdasr.labelling.progress import Display, Totals
 from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest as read_audio_manifest
+from kdasr.reasons import counted
 from kdasr.soft_labels import label_file, read_manifest
 from kdasr.storage import Place, is_url, locate, remove_leftovers
 
@@ -126,7 +127,8 @@ def verify_labels(audio: Place, out: Place) -> list[str]:
 
 def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display: Display) -> None:
     display.note(
-        f"{len(plan.todo)} shards ({plan.seconds / 3600:,.2f} h) to label, {len(plan.done)} are done"
+        f"{counted(len(plan.todo), 'shard')} ({plan.seconds / 3600:,.2f} h) to label, "
+        f"{len(plan.done)} are done"
     )
     for audio, problem in plan.damaged.items():
         display.note(f"again: {Path(audio).name}: {problem}")

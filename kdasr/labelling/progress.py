@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kdasr.labelling.foreman import Outcome
 from kdasr.labelling.settings import ShardResult
-from kdasr.reasons import Kind, Reasons, lines_of
+from kdasr.reasons import Kind, Reasons, counted, lines_of
 
 #: Utterances without labels that are kept by name; the manifests have all.
 MOST_NAMED = 1000
@@ -227,7 +227,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     """A summary for people."""
     utterances = summary["labelled"] + summary["num_failed"]
     lines = [
-        f"{summary['shards_labelled']} shards labelled, {summary['shards_done_before']} were done before;"
+        f"{counted(summary['shards_labelled'], 'shard')} labelled,"
+        f" {summary['shards_done_before']} were done before;"
         f" {summary['labelled']:,} of {utterances:,} utterances have labels,"
         f" {summary['hours_labelled']:,.2f} of {summary['hours']:,.2f} h",
         f"{summary['bytes']:,} bytes"
