@@ -60,7 +60,9 @@ class TorchaudioCTC:
         if (self.bundle is None) == (self.architecture is None):
             raise ConfigError(
                 "a torchaudio teacher is a bundle or an architecture",
-                expected="one of `bundle`, `architecture`",
+                where="teacher",
+                expected="one of `bundle`, `architecture`, and null for the other",
+                got="both" if self.bundle is not None else "neither",
             )
         if self.bundle is not None:
             network, labels, normalise, path, built_by = _from_bundle(self.bundle, self.weights)
@@ -143,8 +145,9 @@ def _from_architecture(file: Path, weights: str | Path | None) -> _Parts:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             "the architecture cannot be read",
-            where=file,
-            expected='{"model": "wav2vec2_model" or "wavlm_model", "parameters": {…}, "labels": […]}',
+            where=f"architecture: {file}",
+            expected='a file of {"model": "wav2vec2_model" or "wavlm_model", '
+            '"parameters": {…}, "labels": […]}',
             got=repr(error),
         ) from error
     path = Path(weights) if weights is not None else file.with_suffix(".safetensors")

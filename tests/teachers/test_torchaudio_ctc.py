@@ -104,5 +104,10 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path: Path) -
     with pytest.raises(ModelError, match="do not fit"):
         TorchaudioCTC(architecture=file, weights=tmp_path / "odd.pt").load("cpu")
     (tmp_path / "model.json").write_text('{"model": "os.system", "parameters": {}, "labels": []}')
-    with pytest.raises(ModelError, match="architecture cannot be read"):
+    with pytest.raises(ModelError, match=r"architecture: .*model\.json: the architecture cannot be read"):
         TorchaudioCTC(architecture=file).load("cpu")
+    with pytest.raises(ModelError, match=r"expected a file of \{.*got IsADirectoryError"):
+        TorchaudioCTC(architecture=tmp_path).load("cpu")
+    for given, got in (({}, "neither"), ({"bundle": "WAV2VEC2_ASR_BASE_960H", "architecture": file}, "both")):
+        with pytest.raises(ConfigError, match=f"null for the other; got {got}"):
+            TorchaudioCTC(**given).load("cpu")
