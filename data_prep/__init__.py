@@ -115,9 +115,7 @@ def prepare(
     module = _module_of(name)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)
-    if corpus is not None and Path(out).resolve() == corpus.resolve():
-        fix = f"Name another folder with --out, if need be one in it: {corpus / 'shards'}."
-        raise ConfigError("the shards would lie among what they are made from", where=out, fix=fix)
+    _check_apart(corpus, out)
     shards = {}
     # Utterances are too short to share among threads: on a busy machine that is 5 x slower.
     with one_torch_thread():
@@ -138,7 +136,7 @@ def prepare(
     return shards
 
 
-def check(name: str, *, corpus: Path | None = None, **settings: Any) -> None:
+def check(name: str, *, corpus: Path | None = None, out: Path | None = None, **settings: Any) -> None:
     """See that `prepare` could begin with these settings, before it is its turn.
 
     Raises:
@@ -146,7 +144,15 @@ def check(name: str, *, corpus: Path | None = None, **settings: Any) -> None:
     """
     module = _module_of(name)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
-    module.splits(parsed, _checked_corpus(module, name, corpus))
+    corpus = _checked_corpus(module, name, corpus)
+    module.splits(parsed, corpus)
+    _check_apart(corpus, out)
+
+
+def _check_apart(corpus: Path | None, out: Path | None) -> None:
+    if corpus is not None and out is not None and Path(out).resolve() == corpus.resolve():
+        fix = f"Name another folder with --out, if need be one in it: {corpus / 'shards'}."
+        raise ConfigError("the shards would lie among what they are made from", where=out, fix=fix)
 
 
 def _generation(module: ModuleType, settings: Any, corpus: Path | None, split: str) -> int:

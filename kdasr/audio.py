@@ -48,6 +48,8 @@ OTHER_AUDIO = (
     ".webm",
     ".wma",
 )
+# Of these, libsndfile knows some, which serve where a single file is named.
+_DECODED = (".aif", ".aiff", ".au", ".caf")
 NOT_READ = "a format that is not read: convert it to wav or flac"
 _COPY_AGAIN = "Copy the file again from its source."
 
@@ -289,7 +291,7 @@ def _decoding(where: str, num_bytes: int) -> Iterator[None]:
     except (soundfile.SoundFileError, RuntimeError) as error:
         # Its message names the object that it read from, and that the path; `where` says what it was.
         said = getattr(error, "error_string", None) or error
-        if where.lower().endswith(OTHER_AUDIO):
+        if where.lower().endswith(OTHER_AUDIO) and not where.lower().endswith(_DECODED):
             raise AudioError(NOT_READ, where=where, got=f"{num_bytes} bytes ({said})") from error
         raise AudioError(
             "the audio cannot be decoded",

@@ -341,8 +341,8 @@ def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
             print(f"{item.key}\t{sure}\t{item.failure if item.text is None else item.text}")
             found.append(item)
     except UnitsError as error:
-        fix = "A folder of labels has the units of its teacher: are --audio and --labels swapped?"
-        where = f"--labels: {error.where}"
+        swapped = "A folder of labels has the units of its teacher: are --audio and --labels swapped?"
+        where, fix = f"--labels: {error.where}", error.fix or swapped
         raise UnitsError(error.what, where=where, expected=error.expected, got=error.got, fix=fix) from error
     lines = heard_summary(found, arguments.measure)
     if is_url(arguments.audio):

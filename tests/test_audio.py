@@ -174,6 +174,11 @@ def test_audio_of_a_known_format_that_is_not_read_is_to_be_converted(tmp_path: P
     (tmp_path / "talk.M4A").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
     with pytest.raises(AudioError, match=r"talk\.M4A: a format that is not read: convert it to wav or flac"):
         load(tmp_path / "talk.M4A")
+    (tmp_path / "cut.aiff").write_bytes(
+        b"FORM\0\0\0\x20AIFF" + bytes(10)
+    )  # which libsndfile reads when whole
+    with pytest.raises(AudioError, match=r"cut\.aiff: the audio cannot be decoded"):
+        load(tmp_path / "cut.aiff")
 
 
 @pytest.mark.parametrize("samples", [np.zeros(0, np.float32), np.array([np.nan], np.float32)])

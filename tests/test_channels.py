@@ -33,8 +33,9 @@ def test_a_telephone_passes_its_band_and_nothing_else() -> None:
 def test_nothing_happens_with_probability_zero() -> None:
     samples = tone(500)
     assert WorseChannel(**QUIET)(samples, np.random.default_rng(1)) is samples
-    without = WorseChannel(**QUIET, noise_kinds=[], echo_seconds=(0.0, 0.0))
-    assert without(samples, np.random.default_rng(1)) is samples
+    for kinds in ([], None):
+        without = WorseChannel(**QUIET, noise_kinds=kinds, echo_seconds=(0.0, 0.0))
+        assert without(samples, np.random.default_rng(1)) is samples
 
 
 def test_noise_lies_under_speech_at_its_ratio() -> None:

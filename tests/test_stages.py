@@ -71,6 +71,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+class NoConfig:
+    """A teacher that does not say what decides its answers."""
+
+    def attach(self, *_: Any, **__: Any) -> None:
+        raise AssertionError
+
+
 def train(data: Path, out: Path, **changed: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "name": out.name,
@@ -137,6 +144,8 @@ def test_students_hear_in_training_the_silence_that_they_hear_in_use(
             {"schedule": None},
             r"schedule: losses of unlabelled audio are given, and no schedule.*\[unlabelled",
         ),
+        ({"unlabelled": None}, "unlabelled: the schedule uses unlabelled audio, and the recipe has none"),
+        ({"teachers": {"t": NoConfig()}}, r"teachers\.t: no online teacher"),
         ({"schedule": []}, r"schedule: the schedule is empty.*labelled, unlabelled"),
         (
             {"teachers": {"a.b": FrozenTeacher("runs/big")}},

@@ -366,7 +366,9 @@ def test_a_loss_that_learns_within_another_is_optimised(data: Path, tmp_path: Pa
     assert "labelled/views/loss.project.weight" in state
 
 
-def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_other_settings_are_set_aside_not_resumed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     training(data, tmp_path / "c", steps=6).run(tmp_path / "model")
     first = training(data, tmp_path / "c", steps=6).fingerprint()
     training(data, tmp_path / "c", steps=6, peak_learning_rate=1e-3).run(tmp_path / "model")
@@ -374,7 +376,13 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(data: Path, tmp
     assert list((tmp_path / f"c.{first}").glob("CKPT*"))
     assert len((tmp_path / f"c.{first}" / f"{LOG_FILE}.old").read_text().splitlines()) > 6
     kept = {path.name for path in (tmp_path / f"c.{first}").glob("CKPT*")}
+    assert f"tiny: begins anew: checkpoints of other settings or data are now in {tmp_path}/c.{first} " in (
+        capsys.readouterr().err
+    )
     again = training(data, tmp_path / "c", steps=6).run(tmp_path / "model")  # as it was before, already done
+    said = capsys.readouterr().err
+    assert "begins anew" not in said and f"will replace the model in {tmp_path}/model" in said
+    assert "tiny: all 6 steps are done already" in said
     assert {path.name for path in (tmp_path / "c").glob("CKPT*")} == kept
     assert len((tmp_path / "c" / LOG_FILE).read_text().splitlines()) > 6
     assert again["best_step"] <= 6 and not (tmp_path / f"c.{first}").exists()
@@ -404,6 +412,11 @@ def test_where_no_model_can_be_written_nothing_is_trained(
         ConfigError, match=rf"x/model: the model cannot be written.*no permission.*{tmp_path}"
     ):
         training(data, tmp_path / "c", steps=1).run(tmp_path / "x" / "model")
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigError, match=rf"model cannot be written there; got {tmp_path}/file, which is a file"
+    ):
+        training(data, tmp_path / "c", steps=1).run(tmp_path / "file" / "model")
     assert not (tmp_path / "c").exists()
 
 
@@ -418,6 +431,15 @@ def test_a_training_says_where_it_goes_on_and_that_it_is_done(
     training(data, tmp_path / "c", checkpoint_every=2, steps=10).run(tmp_path / "model")
     said = capsys.readouterr().err
     assert "tiny: all 10 steps are done already\n" in said and "step 10/10" not in said
+
+
+def test_a_checkpoint_that_says_more_or_less_than_today_is_gone_on_from(data: Path, tmp_path: Path) -> None:
+    training(data, tmp_path / "c", steps=2).run(tmp_path / "model")
+    for file in (tmp_path / "c").glob("CKPT*/position.ckpt"):
+        position = json.loads(file.read_text())
+        del position["so_far"]
+        file.write_text(json.dumps({**position, "steps_not_taken": 0}))
+    assert training(data, tmp_path / "c", steps=2).run(tmp_path / "model")["train_steps"] == 2
 
 
 def test_a_loss_that_learns_is_optimised_and_kept_in_the_checkpoints(data: Path, tmp_path: Path) -> None:

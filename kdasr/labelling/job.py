@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def label(
     if plan.todo:
         display = Display(plan.seconds, quiet)
         if prediction := read_plan(out):
-            display.note("the plan said:\n" + plan_text(prediction))
+            # How many were done then is no news: how many are now comes next.
+            display.note("the plan said:\n" + plan_text(replace(prediction, shards_done=0)))
         crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
         log_path = _log_path(log, out, shard_index, num_shards)
         _run(crew, plan, totals, log_path, display)

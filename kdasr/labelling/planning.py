@@ -23,6 +23,7 @@ from kdasr.labelling.engines import fetch_and_label, set_threads, settings_of_on
 from kdasr.labelling.settings import Settings, ShardResult, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest
+from kdasr.reasons import counted
 from kdasr.storage import Place, locate
 
 PREDICTION_FILE = "plan.json"
@@ -105,12 +106,14 @@ def plan(
     # As the job will: workers on one machine share its threads.
     settings = settings_of_one(settings, workers)
     loaded = source.load(device)
+    done = 0
+    if out is not None:
+        # Labels of another teacher, say, are none: whether they may be replaced is for the job to tell.
+        done = len(find_work(shards, out, make_header(loaded, settings, "", ""), overwrite=True).done)
     results = _label_sample(loaded, [shards[i] for i in sample], settings)
     prediction = _extrapolate(results, sum(seconds), len(shards), workers, price_per_worker_hour)
     if out is not None:
-        # Labels of another teacher, say, are none: whether they may be replaced is for the job to tell.
-        work = find_work(shards, out, make_header(loaded, settings, "", ""), overwrite=True)
-        prediction = replace(prediction, shards_done=len(work.done))
+        prediction = replace(prediction, shards_done=done)
         file = locate(out).child(PREDICTION_FILE)
         file.commit(json.dumps(asdict(prediction), indent=1).encode() + b"\n")
     return prediction
@@ -167,11 +170,12 @@ def plan_text(prediction: Prediction) -> str:
     # One shard says nothing of how much shards differ.
     spread = f" (± {p.spread:.0%})" if p.sampled_shards > 1 else ""
     lines = [
-        f"{p.shards} shards, {p.hours:,.2f} h of audio{heard} "
-        f"({p.sampled_shards} shards were labelled to find out)",
+        f"{counted(p.shards, 'shard')}, {p.hours:,.2f} h of audio{heard} "
+        f"({p.sampled_shards} labelled to find out)",
         f"labels: {labels}",
         f"speed of one worker: {speed}",
-        f"time: {p.worker_hours:,.2f} worker-hours{spread}, {p.wall_hours:,.2f} h with {p.workers} workers",
+        f"time: {p.worker_hours:,.2f} worker-hours{spread}, "
+        f"{p.wall_hours:,.2f} h with {counted(p.workers, 'worker')}",
     ]
     if p.shards_done:
         lines.insert(0, f"{p.shards_done} of {p.shards} shards are labelled already; what all of them take:")

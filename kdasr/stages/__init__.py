@@ -97,7 +97,7 @@ def check_corpus(*, name: str, out: str, seed: int = 1, **settings: Any) -> None
 
     folder = corpus_folder(name=name, **settings)
     own = {key: one for key, one in settings.items() if key not in ("corpus", "unlabelled_corpus")}
-    check(name, corpus=Path(folder) if folder else None, **own)
+    check(name, corpus=Path(folder) if folder else None, out=Path(out), **own)
 
 
 def label(
@@ -161,7 +161,8 @@ def label(
     # One job of an array knows nothing of the others.
     if whole_job and not any(labelled for _, labelled, _ in parts):
         raise _nothing_labelled(out, [kind for _, _, kinds in parts for kind in kinds])
-    print(f"the labels are in {out}", file=sys.stderr)
+    if job.first:
+        print(f"the labels are in {out}", file=sys.stderr)
     # Who was left out is in the manifests, by name, and was said by kind above.
     return {name: value for name, value in summary.items() if name not in ("failed", "reasons")}
 

@@ -94,10 +94,10 @@ def of_key(key: str, more: str | None = None) -> Iterator[None]:
         ) from error
 
 
-def check_folders(**keys: Sequence[str]) -> None:
+def check_folders(**keys: Sequence[str] | None) -> None:
     """Raise ConfigError where one of the folders of a key is not there."""
     for key, folders in keys.items():
-        for folder in folders:
+        for folder in folders or ():
             if not is_url(folder) and not Path(folder).is_dir():
                 fix = f"Name another with --{key}, or make it first: `kdasr prepare` or `kdasr label`."
                 raise ConfigError("there is no such folder", where=key, got=folder, fix=fix)
@@ -113,7 +113,8 @@ def _check_parts(teachers: Mapping[str, Any], augment: object) -> None:
     for name, teacher in teachers.items():
         _check_name(name, f"teachers.{name}")
         # Its `config` is not asked for: the model may be one that an earlier stage is to train.
-        if isinstance(teacher, type) or not callable(getattr(teacher, "attach", None)):
+        has_config = hasattr(type(teacher), "config") or "config" in getattr(teacher, "__dict__", {})
+        if isinstance(teacher, type) or not callable(getattr(teacher, "attach", None)) or not has_config:
             raise ConfigError(
                 "no online teacher",
                 where=f"teachers.{name}",

@@ -276,13 +276,12 @@ def options_of(*configs: Any) -> dict[str, Any]:
 def not_in_cache(what: str, path: str | Path) -> ModelError:
     """The error for `what` of a model that is neither a folder nor in the cache of the hub; of what can be no
     name there, or begins like a path on this machine, it does not say how to fetch it."""
-    parts = Path(path).parts
-    is_path = str(path).startswith((".", "/", "~")) or len(parts) > 2
-    if is_path or Path(*parts[:1]).is_dir():
+    if str(path).startswith((".", "/", "~")) or len(Path(path).parts) > 2:
         expected = "the folder of a model, or its name on the hub: OWNER/NAME"
         return ModelError("there is no such model folder", where=path, expected=expected, got="nothing there")
     fetch = (
-        f"Where there is a network, `hf download {path}` fetches it into the hub's cache; or give a folder."
+        f"Where there is a network, `hf download {path}` fetches it into the hub's cache, if it is called so "
+        "there; a folder of that name is not here."
     )
     return not_there(what, path, fetch)
 

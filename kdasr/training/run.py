@@ -209,7 +209,7 @@ class Training:
             if found is None:
                 _refuse_other_files(self.checkpoints)
         if found is not None and found != fingerprint:
-            self._set_aside(found, out)
+            self._set_aside(found, fingerprint, out)
             is_taken = False  # the lock went with the folder
         if not is_taken:
             self._take_back(fingerprint)
@@ -219,17 +219,18 @@ class Training:
             commit_bytes(marker, f"{fingerprint}\n".encode())
         WholeCheckpoints(self.checkpoints).remove_unfinished()
 
-    def _set_aside(self, found: str, out: Path) -> None:
-        """Move checkpoints of other settings, which are `found`, out of the way."""
+    def _set_aside(self, found: str, fingerprint: str, out: Path) -> None:
+        """Move checkpoints of other settings, which are `found`, out of the way of those of `fingerprint`."""
         aside = _free_name(self._aside(found))
         self.checkpoints.replace(aside)
         # Under another name, for the report would take it for another training's.
         with contextlib.suppress(FileNotFoundError):
             (aside / LOG_FILE).replace(aside / _OLD_LOG_FILE)
-        replaced = f", and will replace the model in {out}" if out.exists() else ""
+        begins = "" if self._aside(fingerprint).exists() else "begins anew: "
+        replaced = f"; this training will replace the model in {out}" if out.exists() else ""
         _say(
-            f"{self.name}: begins anew{replaced}: checkpoints of other settings or data are now in {aside} "
-            "(begun with those again, a training goes on from there)"
+            f"{self.name}: {begins}checkpoints of other settings or data are now in {aside} "
+            f"(begun with those again, a training goes on from there){replaced}"
         )
 
     def _take_back(self, fingerprint: str) -> None:
@@ -294,13 +295,10 @@ def _check_apart(checkpoints: Path, out: Path) -> None:
 def _check_writable(out: Path) -> None:
     """Raise ConfigError now, and not after hours, where no model can be written."""
     there = next(folder for folder in out.absolute().parents if folder.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(
-            "the model cannot be written there",
-            where=out,
-            got=f"no permission to write in {there}",
-            fix="Choose another --out.",
-        )
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    got = f"no permission to write in {there}" if there.is_dir() else f"{there}, which is a file"
+    raise ConfigError("the model cannot be written there", where=out, got=got, fix="Choose another --out.")
 
 
 def _check_not_nested(checkpoints: Path) -> None:

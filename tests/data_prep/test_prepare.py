@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import corpora, prepare, settings_of
+from data_prep import check, corpora, prepare, settings_of
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.shards import list_shards, write_shards
 from tests.data_prep.fakes import bytes_below, make_librispeech, read_folder, record_of, write_tone
@@ -201,6 +201,8 @@ def test_shards_are_not_mixed_with_the_corpus(corpus: Path) -> None:
     before = bytes_below(corpus)
     with pytest.raises(ConfigError, match=r"among what they are made from\. Name another .*/shards"):
         prepare("librispeech", corpus=corpus, out=corpus / "LibriSpeech" / "..")
+    with pytest.raises(ConfigError, match="among what they are made from"):
+        check("librispeech", corpus=corpus, out=corpus)
     assert bytes_below(corpus) == before
 
 

@@ -103,10 +103,12 @@ def test_a_mistyped_path_is_not_to_be_fetched(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    for path in ("../models/hff", "/gone", "~/models/hff", "models/hff", "some/where/else"):
+    for path in ("../models/hff", "/gone", "~/models/hff", "some/where/else"):
         with pytest.raises(ModelError, match=rf"{path}: there is no such model folder; .*OWNER/NAME") as told:
             source(path).load("cpu")
         assert "hf download" not in str(told.value)
+    with pytest.raises(ModelError, match=r"hf download models/hff` .*; a folder of that name is not here"):
+        source("models/hff").load("cpu")
 
 
 def test_without_the_package_its_pip_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
