@@ -218,7 +218,7 @@ def data_sheet(card: str) -> tuple[float, float] | None:
     """The row of DATA_SHEETS for what torch calls a card, word by word: an L40 is no L4."""
     # "NVIDIA H100 80GB HBM3", "NVIDIA A100-PCIE-40GB": but for the A100, those for PCIe are slower.
     words = card.replace("-", " ").split()
-    slower = {"NVL", "Laptop", "Ti", "D"} if "A100" in words else {"PCIe", "PCIE", "NVL", "Laptop", "Ti", "D"}
+    slower = {"NVL", "Laptop", "Ti", "D"} | (set() if "A100" in words else {"PCIe", "PCIE"})
     if slower & set(words):
         return None
     named = [name for name in DATA_SHEETS if f" {name} " in f" {' '.join(words)} "]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdasr.errors import ModelError
 from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, NUM_MEL_BINS, feature_hash
 from kdasr.interfaces import StreamingModel
+from kdasr.models import EXPORT_FORMAT
 from kdasr.storage import commit_bytes
 from kdasr.streaming import TorchChunkModel, algorithmic_latency_ms
 from kdasr.text import BLANK_SYMBOL, Units
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from export.formats import Format
 
 CARD_FILE = "model.json"
-CARD_FORMAT = "kdasr-export"
 CARD_VERSION = 1
 
 
@@ -40,7 +40,7 @@ def build_card(
     """
     frame_ms = FRAME_SHIFT_MS * student.subsampling
     return {
-        "format": CARD_FORMAT,
+        "format": EXPORT_FORMAT,
         "version": CARD_VERSION,
         "name": name,
         "file_format": format.name,
@@ -105,7 +105,7 @@ def read_export_card(folder: Path) -> dict[str, Any] | None:
     path = folder / CARD_FILE
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if card.get("format") != CARD_FORMAT:
+        if card.get("format") != EXPORT_FORMAT:
             return None  # of a model folder
         files = {name: (facts["file"], facts["sha256"]) for name, facts in card["files"].items()}
         known = card["version"] == CARD_VERSION and "float32" in files
@@ -119,7 +119,7 @@ def read_export_card(folder: Path) -> dict[str, Any] | None:
     raise ModelError(
         "the card of the export cannot be used",
         where=path,
-        expected=f"{CARD_FORMAT} version {CARD_VERSION} with the facts of its files",
+        expected=f"{EXPORT_FORMAT} version {CARD_VERSION} with the facts of its files",
         got=found,
         fix="Export the model again, or copy the folder again.",
     )

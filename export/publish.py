@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export.card import CARD_FILE, CARD_FORMAT, build_card, write_card
+from export.card import CARD_FILE, build_card, write_card
 from export.formats import FORMATS, Format, format_class
 from export.parity import Agreement, compare, require_parity
 from export.to_onnx import OnnxFormat
 from kdasr.beside import begun_beside
 from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
 from kdasr.interfaces import StreamingModel
-from kdasr.models import WEIGHTS_FILE, file_sha256
+from kdasr.models import EXPORT_FORMAT, WEIGHTS_FILE, file_sha256
 from kdasr.storage import commit_file, refuse_file, remove_leftovers, temporary_name
 from kdasr.streaming import ChunkModel, TorchChunkModel, silence_controls
 from kdasr.symbols import FORMAT as UNITS_FORMAT
@@ -179,7 +179,7 @@ def _check_folder(out_dir: Path) -> None:
             got=", ".join(exported),
             fix="Choose another --out.",
         )
-    for name, format in ((CARD_FILE, CARD_FORMAT), (UNITS_FILE, UNITS_FORMAT)):
+    for name, format in ((CARD_FILE, EXPORT_FORMAT), (UNITS_FILE, UNITS_FORMAT)):
         if (out_dir / name).exists() and (found := _format_of(out_dir / name)) != format:
             raise ConfigError(
                 "this file is not of an export, which would write over it",

@@ -34,22 +34,9 @@ _PASSED_FRAMES = 1 << 20
 # A cut may end that far behind the audio, and then ends with it: lists round.
 _OVERSHOOT_SECONDS = 0.1
 # Audio that is not read, so that whoever has it hears of it.
-OTHER_AUDIO = (
-    ".3gp",
-    ".aac",
-    ".aif",
-    ".aiff",
-    ".amr",
-    ".au",
-    ".caf",
-    ".m4a",
-    ".mp4",
-    ".sph",
-    ".webm",
-    ".wma",
-)
-# Of these, libsndfile knows some, which serve where a single file is named.
-_DECODED = (".aif", ".aiff", ".au", ".caf")
+_NOT_DECODED = (".3gp", ".aac", ".amr", ".m4a", ".mp4", ".sph", ".webm", ".wma")
+# And what libsndfile knows: it serves where a single file is named, and is no format of a corpus.
+OTHER_AUDIO = (*_NOT_DECODED, ".aif", ".aiff", ".au", ".caf")
 NOT_READ = "a format that is not read: convert it to wav or flac"
 _COPY_AGAIN = "Copy the file again from its source."
 
@@ -291,7 +278,7 @@ def _decoding(where: str, num_bytes: int) -> Iterator[None]:
     except (soundfile.SoundFileError, RuntimeError) as error:
         # Its message names the object that it read from, and that the path; `where` says what it was.
         said = getattr(error, "error_string", None) or error
-        if where.lower().endswith(OTHER_AUDIO) and not where.lower().endswith(_DECODED):
+        if where.lower().endswith(_NOT_DECODED):
             raise AudioError(NOT_READ, where=where, got=f"{num_bytes} bytes ({said})") from error
         raise AudioError(
             "the audio cannot be decoded",

@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train on-device streaming speech recognisers by distillation.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"kdasr {version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show kdasr's version")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(
@@ -223,6 +223,14 @@ class _CorpusHelp(argparse.Action):
         parser.exit()
 
 
+class _Version(argparse.Action):
+    """Asked for when it is shown: to look it up takes longer than to read a command line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"kdasr {version()}")
+        parser.exit()
+
+
 class _RecipeHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
         print(parser.format_help())
@@ -342,8 +350,7 @@ def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
             found.append(item)
     except UnitsError as error:
         swapped = "A folder of labels has the units of its teacher: are --audio and --labels swapped?"
-        where, fix = f"--labels: {error.where}", error.fix or swapped
-        raise UnitsError(error.what, where=where, expected=error.expected, got=error.got, fix=fix) from error
+        raise error.told_of(f"--labels: {error.where}", fix=error.fix or swapped) from error
     lines = heard_summary(found, arguments.measure)
     if is_url(arguments.audio):
         lines.append("transcripts are read where the audio lies on this machine: no error rate")

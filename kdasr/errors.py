@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 # Extras that do not go with the others but need an environment of their own, and all that goes in there.
 _APART = {"executorch": "export,executorch"}
@@ -63,6 +63,13 @@ class KdasrError(Exception):
         message = "; ".join(parts)
         # What came may be another error's message, with its own full stop.
         super().__init__(f"{message.removesuffix('.')}. {fix}" if fix else message)
+
+    def told_of(self, where: str, *, fix: str | None = None) -> Self:
+        """The same error, of another place and, if it is given, with another remedy; for errors that are made
+        from the arguments above."""
+        return type(self)(
+            self.what, where=where, expected=self.expected, got=self.got, fix=self.fix if fix is None else fix
+        )
 
 
 class ConfigError(KdasrError):

@@ -240,9 +240,11 @@ class Stream:
                 texts = read_texts(path) if self.units is not None else itertools.repeat(None)
                 for entry, text in zip(shard.entries, texts, strict=False):
                     reason = self._unusable(entry, joined)
-                    if reason is None and self.units is not None and text is None:
-                        raise _no_transcript(path, entry.key)
-                    if reason := reason or self._misfit(path, entry, text):
+                    if reason is None and self.units is not None:
+                        if text is None:
+                            raise _no_transcript(path, entry.key)
+                        reason = self._misfit(path, entry, text, self.units)
+                    if reason is not None:
                         self.left_out[f"{folder}/{entry.key}"] = reason
                         continue
                     if joined is not None:
@@ -259,18 +261,13 @@ class Stream:
             return f"{seconds:.1f} s are longer than {self.exclude_longer_s} s"
         return None
 
-    def _misfit(self, path: Path, entry: ShardEntry, text: str | None) -> str | None:
+    def _misfit(self, path: Path, entry: ShardEntry, text: str, units: Units) -> str | None:
         """Why no alignment of a transcript is as short as its audio at the highest speed: CTC would have
         nothing to learn from it."""
-        if text is None or self.units is None:
-            return None
         try:
-            ids = self.units.encode(text)
+            ids = units.encode(text)
         except UnitsError as error:
-            where = f"{path}:{entry.key}"
-            raise UnitsError(
-                error.what, where=where, expected=error.expected, got=error.got, fix=error.fix
-            ) from error
+            raise error.told_of(f"{path}:{entry.key}") from error
         if self.student is None:
             return None
         needed = len(ids) + sum(one == other for one, other in itertools.pairwise(ids))

@@ -30,8 +30,8 @@ from kdasr.storage import refuse_file, sync_path
 from kdasr.text import SENTENCEPIECE_FILE, UNITS_FILE, Units, load_units
 
 FORMAT, VERSION = "kdasr-model", 1
-# Of the card that an export has under the same name (export/card.py).
-_EXPORT_FORMAT = "kdasr-export"
+# Of the card that an export has under the same name.
+EXPORT_FORMAT = "kdasr-export"
 CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
 # Classes are named in a file, so only our own packages may be asked for them.
 _CLASS_PREFIXES = ("kdasr.teachers.", "kdasr.students.")
@@ -189,7 +189,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError("the model card cannot be read", where=path, got=repr(error)) from error
-    if found[0] == _EXPORT_FORMAT:
+    if found[0] == EXPORT_FORMAT:
         fix = "Name the folder of the model that was exported."
         raise ModelError("this is an export, and a model is needed", where=folder, fix=fix)
     if found != (FORMAT, VERSION) or missing:

@@ -190,9 +190,9 @@ def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:
     if record.get("source") == source:
         return
     if count := sum(path.suffix == ".tar" and path.with_suffix(".json") in leftovers for path in leftovers):
-        shards, changed = counted(count, "finished shard"), _changed(record.get("source") or {}, source)
+        changed = _changed(_flat(record.get("source") or {}), _flat(source))
         why = f"what was interrupted was made from something else: {', '.join(changed)}"
-        say(f"{folder}: {shards} replaced, for {why}")
+        say(f"{folder}: {counted(count, 'finished shard')} replaced, for {why}")
     for path in leftovers:
         path.unlink()
 
@@ -230,7 +230,7 @@ def say(line: str) -> None:
 
 def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:
     before, after = _flat(old), _flat(new)
-    changed = _changed(old, new)
+    changed = _changed(before, after)
     if changed == ["files"] and before["files"] and after["files"]:
         return _of_changed_corpus(folder, before["files"], after["files"])
     if changed == ["generation"]:
@@ -265,9 +265,8 @@ def _of_changed_corpus(folder: Path, old: dict[str, Any], new: dict[str, Any]) -
     )
 
 
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What two sources differ in."""
-    before, after = _flat(old), _flat(new)
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What two sources, flat, differ in."""
     return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
 
 

@@ -125,7 +125,7 @@ def label(
             utterance of the whole job got labels, whenever that was.
     """
     whole_job = num_shards == 1
-    job = ranks() if engine == "inline" and num_shards == 1 else Ranks()
+    job = ranks() if engine == "inline" and whole_job else Ranks()
     if not job.alone:
         shard_index, num_shards = job.rank, job.count
     # What this machine has says nothing of the nodes that Ray's workers run on.

@@ -85,13 +85,8 @@ def of_key(key: str, more: str | None = None) -> Iterator[None]:
     try:
         yield
     except (ModelError, ShardError, UnitsError) as error:
-        raise type(error)(
-            error.what,
-            where=f"{key}: {error.where}",
-            expected=error.expected,
-            got=error.got,
-            fix=" ".join(part for part in (error.fix, more) if part) or None,
-        ) from error
+        fix = " ".join(part for part in (error.fix, more) if part) or None
+        raise error.told_of(f"{key}: {error.where}", fix=fix) from error
 
 
 def check_folders(**keys: Sequence[str] | None) -> None:
