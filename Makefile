@@ -61,7 +61,8 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not web and not executorch and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
+		-m "not slow and not web and not executorch and not gpu" $(ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff format .

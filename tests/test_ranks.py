@@ -337,6 +337,7 @@ def test_ranks_share_the_shards_to_label(data: Path, tmp_path: Path) -> None:
         assert (tmp_path / "labels" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_ranks_of_one_machine_share_its_cores_to_decode_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdasr.labelling.settings.usable_cores", lambda: 8)
     gpu = torch.device("cuda")
@@ -352,6 +353,7 @@ def test_ranks_of_one_machine_share_its_cores_to_decode_with(monkeypatch: pytest
     assert Settings().decoders_for(gpu) == 8
 
 
+@pytest.mark.slow
 def test_ranks_run_a_folder_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def verb(name: str) -> Callable[..., dict[str, Any]]:
         def run(*, name: str = name) -> dict[str, Any]:

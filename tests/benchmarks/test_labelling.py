@@ -55,6 +55,7 @@ def test_a_teacher_that_nobody_trained_can_be_measured(
     assert found["labelling_times_real_time"] > 0
 
 
+@pytest.mark.slow
 def test_several_workers_label_all_they_are_given(tmp_path: Path) -> None:
     shards = make_audio(tmp_path / "audio", 4, per_shard=2)
     seconds = sum(open_shard(path).seconds for path in shards)
