@@ -70,7 +70,7 @@ if [[ $scale == full ]]; then
         --teacher.batch_seconds 320 --teacher.optimisation.precision bf16 --teacher.optimisation.steps 500
         --student.model.width 256 --student.model.num_layers 8 --student.model.num_heads 4
         --student.batch_seconds 320 --student.optimisation.precision bf16 --student.optimisation.steps 500)
-    minutes=80 label_with=(--untrained teacher_600m --batch-seconds 600 --workers 2 4)
+    minutes=130 label_with=(--untrained teacher_600m --batch-seconds 600 --decoders 1 2 4 8 --workers 2 3 4)
 else
     # Without the gate for int8, whose twin of so little training errs otherwise.
     sizes=(--export.max_wer_rise 1000 --teacher.model.width 32 --teacher.model.num_layers 1 --teacher.optimisation.steps 4
@@ -84,10 +84,16 @@ if [[ -n ${FSDD:-} && $scale == full ]]; then
         "$python" -m kdasr.cli run recipes/fsdd --corpus "$FSDD" --work-dir "$out/fsdd" "${sizes[@]}"
 fi
 
-# Shards as large as those of a real corpus: between two, an accelerator has nothing to do.
+# Shards of an hour, as of a real corpus: between two, an accelerator has nothing to do. Of utterances of 12 s
+# where there are recordings to join, and else of 2 s, which cost the CPU about twice as much.
 label() {
-    "$python" -m kdasr.cli prepare synth --out "$out/long" --labelled_minutes 1 --dev_minutes 1 \
-        --test_minutes 1 --unlabelled_minutes "$minutes" --max_shard_utterances 1000 &&
+    local corpus=(synth --max_shard_utterances 2000)
+    if [[ -n ${FSDD:-} && $scale == full ]]; then
+        corpus=(fsdd --corpus "$FSDD" --digits '[16, 24]'
+            --max_shard_utterances 320)
+    fi
+    "$python" -m kdasr.cli prepare "${corpus[@]}" --out "$out/long" --labelled_minutes 1 --dev_minutes 1 \
+        --test_minutes 1 --unlabelled_minutes "$minutes" &&
         "$python" -m benchmarks.labelling --work-dir "$out/mini" --audio "$out/long/unlabelled" \
             "${label_with[@]}" --device "$device" --precision bfloat16 --rounds 3
 }

@@ -17,7 +17,9 @@ one after the other in turns. Three ratios, since three things are bought:
 and audio shard to log-mel on one core, by CPU time. With `--workers N` so many processes label the same
 shards besides, each with a teacher of its own on the device, as `kdasr label --workers N` does: one decodes,
 encodes and commits while another's pass runs. `overhead_workers_percent` compares all their audio and the
-time until the last one is done with one bare pass.
+time until the last one is done with one bare pass. With `--decoders N` so many threads decode the shards
+besides, as ahead of a teacher on a GPU, and then compute log-mel too, as it was before such a teacher did so
+itself; they wait for one another as all threads do that share an interpreter.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,12 +42,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.gpu import scales
-from kdasr.features import LOG_MEL_FLOOR, feature_hash, log_mel
+from kdasr.features import LOG_MEL_FLOOR, feature_hash, log_mel, samples_under_windows
 from kdasr.labelling import FolderTeacher, Settings, Teacher, label_shard
 from kdasr.labelling.batches import cut_segments, make_batches
 from kdasr.labelling.engines import on_one_machine
 from kdasr.labelling.settings import PRECISIONS
-from kdasr.shards import list_shards, open_shard, read_utterance
+from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_utterance
 
 Prepared = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -66,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-seconds", type=float, default=Settings.batch_seconds)
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="also measure so many at once")
+    parser.add_argument("--decoders", type=int, nargs="*", default=[], help="also measure so many threads")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.work_dir.mkdir(parents=True, exist_ok=True)
@@ -75,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     settings = Settings(threads=1, precision=options.precision, batch_seconds=options.batch_seconds)
     figures = measure(load(), shards, options.rounds, settings)
     _print(figures)
+    for threads in options.decoders:
+        of_threads = decoded_at_once(shards, threads, options.rounds)
+        _print(of_threads)
+        figures |= of_threads
     for workers in options.workers:
         at_once = labelled_at_once(load, shards, on_one_machine(settings, workers, options.device), workers)
         overhead = 100 * (figures["bare_forward_times_real_time"] / at_once - 1)
@@ -140,6 +148,26 @@ def measure(teacher: Teacher, shards: Sequence[Path], rounds: int, settings: Set
         * median(there.cpu_s - here.cpu_s for there, here in zip(job, bare, strict=True))
         / audio_s,
     }
+
+
+def decoded_at_once(shards: Sequence[Path], threads: int, rounds: int) -> dict[str, float]:
+    """How many times real time `threads` threads decode, without and with log-mel; the best of the rounds."""
+    opened = [open_shard(path) for path in shards]
+    entries = [(shard, entry) for shard in opened for entry in shard.entries]
+
+    def decode(place: tuple[Shard, ShardEntry]) -> torch.Tensor:
+        return samples_under_windows(read_utterance(*place).samples)
+
+    def decode_and_log_mel(place: tuple[Shard, ShardEntry]) -> torch.Tensor:
+        return log_mel(read_utterance(*place).samples)
+
+    figures = {}
+    for work in (decode, decode_and_log_mel):
+        with ThreadPoolExecutor(threads) as pool:
+            spent = [_timed(lambda: list(pool.map(work, entries))) for _ in range(rounds)]  # noqa: B023  # at once
+        name = f"{work.__name__}_times_real_time_{threads}_threads"
+        figures[name] = sum(shard.seconds for shard in opened) / min(one.wall_s for one in spent)
+    return figures
 
 
 def labelled_at_once(

@@ -8,6 +8,7 @@ sample 160 t + 80; the edges are mirrored), samples in [-1, 1].
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -62,11 +63,24 @@ def num_frames(num_samples: int) -> int:
 
 def log_mel(samples: Tensor | NDArray[np.float32]) -> Tensor:
     """(N,) samples at 16 kHz in [-1, 1] to (num_frames(N), 80) raw log-mel."""
-    samples_n = torch.as_tensor(samples, dtype=torch.float32)
-    frames = num_frames(len(samples_n))
+    frames = num_frames(len(samples))
     if frames == 0:
         return torch.empty(0, NUM_MEL_BINS)
-    return _frames_to_log_mel(_mirrored(samples_n, -_LEFT_SAMPLES, _end_sample(frames)), frames)
+    return _frames_to_log_mel(samples_under_windows(samples), frames)
+
+
+def samples_under_windows(samples: Tensor | NDArray[np.float32]) -> Tensor:
+    """(N,) samples to the (160 T + 240,) on which the windows of their T = num_frames(N) > 0 frames lie, the
+    edges mirrored: those of frames [t, u) are [160 t, 160 u + 240)."""
+    samples_n = torch.as_tensor(samples, dtype=torch.float32)
+    return _mirrored(samples_n, -_LEFT_SAMPLES, _end_sample(num_frames(len(samples_n))))
+
+
+def batch_log_mel(samples_bn: Tensor) -> Tensor:
+    """(B, 160 T + 240) samples as `samples_under_windows` gives them, padded with anything, to (B, T, 80) raw
+    log-mel where they lie, in one piece: for a GPU. The frames of the padding mean nothing."""
+    windows = samples_bn.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)
+    return _block_log_mel(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
 
 
 def spectrum(windows_nw: Tensor) -> Tensor:
@@ -77,7 +91,8 @@ def spectrum(windows_nw: Tensor) -> Tensor:
     padded = centred.new_zeros(len(centred), _FFT_SIZE)
     # The window is 0 at its first sample, so that the predecessor which this lacks does not matter.
     inside = padded[:, 1:WINDOW_SAMPLES]
-    torch.sub(centred[:, 1:], centred[:, :-1], alpha=_PREEMPHASIS, out=inside).mul_(_POVEY[1:])
+    povey_w, _ = _constants(windows_nw.device)
+    torch.sub(centred[:, 1:], centred[:, :-1], alpha=_PREEMPHASIS, out=inside).mul_(povey_w[1:])
     return torch.fft.rfft(padded)
 
 
@@ -150,7 +165,8 @@ def _frames_to_log_mel(samples_n: Tensor, frames: int) -> Tensor:
 def _block_log_mel(windows: Tensor) -> Tensor:
     squares = torch.view_as_real(spectrum(windows)).square_()
     power = squares[..., 0] + squares[..., 1]
-    return (power @ _MEL_FILTERS).clamp_min(torch.finfo(torch.float32).eps).log()
+    _, mel_filters_fm = _constants(power.device)
+    return (power @ mel_filters_fm).clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 def _povey_window() -> Tensor:
@@ -172,3 +188,9 @@ def _kaldi_mel_filters() -> Tensor:
 
 _POVEY = _povey_window()
 _MEL_FILTERS = _kaldi_mel_filters()
+
+
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The window and the filters on `device`."""
+    return _POVEY.to(device), _MEL_FILTERS.to(device)

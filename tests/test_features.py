@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from kdasr.compat import import_torchaudio
-from kdasr.features import LOG_MEL_FLOOR, StreamingLogMel, _mirrored, feature_hash, log_mel, num_frames
+from kdasr.features import (
+    LOG_MEL_FLOOR,
+    StreamingLogMel,
+    _mirrored,
+    batch_log_mel,
+    feature_hash,
+    log_mel,
+    num_frames,
+    samples_under_windows,
+)
 
 
 def speechlike(num_samples: int, seed: int = 0) -> np.ndarray:
@@ -40,6 +49,15 @@ def test_log_mel_matches_torchaudio_and_kaldi_native_fbank(num_samples: int) -> 
     )
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
     np.testing.assert_allclose(ours.numpy(), native_fbank(samples), atol=2e-3)
+
+
+def test_a_batch_is_its_utterances() -> None:
+    samples = [speechlike(count, seed) for seed, count in enumerate((80, 4_321, 33_333))]
+    under = [samples_under_windows(one) for one in samples]
+    padded = torch.nn.utils.rnn.pad_sequence(under, batch_first=True, padding_value=0.5)
+    for row_tf, one in zip(batch_log_mel(padded), samples, strict=True):
+        wanted_tf = log_mel(one)
+        torch.testing.assert_close(row_tf[: len(wanted_tf)], wanted_tf, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 79, 80, 159, 161, 279, 281, 400, 4_321, 33_333])

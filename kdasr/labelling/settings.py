@@ -50,10 +50,11 @@ class Settings:
             several times slower there than bfloat16.
         threads: CPU threads of the forward pass of one worker; None shares torch's own choice among
             the workers.
-        decoders: threads that decode audio and compute features ahead of the teacher. One is enough for a
-            teacher on the CPU (a core does 1,500 × real time and more); None takes one there, and on an
-            accelerator the machine's cores, at most 8, shared by the workers of `engine: processes` or the
-            processes that `torchrun` has started on it.
+        decoders: threads that decode audio ahead of the teacher, and compute its features but for log-mel
+            on a GPU, which does that itself. One is enough for a teacher on the CPU (a core does 1,500 × real
+            time and more); None takes one there, and on an accelerator the machine's cores, at most 4, shared
+            by the workers of `engine: processes` or the processes that `torchrun` has started on it. More
+            would wait for one another (recipes/RESULTS-gpu.md).
         filters: what not to keep; see `kdasr.labelling.filters`.
         words: the posteriors given that words of a lexicon were said, instead of the teacher's own.
     """
@@ -91,7 +92,7 @@ class Settings:
         if self.decoders is not None:
             return self.decoders
         workers = ranks().local_count if workers is None else workers
-        return 1 if device.type == "cpu" else max(1, min(8, usable_cores() // workers))
+        return 1 if device.type == "cpu" else max(1, min(4, usable_cores() // workers))
 
     def check_windows(self, subsampling: int) -> None:
         """Raise ConfigError where a teacher of this subsampling gets no further from window to window."""

@@ -28,6 +28,7 @@ from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_languages, read_utterance
 from kdasr.soft_labels import Failure, concatenate
 from kdasr.storage import Place
+from kdasr.teachers.base import with_log_mel_on_its_device
 
 #: Batches that may wait for the codec: it is much faster than any teacher, unless it is disturbed.
 _MAX_UNENCODED = 2
@@ -132,7 +133,9 @@ class _ShardRun:
     the teacher in this one, which has nothing else to do."""
 
     def __init__(self, teacher: Teacher, shard: Shard, settings: Settings, failures: dict[str, str]) -> None:
-        self._teacher, self._shard, self._settings = teacher, shard, settings
+        on_gpu = teacher.device.type == "cuda"
+        self._teacher = with_log_mel_on_its_device(teacher) if on_gpu else teacher
+        self._shard, self._settings = shard, settings
         self._failures = failures
         self._broken: dict[int, dict[int, str]] = {}
         self._unreadable: set[int] = set()
@@ -245,7 +248,7 @@ class _ShardRun:
 
     def _inputs(self, windows: list[Segment]) -> dict[Segment, Tensor]:
         """What the teacher hears of each window of one utterance; nothing if its audio is unusable."""
-        rows = self._teacher.front_end.rows_per_frame
+        rows, beyond = self._teacher.front_end.rows_per_frame, self._teacher.front_end.rows_beyond
         try:
             whole = self._whole_input(windows[0].number)
         except (KdasrError, RuntimeError, ValueError) as error:
@@ -255,7 +258,7 @@ class _ShardRun:
                 self._fail(segment, f"unusable audio: {_reason(error)}")
             self._unreadable.add(windows[0].number)
             return {}
-        ends = [None if self._ends(segment) else segment.last * rows for segment in windows]
+        ends = [None if self._ends(segment) else segment.last * rows + beyond for segment in windows]
         return {
             segment: whole[segment.first * rows : end] for segment, end in zip(windows, ends, strict=True)
         }

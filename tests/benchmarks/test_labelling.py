@@ -49,10 +49,11 @@ def test_a_teacher_that_nobody_trained_can_be_measured(
     monkeypatch.setattr(labelling, "scales", lambda: {"full": tiny})
     make_audio(tmp_path / "audio", 4, per_shard=4)
     paths = ["--work-dir", str(tmp_path), "--audio", str(tmp_path / "audio")]
-    found = labelling.main(
-        [*paths, "--untrained", "teacher", "--precision", "bfloat16", "--shards", "1", "--rounds", "1"]
-    )
+    sizes = ["--shards", "1", "--rounds", "1", "--decoders", "2"]
+    found = labelling.main([*paths, "--untrained", "teacher", "--precision", "bfloat16", *sizes])
     assert found["labelling_times_real_time"] > 0
+    assert found["decode_times_real_time_2_threads"] > 0
+    assert found["decode_and_log_mel_times_real_time_2_threads"] > 0
 
 
 @pytest.mark.slow
