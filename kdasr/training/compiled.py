@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor
 
 _MOST_GRAPHS = 64
@@ -27,6 +26,8 @@ def compiled(model: Any, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
+    import torch._inductor.config  # takes a second, which only those should wait who compile
+
     for place, name in places:
         setattr(place, name, _in_training(place, getattr(place, name)))
     try:
