@@ -4,6 +4,7 @@ fp32 is what training makes of it: products in TensorFloat-32, which SpeechBrain
 
     python -m benchmarks.gpu --device cuda --scale full      prints the table, writes runs/gpu/steps.json
     python -m benchmarks.gpu --device cpu --scale tiny       the same in seconds, to see that it runs
+    python -m benchmarks.gpu --kernels 20                    and the 20 kernels that take most of each step
 
 Batches are full: utterances of one length, random features. MFU is the share of what the device can do
 that the matrix products, convolutions and attention use (torch's FlopCounterMode counts those of the
@@ -17,14 +18,24 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity
 
-from benchmarks.step import DTYPES, TrainingStep, print_table, seconds_each, seconds_of, synthetic_batch
+from benchmarks.step import (
+    DTYPES,
+    TrainingStep,
+    print_table,
+    seconds_each,
+    seconds_of,
+    synchronise,
+    synthetic_batch,
+)
 from kdasr.interfaces import Batch
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
@@ -42,13 +53,14 @@ DATA_SHEETS = {
 
 
 class Scale(NamedTuple):
-    """How large everything is."""
+    """How large everything is, and how many of the longest kernels are named."""
 
     models: dict[str, Any]
     utterances: int
     seconds: float
     times: int
     matrix: int
+    kernels: int = 0
 
 
 def scales() -> dict[str, Scale]:
@@ -84,9 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--models", nargs="+", help="of the scale; default: all")
     parser.add_argument("--utterances", type=int, help="in a batch; default: of the scale")
     parser.add_argument("--settings", nargs="+", default=["fp32", "bf16", "bf16+compile"])
+    parser.add_argument("--kernels", type=int, default=0, metavar="N", help="also name the N longest of each")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu/steps.json"))
     options = parser.parse_args(arguments)
-    scale = scales()[options.scale]
+    scale = scales()[options.scale]._replace(kernels=options.kernels)
     if options.utterances:
         scale = scale._replace(utterances=options.utterances)
     if options.models:
@@ -166,9 +179,33 @@ def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> l
                     "peak_gib": peak_gib(device),
                 }
             )
+            if scale.kernels:
+                print(f"{setting}, {what}: {each_s * 1e3:.1f} ms, of which")
+                print_kernels(partial(work, batch), device, scale.kernels)
     finally:
         step.close()
     return rows
+
+
+def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
+    """Where the time of `work` goes: its `most` longest kernels (on a CPU, operations), by torch's profiler
+    over two calls."""
+    kind, times = torch.device(device).type, 2
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (kind == "cuda")
+    with torch.profiler.profile(activities=kinds) as profiler:
+        for _ in range(times):
+            work()
+        synchronise(device)
+    spent: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in profiler.events():
+        if event.device_type.name.lower() == kind:
+            us = event.self_cpu_time_total if kind == "cpu" else event.time_range.elapsed_us()
+            spent[event.name] += us / 1e3 / times
+            calls[event.name] += 1
+    print(f"{spent.total():9.2f} ms  all kernels")
+    for name, ms in spent.most_common(most):
+        print(f"{ms:9.2f} ms {calls[name] / times:6.1f} x  {name[:120]}", flush=True)
 
 
 def _precision(setting: str) -> str:

@@ -62,7 +62,8 @@ part() {
 [[ $scale == tiny ]] || part tests "tests that need an accelerator" make test-gpu GPU_PYTHON="$python"
 
 part steps "training steps and forward passes: hours of audio a second, memory, MFU" \
-    "$python" -m benchmarks.gpu --device "$device" --scale "$scale" --out "$out/steps.json" ${SETTINGS:+--settings $SETTINGS}
+    "$python" -m benchmarks.gpu --device "$device" --scale "$scale" --kernels 20 --out "$out/steps.json" \
+    ${SETTINGS:+--settings $SETTINGS}
 
 if [[ $scale == full ]]; then
     # At GPU scale the recipes get a wider and deeper teacher and students, larger batches and bf16.

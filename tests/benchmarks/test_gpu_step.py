@@ -73,6 +73,17 @@ def test_the_table_of_an_accelerator_has_a_row_for_each_setting(tmp_path: Path) 
     assert len(json.loads((tmp_path / "steps.json").read_text())["rows"]) == 8
 
 
+def test_the_longest_kernels_are_named_with_their_times(capsys: pytest.CaptureFixture[str]) -> None:
+    left, right = torch.randn(2, 200, 200)
+    gpu.print_kernels(lambda: (left @ right).exp(), "cpu", 2)
+    total, *longest = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert total[1:] == ["ms", "all", "kernels"]
+    # A call of `@` is one product; the first is the longest, and nothing takes more than all.
+    assert [line[2] for line in longest if line[-1] == "aten::mm"] == ["1.0"]
+    times_ms = [float(line[0]) for line in longest]
+    assert len(times_ms) == 2 and times_ms[0] >= times_ms[1] and sum(times_ms) <= float(total[0]) + 0.02
+
+
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     def only_two(self: TrainingStep, batch: Batch) -> torch.Tensor:
         if len(batch.keys) > 2:
