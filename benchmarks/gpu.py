@@ -53,14 +53,13 @@ DATA_SHEETS = {
 
 
 class Scale(NamedTuple):
-    """How large everything is, and how many of the longest kernels are named."""
+    """How large everything is."""
 
     models: dict[str, Any]
     utterances: int
     seconds: float
     times: int
     matrix: int
-    kernels: int = 0
 
 
 def scales() -> dict[str, Scale]:
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--kernels", type=int, default=0, metavar="N", help="also name the N longest of each")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu/steps.json"))
     options = parser.parse_args(arguments)
-    scale = scales()[options.scale]._replace(kernels=options.kernels)
+    scale = scales()[options.scale]
     if options.utterances:
         scale = scale._replace(utterances=options.utterances)
     if options.models:
@@ -114,6 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     print_table(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"device": device_name(options.device), "rows": rows}, indent=1) + "\n")
+    # After all that is timed: a profiler that has looked once can slow down what follows.
+    for row in rows if options.kernels else []:
+        if row["what"] == "step":
+            print(f"\n{row['model']}, {row['setting']}: a step of {row['ms']:.1f} ms", flush=True)
+            fits = scale._replace(utterances=row["utterances"])
+            print_kernels_of_step(
+                scale.models[row["model"]], fits, options.device, row["setting"], options.kernels
+            )
     return rows
 
 
@@ -166,9 +173,7 @@ def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> l
         for what, work in works:
             if device != "cpu":
                 torch.accelerator.reset_peak_memory_stats()
-            # A teacher draws between two masks, each of which is another graph to compile.
-            warm_up = 12 if compile else 3
-            each_s = seconds_each(partial(work, batch), device, times=scale.times, warm_up=warm_up)
+            each_s = seconds_each(partial(work, batch), device, times=scale.times, warm_up=_warm_up(setting))
             rows.append(
                 {
                     "what": what,
@@ -179,12 +184,25 @@ def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> l
                     "peak_gib": peak_gib(device),
                 }
             )
-            if scale.kernels:
-                print(f"{setting}, {what}: {each_s * 1e3:.1f} ms, of which")
-                print_kernels(partial(work, batch), device, scale.kernels)
     finally:
         step.close()
     return rows
+
+
+def print_kernels_of_step(
+    make: Callable[[], Any], scale: Scale, device: str, setting: str, most: int
+) -> None:
+    """Where the time of a training step goes; see `print_kernels`."""
+    gc.collect()
+    torch.manual_seed(1)
+    step = TrainingStep(make(), device, _precision(setting), compile=setting.endswith("+compile"))
+    try:
+        batch = _batch(step, scale, device)
+        for _ in range(_warm_up(setting)):
+            step(batch)
+        print_kernels(partial(step, batch), device, most)
+    finally:
+        step.close()
 
 
 def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
@@ -199,13 +217,22 @@ def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
     spent: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events():
-        if event.device_type.name.lower() == kind:
+        # Annotations of torch's own, such as an optimiser's step, lie over the kernels that they hold.
+        if event.device_type.name.lower() == kind and (kind == "cpu" or not event.is_user_annotation):
             us = event.self_cpu_time_total if kind == "cpu" else event.time_range.elapsed_us()
             spent[event.name] += us / 1e3 / times
             calls[event.name] += 1
+    if not spent:
+        print(f"no kernel was recorded: torch's profiler knows none of {device}, or may not look")
+        return
     print(f"{spent.total():9.2f} ms  all kernels")
     for name, ms in spent.most_common(most):
         print(f"{ms:9.2f} ms {calls[name] / times:6.1f} x  {name[:120]}", flush=True)
+
+
+def _warm_up(setting: str) -> int:
+    # A teacher draws between two masks, each of which is another graph to compile.
+    return 12 if setting.endswith("+compile") else 3
 
 
 def _precision(setting: str) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything there is to measure on an accelerator, in one go:
-#   benchmarks/gpu.sh                 on a GPU, about half an hour; results in runs/gpu
+#   benchmarks/gpu.sh                 on a GPU, half an hour or more; results in runs/gpu
 #   benchmarks/gpu.sh tiny            the same on a CPU and very small, to see that it runs
 # PYTHON   the interpreter whose torch sees the GPU (python3)
 # OUT      where results go (runs/gpu)

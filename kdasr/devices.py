@@ -82,3 +82,16 @@ def _refusal(device: str, touch: bool) -> str | None:
     except (RuntimeError, AssertionError) as error:  # torch built for CPUs raises the latter
         return str(error).splitlines()[0]
     return None
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, a GPU computes float32 in float32. With TensorFloat-32, which torch allows for convolutions and
+    SpeechBrain once it is imported for everything, ten bits of a number are left."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from kdasr.audio import SAMPLE_RATE_HZ
 
@@ -36,6 +37,8 @@ _LEFT_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
 # Frames worked on at a time: the temporaries stay in the cache, which is 3-4 times faster than
 # one pass over a whole utterance.
 _BLOCK_FRAMES = 256
+# A GPU wants more at a time; this is 17 MB of spectra.
+_GPU_BLOCK_FRAMES = 8_192
 
 
 def feature_hash() -> str:
@@ -78,9 +81,14 @@ def samples_under_windows(samples: Tensor | NDArray[np.float32]) -> Tensor:
 
 def batch_log_mel(samples_bn: Tensor) -> Tensor:
     """(B, 160 T + 240) samples as `samples_under_windows` gives them, padded with anything, to (B, T, 80) raw
-    log-mel where they lie, in one piece: for a GPU. The frames of the padding mean nothing."""
-    windows = samples_bn.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)
-    return _block_log_mel(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+    log-mel where they lie: for a GPU. The frames of the padding mean nothing."""
+    windows_btw = samples_bn.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)
+    windows_nw = windows_btw.flatten(0, 1)
+    # Blocks of one size, the last one padded: a GPU's Fourier transform is planned for each size anew.
+    missing = -len(windows_nw) % _GPU_BLOCK_FRAMES
+    blocks = functional.pad(windows_nw, (0, 0, 0, missing)).split(_GPU_BLOCK_FRAMES)
+    features_nf = torch.cat([_block_log_mel(block) for block in blocks])
+    return features_nf[: len(windows_nw)].unflatten(0, windows_btw.shape[:2])
 
 
 def spectrum(windows_nw: Tensor) -> Tensor:

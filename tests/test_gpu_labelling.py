@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdasr.features import feature_hash
+from kdasr.features import batch_log_mel, feature_hash
 from kdasr.labelling import Settings, Teacher, label_shard
 from kdasr.soft_labels import Full, LabelShard, open_label_shard
+from kdasr.teachers import on_device
 from kdasr.teachers.conformer import ConformerTeacher
 from tests.labelling.tiny import make_audio
 
@@ -33,14 +34,23 @@ def labels(audio: Path, out: Path, device: str) -> LabelShard:
     return open_label_shard(out / f"{audio.stem}.kdsl", verify=True)
 
 
-def test_labels_are_those_of_the_cpu(tmp_path: Path) -> None:
+def test_labels_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.accelerator.is_available():
         pytest.fail("there is no accelerator here; `make test` runs everything that needs none")
     # TensorFloat-32 keeps ten bits of a number.
     torch.backends.cudnn.allow_tf32 = False
     accelerator = torch.accelerator.current_accelerator()
     assert accelerator is not None
+    computed: list[str] = []
+
+    def spy(samples_bn: torch.Tensor) -> torch.Tensor:
+        computed.append(samples_bn.device.type)
+        return batch_log_mel(samples_bn)
+
+    monkeypatch.setattr(on_device, "batch_log_mel", spy)
     compare(tmp_path, accelerator.type)
+    # Log-mel is computed by a GPU where it labels.
+    assert set(computed) == ({"cuda"} if accelerator.type == "cuda" else set())
 
 
 def compare(folder: Path, device: str) -> None:

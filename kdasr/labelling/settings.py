@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.beside import usable_cores
+from kdasr.devices import exact_float32
 from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.labelling.filters import Filter
@@ -22,19 +23,6 @@ from kdasr.ranks import ranks
 from kdasr.soft_labels import Codec, Header, TopP
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Inside, a GPU computes float32 in float32. With TensorFloat-32, which torch allows for convolutions and
-    SpeechBrain once it is imported for everything, ten bits of a number are left."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @dataclass(frozen=True)
@@ -53,8 +41,8 @@ class Settings:
         decoders: threads that decode audio ahead of the teacher, and compute its features but for log-mel
             on a GPU, which does that itself. One is enough for a teacher on the CPU (a core does 1,500 × real
             time and more); None takes one there, and on an accelerator the machine's cores, at most 4, shared
-            by the workers of `engine: processes` or the processes that `torchrun` has started on it. More
-            would wait for one another (recipes/RESULTS-gpu.md).
+            by the workers of `engine: processes` or the processes that `torchrun` has started on it: threads
+            wait for one another (recipes/RESULTS-gpu.md).
         filters: what not to keep; see `kdasr.labelling.filters`.
         words: the posteriors given that words of a lexicon were said, instead of the teacher's own.
     """
@@ -113,7 +101,7 @@ class Settings:
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Inside, a forward pass on `device` has the precision."""
         dtype = PRECISIONS[self.precision]
-        return torch.autocast(device.type, dtype) if dtype is not None else _exact_float32()
+        return torch.autocast(device.type, dtype) if dtype is not None else exact_float32()
 
     @property
     def batch_frames(self) -> int:

@@ -28,13 +28,13 @@ from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_languages, read_utterance
 from kdasr.soft_labels import Failure, concatenate
 from kdasr.storage import Place
-from kdasr.teachers.base import with_log_mel_on_its_device
+from kdasr.teachers.on_device import with_log_mel_on_its_device
 
 #: Batches that may wait for the codec: it is much faster than any teacher, unless it is disturbed.
 _MAX_UNENCODED = 2
 #: Batches that are decoded before the teacher asks for them.
-_NO_WORDS = "the teacher heard no words, or words without end"
 _BATCHES_AHEAD = 2
+_NO_WORDS = "the teacher heard no words, or words without end"
 #: Share of a batch that may be padding.
 _MAX_PADDING = 0.05
 
@@ -129,8 +129,8 @@ class _Heard(NamedTuple):
 
 
 class _ShardRun:
-    """The labelling of one shard: decode and features in one thread or several, the codec in another,
-    the teacher in this one, which has nothing else to do."""
+    """The labelling of one shard: decoding, and features but for log-mel on a GPU, in one thread or several,
+    the codec in another, the teacher in this one, which has nothing else to do."""
 
     def __init__(self, teacher: Teacher, shard: Shard, settings: Settings, failures: dict[str, str]) -> None:
         on_gpu = teacher.device.type == "cuda"

@@ -85,7 +85,7 @@ def build(header: dict[str, Any], layout: Layout, items: Iterable[tuple[str, Sof
     cuts = list(_cut_blocks(labels, layout))
     # Nine tenths of what a commit takes, while an accelerator waits for the next shard.
     with ThreadPoolExecutor(min(4, usable_cores())) as pool:
-        packed = list(pool.map(_compress, map(layout.pack, cuts)))
+        packed = list(pool.map(lambda run: _compress(layout.pack(run)), cuts))
     body += packed
     blocks = [
         [len(one), run.num_frames, len(run.ids) - run.num_frames]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,17 +21,8 @@ from torch import Tensor
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ModelError
-from kdasr.features import (
-    FRAME_SHIFT_MS,
-    HOP_SAMPLES,
-    LOG_MEL_FLOOR,
-    WINDOW_SAMPLES,
-    batch_log_mel,
-    feature_hash,
-    log_mel,
-    samples_under_windows,
-)
-from kdasr.interfaces import BLANK_ID, AcousticModel, frames_inside
+from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, LOG_MEL_FLOOR, feature_hash, log_mel
+from kdasr.interfaces import BLANK_ID, AcousticModel
 from kdasr.symbols import TableUnits, blank_path
 from kdasr.text import Units
 
@@ -69,14 +60,6 @@ WAVEFORM = FrontEnd(
     HOP_SAMPLES,
     0.0,
     torch.from_numpy,
-)
-_UNDER_WINDOWS = FrontEnd(
-    LOG_MEL.name,
-    LOG_MEL.hash,
-    HOP_SAMPLES,
-    0.0,
-    samples_under_windows,
-    rows_beyond=WINDOW_SAMPLES - HOP_SAMPLES,
 )
 
 
@@ -130,34 +113,6 @@ class Teacher:
     max_seconds: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
-
-
-def with_log_mel_on_its_device(teacher: Teacher) -> Teacher:
-    """The same teacher, whose log-mel is computed where it runs; one that hears anything else as it is.
-
-    Threads that compute log-mel want Python's interpreter a dozen times for each 2.5 seconds of audio, and
-    wait for one another: two of them are hardly faster than one, and no GPU is kept busy so.
-    """
-    if teacher.front_end is not LOG_MEL:
-        return teacher
-    return replace(teacher, model=_HearsSamples(teacher.model), front_end=_UNDER_WINDOWS)
-
-
-class _HearsSamples:
-    """A model of log-mel that is given the samples under its windows."""
-
-    def __init__(self, model: AcousticModel) -> None:
-        self._model = model
-        self.config, self.vocab_size, self.subsampling = model.config, model.vocab_size, model.subsampling
-
-    def offline(self, samples_bn: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """As the model's own, from samples and their numbers."""
-        # In 16 bits the spectrum would lose what is quiet.
-        with torch.autocast(samples_bn.device.type, enabled=False):
-            features_btf = batch_log_mel(samples_bn)
-        frames_b = (lengths_b - _UNDER_WINDOWS.rows_beyond) // HOP_SAMPLES
-        padding_bt = ~frames_inside(frames_b, features_btf.shape[1])
-        return self._model.offline(features_btf.masked_fill(padding_bt[..., None], LOG_MEL_FLOOR), frames_b)
 
 
 @runtime_checkable

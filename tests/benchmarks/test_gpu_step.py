@@ -59,9 +59,12 @@ def test_a_card_is_measured_against_its_own_data_sheet(card: str, bf16_tflops: f
 
 
 @pytest.mark.slow
-def test_the_table_of_an_accelerator_has_a_row_for_each_setting(tmp_path: Path) -> None:
+def test_the_table_of_an_accelerator_has_a_row_for_each_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--device", "cpu", "--scale", "tiny", "--settings", "fp32", "bf16", "--utterances", "1"]
-    rows = gpu.main([*arguments, "--out", str(tmp_path / "steps.json")])
+    rows = gpu.main([*arguments, "--kernels", "2", "--out", str(tmp_path / "steps.json")])
+    assert capsys.readouterr().out.count("ms  all kernels") == 4  # of steps alone
     assert [(row["model"], row["setting"], row["what"]) for row in rows] == [
         (model, setting, what)
         for model in ("teacher", "student")
@@ -75,13 +78,14 @@ def test_the_table_of_an_accelerator_has_a_row_for_each_setting(tmp_path: Path) 
 
 def test_the_longest_kernels_are_named_with_their_times(capsys: pytest.CaptureFixture[str]) -> None:
     left, right = torch.randn(2, 200, 200)
-    gpu.print_kernels(lambda: (left @ right).exp(), "cpu", 2)
+    gpu.print_kernels(lambda: (left @ right).exp(), "cpu", 99)
     total, *longest = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert total[1:] == ["ms", "all", "kernels"]
-    # A call of `@` is one product; the first is the longest, and nothing takes more than all.
+    # A call of `@` is one product.
     assert [line[2] for line in longest if line[-1] == "aten::mm"] == ["1.0"]
     times_ms = [float(line[0]) for line in longest]
-    assert len(times_ms) == 2 and times_ms[0] >= times_ms[1] and sum(times_ms) <= float(total[0]) + 0.02
+    assert times_ms == sorted(times_ms, reverse=True)
+    assert sum(times_ms) == pytest.approx(float(total[0]), abs=0.01 * len(times_ms))
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,8 @@ from kdasr.labelling import Settings, label_shard, shard_job
 from kdasr.labelling.engines import on_one_machine
 from kdasr.shards import Shard, ShardEntry, read_shard, read_utterance, write_shards
 from kdasr.soft_labels import Full, LabelShard, TopP, open_label_shard
-from kdasr.teachers.base import with_log_mel_on_its_device
-from tests.labelling.tiny import TinySource, make_audio
+from kdasr.teachers.on_device import with_log_mel_on_its_device
+from tests.labelling.tiny import TinySource, TinyTeacher, make_audio
 
 TEACHER = TinySource().load("cpu")
 
@@ -51,20 +52,38 @@ def test_long_utterances_are_labelled_in_windows_like_short_ones(tmp_path: Path)
         assert windows.read(key).log_probs == pytest.approx(wanted.log_probs, abs=1e-4)
 
 
+class Remembers(TinyTeacher):
+    """Keeps what it hears, batch by batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[Tensor, list[int]]] = []
+
+    def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        self.heard.append((features_btf, lengths_b.tolist()))
+        return super().offline(features_btf, lengths_b)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "windows", [{}, {"window_seconds": 0.4, "overlap_seconds": 0.16}], ids=["whole", "cut"]
 )
-def test_a_teacher_that_computes_its_log_mel_gives_the_same_labels(tmp_path: Path, windows: Any) -> None:
-    (audio,) = make_audio(tmp_path / "audio", 6, per_shard=6)
-    there = with_log_mel_on_its_device(TEACHER)
-    assert there.model is not TEACHER.model and with_log_mel_on_its_device(there) is there
-    settings = Settings(codec=Full(), **windows)
+def test_a_teacher_that_computes_its_log_mel_hears_the_same(
+    tmp_path: Path, windows: Any, precision: Any
+) -> None:
+    audio, model = make_audio(tmp_path / "audio", 6, per_shard=6)[0], Remembers()
+    settings = Settings(batch_seconds=1.5, precision=precision, **windows)
+    teacher = replace(TEACHER, model=model)
+    label_shard(teacher, audio, tmp_path / "here", settings)
+    wanted, model.heard = model.heard, []
+    there = with_log_mel_on_its_device(teacher)
+    assert there.model is not model and with_log_mel_on_its_device(there) is there
     label_shard(there, audio, tmp_path / "there", settings)
-    found = open_label_shard(tmp_path / "there" / f"{audio.stem}.kdsl", verify=True)
-    wanted = labels_for(audio, tmp_path / "here", settings)
-    assert found.keys == wanted.keys and found.header == wanted.header
-    for key, labels in wanted:
-        assert found.read(key).log_probs == pytest.approx(labels.log_probs, abs=1e-4)
+    assert len(wanted) > 2 and [lengths for _, lengths in model.heard] == [lengths for _, lengths in wanted]
+    for (found_btf, _), (wanted_btf, _) in zip(model.heard, wanted, strict=True):
+        torch.testing.assert_close(found_btf, wanted_btf, atol=1e-5, rtol=0)
+    headers = [open_label_shard(tmp_path / name / f"{audio.stem}.kdsl").header for name in ("here", "there")]
+    assert headers[0] == headers[1]
 
 
 def test_batch_size_changes_labels_by_no_more_than_float_noise(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,11 @@ from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.training.compiled import compiled
 from tests.speech import shards
 from tests.test_training import losses, training
+
+
+def test_commands_do_not_wait_for_the_compiler() -> None:
+    script = "import sys, kdasr.cli, kdasr.stages; assert 'torch._inductor' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.slow

@@ -1,0 +1,57 @@
+"""Log-mel where a teacher runs, in place of where its audio is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kdasr.devices import exact_float32
+from kdasr.features import (
+    HOP_SAMPLES,
+    LOG_MEL_FLOOR,
+    WINDOW_SAMPLES,
+    batch_log_mel,
+    samples_under_windows,
+)
+from kdasr.interfaces import AcousticModel, frames_inside
+from kdasr.teachers.base import LOG_MEL, FrontEnd, Teacher
+
+_UNDER_WINDOWS = FrontEnd(
+    LOG_MEL.name,
+    LOG_MEL.hash,
+    HOP_SAMPLES,
+    0.0,
+    samples_under_windows,
+    rows_beyond=WINDOW_SAMPLES - HOP_SAMPLES,
+)
+
+
+def with_log_mel_on_its_device(teacher: Teacher) -> Teacher:
+    """The same teacher, whose log-mel is computed where it runs; one that hears anything else as it is.
+
+    Threads that compute log-mel want Python's interpreter a dozen times for each 2.5 seconds of audio, and
+    wait for one another (recipes/RESULTS-gpu.md): no GPU is kept busy so.
+    """
+    if teacher.front_end != LOG_MEL:
+        return teacher
+    return replace(teacher, model=_HearsSamples(teacher.model), front_end=_UNDER_WINDOWS)
+
+
+class _HearsSamples:
+    """A model of log-mel that is given the samples under its windows."""
+
+    def __init__(self, model: AcousticModel) -> None:
+        self._model = model
+        self.config, self.vocab_size, self.subsampling = model.config, model.vocab_size, model.subsampling
+
+    def offline(self, samples_bn: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        """As the model's own, from samples and their numbers."""
+        # Whatever the precision of the pass, and whatever has been imported: fewer bits would be lost to what
+        # is quiet, and labels would depend on them.
+        with torch.autocast(samples_bn.device.type, enabled=False), exact_float32():
+            features_btf = batch_log_mel(samples_bn)
+        frames_b = (lengths_b - _UNDER_WINDOWS.rows_beyond) // HOP_SAMPLES
+        padding_bt = ~frames_inside(frames_b, features_btf.shape[1])
+        return self._model.offline(features_btf.masked_fill(padding_bt[..., None], LOG_MEL_FLOOR), frames_b)
