@@ -349,7 +349,7 @@ def test_ranks_of_one_machine_share_its_cores_to_decode_with(monkeypatch: pytest
     # As torchrun says; the second time there are more processes than cores.
     for local_count, share in (("2", 4), ("16", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local_count)
-        assert on_ranks(2, work) == [((share, 7), int(local_count), 8)] * 2
+        assert on_ranks(2, work) == [((share, 7), int(local_count), 4)] * 2
     assert Settings().decoders_for(gpu) == 4
 
 
