@@ -63,7 +63,7 @@ part() {
 
 part steps "training steps and forward passes: hours of audio a second, memory, MFU" \
     "$python" -m benchmarks.gpu --device "$device" --scale "$scale" --kernels 20 --out "$out/steps.json" \
-    ${SETTINGS:+--settings $SETTINGS}
+        ${SETTINGS:+--settings $SETTINGS}
 
 if [[ $scale == full ]]; then
     # At GPU scale the recipes get a wider and deeper teacher and students, larger batches and bf16.
@@ -90,8 +90,7 @@ fi
 label() {
     local corpus=(synth --max_shard_utterances 2000)
     if [[ -n ${FSDD:-} && $scale == full ]]; then
-        corpus=(fsdd --corpus "$FSDD" --digits '[16, 24]'
-            --max_shard_utterances 320)
+        corpus=(fsdd --corpus "$FSDD" --digits '[16, 24]' --max_shard_utterances 320)
     fi
     "$python" -m kdasr.cli prepare "${corpus[@]}" --out "$out/long" --labelled_minutes 1 --dev_minutes 1 \
         --test_minutes 1 --unlabelled_minutes "$minutes" &&

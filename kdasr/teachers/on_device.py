@@ -48,8 +48,8 @@ class _HearsSamples:
 
     def offline(self, samples_bn: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
         """As the model's own, from samples and their numbers."""
-        # Whatever the precision of the pass, and whatever has been imported: fewer bits would be lost to what
-        # is quiet, and labels would depend on them.
+        # Whatever the precision of the pass: in fewer bits what is quiet would be lost, and labels would
+        # depend on what has been imported (SpeechBrain allows TensorFloat-32).
         with torch.autocast(samples_bn.device.type, enabled=False), exact_float32():
             features_btf = batch_log_mel(samples_bn)
         frames_b = (lengths_b - _UNDER_WINDOWS.rows_beyond) // HOP_SAMPLES
