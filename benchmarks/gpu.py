@@ -20,6 +20,7 @@ import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,17 +160,11 @@ def _rows_that_fit(make: Callable[[], Any], scale: Scale, device: str, setting: 
 
 
 def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> list[dict[str, Any]]:
-    # What a step before this one held: its hooks refer to it in circles.
-    gc.collect()
-    torch.manual_seed(1)
-    compile = setting.endswith("+compile")
-    step = TrainingStep(make(), device, _precision(setting), compile=compile)
-    # Layers are compiled for training alone.
-    works: list[tuple[str, Callable[[Batch], Any]]] = [("step", step)]
-    works += [] if compile else [("forward", step.forward)]
     rows = []
-    try:
-        batch = _batch(step, scale, device)
+    with _step_and_batch(make, scale, device, setting) as (step, batch):
+        # Layers are compiled for training alone.
+        works: list[tuple[str, Callable[[Batch], Any]]] = [("step", step)]
+        works += [] if _compiles(setting) else [("forward", step.forward)]
         for what, work in works:
             if device != "cpu":
                 torch.accelerator.reset_peak_memory_stats()
@@ -184,25 +179,31 @@ def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> l
                     "peak_gib": peak_gib(device),
                 }
             )
+    return rows
+
+
+@contextmanager
+def _step_and_batch(
+    make: Callable[[], Any], scale: Scale, device: str, setting: str
+) -> Iterator[tuple[TrainingStep, Batch]]:
+    # What a step before this one held: its hooks refer to it in circles.
+    gc.collect()
+    torch.manual_seed(1)
+    step = TrainingStep(make(), device, _precision(setting), compile=_compiles(setting))
+    try:
+        yield step, _batch(step, scale, device)
     finally:
         step.close()
-    return rows
 
 
 def print_kernels_of_step(
     make: Callable[[], Any], scale: Scale, device: str, setting: str, most: int
 ) -> None:
     """Where the time of a training step goes; see `print_kernels`."""
-    gc.collect()
-    torch.manual_seed(1)
-    step = TrainingStep(make(), device, _precision(setting), compile=setting.endswith("+compile"))
-    try:
-        batch = _batch(step, scale, device)
+    with _step_and_batch(make, scale, device, setting) as (step, batch):
         for _ in range(_warm_up(setting)):
             step(batch)
         print_kernels(partial(step, batch), device, most)
-    finally:
-        step.close()
 
 
 def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
@@ -232,7 +233,11 @@ def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
 
 def _warm_up(setting: str) -> int:
     # A teacher draws between two masks, each of which is another graph to compile.
-    return 12 if setting.endswith("+compile") else 3
+    return 12 if _compiles(setting) else 3
+
+
+def _compiles(setting: str) -> bool:
+    return setting.endswith("+compile")
 
 
 def _precision(setting: str) -> str:

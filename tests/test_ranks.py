@@ -337,7 +337,6 @@ def test_ranks_share_the_shards_to_label(data: Path, tmp_path: Path) -> None:
         assert (tmp_path / "labels" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-@pytest.mark.slow
 def test_ranks_of_one_machine_share_its_cores_to_decode_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdasr.labelling.settings.usable_cores", lambda: 8)
     gpu = torch.device("cuda")
