@@ -8,6 +8,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
+# On all cores up to eight, the tests of a file in one process: what they share is made once.
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 # What the demo needs, what the tests need besides, and what the tests of the web page need besides.
 DEMO := $(VENV)/.demo-installed
@@ -54,15 +56,14 @@ demo: $(DEMO)
 	$(BIN)/kdasr run recipes/mini $(ARGS)
 
 test: $(DEV)
-	$(BIN)/python -m pytest -m "not web and not executorch and not gpu" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not web and not executorch and not gpu" $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
-		-m "not slow and not web and not executorch and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not web and not executorch and not gpu" $(ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff format .
