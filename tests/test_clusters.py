@@ -22,7 +22,7 @@ STAND_INS = {
     "nvidia-smi": "printf 'GPU 0\\nGPU 1\\n'",
     "torchrun": 'echo torchrun "$@"',
     "kdasr": 'echo "address ${RAY_ADDRESS:-}"; echo kdasr "$@"',
-    "ray": 'echo ray "$@"',
+    "ray": """[[ $1 == status ]] && printf ' 1 node_a\\n 1 node_b\\n' || echo ray "$@" """,
     "sleep": "",
 }
 SLURM = {
@@ -105,7 +105,7 @@ def test_what_a_recipe_says_of_several_gpus_can_be_run() -> None:
 def test_slurm_trains_with_a_process_for_each_gpu(bin_folder: Path) -> None:
     (line,) = run(bin_folder, "train.sbatch", "recipes/mini", "--optimisation.accumulate", "8", **SLURM)
     launcher, _, command = line.partition(" -m kdasr.cli ")
-    assert "--nnodes 2 --nproc-per-node 4 --rdzv-id 7" in launcher and "node-a:29500" in launcher
+    assert "--nnodes 2 --nproc-per-node 4 --rdzv-id 7" in launcher and "node-a:20007" in launcher
     assert command.startswith("run recipes/mini --device cuda ")
     check_kdasr(command.split())
 
@@ -118,13 +118,23 @@ def test_slurm_labels_by_an_array_and_by_ray(bin_folder: Path) -> None:
     assert "--shard-index 3 --num-shards 64" in line
 
     lines = run(bin_folder, "label-ray.sbatch", "recipes/mini/label.yaml", **SLURM)
+    parts = "--num-cpus=12 --num-gpus=4 --disable-usage-stats --block"
     assert lines == [
-        "address node-a:6379",
+        "address node-a:20007",
         "kdasr label recipes/mini/label.yaml --engine ray --workers 8",
-        "ray start --address=node-a:6379 --num-gpus=4 --block",
-        "ray start --head --port=6379 --num-gpus=4 --block",
-        "ray stop",
+        f"ray start {parts} --address=node-a:20007",
+        f"ray start {parts} --head --port=20007",
     ]
+
+
+def test_without_ray_a_slurm_job_says_so_at_once(bin_folder: Path, tmp_path: Path) -> None:
+    (bin_folder / "ray").unlink()
+    path = f"{bin_folder}:/usr/bin:/bin"  # without that of these tests' own environment
+    script = ROOT / "recipes/cluster/label-ray.sbatch"
+    done = subprocess.run(
+        ["bash", script, "label.yaml"], env={**SLURM, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "pip install" in done.stderr and done.stdout == ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

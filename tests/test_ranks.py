@@ -17,7 +17,7 @@ from kdasr import pipeline, stages
 from kdasr.cli import main
 from kdasr.errors import ConfigError, NonFiniteLossError, RankLostError
 from kdasr.interfaces import Batch, ModelOutput
-from kdasr.labelling import Settings
+from kdasr.labelling import DurationLimits, Settings
 from kdasr.loader import Stream
 from kdasr.losses import ctc
 from kdasr.methods.teachers import EmaTeacher
@@ -317,7 +317,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_by_name(data: Path, tmp
     assert not list((tmp_path / "c").glob("CKPT*"))
 
 
-def test_ranks_share_the_shards_to_label(data: Path, tmp_path: Path) -> None:
+def test_ranks_share_the_shards_to_label(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     audio = shards(tmp_path / "audio", 6, per_shard=2, with_text=False)
     torch.manual_seed(1)
     teacher = ConformerTeacher(
@@ -325,12 +327,24 @@ def test_ranks_share_the_shards_to_label(data: Path, tmp_path: Path) -> None:
     )
     save_model(tmp_path / "teacher", teacher, UNITS)
     where = {"teacher": str(tmp_path / "teacher"), "audio": str(audio), "device": "cpu"}
+    settings = Settings(filters=[DurationLimits(min_seconds=1.2)])
 
     def work(job: Ranks) -> Any:
-        return stages.label(**where, out=str(tmp_path / "labels"))["shards_labelled"]
+        return stages.label(**where, out=str(tmp_path / "labels"), settings=settings)
 
-    assert on_ranks(2, work) == [2, 1]
-    stages.label(**where, out=str(tmp_path / "alone"))
+    def figures(summary: dict[str, Any]) -> dict[str, Any]:
+        timed = ("wall_s", "times_real_time", "worker_hours", "teacher_share", "encode_share", "fetch_share")
+        kept = {name: value for name, value in summary.items() if name not in timed}
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in kept.items()}
+
+    first, second = on_ranks(2, work)
+    assert first == second  # the summary is of all ranks, and said once
+    assert capfd.readouterr().err.count("3 shards labelled") == 1
+    alone = stages.label(**where, out=str(tmp_path / "alone"), settings=settings)
+    assert figures(first) == figures(alone)
+    assert first["shards"] == 3 and 0 < first["labelled"] < 6 and first["num_failed"] == 6 - first["labelled"]
+    # Both worked at the same time: the teacher's share is one of the time of both.
+    assert 0 < first["wall_s"] < 3600 * first["worker_hours"] * 2 and 0 < first["teacher_share"] < 1
     names = sorted(path.name for path in (tmp_path / "alone").glob("shard*"))
     assert len(names) == 6
     for name in names:

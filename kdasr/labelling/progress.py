@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain, islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -160,6 +161,40 @@ class Totals:
             "halved_batches": self.halved,
             "log_problem": self.log_problem,
         }
+
+
+_SUMS = (
+    "shards", "shards_done_before", "shards_labelled", "labelled", "num_failed", "hours", "hours_labelled",
+    "hours_heard", "frames", "bytes", "worker_hours", "halved_batches",
+)  # fmt: skip
+
+
+def summary_of_all(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The summary of jobs that ran at the same time, each on shards of its own, from theirs."""
+    reasons = Reasons()
+    for kind in chain.from_iterable(part["reasons"] for part in parts):
+        reasons.add(kind)
+    named = chain.from_iterable(part["failed"].items() for part in parts)
+    total = {name: sum(part[name] for part in parts) for name in _SUMS}
+    wall_s = max(part["wall_s"] for part in parts)
+
+    def mean(name: str, over: str) -> float:
+        weighed = sum(part[name] * part[over] for part in parts)
+        return round(weighed / total[over], 4) if total[over] else 0.0
+
+    return {
+        **total,
+        "shards_failed": dict(chain.from_iterable(part["shards_failed"].items() for part in parts)),
+        "shards_not_tried": [audio for part in parts for audio in part["shards_not_tried"]],
+        "failed": dict(islice(named, MOST_NAMED)),
+        "reasons": reasons.commonest(),
+        "bytes_per_frame": round(total["bytes"] / total["frames"], 3) if total["frames"] else 0.0,
+        "wall_s": wall_s,
+        "times_real_time": round(3600 * total["hours_heard"] / wall_s, 1) if wall_s else 0.0,
+        **{name: mean(name, "worker_hours") for name in ("teacher_share", "encode_share", "fetch_share")},
+        "padding": mean("padding", "hours_heard"),
+        "log_problem": next((part["log_problem"] for part in parts if part["log_problem"]), None),
+    }
 
 
 class Display:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,11 +131,41 @@ class _Worker:
 
 
 def _connect(ray: Any, address: str | None, num_cpus: int) -> None:
-    options = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
-    if address is not None:
-        ray.init(address=address, log_to_driver=False)
-        return
+    """Join the cluster at `address`, or that of the environment, or one that runs here, or start one."""
+    named = address or os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(address="auto", log_to_driver=False)
-    except ConnectionError:
-        ray.init(num_cpus=num_cpus, **options)
+        _knock(named or _last_started_here())
+        ray.init(address=named or "auto", log_to_driver=False)
+    except (OSError, ray.exceptions.RayError) as error:
+        if named:
+            raise _unreachable(named, error) from error
+        options = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
+        ray.init(address="local", num_cpus=num_cpus, **options)
+
+
+def _last_started_here() -> str:
+    """Where `ray start` keeps the address of its cluster, which stays when the cluster is killed."""
+    folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
+    try:
+        return (folder / "ray/ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT: Ray would try for a quarter of an hour."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()
+
+
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    reasons = f"{error} {error.__cause__}"
+    fix = "Start one there (ray start --head), or unset RAY_ADDRESS to have one started here."
+    if "AuthToken" in reasons or "AuthenticationError" in reasons:
+        # Ray takes no token from the home folder for a cluster that is named by its address.
+        fix = (
+            "The cluster wants a token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN "
+            "or in ~/.ray/auth_token."
+        )
+    return ConfigError("the Ray cluster cannot be joined", where=address, got=str(error), fix=fix)

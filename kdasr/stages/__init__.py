@@ -15,7 +15,7 @@ from typing import Any
 from kdasr.arguments import fitting
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, SoftLabelError
-from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
+from kdasr.labelling import Prediction, Settings, TeacherSource, compare, summary_of_all, summary_text
 from kdasr.labelling import label as label_shards
 from kdasr.labelling import plan as plan_labels
 from kdasr.labelling import retokenise as retokenise_labels
@@ -147,11 +147,14 @@ def label(
         overwrite=overwrite,
         log=Path(log) if log else None,
         ray_address=ray_address,
+        quiet=not job.first,
     )
-    print(summary_text(summary), file=sys.stderr)
-    own_left = {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}
-    parts = job.gather((own_left, summary["labelled"], summary["reasons"]))
-    if left := {name: reason for own, _, _ in parts for name, reason in own.items()}:
+    if not job.alone:
+        summary = summary_of_all(job.gather(summary))
+        summary["compared_with_plan"] = compare(out, summary)
+    if job.first:
+        print(summary_text(summary), file=sys.stderr)
+    if left := {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}:
         raise SoftLabelError(
             f"{len(left)} shards have no labels",
             where=out,
@@ -159,8 +162,8 @@ def label(
             fix="Run the same command again once the cause is gone: what is done is not done again.",
         )
     # One job of an array knows nothing of the others.
-    if whole_job and not any(labelled for _, labelled, _ in parts):
-        raise _nothing_labelled(out, [kind for _, _, kinds in parts for kind in kinds])
+    if whole_job and not summary["labelled"]:
+        raise _nothing_labelled(out, summary["reasons"])
     if job.first:
         print(f"the labels are in {out}", file=sys.stderr)
     # Who was left out is in the manifests, by name, and was said by kind above.
@@ -168,13 +171,10 @@ def label(
 
 
 def _nothing_labelled(out: str, kinds: Sequence[Kind]) -> SoftLabelError:
-    reasons = Reasons()
-    for kind in kinds:
-        reasons.add(kind)
     return SoftLabelError(
         "not one utterance got labels",
         where=out,
-        got="; ".join(f"{one.reason} ({one.times:,} utterances)" for one in reasons.commonest()[:3]),
+        got="; ".join(f"{one.reason} ({one.times:,} utterances)" for one in kinds[:3]),
         fix="Give filters that keep more, or a teacher that hears something in this audio, and label again "
         "with `--overwrite true`.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,9 @@ import torch
 
 from kdasr import stages
 from kdasr.errors import ConfigError
+from kdasr.labelling import Settings
+from kdasr.labelling.engines import Work
+from kdasr.labelling.ray_engine import RayCrew
 from tests.labelling.tiny import TinySource, make_audio
 
 
@@ -27,14 +31,25 @@ class _Cluster:
     """
 
     exceptions = SimpleNamespace(RayTaskError=_RayError, RayError=_RayError)
+    #: None: it is there already. Else what joining raises.
+    refusal: Exception | None = None
 
     def __init__(self, gpus: int) -> None:
+        self.joined: list[str] = []
         self.actors: list[tuple[int, str]] = []
         self.resources = {"CPU": 2.0, **({"GPU": float(gpus)} if gpus else {})}
         self.done: list[Any] = []
 
     def is_initialized(self) -> bool:
-        return True
+        return self.refusal is None
+
+    def init(self, *, address: str, **_: Any) -> None:
+        self.joined.append(address)
+        if address != "local" and self.refusal is not None:
+            raise self.refusal
+
+    def shutdown(self) -> None:
+        pass
 
     def cluster_resources(self) -> dict[str, float]:
         return dict(self.resources)
@@ -108,3 +123,65 @@ def test_a_driver_without_a_gpu_leaves_the_device_to_the_cluster(
 def test_more_workers_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"no room for 2 workers.*a GPU for each.*1 GPUs.*--device cpu"):
         label(tmp_path, monkeypatch, gpus=1)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Cluster:
+    """Two CPUs that are not joined yet, on a machine where Ray was never started."""
+    made = _Cluster(0)
+    made.refusal = ConnectionError("Could not find any running Ray instance")
+    monkeypatch.setitem(sys.modules, "ray", made)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    return made
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def crew() -> RayCrew:
+    return RayCrew(Work(TinySource(), "audio", Settings(), "cpu"), 1)
+
+
+def test_without_a_cluster_one_is_started_here(cluster: _Cluster) -> None:
+    crew()
+    assert cluster.joined == ["auto", "local"]
+
+
+def test_a_killed_cluster_of_this_machine_is_not_waited_for(
+    cluster: _Cluster, closed_port: int, tmp_path: Path
+) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
+    crew()
+    assert cluster.joined == ["local"]
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_named_cluster_that_is_not_there_is_told_at_once(
+    cluster: _Cluster, closed_port: int, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{scheme}127.0.0.1:{closed_port}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        ConfigError, match=rf"^{address}: the Ray cluster cannot be joined.*refused.*ray start"
+    ):
+        crew()
+    assert cluster.joined == []
+
+
+def test_a_cluster_that_wants_a_token_says_how_to_give_it(
+    cluster: _Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        cluster.refusal = ConnectionError("Failed to connect")
+        cluster.refusal.__cause__ = RuntimeError("RPC error: InvalidAuthToken: missing or incorrect")
+        with pytest.raises(ConfigError, match=r"Failed to connect\. .*RAY_AUTH_MODE=token.*RAY_AUTH_TOKEN"):
+            crew()
