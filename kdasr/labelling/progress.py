@@ -270,7 +270,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         + (f", {summary['bytes_per_frame']:.2f} a frame" if summary["frames"] else ""),
     ]
     if summary["shards_labelled"]:
-        shares = f"teacher {summary['teacher_share']:.0%} of the time, codec {summary['encode_share']:.0%}"
+        teacher, codec = summary["teacher_share"], summary["encode_share"]
+        shares = f"teacher {teacher:.0%} of the time, codec {codec:.0%} beside it"
         if summary["fetch_share"] >= 0.005:  # audio on this machine is there at once
             shares += f", fetching audio {summary['fetch_share']:.0%}"
         heard = f"{summary['times_real_time']:,.0f} × real time over {summary['hours_heard']:,.2f} h heard"
