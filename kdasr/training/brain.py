@@ -75,11 +75,6 @@ class _Loader(DataLoader[Any]):
             yield item
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a killed run can go on from `folder`."""
-    return WholeCheckpoints(folder).find_checkpoint() is not None
-
-
 class CtcBrain(sb.Brain):
     """The steps of a `Training`; an epoch is the interval between two looks at the dev set.
 

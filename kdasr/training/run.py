@@ -27,8 +27,6 @@ from kdasr.ranks import Ranks, joined
 from kdasr.schedule import ScheduledBatches
 from kdasr.storage import commit_bytes
 from kdasr.text import Units
-from kdasr.training.brain import CtcBrain, has_checkpoint
-from kdasr.training.checkpoints import WholeCheckpoints
 from kdasr.training.compiled import compiled
 from kdasr.training.lock import LOCK_FILE, used_alone
 from kdasr.training.optimisation import Optimisation
@@ -104,6 +102,9 @@ class Training:
             TrainingError: another training uses the folder of checkpoints, the disk is full, or the memory
                 does not hold a batch.
         """
+        # Brings SpeechBrain in, for whose two seconds no other command should wait.
+        from kdasr.training.brain import CtcBrain
+
         with joined() as ranks, contextlib.ExitStack() as held:
             refuse_other_content(out)
             _check_writable(out)
@@ -162,6 +163,8 @@ class Training:
 
     def _first_step(self) -> Step:
         """Everything that learns, with its first weights; a resumed run loads others over them."""
+        from kdasr.training.checkpoints import has_checkpoint
+
         statistics = None
         if not has_checkpoint(self.checkpoints):
             statistics = feature_statistics(cast(Stream, self.streams["labelled"]))
@@ -200,6 +203,8 @@ class Training:
     def _take_checkpoints(self, out: Path, held: contextlib.ExitStack) -> None:
         """Keep other trainings out of the folder of checkpoints as long as `held` lasts, and see that what is
         there belongs to these settings and this data."""
+        from kdasr.training.checkpoints import WholeCheckpoints
+
         marker, fingerprint, found = self.checkpoints / FINGERPRINT_FILE, self.fingerprint(), None
         _check_not_nested(self.checkpoints)
         is_taken = self.checkpoints.exists()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kdasr.training.brain import has_checkpoint
+from kdasr.training.checkpoints import has_checkpoint
 from tests.speech import shards
 
 ROOT = Path(__file__).parents[2]

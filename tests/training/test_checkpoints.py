@@ -15,8 +15,7 @@ from torch import nn
 
 from kdasr.errors import TrainingError
 from kdasr.training import checkpoints
-from kdasr.training.brain import has_checkpoint
-from kdasr.training.checkpoints import WholeCheckpoints
+from kdasr.training.checkpoints import WholeCheckpoints, has_checkpoint
 
 
 def made(folder: Path, *, weight: float = 1.0) -> tuple[WholeCheckpoints, nn.Linear]:
