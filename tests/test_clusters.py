@@ -21,8 +21,17 @@ STAND_INS = {
     "scontrol": "printf 'node-a\\nnode-b\\n'",
     "nvidia-smi": "printf 'GPU 0\\nGPU 1\\n'",
     "torchrun": 'echo torchrun "$@"',
-    "kdasr": 'echo "address ${RAY_ADDRESS:-}"; echo kdasr "$@"',
-    "ray": """[[ $1 == status ]] && printf ' 1 node_a\\n 1 node_b\\n' || echo ray "$@" """,
+    "kdasr": '''echo "address ${RAY_ADDRESS:-} ${RAY_AUTH_MODE:-} ${#RAY_AUTH_TOKEN}"; echo kdasr "$@"
+/bin/sleep "${KDASR_LASTS:-0}"; exit "${KDASR_STATUS:-0}"''',
+    # Its second node has joined when it is asked for the second time.
+    "ray": """
+if [[ $1 == status ]]; then
+    echo asked >> "${0%/*}/asked"
+    printf ' 1 node_a\\n'; (($(wc -l < "${0%/*}/asked") < 2)) || printf ' 1 node_b\\n'
+else
+    echo ray "$@"; exec /bin/sleep "${RAY_LASTS:-5}" > /dev/null 2>&1
+fi""",
+    "timeout": 'shift; exec "$@"',
     "sleep": "",
 }
 SLURM = {
@@ -120,21 +129,44 @@ def test_slurm_labels_by_an_array_and_by_ray(bin_folder: Path) -> None:
     lines = run(bin_folder, "label-ray.sbatch", "recipes/mini/label.yaml", **SLURM)
     parts = "--num-cpus=12 --num-gpus=4 --disable-usage-stats --block"
     assert lines == [
-        "address node-a:20007",
+        "address node-a:6379 token 64",
         "kdasr label recipes/mini/label.yaml --engine ray --workers 8",
-        f"ray start {parts} --address=node-a:20007",
-        f"ray start {parts} --head --port=20007",
+        f"ray start {parts} --address=node-a:6379",
+        f"ray start {parts} --head --port=6379",
     ]
+    assert (bin_folder / "asked").read_text().split() == ["asked"] * 2
 
 
-def test_without_ray_a_slurm_job_says_so_at_once(bin_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("times", "status", "said"),
+    [
+        ({"KDASR_STATUS": "3"}, 3, ""),
+        ({"KDASR_LASTS": "5", "RAY_LASTS": "0"}, 1, "a part of the Ray cluster has ended"),
+    ],
+)
+def test_a_slurm_job_ends_as_its_labelling_or_its_ray_does(
+    bin_folder: Path, times: dict[str, str], status: int, said: str
+) -> None:
+    done = sbatch(bin_folder, "label-ray.sbatch", f"{bin_folder}:{os.environ['PATH']}", **times)
+    assert done.returncode == status and said in done.stderr
+
+
+def test_without_ray_a_slurm_job_says_so_at_once(bin_folder: Path) -> None:
     (bin_folder / "ray").unlink()
-    path = f"{bin_folder}:/usr/bin:/bin"  # without that of these tests' own environment
-    script = ROOT / "recipes/cluster/label-ray.sbatch"
-    done = subprocess.run(
-        ["bash", script, "label.yaml"], env={**SLURM, "PATH": path}, capture_output=True, text=True
-    )
+    # Not the path of these tests, whose environment has Ray.
+    done = sbatch(bin_folder, "label-ray.sbatch", f"{bin_folder}:/usr/bin:/bin")
     assert done.returncode == 2 and "pip install" in done.stderr and done.stdout == ""
+
+
+def sbatch(bin_folder: Path, name: str, path: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "recipes/cluster" / name), "label.yaml"]
+    return subprocess.run(
+        command,
+        env={**SLURM, **environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

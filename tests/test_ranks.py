@@ -343,8 +343,6 @@ def test_ranks_share_the_shards_to_label(
     alone = stages.label(**where, out=str(tmp_path / "alone"), settings=settings)
     assert figures(first) == figures(alone)
     assert first["shards"] == 3 and 0 < first["labelled"] < 6 and first["num_failed"] == 6 - first["labelled"]
-    # Both worked at the same time: the teacher's share is one of the time of both.
-    assert 0 < first["wall_s"] < 3600 * first["worker_hours"] * 2 and 0 < first["teacher_share"] < 1
     names = sorted(path.name for path in (tmp_path / "alone").glob("shard*"))
     assert len(names) == 6
     for name in names:

@@ -65,7 +65,7 @@ def label(
         overwrite: replace labels of another teacher, with other settings or of other audio.
         log: where to append one JSON line per shard; `out/log.jsonl` if `out` is a local folder.
         ray_address: of a Ray cluster.
-        quiet: no progress on the terminal.
+        quiet: no progress on the terminal, only what went wrong.
 
     Returns:
         The closing summary; see `kdasr.labelling.progress.Totals.summary`.
@@ -133,7 +133,7 @@ def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display:
         f"{len(plan.done)} are done"
     )
     for audio, problem in plan.damaged.items():
-        display.note(f"again: {Path(audio).name}: {problem}")
+        display.warn(f"again: {Path(audio).name}: {problem}")
     started = time.perf_counter()
     try:
         with display:

@@ -198,10 +198,12 @@ def summary_of_all(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Display:
-    """A progress bar over the hours of audio to label; without a terminal, a line now and then."""
+    """A progress bar over the hours of audio to label; without a terminal, a line now and then. If `quiet`,
+    only what went wrong is said."""
 
     def __init__(self, seconds: float, quiet: bool) -> None:
         self._console = Console(stderr=True, quiet=quiet)
+        self._alarm = Console(stderr=True) if quiet else self._console
         self._seconds, self._said_s = seconds, 0.0
         self._progress = Progress(
             TextColumn("labelling"),
@@ -227,12 +229,16 @@ class Display:
         """A line above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """A note of something that went wrong."""
+        self._alarm.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def show(self, totals: Totals, outcome: Outcome) -> None:
         """Bring the bar up to date after a shard."""
         if outcome.result is None:
-            self.note(f"failed: {outcome.audio}: {outcome.reason}")
+            self.warn(f"failed: {outcome.audio}: {outcome.reason}")
         elif 0 < outcome.result.halved == totals.halved:  # the first shard of which this is known
-            self.note(
+            self.warn(
                 "too little memory for the batches that were asked for: they are of at most "
                 f"{outcome.result.batch_seconds:.0f} s now"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import tempfile
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,20 +132,24 @@ class _Worker:
 
 def _connect(ray: Any, address: str | None, num_cpus: int) -> None:
     """Join the cluster at `address`, or that of the environment, or one that runs here, or start one."""
-    named = address or os.environ.get("RAY_ADDRESS")
+    places = address, os.environ.get("RAY_ADDRESS")
+    named = next((place for place in places if place and place != "auto"), None)
+    target = named or _last_started_here()
     try:
-        _knock(named or _last_started_here())
+        _knock(target)
         ray.init(address=named or "auto", log_to_driver=False)
     except (OSError, ray.exceptions.RayError) as error:
         if named:
             raise _unreachable(named, error) from error
+        if target:
+            print(f"no Ray answers at {target}, where it ran before: one is started here", file=sys.stderr)
         options = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
         ray.init(address="local", num_cpus=num_cpus, **options)
 
 
 def _last_started_here() -> str:
     """Where `ray start` keeps the address of its cluster, which stays when the cluster is killed."""
-    folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
     try:
         return (folder / "ray/ray_current_cluster").read_text().strip()
     except OSError:
@@ -155,15 +159,17 @@ def _last_started_here() -> str:
 def _knock(address: str) -> None:
     """Raise OSError if nobody listens at HOST:PORT: Ray would try for a quarter of an hour."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
-    if port.isdigit():
+    if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()
 
 
 def _unreachable(address: str, error: Exception) -> ConfigError:
-    reasons = f"{error} {error.__cause__}"
-    fix = "Start one there (ray start --head), or unset RAY_ADDRESS to have one started here."
-    if "AuthToken" in reasons or "AuthenticationError" in reasons:
-        # Ray takes no token from the home folder for a cluster that is named by its address.
+    fix = (
+        "Start one there (ray start --head), or give no address (RAY_ADDRESS, ray_address): one starts here."
+    )
+    # AuthenticationError, or a ConnectionError whose cause speaks of InvalidAuthToken: Ray takes no token
+    # from the home folder for a cluster that is named by its address.
+    if "Auth" in f"{error!r} {error.__cause__!r}":
         fix = (
             "The cluster wants a token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN "
             "or in ~/.ray/auth_token."

@@ -128,6 +128,8 @@ def label(
     job = ranks() if engine == "inline" and whole_job else Ranks()
     if not job.alone:
         shard_index, num_shards = job.rank, job.count
+        if job.first:
+            print(f"{job.count} processes share the shards; progress is that of the first", file=sys.stderr)
     # What this machine has says nothing of the nodes that Ray's workers run on.
     if engine == "ray":
         device = device or AUTO_DEVICE

@@ -14,7 +14,8 @@ verb=run
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
-# torch's launcher warns of names that cannot be looked up and of nodes that are done before others.
+# torch warns of names that cannot be looked up and of nodes that are done before others. WARNING here shows it,
+# and what a process says of one that it has lost.
 export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)

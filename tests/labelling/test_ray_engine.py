@@ -23,6 +23,10 @@ class _RayError(Exception):
     pass
 
 
+class _AuthenticationError(_RayError):
+    pass
+
+
 class _Cluster:
     """What `RayCrew` asks of the package ray; actors live in this process.
 
@@ -152,13 +156,21 @@ def test_without_a_cluster_one_is_started_here(cluster: _Cluster) -> None:
     assert cluster.joined == ["auto", "local"]
 
 
+@pytest.mark.parametrize("named", ["", "auto"])
 def test_a_killed_cluster_of_this_machine_is_not_waited_for(
-    cluster: _Cluster, closed_port: int, tmp_path: Path
+    cluster: _Cluster,
+    closed_port: int,
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", named)
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray/ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
     crew()
     assert cluster.joined == ["local"]
+    assert f"no Ray answers at 127.0.0.1:{closed_port}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
@@ -174,14 +186,20 @@ def test_a_named_cluster_that_is_not_there_is_told_at_once(
     assert cluster.joined == []
 
 
+def _refused() -> ConnectionError:
+    error = ConnectionError("Failed to connect")
+    error.__cause__ = RuntimeError("RPC error: InvalidAuthToken: missing or incorrect")
+    return error
+
+
+@pytest.mark.parametrize("refusal", [_refused(), _AuthenticationError("no token was found")])
 def test_a_cluster_that_wants_a_token_says_how_to_give_it(
-    cluster: _Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: _Cluster, refusal: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cluster.refusal = refusal
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         head.listen()
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
-        cluster.refusal = ConnectionError("Failed to connect")
-        cluster.refusal.__cause__ = RuntimeError("RPC error: InvalidAuthToken: missing or incorrect")
-        with pytest.raises(ConfigError, match=r"Failed to connect\. .*RAY_AUTH_MODE=token.*RAY_AUTH_TOKEN"):
+        with pytest.raises(ConfigError, match=r"(connect|found)\. .*RAY_AUTH_MODE=token.*RAY_AUTH_TOKEN"):
             crew()
