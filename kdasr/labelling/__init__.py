@@ -32,7 +32,7 @@ from kdasr.labelling.filters import (
 from kdasr.labelling.heard import Heard, heard, heard_summary
 from kdasr.labelling.job import ENGINES, label, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
-from kdasr.labelling.progress import summary_of_all, summary_text
+from kdasr.labelling.progress import summary_text
 from kdasr.labelling.retokenise import Retokenised, retokenise
 from kdasr.labelling.selection import Selection, select
 from kdasr.labelling.settings import Settings, ShardResult
@@ -71,7 +71,6 @@ __all__ = [
     "plan_text",
     "retokenise",
     "select",
-    "summary_of_all",
     "summary_text",
     "verify_audio",
     "verify_labels",

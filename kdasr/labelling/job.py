@@ -18,14 +18,15 @@ from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, KdasrError, ShardError
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.done import Plan, each, find_work, open_whole
-from kdasr.labelling.engines import Crew, InlineCrew, ProcessCrew, Work
+from kdasr.labelling.engines import AUTO_DEVICE, Crew, InlineCrew, ProcessCrew, Work
 from kdasr.labelling.foreman import Foreman
 from kdasr.labelling.out_folder import refuse_audio
 from kdasr.labelling.planning import compare, plan_text, read_plan
-from kdasr.labelling.progress import Display, Totals
+from kdasr.labelling.progress import Display, Totals, all_together
 from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest as read_audio_manifest
+from kdasr.ranks import Ranks
 from kdasr.reasons import counted
 from kdasr.soft_labels import label_file, read_manifest
 from kdasr.storage import Place, is_url, locate, remove_leftovers
@@ -41,14 +42,14 @@ def label(
     settings: Settings | None = None,
     engine: str = "inline",
     workers: int = 1,
-    device: str = "cpu",
+    device: str | None = None,
     shard_index: int = 0,
     num_shards: int = 1,
     verify: bool = False,
     overwrite: bool = False,
     log: Path | None = None,
     ray_address: str | None = None,
-    quiet: bool = False,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Label the audio shards in `audio` into `out`, except those that are labelled already.
 
@@ -58,27 +59,32 @@ def label(
         settings: how to label; see `Settings`.
         engine: `inline` (this process), `processes` or `ray`.
         workers: processes or actors, each with a teacher of its own.
-        device: of the teachers, such as `cpu` or `cuda`; with Ray, `auto` is a GPU each where there are any.
+        device: of the teachers, such as `cpu` or `cuda`; None is a GPU where there is one, with Ray of each.
         shard_index, num_shards: do only every `num_shards`-th shard, beginning with number
             `shard_index`, for arrays of cluster jobs.
         verify: read every label that exists, whole, before believing that it is done.
         overwrite: replace labels of another teacher, with other settings or of other audio.
         log: where to append one JSON line per shard; `out/log.jsonl` if `out` is a local folder.
         ray_address: of a Ray cluster.
-        quiet: no progress on the terminal, only what went wrong.
+        ranks: processes that call this at the same time and share the shards; of several, the progress that
+            the first shows is that of its own.
 
     Returns:
-        The closing summary; see `kdasr.labelling.progress.Totals.summary`.
+        The closing summary, of all ranks; see `kdasr.labelling.progress.Totals.summary`.
 
     Raises:
         ConfigError: arguments that do not fit each other.
         ShardError: there are no audio shards.
         LabelMismatchError: `out` holds labels of another teacher, with other settings or of other audio.
     """
-    settings = settings or Settings()
+    settings, ranks = settings or Settings(), ranks or Ranks()
     _check_arguments(out, engine, workers, shard_index, num_shards)
-    if engine != "ray":  # whose nodes may have what this machine lacks
-        usable_device(device, touch=engine == "inline")
+    if not ranks.alone:
+        shard_index, num_shards = ranks.rank, ranks.count
+    if engine == "ray":  # whose nodes may have what this machine lacks
+        device = device or AUTO_DEVICE
+    else:
+        device = ranks.device(usable_device(device, touch=engine == "inline"))
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     work = Work(source, out, settings, device, overwrite)
     if not is_url(out):
@@ -93,14 +99,16 @@ def label(
         loaded.units.save(out)
     totals = Totals(len(shards), len(plan.done))
     if plan.todo:
-        display = Display(plan.seconds, quiet)
+        display = Display(plan.seconds, quiet=not ranks.first)
         if prediction := read_plan(out):
             # How many were done then is no news: how many are now comes next.
             display.note("the plan said:\n" + plan_text(replace(prediction, shards_done=0)))
         crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
         log_path = _log_path(log, out, shard_index, num_shards)
         _run(crew, plan, totals, log_path, display)
-    summary = totals.summary(_previous(out, plan.done))
+    for result in _previous(out, plan.done):
+        totals.add_labels(result)
+    summary = all_together(ranks.gather(totals)).summary()
     summary["compared_with_plan"] = compare(out, summary)
     return summary
 
@@ -133,7 +141,7 @@ def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display:
         f"{len(plan.done)} are done"
     )
     for audio, problem in plan.damaged.items():
-        display.warn(f"again: {Path(audio).name}: {problem}")
+        display.note(f"again: {Path(audio).name}: {problem}", problem=True)
     started = time.perf_counter()
     try:
         with display:

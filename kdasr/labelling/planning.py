@@ -77,7 +77,7 @@ def plan(
     out: Place | None = None,
     settings: Settings | None = None,
     workers: int = 1,
-    device: str = "cpu",
+    device: str | None = None,
     sample_shards: int = 3,
     price_per_worker_hour: float = 0.0,
 ) -> Prediction:
@@ -93,7 +93,7 @@ def plan(
         ShardError: no audio shards, or a damaged one in the sample.
     """
     settings = settings or Settings()
-    usable_device(device)
+    device = usable_device(device)
     for name, value in (("sample_shards", sample_shards), ("workers", workers)):
         if value < 1:
             raise ConfigError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from itertools import chain, islice
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ _QUIET_S = 60.0
 
 @dataclass
 class Totals:
-    """Sums over the shards of one run.
+    """Sums over the shards of one run, and in the end what earlier runs did.
 
     Attributes:
         shards: audio shards that this run looks after.
@@ -84,7 +84,7 @@ class Totals:
             self.failed_shards[outcome.audio] = outcome.reason
             return {**line, "event": "failed", "reason": outcome.reason}
         manifest = result.manifest
-        self._add_labels(result)
+        self.add_labels(result)
         self.heard_seconds += result.heard_seconds
         self.worker_s += result.wall_s
         self.teacher_s += result.teacher_s
@@ -111,7 +111,8 @@ class Totals:
             "sha256": manifest["sha256"],
         }
 
-    def _add_labels(self, result: ShardResult) -> None:
+    def add_labels(self, result: ShardResult) -> None:
+        """Count the labels of a shard in, which an earlier run may have made."""
         manifest = result.manifest
         self.seconds += result.seconds
         self.labelled_seconds += result.labelled_seconds
@@ -123,34 +124,28 @@ class Totals:
         self.frames += manifest["frames"]
         self.bytes += manifest["bytes"]
 
-    def summary(self, previous: Iterable[ShardResult] = ()) -> dict[str, Any]:
-        """The run in figures; `previous` are shards that were done before it.
+    def summary(self) -> dict[str, Any]:
+        """The run in figures.
 
         Counts of utterances, frames and bytes, `hours` of audio and `hours_labelled` include earlier runs;
         `hours_heard`, which is what the teacher heard, and speeds are of this one.
         """
-        whole = Totals(self.shards, self.done_before)
-        for result in previous:
-            whole._add_labels(result)
-        for kind in self.reasons.commonest():
-            whole.reasons.add(kind)
-        frames = self.frames + whole.frames
         return {
             "shards": self.shards,
             "shards_done_before": self.done_before,
             "shards_labelled": len(self.tried) - len(self.failed_shards),
             "shards_failed": self.failed_shards,
             "shards_not_tried": self.not_tried,
-            "labelled": self.labelled + whole.labelled,
-            "failed": {**whole.failed, **self.failed},
-            "num_failed": self.num_failed + whole.num_failed,
-            "reasons": whole.reasons.commonest(),
-            "hours": (self.seconds + whole.seconds) / 3600,
-            "hours_labelled": (self.labelled_seconds + whole.labelled_seconds) / 3600,
+            "labelled": self.labelled,
+            "failed": self.failed,
+            "num_failed": self.num_failed,
+            "reasons": self.reasons.commonest(),
+            "hours": self.seconds / 3600,
+            "hours_labelled": self.labelled_seconds / 3600,
             "hours_heard": self.heard_seconds / 3600,
-            "frames": frames,
-            "bytes": self.bytes + whole.bytes,
-            "bytes_per_frame": round((self.bytes + whole.bytes) / frames, 3) if frames else 0.0,
+            "frames": self.frames,
+            "bytes": self.bytes,
+            "bytes_per_frame": round(self.bytes_per_frame, 3),
             "wall_s": round(self.wall_s, 3),
             "times_real_time": round(self.times_real_time, 1),
             "worker_hours": self.worker_s / 3600,
@@ -163,38 +158,25 @@ class Totals:
         }
 
 
-_SUMS = (
-    "shards", "shards_done_before", "shards_labelled", "labelled", "num_failed", "hours", "hours_labelled",
-    "hours_heard", "frames", "bytes", "worker_hours", "halved_batches",
-)  # fmt: skip
+def all_together(parts: Sequence[Totals]) -> Totals:
+    """The totals of jobs that ran at the same time, each on shards of its own."""
+    whole = Totals(0, 0)
+    for part in parts:
+        for name in _SUMS:
+            setattr(whole, name, getattr(whole, name) + getattr(part, name))
+        whole.wall_s = max(whole.wall_s, part.wall_s)
+        whole.not_tried += part.not_tried
+        whole.tried |= part.tried
+        whole.failed |= dict(islice(part.failed.items(), MOST_NAMED - len(whole.failed)))
+        whole.failed_shards |= part.failed_shards
+        for kind in part.reasons.commonest():
+            whole.reasons.add(kind)
+        whole.log_problem = whole.log_problem or part.log_problem
+    return whole
 
 
-def summary_of_all(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The summary of jobs that ran at the same time, each on shards of its own, from theirs."""
-    reasons = Reasons()
-    for kind in chain.from_iterable(part["reasons"] for part in parts):
-        reasons.add(kind)
-    named = chain.from_iterable(part["failed"].items() for part in parts)
-    total = {name: sum(part[name] for part in parts) for name in _SUMS}
-    wall_s = max(part["wall_s"] for part in parts)
-
-    def mean(name: str, over: str) -> float:
-        weighed = sum(part[name] * part[over] for part in parts)
-        return round(weighed / total[over], 4) if total[over] else 0.0
-
-    return {
-        **total,
-        "shards_failed": dict(chain.from_iterable(part["shards_failed"].items() for part in parts)),
-        "shards_not_tried": [audio for part in parts for audio in part["shards_not_tried"]],
-        "failed": dict(islice(named, MOST_NAMED)),
-        "reasons": reasons.commonest(),
-        "bytes_per_frame": round(total["bytes"] / total["frames"], 3) if total["frames"] else 0.0,
-        "wall_s": wall_s,
-        "times_real_time": round(3600 * total["hours_heard"] / wall_s, 1) if wall_s else 0.0,
-        **{name: mean(name, "worker_hours") for name in ("teacher_share", "encode_share", "fetch_share")},
-        "padding": mean("padding", "hours_heard"),
-        "log_problem": next((part["log_problem"] for part in parts if part["log_problem"]), None),
-    }
+# What adds up; jobs that run at the same time take as long as the longest.
+_SUMS = [one.name for one in fields(Totals) if one.type in ("int", "float") and one.name != "wall_s"]
 
 
 class Display:
@@ -225,22 +207,20 @@ class Display:
     ) -> None:
         self._progress.stop()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, problem: bool = False) -> None:
         """A line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def warn(self, text: str) -> None:
-        """A note of something that went wrong."""
-        self._alarm.print(text, markup=False, highlight=False, soft_wrap=True)
+        console = self._alarm if problem else self._console
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, totals: Totals, outcome: Outcome) -> None:
         """Bring the bar up to date after a shard."""
         if outcome.result is None:
-            self.warn(f"failed: {outcome.audio}: {outcome.reason}")
+            self.note(f"failed: {outcome.audio}: {outcome.reason}", problem=True)
         elif 0 < outcome.result.halved == totals.halved:  # the first shard of which this is known
-            self.warn(
+            self.note(
                 "too little memory for the batches that were asked for: they are of at most "
-                f"{outcome.result.batch_seconds:.0f} s now"
+                f"{outcome.result.batch_seconds:.0f} s now",
+                problem=True,
             )
         speed = progress_text(totals, self._seconds)
         self._progress.update(self._bar, completed=totals.seconds / 3600, speed=speed)

@@ -15,11 +15,10 @@ from typing import Any
 from kdasr.arguments import fitting
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, SoftLabelError
-from kdasr.labelling import Prediction, Settings, TeacherSource, compare, summary_of_all, summary_text
+from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
 from kdasr.labelling import label as label_shards
 from kdasr.labelling import plan as plan_labels
 from kdasr.labelling import retokenise as retokenise_labels
-from kdasr.labelling.engines import AUTO_DEVICE
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
 from kdasr.reasons import Kind, Reasons, lines_of
@@ -126,15 +125,8 @@ def label(
     """
     whole_job = num_shards == 1
     job = ranks() if engine == "inline" and whole_job else Ranks()
-    if not job.alone:
-        shard_index, num_shards = job.rank, job.count
-        if job.first:
-            print(f"{job.count} processes share the shards; progress is that of the first", file=sys.stderr)
-    # What this machine has says nothing of the nodes that Ray's workers run on.
-    if engine == "ray":
-        device = device or AUTO_DEVICE
-    else:
-        device = job.device(usable_device(device, touch=engine == "inline"))
+    if not job.alone and job.first:
+        print(f"{job.count} processes share the shards; progress is that of the first", file=sys.stderr)
     summary = label_shards(
         teacher=teacher,
         audio=audio,
@@ -149,11 +141,8 @@ def label(
         overwrite=overwrite,
         log=Path(log) if log else None,
         ray_address=ray_address,
-        quiet=not job.first,
+        ranks=job,
     )
-    if not job.alone:
-        summary = summary_of_all(job.gather(summary))
-        summary["compared_with_plan"] = compare(out, summary)
     if job.first:
         print(summary_text(summary), file=sys.stderr)
     if left := {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}:
@@ -228,7 +217,7 @@ def plan(
         out=recipe["out"],
         settings=recipe.get("settings"),
         workers=recipe.get("workers", 1),
-        device=usable_device(recipe.get("device")),
+        device=recipe.get("device"),
         sample_shards=sample_shards,
         price_per_worker_hour=price_per_worker_hour,
     )

@@ -26,7 +26,7 @@ def make_shards(folder: Path) -> Path:
 def run(audio: Path | str, out: Path | str, **options: Any) -> dict[str, Any]:
     """Label `audio` into `out` with the tiny teacher; returns the summary."""
     source = options.pop("teacher", TinySource())
-    return label(teacher=source, audio=audio, out=out, quiet=True, **options)
+    return label(teacher=source, audio=audio, out=out, **options)
 
 
 def label_files(folder: Path) -> dict[str, bytes]:

@@ -67,4 +67,4 @@ def label_and_die(audio: Path, out: Path, step: str, count: int) -> None:
         half_written(count)
     elif count:
         kill_before(*STEPS[step], count)
-    label(teacher=TinySource(), audio=audio, out=out, overwrite=True, quiet=True)
+    label(teacher=TinySource(), audio=audio, out=out, overwrite=True)

@@ -29,7 +29,7 @@ def test_an_hour_in_one_utterance_is_labelled_beside_a_hundredth_of_a_second(tmp
     ]
     write_shards(items, tmp_path / "audio", max_seconds=1e9)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    summary = label(teacher=TinySource(), audio=tmp_path / "audio", out=tmp_path / "labels", quiet=True)
+    summary = label(teacher=TinySource(), audio=tmp_path / "audio", out=tmp_path / "labels")
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
     assert summary["failed"] == {} and summary["labelled"] == 3
     labels = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl", verify=True)

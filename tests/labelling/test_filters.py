@@ -172,7 +172,7 @@ def audio(tmp_path: Path) -> Path:
 
 
 def run(audio: Path, out: Path, *filters: Filter) -> dict[str, Any]:
-    return label(teacher=TinySource(), audio=audio, out=out, quiet=True, settings=Settings(filters=filters))
+    return label(teacher=TinySource(), audio=audio, out=out, settings=Settings(filters=filters))
 
 
 def test_filters_of_a_job_drop_with_reasons_and_are_part_of_its_configuration(

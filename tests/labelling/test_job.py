@@ -36,7 +36,7 @@ def audio(tmp_path: Path) -> Path:
 
 
 def run(audio: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return label(**{"teacher": TinySource(), "audio": audio, "out": out, "quiet": True, **changes})
+    return label(**{"teacher": TinySource(), "audio": audio, "out": out, **changes})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -322,7 +322,7 @@ def test_that_batches_are_halved_is_said_once_and_counted(
 
     monkeypatch.setattr(TinyTeacher, "offline", fail_twice)
     make_audio(tmp_path / "many", 24, per_shard=12)
-    summary = run(tmp_path / "many", tmp_path / "labels", quiet=False)
+    summary = run(tmp_path / "many", tmp_path / "labels")
     assert summary["labelled"] == 24 and summary["halved_batches"] == 2
     assert capsys.readouterr().err.count("too little memory for the batches") == 1
     assert "2 batches did not fit the memory" in summary_text(summary)

@@ -55,7 +55,7 @@ def test_bytes_and_frames_come_true_when_every_shard_was_sampled(tmp_path: Path)
     )
     assert (found.shards, found.sampled_shards) == (4, 4)
     assert json.loads((out / "plan.json").read_text())["frames"] == found.frames
-    summary = label(teacher=TinySource(), audio=tmp_path / "audio", out=out, quiet=True)
+    summary = label(teacher=TinySource(), audio=tmp_path / "audio", out=out)
     assert summary["frames"] == found.frames
     assert summary["bytes_per_frame"] == pytest.approx(found.bytes_per_frame, abs=1e-3)
     size = sum(path.stat().st_size for path in out.glob("shard-*"))
@@ -88,7 +88,7 @@ def test_workers_are_paid_for_while_they_fetch_each_shard(
     found = plan(teacher=TinySource(), audio=tmp_path / "two", out=out, price_per_worker_hour=3.0)
     assert found.worker_hours * 3600 >= 0.4
     assert fetched[2:] == [str(two[0]), str(two[0]), str(two[1])]
-    summary = label(teacher=TinySource(), audio=tmp_path / "two", out=out, quiet=True)
+    summary = label(teacher=TinySource(), audio=tmp_path / "two", out=out)
     worker_s = summary["worker_hours"] * 3600
     assert worker_s >= 0.4 and round(0.4 / worker_s, 4) <= summary["fetch_share"] < 1
     assert f"fetching audio {summary['fetch_share']:.0%}" in summary_text(summary)
@@ -155,13 +155,13 @@ def test_a_plan_says_how_much_is_labelled_already(tmp_path: Path) -> None:
     make_audio(audio, 6, per_shard=2)
     before = planned(out)
     assert before.shards_done == 0 and "already" not in plan_text(before)
-    label(teacher=TinySource(), audio=audio, out=out, quiet=True, shard_index=0, num_shards=2)
+    label(teacher=TinySource(), audio=audio, out=out, shard_index=0, num_shards=2)
     half = planned(out)
     assert half.shards_done == 2 and half.frames == before.frames and half.shards == 3
     assert plan_text(half).startswith(
         "2 of 3 shards are labelled already; what all of them take:\n3 shards, "
     )
-    label(teacher=TinySource(), audio=audio, out=out, quiet=True)
+    label(teacher=TinySource(), audio=audio, out=out)
     assert plan_text(planned(out)).startswith("3 of 3 shards are labelled already; what")
     assert planned(None).shards_done == 0
     other = plan(teacher=TinySource(seed=1), audio=audio, out=out, sample_shards=1)

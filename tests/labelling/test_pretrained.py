@@ -42,7 +42,7 @@ def audio(tmp_path: Path) -> Path:
 
 
 def labels_of(audio: Path, out: Path, teacher: Any, **settings: Any) -> dict[str, Any]:
-    label(teacher=teacher, audio=audio, out=out, settings=Settings(**settings), quiet=True)
+    label(teacher=teacher, audio=audio, out=out, settings=Settings(**settings))
     assert verify_labels(audio, out) == []
     shards = [open_label_shard(out / f"{path.stem}.kdsl") for path in list_shards(audio)]
     return {key: shard.read(key) for shard in shards for key in shard.keys}
@@ -148,7 +148,7 @@ class Transcripts:
 
 def test_transcripts_become_labels_without_times(audio: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels"
-    summary = label(teacher=Transcripts(), audio=audio, out=out, settings=Settings(codec=TopP()), quiet=True)
+    summary = label(teacher=Transcripts(), audio=audio, out=out, settings=Settings(codec=TopP()))
     shards = [open_label_shard(out / f"{path.stem}.kdsl") for path in list_shards(audio)]
     assert {key: reason for one in shards for key, reason in one.failures.items()} == {
         "utt-1": "the teacher heard no words, or words without end",
@@ -164,7 +164,6 @@ def test_transcripts_become_labels_without_times(audio: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="random draws"):
         label(
             teacher=Transcripts(), audio=audio, out=tmp_path / "drawn", settings=Settings(codec=Sampled()),
-            quiet=True,
         )  # fmt: skip
 
 
@@ -182,7 +181,7 @@ def test_a_teacher_of_transcripts_hears_as_long_a_time_for_every_utterance(
 def test_a_shard_of_silence_is_labelled_as_such(tmp_path: Path) -> None:
     items = [Utterance(f"utt-{n}", noise(0.4, n)) for n in range(3)]
     write_shards(items, tmp_path / "audio", description="silence")
-    label(teacher=Transcripts(), audio=tmp_path / "audio", out=tmp_path / "labels", quiet=True)
+    label(teacher=Transcripts(), audio=tmp_path / "audio", out=tmp_path / "labels")
     shard = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl")
     assert shard.failures == {
         f"utt-{n}": "the teacher heard no words, or words without end" for n in range(3)
@@ -208,7 +207,7 @@ def test_silence_beside_a_broken_teacher_does_not_hide_that_it_is_broken(tmp_pat
 
 def test_words_of_a_lexicon_and_a_teacher_that_hears_none_of_them(audio: Path, tmp_path: Path) -> None:
     settings = Settings(words=Words(Lexicon(units=CharUnits(), words=["tt"])))
-    label(teacher=Transcripts(), audio=audio, out=tmp_path / "labels", settings=settings, quiet=True)
+    label(teacher=Transcripts(), audio=audio, out=tmp_path / "labels", settings=settings)
     shard = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl")
     assert "no words" in shard.failures["utt-1"] and heard_text(shard.read("utt-0"), CharUnits())[:2] == "tt"
 
