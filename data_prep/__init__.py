@@ -8,8 +8,7 @@ One module of this folder is one corpus. It has
 
     Settings                            a frozen dataclass; every field is a setting of `kdasr prepare`
     NEEDS_CORPUS                        whether it reads a folder
-    GENERATION                          to be raised when the same settings give other audio than before; or
-    generation(settings, corpus, split) the same of one split
+    GENERATION                          to be raised when the same settings give other audio than before
     splits(settings, corpus)            the names of its splits
     scope(settings, corpus, split)      the settings and the folder, or files, that this split depends on
     prepare(settings, corpus, *, split, seed, dropped, done)    its utterances, in a fixed order
@@ -123,7 +122,7 @@ def prepare(
             scope, files = module.scope(parsed, corpus, split)
             source = {
                 "corpus": name,
-                "generation": _generation(module, parsed, corpus, split),
+                "generation": module.GENERATION,
                 "split": split,
                 "seed": seed,
                 "settings": _recorded(scope),
@@ -153,11 +152,6 @@ def _check_apart(corpus: Path | None, out: Path | None) -> None:
     if corpus is not None and out is not None and Path(out).resolve() == corpus.resolve():
         fix = f"Name another folder with --out, if need be one in it: {corpus / 'shards'}."
         raise ConfigError("the shards would lie among what they are made from", where=out, fix=fix)
-
-
-def _generation(module: ModuleType, settings: Any, corpus: Path | None, split: str) -> int:
-    of_split = getattr(module, "generation", None)
-    return int(module.GENERATION if of_split is None else of_split(settings, corpus, split))
 
 
 def _recorded(settings: Any) -> dict[str, Any]:

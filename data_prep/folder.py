@@ -15,7 +15,7 @@ from pathlib import Path
 from data_prep.support.dropped import Dropped
 from data_prep.support.files import files_below
 from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, whole_utterances
-from data_prep.support.lists import files_of, generation_of, parts_of
+from data_prep.support.lists import files_of, parts_of
 from data_prep.support.prepared import Files
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
 from kdasr.audio import NOT_READ, OTHER_AUDIO
@@ -23,6 +23,7 @@ from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
+GENERATION = 2
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 TEXT = ".txt"
 LABELLED = "labelled"
@@ -88,11 +89,6 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path 
     """All settings and the audio, transcripts to the byte."""
     texts = tuple(_files(corpus, (TEXT,))) if settings.transcripts else ()
     return settings, files_of(texts, list(_listed(settings, corpus, Dropped())))
-
-
-def generation(settings: Settings, corpus: Path, split: str) -> int:
-    """Audio without transcripts is cut at quiet places since the second."""
-    return generation_of(cut=not settings.transcripts and settings.max_seconds is not None)
 
 
 def prepare(

@@ -17,14 +17,15 @@ from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Listed, key_lines, key_of_id
 from data_prep.support.lists import (
     AudioList,
+    ListCorpus,
     ListSettings,
     place_of,
-    verbs_of,
 )
 from kdasr.audio import WHOLE, Cut
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
+GENERATION = 2
 RECORDINGS, SEGMENTS, TEXTS, SPEAKERS = "wav.scp", "segments", "text", "utt2spk"
 
 Settings = ListSettings
@@ -50,7 +51,8 @@ def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
     return {place.name: DataFolder(settings, folder) for place, folder in named.items()}
 
 
-splits, scope, generation, prepare = verbs_of(_folders)
+_corpus = ListCorpus(_folders)
+splits, scope, prepare = _corpus.splits, _corpus.scope, _corpus.prepare
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,16 +20,17 @@ from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Listed, key_of
 from data_prep.support.lists import (
     AudioList,
+    ListCorpus,
     ListSettings,
     lists_below,
     place_of,
-    verbs_of,
 )
 from data_prep.support.settings import check_language
 from kdasr.audio import Cut
 from kdasr.errors import ConfigError, CorpusError
 
 NEEDS_CORPUS = True
+GENERATION = 2
 EXTENSIONS = (".jsonl", ".json")
 AUDIO = "audio_filepath"
 
@@ -41,7 +42,8 @@ def _manifests(settings: Settings, corpus: Path) -> dict[str, Manifest]:
     return {name: Manifest(settings, path) for name, path in found.items()}
 
 
-splits, scope, generation, prepare = verbs_of(_manifests)
+_corpus = ListCorpus(_manifests)
+splits, scope, prepare = _corpus.splits, _corpus.scope, _corpus.prepare
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,15 @@ from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Listed, key_of
 from data_prep.support.lists import (
     AudioList,
+    ListCorpus,
     ListSettings,
     lists_below,
     place_of,
-    verbs_of,
 )
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
+GENERATION = 2
 EXTENSIONS = (".tsv", ".csv")
 CLIPS = "clips"
 SPEAKER = "client_id"
@@ -53,7 +54,8 @@ def _tables(settings: Settings, corpus: Path) -> dict[str, Table]:
     return {name: Table(settings, path) for name, path in found.items()}
 
 
-splits, scope, generation, prepare = verbs_of(_tables)
+_corpus = ListCorpus(_tables)
+splits, scope, prepare = _corpus.splits, _corpus.scope, _corpus.prepare
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.listed import (
@@ -94,33 +94,58 @@ class AudioList(ABC):
         """Its utterances, in their order there; lines that cannot be understood are dropped."""
 
 
-def verbs_of(
-    lists_in: Callable[[SettingsT, Path], Mapping[str, AudioList]],
-) -> tuple[
-    Callable[[SettingsT, Path], tuple[str, ...]],
-    Callable[[SettingsT, Path, str], tuple[SettingsT, Files]],
-    Callable[[SettingsT, Path, str], int],
-    Callable[..., Iterator[Utterance]],
-]:
-    """`splits`, `scope`, `generation` and `prepare` of a corpus (see `data_prep`) that consists of lists.
+class ListCorpus(Generic[SettingsT]):
+    """What a module of `data_prep` does for a corpus that consists of lists.
 
     Args:
         lists_in: the settings and the corpus folder to the lists there, by name.
     """
 
-    def splits(settings: SettingsT, corpus: Path) -> tuple[str, ...]:
-        return splits_of(settings, corpus, lists_in(settings, corpus))
+    def __init__(self, lists_in: Callable[[SettingsT, Path], Mapping[str, AudioList]]) -> None:
+        self._lists_in = lists_in
 
-    def scope(settings: SettingsT, corpus: Path, split: str) -> tuple[SettingsT, Files]:
-        return scope_of(settings, lists_in(settings, corpus), split)
+    def splits(self, settings: SettingsT, corpus: Path) -> tuple[str, ...]:
+        """The splits to write. Files that are no lists of audio are passed over, and named.
 
-    def generation(settings: SettingsT, corpus: Path, split: str) -> int:
-        lists = lists_in(settings, corpus)
+        Raises:
+            CorpusError: a list that is asked for is not there or not one; or none is.
+            ConfigError: a part is to be held out of several lists, or nothing falls into one.
+        """
+        lists = self._lists_in(settings, corpus)
+        if unknown := sorted({*settings.split, *settings.unlabelled} - set(lists)):
+            raise CorpusError(
+                f"there is no list {', '.join(unknown)}", where=corpus, expected=f"some of {', '.join(lists)}"
+            )
+        names = settings.split or tuple(lists)
+        faults = {name: fault for name in names if (fault := lists[name].fault()) is not None}
+        if faults and (settings.split or len(faults) == len(names)):
+            raise _joined(corpus, list(faults.values()))
+        if faults:
+            say(f"{corpus}: passed over, for they are no lists of audio: {', '.join(faults)}")
+        names = tuple(name for name in names if name not in faults)
+        if not settings.held_out_share:
+            return names
+        if len(names) > 1:
+            raise ConfigError(
+                "a part is held out of one list alone",
+                where="held_out_share",
+                expected="one list",
+                got=", ".join(names),
+                fix="Choose it with --split.",
+            )
+        return parts_of(names[0], settings.held_out_share, lists[names[0]].read(Dropped()))
+
+    def scope(self, settings: SettingsT, corpus: Path, split: str) -> tuple[SettingsT, Files]:
+        """A split depends on its list alone."""
+        lists = self._lists_in(settings, corpus)
         name, _ = _name_and_part(settings, lists, split)
-        labelled = name not in settings.unlabelled and _has_texts(lists[name].read(Dropped()))
-        return generation_of(cut=not labelled and settings.max_seconds is not None)
+        own = dataclasses.replace(
+            settings, split=(name,), unlabelled=(name,) if name in settings.unlabelled else ()
+        )
+        return own, files_of(lists[name].files, lists[name].read(Dropped()))
 
     def prepare(
+        self,
         settings: SettingsT,
         corpus: Path,
         *,
@@ -129,49 +154,26 @@ def verbs_of(
         dropped: Dropped,
         done: Mapping[str, int],
     ) -> Iterator[Utterance]:
-        return utterances_of(settings, lists_in(settings, corpus), split, dropped, done)
-
-    return splits, scope, generation, prepare
-
-
-def generation_of(*, cut: bool) -> int:
-    """Audio that is cut into segments is cut at quiet places since generation 2."""
-    return 2 if cut else 1
-
-
-def _has_texts(listed: list[Listed]) -> bool:
-    return any(one.text and one.text.strip() for one in listed)
-
-
-def splits_of(settings: ListSettings, corpus: Path, lists: Mapping[str, AudioList]) -> tuple[str, ...]:
-    """The splits to write. Files that are no lists of audio are passed over, and named.
-
-    Raises:
-        CorpusError: a list that is asked for is not there or not one; or none is.
-        ConfigError: a part is to be held out of several lists, or nothing falls into one.
-    """
-    if unknown := sorted({*settings.split, *settings.unlabelled} - set(lists)):
-        raise CorpusError(
-            f"there is no list {', '.join(unknown)}", where=corpus, expected=f"some of {', '.join(lists)}"
-        )
-    names = settings.split or tuple(lists)
-    faults = {name: fault for name in names if (fault := lists[name].fault()) is not None}
-    if faults and (settings.split or len(faults) == len(names)):
-        raise _joined(corpus, list(faults.values()))
-    if faults:
-        say(f"{corpus}: passed over, for they are no lists of audio: {', '.join(faults)}")
-    names = tuple(name for name in names if name not in faults)
-    if not settings.held_out_share:
-        return names
-    if len(names) > 1:
-        raise ConfigError(
-            "a part is held out of one list alone",
-            where="held_out_share",
-            expected="one list",
-            got=", ".join(names),
-            fix="Choose it with --split.",
-        )
-    return parts_of(names[0], settings.held_out_share, lists[names[0]].read(Dropped()))
+        """The utterances of a split, in the order of its list."""
+        lists = self._lists_in(settings, corpus)
+        name, part = _name_and_part(settings, lists, split)
+        # What is wrong with a line is told once.
+        listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
+        has_texts = any(one.text and one.text.strip() for one in listed)
+        mine = of_part(listed, settings.held_out_share, part)
+        limits = Limits(settings.min_seconds, settings.max_seconds)
+        if has_texts and name not in settings.unlabelled:
+            return whole_utterances(
+                mine,
+                dropped,
+                limits,
+                labelled=True,
+                written=lambda key: key in done,
+                letters=settings.letters,
+            )
+        if name not in settings.unlabelled:
+            say(f"{name}: no transcripts in the list, so this is unlabelled audio")
+        return segments(mine, dropped, limits, done)
 
 
 def _joined(corpus: Path, faults: list[CorpusError]) -> CorpusError:
@@ -210,41 +212,9 @@ def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
     return tuple(name + part for part in PARTS)
 
 
-def scope_of(settings: SettingsT, lists: Mapping[str, AudioList], split: str) -> tuple[SettingsT, Files]:
-    """A split depends on its list alone."""
-    name, _ = _name_and_part(settings, lists, split)
-    own = dataclasses.replace(
-        settings, split=(name,), unlabelled=(name,) if name in settings.unlabelled else ()
-    )
-    return own, files_of(lists[name].files, lists[name].read(Dropped()))
-
-
 def files_of(lists: tuple[Path, ...], listed: list[Listed]) -> Files:
     """What is made from these lists depends on."""
     return Files(lists, {one.recording: one.path for one in listed})
-
-
-def utterances_of(
-    settings: ListSettings,
-    lists: Mapping[str, AudioList],
-    split: str,
-    dropped: Dropped,
-    done: Mapping[str, int],
-) -> Iterator[Utterance]:
-    """The utterances of a split, in the order of its list."""
-    name, part = _name_and_part(settings, lists, split)
-    # What is wrong with a line is told once.
-    listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
-    has_texts = _has_texts(listed)
-    mine = of_part(listed, settings.held_out_share, part)
-    limits = Limits(settings.min_seconds, settings.max_seconds)
-    if has_texts and name not in settings.unlabelled:
-        return whole_utterances(
-            mine, dropped, limits, labelled=True, written=lambda key: key in done, letters=settings.letters
-        )
-    if name not in settings.unlabelled:
-        say(f"{name}: no transcripts in the list, so this is unlabelled audio")
-    return segments(mine, dropped, limits, done)
 
 
 def _name_and_part(settings: ListSettings, lists: Mapping[str, AudioList], split: str) -> tuple[str, str]:

@@ -114,18 +114,6 @@ def test_long_files_are_cut_into_segments(corpus: Path) -> None:
     np.testing.assert_array_equal(joined, load(corpus / "long.flac"))
 
 
-def test_only_what_is_cut_is_made_otherwise_than_before(corpus: Path) -> None:
-    write_tone(corpus / "a.wav", 0.5)
-    (corpus / "a.txt").write_text("one")
-    for number, (generation, settings) in enumerate(
-        [(2, {}), (1, {"max_seconds": "none"}), (1, {"transcripts": True})]
-    ):
-        out = corpus.parent / f"out-{number}"
-        prepare("folder", corpus=corpus, out=out, **settings)
-        (record,) = out.glob("*/prepared.json")
-        assert json.loads(record.read_text())["source"]["generation"] == generation
-
-
 def test_cutting_can_be_turned_off(corpus: Path) -> None:
     write_tone(corpus / "long.wav", 65.0)
     assert [len(one.samples) for one in prepared(corpus, max_seconds="none")] == [65 * 16_000]
