@@ -42,12 +42,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.gpu import scales
-from kdasr.features import LOG_MEL_FLOOR, feature_hash, log_mel, samples_under_windows
+from kdasr.features import LOG_MEL_FLOOR, log_mel, samples_under_windows
 from kdasr.labelling import FolderTeacher, Settings, Teacher, label_shard
 from kdasr.labelling.batches import cut_segments, make_batches
 from kdasr.labelling.engines import on_one_machine
 from kdasr.labelling.settings import PRECISIONS
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_utterance
+from kdasr.text import CharUnits
 
 Prepared = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -118,7 +119,7 @@ def _untrained(name: str, device: str) -> Teacher:
     model = scales()["full"].models[name]()
     with torch.no_grad():
         model.head.weight.mul_(8.0)
-    return Teacher(model.eval().to(device), name, "0" * 64, "0" * 64, feature_hash(), torch.device(device))
+    return Teacher(model.eval().to(device), name, "0" * 64, CharUnits(), torch.device(device))
 
 
 def measure(teacher: Teacher, shards: Sequence[Path], rounds: int, settings: Settings) -> dict[str, float]:

@@ -155,7 +155,7 @@ class Scoreboard:
         """The row of a pretrained teacher: it has no size on disk but that of its weights, and how fast it is
         on one core is not measured. Its frames and units are its own, so its spikes cannot be compared."""
         teacher = source.load(self.device)
-        if teacher.level != "frame" or teacher.units is None:
+        if teacher.level != "frame":
             raise ConfigError(
                 "only teachers that give posteriors can be measured", where=f"models.{name}", got=teacher.name
             )

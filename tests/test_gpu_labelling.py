@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdasr.features import batch_log_mel, feature_hash
+from kdasr.features import batch_log_mel
 from kdasr.labelling import Settings, Teacher, label_shard
 from kdasr.soft_labels import Full, LabelShard, open_label_shard
 from kdasr.teachers import on_device
 from kdasr.teachers.conformer import ConformerTeacher
+from kdasr.text import CharUnits
 from tests.labelling.tiny import make_audio
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +30,7 @@ def labels(audio: Path, out: Path, device: str) -> LabelShard:
     with torch.no_grad():
         model.head.weight.mul_(4.0)  # random weights are in doubt about everything
     model.eval().to(device)
-    teacher = Teacher(model, "small", "w" * 64, "u" * 64, feature_hash(), torch.device(device))
+    teacher = Teacher(model, "small", "w" * 64, CharUnits(), torch.device(device))
     label_shard(teacher, audio, out, Settings(codec=Full()))
     return open_label_shard(out / f"{audio.stem}.kdsl", verify=True)
 

@@ -148,7 +148,7 @@ class SaysOneThing:
 
     def load(self, device: str) -> Teacher:
         units = TableUnits.from_foreign(["Go", "o", "d", f"\u2581{self.word}", "<blank>"], blank_id=4)
-        return Teacher(self, "one", "w", units.hash, WAVEFORM.hash, units=units, front_end=WAVEFORM)
+        return Teacher(self, "one", "w", units, front_end=WAVEFORM)
 
     def offline(self, samples_bn: torch.Tensor, lengths_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert samples_bn.shape == (1, int(lengths_b[0])), "samples, one utterance at a time"

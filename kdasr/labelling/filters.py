@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -82,9 +82,8 @@ def threshold(score: float, measure: Measure) -> float:
     return own_scale(math.floor(1000 * score) / 1000 if math.isfinite(score) else score, measure)
 
 
-@runtime_checkable
-class Filter(Protocol):
-    """Keeps or drops utterances.
+class Filter:
+    """Keeps or drops utterances: a frozen dataclass of its parameters.
 
     Attributes:
         name: how headers call it.
@@ -92,37 +91,24 @@ class Filter(Protocol):
     """
 
     name: ClassVar[str]
-    reads_language: ClassVar[bool]
-
-    @property
-    def params(self) -> dict[str, Any]: ...
-
-    def before(self, seconds: float, language: str | None = None) -> str | None:
-        """Why an utterance of this length and language is dropped unheard, or None."""
-        ...
-
-    def after(self, labels: SoftLabels, seconds: float) -> str | None:
-        """Why an utterance with these labels is dropped, or None."""
-        ...
-
-
-class _FilterBase:
-    name: ClassVar[str]
     reads_language: ClassVar[bool] = False
 
     @property
     def params(self) -> dict[str, Any]:
+        """The constructor's keyword arguments, JSON-serialisable."""
         return asdict(self)  # type: ignore[call-overload]
 
     def before(self, seconds: float, language: str | None = None) -> str | None:
+        """Why an utterance of this length and language is dropped unheard, or None."""
         return None
 
     def after(self, labels: SoftLabels, seconds: float) -> str | None:
+        """Why an utterance with these labels is dropped, or None."""
         return None
 
 
 @dataclass(frozen=True)
-class DurationLimits(_FilterBase):
+class DurationLimits(Filter):
     """Drops what is shorter than `min_seconds` or longer than `max_seconds`."""
 
     name: ClassVar[str] = "duration"
@@ -145,7 +131,7 @@ class DurationLimits(_FilterBase):
 
 
 @dataclass(frozen=True)
-class Languages(_FilterBase):
+class Languages(Filter):
     """Drops what is spoken in another language than those in `keep`.
 
     Attributes:
@@ -174,7 +160,7 @@ class Languages(_FilterBase):
 
 
 @dataclass(frozen=True)
-class MinConfidence(_FilterBase):
+class MinConfidence(Filter):
     """Drops what the teacher is not sure of.
 
     Attributes:
@@ -201,7 +187,7 @@ class MinConfidence(_FilterBase):
 
 
 @dataclass(frozen=True)
-class MinSpikes(_FilterBase):
+class MinSpikes(Filter):
     """Drops silence, noise and music: what has fewer than `per_second` non-blank frames a second.
 
     Attributes:
@@ -219,7 +205,7 @@ class MinSpikes(_FilterBase):
 
 
 @dataclass(frozen=True)
-class MaxUnitRate(_FilterBase):
+class MaxUnitRate(Filter):
     """Drops what nobody could have spoken: more than `per_second` units a second on the teacher's best path.
 
     Encoder-decoders such as Whisper sometimes say the same words again and again until they may not go on,

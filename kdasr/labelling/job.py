@@ -17,10 +17,10 @@ from typing import Any
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, KdasrError, ShardError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.done import Plan, each, find_work, open_whole
+from kdasr.labelling.done import Plan, each, find_work
 from kdasr.labelling.engines import AUTO_DEVICE, Crew, InlineCrew, ProcessCrew, Work
 from kdasr.labelling.foreman import Foreman
-from kdasr.labelling.out_folder import refuse_audio
+from kdasr.labelling.out_folder import open_whole, refuse_audio
 from kdasr.labelling.planning import compare, plan_text, read_plan
 from kdasr.labelling.progress import Display, Totals, all_together
 from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
@@ -94,9 +94,8 @@ def label(
     _check_codec(loaded, settings)
     settings.check_windows(loaded.model.subsampling)
     plan = find_work(shards, out, make_header(loaded, settings, "", ""), verify=verify, overwrite=overwrite)
-    if loaded.units is not None:
-        # Beside the labels, so that a student can be trained on these units or map them to its own.
-        loaded.units.save(out)
+    # Beside the labels, so that a student can be trained on these units or map them to its own.
+    loaded.units.save(out)
     totals = Totals(len(shards), len(plan.done))
     if plan.todo:
         display = Display(plan.seconds, quiet=not ranks.first)

@@ -1,9 +1,9 @@
-"""The folder that labels go to: what of its content labels must never replace."""
+"""The folder that labels go to: what is there already, and what of it labels must never replace."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,27 +49,52 @@ def write_labels(
     """
     file = label_file(out, shard.path.name)
     if not overwrite:
-        _refuse_other_labels(file, header, shard)
+        why_not_done(file, shard, header, fix="Give another `out`.")
     return write_label_shard(file, header, items, extra={"seconds": round(shard.seconds, 3)})
 
 
-def _refuse_other_labels(file: Location, header: Header, shard: Shard) -> None:
+def why_not_done(
+    file: Location, shard: Shard, expect: Header, *, fix: str, verify: bool = False, overwrite: bool = False
+) -> str | None:
+    """What is wrong with the labels of an audio shard; "" if there are none, None if they are as expected.
+
+    With `verify` they are read whole.
+
+    Raises:
+        LabelMismatchError: they are of another configuration or of other audio, and not to be overwritten.
+    """
     try:
         manifest = read_manifest(file)
-    except LabelMismatchError:
+    except LabelMismatchError as error:
+        if overwrite:
+            return str(error)
         raise
-    except SoftLabelError:  # none, or none that can be read
-        return
-    if manifest.get("config_hash") != header.config_hash:
-        raise_difference(manifest, header, str(file), fix="Give another `out`.")
+    except SoftLabelError as error:
+        return "" if file.size() is None else str(error)
+    if manifest.get("config_hash") != expect.config_hash:
+        if overwrite:
+            return "labelled with another configuration"
+        _raise_difference(manifest, expect, str(file), fix)
     try:
-        labels = open_label_shard(file)
-    except SoftLabelError:  # damaged: nothing is lost with them
-        return
-    refuse_other_audio(labels, shard, str(file), fix="Give another `out`.")
+        labels = open_whole(file) if verify else open_label_shard(file)
+    except SoftLabelError as error:
+        return str(error)
+    if labels.header.audio_sha256 == shard.sha256:
+        return None
+    if not overwrite:
+        _refuse_other_audio(labels, shard, str(file), fix)
+    return "the audio is not what was labelled"
 
 
-def refuse_other_audio(labels: LabelShard, shard: Shard, where: str, fix: str) -> None:
+def open_whole(file: Location, expect: Mapping[str, object] | None = None) -> LabelShard:
+    """Labels of which every byte was hashed and every label decoded."""
+    labels = open_label_shard(file, expect, verify=True)
+    for _ in labels:
+        pass
+    return labels
+
+
+def _refuse_other_audio(labels: LabelShard, shard: Shard, where: str, fix: str) -> None:
     """Raise LabelMismatchError if not one utterance of the audio shard is among those of the labels.
 
     Audio that was prepared anew keeps the keys of what is still in it; another corpus has its own.
@@ -85,7 +110,7 @@ def refuse_other_audio(labels: LabelShard, shard: Shard, where: str, fix: str) -
         )
 
 
-def raise_difference(manifest: dict[str, Any], expect: Header, where: str, fix: str) -> None:
+def _raise_difference(manifest: dict[str, Any], expect: Header, where: str, fix: str) -> None:
     """Raise LabelMismatchError with the fields in which labels differ from those expected, and no others."""
     header = manifest.get("header")
     found = _by_dotted_name(header) if isinstance(header, dict) else {}

@@ -48,8 +48,7 @@ class Prediction:
         spread: relative standard error of the time, from the differences between the sampled
             shards; 0 if only one was sampled.
         workers: how many will work.
-        hours_heard: audio that the teacher will hear, as filters leave it; None in a plan of a release that
-            did not tell, whose speed was over all audio.
+        hours_heard: audio that the teacher will hear, as filters leave it.
         shards_done: of `shards`, labelled already in the folder where the job's labels will go: as predicted,
             they are counted among all.
     """
@@ -66,7 +65,7 @@ class Prediction:
     cost: float
     spread: float
     workers: int
-    hours_heard: float | None = None
+    hours_heard: float
     shards_done: int = 0
 
 
@@ -142,10 +141,8 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
             ("hours of audio", predicted.hours, summary["hours"]),
             ("MB of labels", predicted.bytes_per_frame * predicted.frames / 1e6, summary["bytes"] / 1e6),
             ("worker-hours", *hours),
+            ("× real time", predicted.times_real_time * predicted.workers, summary["times_real_time"]),
         ]
-        if predicted.hours_heard is not None:
-            speed = predicted.times_real_time * predicted.workers
-            facts.append(("× real time", speed, summary["times_real_time"]))
         price = predicted.cost / predicted.worker_hours
         facts.append(("cost", price * hours[0], price * hours[1]))
     # What the plan said nothing of, such as bytes where its sample had no labels, cannot be compared.
@@ -161,7 +158,7 @@ def plan_text(prediction: Prediction) -> str:
     """A prediction for people."""
     p = prediction
     heard = ""
-    if p.hours_heard is not None and f"{p.hours_heard:.2f}" != f"{p.hours:.2f}":
+    if f"{p.hours_heard:.2f}" != f"{p.hours:.2f}":
         heard = f", of which the teacher hears {p.hours_heard:,.2f} h"
     speed = f"{p.times_real_time:,.0f} × real time" if p.times_real_time else "unknown, nothing was heard"
     labels = "none: not one utterance of the sample got any"

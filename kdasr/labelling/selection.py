@@ -95,7 +95,7 @@ def select(
             hours,
         )
         done += count
-    # Labels of before units were written beside them have none.
+    # What another program wrote may have none.
     with contextlib.suppress(UnitsError):
         load_units(labels).save(out)
     return Selection(

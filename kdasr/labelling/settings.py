@@ -151,9 +151,9 @@ def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha
     return Header(
         teacher=teacher.name,
         teacher_hash=teacher.weights_hash,
-        units_hash=teacher.units_hash,
+        units_hash=teacher.units.hash,
         vocab_size=teacher.model.vocab_size,
-        feature_hash=teacher.feature_hash,
+        feature_hash=teacher.front_end.hash,
         # A transcript has no times.
         frame_shift_ms=float(FRAME_SHIFT_MS) if teacher.level == "frame" else 0.0,
         subsampling=teacher.model.subsampling,

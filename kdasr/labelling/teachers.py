@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 
 from kdasr.errors import UnitsError
-from kdasr.features import feature_hash
 from kdasr.models import load_model
 from kdasr.teachers.base import Teacher, TeacherSource
 from kdasr.teachers.ensemble import EnsembleTeacher
@@ -41,10 +40,8 @@ class FolderTeacher:
             loaded.model,
             str(card["class"]).rsplit(".", 1)[-1],
             str(card["weights_sha256"]),
-            str(card["units_hash"]),
-            feature_hash(),
-            torch.device(device),
             loaded.units,
+            torch.device(device),
         )
 
 
@@ -73,7 +70,7 @@ class Ensemble:
         model = EnsembleTeacher(
             [member.model for member in members], self.weights, self.average, self.temperatures
         )
-        units = {str(folder): m.units_hash for folder, m in zip(self.folders, members, strict=True)}
+        units = {str(folder): m.units.hash for folder, m in zip(self.folders, members, strict=True)}
         if len(set(units.values())) > 1:
             raise UnitsError(
                 "the teachers of an ensemble have different units",
@@ -85,8 +82,6 @@ class Ensemble:
             model,
             "ensemble of " + ", ".join(member.name for member in members),
             hashlib.sha256(repr(recipe).encode()).hexdigest(),
-            members[0].units_hash,
-            members[0].feature_hash,
-            torch.device(device),
             members[0].units,
+            torch.device(device),
         )

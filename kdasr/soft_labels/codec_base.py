@@ -1,10 +1,10 @@
-"""What a codec is, and what all of them share."""
+"""What all codecs have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,9 +20,8 @@ from kdasr.soft_labels.runs import split_run
 NORMALISATION_TOLERANCE_NATS = 1e-2
 
 
-@runtime_checkable
-class Codec(Protocol):
-    """What to keep of a posterior, and how finely.
+class Codec:
+    """What to keep of a posterior, and how finely: a frozen dataclass of its parameters.
 
     Attributes:
         name: how headers call it.
@@ -33,11 +32,15 @@ class Codec(Protocol):
     @property
     def params(self) -> dict[str, Any]:
         """The constructor's keyword arguments, JSON-serialisable."""
-        ...
+        return asdict(self)  # type: ignore[call-overload]
 
     def layout(self, vocab_size: int) -> Layout:
         """How its frames are stored."""
-        ...
+        raise NotImplementedError
+
+    def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
+        """What is kept of a run of frames that joins `utterances` (key, frames)."""
+        raise NotImplementedError
 
     def encode(self, log_probs_tv: NDArray[np.float32] | Tensor, key: str = "") -> SoftLabels:
         """Posteriors of one utterance, (T, V) natural-log probabilities, to what a reader gets back.
@@ -48,32 +51,6 @@ class Codec(Protocol):
         Raises:
             SoftLabelError: NaN, or frames whose probabilities do not add up to 1.
         """
-        ...
-
-    def encode_many(
-        self, log_probs: Sequence[NDArray[np.float32] | Tensor], keys: Sequence[str]
-    ) -> list[SoftLabels | SoftLabelError]:
-        """As `encode` for several utterances at once; an utterance's error takes its place."""
-        ...
-
-
-class CodecBase:
-    """What all codecs share; each is a frozen dataclass of its parameters."""
-
-    name: ClassVar[str]
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload]
-
-    def layout(self, vocab_size: int) -> Layout:
-        raise NotImplementedError
-
-    def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
-        """What is kept of a run of frames that joins `utterances` (key, frames)."""
-        raise NotImplementedError
-
-    def encode(self, log_probs_tv: NDArray[np.float32] | Tensor, key: str = "") -> SoftLabels:
         result = self.encode_many([log_probs_tv], [key])[0]
         if isinstance(result, SoftLabelError):
             raise result
@@ -82,6 +59,7 @@ class CodecBase:
     def encode_many(
         self, log_probs: Sequence[NDArray[np.float32] | Tensor], keys: Sequence[str]
     ) -> list[SoftLabels | SoftLabelError]:
+        """As `encode` for several utterances at once; an utterance's error takes its place."""
         utterances = [torch.as_tensor(item).detach().float() for item in log_probs]
         for item in utterances:
             if item.ndim != 2:

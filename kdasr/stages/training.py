@@ -224,9 +224,7 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
         with of_key("units", f"Units are {UNITS_ARE}."):
             return load_units(Path(units))
     if isinstance(units, TeacherSource):
-        theirs = units.load("cpu").units
-        assert theirs is not None, units
-        return theirs
+        return units.load("cpu").units
     check_units(units)
     if units["kind"] == "characters":
         return CharUnits(units.get("letters", ""))

@@ -83,10 +83,8 @@ class Teacher:
             their lengths in rows. Blank is class 0.
         name: for people.
         weights_hash: sha256 of its weights (and of whatever else decides its posteriors).
-        units_hash: of the units whose ids its posteriors are over.
-        feature_hash: of the features it hears.
-        device: where it runs.
         units: what its classes are; they are stored beside its labels.
+        device: where it runs.
         front_end: what it hears.
         pads: whether inputs of different lengths may share a batch without changing its posteriors.
         slack_frames: by how many the frames of an utterance may differ from
@@ -102,10 +100,8 @@ class Teacher:
     model: AcousticModel
     name: str
     weights_hash: str
-    units_hash: str
-    feature_hash: str
+    units: Units
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
-    units: Units | None = None
     front_end: FrontEnd = LOG_MEL
     pads: bool = True
     slack_frames: int = 0
@@ -226,10 +222,8 @@ def pretrained_teacher(
         model,
         f"{kind} {source}".strip(),
         weights_hash,
-        units.hash,
-        front_end.hash,
-        torch.device(device),
         units,
+        torch.device(device),
         front_end,
         pads,
         _SLACK_FRAMES,

@@ -123,16 +123,6 @@ def test_the_speed_is_over_what_the_teacher_hears_and_the_time_over_all_shards()
     assert "speed of one worker: unknown, nothing was heard\n" in plan_text(nothing)
 
 
-def test_a_plan_of_a_release_that_did_not_tell_what_is_heard_is_still_compared(tmp_path: Path) -> None:
-    plan_of = asdict(_extrapolate([result(1800, 18, 45_000, 90_000)], 7200, 4, 2, 3.0))
-    del plan_of["hours_heard"]
-    (tmp_path / "plan.json").write_text(json.dumps(plan_of))
-    facts = {"bytes_per_frame": 2.2, "shards_labelled": 4, "hours": 2.0, "bytes": 396_000}
-    verdict = compare(tmp_path, {**facts, "times_real_time": 30.0, "worker_hours": 0.04})
-    assert verdict is not None and "worker-hours 0.04 (the plan said 0.02: +100%)" in verdict
-    assert "real time" not in verdict, "its speed was over all audio"
-
-
 def test_facts_are_compared_by_hand_computable_figures(tmp_path: Path) -> None:
     plan_of = _extrapolate([result(1800, 18, 45_000, 90_000)], seconds=7200, shards=4, workers=2, price=3.0)
     (tmp_path / "plan.json").write_text(json.dumps(asdict(plan_of)))

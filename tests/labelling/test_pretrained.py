@@ -141,7 +141,7 @@ class Transcripts:
         units = CharUnits()
         facts = {"kind": "counter", "level": "sequence"}
         return Teacher(
-            Speaks(), "counter", "w" * 64, units.hash, WAVEFORM.hash, units=units, front_end=WAVEFORM,
+            Speaks(), "counter", "w" * 64, units, front_end=WAVEFORM,
             level="sequence", max_seconds=self.max_seconds, facts=facts,
         )  # fmt: skip
 

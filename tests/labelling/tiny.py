@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdasr.features import feature_hash
 from kdasr.interfaces import Utterance
 from kdasr.labelling import Teacher
 from kdasr.shards import write_shards
+from kdasr.text import CharUnits
 
 VOCAB_SIZE = 12
 SUBSAMPLING = 4
@@ -94,7 +94,7 @@ class TinySource:
             raise RuntimeError("no such device")
         name = hashlib.sha256(f"tiny {self.seed}".encode()).hexdigest()
         model = TinyTeacher(self.seed, self.poison, self.die_once, self.pause_s).eval()
-        return Teacher(model, "TinyTeacher", name, "u" * 64, feature_hash())
+        return Teacher(model, "TinyTeacher", name, CharUnits())
 
 
 def make_audio(

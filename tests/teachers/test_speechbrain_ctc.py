@@ -86,7 +86,7 @@ def test_posteriors_are_the_librarys_own(tmp_path: Path) -> None:
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
     assert frames.tolist() == [wanted.shape[1]] and wanted.shape[1] in (45, 46)
     assert teacher.pads is False and teacher.facts["frame_shift_ms"] == 20.0
-    assert teacher.units is not None and teacher.units.symbols[:4] == ["<blk>", "▁", "e", "t"]
+    assert teacher.units.symbols[:4] == ["<blk>", "▁", "e", "t"]
     assert teacher.units.encode("to me") == teacher.units.encode("to  me")
 
 
@@ -106,7 +106,7 @@ def test_word_pieces_come_with_their_model(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.ckpt").write_bytes(units.model_bytes)
     save(tmp_path, units.vocab_size, "sentencepiece.SentencePieceProcessor")
     teacher = SpeechBrainCTC(tmp_path).load("cpu")
-    assert teacher.units is not None and teacher.units.symbols == units.symbols
+    assert teacher.units.symbols == units.symbols
     assert teacher.units.encode("two ten") == units.encode("two ten")
 
 

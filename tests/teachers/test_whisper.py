@@ -99,7 +99,7 @@ def test_another_language_is_asked_for_and_keeps_its_letters(teacher: Teacher, t
     whisper_model(tmp_path)
     german = Whisper(tmp_path, language="de", letters="é").load("cpu")
     assert german.model.asked == {"language": "de", "task": "transcribe"}  # type: ignore[attr-defined]
-    assert german.units is not None and german.units.symbols[-1] == "é"
+    assert german.units.symbols[-1] == "é"
     assert german.weights_hash != teacher.weights_hash and german.model.vocab_size == 30
     with pytest.raises(ModelError, match=r"does not know the language; expected de, en; got fr"):
         Whisper(tmp_path, language="fr").load("cpu")
