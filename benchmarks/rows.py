@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_json
 
 Row = Mapping[str, Any]
 # Where a run keeps its audio.
@@ -44,13 +44,13 @@ def read_row(file: Path, inputs: str) -> dict[str, Any] | None:
 def write_row(file: Path, row: Row) -> None:
     """Keep a row, which holds its `inputs`, for `read_row`."""
     assert "inputs" in row, list(row)
-    commit_bytes(file, (json.dumps(row, indent=1) + "\n").encode())
+    commit_json(file, row)
 
 
 def write_all(folder: Path) -> None:
     """All rows of `folder` in one file beside it."""
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    commit_bytes(folder.with_name(f"{folder.name}.json"), (json.dumps(rows, indent=1) + "\n").encode())
+    commit_json(folder.with_name(f"{folder.name}.json"), rows)
 
 
 def grouped(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:

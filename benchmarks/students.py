@@ -51,7 +51,7 @@ from kdasr.models import CARD_FILE, count_parameters
 from kdasr.pipeline import run_recipe
 from kdasr.recipe import load_recipe
 from kdasr.shards import list_shards
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_json
 from kdasr.streaming import TorchChunkModel, set_chunk_ms
 from kdasr.text import CharUnits
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             row["wers"] = [_wers(options, path, seed) for seed in options.seeds]
         rows.append(row)
         if options.work_dir is not None:
-            commit_bytes(options.work_dir / f"{FOLDER}.json", (json.dumps(rows, indent=1) + "\n").encode())
+            commit_json(options.work_dir / f"{FOLDER}.json", rows)
     print(table(rows))
     return rows
 

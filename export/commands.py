@@ -97,14 +97,13 @@ def demo_page(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 def bench_device(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     """`kdasr bench device`."""
-    import json
 
     from export.bench import bench_device, table
     from kdasr.shards import list_shards
-    from kdasr.storage import commit_bytes
+    from kdasr.storage import commit_json
 
     shards = list_shards(arguments.test) if arguments.test else ()
     figures = bench_device(arguments.model, shards=shards, aligner=arguments.aligner, rounds=arguments.rounds)
     print("\n".join(table(figures)))
     if arguments.out is not None:
-        commit_bytes(arguments.out, (json.dumps(figures, indent=1) + "\n").encode())
+        commit_json(arguments.out, figures)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kdasr.errors import ConfigError
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_json
 
 RESULTS_FILE = "results.json"
 HYPOTHESES_FOLDER = "hypotheses"
@@ -83,7 +83,7 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
             rows[same[0]] = dict(row)
         else:
             rows.append(dict(row))
-        commit_bytes(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+        commit_json(path, rows)
 
 
 def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[str, Any]) -> Path | None:
@@ -111,7 +111,7 @@ def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[
         others = [row for row in rows if row not in own]
         # Kept first: a process that is killed in between leaves a row in both rather than in neither.
         for file, content in ((kept, read_results(kept) + others), (path, own)):
-            commit_bytes(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+            commit_json(file, content)
     return kept
 
 

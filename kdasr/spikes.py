@@ -18,7 +18,7 @@ import jiwer
 
 from kdasr.decoding import Token
 from kdasr.errors import ConfigError
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_json
 
 SPIKES_FILE = "spike_offsets.json"
 
@@ -116,7 +116,7 @@ def draw(histogram: SpikeHistogram, *, width: int = 40, reach_frames: int = 10) 
 def write_histogram(path: Path, histogram: SpikeHistogram) -> None:
     """Write it as JSON, with its median for a reader who has no program at hand."""
     content = {**asdict(histogram), "median_ms": histogram.median_ms, "matched": histogram.matched}
-    commit_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+    commit_json(path, content)
 
 
 def read_histogram(path: Path) -> SpikeHistogram:

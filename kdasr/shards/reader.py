@@ -142,13 +142,13 @@ def read_utterance(shard: Shard, entry: ShardEntry) -> Utterance:
         raise DamagedShardError("the audio shard cannot be read", where=shard.path, got=error) from error
 
 
-def read_shard(path: Path, *, verify: bool = True) -> Iterator[Utterance]:
-    """All utterances of the shard at `path`, in order; with `verify` hashed before the first one.
+def read_shard(path: Path) -> Iterator[Utterance]:
+    """All utterances of the shard at `path`, in order; it is hashed before the first one.
 
     Raises:
         ManifestError, DamagedShardError: as `open_shard` and `read_utterance`.
     """
-    shard = open_shard(path, verify=verify)
+    shard = open_shard(path, verify=True)
     with shard.path.open("rb") as file:
         for entry in shard.entries:
             yield _read_entry(file, shard.path, entry)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +29,7 @@ from kdasr.manifest import (
     sha256_of,
     shard_path,
 )
-from kdasr.storage import commit_bytes, sync_path
+from kdasr.storage import commit_bytes, commit_file
 
 
 def write_shards(
@@ -74,11 +73,6 @@ def write_shards(
     return paths
 
 
-def _rename(temporary: Path, final: Path) -> None:
-    temporary.replace(final)
-    sync_path(final.parent)
-
-
 def _checked(
     utterances: Iterable[Utterance], advance: Callable[[float], None], kept: Sequence[Shard]
 ) -> Iterator[Utterance]:
@@ -116,12 +110,10 @@ def _write_shard(utterances: Iterable[Utterance], path: Path, description: str) 
     try:
         with temporary.open("wb") as file:
             written = _write_tar(utterances, file)
-            file.flush()
-            os.fsync(file.fileno())
         shard = _describe(temporary, path, written, description)
         if _holds_other(path, shard):
             raise _other_shard(path)
-        _rename(temporary, path)
+        commit_file(temporary, path)
         commit_bytes(manifest_path(path), manifest_text(shard).encode())
     except OSError as error:
         fix = "Nothing unfinished is left: make room or name another folder, and run it again."

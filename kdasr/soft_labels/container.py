@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ import zstandard
 from kdasr.beside import usable_cores
 from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import SoftLabels
+from kdasr.manifest import KEY_PATTERN
 from kdasr.soft_labels.planes import Layout
 from kdasr.soft_labels.runs import concatenate, cut, frame_starts
 
@@ -41,7 +41,6 @@ _MAX_BLOCK_FRAMES = 1 << 16
 _MAX_RAW_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 1 << 20
 _ZSTD_LEVEL = 15
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 #: Reads `num_bytes` from `start`: random access to the file, wherever it is.
 ReadRange = Callable[[int, int], bytes]

@@ -12,7 +12,7 @@ from kdasr.storage.local import (
     LocalLocation,
     commit_bytes,
     commit_file,
-    is_running,
+    commit_json,
     refuse_file,
     remove_leftovers,
     sync_path,
@@ -22,14 +22,13 @@ from kdasr.storage.places import Location, Place, StorageError
 from kdasr.storage.remote import RemoteLocation
 
 __all__ = [
-    "LocalLocation",
     "Location",
     "Place",
     "RemoteLocation",
     "StorageError",
     "commit_bytes",
     "commit_file",
-    "is_running",
+    "commit_json",
     "is_url",
     "locate",
     "refuse_file",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kdasr.errors import ConfigError
 from kdasr.storage.places import compare
@@ -38,6 +40,11 @@ def commit_bytes(path: Path, data: bytes) -> None:
             attempt.unlink()
         raise
     sync_path(path.parent)
+
+
+def commit_json(path: Path, content: Any) -> None:
+    """`commit_bytes` of what people may want to read."""
+    commit_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def temporary_name(path: Path) -> Path:

@@ -25,7 +25,7 @@ from kdasr.loader import Stream, feature_statistics
 from kdasr.models import count_parameters, read_card, refuse_other_content, save_model
 from kdasr.ranks import Ranks, joined
 from kdasr.schedule import ScheduledBatches
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_bytes, commit_json
 from kdasr.text import Units
 from kdasr.training.compiled import compiled
 from kdasr.training.lock import LOCK_FILE, used_alone
@@ -261,7 +261,7 @@ class Training:
             name: {"used": len(stream.items), "count": len(stream.left_out), "left_out": stream.left_out}
             for name, stream in self._all_streams().items()
         }
-        commit_bytes(path, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+        commit_json(path, record)
         for name, stream in self._all_streams().items():
             if stream.left_out:
                 _say(
