@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.step import synthetic_batch
 from kdasr.devices import one_torch_thread
 from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch
 from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
@@ -168,17 +169,9 @@ def _median_seconds(run: Callable[[], None], repeats: int) -> float:
 
 def random_batch(seconds: float, vocab: int = 29) -> Batch:
     """Utterances of `UTTERANCE_SECONDS` with transcripts and stored labels."""
-    size, feature_frames = max(2, int(seconds / UTTERANCE_SECONDS)), int(UTTERANCE_SECONDS * 100)
-    frames = feature_frames // 4
-    tokens = torch.randint(1, vocab, (size, 20))
-    return Batch(
-        [f"utt{n}" for n in range(size)],
-        torch.randn(size, feature_frames, 80),
-        torch.full((size,), feature_frames),
-        tokens,
-        torch.full((size,), 20),
-        random_labels(size, frames, vocab, KEPT),
-    )
+    size = max(2, int(seconds / UTTERANCE_SECONDS))
+    batch = synthetic_batch(size, UTTERANCE_SECONDS, vocab, "cpu")
+    return replace(batch, soft_labels=random_labels(size, int(UTTERANCE_SECONDS * 25), vocab, KEPT))
 
 
 def random_labels(size: int, frames: int, vocab: int, kept: int) -> SoftLabelBatch:

@@ -6,15 +6,18 @@ WORK_DIR is that of a finished run, whose shards, teacher and labels-only studen
 measured with) are used again. For each codec: label the unlabelled shards, then train the student of
 RECIPE with each seed, all else equal, and evaluate it on the test shards.
 
-Every finished training is a line of WORK_DIR/soft_label_students.jsonl, and is not done again; one
-that was interrupted goes on from its checkpoint. Students learn by cross-entropy to the stored
-posteriors unless `--recipe` names other losses; `--set` changes the recipe for all of them.
+What is there already is not done again, and a training that was interrupted goes on from its checkpoint.
+Students learn by cross-entropy to the stored posteriors unless `--recipe` names other losses; `--set`
+changes the recipe for all of them.
+
+    WORK_DIR/students_by_codec/CODEC-SEED/       the student
+    WORK_DIR/students_by_codec/CODEC-SEED.json   its row; delete it to train again
+    WORK_DIR/students_by_codec.json              all rows
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -26,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rows import SHARDS, hash_of_inputs, manifests
+from benchmarks.rows import SHARDS, grouped, hash_of_inputs, manifests, read_row, write_all, write_row
 from kdasr.evaluation import evaluate
 from kdasr.labelling import Settings, label
 from kdasr.models import load_model, read_card
@@ -35,6 +38,7 @@ from kdasr.recipe import load_recipe, parse_value
 from kdasr.shards import list_shards
 from kdasr.soft_labels import Codec, Full, Sampled, TopK, TopP
 
+FOLDER = "students_by_codec"
 REFERENCE = "full"
 CODECS: dict[str, Codec] = {
     REFERENCE: Full(),
@@ -50,28 +54,27 @@ Run = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Run]:
-    """Label, train, evaluate, print; returns the runs."""
+    """Label, train, evaluate, print; returns the rows asked for."""
     options = _options(arguments)
     settings = dict(options.set)
     if options.steps is not None:
         settings["optimisation.steps"] = options.steps
-    file = options.work_dir / "soft_label_students.jsonl"
-    conditions = {
-        "teacher": read_card(options.work_dir / "teacher")["weights_sha256"],
-        "recipe": hashlib.sha256(load_recipe(options.recipe).text.encode()).hexdigest(),
-        "settings": settings,
-        "audio": hash_of_inputs(*manifests(options.work_dir, SHARDS)),
-    }
+    teacher = read_card(options.work_dir / "teacher")["weights_sha256"]
+    recipe = [load_recipe(options.recipe).text, json.dumps(settings, sort_keys=True)]
+    inputs = hash_of_inputs(teacher, *recipe, *manifests(options.work_dir, SHARDS))
+    rows: list[Run] = []
     # Seed by seed, so that what was measured until somebody stops it can be compared.
     for seed in options.seeds:
         for name in options.codecs:
-            wanted = {"codec": name, "seed": seed, **conditions}
-            if not _find(_read(file), wanted):
-                run = {**wanted, **_measure(options, name, seed, settings)}
-                with file.open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(run) + "\n")
-            _print(_find(_read(file), conditions))
-    return _find(_read(file), conditions)
+            file = options.work_dir / FOLDER / f"{name}-{seed}.json"
+            if (row := read_row(file, inputs)) is None:
+                measured = _measure(options, name, seed, settings)
+                row = {"codec": name, "seed": seed, "settings": settings, **measured, "inputs": inputs}
+                write_row(file, row)
+                write_all(options.work_dir / FOLDER)
+            rows.append(row)
+            _print(rows)
+    return rows
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,14 +93,6 @@ def _setting(text: str) -> tuple[str, Any]:
     return name, parse_value(value)
 
 
-def _read(file: Path) -> list[Run]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def _find(runs: Sequence[Run], wanted: Mapping[str, Any]) -> list[Run]:
-    return [run for run in runs if all(run.get(name) == value for name, value in wanted.items())]
-
-
 def _measure(options: argparse.Namespace, name: str, seed: int, settings: Mapping[str, Any]) -> Run:
     work_dir, started = options.work_dir, time.monotonic()
     labels = work_dir / "labels_by_codec" / name
@@ -108,7 +103,7 @@ def _measure(options: argparse.Namespace, name: str, seed: int, settings: Mappin
         settings=Settings(codec=CODECS[name]),
         overwrite=True,
     )
-    student = f"students_by_codec/{name}-{seed}"
+    student = f"{FOLDER}/{name}-{seed}"
     fixed = {
         "work_dir": str(work_dir),
         "name": student,
@@ -133,8 +128,8 @@ def _print(runs: Sequence[Run]) -> None:
     for title in ("labels", "bytes/frame", "WER %, mean", "std", "against full, same seeds", "each seed"):
         table.add_column(title, justify="left" if title == "labels" else "right")
     reference = {run["seed"]: run["wer"] for run in runs if run["codec"] == REFERENCE}
-    for name in dict.fromkeys(run["codec"] for run in runs):
-        own = {run["seed"]: run for run in runs if run["codec"] == name}
+    for name, group in grouped(runs, "codec").items():
+        own = {run["seed"]: run for run in group}
         wers = [own[seed]["wer"] for seed in sorted(own)]
         differences = [own[seed]["wer"] - reference[seed] for seed in sorted(own) if seed in reference]
         table.add_row(

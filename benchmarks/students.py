@@ -31,10 +31,12 @@ from statistics import mean, median
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rows import hash_of_inputs, manifests
+from benchmarks.step import synthetic_batch
 from export.formats import FORMATS
 from export.measure import measure_chunks
 from export.packing import StateLayout
@@ -59,8 +61,6 @@ RECIPE = Path("recipes/mini/student.yaml")
 SIZES = Path("recipes/students")
 FOLDER = "students"
 _UNITS = CharUnits()
-# A training batch as the recipes have it: 40 s of audio, here in utterances of 4 s.
-_BATCH_UTTERANCES, _UTTERANCE_FRAMES = 10, 400
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -154,19 +154,14 @@ def macs_per_second(model: Any) -> float:
 
 
 def train_step_ms(model: Any, repeats: int = 5) -> float:
-    """Milliseconds of one core for a forward and a backward pass over 40 s of audio: the median of
-    CPU times, so that other work on the machine counts little."""
-    features = torch.randn(_BATCH_UTTERANCES, _UTTERANCE_FRAMES, NUM_MEL_BINS)
-    lengths = torch.full((_BATCH_UTTERANCES,), _UTTERANCE_FRAMES)
-    tokens, token_lengths = (
-        torch.randint(1, 29, (_BATCH_UTTERANCES, 30)),
-        torch.full((_BATCH_UTTERANCES,), 30),
-    )
+    """Milliseconds of one core for a forward and a backward pass over 40 s of audio, a batch as the recipes
+    have it: the median of CPU times, so that other work on the machine counts little."""
+    batch = synthetic_batch(10, 4.0, _UNITS.vocab_size, "cpu", units_per_second=7.5)
 
     def step() -> None:
-        log_probs_btv, frames = model.offline(features, lengths)
-        loss = torch.nn.functional.ctc_loss(log_probs_btv.transpose(0, 1), tokens, frames, token_lengths)
-        loss.backward()
+        log_probs_btv, frames = model.offline(batch.features_btf, batch.feature_lengths_b)
+        log_probs_tbv = log_probs_btv.transpose(0, 1)
+        functional.ctc_loss(log_probs_tbv, batch.tokens_bu, frames, batch.token_lengths_b).backward()
 
     model.train()
     with one_torch_thread():
@@ -239,17 +234,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table in Markdown; WERs are means over the seeds."""
     chunks = list(rows[0]["wers"][0]) if "wers" in rows[0] else []
     formats = list(rows[0].get("export_s", {}))
-    titles = [
-        "student",
-        "parameters",
-        "M MAC/s",
-        "RTF torch",
-        "RTF int8",
-        "int8 MB",
-        "state KB",
-        "training ms/step",
-    ]
-    titles += [f"export to {name} s" for name in formats]
+    titles = ["student", "parameters", "M MAC/s", "RTF torch", "RTF int8", "int8 MB", "state KB"]
+    titles += ["training ms/step", *(f"export to {name} s" for name in formats)]
     titles += [f"WER % at {'full context' if chunk == '0' else f'{chunk} ms'}" for chunk in chunks]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in rows:

@@ -6,6 +6,7 @@ import contextlib
 import random
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from kdasr.compat import import_torchaudio
+from tests.speech import shards
 
 # One thread a process: tests that run side by side would otherwise slow one another down.
 torch.set_num_threads(1)
@@ -35,6 +37,15 @@ def _seed_everything() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Audio to learn from and audio to measure with, unless a file has its own."""
+    root = tmp_path_factory.mktemp("data")
+    shards(root / "labelled", 60)
+    shards(root / "dev", 12, first_seed=1_000)
+    return root
 
 
 @pytest.fixture

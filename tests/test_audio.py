@@ -24,6 +24,7 @@ from kdasr.audio import (
 )
 from kdasr.errors import AudioError
 from kdasr.resampling import resample
+from tests.test_resampling import tone
 
 FORMATS = {
     "wav": ("WAV", "PCM_16"),
@@ -33,12 +34,6 @@ FORMATS = {
     "opus": ("OGG", "OPUS"),
     "mp3": ("MP3", "MPEG_LAYER_III"),
 }
-
-
-def tone(seconds: float, rate_hz: int = SAMPLE_RATE_HZ, pitch_hz: float = 440.0) -> NDArray[np.float32]:
-    return (0.3 * np.sin(2 * np.pi * pitch_hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(
-        np.float32
-    )
 
 
 def encoded(samples: NDArray[np.float32], rate_hz: int = SAMPLE_RATE_HZ, kind: str = "wav") -> bytes:

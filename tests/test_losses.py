@@ -25,37 +25,11 @@ from kdasr.losses import (
     transcript_nats,
 )
 from kdasr.soft_labels import Full, TopP, pad_soft_labels
-
-
-def labels_from(rows: list[list[dict[int, float]]], tails: list[list[float]]) -> SoftLabelBatch:
-    """Soft labels from probabilities: utterances of frames of {id: p}, and tail masses."""
-    frames, kept = max(map(len, rows)), max(len(frame) for row in rows for frame in row)
-    ids = torch.zeros(len(rows), frames, kept, dtype=torch.int64)
-    log_probs, tail = (
-        torch.full((len(rows), frames, kept), -math.inf),
-        torch.full((len(rows), frames), -math.inf),
-    )
-    for b, row in enumerate(rows):
-        for t, frame in enumerate(row):
-            for k, (unit, probability) in enumerate(frame.items()):
-                ids[b, t, k], log_probs[b, t, k] = unit, math.log(probability)
-            tail[b, t] = math.log(tails[b][t]) if tails[b][t] else -math.inf
-    return SoftLabelBatch(ids, log_probs, tail, torch.tensor([len(row) for row in rows]))
-
-
-def batch_of(labels: SoftLabelBatch) -> Batch:
-    size = len(labels.lengths_b)
-    return Batch(
-        [f"utt{i}" for i in range(size)], torch.zeros(size, 1, 80), torch.ones(size), soft_labels=labels
-    )
-
-
-def logs(*frames: list[float]) -> Tensor:
-    return torch.tensor([list(frames)]).log()
+from tests.methods.posteriors import batch_of, labels_from, logs, output_of
 
 
 def test_partition_cross_entropy_by_hand() -> None:
-    labels = labels_from([[{0: 0.7, 2: 0.2}]], [[0.1]])
+    labels = labels_from([[{0: 0.7, 2: 0.2}]])
     student = logs([0.5, 0.1, 0.25, 0.15])
     expected = -(0.7 * math.log(0.5) + 0.2 * math.log(0.25) + 0.1 * math.log(0.1 + 0.15))
     assert float(partition_cross_entropy(student, labels)) == pytest.approx(expected, rel=1e-6)
@@ -67,7 +41,7 @@ def test_full_labels_give_the_full_cross_entropy() -> None:
     student = torch.randn(1, 7, 12).log_softmax(-1)
     labels = pad_soft_labels([Full().encode(teacher)])
     expected = -(teacher.exp() * student[0]).sum(-1).mean()
-    loss = soft_cross_entropy(ModelOutput(student, torch.tensor([7])), batch_of(labels))
+    loss = soft_cross_entropy(output_of(student), batch_of(labels))
     torch.testing.assert_close(loss, expected, atol=2e-3, rtol=1e-3)
 
 
@@ -78,7 +52,7 @@ def test_truncated_labels_are_least_where_student_equals_teacher() -> None:
     labels = pad_soft_labels(
         [TopP(mass=0.8, cap=6, step_nats=1e-3).encode(logits[0].log_softmax(-1).detach())]
     )
-    soft_cross_entropy(ModelOutput(logits.log_softmax(-1), torch.tensor([20])), batch_of(labels)).backward()
+    soft_cross_entropy(output_of(logits.log_softmax(-1)), batch_of(labels)).backward()
     assert logits.grad is not None
     assert float(logits.grad.abs().max()) < 1e-4
 
@@ -90,15 +64,12 @@ def test_a_class_that_the_teacher_lacks_has_target_0_or_its_share_of_the_tail(
     """Of four classes that are alike to the student, the teacher's labels never name the last."""
     kept = {0: 0.6, 1: 0.3} if tail else {0: 0.6, 1: 0.3, 2: 0.1}
     logits = torch.zeros(1, 1, 4, requires_grad=True)
-    partition_cross_entropy(logits.log_softmax(-1), labels_from([[kept]], [[tail]])).backward()
+    partition_cross_entropy(logits.log_softmax(-1), labels_from([[kept]])).backward()
     assert logits.grad is not None and float(logits.grad[0, 0, 3]) == pytest.approx(gradient, rel=1e-5)
 
 
 def test_gradient_by_finite_differences() -> None:
-    labels = labels_from([[{0: 0.7, 2: 0.2}, {0: 0.1, 3: 0.9}], [{0: 1.0}]], [[0.1, 0.0], [0.0]])
-    labels = SoftLabelBatch(
-        labels.ids_btk, labels.log_probs_btk.double(), labels.tail_log_probs_bt.double(), labels.lengths_b
-    )
+    labels = labels_from([[{0: 0.7, 2: 0.2}, {0: 0.1, 3: 0.9}], [{0: 1.0}]])
     logits = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
 
     def loss(x: Tensor) -> Tensor:
@@ -108,15 +79,15 @@ def test_gradient_by_finite_differences() -> None:
 
 
 def test_delay_pairs_a_later_student_frame_with_the_teacher() -> None:
-    labels = labels_from([[{0: 1.0}, {1: 1.0}, {0: 1.0}]], [[0.0] * 3])
+    labels = labels_from([[{0: 1.0}, {1: 1.0}, {0: 1.0}]])
     student = logs([0.9, 0.1], [0.8, 0.2], [0.3, 0.7])
-    loss = soft_cross_entropy(ModelOutput(student, torch.tensor([3])), batch_of(labels), delay_frames=1)
+    loss = soft_cross_entropy(output_of(student), batch_of(labels), delay_frames=1)
     # Teacher frames 0 and 1 against student frames 1 and 2.
     assert float(loss) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2, rel=1e-6)
 
 
 def test_padding_counts_for_nothing() -> None:
-    labels = labels_from([[{0: 1.0}, {1: 1.0}, {1: 1.0}], [{1: 1.0}]], [[0.0] * 3, [0.0]])
+    labels = labels_from([[{0: 1.0}, {1: 1.0}, {1: 1.0}], [{1: 1.0}]])
     student = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]).log().expand(2, 3, 2).clone()
     lengths = torch.tensor([3, 1])
     loss = soft_cross_entropy(ModelOutput(student, lengths), batch_of(labels))
@@ -127,9 +98,9 @@ def test_padding_counts_for_nothing() -> None:
 
 
 def test_a_delay_longer_than_the_audio_gives_zero_not_nan() -> None:
-    labels = labels_from([[{0: 1.0}]], [[0.0]])
+    labels = labels_from([[{0: 1.0}]])
     student = logs([0.9, 0.1]).requires_grad_()
-    loss = soft_cross_entropy(ModelOutput(student, torch.tensor([1])), batch_of(labels), delay_frames=3)
+    loss = soft_cross_entropy(output_of(student), batch_of(labels), delay_frames=3)
     loss.backward()
     assert loss.item() == 0.0 and student.grad is not None and bool((student.grad == 0).all())
 
@@ -145,35 +116,28 @@ def test_a_delay_longer_than_the_audio_gives_zero_not_nan() -> None:
 )
 def test_blank_policies(policy: str, expected: list[float]) -> None:
     blank, spike = {0: 0.9, 1: 0.1}, {0: 0.3, 2: 0.7}
-    labels = labels_from([[blank, blank, spike, blank, blank, blank]], [[0.0] * 6])
+    labels = labels_from([[blank, blank, spike, blank, blank, blank]])
     weights = frame_weights(labels, policy, 0.25, 1)  # type: ignore[arg-type]
     assert weights.tolist() == [expected]
 
 
 def test_only_blank_under_eliminate_is_zero() -> None:
-    labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
-    loss = soft_cross_entropy(
-        ModelOutput(logs([0.5, 0.5], [0.5, 0.5]), torch.tensor([2])),
-        batch_of(labels),
-        blank_policy="eliminate",
-    )
+    labels = labels_from([[{0: 1.0}, {0: 1.0}]])
+    output = output_of(logs([0.5, 0.5], [0.5, 0.5]))
+    loss = soft_cross_entropy(output, batch_of(labels), blank_policy="eliminate")
     assert float(loss) == 0.0
 
 
 def test_labels_of_other_audio_are_refused_by_key() -> None:
-    labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
+    labels = labels_from([[{0: 1.0}, {0: 1.0}]])
     with pytest.raises(LabelMismatchError, match=r"utt0.*expected 3 frames; got 2 frames"):
-        soft_cross_entropy(ModelOutput(torch.zeros(1, 3, 2), torch.tensor([3])), batch_of(labels))
+        soft_cross_entropy(output_of(torch.zeros(1, 3, 2)), batch_of(labels))
 
 
 def test_unknown_policy_is_refused() -> None:
-    labels = labels_from([[{0: 1.0}]], [[0.0]])
+    output, batch = output_of(torch.zeros(1, 1, 2)), batch_of(labels_from([[{0: 1.0}]]))
     with pytest.raises(ConfigError, match="symmetric"):
-        soft_cross_entropy(
-            ModelOutput(torch.zeros(1, 1, 2), torch.tensor([1])),
-            batch_of(labels),
-            blank_policy="none",  # type: ignore[arg-type]
-        )
+        soft_cross_entropy(output, batch, blank_policy="none")  # type: ignore[arg-type]
 
 
 def test_ctc_by_hand_and_per_frame() -> None:
@@ -181,14 +145,12 @@ def test_ctc_by_hand_and_per_frame() -> None:
     student = logs([0.4, 0.6], [0.7, 0.3])
     batch = Batch(["a"], torch.zeros(1, 8, 80), torch.tensor([8]), torch.tensor([[1]]), torch.tensor([1]))
     probability = 0.6 * 0.7 + 0.4 * 0.3 + 0.6 * 0.3
-    assert float(ctc(ModelOutput(student, torch.tensor([2])), batch)) == pytest.approx(
-        -math.log(probability) / 2, rel=1e-6
-    )
+    assert float(ctc(output_of(student), batch)) == pytest.approx(-math.log(probability) / 2, rel=1e-6)
 
 
 def test_ctc_of_too_short_audio_is_zero_not_infinite() -> None:
     batch = Batch(["a"], torch.zeros(1, 4, 80), torch.tensor([4]), torch.tensor([[1, 1]]), torch.tensor([2]))
-    assert float(ctc(ModelOutput(logs([0.4, 0.6]), torch.tensor([1])), batch)) == 0.0
+    assert float(ctc(output_of(logs([0.4, 0.6])), batch)) == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -224,7 +186,7 @@ def test_ctc_of_a_student_that_is_sure_has_a_finite_gradient() -> None:
     logits = torch.full((1, 3, 150), -200.0)
     logits[0, [0, 1, 2], [0, 9, 0]] = 200.0
     logits.requires_grad_()
-    output = ModelOutput(logits.log_softmax(-1), torch.tensor([3]))
+    output = output_of(logits.log_softmax(-1))
     loss = transcript_nats(output, torch.tensor([[9]]), torch.tensor([1]))
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
@@ -258,7 +220,7 @@ def test_memory_does_not_grow_with_vocabulary_times_kept() -> None:
 
 def test_best_path_ctc_is_ctc_to_what_the_teacher_heard() -> None:
     blank, one, two = {0: 0.9, 1: 0.1}, {1: 0.6, 0: 0.4}, {2: 0.7, 0: 0.3}
-    labels = labels_from([[one, one, blank, one, two], [blank, blank, two]], [[0.0] * 5, [0.0] * 3])
+    labels = labels_from([[one, one, blank, one, two], [blank, blank, two]])
     student = torch.randn(2, 5, 4).log_softmax(-1)
     lengths = torch.tensor([5, 3])
     batch = batch_of(labels)
@@ -271,8 +233,8 @@ def test_best_path_ctc_is_ctc_to_what_the_teacher_heard() -> None:
 
 
 def test_best_path_ctc_of_silence_asks_for_blanks() -> None:
-    labels = labels_from([[{0: 1.0}, {0: 1.0}]], [[0.0, 0.0]])
-    loss = best_path_ctc(ModelOutput(logs([0.5, 0.5], [0.25, 0.75]), torch.tensor([2])), batch_of(labels))
+    labels = labels_from([[{0: 1.0}, {0: 1.0}]])
+    loss = best_path_ctc(output_of(logs([0.5, 0.5], [0.25, 0.75])), batch_of(labels))
     assert float(loss) == pytest.approx(-math.log(0.5 * 0.25) / 2, rel=1e-6)
 
 
@@ -280,21 +242,21 @@ def test_what_lies_beyond_an_utterance_is_no_neighbour_of_its_spikes() -> None:
     """An online teacher may take padding for anything."""
     spiky, silent = [{1: 1.0}], [{0: 1.0}]
     for beyond in (spiky, silent):
-        labels = labels_from([silent * 3 + beyond, silent * 2 + spiky + silent], [[0.0] * 4] * 2)
+        labels = labels_from([silent * 3 + beyond, silent * 2 + spiky + silent])
         labels = labels._replace(lengths_b=torch.tensor([3, 4]))
         weights = frame_weights(labels, "symmetric", 0.1, 1)
         assert weights[0, :3].tolist() == [0.0, 0.0, 0.0] and weights[1].tolist() == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_ctc_asks_for_transcripts() -> None:
-    output = ModelOutput(torch.zeros(1, 2, 3), torch.tensor([2]))
+    output = output_of(torch.zeros(1, 2, 3))
     with pytest.raises(ConfigError, match=r"utt0: a loss asks for transcripts.*labelled_losses.*best_path"):
-        ctc(output, Batch(["utt0"], torch.zeros(1, 1, 80), torch.ones(1)))
+        ctc(output, batch_of())
 
 
 def test_what_is_to_be_done_without_labels_depends_on_the_audio() -> None:
-    output = ModelOutput(torch.zeros(1, 2, 3), torch.tensor([2]))
-    unlabelled = Batch(["utt0"], torch.zeros(1, 1, 80), torch.ones(1))
+    output = output_of(torch.zeros(1, 2, 3))
+    unlabelled = batch_of()
     labelled = replace(unlabelled, tokens_bu=torch.ones(1, 1), token_lengths_b=torch.ones(1))
     with pytest.raises(
         MissingLabelsError, match=r"online `teacher` in the loss, or give the recipe `labels`\.$"
@@ -305,8 +267,8 @@ def test_what_is_to_be_done_without_labels_depends_on_the_audio() -> None:
 
 
 def test_few_frames_of_little_weight_still_make_a_mean() -> None:
-    labels = labels_from([[{0: 1.0}] * 3], [[0.0] * 3])
-    output = ModelOutput(logs(*[[0.5, 0.5]] * 3), torch.tensor([3]))
+    labels = labels_from([[{0: 1.0}] * 3])
+    output = output_of(logs(*[[0.5, 0.5]] * 3))
     loss = soft_cross_entropy(output, batch_of(labels), blank_policy="downweight", blank_weight=0.1)
     assert float(loss) == pytest.approx(math.log(2))
     with pytest.raises(ConfigError, match="negative weight"):
@@ -315,8 +277,8 @@ def test_few_frames_of_little_weight_still_make_a_mean() -> None:
 
 def test_an_online_teacher_stands_for_stored_labels() -> None:
     torch.manual_seed(0)
-    output = ModelOutput(torch.randn(1, 6, 5).log_softmax(-1), torch.tensor([6]))
-    teacher = ModelOutput((4 * torch.randn(1, 6, 5)).log_softmax(-1), torch.tensor([6]))
+    output = output_of(torch.randn(1, 6, 5).log_softmax(-1))
+    teacher = output_of((4 * torch.randn(1, 6, 5)).log_softmax(-1))
     stored = batch_of(pad_soft_labels([Full().encode(teacher.log_probs_btv[0])]))
     heard = Batch(["utt0"], torch.zeros(1, 1, 80), torch.ones(1), teachers={"big": teacher})
     for loss in (soft_cross_entropy, best_path_ctc):
@@ -331,7 +293,7 @@ def test_an_online_teacher_stands_for_stored_labels() -> None:
 @pytest.mark.parametrize("loss", [ctc, best_path_ctc])
 def test_ctc_gradients_by_finite_differences(loss: Callable[[ModelOutput, Batch], Tensor]) -> None:
     row = [{0: 0.9, 2: 0.1}, {1: 0.9}, {0: 0.9}, {1: 0.8, 3: 0.2}]
-    batch = batch_of(labels_from([row, row[:3]], [[0.0, 0.1, 0.1, 0.0], [0.0, 0.1, 0.1]]))
+    batch = batch_of(labels_from([row, row[:3]]))
     batch.tokens_bu, batch.token_lengths_b = torch.tensor([[1, 1], [1, 0]]), torch.tensor([2, 1])
     lengths = torch.tensor([4, 3])
 
@@ -345,7 +307,7 @@ def test_ctc_gradients_by_finite_differences(loss: Callable[[ModelOutput, Batch]
 def test_gradients_with_delay_and_policy_by_finite_differences(settings: dict[str, Any]) -> None:
     torch.manual_seed(1)
     row = [{0: 0.9, 2: 0.05}, {1: 0.7, 0: 0.2}, {0: 0.99}, {0: 0.6, 3: 0.4}]
-    labels = labels_from([row, row[:3]], [[0.05, 0.1, 0.01, 0.0], [0.05, 0.1, 0.01]])
+    labels = labels_from([row, row[:3]])
     lengths = torch.tensor([4, 3])
 
     def loss(logits: Tensor) -> Tensor:
@@ -357,15 +319,9 @@ def test_gradients_with_delay_and_policy_by_finite_differences(settings: dict[st
 def test_silent_start_by_hand() -> None:
     blank_bt = torch.tensor([[0.5, 0.8, 0.1, 0.2, 0.3], [0.25, 0.4, 0.9, 0.9, 0.9]])
     log_probs_btv = torch.stack([blank_bt, 1 - blank_bt], dim=2).log().requires_grad_()
-    output, batch = (
-        ModelOutput(log_probs_btv, torch.tensor([5, 2])),
-        Batch([], torch.zeros(0), torch.zeros(0)),
-    )
-    value = silent_start(output, batch, frames=3)
-    first, second = (
-        (math.log(0.5) + math.log(0.8) * 2 / 3 + math.log(0.1) / 3),
-        (math.log(0.25) + math.log(0.4) * 2 / 3),
-    )
+    value = silent_start(output_of(log_probs_btv, 5, 2), batch_of(size=2), frames=3)
+    first = math.log(0.5) + math.log(0.8) * 2 / 3 + math.log(0.1) / 3
+    second = math.log(0.25) + math.log(0.4) * 2 / 3
     assert value.item() == pytest.approx(-(first + second) / 7, rel=1e-6)
     value.backward()
     # Blank is asked for within the frames and the audio, and nothing of the other units.
@@ -375,6 +331,5 @@ def test_silent_start_by_hand() -> None:
 
 
 def test_silent_start_of_audio_that_is_shorter_than_its_frames() -> None:
-    output = ModelOutput(logs([0.5, 0.5], [0.5, 0.5]), torch.tensor([2]))
-    batch = Batch([], torch.zeros(0), torch.zeros(0))
-    assert silent_start(output, batch).item() == pytest.approx(math.log(2) * (1 + 7 / 8) / 2, rel=1e-6)
+    output = output_of(logs([0.5, 0.5], [0.5, 0.5]))
+    assert silent_start(output, batch_of()).item() == pytest.approx(math.log(2) * (1 + 7 / 8) / 2, rel=1e-6)

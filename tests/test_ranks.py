@@ -62,14 +62,6 @@ def on_ranks(count: int, work: Callable[[Ranks], Any]) -> list[Any]:
     return answers
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("ranks")
-    shards(root / "labelled", 30)
-    shards(root / "dev", 6, first_seed=1_000)
-    return root
-
-
 def test_a_process_without_torchrun_is_alone() -> None:
     with joined() as job:
         assert job == ranks() == Ranks() and job.alone and job.first

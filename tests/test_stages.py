@@ -55,20 +55,29 @@ STUDENT = functools.partial(ChunkConformer, width=16, num_layers=1, num_heads=2,
 WORDS = ["a b c", "c b a", "b b a c", "a a c", "abc cab bca"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Audio, a random teacher and its labels."""
-    root = tmp_path_factory.mktemp("stages")
-    shards(root / "labelled", 12)
-    shards(root / "dev", 4, first_seed=100)
-    shards(root / "unlabelled", 8, first_seed=200, with_text=False)
-    torch.manual_seed(1)
+def save_teacher(folder: Path, seed: int) -> str:
+    """A random one, of letters."""
+    torch.manual_seed(seed)
     teacher = ConformerTeacher(
         vocab_size=CharUnits().vocab_size, width=16, num_layers=1, num_heads=2, kernel_frames=3
     )
-    save_model(root / "teacher", teacher, CharUnits())
-    stages.label(teacher=str(root / "teacher"), audio=str(root / "unlabelled"), out=str(root / "labels"))
+    save_model(folder, teacher, CharUnits())
+    return str(folder)
+
+
+def taught(root: Path) -> Path:
+    """Audio, a random teacher, and its labels of what is unlabelled."""
+    shards(root / "labelled", 12)
+    shards(root / "dev", 4, first_seed=100)
+    shards(root / "unlabelled", 8, first_seed=200, with_text=False)
+    teacher = save_teacher(root / "teacher", 1)
+    stages.label(teacher=teacher, audio=str(root / "unlabelled"), out=str(root / "labels"))
     return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return taught(tmp_path_factory.mktemp("stages"))
 
 
 class NoConfig:
@@ -378,13 +387,8 @@ def test_every_look_at_the_dev_set_has_the_spike_offsets(data: Path, tmp_path: P
 
 
 def test_labels_of_another_teacher_are_refused_by_name(data: Path, tmp_path: Path) -> None:
-    torch.manual_seed(2)
-    other = ConformerTeacher(
-        vocab_size=CharUnits().vocab_size, width=16, num_layers=1, num_heads=2, kernel_frames=3
-    )
-    save_model(tmp_path / "other", other, CharUnits())
     with pytest.raises(LabelMismatchError, match=r"teacher_hash.*another teacher"):
-        train(data, tmp_path / "model", teacher=str(tmp_path / "other"))
+        train(data, tmp_path / "model", teacher=save_teacher(tmp_path / "other", 2))
 
 
 def test_labels_of_other_audio_are_refused(data: Path, tmp_path: Path) -> None:

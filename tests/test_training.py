@@ -33,17 +33,8 @@ from kdasr.training.order import OneEpoch
 from kdasr.training.run import FINGERPRINT_FILE
 from kdasr.training.step import Fading, Step, WeightedLosses
 from kdasr.training_log import LOG_FILE, TrainingLog
-from tests.speech import shards
 
 UNITS = CharUnits()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("training")
-    shards(root / "labelled", 60)
-    shards(root / "dev", 12, first_seed=1_000)
-    return root
 
 
 def training(

@@ -15,12 +15,12 @@ from export.delays import Delays
 from export.formats import available_formats, format_class
 from export.parity import Agreement, probe_sound
 from export.publish import export_student
-from export.transcribe import open_recogniser
 from kdasr.errors import ConfigError, ExportError
 from kdasr.interfaces import Utterance
 from kdasr.models import save_model
 from kdasr.shards import write_shards
 from tests.export.small_models import UNITS, conformer
+from tests.export.test_delays import utterances
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(root / "student", conformer(), UNITS)
     write_shards(utterances(root), root / "test")
     return root
-
-
-def utterances(root: Path) -> list[Utterance]:
-    recogniser = open_recogniser(root / "student")
-    audio = [probe_sound(30_000, seed) for seed in range(3)]
-    return [Utterance(f"u{n}", one, text=recogniser.transcribe(one)) for n, one in enumerate(audio)]
 
 
 @pytest.mark.slow

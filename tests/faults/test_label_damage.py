@@ -10,17 +10,8 @@ import pytest
 
 from kdasr.errors import ManifestError, ShardError
 from kdasr.labelling import summary_text
-from kdasr.shards import write_shards
-from tests.faults import shard_victim
 from tests.faults.label_job import label_files, run
 from tests.faults.test_shards_damage import DAMAGES
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pristine")
-    write_shards(shard_victim.utterances(), folder, max_utterances=3)
-    return folder
 
 
 @pytest.fixture(scope="module")

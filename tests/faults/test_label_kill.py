@@ -7,7 +7,6 @@ already; each kill is a SIGKILL of a whole process all the same.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -32,13 +31,6 @@ from tests.faults.label_job import (
 from tests.labelling.tiny import TinySource, make_audio
 
 RANDOM_KILLS = 24
-
-
-@pytest.fixture(scope="module")
-def forkserver() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.label_victim"])
-    return context
 
 
 def victim(context: Any, audio: Path, out: Path, step: str = "write", count: int = 0) -> Any:

@@ -20,13 +20,6 @@ from tests.faults import shard_victim
 BLOCK = tarfile.BLOCKSIZE
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pristine")
-    write_shards(shard_victim.utterances(), folder, max_utterances=3)
-    return folder
-
-
 @pytest.fixture
 def shard_path(pristine: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "shards"

@@ -6,7 +6,6 @@ The victims are forked from a small server process that has torch imported alrea
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     train_victim.prepare(root)
     return root
-
-
-@pytest.fixture(scope="module")
-def forkserver() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.train_victim"])
-    return context
 
 
 @pytest.fixture(scope="module")

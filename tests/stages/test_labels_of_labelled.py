@@ -21,15 +21,13 @@ from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
 from kdasr.methods.consistency import both_views
 from kdasr.methods.intermediate import IntermediateHead
 from kdasr.methods.teacher_free import label_smoothing
-from kdasr.models import load_model, save_model
+from kdasr.models import load_model
 from kdasr.shards import list_shards, open_shard
 from kdasr.soft_labels import Failure, LabelFolder, open_label_shard, write_label_shard
 from kdasr.spikes import SpikeHistogram
-from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation
-from tests.speech import shards
-from tests.test_stages import STUDENT, StopAt, foreign_labels, log_of, train
+from tests.test_stages import STUDENT, StopAt, foreign_labels, log_of, save_teacher, taught, train
 
 UNITS = CharUnits()
 CTC = {"weight": 1.0, "loss": ctc}
@@ -40,17 +38,9 @@ STILL = Optimisation(steps=1, eval_every=1, peak_learning_rate=0.0)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Audio of both streams, a random teacher and its labels of both."""
-    root = tmp_path_factory.mktemp("stages")
-    shards(root / "labelled", 12)
-    shards(root / "dev", 4, first_seed=100)
-    shards(root / "unlabelled", 8, first_seed=200, with_text=False)
-    torch.manual_seed(1)
-    teacher = ConformerTeacher(
-        vocab_size=UNITS.vocab_size, width=16, num_layers=1, num_heads=2, kernel_frames=3
-    )
-    save_model(root / "teacher", teacher, UNITS)
-    for audio, labels in (("labelled", "labels_of_labelled"), ("unlabelled", "labels")):
-        stages.label(teacher=str(root / "teacher"), audio=str(root / audio), out=str(root / labels))
+    root = taught(tmp_path_factory.mktemp("stages"))
+    out = str(root / "labels_of_labelled")
+    stages.label(teacher=str(root / "teacher"), audio=str(root / "labelled"), out=out)
     return root
 
 
@@ -180,13 +170,8 @@ def test_a_loss_of_labels_that_are_not_there_is_refused_by_name(data: Path, tmp_
 
 
 def test_labels_are_those_of_the_teacher(data: Path, tmp_path: Path) -> None:
-    torch.manual_seed(2)
-    other = ConformerTeacher(
-        vocab_size=UNITS.vocab_size, width=16, num_layers=1, num_heads=2, kernel_frames=3
-    )
-    save_model(tmp_path / "other", other, UNITS)
     with pytest.raises(LabelMismatchError, match=r"labels_of_labelled.*teacher_hash"):
-        train_labelled(data, tmp_path / "model", teacher=str(tmp_path / "other"))
+        train_labelled(data, tmp_path / "model", teacher=save_teacher(tmp_path / "other", 2))
     with pytest.raises(LabelMismatchError, match="audio_sha256"):
         train_labelled(data, tmp_path / "model", labelled_soft_labels=[str(data / "labels")])
 

@@ -24,20 +24,11 @@ from kdasr.stages.checks import begins_in_silence
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation
-from tests.speech import shards
 from tests.test_stages import STUDENT, log_of, train
 
 UNITS = CharUnits()
 CTC = {"weight": 1.0, "loss": ctc}
 STILL = {"eval_every": 4, "peak_learning_rate": 0.0, "warmup_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("silent_start")
-    shards(root / "labelled", 12)
-    shards(root / "dev", 4, first_seed=100)
-    return root
 
 
 def begun(data: Path, out: Path, **changed: Any) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,18 @@ from kdasr import stages
 from kdasr.contract import StudentSide
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.loader import Stream
-from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
+from kdasr.losses import best_path_ctc
 from kdasr.models import load_model
 from kdasr.soft_labels import LabelFolder, open_label_shard
-from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.onnx_ctc import OnnxCTC
 from kdasr.teachers.torchaudio_ctc import TorchaudioCTC
 from kdasr.text import CharUnits, load_units
-from kdasr.training import Optimisation
 from tests.speech import shards
 from tests.teachers.tiny_models import torchaudio_model
 from tests.teachers.tiny_onnx import write
+from tests.test_stages import train as stages_train
 
 pytestmark = pytest.mark.slow
-STUDENT = functools.partial(ChunkConformer, width=16, num_layers=1, num_heads=2, expansion=1, kernel_frames=3)
-SOFT = {"soft": {"weight": 1.0, "loss": soft_cross_entropy}}
 BEST = {"best_path": {"weight": 1.0, "loss": best_path_ctc}}
 
 
@@ -46,25 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(data: Path, out: Path, labels: str, **changed: Any) -> Any:
-    settings: dict[str, Any] = {
-        "name": out.name,
-        "out": str(out),
-        "checkpoints": str(out.with_name(f"{out.name}-checkpoints")),
-        "model": STUDENT,
-        "units": {"kind": "characters"},
-        "labelled": [str(data / "labelled")],
-        "dev": [str(data / "dev")],
-        "unlabelled": [str(data / "unlabelled")],
-        "labels": [str(data / labels)],
-        "optimisation": Optimisation(steps=2, eval_every=2),
-        "labelled_losses": {"ctc": {"weight": 1.0, "loss": ctc}},
-        "unlabelled_losses": SOFT,
-        "schedule": [["unlabelled", 1], ["labelled", 1]],
-        "batch_seconds": 8.0,
-        "seed": 4,
-        "device": "cpu",
-    }
-    stages.train(**{**settings, **changed})
+    stages_train(data, out, labels=[str(data / labels)], teacher=None, **changed)
     return load_model(out)
 
 
@@ -108,6 +86,6 @@ def test_other_units_are_refused_until_they_are_retokenised(data: Path, tmp_path
         units={"kind": "characters"},
     )
     with pytest.raises(ConfigError, match="transcripts without times"):
-        train(data, tmp_path / "student", "text", unlabelled_losses=SOFT)
+        train(data, tmp_path / "student", "text")
     trained = train(data, tmp_path / "student", "text", unlabelled_losses=BEST)
     assert trained.units.hash == CharUnits().hash

@@ -20,17 +20,8 @@ from kdasr.errors import RankLostError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.losses import ctc
 from kdasr.training.lock import LOCK_FILE, used_alone
-from tests.speech import shards
 from tests.test_ranks import on_ranks
 from tests.test_training import training
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("lock")
-    shards(root / "labelled", 12)
-    shards(root / "dev", 3, first_seed=1_000)
-    return root
 
 
 class Meanwhile:
