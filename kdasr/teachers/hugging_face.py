@@ -19,6 +19,7 @@ from torch import Tensor
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.compat import import_torchaudio
 from kdasr.errors import MissingDependencyError, ModelError
+from kdasr.symbols import shorten
 from kdasr.teachers.base import (
     Pretrained,
     Teacher,
@@ -34,6 +35,8 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 # Models of samples that mask the padding in all they do, unless their configuration adds what does not.
 _MASKING = {"wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"}
+# Of SpecAugment in training alone: published weights lack it (facebook/wav2vec2-base-960h).
+_OF_TRAINING = "masked_spec_embed"
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,10 @@ def import_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise MissingDependencyError("transformers", "hf") from error
-    # A bar for each worker that loads weights from the disk, in the midst of the job's own.
+    # A bar for each worker that loads weights from the disk, in the midst of the job's own; and warnings of
+    # what the library passes to itself, and tables of weights, of which `load_network` tells what matters.
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     return transformers
 
 
@@ -166,15 +171,34 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def load_network(kind: Any, folder: Path) -> Any:
+    """The network of the library's class `kind` in `folder`, in float32 however it was saved: autocast makes
+    of it what labelling asks for.
+
+    Raises:
+        ModelError: weights are missing, which the library would draw at random.
+    """
+    network, found = kind.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := sorted(name for name in found["missing_keys"] if not name.endswith(_OF_TRAINING)):
+        raise ModelError(
+            "the weights are those of another kind of model, or of one that is still to be fine-tuned",
+            where=folder,
+            expected=f"all of a {type(network).__name__}",
+            got=f"none for {shorten(', '.join(missing))}",
+        )
+    return network
+
+
 def _load(transformers: Any, folder: Path) -> tuple[Any, Any, Any]:
     weight_files(folder)
     try:
-        # However it was saved: it hears float32, of which autocast makes what labelling asks for.
-        network = transformers.AutoModelForCTC.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
-        )
+        network = load_network(transformers.AutoModelForCTC, folder)
         extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except ModelError:
+        raise
     except Exception as error:  # the library raises all kinds for what is missing or of another kind
         raise ModelError(
             "not a model with a CTC head that transformers can load",

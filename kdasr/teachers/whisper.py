@@ -15,7 +15,6 @@ said. Needs `kdasr[hf]`.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,15 +28,19 @@ from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ModelError, UnitsError
 from kdasr.symbols import shorten
 from kdasr.teachers.base import WAVEFORM, Teacher, hash_files, options_of, rows, spell
-from kdasr.teachers.hugging_face import find_folder, import_transformers, public_name, weight_files
+from kdasr.teachers.hugging_face import (
+    find_folder,
+    import_transformers,
+    load_network,
+    public_name,
+    weight_files,
+)
 from kdasr.text import CharUnits, letters_in, normalise
 
 _MAX_SECONDS = 30.0
 # More tokens than anybody speaks: of English, some four a second.
 _TOKENS_PER_SECOND, _FIRST_TOKENS = 16, 16
 _PROMPT_TOKENS = 4
-# What transformers 5 says of the arguments that it passes to itself, and of a limit below the model's own.
-_OF_ITSELF = ("Passing `generation_config` together with", "Both `max_new_tokens`")
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,16 @@ class Whisper:
             UnitsError: `letters` are something else.
         """
         transformers = import_transformers()
-        logging.getLogger("transformers.generation.utils").addFilter(_not_of_itself)
         folder = find_folder(self.path, self.revision)
         weights = weight_files(folder)
         try:
-            network = transformers.WhisperForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32
-            )
+            kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+            if kind != "whisper":
+                raise ModelError("not a Whisper model", where=folder, expected="whisper", got=kind)
+            network = load_network(transformers.WhisperForConditionalGeneration, folder)
             processor = transformers.WhisperProcessor.from_pretrained(folder, local_files_only=True)
+        except ModelError:
+            raise
         except Exception as error:  # the library raises all kinds for what is missing or of another kind
             raise ModelError(
                 "not a Whisper model that transformers can load",
@@ -205,10 +210,6 @@ class _Listener:
     def means(self) -> Tensor:
         """(B,) log-probability of a token on the mean, that of the end included."""
         return self._sums_b / self._counts_b.clamp_min(1)
-
-
-def _not_of_itself(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_OF_ITSELF)
 
 
 def _asked(how: Any, language: str, where: Path) -> dict[str, str]:

@@ -122,6 +122,41 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         HuggingFaceCTC(tmp_path).load("cpu")
 
 
+@pytest.mark.parametrize("source", [HuggingFaceCTC, Whisper])
+def test_weights_that_the_library_would_draw_at_random_are_refused(
+    source: type, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As those of facebook/wav2vec2-base, to which a head is still to be trained."""
+    if source is HuggingFaceCTC:
+        network, _ = hugging_face_model(tmp_path)
+        missing, weights = r"lm_head\.bias, lm_head\.weight", network.wav2vec2.state_dict()
+        weights = {f"wav2vec2.{name}": weight for name, weight in weights.items()}
+    else:
+        network = whisper_model(tmp_path)
+        missing, weights = r"model\.decoder\.embed_positions\.weight", network.state_dict()
+        del weights["model.decoder.embed_positions.weight"]
+    network.save_pretrained(tmp_path, state_dict=weights)
+    capfd.readouterr()
+    with pytest.raises(ModelError, match=rf"still to be fine-tuned; .*ForC.*; got none for {missing}"):
+        source(tmp_path).load("cpu")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_weight_of_training_alone_may_be_missing(tmp_path: Path) -> None:
+    """facebook/wav2vec2-base-960h has none."""
+    network, _ = hugging_face_model(tmp_path)
+    weights = network.state_dict()
+    del weights["wav2vec2.masked_spec_embed"]
+    network.save_pretrained(tmp_path, state_dict=weights)
+    assert HuggingFaceCTC(tmp_path).load("cpu").units.vocab_size == network.config.vocab_size
+
+
+def test_a_folder_of_another_model_is_no_whisper(tmp_path: Path) -> None:
+    hugging_face_model(tmp_path)
+    with pytest.raises(ModelError, match="not a Whisper model; expected whisper; got wav2vec2"):
+        Whisper(tmp_path).load("cpu")
+
+
 def test_transformers_comes_up_beside_this_torchaudio() -> None:
     """Its audio code imports torchaudio, whose extension may not load: in a process of its own."""
     program = "from kdasr.teachers.hugging_face import import_transformers as t; t().WhisperFeatureExtractor"

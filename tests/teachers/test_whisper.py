@@ -86,7 +86,7 @@ def test_labels_spell_the_transcript(teacher: Teacher) -> None:
         assert path.exp().sum(-1).tolist() == pytest.approx([1.0] * len(path), abs=1e-5)
         assert path.max(-1).values.tolist() == pytest.approx([score] * len(path), abs=1e-4)
     assert teacher.level == "sequence" and teacher.max_seconds == 30.0
-    assert teacher.units_hash == units.hash
+    assert teacher.units.hash == units.hash
 
 
 def test_a_doubtful_transcript_is_still_the_best_path() -> None:
