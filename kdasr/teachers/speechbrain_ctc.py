@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.compat import import_torchaudio
 from kdasr.errors import ModelError
+from kdasr.symbols import shorten
 from kdasr.teachers.base import Pretrained, Teacher, not_in_cache, not_there, pretrained_teacher
 
 
@@ -93,7 +95,7 @@ def _load(path: str, hparams_file: str, device: str) -> tuple[Any, bytes]:
             raise not_there(what, path, "Fetch the whole model.") from error
         raise not_in_cache(what, path) from error
     try:
-        with _no_network():
+        with _no_network(), _not_found() as missing:
             asr = EncoderASR.from_hparams(
                 source, hparams_file=hparams_file, fetch_config=offline, run_opts={"device": device}
             )
@@ -104,6 +106,13 @@ def _load(path: str, hparams_file: str, device: str) -> tuple[Any, bytes]:
             expected="the files that its hyperparams.yaml names, on this machine",
             got=f"{type(error).__name__}: {error}",
         ) from error
+    if missing:
+        raise ModelError(
+            "the weights are those of another model than its YAML builds",
+            where=path,
+            expected="all of them",
+            got=f"none for {shorten(', '.join(missing))}",
+        )
     return asr, hparams
 
 
@@ -118,6 +127,25 @@ def _no_network() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _not_found() -> Iterator[list[str]]:
+    """The weights for which SpeechBrain finds no value, and which it leaves random: its log alone tells."""
+    missing: list[str] = []
+
+    def hear(record: logging.LogRecord) -> bool:
+        said, _, name = record.getMessage().rpartition("did not have parameters for the key: ")
+        if said:
+            missing.append(name)
+        return not said
+
+    log = logging.getLogger("speechbrain.utils.checkpoints")
+    log.addFilter(hear)
+    try:
+        yield missing
+    finally:
+        log.removeFilter(hear)
 
 
 def _symbols(tokenizer: Any, where: str) -> tuple[list[str], bytes | None]:

@@ -110,6 +110,16 @@ def test_word_pieces_come_with_their_model(tmp_path: Path) -> None:
     assert teacher.units.encode("two ten") == units.encode("two ten")
 
 
+def test_weights_that_would_stay_random_are_refused(tmp_path: Path) -> None:
+    save_letters(tmp_path)
+    state = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    name = next(name for name in state if name.endswith("w.bias"))
+    del state[name]
+    torch.save(state, tmp_path / "model.ckpt")
+    with pytest.raises(ModelError, match=rf"another model than its YAML builds.*got none for {name}$"):
+        SpeechBrainCTC(tmp_path).load("cpu")
+
+
 def test_what_is_missing_is_named_and_nothing_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
