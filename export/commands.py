@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb runs: `kdasr --help` must not wait for t
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def demo_page(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
     page = DemoPage(arguments.model, port=arguments.port)
     print(f"{page.url}   (Ctrl-C ends it)", flush=True)
-    page.serve()
+    with contextlib.suppress(KeyboardInterrupt):
+        page.serve()
 
 
 def bench_device(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

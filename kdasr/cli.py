@@ -16,6 +16,8 @@ from kdasr.errors import ConfigError, KdasrError, UnitsError
 
 # What the processes that `torchrun` starts may do together.
 _FOR_ALL = ("run", "train", "label", "evaluate")
+# What leaves finished parts behind, from which it goes on when it is called again.
+_GO_ON = frozenset({"run", "prepare", "train", "label", "retokenise"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdasr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("kdasr: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        goes_on = "; the same command goes on from what is finished" if _GO_ON.intersection(words[:1]) else ""
+        print(f"kdasr: interrupted{goes_on}", file=sys.stderr)
         return 130
 
 
@@ -146,6 +149,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run_by_all(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Run the verb, in each of the processes that `torchrun` has started if it has."""
+    # Before torch, which imports it in C and drops what is raised there, a Ctrl-C too.
+    import numpy  # noqa: F401
+
     from kdasr.ranks import joined
 
     with joined() as ranks:
@@ -359,6 +365,7 @@ def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 def _select(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.labelling import bound, select
+    from kdasr.reasons import counted, duration
 
     chosen = select(
         audio=arguments.audio,
@@ -368,7 +375,8 @@ def _select(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         measure=arguments.measure,
     )
     print(
-        f"kept {chosen.chosen} utterances, {chosen.hours:.2f} of {chosen.hours_before:.2f} h; "
+        f"kept {counted(chosen.chosen, 'utterance')}, {duration(3600 * chosen.hours)} of "
+        f"{duration(3600 * chosen.hours_before)}; "
         f"their {arguments.measure} is {bound(arguments.measure)} {chosen.threshold:.3f}"
     )
 

@@ -1,4 +1,4 @@
-"""Why things were left out, for people: those that differ in numbers alone are counted as one."""
+"""Counts, durations and reasons for people; reasons that differ in numbers alone are counted as one."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ class Reasons:
 def counted(count: int, what: str) -> str:
     """For people: `1 shard`, `2 shards`."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """For people: `4.2 s`, `12.3 min`, `1,234.50 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.2f} h"
 
 
 def lines_of(kinds: Sequence[Kind], what_happened: str) -> list[str]:

@@ -264,8 +264,9 @@ def parse_value(text: str) -> Any:
     Raises:
         ConfigError: a tag, which only a file may have.
     """
-    if re.match(r"!(ref|new|name|apply|module|copy|include|tuple)\b", text):
-        raise ConfigError("tags are for files, and the command line gives values", got=text)
+    if re.search(r"(^|[\s,\[{])!(ref|new|name|apply|module|copy|include|tuple)\b", text):
+        fix = "Write it into a copy of the recipe."
+        raise ConfigError("tags are for files, and the command line gives values", got=text, fix=fix)
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError):  # a date of which there is none, for one

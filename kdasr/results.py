@@ -9,17 +9,14 @@ WORK_DIR/spike_offsets.json            see kdasr/spikes.py
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdasr.errors import ConfigError
-from kdasr.storage import commit_json
+from kdasr.storage import commit_json, locked
 
 RESULTS_FILE = "results.json"
 HYPOTHESES_FOLDER = "hypotheses"
@@ -73,7 +70,7 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
     """
     _check_row(path, row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent):
+    with locked(path.parent):
         rows = read_results(path)
         identity = ("model", "seed", "test")
         same = [
@@ -102,7 +99,7 @@ def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[
     """
     if not path.exists():
         return None
-    with _locked(path.parent):
+    with locked(path.parent):
         rows = read_results(path)
         own = [row for row in rows if row.get("test") != test or not _is_other(row, seed, measured)]
         if len(own) == len(rows):
@@ -132,14 +129,3 @@ def _check_row(path: Path, row: Mapping[str, Any]) -> None:
         optional = name in _MAY_BE_NULL and value is None
         if name != "model" and not optional and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ConfigError(f"the field {name} of a result row is no number", where=path, got=repr(value))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time. The folder itself is the lock, so that no lock file is left behind."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

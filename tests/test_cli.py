@@ -6,6 +6,8 @@ import copy
 import errno
 import importlib.metadata
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -267,3 +269,34 @@ def test_plan_select_and_verify_the_labels_of_a_job(
     packed.write_bytes(packed.read_bytes()[:-9])
     assert main(["verify", str(audio), "--labels", str(labels)]) == 1
     assert "shard-000000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["numpy.linalg", "numpy.exceptions", "torch.nn"])
+def test_ctrl_c_ends_a_command_whatever_is_being_imported(module: str) -> None:
+    """Torch imports numpy in C and drops what is raised there."""
+    program = f"""
+import sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from kdasr.cli import main
+sys.exit(main(["verify", "nowhere"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "kdasr: interrupted\n")
+
+
+def test_what_goes_on_when_called_again_says_so_when_it_is_interrupted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run_by_all", interrupted)
+    assert main(["prepare", "synth"]) == main(["verify", "nowhere"]) == 130
+    goes_on, ends = capsys.readouterr().err.splitlines()
+    assert goes_on.endswith("interrupted; the same command goes on from what is finished")
+    assert ends == "kdasr: interrupted"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdasr import reasons
-from kdasr.reasons import Kind, Reasons, counted, lines_of
+from kdasr.reasons import Kind, Reasons, counted, duration, lines_of
 
 
 def test_reasons_that_differ_in_numbers_are_counted_as_one() -> None:
@@ -38,3 +38,15 @@ def test_people_see_the_commonest_and_how_many_there_are_of_the_rest(monkeypatch
 
 def test_one_is_no_plural() -> None:
     assert [counted(count, "shard") for count in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
+
+
+def test_durations_are_in_the_unit_that_people_would_choose() -> None:
+    said = {
+        0.0: "0.0 s",
+        59.9: "59.9 s",
+        90.0: "1.5 min",
+        3599.0: "60.0 min",
+        3600.0: "1.00 h",
+        3.6e6: "1,000.00 h",
+    }
+    assert {seconds: duration(seconds) for seconds in said} == said

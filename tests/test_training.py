@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from kdasr.augment import SpecAugment
-from kdasr.errors import ConfigError, DamagedShardError, NonFiniteLossError, TrainingError
+from kdasr.errors import ConfigError, DamagedShardError, MissingLabelsError, NonFiniteLossError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput, OnlineTeacher
 from kdasr.loader import Stream
-from kdasr.losses import ctc
+from kdasr.losses import ctc, soft_cross_entropy
 from kdasr.methods.consistency import both_views
 from kdasr.methods.teachers import EmaTeacher
 from kdasr.models import load_model
@@ -383,6 +383,16 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(
     assert other_dev.fingerprint() != first  # its WER would be compared with those of the first dev set
 
 
+def test_a_training_that_is_refused_moves_no_checkpoints(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training(data, tmp_path / "c", steps=1).run(tmp_path / "model")
+    with pytest.raises(MissingLabelsError, match="asks for soft labels, and this audio has none"):
+        training(data, tmp_path / "c", steps=1, loss=soft_cross_entropy).run(tmp_path / "model")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["c", "model"]
+    assert "begins anew" not in capsys.readouterr().err
+
+
 def test_checkpoints_of_two_trainings_do_not_lie_one_in_the_other(data: Path, tmp_path: Path) -> None:
     training(data, tmp_path / "c", steps=1).run(tmp_path / "model")
     with pytest.raises(
@@ -591,7 +601,7 @@ def test_what_is_left_out_is_counted_and_named(
     assert facts["left_out"] == {"labelled": count, "dev": 0}
     assert load_model(tmp_path / "model").card["training"]["left_out"] == facts["left_out"]
     printed = capsys.readouterr().err
-    assert f"tiny: {count} utterances of labelled are left out" in printed and "dev are left" not in printed
+    assert f"tiny: {count} utterances of labelled left out" in printed and "of dev left" not in printed
 
 
 @pytest.mark.parametrize("said", ["blank", "a unit"])

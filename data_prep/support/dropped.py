@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from kdasr.errors import KdasrError, UnitsError
-from kdasr.reasons import Reasons
+from kdasr.reasons import Kind, Reasons
 
 
 @dataclass(slots=True)
@@ -62,14 +62,10 @@ class Dropped:
         if any(char.lower() not in normal_text for char in letters):
             self.notes["without their accents"] += 1
 
-    def reasons(self, most: int = 3) -> str:
-        """Why, the commonest first, with counts."""
+    def kinds(self) -> list[Kind]:
+        """The reasons why, the commonest first, each with how often and one place."""
         kinds = Reasons(self.items).commonest()
-        said = [
-            f"{kind.times} × {kind.reason} (such as {self.places.get(kind.what, kind.what)})"
-            for kind in kinds[:most]
-        ]
-        return "; ".join(said) + ("; …" if len(kinds) > most else "")
+        return [kind._replace(what=self.places.get(kind.what, kind.what)) for kind in kinds]
 
     def as_json(self) -> dict[str, object]:
         """For dropped.json."""

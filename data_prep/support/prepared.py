@@ -17,9 +17,9 @@ from data_prep.support.files import files_below
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import PREPARED, PREPARING, sha256_of
-from kdasr.reasons import counted
+from kdasr.reasons import counted, duration, lines_of
 from kdasr.shards import Shard, complete_shards, open_shard, write_shards
-from kdasr.storage import commit_bytes, remove_leftovers
+from kdasr.storage import commit_bytes, locked, remove_leftovers
 
 FORMAT = "kdasr-prepared"
 DROPPED = "dropped.json"
@@ -44,8 +44,17 @@ def prepare_split(
         ConfigError: the folder was made from another source, or by something else.
         ShardError: the folder cannot be written.
     """
+    if any(place.is_file() for place in (folder, folder.parent)):
+        raise ConfigError("shards go into a folder, and this is a file", where=folder, fix="Check --out.")
+    busy = ConfigError(
+        "another `kdasr prepare` writes into this folder",
+        where=folder,
+        fix="Wait until it has ended, or name another folder with --out.",
+    )
     try:
-        return _prepare_split(utterances, folder, source, max_utterances)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, busy=busy):
+            return _prepare_split(utterances, folder, source, max_utterances)
     except OSError as error:
         fix = "Make room, check the permissions, and run the same again: it goes on where it stopped."
         raise ShardError("the split cannot be written", where=folder, got=error, fix=fix) from error
@@ -54,15 +63,12 @@ def prepare_split(
 def _prepare_split(
     utterances: Callable[..., Iterator[Utterance]], folder: Path, source: dict[str, Any], max_utterances: int
 ) -> list[Path]:
-    if any(place.is_file() for place in (folder, folder.parent)):
-        raise ConfigError("shards go into a folder, and this is a file", where=folder, fix="Check --out.")
     remove_leftovers(folder)
     finished = _finished(folder, source)
     if finished:
         (folder / PREPARING).unlink(missing_ok=True)
         return finished
     _clear_unfinished(folder, source)
-    folder.mkdir(parents=True, exist_ok=True)
     _commit(folder / PREPARING, {"source": source})
     # Beside a record of what was once complete, a shard may be another one of the same name.
     kept = [] if (folder / PREPARED).exists() else complete_shards(folder)
@@ -73,7 +79,7 @@ def _prepare_split(
     clipped = Counter[str]()
     following = _clips_counted(_following(utterances(dropped=dropped, done=done), done), clipped)
     paths = write_shards(
-        following if kept else _some(following, folder, dropped),
+        following if kept else _some(following, folder, dropped, source["settings"]),
         folder,
         max_utterances=max_utterances,
         description=f"{source['corpus']} {source['split']}",
@@ -143,17 +149,24 @@ def _clips_counted(utterances: Iterator[Utterance], clipped: Counter[str]) -> It
         yield utterance
 
 
-def _some(utterances: Iterator[Utterance], folder: Path, dropped: Dropped) -> Iterator[Utterance]:
+def _some(
+    utterances: Iterator[Utterance], folder: Path, dropped: Dropped, settings: Mapping[str, Any]
+) -> Iterator[Utterance]:
     """All of them; it is an error if there are none."""
     first = next(utterances, None)
     if first is None:
         _commit(folder / DROPPED, dropped.as_json())
+        advice = "Check --corpus" + (
+            ", and --audio_folder where a list names files." if "audio_folder" in settings else "."
+        )
+        if settings.get("held_out_share"):
+            advice = "Mend what was left out, or hold out a larger share, into another --out."
+        reasons = "; ".join(lines_of(dropped.kinds()[:3], "left out"))
         raise CorpusError(
             "no utterance can be used",
             where=folder.name,
-            got=f"{len(dropped.items)} left out: {dropped.reasons()}" if dropped.items else "an empty corpus",
-            fix="Check --corpus, and --audio_folder where a list names files. "
-            f"All that was left out is in {folder / DROPPED}.",
+            got=reasons or "an empty corpus",
+            fix=f"{advice} All that was left out is in {folder / DROPPED}.",
         )
     yield first
     yield from utterances
@@ -214,13 +227,15 @@ def _summary(source: dict[str, Any], shards: list[Shard], dropped: Dropped) -> d
 
 
 def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[str]) -> None:
-    """One line on stderr for each split."""
-    count, hours = sum(shard.count for shard in shards), sum(shard.seconds for shard in shards) / 3600
-    parts = [f"{folder}: {counted(count, 'utterance')}, {hours:.2f} h, {counted(len(shards), 'shard')}"]
+    """A line on stderr for each split, and one for each reason why something was left out."""
+    count, audio = sum(shard.count for shard in shards), duration(sum(shard.seconds for shard in shards))
+    parts = [f"{folder}: {counted(count, 'utterance')}, {audio}, {counted(len(shards), 'shard')}"]
     if dropped.items:
-        parts.append(f"{len(dropped.items)} left out (see {DROPPED}): {dropped.reasons()}")
+        parts.append(f"{len(dropped.items)} left out (see {DROPPED})")
     parts += [f"{number} {note}" for note, number in sorted((dropped.notes + clipped).items())]
     say("; ".join(parts))
+    for line in lines_of(dropped.kinds(), "  left out"):
+        say(line)
 
 
 def say(line: str) -> None:

@@ -18,6 +18,7 @@ from kdasr.interfaces import BLANK_ID, SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score, threshold
 from kdasr.manifest import Shard, read_manifest
+from kdasr.reasons import duration
 from kdasr.shards import read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.soft_labels.runs import best_classes, best_path
@@ -85,8 +86,8 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
 def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
     """For people: how much has labels, and the error rate of the surest of what has a transcript, too."""
     labelled = [item for item in found if item.text is not None]
-    hours, all_hours = (sum(item.seconds for item in items) / 3600 for items in (labelled, found))
-    lines = [f"{len(labelled)} of {len(found)} utterances have labels, {hours:.2f} of {all_hours:.2f} h"]
+    audio, all_audio = (duration(sum(item.seconds for item in items)) for items in (labelled, found))
+    lines = [f"{len(labelled)} of {len(found)} utterances have labels, {audio} of {all_audio}"]
     at_once = sum(item.at_once for item in labelled)
     if 2 * at_once > len(labelled):
         lines.append(

@@ -27,7 +27,7 @@ from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, ma
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest as read_audio_manifest
 from kdasr.ranks import Ranks
-from kdasr.reasons import counted
+from kdasr.reasons import counted, duration
 from kdasr.soft_labels import label_file, read_manifest
 from kdasr.storage import Place, is_url, locate, remove_leftovers
 
@@ -136,8 +136,7 @@ def verify_labels(audio: Place, out: Place) -> list[str]:
 
 def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display: Display) -> None:
     display.note(
-        f"{counted(len(plan.todo), 'shard')} ({plan.seconds / 3600:,.2f} h) to label, "
-        f"{len(plan.done)} are done"
+        f"{counted(len(plan.todo), 'shard')} ({duration(plan.seconds)}) to label, {len(plan.done)} are done"
     )
     for audio, problem in plan.damaged.items():
         display.note(f"again: {Path(audio).name}: {problem}", problem=True)

@@ -23,7 +23,7 @@ from kdasr.labelling.engines import fetch_and_label, set_threads, settings_of_on
 from kdasr.labelling.settings import Settings, ShardResult, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest
-from kdasr.reasons import counted
+from kdasr.reasons import counted, duration
 from kdasr.storage import Place, locate
 
 PREDICTION_FILE = "plan.json"
@@ -158,8 +158,9 @@ def plan_text(prediction: Prediction) -> str:
     """A prediction for people."""
     p = prediction
     heard = ""
-    if f"{p.hours_heard:.2f}" != f"{p.hours:.2f}":
-        heard = f", of which the teacher hears {p.hours_heard:,.2f} h"
+    hours = duration(3600 * p.hours)
+    if (hours_heard := duration(3600 * p.hours_heard)) != hours:
+        heard = f", of which the teacher hears {hours_heard}"
     speed = f"{p.times_real_time:,.0f} × real time" if p.times_real_time else "unknown, nothing was heard"
     labels = "none: not one utterance of the sample got any"
     if p.frames:
@@ -167,15 +168,15 @@ def plan_text(prediction: Prediction) -> str:
     # One shard says nothing of how much shards differ.
     spread = f" (± {p.spread:.0%})" if p.sampled_shards > 1 else ""
     lines = [
-        f"{counted(p.shards, 'shard')}, {p.hours:,.2f} h of audio{heard} "
-        f"({p.sampled_shards} labelled to find out)",
+        f"{counted(p.shards, 'shard')}, {hours} of audio{heard} ({p.sampled_shards} labelled to find out)",
         f"labels: {labels}",
         f"speed of one worker: {speed}",
-        f"time: {p.worker_hours:,.2f} worker-hours{spread}, "
-        f"{p.wall_hours:,.2f} h with {counted(p.workers, 'worker')}",
+        f"time: {duration(3600 * p.worker_hours)} of a worker{spread}, "
+        f"{duration(3600 * p.wall_hours)} with {counted(p.workers, 'worker')}",
     ]
     if p.shards_done:
-        lines.insert(0, f"{p.shards_done} of {p.shards} shards are labelled already; what all of them take:")
+        done = f"{p.shards_done} of {counted(p.shards, 'shard')} labelled already"
+        lines.insert(0, f"{done}; what all of them take:")
     if p.cost:
         lines.append(f"cost: {p.cost:,.2f}")
     return "\n".join(lines)

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from kdasr.labelling.foreman import Outcome
 from kdasr.labelling.settings import ShardResult
-from kdasr.reasons import Kind, Reasons, counted, lines_of
+from kdasr.reasons import Kind, Reasons, counted, duration, lines_of
 
 #: Utterances without labels that are kept by name; the manifests have all.
 MOST_NAMED = 1000
@@ -189,14 +189,12 @@ class Display:
         self._seconds, self._said_s = seconds, 0.0
         self._progress = Progress(
             TextColumn("labelling"),
-            BarColumn(),
-            TextColumn("{task.completed:.2f}/{task.total:.2f} h"),
-            TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(),
+            BarColumn(20),  # with what follows it fits into 80 columns
+            TextColumn("{task.fields[so_far]}"),
             console=self._console,
             disable=quiet or not self._console.is_terminal,
         )
-        self._bar = self._progress.add_task("labelling", total=seconds / 3600, speed="")
+        self._bar = self._progress.add_task("labelling", total=seconds, so_far="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -222,21 +220,19 @@ class Display:
                 f"{outcome.result.batch_seconds:.0f} s now",
                 problem=True,
             )
-        speed = progress_text(totals, self._seconds)
-        self._progress.update(self._bar, completed=totals.seconds / 3600, speed=speed)
+        so_far = progress_text(totals, self._seconds)
+        self._progress.update(self._bar, completed=totals.seconds, so_far=so_far)
         if not self._console.is_terminal and totals.wall_s - self._said_s >= _QUIET_S:
             self._said_s = totals.wall_s
-            self.note(f"{totals.seconds / 3600:,.2f} of {self._seconds / 3600:,.2f} h, {speed}")
+            self.note(so_far)
 
 
 def progress_text(totals: Totals, seconds: float) -> str:
-    """How fast it goes and how long it will take, of `seconds` of audio in all.
+    """How far it is, how fast it goes and how long it will take, of `seconds` of audio in all.
 
     Not by rich, whose estimate looks back half a minute: a shard may take longer.
     """
-    text = f"{totals.times_real_time:,.0f} × real time"
-    if totals.frames:
-        text += f", {totals.bytes_per_frame:.2f} bytes/frame"
+    text = f"{duration(totals.seconds)} of {duration(seconds)}, {totals.times_real_time:,.0f} × real time"
     if not totals.seconds:
         return text
     # Of the shards as they are: what is left has as much that the teacher will not hear.
@@ -249,9 +245,9 @@ def summary_text(summary: dict[str, Any]) -> str:
     utterances = summary["labelled"] + summary["num_failed"]
     lines = [
         f"{counted(summary['shards_labelled'], 'shard')} labelled,"
-        f" {summary['shards_done_before']} were done before;"
+        f" {summary['shards_done_before']} done before;"
         f" {summary['labelled']:,} of {utterances:,} utterances have labels,"
-        f" {summary['hours_labelled']:,.2f} of {summary['hours']:,.2f} h",
+        f" {duration(3600 * summary['hours_labelled'])} of {duration(3600 * summary['hours'])}",
         f"{summary['bytes']:,} bytes"
         + (f", {summary['bytes_per_frame']:.2f} a frame" if summary["frames"] else ""),
     ]
@@ -260,7 +256,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         shares = f"teacher {teacher:.0%} of the time, codec {codec:.0%} beside it"
         if summary["fetch_share"] >= 0.005:  # audio on this machine is there at once
             shares += f", fetching audio {summary['fetch_share']:.0%}"
-        heard = f"{summary['times_real_time']:,.0f} × real time over {summary['hours_heard']:,.2f} h heard"
+        hours_heard = duration(3600 * summary["hours_heard"])
+        heard = f"{summary['times_real_time']:,.0f} × real time over {hours_heard} heard"
         if not summary["hours_heard"]:
             heard = "the teacher heard nothing"
         lines.append(f"{heard}; {shares}; {summary['padding']:.1%} padding")
@@ -276,7 +273,6 @@ def summary_text(summary: dict[str, Any]) -> str:
     if summary.get("log_problem"):
         lines.append(f"the log is incomplete: {summary['log_problem']}")
     if summary["shards_not_tried"]:
-        lines.append(
-            f"{len(summary['shards_not_tried'])} shards were not tried: run it again once this is solved"
-        )
+        not_tried = counted(len(summary["shards_not_tried"]), "shard")
+        lines.append(f"{not_tried} not tried: run it again once this is solved")
     return "\n".join(lines)

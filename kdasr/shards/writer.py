@@ -29,6 +29,7 @@ from kdasr.manifest import (
     sha256_of,
     shard_path,
 )
+from kdasr.reasons import duration
 from kdasr.storage import commit_bytes, commit_file
 
 
@@ -236,17 +237,17 @@ def _progress(description: str, kept: Sequence[Shard]) -> Iterator[Callable[[flo
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        TextColumn("{task.completed:,} utterances, {task.fields[hours]:.2f} h"),
+        TextColumn("{task.completed:,} utterances, {task.fields[audio]}"),
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         count, seconds = sum(shard.count for shard in kept), sum(shard.seconds for shard in kept)
-        task = progress.add_task(description, total=None, completed=count, hours=seconds / 3600)
+        task = progress.add_task(description, total=None, completed=count, audio=duration(seconds))
 
         def advance(more_seconds: float) -> None:
             nonlocal seconds
             seconds += more_seconds
-            progress.update(task, advance=1, hours=seconds / 3600)
+            progress.update(task, advance=1, audio=duration(seconds))
 
         yield advance

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import socket
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,22 @@ def commit_file(temporary: Path, path: Path) -> None:
     sync_path(temporary)
     temporary.replace(path)
     sync_path(path.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, busy: Exception | None = None) -> Iterator[None]:
+    """One process of this machine at a time: others wait, or raise `busy`. The folder itself is the lock, so
+    that no file is left behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            assert busy is not None
+            raise busy from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refuse_file(folder: Path, what: str) -> None:

@@ -110,8 +110,3 @@ def _free_text(folder: Path) -> str:
     except OSError:
         return "an unknown number of bytes"
     return f"{free_bytes / 2**30:.1f} GB" if free_bytes >= 2**30 else f"{free_bytes / 2**20:.1f} MB"
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a killed run can go on from `folder`."""
-    return WholeCheckpoints(folder).find_checkpoint() is not None

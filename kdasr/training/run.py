@@ -24,6 +24,7 @@ from kdasr.interfaces import AcousticModel, BatchSource, Loss, OnlineTeacher, Tr
 from kdasr.loader import Stream, feature_statistics
 from kdasr.models import count_parameters, read_card, refuse_other_content, save_model
 from kdasr.ranks import Ranks, joined
+from kdasr.reasons import counted
 from kdasr.schedule import ScheduledBatches
 from kdasr.storage import commit_bytes, commit_json
 from kdasr.text import Units
@@ -113,11 +114,13 @@ class Training:
             self._check(ranks)
             if ranks.first:
                 self._tell_what_begins(ranks)
-                self._take_checkpoints(out, held)
-                self._tell_what_is_left_out()
-            ranks.wait()
+            # What is refused here has moved no checkpoints yet.
             step = self._first_step()
             try:
+                if ranks.first:
+                    self._take_checkpoints(out, held)
+                    self._tell_what_is_left_out()
+                ranks.wait()
                 brain = CtcBrain(self, step)
                 with compiled(self.model, self.optimisation.compile):
                     brain.train_on(batches)
@@ -163,13 +166,9 @@ class Training:
 
     def _first_step(self) -> Step:
         """Everything that learns, with its first weights; a resumed run loads others over them."""
-        from kdasr.training.checkpoints import has_checkpoint
-
-        statistics = None
-        if not has_checkpoint(self.checkpoints):
-            statistics = feature_statistics(cast(Stream, self.streams["labelled"]))
-            if self.start is None:
-                self.model.set_statistics(*statistics)
+        statistics = feature_statistics(cast(Stream, self.streams["labelled"]))
+        if self.start is None:
+            self.model.set_statistics(*statistics)
         torch.manual_seed(step_seed(self.seed, "teachers"))
         for teacher in self.teachers.values():
             teacher.attach(self.model, units_hash=self.units.hash, statistics=statistics)
@@ -264,10 +263,8 @@ class Training:
         commit_json(path, record)
         for name, stream in self._all_streams().items():
             if stream.left_out:
-                _say(
-                    f"{self.name}: {len(stream.left_out)} utterances of {name} are left out, "
-                    f"{len(stream.items)} are used (see {path})"
-                )
+                left_out = counted(len(stream.left_out), "utterance")
+                _say(f"{self.name}: {left_out} of {name} left out, {len(stream.items)} used (see {path})")
 
     def _check(self, ranks: Ranks) -> None:
         self.optimisation.check_shared_by(ranks.count, self.name)

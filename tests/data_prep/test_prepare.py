@@ -15,6 +15,7 @@ import soundfile
 from data_prep import check, corpora, prepare, settings_of
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.shards import list_shards, write_shards
+from kdasr.storage import locked
 from tests.data_prep.fakes import bytes_below, make_librispeech, read_folder, record_of, write_tone
 
 SHORT = {"labelled_minutes": 0.1, "unlabelled_minutes": 0.1, "dev_minutes": 0.1, "test_minutes": 0.1}
@@ -194,7 +195,17 @@ def test_a_transcript_that_cannot_be_used_is_named_by_its_file(
         write_tone(tmp_path / f"in/{name}.wav", 0.5)
         (tmp_path / f"in/{name}.txt").write_text(text)
     prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out", transcripts=True)
-    assert r"(such as b.wav, text '1\n')" in capsys.readouterr().err
+    assert r"  left out: b.wav, text '1\n': the character '1'" in capsys.readouterr().err
+
+
+def test_a_second_preparation_of_a_folder_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    write_tone(tmp_path / "in/a.wav", 0.5)
+    split = tmp_path / "out/unlabelled"
+    split.mkdir(parents=True)
+    with locked(split), pytest.raises(ConfigError, match=r"another `kdasr prepare` writes into this folder"):
+        prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
+    assert list(split.iterdir()) == []
+    assert prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")["unlabelled"]
 
 
 def test_shards_are_not_mixed_with_the_corpus(corpus: Path) -> None:
@@ -214,7 +225,7 @@ def test_the_summary_counts_what_happened(
     (chapter / "84-121-0001.flac").write_bytes(b"")
     prepare("librispeech", corpus=corpus, out=tmp_path / "out", subset="dev-clean-2")
     said = capsys.readouterr().err
-    assert "dev-clean-2: 1 utterance, 0.00 h, 1 shard; " in said
+    assert "dev-clean-2: 1 utterance, 0.5 s, 1 shard; " in said
     assert "1 left out (see dropped.json)" in said
     assert "1 resampled from 44100 Hz" in said
     record = record_of(tmp_path / "out" / "dev-clean-2")
@@ -247,7 +258,7 @@ def test_a_corpus_of_which_nothing_can_be_used_is_an_error(tmp_path: Path) -> No
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.wav").write_bytes(b"no")
     with pytest.raises(
-        CorpusError, match=r"no utterance can be used.*left out: 1 × the audio cannot.*a\.wav"
+        CorpusError, match=r"no utterance can be used; got left out: \S*a\.wav: the audio cannot"
     ):
         prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
 

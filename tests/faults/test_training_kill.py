@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kdasr.training.checkpoints import has_checkpoint
+from kdasr.training.checkpoints import WholeCheckpoints
 from tests.speech import shards
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_one_goes_on(tmp_path: Path) -> 
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
 
     checkpoints = tmp_path / "checkpoints/teacher"
-    assert has_checkpoint(checkpoints) and not (tmp_path / "teacher").exists()
+    assert WholeCheckpoints(checkpoints).find_checkpoint() is not None and not (tmp_path / "teacher").exists()
     for folder in checkpoints.glob("CKPT*"):
         names = {path.name for path in folder.iterdir()}
         assert {"CKPT.yaml", "model.ckpt", "optimizer.ckpt", "brain.ckpt", "counter.ckpt"} <= names

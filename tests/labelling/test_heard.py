@@ -82,7 +82,7 @@ def test_the_error_rate_is_that_of_the_surest_shares_of_what_has_a_transcript(
     folders: tuple[Path, Path],
 ) -> None:
     lines = heard_summary(list(heard(audio=folders[0], labels=folders[1])), "best_path")
-    assert lines[0] == "4 of 5 utterances have labels, 0.00 of 0.00 h"
+    assert lines[0] == "4 of 5 utterances have labels, 12.0 s of 15.0 s"
     assert lines[1] == "WER of the 3 that have a transcript, too, by best_path:"
     rows = [line.split() for line in lines[3:]]
     # All three: one of two, two of three and none of two words wrong; two thirds; the surest alone.
@@ -101,7 +101,7 @@ def test_the_error_rate_is_that_of_the_surest_shares_of_what_has_a_transcript(
 def test_without_transcripts_there_is_no_error_rate(tmp_path: Path) -> None:
     audio, labels = _labelled(tmp_path, with_text=False)
     found = list(heard(audio=audio, labels=labels))
-    assert heard_summary(found, "best_path") == ["4 of 5 utterances have labels, 0.00 of 0.00 h"]
+    assert heard_summary(found, "best_path") == ["4 of 5 utterances have labels, 12.0 s of 15.0 s"]
 
 
 @pytest.mark.parametrize(("frame_shift_ms", "told"), [(0.0, False), (40.0, True)])

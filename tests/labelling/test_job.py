@@ -364,9 +364,9 @@ def test_the_summary_tells_what_has_labels_and_the_speed_what_was_heard(audio: P
     hours = [summary[name] * 3600 for name in ("hours", "hours_labelled", "hours_heard")]
     assert hours == pytest.approx([in_all_s, short_s, short_s])
     assert summary["times_real_time"] == pytest.approx(short_s / summary["wall_s"], rel=0.02, abs=0.1)
-    said = f"; {short} of 12 utterances have labels, 0.00 of 0.00 h"
+    said = f"; {short} of 12 utterances have labels, 2.4 s of 11.6 s"
     first, _, speed = summary_text(summary).splitlines()[:3]
-    assert first == f"3 shards labelled, 0 were done before{said}" and "real time over 0.00 h heard" in speed
+    assert first == f"3 shards labelled, 0 done before{said}" and "real time over 2.4 s heard" in speed
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert sum(line["labelled_seconds"] for line in lines) == pytest.approx(short_s, abs=0.01)
     assert sum(line["heard_seconds"] for line in lines) == pytest.approx(short_s, abs=0.01)
@@ -376,7 +376,7 @@ def test_the_summary_tells_what_has_labels_and_the_speed_what_was_heard(audio: P
     (out / "shard-000000.json").write_text(json.dumps(manifest))
     again = run(audio, out, settings=settings)
     assert [again[name] * 3600 for name in ("hours", "hours_labelled")] == pytest.approx(hours[:2])
-    assert summary_text(again).splitlines()[0] == f"0 shards labelled, 3 were done before{said}"
+    assert summary_text(again).splitlines()[0] == f"0 shards labelled, 3 done before{said}"
     assert "real time" not in summary_text(again)
 
 
@@ -399,8 +399,8 @@ def test_the_time_left_is_that_of_the_audio_left() -> None:
         4, 0, seconds=3600.0, heard_seconds=1800.0, wall_s=40.0, bytes=180_000, frames=90_000
     )
     text = progress.progress_text(totals, seconds=14_400)
-    assert text == "45 × real time, 2.00 bytes/frame, 0:02:00 left"
-    assert progress.progress_text(progress.Totals(4, 0), 14_400) == "0 × real time"
+    assert text == "1.00 h of 4.00 h, 45 × real time, 0:02:00 left"
+    assert progress.progress_text(progress.Totals(4, 0), 14_400) == "0.0 s of 4.00 h, 0 × real time"
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:

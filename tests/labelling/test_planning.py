@@ -99,10 +99,10 @@ def test_workers_are_paid_for_while_they_fetch_each_shard(
 def test_one_shard_says_nothing_of_the_spread() -> None:
     one, two = result(1800, 18, 45_000, 200_000), result(1800, 22, 45_000, 200_000)
     text = plan_text(_extrapolate([one], seconds=7200, shards=4, workers=1, price=0.0))
-    assert "speed of one worker: 100 × real time\ntime: 0.02 worker-hours, 0.02 h with" in text
+    assert "speed of one worker: 100 × real time\ntime: 1.2 min of a worker, 1.2 min with" in text
     # 100 and 81.8 ×: a standard error of 9.09 around 90.9.
     text = plan_text(_extrapolate([one, two], seconds=7200, shards=4, workers=1, price=0.0))
-    assert "speed of one worker: 90 × real time\ntime: 0.02 worker-hours (± 10%), 0.02 h with" in text
+    assert "speed of one worker: 90 × real time\ntime: 1.3 min of a worker (± 10%), 1.3 min with" in text
 
 
 def test_the_speed_is_over_what_the_teacher_hears_and_the_time_over_all_shards() -> None:
@@ -118,7 +118,7 @@ def test_the_speed_is_over_what_the_teacher_hears_and_the_time_over_all_shards()
     assert found.hours_heard == pytest.approx(0.3)
     assert found.worker_hours == pytest.approx(36 / 3600)
     text = plan_text(found)
-    assert "2.00 h of audio, of which the teacher hears 0.30 h (2" in text and "30 × real time\n" in text
+    assert "2.00 h of audio, of which the teacher hears 18.0 min (2" in text and "30 × real time\n" in text
     nothing = _extrapolate([result(1800, 10, 0, 500, heard_share=0.0)], 7200, 4, 1, 0.0)
     assert "speed of one worker: unknown, nothing was heard\n" in plan_text(nothing)
 
@@ -148,11 +148,9 @@ def test_a_plan_says_how_much_is_labelled_already(tmp_path: Path) -> None:
     label(teacher=TinySource(), audio=audio, out=out, shard_index=0, num_shards=2)
     half = planned(out)
     assert half.shards_done == 2 and half.frames == before.frames and half.shards == 3
-    assert plan_text(half).startswith(
-        "2 of 3 shards are labelled already; what all of them take:\n3 shards, "
-    )
+    assert plan_text(half).startswith("2 of 3 shards labelled already; what all of them take:\n3 shards, ")
     label(teacher=TinySource(), audio=audio, out=out)
-    assert plan_text(planned(out)).startswith("3 of 3 shards are labelled already; what")
+    assert plan_text(planned(out)).startswith("3 of 3 shards labelled already; what")
     assert planned(None).shards_done == 0
     other = plan(teacher=TinySource(seed=1), audio=audio, out=out, sample_shards=1)
     assert other.shards_done == 0

@@ -33,7 +33,7 @@ def test_of_jobs_that_shared_the_shards_all_adds_up() -> None:
         "reasons": [Kind(2, "a", "too short"), Kind(1, "c", "no words")],
         "shards_failed": {"s-5": "the disk is full"}, "shards_not_tried": ["s-6"], "log_problem": "no room",
     }  # fmt: skip
-    assert "4 shards labelled, 1 were done before; 40 of 43 utterances" in summary_text(whole)
+    assert "4 shards labelled, 1 done before; 40 of 43 utterances" in summary_text(whole)
     assert "shard failed: s-5: the disk is full" in summary_text(whole)
     assert len(long.tried) == 3 and len(long.failed) == 1  # the parts are left as they were
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from kdasr.errors import TrainingError
 from kdasr.training import checkpoints
-from kdasr.training.checkpoints import WholeCheckpoints, has_checkpoint
+from kdasr.training.checkpoints import WholeCheckpoints
 
 
 def made(folder: Path, *, weight: float = 1.0) -> tuple[WholeCheckpoints, nn.Linear]:
@@ -76,7 +76,7 @@ def test_a_writer_that_stops_leaves_nothing_half(
     again, found = made(tmp_path)
     again.recover_if_possible()
     assert found.weight.tolist() == ([[7.0, 7.0]] if stops_at == "delete" else [[1.0, 1.0]])
-    assert has_checkpoint(tmp_path)
+    assert WholeCheckpoints(tmp_path).find_checkpoint() is not None
     again.remove_unfinished()
     assert len(list(tmp_path.iterdir())) == 1
 
