@@ -100,7 +100,7 @@ def endure(model: Path, hours: float) -> Endurance:
         turns,
         words,
         drift,
-        (median(memories_kib[-tenth:]) - median(memories_kib[tenth : 2 * tenth])) / 1024,
+        (median(memories_kib[-tenth:]) - median(memories_kib[tenth : 2 * tenth] or memories_kib)) / 1024,
         (time.process_time() - began) / seconds,
     )
 

@@ -162,8 +162,8 @@ class CtcBrain(sb.Brain):
             num_workers=0 if self.training.dev.fits_cache else self.training.num_workers,
         )
         self.ranks.wait()
-        speaks = self.ranks.first
-        with Progress(*columns, console=console, transient=True, disable=not speaks) as self.progress:
+        shown = self.ranks.first and console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=not shown) as self.progress:
             self.task = self.progress.add_task(self.training.name, total=self.last_step)
             self.fit(self.counter, loader, dev)
 
