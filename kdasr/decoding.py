@@ -278,7 +278,7 @@ class BeamStream:
         if self._grammar is None or end >= len(known):
             return count
         start = self._grammar.last_word_start(known[: end + 1])
-        return count if start == end else max(0, start - len(taken))
+        return max(0, start - len(taken))
 
     def hypotheses(self, nbest: int) -> list[Hypothesis]:
         """The best `nbest` transcripts that may end here, the best first."""

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from kdasr.alignment import align
+from kdasr.alignment import align, ctc_occupancy
 from kdasr.decoding import collapse, greedy
 from kdasr.errors import UnitsError
 
@@ -77,3 +77,11 @@ def test_an_empty_transcript_has_no_units() -> None:
 def test_what_cannot_be_aligned_is_refused(frames: int, ids: list[int], message: str) -> None:
     with pytest.raises(UnitsError, match=message):
         align(torch.zeros(frames, 3), ids, where="u7")
+
+
+def test_occupancy_is_the_same_where_no_gradients_are_wanted() -> None:
+    log_probs = torch.randn(1, 3, 4).log_softmax(-1)
+    transcript = torch.tensor([[1, 2]]), torch.tensor([3]), torch.tensor([2])
+    expected = ctc_occupancy(log_probs, *transcript)
+    with torch.no_grad():
+        torch.testing.assert_close(ctc_occupancy(log_probs, *transcript), expected)

@@ -19,7 +19,7 @@ from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels import Full, Header
 from kdasr.soft_labels.fit import map_classes, pool_frames, take_frames
 from kdasr.storage import locate
-from kdasr.text import CharUnits
+from kdasr.text import CharUnits, TableUnits
 
 UNITS = CharUnits()
 
@@ -88,10 +88,11 @@ def test_a_slower_teacher_is_repeated() -> None:
         ([0, 5, 5, 0, 0, 0], [5, 5, 0]),  # one spike of two frames stays one
         ([0, 0, 0, 0, 5, 6], [0, 5, 6]),  # the end is too near: a blank before gives way
         ([0, 5, 0, 5, 0, 5], [5, 0, 5]),  # three units need five frames: what cannot fit is lost
+        ([0, 0, 5, 0, 0, 0, 6, 7], [0, 5, 6, 7]),  # of several blanks before, the last gives way
     ],
 )
 def test_a_faster_teacher_keeps_its_spikes(path: list[int], expected: list[int]) -> None:
-    assert best_path(Contract(Fraction(2)).apply(spiky(path), 3)) == expected
+    assert best_path(Contract(Fraction(2)).apply(spiky(path), len(path) // 2)) == expected
 
 
 def test_of_blank_frames_the_least_blank_is_taken() -> None:
@@ -99,6 +100,25 @@ def test_of_blank_frames_the_least_blank_is_taken() -> None:
     assert pool_frames(doubts, 2, Fraction(2)).tolist() == [1, 2]
     found = take_frames(doubts, np.array([1, 2]))
     assert np.exp(found.log_probs).tolist() == pytest.approx([0.6, 0.4, 0.7, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("blanks", "expected"),
+    [
+        ([0.4, 0.1, 0.9, 0.9], [1, 2]),  # the surest frame of a spike, not its first
+        ([0.9, 0.4, 0.1, 0.9], [1, 2]),  # though not one of the next student frame
+    ],
+)
+def test_of_a_spike_the_surest_frame_within_the_student_frame_is_taken(
+    blanks: list[float], expected: list[int]
+) -> None:
+    doubts = labels([{0: blank, 4: 1 - blank} for blank in blanks])
+    assert pool_frames(doubts, 2, Fraction(2)).tolist() == expected
+
+
+def test_frames_are_taken_with_their_own_tails() -> None:
+    given = labels([{0: 0.9}, {0: 0.8}, {0: 0.7}, {0: 0.6}], [0.1, 0.2, 0.3, 0.4])
+    assert np.exp(take_frames(given, np.array([1, 3])).tail_log_probs).tolist() == pytest.approx([0.2, 0.4])
 
 
 RATIOS = st.sampled_from([Fraction(2), Fraction(4), Fraction(4, 3), Fraction(3, 2), Fraction(7, 3)])
@@ -144,6 +164,17 @@ def test_other_lengths_are_refused_by_key(ratio: str | int, teacher: int) -> Non
         Contract(Fraction(ratio)).check_length(teacher, 10, "utt-7")
 
 
+def test_some_frames_against_none_are_refused_however_few() -> None:
+    for teacher, student in ((0, 1), (1, 0)):
+        with pytest.raises(LabelMismatchError, match="another length"):
+            Contract().check_length(teacher, student, "utt")
+    Contract().check_length(0, 0, "utt")
+
+
+def test_a_student_has_a_frame_for_the_last_features_too() -> None:
+    assert [StudentSide(UNITS, 4).frames(count) for count in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
 def test_a_pretrained_teacher_may_declare_more_slack() -> None:
     declared = header(settings={"teacher": {"slack_frames": 2}})
     contract = StudentSide(UNITS, 4).contract(declared, None, "here")
@@ -153,6 +184,13 @@ def test_a_pretrained_teacher_may_declare_more_slack() -> None:
         contract.check_length(7, 10, "utt")
     odd = StudentSide(UNITS, 4).contract(header(settings={"teacher": {"slack_frames": "all"}}), None, "here")
     assert odd.tolerance_frames == 1
+
+
+@pytest.mark.parametrize(("frame_ms", "expected"), [(20.0, 2), (40.0, 3), (80.0, 3)])
+def test_declared_slack_is_in_frames_of_the_slower_side(frame_ms: float, expected: int) -> None:
+    """The student's are of 40 ms."""
+    made = header(frame_shift_ms=frame_ms, subsampling=1, settings={"teacher": {"slack_frames": 3}})
+    assert StudentSide(UNITS, 4).contract(made, None, "here").tolerance_frames == expected
 
 
 def test_transcripts_without_times_have_any_length() -> None:
@@ -166,6 +204,21 @@ def test_symbols_are_matched_by_name_alias_and_case() -> None:
     teacher = ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "'", "[noise]", "z"]
     ids = {symbol: unit for unit, symbol in enumerate(UNITS.symbols)}
     assert map_symbols(teacher, UNITS) == (0, 0, 0, 0, ids["▁"], ids["e"], ids["'"], 0, ids["z"])
+
+
+def test_blank_stays_blank_and_a_symbol_of_the_same_case_comes_first() -> None:
+    """torchaudio calls blank "-"."""
+    units = TableUnits(["<blk>", "▁", "a", "-", "A"], None, False)
+    assert map_symbols(["-", "a"], units) == (0, 2)
+    assert map_symbols(["ε", "A", "a"], units) == (0, 4, 2)
+
+
+def test_symbols_that_are_given_away_are_so_where_both_have_the_same_units() -> None:
+    contract = StudentSide(UNITS, 4, {"q": None}).contract(
+        header(), LabelSymbols(UNITS.symbols, UNITS.hash), "labels"
+    )
+    expected = tuple(0 if symbol == "q" else unit for unit, symbol in enumerate(UNITS.symbols))
+    assert contract.class_map == expected
 
 
 def test_a_symbol_that_the_student_lacks_is_refused_unless_it_is_given_away() -> None:
@@ -205,6 +258,7 @@ def doubtful(path: list[int]) -> SoftLabels:
         ([0, 0, 3, 1, 2], [0, 6, 5, 0, 5]),  # or, at the end, those before move
         ([0, 1, 1, 2, 0], [0, 5, 0, 5, 0]),  # of two frames one can be spared
         ([0, 1, 2, 2, 0], [0, 5, 0, 5, 0]),
+        ([0, 1, 2, 0], [0, 5, 0, 5]),  # of two blanks that are as near, the one behind
         ([1, 2, 3, 0, 3, 0], [5, 0, 5, 6, 0, 6]),  # a blank between equal units is none to spare
         ([0, 1, 2, 1, 0, 0], [5, 0, 5, 0, 5, 0]),
         ([1, 4, 2, 0], [5, 0, 5, 0]),  # what is struck out parts them
@@ -286,7 +340,23 @@ def test_symbols_that_a_teacher_lacks_are_named() -> None:
     assert StudentSide(UNITS, 4).lacking(StudentSide(UNITS, 4).contract(header(), None, "labels")) == []
 
 
-@pytest.mark.parametrize("content", [b"no json", b"[]", b'{"symbols": 3, "hash": "h"}', b'{"format": "x"}'])
+def test_a_symbol_that_stands_for_no_text_is_none_that_a_teacher_lacks() -> None:
+    side = StudentSide(TableUnits(["<blk>", "<unk>", "▁", "a", "b"], None, False), 4)
+    foreign = header(units_hash="other", vocab_size=2)
+    contract = side.contract(foreign, LabelSymbols(["<blk>", "a"], "other"), "labels")
+    assert side.lacking(contract) == ["▁", "b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no json",
+        b"[]",
+        b'{"symbols": 3, "hash": "h"}',
+        b'{"format": "x"}',
+        b'{"format": "kdasr-units", "version": 99, "symbols": ["<blk>"], "hash": "h"}',
+    ],
+)
 def test_a_damaged_list_of_symbols_is_refused(tmp_path: Path, content: bytes) -> None:
     assert label_symbols(locate(tmp_path)) is None
     UNITS.save(tmp_path)

@@ -271,3 +271,34 @@ def test_without_a_grammar_a_held_unit_is_heard_once_whatever_was_taken() -> Non
     stream.take(2)
     stream.feed(path_log_probs([2, 2, 0, 2]))
     assert [token.id for token in stream.tokens] == [2]
+
+
+def test_what_is_heard_before_a_settled_transcript_is_taken_goes_on_with_it() -> None:
+    stream = BeamStream(8, OneOf((1,), (1, 2), classes=3))
+    stream.feed(path_log_probs([1, 0], classes=3))
+    stream.settle()
+    stream.feed(path_log_probs([0], classes=3))
+    stream.take(1)
+    stream.feed(path_log_probs([2], classes=3))
+    assert [token.id for token in stream.tokens] == [2]
+
+
+def test_a_word_goes_on_whatever_of_it_was_taken() -> None:
+    stream, spoken = spelling("two"), CharUnits().encode("two")
+    for unit in spoken:
+        stream.feed(path_log_probs([unit], classes=CharUnits().vocab_size))
+        assert [token.id for token in stream.tokens] == [unit]
+        stream.take(1)
+
+
+def test_a_word_of_which_the_start_was_taken_is_given_up_with_it() -> None:
+    stream, units = spelling("two", "six"), CharUnits()
+    stream.feed(path_log_probs(units.encode("tw"), classes=units.vocab_size))
+    stream.take(1)
+    stream.finish()
+    stream.feed(path_log_probs(units.encode("six"), classes=units.vocab_size))
+    assert units.decode([token.id for token in stream.tokens]) == "six"
+
+
+def spelling(*words: str) -> BeamStream:
+    return BeamStream(8, Lexicon(units=CharUnits(), words=words))

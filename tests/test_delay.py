@@ -64,6 +64,10 @@ def test_the_delay_is_the_median_offset_and_a_margin(frames: int, expected: int)
     assert delay_from(histogram, margin_frames=1) == expected
 
 
+def test_the_delay_is_the_nearest_frame() -> None:
+    assert delay_from(SpikeHistogram(40.0, [70.0], [200], 200, 200), margin_frames=1) == 3
+
+
 def test_an_online_teacher_is_watched_as_stored_labels_are() -> None:
     student: Any = Late(3)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kdasr.batches import FeatureCache, change_speed, cut_epoch
+from kdasr.batches import FeatureCache, change_speed, collate, cut_epoch
 from kdasr.contract import StudentSide
 from kdasr.errors import ConfigError, DamagedShardError, LabelMismatchError, ShardError
 from kdasr.features import LOG_MEL_FLOOR, log_mel, num_frames
@@ -68,6 +68,11 @@ def test_a_batch_holds_the_features_and_tokens_of_its_keys(labelled: Path) -> No
         torch.testing.assert_close(batch.features_btf[row, :length], expected, atol=0, rtol=0)
         tokens = batch.tokens_bu[row, : batch.token_lengths_b[row]].tolist()
         assert CharUnits().decode(tokens) == known[key].text
+
+
+def test_a_batch_is_padded_with_silence() -> None:
+    batch = collate(["a", "b"], [torch.zeros(3, 80), torch.zeros(1, 80)])
+    assert batch.features_btf[1, 1:].eq(LOG_MEL_FLOOR).all() and batch.features_btf[0].eq(0).all()
 
 
 def test_batches_keep_to_their_size_and_waste_little() -> None:
@@ -180,7 +185,25 @@ def test_several_folders_each_have_their_labels(tmp_path: Path) -> None:
         Stream(folders[:1], 60.0, 1, labels=[LabelFolder(tmp_path / "two-labels")])
 
 
-def label_all(audio: Path, out: Path) -> Path:
+def test_labels_of_another_teacher_are_other_data(tmp_path: Path) -> None:
+    audio = shards(tmp_path / "audio", 4)
+    one, other = (
+        Stream([audio], 8.0, 7, labels=[LabelFolder(label_all(audio, tmp_path / name, teacher_hash=name))])
+        for name in ("one", "other")
+    )
+    assert one.fingerprint() != other.fingerprint()
+
+
+def test_labels_of_another_length_than_their_audio_are_refused(tmp_path: Path) -> None:
+    """Sooner than in the step that comes to them."""
+    audio, units = shards(tmp_path / "audio", 4), CharUnits()
+    label_all(audio, tmp_path / "labels", subsampling=2, units_hash=units.hash)
+    labels = [LabelFolder(tmp_path / "labels")]
+    with pytest.raises(LabelMismatchError, match="another length"):
+        Stream([audio], 8.0, 7, labels=labels, student=StudentSide(units, 4))
+
+
+def label_all(audio: Path, out: Path, **changes: object) -> Path:
     """Labels of one class, the last digit of the key, for every utterance but number 2."""
     for path in list_shards(audio):
         shard = open_shard(path)
@@ -190,6 +213,7 @@ def label_all(audio: Path, out: Path) -> Path:
             frame_shift_ms=10.0, subsampling=4, codec="top_p", codec_params=TopP().params,
             audio_file=path.name, audio_sha256=shard.sha256, settings={},
         )  # fmt: skip
+        header = replace(header, **changes)  # type: ignore[arg-type]
         write_label_shard(label_file(out, path.name), header, items)
     return out
 
@@ -290,6 +314,14 @@ def test_audio_without_a_frame_is_left_out_by_name(tmp_path: Path) -> None:
     stream = Stream([tmp_path], 20.0, 1, units=CharUnits())
     assert [item.entry.key for item in stream.items] == ["longer"]
     assert stream.left_out == {f"{tmp_path}/short": "60 samples are shorter than a frame"}
+
+
+def test_audio_without_a_frame_at_the_highest_speed_is_left_out_by_name(tmp_path: Path) -> None:
+    short, longer = utterance("short", 1), utterance("longer", 2)
+    write_shards([replace(short, samples=short.samples[:80]), longer], tmp_path)
+    assert not Stream([tmp_path], 20.0, 1).left_out
+    source = Stream([tmp_path], 20.0, 1, speeds=(1.0, 1.2))
+    assert source.left_out == {f"{tmp_path}/short": "80 samples are shorter than a frame"}
 
 
 def test_what_is_left_out_anyway_needs_no_transcript(tmp_path: Path) -> None:

@@ -86,6 +86,20 @@ def test_delay_pairs_a_later_student_frame_with_the_teacher() -> None:
     assert float(loss) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2, rel=1e-6)
 
 
+def test_with_a_delay_each_utterance_is_paired_up_to_its_own_end() -> None:
+    labels = labels_from([[{0: 1.0}, {1: 1.0}, {0: 1.0}], [{1: 1.0}, {0: 1.0}]])
+    student = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], [[0.6, 0.4], [0.75, 0.25], [0.5, 0.5]]])
+    loss = soft_cross_entropy(output_of(student.log(), 3, 2), batch_of(labels), delay_frames=1)
+    assert float(loss) == pytest.approx(-math.log(0.8 * 0.7 * 0.25) / 3, rel=1e-6)
+
+
+def test_with_a_delay_the_weight_is_that_of_the_teachers_frame() -> None:
+    labels = labels_from([[{1: 1.0}, {0: 1.0}, {0: 1.0}]])
+    output = output_of(logs([0.9, 0.1], [0.8, 0.2], [0.3, 0.7]))
+    loss = soft_cross_entropy(output, batch_of(labels), delay_frames=1, blank_policy="eliminate")
+    assert float(loss) == pytest.approx(-math.log(0.2), rel=1e-6)
+
+
 def test_padding_counts_for_nothing() -> None:
     labels = labels_from([[{0: 1.0}, {1: 1.0}, {1: 1.0}], [{1: 1.0}]])
     student = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]).log().expand(2, 3, 2).clone()
@@ -121,6 +135,18 @@ def test_blank_policies(policy: str, expected: list[float]) -> None:
     assert weights.tolist() == [expected]
 
 
+def test_the_neighbours_of_a_spike_are_as_many_as_the_margin_says() -> None:
+    labels = labels_from([[{0: 1.0}] * 3 + [{2: 1.0}] + [{0: 1.0}] * 3])
+    assert frame_weights(labels, "symmetric", 0.1, 2).tolist() == [[0, 1, 1, 1, 1, 1, 0]]
+
+
+def test_blanks_weigh_a_tenth_of_spikes_unless_told() -> None:
+    labels = labels_from([[{0: 1.0}, {1: 1.0}]])
+    output = output_of(logs([0.5, 0.5], [0.75, 0.25]))
+    loss = soft_cross_entropy(output, batch_of(labels), blank_policy="downweight")
+    assert float(loss) == pytest.approx(-(0.1 * math.log(0.5) + math.log(0.25)) / 1.1, rel=1e-6)
+
+
 def test_only_blank_under_eliminate_is_zero() -> None:
     labels = labels_from([[{0: 1.0}, {0: 1.0}]])
     output = output_of(logs([0.5, 0.5], [0.5, 0.5]))
@@ -128,9 +154,10 @@ def test_only_blank_under_eliminate_is_zero() -> None:
     assert float(loss) == 0.0
 
 
-def test_labels_of_other_audio_are_refused_by_key() -> None:
-    labels = labels_from([[{0: 1.0}, {0: 1.0}]])
-    with pytest.raises(LabelMismatchError, match=r"utt0.*expected 3 frames; got 2 frames"):
+@pytest.mark.parametrize("frames", [2, 4])
+def test_labels_of_other_audio_are_refused_by_key(frames: int) -> None:
+    labels = labels_from([[{0: 1.0}] * frames])
+    with pytest.raises(LabelMismatchError, match=rf"utt0.*expected 3 frames; got {frames} frames"):
         soft_cross_entropy(output_of(torch.zeros(1, 3, 2)), batch_of(labels))
 
 
@@ -179,6 +206,31 @@ def test_ctc_over_many_classes_is_torchs(dtype: torch.dtype) -> None:
         for loss in (found, expected)
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-5 if dtype == torch.float64 else 1e-2, atol=1e-9)
+
+
+def test_ctc_of_units_with_most_of_a_frame_has_torchs_gradient() -> None:
+    """Blank, and a unit that comes twice; transcripts differ in length."""
+    logits = torch.randn(2, 7, 150, dtype=torch.float64)
+    logits[:, :, 0] += 9
+    logits[0, [1, 3], 5] += 18
+    logits.requires_grad_()
+    tokens, counts, lengths = torch.tensor([[5, 5, 9], [7, 0, 0]]), torch.tensor([3, 1]), torch.tensor([7, 6])
+    log_probs = logits.log_softmax(-1)
+    found = transcript_nats(ModelOutput(log_probs, lengths), tokens, counts)
+    expected = functional.ctc_loss(log_probs.transpose(0, 1), tokens, lengths, counts, reduction="none")
+    ours, theirs = (
+        torch.autograd.grad(loss.sum(), logits, retain_graph=True)[0] for loss in (found, expected)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
+
+
+def test_losses_of_half_precision_are_computed_in_single_precision() -> None:
+    log_probs = torch.randn(1, 4, 5).log_softmax(-1).half()
+    half, single = output_of(log_probs), output_of(log_probs.float())
+    tokens, counts = torch.tensor([[1, 2]]), torch.tensor([2])
+    torch.testing.assert_close(transcript_nats(half, tokens, counts), transcript_nats(single, tokens, counts))
+    batch = batch_of(pad_soft_labels([TopP(mass=0.8, cap=3).encode(torch.randn(4, 5).log_softmax(-1))]))
+    torch.testing.assert_close(soft_cross_entropy(half, batch), soft_cross_entropy(single, batch))
 
 
 def test_ctc_of_a_student_that_is_sure_has_a_finite_gradient() -> None:
@@ -333,3 +385,9 @@ def test_silent_start_by_hand() -> None:
 def test_silent_start_of_audio_that_is_shorter_than_its_frames() -> None:
     output = output_of(logs([0.5, 0.5], [0.5, 0.5]))
     assert silent_start(output, batch_of()).item() == pytest.approx(math.log(2) * (1 + 7 / 8) / 2, rel=1e-6)
+
+
+def test_losses_say_whether_they_ask_for_times_and_leave_them_open() -> None:
+    losses = (ctc, best_path_ctc, silent_start, soft_cross_entropy)
+    assert [getattr(loss, "needs_times", True) for loss in losses] == [False, False, False, True]
+    assert [getattr(loss, "leaves_times", False) for loss in losses] == [True, True, False, False]

@@ -16,7 +16,15 @@ from kdasr.audio import decode
 from kdasr.errors import AudioError, ManifestError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import manifest_path, manifest_text, read_manifest, sha256_of
-from kdasr.shards import list_shards, open_shard, read_shard, read_utterance, verify_folder, write_shards
+from kdasr.shards import (
+    complete_shards,
+    list_shards,
+    open_shard,
+    read_shard,
+    read_utterance,
+    verify_folder,
+    write_shards,
+)
 
 
 def utterance(key: str, num_samples: int = 4000, **more: str | None) -> Utterance:
@@ -142,6 +150,12 @@ def test_a_key_may_come_once(tmp_path: Path) -> None:
         write_shards([utterance("a"), utterance("b"), utterance("a")], tmp_path, max_utterances=1)
 
 
+def test_a_key_of_a_shard_that_is_kept_may_not_come_again(tmp_path: Path) -> None:
+    kept = [open_shard(path) for path in write_shards([utterance("a")], tmp_path)]
+    with pytest.raises(ShardError, match=r"^a: two utterances have the same key"):
+        write_shards([utterance("b"), utterance("a")], tmp_path, kept=kept)
+
+
 def test_audio_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
     silent = dataclasses.replace(utterance("a"), samples=np.zeros(0, np.float32))
     with pytest.raises(AudioError, match="^a: only finite, non-empty audio"):
@@ -185,6 +199,22 @@ def test_list_shards_misses_a_manifest_or_a_tar(folder: Path) -> None:
     (folder / "shard-000001.tar").unlink()
     with pytest.raises(ManifestError, match=r"shard-000001\.json: the shard of this manifest is missing"):
         list_shards(folder)
+
+
+def test_list_shards_misses_what_a_finished_preparation_does_not_name(folder: Path) -> None:
+    named = [{"name": f"shard-00000{number}.tar"} for number in (0, 1)]
+    (folder / "prepared.json").write_text(json.dumps({"shards": named}))
+    with pytest.raises(ManifestError, match=r"shard-000002\.tar unknown"):
+        list_shards(folder)
+
+
+def test_a_shard_that_is_damaged_ends_those_that_are_complete(folder: Path) -> None:
+    assert len(complete_shards(folder)) == 3
+    damaged = folder / "shard-000001.tar"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    assert [shard.path.name for shard in complete_shards(folder)] == ["shard-000000.tar"]
 
 
 def test_a_good_folder_has_no_problems(folder: Path) -> None:

@@ -56,6 +56,11 @@ def test_the_histogram_counts_all_utterances() -> None:
     assert histogram.median_ms == 80.0
 
 
+def test_spikes_are_counted_for_each_side() -> None:
+    histogram = spike_histogram([(tokens((1, 3), (2, 5)), tokens((1, 4)))], 40.0)
+    assert (histogram.teacher_spikes, histogram.student_spikes) == (2, 1)
+
+
 def test_the_drawing_sums_up_what_is_far_off() -> None:
     lines = draw(sample(), width=10, reach_frames=3)
     assert [" ".join(line.split()) for line in lines] == [

@@ -21,7 +21,7 @@ from kdasr.augment import SpecAugment
 from kdasr.errors import ConfigError, DamagedShardError, MissingLabelsError, NonFiniteLossError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput, OnlineTeacher
 from kdasr.loader import Stream
-from kdasr.losses import ctc, soft_cross_entropy
+from kdasr.losses import ctc, silent_start, soft_cross_entropy
 from kdasr.methods.consistency import both_views
 from kdasr.methods.teachers import EmaTeacher
 from kdasr.models import load_model
@@ -31,7 +31,7 @@ from kdasr.training import Optimisation, Training, brain
 from kdasr.training.brain import CtcBrain
 from kdasr.training.order import OneEpoch
 from kdasr.training.run import FINGERPRINT_FILE
-from kdasr.training.step import Fading, Step, WeightedLosses
+from kdasr.training.step import DEV, Fading, Step, WeightedLosses
 from kdasr.training_log import LOG_FILE, TrainingLog
 
 UNITS = CharUnits()
@@ -655,6 +655,22 @@ def test_a_loss_that_fades_falls_in_a_line_and_then_is_not_asked(data: Path, tmp
     assert early[:5] == pytest.approx([6.0, 4.8, 3.6, 2.4, 1.2])
     assert early[5:] == [None] * 5
     assert sum(asked) == 5  # the other times were for the dev set
+
+
+class Uniform(nn.Module):
+    """A student that has heard nothing yet."""
+
+    def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(features_btf), 4, 3).log_softmax(-1), lengths_b // 4
+
+
+def test_a_loss_that_only_helps_a_training_is_no_part_of_that_of_a_dev_set() -> None:
+    """With settings of its own too."""
+    start = functools.partial(silent_start, frames=2)
+    step = Step(Uniform(), {"labelled": {"ctc": (1.0, ctc), "start": (1.0, start)}}, {}, None)
+    batch = Batch(["a"], torch.zeros(1, 16, 80), torch.tensor([16]), torch.tensor([[1]]), torch.tensor([1]))
+    assert set(step(batch, "labelled")[1]) == {"ctc", "start"}
+    assert set(step(batch, DEV)[1]) == {"ctc"}
 
 
 def test_what_fades_is_part_of_what_a_training_is(data: Path, tmp_path: Path) -> None:

@@ -225,6 +225,23 @@ def test_a_selection_holds_the_surest_hours_and_names_the_rest(audio: Path, tmp_
     assert verify_labels(audio, tmp_path / "best") == []
 
 
+def test_what_has_no_labels_takes_no_place_among_the_scores(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "raw")
+    scores = {
+        key: confidence(item).best_path
+        for path in sorted((tmp_path / "raw").glob("*.kdsl"))
+        for key, item in open_label_shard(path)
+    }
+    weakest = sorted(scores.values())[4]
+    assert len(run(audio, tmp_path / "all", MinConfidence(weakest))["failed"]) == 4
+    seconds = {e.key: e.num_samples / 16_000 for p in audio.glob("*.tar") for e in open_shard(p).entries}
+    surest = sorted(scores, key=scores.__getitem__)[-4:]
+    hours = (sum(seconds[key] for key in surest) + 0.001) / 3600
+    select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=hours)
+    kept = {key for path in (tmp_path / "best").glob("*.kdsl") for key, _ in open_label_shard(path)}
+    assert kept == set(surest)
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_figures_of_a_selection_are_those_of_a_filter(
     measure: Measure, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

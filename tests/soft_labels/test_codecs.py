@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdasr.errors import ConfigError, SoftLabelError
+from kdasr.errors import ConfigError, DamagedLabelsError, SoftLabelError
 from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels import CODECS, Codec, Full, Sampled, TopK, TopP, make_codec
 from tests.soft_labels.posteriors import posteriors
@@ -125,6 +125,45 @@ def test_sampled_draws_are_unbiased_and_differ_by_key_only() -> None:
     assert not np.array_equal(codec.encode(many, "a").log_probs, codec.encode(many, "b").log_probs)
 
 
+def test_draws_of_another_seed_are_others() -> None:
+    log_probs = posteriors(50, 6, sharpness=0.3)
+    one, other = (Sampled(seed=seed).encode(log_probs, "a") for seed in (0, 1))
+    assert not np.array_equal(one.log_probs, other.log_probs)
+
+
+@pytest.mark.parametrize(
+    ("codec", "classes"),
+    [*((TopK(classes), classes) for classes in (256, 257, 258)), *((Sampled(n), 2) for n in (255, 256, 257))],
+    ids=lambda value: str(getattr(value, "params", value)),
+)
+def test_ids_and_counts_that_just_fit_a_byte_or_just_do_not_are_stored(codec: Codec, classes: int) -> None:
+    logits = torch.randn(3, classes)
+    if classes == 2:
+        logits[0] = torch.tensor([0.0, -200.0])  # all draws are of one class
+    labels = codec.encode(logits.log_softmax(-1), "a")
+    layout = codec.layout(classes)
+    again = layout.unpack(layout.pack(labels), 3, len(labels.ids) - 3)
+    for name in ("kept_counts", "ids", "log_probs"):
+        assert np.array_equal(getattr(again, name), getattr(labels, name)), name
+
+
+def test_draws_that_are_more_than_were_made_are_damage() -> None:
+    codec = Sampled(num_draws=12)
+    labels = codec.encode(posteriors(3, 6), "a")
+    layout = codec.layout(6)
+    raw = bytearray(layout.pack(labels))
+    raw[3] += 1  # of blank, in the first frame
+    with pytest.raises(DamagedLabelsError, match="draws of a frame"):
+        layout.unpack(bytes(raw), 3, len(labels.ids) - 3)
+
+
+def test_a_number_that_is_none_is_damage() -> None:
+    labels, layout = Full().encode(posteriors(2, 3)), Full().layout(3)
+    labels.log_probs[4] = np.nan
+    with pytest.raises(DamagedLabelsError, match="no log-probability"):
+        layout.unpack(layout.pack(labels), 2, 4)
+
+
 @pytest.mark.parametrize("codec", ALL_CODECS, ids=lambda codec: f"{codec.name}-{codec.params}")
 def test_a_batch_gives_the_labels_of_each_utterance_alone(codec: Codec) -> None:
     utterances = [posteriors(length, seed=length) for length in (5, 1, 17)]
@@ -145,9 +184,11 @@ def test_one_bad_utterance_does_not_touch_its_neighbours() -> None:
     assert isinstance(results[0], SoftLabels) and isinstance(results[2], SoftLabels)
 
 
-def test_logits_in_place_of_log_probs_are_refused() -> None:
-    with pytest.raises(SoftLabelError, match="do not sum to 1"):
-        TopP().encode(torch.randn(4, 5))
+@pytest.mark.parametrize("nats", [-0.02, 0.02])
+def test_what_does_not_sum_to_one_is_refused(nats: float) -> None:
+    for log_probs in (torch.randn(4, 5), torch.randn(4, 5).log_softmax(-1) + nats):
+        with pytest.raises(SoftLabelError, match="do not sum to 1"):
+            TopP().encode(log_probs)
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))

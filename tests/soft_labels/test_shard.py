@@ -29,6 +29,7 @@ from kdasr.soft_labels import (
 )
 from kdasr.soft_labels.shard import BlockCache
 from kdasr.storage import locate
+from kdasr.storage.local import LocalLocation
 from tests.soft_labels.posteriors import make_header, posteriors
 
 LENGTHS = (40, 1, 130, 7)
@@ -100,6 +101,39 @@ def test_the_same_labels_give_the_same_bytes(tmp_path: Path) -> None:
     second, _ = write(tmp_path / "b")
     assert first.read_bytes() == second.read_bytes()
     assert first.with_suffix(".json").read_bytes() == second.with_suffix(".json").read_bytes()
+
+
+def test_settings_in_any_order_give_the_same_bytes() -> None:
+    assert container.canonical_json({"b": 1, "a": {"d": 2, "c": 3}}) == b'{"a":{"c":3,"d":2},"b":1}'
+
+
+def test_an_old_manifest_is_gone_before_new_labels_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = write(tmp_path)
+
+    def stop(self: LocalLocation, data: bytes, **_: bool) -> None:
+        raise OSError("killed here")
+
+    monkeypatch.setattr(LocalLocation, "commit", stop)
+    with pytest.raises(OSError, match="killed here"):
+        write(tmp_path, teacher_hash="e" * 64)
+    assert path.exists() and not path.with_suffix(".json").exists()
+
+
+def test_a_manifest_that_another_job_has_written_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the store can refuse it: that it does is tested with stores."""
+    commit, asked = LocalLocation.commit, {}
+
+    def record(self: LocalLocation, data: bytes, *, create_only: bool = False) -> None:
+        asked[self.name] = create_only
+        commit(self, data)
+
+    monkeypatch.setattr(LocalLocation, "commit", record)
+    write(tmp_path)
+    assert asked == {"shard-000000.kdsl": False, "shard-000000.json": True}
 
 
 def test_the_manifest_counts_and_names_what_failed(tmp_path: Path) -> None:
@@ -181,9 +215,10 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, manifest: str) -> None:
 def test_truncated_files_and_flipped_bits_are_found(tmp_path: Path) -> None:
     path, _ = write(tmp_path)
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(DamagedLabelsError, match="size"):
-        open_label_shard(path)
+    for other in (whole[:-1], whole + b"more"):
+        path.write_bytes(other)
+        with pytest.raises(DamagedLabelsError, match="size is not"):
+            open_label_shard(path)
     for place in range(0, len(whole), 37):
         damaged = bytearray(whole)
         damaged[place] ^= 0x10
@@ -193,6 +228,15 @@ def test_truncated_files_and_flipped_bits_are_found(tmp_path: Path) -> None:
         with pytest.raises(SoftLabelError):
             for _ in open_label_shard(path):
                 pass
+
+
+def test_a_manifest_of_another_header_is_refused(tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    manifest["header"]["teacher_hash"] = "e" * 64
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    with pytest.raises(DamagedLabelsError, match="different headers"):
+        open_label_shard(path)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

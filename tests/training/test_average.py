@@ -31,6 +31,21 @@ def test_it_moves_towards_the_weights_quickly_at_first_and_slowly_later() -> Non
     assert expected == pytest.approx(28.0, abs=0.01), "a decay of a half lags one step behind"
 
 
+def test_its_first_step_goes_nearly_all_the_way() -> None:
+    model = one_weight(0.0)
+    average = WeightAverage(model, decay=0.999)
+    nn.init.constant_(model.weight, 1.0)
+    average.update()
+    average.swap()
+    assert float(model.weight.detach()) == pytest.approx(1 - 2 / 11)
+
+
+def test_weights_that_are_not_trained_have_no_average() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    assert [name for name, _ in WeightAverage(model, 0.9).named_buffers()] == ["steps", "average_0"]
+
+
 def test_to_exchange_it_twice_changes_nothing() -> None:
     torch.manual_seed(0)
     model = nn.Linear(7, 5)
