@@ -94,7 +94,7 @@ class Recogniser:
                 got="a student of full context (a chunk of 0 ms)"
                 if student
                 else type(self.offline_model).__name__,
-                fix="Transcribe with it without --stream, or choose "
+                fix="Name audio files, without --stream and --endpoint, or choose "
                 + ("another --chunk-ms." if student else "a student."),
             )
         return self.chunk_model

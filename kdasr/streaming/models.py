@@ -76,7 +76,7 @@ class TorchChunkModel:
                 "this model cannot run chunk by chunk",
                 where=type(student).__name__,
                 expected="a streaming student with initial_state() and forward(features, state)",
-                fix="Transcribe with it without --stream, or choose a student.",
+                fix="Only streaming students hear live audio and are exported: choose one.",
             )
         if student.shift == 0:
             raise ModelError(
