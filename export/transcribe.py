@@ -212,7 +212,7 @@ def open_recogniser(path: Path, chunk_ms: int | None = None) -> Recogniser:
                 )
             return Recogniser(path, loaded.units, loaded.model, None)
         if chunk_ms is not None:
-            set_chunk_ms(loaded.model, chunk_ms)
+            set_chunk_ms(loaded.model, chunk_ms, or_whole=True)
         student = silence_controls(loaded.model, loaded.units)
         chunk_model = TorchChunkModel(student) if student.shift else None
         return Recogniser(path, loaded.units, student, chunk_model)
