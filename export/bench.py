@@ -31,6 +31,7 @@ from kdasr.error_rates import error_rates
 from kdasr.errors import ConfigError, ExportError
 from kdasr.interfaces import Utterance
 from kdasr.models import WEIGHTS_FILE, LoadedModel, load_model
+from kdasr.reasons import counted
 from kdasr.shards import read_shard
 from kdasr.streaming import algorithmic_latency_ms
 
@@ -39,9 +40,9 @@ DEFAULT_ROUNDS = 3
 _TIMED_SECONDS = 30
 #: What is said of the utterances that `export.delays.Delays` counts apart.
 _DELAY_COUNTS = {
-    "shown_at_end": "showed text at their end alone",
-    "nothing_said": "have no delays: the student said nothing in them",
-    "not_aligned": "have no delays: their transcripts do not fit the aligner's frames",
+    "shown_at_end": "showed text at the end alone",
+    "nothing_said": "gave no delays: the student said nothing",
+    "not_aligned": "gave no delays: the transcript does not fit the aligner's frames",
 }
 
 
@@ -182,7 +183,7 @@ def table(figures: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{what}: P50 {p50:+.0f} ms, P90 {p90:+.0f} ms")
         for name, what in _DELAY_COUNTS.items():
             if delays[name]:
-                lines.append(f"{delays[name]} utterances {what}")
+                lines.append(f"{counted(delays[name], 'utterance')} {what}")
     return lines
 
 

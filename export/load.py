@@ -63,8 +63,10 @@ def load_exported(path: Path) -> tuple[ExportedModel, Units]:
         units = load_units(folder)
     except UnitsError as error:
         raise ModelError(
-            f"its units cannot be used: {error}",
-            where=folder,
+            error.what,
+            where=error.where,
+            expected=error.expected,
+            got=error.got,
             fix="Keep the files of an export together; they are one folder.",
         ) from error
     if units.hash != model.facts.units_hash or units.vocab_size != model.vocab_size:

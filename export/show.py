@@ -85,10 +85,15 @@ def show_transcripts(
     """
     out, err = out or sys.stdout, err or sys.stderr
     _check(request)
-    recogniser = open_recogniser(request.model, chunk_ms=request.chunk_ms)
+    try:
+        recogniser = open_recogniser(request.model, chunk_ms=request.chunk_ms)
+    except ConfigError as error:
+        if error.where != "chunk_ms":
+            raise
+        raise error.told_of("--chunk-ms") from error
     if request.lexicon or request.beam is not None:
-        lexicon = Lexicon(units=recogniser.units, sources=request.lexicon) if request.lexicon else None
-        recogniser = recogniser.searching(DEFAULT_BEAM if request.beam is None else request.beam, lexicon)
+        beam = DEFAULT_BEAM if request.beam is None else request.beam
+        recogniser = recogniser.searching(beam, _lexicon(request, recogniser))
     for heard in _all_transcripts(recogniser, request, stdin, err):
         if request.json_lines:
             _tell(json.dumps(as_json(heard), ensure_ascii=False), out)
@@ -117,6 +122,10 @@ def as_json(heard: Transcript) -> dict[str, object]:
 def _check(request: Request) -> None:
     if request.beam is not None and request.beam < 1:
         raise ConfigError("a beam holds at least one prefix", where="--beam", got=request.beam)
+    if request.min_silence_s is not None and not request.min_silence_s > 0:
+        raise ConfigError(
+            "a pause is a positive time", where="--pause", expected="> 0", got=request.min_silence_s
+        )
     live = request.sources.count(STANDARD_INPUT) + request.microphone
     if not request.sources and not request.microphone:
         raise ConfigError(
@@ -136,6 +145,12 @@ def _check(request: Request) -> None:
     ):
         if value is not None and not used:
             raise ConfigError("a setting that nothing here uses", where=name, expected=f"{what} with it")
+
+
+def _lexicon(request: Request, recogniser: Recogniser) -> Lexicon | None:
+    without = "Without --lexicon any word is heard."
+    units, sources = recogniser.units, request.lexicon
+    return Lexicon(units=units, sources=sources, without=without) if sources else None
 
 
 def _all_transcripts(

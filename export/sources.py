@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from export import require
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import AudioError, ConfigError
+from kdasr.reasons import counted
 from kdasr.streaming import StreamingResampler
 
 Samples = NDArray[np.float32]
@@ -68,8 +69,8 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[S
         rate_hz: its sample rate; other rates than 16 kHz are resampled on the way.
 
     Raises:
-        AudioError: the stream begins like a WAV or another audio file instead of raw samples, or
-            its rate is one that `kdasr.resampling.check_rates` refuses.
+        AudioError: the stream ends without a sample, or begins like a WAV or another audio file instead of
+            raw samples, or its rate is one that `kdasr.resampling.check_rates` refuses.
         ConfigError: a rate that is not positive.
     """
     resampler = StreamingResampler(rate_hz)
@@ -87,6 +88,13 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[S
             yield resampler.accept(_to_float(rest[:whole]))
             rest = rest[whole:]
         whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE
+        if data is not None and not checked and not whole:
+            raise AudioError(
+                "the audio holds no samples",
+                where="standard input",
+                expected="mono 16-bit little-endian PCM",
+                got=counted(len(rest), "byte"),
+            )
         yield resampler.accept(_to_float(rest[:whole]))
         yield resampler.flush()
     if len(rest) > whole:

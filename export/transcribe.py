@@ -94,7 +94,7 @@ class Recogniser:
                 got="a student of full context (a chunk of 0 ms)"
                 if student
                 else type(self.offline_model).__name__,
-                fix="Transcribe with it without --stream, or choose "
+                fix="Name audio files, without --stream and --endpoint, or choose "
                 + ("another --chunk-ms." if student else "a student."),
             )
         return self.chunk_model
@@ -212,7 +212,7 @@ def open_recogniser(path: Path, chunk_ms: int | None = None) -> Recogniser:
                 )
             return Recogniser(path, loaded.units, loaded.model, None)
         if chunk_ms is not None:
-            set_chunk_ms(loaded.model, chunk_ms)
+            set_chunk_ms(loaded.model, chunk_ms, or_whole=True)
         student = silence_controls(loaded.model, loaded.units)
         chunk_model = TorchChunkModel(student) if student.shift else None
         return Recogniser(path, loaded.units, student, chunk_model)

@@ -21,8 +21,8 @@ from kdasr.reasons import counted
 from kdasr.shards import list_shards, read_texts
 from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
-# Whoever reads the words of a recipe may never have named a file.
-_WITHOUT = "Labels can do without a lexicon: `--settings.words null`."
+# Whoever reads the words of a label recipe may never have named a file.
+_LABELS_WITHOUT = "Labels can do without a lexicon: `--settings.words null`."
 
 
 class Lexicon:
@@ -35,14 +35,22 @@ class Lexicon:
         sources: folders of labelled audio shards, and text files: every word in them may be said.
         words: further words.
         units: the units, or the folder of a model that has them.
+        without: for errors, how to do without a lexicon.
 
     Raises:
         ConfigError: not a single word, or a source cannot be read.
         UnitsError: the folder of a model has no units.
     """
 
-    def __init__(self, *, units: Units | str, sources: Sequence[str] = (), words: Sequence[str] = ()) -> None:
-        self._units, self._sources, self._more_words = units, sources, words
+    def __init__(
+        self,
+        *,
+        units: Units | str,
+        sources: Sequence[str] = (),
+        words: Sequence[str] = (),
+        without: str = _LABELS_WITHOUT,
+    ) -> None:
+        self._units, self._sources, self._more_words, self._without = units, sources, words, without
         self._next: dict[tuple[str, bool, bool], NDArray[np.bool_]] = {}
 
     @cached_property
@@ -53,15 +61,16 @@ class Lexicon:
     @cached_property
     def _source_of(self) -> dict[str, str]:
         """Every word, and where it comes from."""
-        letters = letters_in(self._symbols)
-        texts = [(text, source) for source in self._sources for text in _texts_in(Path(source), letters)]
+        letters, without = letters_in(self._symbols), self._without
+        texts = [(text, one) for one in self._sources for text in _texts_in(Path(one), letters, without)]
         texts += [(text, "words") for text in self._more_words]
         words = {word: source for text, source in texts if text for word in text.split()}
         if not words:
             raise ConfigError(
                 "a lexicon without words",
-                where=", ".join(self._sources) or "words",
-                fix="Name folders of labelled shards or text files as `sources`, or list `words`.",
+                where=", ".join(self._sources) or "sources and words",
+                expected="a text file of words, or a folder of shards with transcripts",
+                fix=without,
             )
         return words
 
@@ -130,12 +139,12 @@ class Lexicon:
         return last_word + symbol in self._beginnings
 
 
-def _texts_in(source: Path, letters: str) -> list[str | None]:
+def _texts_in(source: Path, letters: str, without: str) -> list[str | None]:
     if not source.exists():
         raise ConfigError(
             "there is no such file or folder, from which the words of a lexicon should come",
             where=source,
-            fix=f"Check the name. {_WITHOUT}",
+            fix=f"Check the name. {without}",
         )
     try:
         if source.is_file():
@@ -147,7 +156,7 @@ def _texts_in(source: Path, letters: str) -> list[str | None]:
             where=source,
             expected="a text file (UTF-8) of words as in transcripts, or a folder of labelled audio shards",
             got=getattr(error, "what", error),
-            fix=_WITHOUT,
+            fix=without,
         ) from error
 
 

@@ -75,7 +75,8 @@ class Scoreboard:
         self.words = None
         if lexicon is not None:
             letters = letters_in(text for path in shards for text in read_texts(path))
-            self.words = Lexicon(units=CharUnits(letters), sources=lexicon).words
+            without = "A search needs no lexicon: `--lexicon null`."
+            self.words = Lexicon(units=CharUnits(letters), sources=lexicon, without=without).words
         # What figures depend on besides the model: rows that differ in it are not of one table.
         self.measured = {
             "decoder": decoder,

@@ -63,8 +63,9 @@ def test_a_model_replaces_nothing_but_a_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine: a model would replace.*got shards, thesis\.txt.*--out"):
         save_model(tmp_path / "mine", student(0), UNITS)
     assert (tmp_path / "mine/thesis.txt").read_text() == "all of it"
-    with pytest.raises(ConfigError, match=r"thesis\.txt: a model is a folder, and this is a file"):
-        save_model(tmp_path / "mine/thesis.txt", student(0), UNITS)
+    for name in ("thesis.txt", "thesis.txt/a/b"):
+        with pytest.raises(ConfigError, match=r"thesis\.txt: a model is a folder, and this is a file"):
+            save_model(tmp_path / "mine" / name, student(0), UNITS)
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["shards", "thesis.txt"]
 
 

@@ -193,6 +193,12 @@ def test_a_lexicon_without_a_search_is_refused_before_any_row(tmp_path: Path) ->
         Scoreboard(test_shards, tmp_path / "results.json", seed=3, lexicon=["words.txt"])
 
 
+def test_a_lexicon_that_is_not_there_is_told_with_a_way_out(tmp_path: Path) -> None:
+    test_shards = list_shards(shards(tmp_path / "test", 1))
+    with pytest.raises(ConfigError, match=r"no such file or folder.* `--lexicon null`\.$"):
+        Scoreboard(test_shards, tmp_path / "results.json", seed=3, decoder="beam", lexicon=["gone.txt"])
+
+
 def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) -> None:
     torch.manual_seed(1)
     test_shards = list_shards(shards(tmp_path / "test", 2))

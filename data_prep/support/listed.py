@@ -30,6 +30,8 @@ from kdasr.text import normalise
 # What is held out of a list: the ends of the names of its splits.
 PARTS = ("", "-dev", "-test")
 _MAX_NAME = 150
+# What stands in a text for bytes that are not UTF-8, as errors="replace" reads it.
+_NOT_DECODED = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,11 @@ def _usable(text: str | None, letters: str) -> str:
     """The normalised transcript; an error says why there is none."""
     if text is None:
         raise CorpusError("audio without transcript")
+    if _NOT_DECODED in text:
+        raise CorpusError(
+            "the text is not UTF-8, or has lost letters (U+FFFD)",
+            expected="UTF-8, which `iconv -f latin1 -t utf-8` makes of Latin-1",
+        )
     if not (normal_text := normalise(text, letters)):
         raise CorpusError("an empty transcript")
     return normal_text

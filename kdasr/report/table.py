@@ -14,6 +14,7 @@ from rich.table import Table
 
 from kdasr.results import MISSING, RESULTS_FILE, read_results
 from kdasr.spikes import SPIKES_FILE, draw, read_histogram
+from kdasr.training_log import LOG_FILE
 
 COLUMNS = ("model", "WER %", "CER %", "params", "size", "RTF (1 core)", "latency")
 LABELS = {
@@ -137,7 +138,8 @@ def _improvement(test: str | None, lines: Sequence[Line]) -> str | None:
 
 
 def print_results(work_dir: Path, console: Console | None = None) -> None:
-    """Print the results of a work folder, and its spike offsets where there are some.
+    """Print the results of a work folder, and its spike offsets where there are some. Where there are not
+    even training logs nothing is printed: `write_report` refuses such a folder.
 
     Raises:
         ConfigError: results.json or the histogram is something else.
@@ -148,7 +150,8 @@ def print_results(work_dir: Path, console: Console | None = None) -> None:
     path = Path(work_dir) / RESULTS_FILE
     rows = read_results(path)
     if not rows:
-        console.print(f"no results in {path} yet", markup=False, soft_wrap=True)
+        if next(Path(work_dir).rglob(LOG_FILE), None):
+            console.print(f"no results in {path} yet", markup=False, soft_wrap=True)
         return
     if lines := lines_of(rows):
         _print_table(path, lines, console)

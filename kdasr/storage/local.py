@@ -80,9 +80,11 @@ def locked(folder: Path, *, busy: Exception | None = None) -> Iterator[None]:
 
 
 def refuse_file(folder: Path, what: str) -> None:
-    """Raise ConfigError where a file is in the place of a folder; `what` says what belongs there."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{what}, and this is a file", where=folder, fix="Choose another --out.")
+    """Raise ConfigError where a file is in the place of a folder, or of one above it; `what` says what
+    belongs there."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise ConfigError(f"{what}, and this is a file", where=there, fix="Choose another --out.")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -76,7 +76,7 @@ class TorchChunkModel:
                 "this model cannot run chunk by chunk",
                 where=type(student).__name__,
                 expected="a streaming student with initial_state() and forward(features, state)",
-                fix="Transcribe with it without --stream, or choose a student.",
+                fix="Only streaming students hear live audio and are exported: choose one.",
             )
         if student.shift == 0:
             raise ModelError(
@@ -131,24 +131,26 @@ def silence_controls(student: StreamingModel, units: Units) -> StreamingModel:
     return silenced
 
 
-def set_chunk_ms(student: StreamingModel, chunk_ms: int) -> None:
+def set_chunk_ms(student: StreamingModel, chunk_ms: int, *, or_whole: bool = False) -> None:
     """Changes how much audio `student` takes at a time; lookahead and left context stay.
 
     A student that was trained with one chunk size runs with any, but is as good as its training
     only near that size. One that was trained with `dynamic_chunks` serves all that it drew.
 
     Args:
-        chunk_ms: 0 for full context: the student then hears whole utterances, and runs only so.
+        chunk_ms: milliseconds, at least one output frame.
+        or_whole: take 0 too, for full context: the student then hears whole utterances, and runs only so.
 
     Raises:
         ConfigError: not a multiple of one output frame, or not of what the student needs.
     """
     frame_ms = FRAME_SHIFT_MS * student.subsampling
-    if chunk_ms < 0 or chunk_ms % frame_ms:
+    if chunk_ms < (0 if or_whole else frame_ms) or chunk_ms % frame_ms:
         raise ConfigError(
             "a chunk is a whole number of output frames",
             where="chunk_ms",
-            expected=f"a multiple of {frame_ms}, or 0 for full context",
+            expected=f"a multiple of {frame_ms}, "
+            + ("or 0 for full context" if or_whole else f"at least {frame_ms}"),
             got=chunk_ms,
         )
     student.chunk_frames = chunk_ms // frame_ms

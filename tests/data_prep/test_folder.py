@@ -231,6 +231,8 @@ def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path
         write_tone(corpus / name, seconds)
     for name, text in (("a/1.txt", "\ufeffIt's a\nday.\n"), ("a/2.txt", "4"), ("b.txt", "b"), ("d.txt", "d")):
         (corpus / name).write_text(text)
+    write_tone(corpus / "e.wav", 0.5)
+    (corpus / "e.txt").write_bytes("schön".encode("latin1"))
     prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)
     (one,) = read_folder(tmp_path / "out" / "labelled")
     assert (one.key, one.text, len(one.samples)) == (key_of("a/1.wav"), "it's a day", 16_000)
@@ -239,6 +241,7 @@ def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path
     assert dropped["b.mp3"].endswith(" s is longer than max_seconds")
     assert dropped["c.wav"] == "audio without transcript"
     assert dropped["d.txt"] == "transcript without audio"
+    assert dropped["e.wav"].startswith("the text is not UTF-8, or has lost letters")
     (corpus / "a/1.txt").write_text("\ufeffIt's a\nway.\n")
     with pytest.raises(ConfigError, match="the list or its audio has changed since"):
         prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)

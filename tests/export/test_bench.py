@@ -79,9 +79,9 @@ def test_utterances_without_delays_are_told() -> None:
     }
     assert table({**figures, "delays": asdict(delays)})[-4:] == [
         "first-token delay: P50 +250 ms, P90 +370 ms",
-        "2 utterances showed text at their end alone",
-        "3 utterances have no delays: the student said nothing in them",
-        "1 utterances have no delays: their transcripts do not fit the aligner's frames",
+        "2 utterances showed text at the end alone",
+        "3 utterances gave no delays: the student said nothing",
+        "1 utterance gave no delays: the transcript does not fit the aligner's frames",
     ]
     none = replace(delays, not_aligned=0, shown_at_end=0, nothing_said=0)
     assert "utterances" not in table({**figures, "delays": asdict(none)})[-1]

@@ -188,9 +188,9 @@ def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
         ConfigError, match=r"the chunk of an exported model is fixed; expected --chunk-ms 160"
     ):
         shown(Request(place / "onnx", files(place), chunk_ms=320))
-    with pytest.raises(ModelError, match=r"got a student of full context.*without --stream, or .*--chunk-ms"):
+    with pytest.raises(ModelError, match=r"got a student of full context.*without --stream .*--chunk-ms"):
         shown(Request(place / "torch", files(place), chunk_ms=0, stream=True))
-    with pytest.raises(ConfigError, match="a multiple of 40, or 0 for full context; got 50"):
+    with pytest.raises(ConfigError, match="^--chunk-ms: .*a multiple of 40, or 0 for full context; got 50"):
         shown(Request(place / "torch", files(place), chunk_ms=50))
 
 
@@ -205,6 +205,7 @@ def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
         ({"sources": ("-",), "device": "kitchen"}, "--device: .*expected --microphone"),
         ({"sources": ("a.wav",), "min_silence_s": 2.0}, "--pause: .*expected live audio or --endpoint"),
         ({"sources": ("-",), "endpoint": False, "min_silence_s": 2.0}, "--pause"),
+        ({"sources": ("-",), "min_silence_s": -1.0}, "^--pause: .*expected > 0; got -1.0"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(place: Path, changes: dict[str, Any], message: str) -> None:
@@ -298,5 +299,7 @@ def test_a_search_for_any_text_hears_the_same_live(place: Path) -> None:
 def test_a_beam_without_prefixes_and_a_lexicon_that_is_not_there_are_refused(place: Path) -> None:
     with pytest.raises(ConfigError, match="at least one prefix.*0"):
         shown(Request(place / "torch", files(place), beam=0))
-    with pytest.raises(ConfigError, match="nowhere"):
-        shown(Request(place / "torch", files(place), lexicon=(str(place / "nowhere"),)))
+    (place / "blank.txt").touch()
+    for name, wrong in (("nowhere", "there is no such file"), ("blank.txt", "a lexicon without words")):
+        with pytest.raises(ConfigError, match=rf"{name}: {wrong}.* Without --lexicon any word is heard\."):
+            shown(Request(place / "torch", files(place), lexicon=(str(place / name),)))

@@ -226,15 +226,15 @@ class TestChunks:
         features = speech_features(2, 128)
         set_chunk_ms(model, 128 * 10)
         one_chunk = whole(model, features)
-        set_chunk_ms(model, 0)
+        set_chunk_ms(model, 0, or_whole=True)
         assert_close(whole(model, features), one_chunk, 1e-5)
         with pytest.raises(ModelError, match="full context cannot run chunk by chunk"):
             TorchChunkModel(model)
 
-    @pytest.mark.parametrize("chunk_ms", [-40, 50])
+    @pytest.mark.parametrize("chunk_ms", [-40, 0, 50])
     def test_chunks_that_cannot_be_are_refused(self, student: Any, chunk_ms: int) -> None:
         model = make(student)
-        with pytest.raises(ConfigError, match="multiple of 40"):
+        with pytest.raises(ConfigError, match=f"a multiple of 40, at least 40; got {chunk_ms}"):
             set_chunk_ms(model, chunk_ms)
         assert model.chunk_frames == 8
 
@@ -330,7 +330,7 @@ def test_the_matrices_of_an_lstm_are_quantised(tmp_path: Path) -> None:
 
 def test_a_student_of_full_context_is_not_exported(tmp_path: Path) -> None:
     model = make(RecurrentStudent, vocab_size=UNITS.vocab_size)
-    set_chunk_ms(model, 0)
+    set_chunk_ms(model, 0, or_whole=True)
     with pytest.raises(ModelError, match="full context cannot run chunk by chunk"):
         export_student(model, UNITS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
