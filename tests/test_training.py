@@ -414,10 +414,11 @@ def test_where_no_model_can_be_written_nothing_is_trained(
     ):
         training(data, tmp_path / "c", steps=1).run(tmp_path / "x" / "model")
     (tmp_path / "file").touch()
-    with pytest.raises(
-        ConfigError, match=rf"model cannot be written there; got {tmp_path}/file, which is a file"
-    ):
+    with pytest.raises(ConfigError, match=f"{tmp_path}/file: a model is a folder, and this is a file"):
         training(data, tmp_path / "c", steps=1).run(tmp_path / "file" / "model")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"the checkpoints cannot be written .* another --checkpoints\."):
+        training(data, tmp_path / "file" / "c", steps=1).run(tmp_path / "model")
     assert not (tmp_path / "c").exists()
 
 

@@ -129,7 +129,7 @@ def _from_bundle(name: str, weights: str | Path | None) -> _Parts:
     try:
         network = bundle.get_model(dl_kwargs={**where, "weights_only": True})
     except Exception as error:  # whatever a reader of pickles raises on strangers' bytes
-        raise ModelError("the weights cannot be read", where=path, got=error) from error
+        raise ModelError("the weights cannot be read", where=path, got=repr(error)) from error
     # Models that want normalised samples come wrapped.
     normalise = bool(getattr(network, "normalize_waveform", False))
     return network.model if normalise else network, bundle.get_labels(), normalise, path, ()
@@ -168,7 +168,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever two formats' readers raise on strangers' bytes
-        raise ModelError("the weights cannot be read", where=path, got=error) from error
+        raise ModelError("the weights cannot be read", where=path, got=repr(error)) from error
     return state
 
 

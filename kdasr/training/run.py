@@ -108,7 +108,8 @@ class Training:
 
         with joined() as ranks, contextlib.ExitStack() as held:
             refuse_other_content(out)
-            _check_writable(out)
+            _check_writable(out, "model", "out")
+            _check_writable(self.checkpoints, "checkpoints", "checkpoints")
             _check_apart(self.checkpoints, out)
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
@@ -294,13 +295,14 @@ def _check_apart(checkpoints: Path, out: Path) -> None:
         )
 
 
-def _check_writable(out: Path) -> None:
-    """Raise ConfigError now, and not after hours, where no model can be written."""
-    there = next(folder for folder in out.absolute().parents if folder.exists())
+def _check_writable(place: Path, what: str, key: str) -> None:
+    """Raise ConfigError now, and not after hours, where nothing can be written."""
+    there = next(folder for folder in place.absolute().parents if folder.exists())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
     got = f"no permission to write in {there}" if there.is_dir() else f"{there}, which is a file"
-    raise ConfigError("the model cannot be written there", where=out, got=got, fix="Choose another --out.")
+    fix = f"Choose another --{key}."
+    raise ConfigError(f"the {what} cannot be written there", where=place, got=got, fix=fix)
 
 
 def _check_not_nested(checkpoints: Path) -> None:
