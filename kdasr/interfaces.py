@@ -230,16 +230,14 @@ class OnlineTeacher(Protocol):
     @property
     def config(self) -> dict[str, Any]: ...
 
-    def attach(
-        self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def attach(self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor]) -> None:
         """Called once before the first step.
 
         Args:
             student: whom to teach; its weights are the first ones.
             units_hash: of the student's units.
-            statistics: for `set_statistics` of a model that is trained along; None in a resumed run,
-                where the state of everything is loaded after this call.
+            statistics: for `set_statistics` of a model that is trained along. In a resumed run the state of
+                everything is loaded after this call.
 
         Raises:
             LabelMismatchError: it cannot teach this student.

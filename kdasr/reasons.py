@@ -49,17 +49,19 @@ def counted(count: int, what: str) -> str:
 
 def duration(seconds: float) -> str:
     """For people: `4.2 s`, `12.3 min`, `1,234.50 h`."""
-    if seconds < 60:
+    if seconds < 59.95:  # what is rounded to 60 is said in the next unit
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.2f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 3597 else f"{seconds / 3600:,.2f} h"
 
 
-def lines_of(kinds: Sequence[Kind], what_happened: str) -> list[str]:
-    """A line for each kind: what is an example, and how many more there are."""
+def lines_of(
+    kinds: Sequence[Kind], what_happened: str, all_named: str = "the manifests have each"
+) -> list[str]:
+    """A line for each kind: what is an example, and how many more there are; after twenty, where all are."""
     lines = [
         f"{what_happened}: {one.what}{f' and {one.times - 1:,} more' if one.times > 1 else ''}: {one.reason}"
         for one in kinds[:_MOST_SHOWN]
     ]
     if left := sum(one.times for one in kinds[_MOST_SHOWN:]):
-        lines.append(f"{what_happened}: {left:,} more, for other reasons; the manifests have each")
+        lines.append(f"{what_happened}: {left:,} more, for other reasons; {all_named}")
     return lines

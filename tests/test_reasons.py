@@ -45,7 +45,9 @@ def test_durations_are_in_the_unit_that_people_would_choose() -> None:
         0.0: "0.0 s",
         59.9: "59.9 s",
         90.0: "1.5 min",
-        3599.0: "60.0 min",
+        59.96: "1.0 min",
+        3590.0: "59.8 min",
+        3599.0: "1.00 h",
         3600.0: "1.00 h",
         3.6e6: "1,000.00 h",
     }

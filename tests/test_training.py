@@ -417,9 +417,19 @@ def test_where_no_model_can_be_written_nothing_is_trained(
     with pytest.raises(ConfigError, match=f"{tmp_path}/file: a model is a folder, and this is a file"):
         training(data, tmp_path / "c", steps=1).run(tmp_path / "file" / "model")
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=r"the checkpoints cannot be written .* another --checkpoints\."):
-        training(data, tmp_path / "file" / "c", steps=1).run(tmp_path / "model")
+    for place in (tmp_path / "file" / "c", tmp_path / "file"):
+        with pytest.raises(ConfigError, match=rf"{place}: the checkpoints cannot .* another --checkpoints\."):
+            training(data, place, steps=1).run(tmp_path / "model")
     assert not (tmp_path / "c").exists()
+
+
+def test_checkpoints_may_lie_where_nothing_else_may_be_made(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk" / "mine").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "disk")
+    training(data, tmp_path / "disk" / "mine", steps=1).run(tmp_path / "model")
+    assert list((tmp_path / "disk" / "mine").glob("CKPT*"))
 
 
 def test_a_training_says_where_it_goes_on_and_that_it_is_done(

@@ -14,6 +14,7 @@ import numpy as np
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.files import files_below
+from data_prep.support.listed import PARTS
 from kdasr.errors import ConfigError, CorpusError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import PREPARED, PREPARING, sha256_of
@@ -52,6 +53,10 @@ def prepare_split(
         fix="Wait until it has ended, or name another folder with --out.",
     )
     try:
+        # Whoever finds all of it done writes nothing, and needs no other's leave.
+        if finished := _finished(folder, source):
+            (folder / PREPARING).unlink(missing_ok=True)
+            return finished
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, busy=busy):
             return _prepare_split(utterances, folder, source, max_utterances)
@@ -64,10 +69,6 @@ def _prepare_split(
     utterances: Callable[..., Iterator[Utterance]], folder: Path, source: dict[str, Any], max_utterances: int
 ) -> list[Path]:
     remove_leftovers(folder)
-    finished = _finished(folder, source)
-    if finished:
-        (folder / PREPARING).unlink(missing_ok=True)
-        return finished
     _clear_unfinished(folder, source)
     _commit(folder / PREPARING, {"source": source})
     # Beside a record of what was once complete, a shard may be another one of the same name.
@@ -159,9 +160,12 @@ def _some(
         advice = "Check --corpus" + (
             ", and --audio_folder where a list names files." if "audio_folder" in settings else "."
         )
-        if settings.get("held_out_share"):
+        if settings.get("held_out_share") and folder.name.endswith(PARTS[1:]):
             advice = "Mend what was left out, or hold out a larger share, into another --out."
-        reasons = "; ".join(lines_of(dropped.kinds()[:3], "left out"))
+        kinds = dropped.kinds()
+        reasons = "; ".join(lines_of(kinds[:3], f"{len(dropped.items)} left out")) + (
+            "; …" if kinds[3:] else ""
+        )
         raise CorpusError(
             "no utterance can be used",
             where=folder.name,
@@ -234,7 +238,7 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[
         parts.append(f"{len(dropped.items)} left out (see {DROPPED})")
     parts += [f"{number} {note}" for note, number in sorted((dropped.notes + clipped).items())]
     say("; ".join(parts))
-    for line in lines_of(dropped.kinds(), "  left out"):
+    for line in lines_of(dropped.kinds(), "  left out", f"{DROPPED} has each"):
         say(line)
 
 
@@ -250,7 +254,7 @@ def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> C
         return _of_changed_corpus(folder, before["files"], after["files"])
     if changed == ["generation"]:
         return ConfigError(
-            "the folder was prepared by an older release, which made other audio of the same settings",
+            "an older release prepared the folder, and may have made other audio of the same settings",
             where=folder,
             expected=f"generation {after['generation']} of {after['corpus']}",
             got=f"generation {before.get('generation')}",

@@ -80,6 +80,13 @@ def label(
     settings, ranks = settings or Settings(), ranks or Ranks()
     _check_arguments(out, engine, workers, shard_index, num_shards)
     if not ranks.alone:
+        if (engine, num_shards) != ("inline", 1):
+            raise ConfigError(
+                "ranks share all shards among themselves",
+                where="ranks",
+                expected="engine inline, num_shards 1",
+                got=f"engine {engine}, num_shards {num_shards}",
+            )
         shard_index, num_shards = ranks.rank, ranks.count
     if engine == "ray":  # whose nodes may have what this machine lacks
         device = device or AUTO_DEVICE

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,24 +131,25 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
     predicted = read_plan(out)
     if predicted is None:
         return None
-    facts = []
+    facts: list[tuple[str, float, float, Callable[[float], str]]] = []
     if summary["bytes_per_frame"]:  # where nothing has labels, they have no size
-        facts.append(("bytes/frame", predicted.bytes_per_frame, summary["bytes_per_frame"]))
+        facts.append(("bytes/frame", predicted.bytes_per_frame, summary["bytes_per_frame"], _number))
     if summary["shards_labelled"] == predicted.shards:
         # All of it in this run: its time and price can be compared too.
-        hours = predicted.worker_hours, summary["worker_hours"]
+        worker_s = 3600 * predicted.worker_hours, 3600 * summary["worker_hours"]
+        speed = predicted.times_real_time * predicted.workers
+        price = predicted.cost / worker_s[0]
         facts += [
-            ("hours of audio", predicted.hours, summary["hours"]),
-            ("MB of labels", predicted.bytes_per_frame * predicted.frames / 1e6, summary["bytes"] / 1e6),
-            ("worker-hours", *hours),
-            ("× real time", predicted.times_real_time * predicted.workers, summary["times_real_time"]),
+            ("audio", 3600 * predicted.hours, 3600 * summary["hours"], duration),
+            ("labels", predicted.bytes_per_frame * predicted.frames, summary["bytes"], _size),
+            ("time of workers", *worker_s, duration),
+            ("× real time", speed, summary["times_real_time"], _number),
+            ("cost", price * worker_s[0], price * worker_s[1], _number),
         ]
-        price = predicted.cost / predicted.worker_hours
-        facts.append(("cost", price * hours[0], price * hours[1]))
     # What the plan said nothing of, such as bytes where its sample had no labels, cannot be compared.
     said = [
-        f"{name} {fact:,.4g} (the plan said {plan:,.4g}: {round(fact / plan - 1, 2) + 0.0:+.0%})"
-        for name, plan, fact in facts
+        f"{name} {text(fact)} (the plan said {text(plan)}: {round(fact / plan - 1, 2) + 0.0:+.0%})"
+        for name, plan, fact, text in facts
         if plan
     ]
     return "compared with the plan: " + ", ".join(said) if said else None
@@ -171,7 +172,7 @@ def plan_text(prediction: Prediction) -> str:
         f"{counted(p.shards, 'shard')}, {hours} of audio{heard} ({p.sampled_shards} labelled to find out)",
         f"labels: {labels}",
         f"speed of one worker: {speed}",
-        f"time: {duration(3600 * p.worker_hours)} of a worker{spread}, "
+        f"time of workers: {duration(3600 * p.worker_hours)}{spread}, "
         f"{duration(3600 * p.wall_hours)} with {counted(p.workers, 'worker')}",
     ]
     if p.shards_done:
@@ -224,6 +225,10 @@ def _extrapolate(
 def _seconds(shard: str) -> float:
     with local_copy(shard, manifest_only=True) as path:
         return read_manifest(path).seconds
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4g}"
 
 
 def _size(num_bytes: float) -> str:

@@ -31,9 +31,7 @@ class Peer(nn.Module):
         name = getattr(getattr(model, "func", model), "__qualname__", str(model))
         self.config: dict[str, Any] = {"model": name, "settings": keywords}
 
-    def attach(
-        self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def attach(self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor]) -> None:
         """Build the peer, over the student's classes.
 
         Raises:
@@ -44,8 +42,7 @@ class Peer(nn.Module):
             raise ConfigError(
                 "peers need the same output frames", expected=student.subsampling, got=peer.subsampling
             )
-        if statistics is not None:
-            peer.set_statistics(*statistics)
+        peer.set_statistics(*statistics)
         self.recorded = Recorded(peer)
 
     def forward(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:

@@ -51,9 +51,7 @@ class FrozenTeacher:
             config |= {"weights": list(self.weights or []), "average": self.average}
         return config
 
-    def attach(
-        self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def attach(self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor]) -> None:
         """Load the model.
 
         Raises:
@@ -108,9 +106,7 @@ class EmaTeacher(nn.Module):
         self.config: dict[str, Any] = {"decay": decay}
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def attach(
-        self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def attach(self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor]) -> None:
         """Begin as a copy of the student."""
         self.average = Recorded(copy.deepcopy(student)).requires_grad_(False)
 

@@ -108,18 +108,25 @@ class Training:
 
         with joined() as ranks, contextlib.ExitStack() as held:
             refuse_other_content(out)
-            _check_writable(out, "model", "out")
-            _check_writable(self.checkpoints, "checkpoints", "checkpoints")
+            _check_writable(out.absolute().parents, "model", out, "out")
+            checkpoints = self.checkpoints.absolute()
+            _check_writable(
+                [checkpoints, *checkpoints.parents], "checkpoints", self.checkpoints, "checkpoints"
+            )
             _check_apart(self.checkpoints, out)
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
+            # Before losses have weights, of which their text may tell.
+            found, fingerprint = None, self.fingerprint()
             if ranks.first:
                 self._tell_what_begins(ranks)
+                found = self._lock_checkpoints(held)
+            ranks.wait()
             # What is refused here has moved no checkpoints yet.
             step = self._first_step()
             try:
                 if ranks.first:
-                    self._take_checkpoints(out, held)
+                    self._take_checkpoints(found, fingerprint, out, held)
                     self._tell_what_is_left_out()
                 ranks.wait()
                 brain = CtcBrain(self, step)
@@ -200,28 +207,34 @@ class Training:
                 "optimisation.accumulate"
             )
 
-    def _take_checkpoints(self, out: Path, held: contextlib.ExitStack) -> None:
-        """Keep other trainings out of the folder of checkpoints as long as `held` lasts, and see that what is
-        there belongs to these settings and this data."""
+    def _lock_checkpoints(self, held: contextlib.ExitStack) -> str | None:
+        """Keep other trainings out of a folder of checkpoints that is there, as long as `held` lasts; the
+        fingerprint of what it holds, None where it holds nothing."""
+        _check_not_nested(self.checkpoints)
+        if not self.checkpoints.exists():
+            return None
+        held.enter_context(used_alone(self.checkpoints))
+        marker = self.checkpoints / FINGERPRINT_FILE
+        if marker.exists():
+            return marker.read_text().strip()
+        _refuse_other_files(self.checkpoints)
+        return None
+
+    def _take_checkpoints(
+        self, found: str | None, fingerprint: str, out: Path, held: contextlib.ExitStack
+    ) -> None:
+        """See that what is in the folder of checkpoints, `found` when it was locked, belongs to the settings
+        and data of `fingerprint`."""
         from kdasr.training.checkpoints import WholeCheckpoints
 
-        marker, fingerprint, found = self.checkpoints / FINGERPRINT_FILE, self.fingerprint(), None
-        _check_not_nested(self.checkpoints)
-        is_taken = self.checkpoints.exists()
-        if is_taken:
-            held.enter_context(used_alone(self.checkpoints))
-            found = marker.read_text().strip() if marker.exists() else None
-            if found is None:
-                _refuse_other_files(self.checkpoints)
         if found is not None and found != fingerprint:
-            self._set_aside(found, fingerprint, out)
-            is_taken = False  # the lock went with the folder
-        if not is_taken:
+            self._set_aside(found, fingerprint, out)  # and the lock with it
+        if not self.checkpoints.exists():
             self._take_back(fingerprint)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             held.enter_context(used_alone(self.checkpoints))
         if found != fingerprint:
-            commit_bytes(marker, f"{fingerprint}\n".encode())
+            commit_bytes(self.checkpoints / FINGERPRINT_FILE, f"{fingerprint}\n".encode())
         WholeCheckpoints(self.checkpoints).remove_unfinished()
 
     def _set_aside(self, found: str, fingerprint: str, out: Path) -> None:
@@ -295,9 +308,10 @@ def _check_apart(checkpoints: Path, out: Path) -> None:
         )
 
 
-def _check_writable(place: Path, what: str, key: str) -> None:
-    """Raise ConfigError now, and not after hours, where nothing can be written."""
-    there = next(folder for folder in place.absolute().parents if folder.exists())
+def _check_writable(folders: Sequence[Path], what: str, place: Path, key: str) -> None:
+    """Raise ConfigError now, and not after hours, where nothing can be written into the first of `folders`
+    that there is."""
+    there = next(folder for folder in folders if folder.exists())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
     got = f"no permission to write in {there}" if there.is_dir() else f"{there}, which is a file"

@@ -269,6 +269,13 @@ def test_a_share_of_the_files_with_transcripts_is_held_out(corpus: Path, tmp_pat
     assert all(names) and len(set.union(*names)) == sum(map(len, names)) == 30
     with pytest.raises(ConfigError, match="what is held out needs transcripts; expected --transcripts true"):
         prepare("folder", corpus=corpus, out=tmp_path, held_out_share=0.2)
+    held_out = read_folder(tmp_path / "labelled-test")
+    for number in range(30):
+        if any(one.key == key_of(f"{number}.wav") for one in held_out):
+            (corpus / f"{number}.txt").write_text("1")
+    said = rf"labelled-test: no utterance .*got {len(held_out)} left out: .*hold out a larger share"
+    with pytest.raises(CorpusError, match=said):
+        prepare("folder", corpus=corpus, out=tmp_path / "2", transcripts=True, held_out_share=0.2)
 
 
 def test_settings_that_came_later_leave_the_record_as_it_was(corpus: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_folder_without_lists_is_refused(corpus: Path) -> None:
 
 def test_a_list_of_which_nothing_is_there_is_an_error(corpus: Path) -> None:
     write(corpus, "train.jsonl", {"audio_filepath": "/gone/1.wav", "text": "one"})
-    message = r"no utterance can be used; got left out: /gone/1\.wav: the audio file cannot be read"
+    message = r"no utterance can be used; got 1 left out: /gone/1\.wav: the audio file cannot be read"
     with pytest.raises(CorpusError, match=message):
         prepared(corpus)
     assert list(dropped_in(corpus.parent / "out/train")) == ["train.jsonl:1 /gone/1.wav"]

@@ -24,6 +24,7 @@ from kdasr.labelling import (
     verify_labels,
 )
 from kdasr.labelling import job as job_module
+from kdasr.ranks import Ranks
 from kdasr.shards import open_shard
 from kdasr.soft_labels import TopK, TopP, open_label_shard
 from tests.labelling.tiny import TinySource, TinyTeacher, make_audio
@@ -516,3 +517,11 @@ def test_audio_in_a_store_is_used_whole_or_not_at_all(audio: Path, tmp_path: Pat
         run(f"memory:/{folder}", tmp_path / "labels")  # type: ignore[arg-type]
     (problem,) = verify_audio(f"memory:/{folder}")
     assert re.search(message, problem)
+
+
+@pytest.mark.parametrize("given", [{"engine": "processes"}, {"num_shards": 2}])
+def test_ranks_share_all_shards_and_nothing_else_does(
+    given: dict[str, Any], audio: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"ranks: ranks share .*expected engine inline, num_shards 1; got"):
+        run(audio, tmp_path / "labels", ranks=Ranks(rank=0, count=2), **given)
