@@ -30,7 +30,7 @@ from kdasr.manifest import (
     shard_path,
 )
 from kdasr.reasons import duration
-from kdasr.storage import commit_bytes, commit_file
+from kdasr.storage import commit_bytes, commit_file, sync_path
 
 
 def write_shards(
@@ -111,6 +111,7 @@ def _write_shard(utterances: Iterable[Utterance], path: Path, description: str) 
     try:
         with temporary.open("wb") as file:
             written = _write_tar(utterances, file)
+        sync_path(temporary)  # before it is read back: a disk may store other bytes
         shard = _describe(temporary, path, written, description)
         if _holds_other(path, shard):
             raise _other_shard(path)

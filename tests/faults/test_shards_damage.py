@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import tarfile
@@ -217,7 +218,7 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_stores_other_bytes_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_fsync = shard_victim.writer.os.fsync
+    real_fsync = os.fsync
 
     def rot(descriptor: int) -> None:
         real_fsync(descriptor)
@@ -226,7 +227,7 @@ def test_a_disk_that_stores_other_bytes_is_caught(tmp_path: Path, monkeypatch: p
             data[3000] ^= 1
             path.write_bytes(data)
 
-    monkeypatch.setattr(shard_victim.writer.os, "fsync", rot)
+    monkeypatch.setattr(os, "fsync", rot)
     with pytest.raises(DamagedShardError, match=r"shard-000000\.tar"):
         write_shards(shard_victim.utterances(), tmp_path)
     assert list(tmp_path.iterdir()) == []
