@@ -190,13 +190,18 @@ def test_filters_of_a_job_drop_with_reasons_and_are_part_of_its_configuration(
         run(audio, tmp_path / "labels")
 
 
-def test_a_confidence_filter_keeps_what_is_above_it(audio: Path, tmp_path: Path) -> None:
-    run(audio, tmp_path / "all")
-    scores = {
+def best_paths(labels: Path) -> dict[str, float]:
+    """The confidence in every utterance that has labels, by its key."""
+    return {
         key: confidence(item).best_path
-        for path in sorted((tmp_path / "all").glob("*.kdsl"))
+        for path in sorted(labels.glob("*.kdsl"))
         for key, item in open_label_shard(path)
     }
+
+
+def test_a_confidence_filter_keeps_what_is_above_it(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "all")
+    scores = best_paths(tmp_path / "all")
     middle = float(np.median(list(scores.values())))
     summary = run(audio, tmp_path / "sure", MinConfidence(middle))
     assert set(summary["failed"]) == {key for key, value in scores.items() if value < middle}
@@ -227,11 +232,7 @@ def test_a_selection_holds_the_surest_hours_and_names_the_rest(audio: Path, tmp_
 
 def test_what_has_no_labels_takes_no_place_among_the_scores(audio: Path, tmp_path: Path) -> None:
     run(audio, tmp_path / "raw")
-    scores = {
-        key: confidence(item).best_path
-        for path in sorted((tmp_path / "raw").glob("*.kdsl"))
-        for key, item in open_label_shard(path)
-    }
+    scores = best_paths(tmp_path / "raw")
     weakest = sorted(scores.values())[4]
     assert len(run(audio, tmp_path / "all", MinConfidence(weakest))["failed"]) == 4
     seconds = {e.key: e.num_samples / 16_000 for p in audio.glob("*.tar") for e in open_shard(p).entries}
