@@ -143,7 +143,7 @@ def gradients(
     """The output, and the gradients in the frames, the weights and the bias."""
     x_btd = x_btd.clone().requires_grad_()
     convolution.zero_grad()
-    with torch.autocast("cuda", dtype) if dtype is not None else nullcontext():
+    with torch.autocast(x_btd.device.type, dtype) if dtype is not None else nullcontext():
         out = by(convolution, x_btd)
     out.backward(upstream_btd.to(out.dtype))
     assert convolution.weight.grad is not None and convolution.bias is not None

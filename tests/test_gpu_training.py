@@ -53,6 +53,8 @@ def test_the_losses_are_those_of_the_cpu(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 def test_bf16_learns_as_fp32_does(data: Path, tmp_path: Path, compile: bool) -> None:
+    if compile and accelerator() != "cuda":
+        pytest.skip("layers are compiled for CUDA")
     expected = train(data, tmp_path / "fp32", accelerator(), steps=60)
     found = train(data, tmp_path / "bf16", accelerator(), steps=60, precision="bf16", compile=compile)
     assert found[0] == pytest.approx(expected[0], rel=0.05)
@@ -71,6 +73,6 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data: Path, tmp_pat
         return ctc(output, batch) * (float("nan") if len(calls) >= 4 else 1.0)
 
     with pytest.raises(NonFiniteLossError, match="step 7"):
-        train(data, tmp_path, accelerator(), loss=breaks)
+        train(data, tmp_path, accelerator(), steps=8, loss=breaks)
     for path in (tmp_path / "c").glob("CKPT*/model.ckpt"):
         assert all(torch.isfinite(t).all() for t in torch.load(path, weights_only=True).values())

@@ -133,8 +133,8 @@ class _ShardRun:
     the codec in another, the teacher in this one, which has nothing else to do."""
 
     def __init__(self, teacher: Teacher, shard: Shard, settings: Settings, failures: dict[str, str]) -> None:
-        on_gpu = teacher.device.type == "cuda"
-        self._teacher = with_log_mel_on_its_device(teacher) if on_gpu else teacher
+        on_cpu = teacher.device.type == "cpu"
+        self._teacher = teacher if on_cpu else with_log_mel_on_its_device(teacher)
         self._shard, self._settings = shard, settings
         self._failures = failures
         self._broken: dict[int, dict[int, str]] = {}
