@@ -4,11 +4,12 @@
         train-clean-360=5 train-other-500=5 dev-clean=0.1 dev-other=0.1 test-clean=0.3 test-other=0.3
     kdasr run recipes/librispeech/100h --corpus corpora/read
 
-The text is any plain text; ten hours take some hundred thousand words of it. Its sentences are shuffled,
-cut or joined to what takes 2 to 16 s, and dealt out, so that none is in two subsets. Voices are dealt out as
-well, those that are not human to the unlabelled subsets alone. A speaker has a voice, an accent, a pace and
-a pitch, a chapter a room and a noise; "clean" has little of these, "other" much, and dev and test have other
-noises than training. The same text, hours and seed make the same corpus, whatever the number of processes.
+The text is English, a verse or paragraph a line; ten hours take 116,000 words of it. Its sentences are cut
+or joined to 4 to 40 words, shuffled and dealt out, so that none is in two subsets; what has digits or other
+letters than English is left out. Voices are dealt out as well, those that are not human to the unlabelled
+subsets alone. A speaker has a voice, an accent, a pace and a pitch, a chapter a room and a noise; "clean" has
+little of these, "other" much, and dev and test have other noises than training. The same text, hours and seed
+make the same corpus, whatever the number of processes.
 
 What it cannot show: how many ways people have to say a word. Its error rates are no estimate of
 LibriSpeech's, only of what long utterances of many words, word pieces and the losses of those recipes do
@@ -38,6 +39,7 @@ from kdasr.resampling import resample
 # Of the human voices, how many read in a subset; all others read in those that have no number.
 NUM_VOICES = {"test-clean": 5, "test-other": 5, "dev-clean": 3, "dev-other": 3, "train-clean-100": 12}
 SUBSETS = (*NUM_VOICES, "train-clean-360", "train-other-500")
+ROOT = "LibriSpeech"
 SPEAKERS = 60
 CHAPTER_UTTERANCES = 20
 MIN_WORDS, MAX_WORDS = 4, 40
@@ -45,6 +47,8 @@ WORDS_AN_HOUR = 11_600
 _TRAINING_NOISES = ("white", "pink", "hum", "brown", "fan")
 _OTHER_NOISES = ("engine", "wind", "crackle", "violet")
 _SENTENCE_ENDS = re.compile(r"(?<=[.;:?!])\s+")
+# What is spelled as it is spoken.
+_READABLE = re.compile(r"[A-Za-z'’,.;:?!()\s-]*[A-Za-z][A-Za-z'’,.;:?!()\s-]*")
 
 
 class Chapter(NamedTuple):
@@ -76,23 +80,26 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     hours = {subset: float(number) for subset, number in (item.split("=") for item in options.hours)}
     if unknown := [subset for subset in hours if subset not in SUBSETS]:
         parser.error(f"there is no subset {', '.join(unknown)}; expected some of {', '.join(SUBSETS)}")
+    if written := [subset for subset in hours if (options.corpus / ROOT / subset).exists()]:
+        parser.error(f"{options.corpus} has {', '.join(written)} already; choose another --corpus")
     sentences = iter(readable(options.text.read_text(encoding="utf-8"), options.seed))
-    written = dict.fromkeys(hours, 0.0)
+    read = dict.fromkeys(hours, 0.0)
     with Pool(options.processes) as pool:
         for subset, wanted in hours.items():
             chapters = list(_chapters(subset, sentences, round(wanted * WORDS_AN_HOUR)))
             for seconds in pool.imap_unordered(partial(_read, options.corpus, options.seed), chapters):
-                written[subset] += seconds / 3600
-            print(f"{subset}: {written[subset]:.2f} h, {len(chapters)} chapters", flush=True)
-    return written
+                read[subset] += seconds / 3600
+            print(f"{subset}: {read[subset]:.2f} h, {len(chapters)} chapters", flush=True)
+    return read
 
 
 def readable(text: str, seed: int) -> list[str]:
-    """Sentences of 4 to 40 words in a random order; those with a digit are left out."""
+    """Sentences of 4 to 40 words in a random order, each once; what cannot be spelled is left out."""
     sentences: list[str] = []
     words: list[str] = []
     for part in (part for line in text.splitlines() for part in _SENTENCE_ENDS.split(line.strip())):
-        if re.search(r"\d", part):
+        if not _READABLE.fullmatch(part):
+            words = []
             continue
         words += part.split()
         while len(words) > MAX_WORDS:
@@ -102,6 +109,7 @@ def readable(text: str, seed: int) -> list[str]:
         if len(words) >= MIN_WORDS + 7 * len(sentences) % (MAX_WORDS - MIN_WORDS):
             sentences.append(" ".join(words))
             words = []
+    sentences = list(dict.fromkeys(sentences))
     return [sentences[index] for index in rng_for(seed, "read", "order").permutation(len(sentences))]
 
 
@@ -132,17 +140,15 @@ def _voices(subset: str, seed: int) -> list[str]:
 
 def _read(corpus: Path, seed: int, chapter: Chapter) -> float:
     """Write the recordings and transcripts of a chapter; returns its seconds."""
-    subset, index = chapter.subset, chapter.speaker
-    voices = _voices(subset, seed)
-    accent = rng_for(seed, "read", subset, "speaker", index).choice(espeak.ACCENTS)
-    voice = f"{accent}+{voices[index % len(voices)]}"
-    speaker = 1_000 * (1 + SUBSETS.index(subset)) + index
-    speaker_rng = rng_for(seed, "read", subset, speaker)
-    pace, pitch = round(speaker_rng.uniform(135, 185)), round(speaker_rng.uniform(25, 75))
-    rng = rng_for(seed, "read", subset, 100_000 + chapter.number)
+    subset, voices = chapter.subset, _voices(chapter.subset, seed)
+    rng = rng_for(seed, "read", subset, "speaker", chapter.speaker)
+    voice = f"{rng.choice(espeak.ACCENTS)}+{voices[chapter.speaker % len(voices)]}"
+    pace, pitch = round(rng.uniform(135, 185)), round(rng.uniform(25, 75))
+    rng = rng_for(seed, "read", subset, "chapter", chapter.number)
     room = _room(subset, rng)
+    speaker = 1_000 * (1 + SUBSETS.index(subset)) + chapter.speaker
     name = f"{speaker}-{100_000 + chapter.number}"
-    folder = corpus / "LibriSpeech" / subset / name.replace("-", "/")
+    folder = corpus / ROOT / subset / name.replace("-", "/")
     folder.mkdir(parents=True, exist_ok=True)
     lines, seconds = [], 0.0
     for number, sentence in enumerate(chapter.sentences):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from benchmarks.losses import LOSSES, random_batch
 from kdasr.decoding import greedy
@@ -17,6 +18,7 @@ from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.layers import _over_time as over_time
 from kdasr.losses import ctc, soft_cross_entropy
 from kdasr.students.conformer import ChunkConformer
+from kdasr.students.zipformer import Zipformer
 from kdasr.teachers.conformer import ConformerTeacher
 
 pytestmark = pytest.mark.gpu
@@ -33,10 +35,36 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator()  # type: ignore[return-value]
 
 
+MIXTURES: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "sum": lambda here, cpu: here + cpu,
+    "product": lambda here, cpu: here @ cpu,
+    "concatenation": lambda here, cpu: torch.cat([here, cpu]),
+    "in place": lambda here, cpu: here.mul_(cpu),
+    "into a number": lambda here, cpu: cpu.sum().add_(here.sum()),
+    "mask": lambda here, cpu: here.masked_fill(cpu > 0, 0.0),
+    "embedding": lambda here, cpu: functional.embedding(cpu.long(), here),
+    "cross-entropy": lambda here, cpu: functional.cross_entropy(here, cpu[0].long().clamp(0, 3)),
+    "convolution": lambda here, cpu: functional.conv1d(here[None], here[:, :, None], cpu[0]),
+    "random numbers": lambda here, cpu: here.uniform_(generator=torch.Generator()),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_what_lies_on_the_cpu_is_refused(name: str, device: torch.device) -> None:
+    """Else the tests below would say nothing of what was not moved."""
+    with pytest.raises(RuntimeError, match=r"same device|device type|on CPU|is on cpu"):
+        MIXTURES[name](torch.ones(4, 4, device=device), torch.ones(4, 4))
+
+
+def test_indices_and_numbers_may_lie_on_the_cpu(device: torch.device) -> None:
+    here = torch.arange(4.0, device=device)
+    assert (here[torch.tensor([3, 1])] + torch.tensor(0.5)).tolist() == [3.5, 1.5]
+
+
 def models() -> list[nn.Module]:
     torch.manual_seed(1)
     sizes: dict[str, Any] = {"vocab_size": 29, "width": 64, "num_layers": 2, "dropout": 0.0}
-    built = [ConformerTeacher(**sizes), ChunkConformer(**sizes)]
+    built = [ConformerTeacher(**sizes), ChunkConformer(**sizes), Zipformer(vocab_size=29, dropout=0.0)]
     for model in built:
         model.set_statistics(torch.full((80,), -8.0), torch.full((80,), 3.0))
     return [model.eval() for model in built]
@@ -57,7 +85,7 @@ def batch() -> Batch:
     )
 
 
-@pytest.mark.parametrize("index", [0, 1], ids=["teacher", "student"])
+@pytest.mark.parametrize("index", [0, 1, 2], ids=["teacher", "conformer", "zipformer"])
 def test_log_probs_and_tokens_are_those_of_the_cpu(index: int, device: torch.device) -> None:
     model, data = models()[index], batch()
     with torch.inference_mode():

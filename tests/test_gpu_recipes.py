@@ -42,10 +42,15 @@ def test_every_way_to_distil_trains(
 
 
 def test_the_mini_recipe_goes_through_all_of_its_stages(
-    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Else the students may train side by side, in processes that know no pretended device.
+    monkeypatch.setattr("kdasr.pipeline.usable_cores", lambda: 1)
     assert run_mini(tmp_path, "--device", device) == 0
     said = capsys.readouterr().err
-    assert all(f"{name}: on {device}" in said for name in ("teacher", "student_labelled_only"))
-    rows = json.loads((tmp_path / "results.json").read_text())
-    assert [row["model"] for row in rows] == MODELS and all(row["wer"] > 0 for row in rows)
+    for name in ("teacher", "student_labelled_only", "student_distilled"):
+        assert f"{name}: on {device}" in said
+    rows = {row["model"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert list(rows) == MODELS
+    assert rows["student_distilled_streaming"]["texts_unlike_offline"] == 0
+    assert rows["onnx_float32"]["wer"] == pytest.approx(rows["student_distilled"]["wer"], abs=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(1)
     path = tmp_path_factory.mktemp("text") / "text.txt"
     lines = [" ".join(map(str, rng.choice(WORDS, 12))) for _ in range(60)]
-    path.write_text("\n".join([*lines, "Chapter 4 has a number."]))
+    path.write_text("\n".join([*lines, *lines[:20], "Chapter 4 has a number; and a naïve café none."]))
     return path
 
 
@@ -32,10 +33,18 @@ def write(text: Path, corpus: Path, processes: int) -> dict[str, float]:
     return read_speech.main([*arguments, "--hours", *hours])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_chapters() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_speech, "CHAPTER_UTTERANCES", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def corpus(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     written = write(text, folder, 1)
+    assert len(list(folder.glob("LibriSpeech/train-clean-100/*"))) > 1
     assert all(0.3 < written[subset] / HOURS[subset] < 4 for subset in HOURS)
     return folder
 
@@ -72,11 +81,14 @@ def test_no_voice_reads_in_two_subsets_that_are_measured_apart() -> None:
     assert all(len(voices[name]) == number for name, number in read_speech.NUM_VOICES.items())
 
 
-def test_sentences_are_of_all_lengths_and_have_no_digits(text: Path) -> None:
-    lengths = [len(line.split()) for line in read_speech.readable(text.read_text() * 20, 1)]
+def test_sentences_are_of_all_lengths_and_each_once(text: Path) -> None:
+    rng = np.random.default_rng(2)
+    long = "\n".join(" ".join(map(str, rng.choice(WORDS, 12))) for _ in range(2_000))
+    lengths = [len(line.split()) for line in read_speech.readable(long, 1)]
     assert min(lengths) >= read_speech.MIN_WORDS and max(lengths) <= read_speech.MAX_WORDS
     assert len(set(lengths)) > 20
-    assert not any("4" in line for line in read_speech.readable(text.read_text(), 1))
+    lines = read_speech.readable(text.read_text(), 1)
+    assert len(set(lines)) == len(lines) and not any("number" in line or "caf" in line for line in lines)
 
 
 def test_a_text_that_is_too_short_says_how_much_an_hour_takes(tmp_path: Path) -> None:
@@ -90,3 +102,11 @@ def test_an_unknown_subset_is_refused(text: Path, tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         read_speech.main(["--text", str(text), "--corpus", str(tmp_path), "--hours", "train-clean=1"])
     assert "there is no subset train-clean;" in capsys.readouterr().err
+
+
+def test_two_corpora_are_not_mixed(text: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(corpus)
+    with pytest.raises(SystemExit):
+        write(text, corpus, 1)
+    assert "has train-clean-100, train-other-500, test-other already" in capsys.readouterr().err
+    assert files(corpus) == before

@@ -107,20 +107,27 @@ struct Argument {
   const void* bytes;
 };
 
-// GPUs take indices, and CTC its labels and lengths, from either memory; and what has no axes.
+// GPUs read numbers without axes and indices from either memory, and CTC its lengths.
 void refuse_a_mixture(const c10::FunctionSchema& schema, const torch::jit::Stack& stack) {
   const auto& arguments = schema.arguments();
   const size_t first = stack.size() - arguments.size();
   bool here = false, cpu = false;
   for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto& value = stack[first + i];
+    const auto* alias = arguments[i].alias_info();
+    const bool is_written = alias != nullptr && alias->isWrite();
     const bool may_be_either =
-        arguments[i].name() == "indices" || (schema.name() == "aten::_ctc_loss" && i > 0);
-    each_tensor(stack[first + i], [&](const at::Tensor& tensor) {
+        arguments[i].name() == "indices" || (schema.name() == "aten::_ctc_loss" && i > 1);
+    each_tensor(value, [&](const at::Tensor& tensor) {
       here = here || is_here(tensor);
-      cpu = cpu || (tensor.defined() && !is_here(tensor) && tensor.dim() > 0 && !may_be_either);
+      const bool has_axes = tensor.defined() && tensor.dim() > 0;
+      cpu = cpu || (tensor.defined() && !is_here(tensor) && (has_axes || is_written) && !may_be_either);
     });
+    here = here || (value.isDevice() && value.toDevice().type() == kType);
+    cpu = cpu || value.isGenerator();  // there are none but the CPU's
   }
   if (here && cpu) refuse(schema.name());
+  TORCH_CHECK(here, schema.name(), " came here and has nothing that lies here");
 }
 
 // Any operation: arguments to the CPU, its kernel, results back, views as views of what they were made of.
@@ -144,7 +151,8 @@ void by_cpu(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
     c10::impl::ExcludeDispatchKeyGuard without_autograd(c10::autograd_dispatch_keyset);
     operation.callBoxed(stack);
   }
-  for (const auto& [here, cpu, bytes] : moved) {  // some are outputs, and may have grown
+  // Outputs may have grown; unlike on a real device, what else looked at their old bytes goes on to.
+  for (const auto& [here, cpu, bytes] : moved) {
     if (cpu.storage().data_ptr().get() != bytes || cpu.storage().nbytes() != here.storage().nbytes())
       here.unsafeGetTensorImpl()->set_storage_keep_dtype(under(kDevice, cpu.storage(), &memory));
     if (cpu.sizes() != here.sizes() || cpu.strides() != here.strides()) shape(here, cpu);
@@ -194,6 +202,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
 }
 
 at::Tensor& set_storage(at::Tensor& tensor, at::Storage storage) {
+  if (storage.device().type() != kType) refuse("aten::set_");
   const std::vector<int64_t> size{int64_t(storage.nbytes() / tensor.element_size())}, stride{1};
   auto* impl = tensor.unsafeGetTensorImpl();
   impl->set_storage_keep_dtype(std::move(storage));
@@ -203,6 +212,7 @@ at::Tensor& set_storage(at::Tensor& tensor, at::Storage storage) {
 
 at::Tensor& set_storage_at(
     at::Tensor& tensor, at::Storage storage, int64_t offset, at::IntArrayRef size, at::IntArrayRef stride) {
+  if (storage.device().type() != kType) refuse("aten::set_");
   auto* impl = tensor.unsafeGetTensorImpl();
   impl->set_storage_keep_dtype(std::move(storage));
   impl->set_sizes_and_strides(size, stride, offset);
@@ -225,6 +235,14 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage_at));
 }
 
+// Conjugates are computed where they are copied.
+TORCH_LIBRARY_IMPL(aten, Conjugate, library) {
+  library.impl("_copy_from", torch::CppFunction::makeFallthrough());
+}
+TORCH_LIBRARY_IMPL(aten, Negative, library) {
+  library.impl("_copy_from", torch::CppFunction::makeFallthrough());
+}
+
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, library) {
   library.fallback(torch::CppFunction::makeFallthrough());
 }
@@ -235,6 +253,9 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   AT_FORALL_LOWER_PRECISION_FP(IN_FEWER_BITS)
 #define IN_FLOAT32(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32)
   AT_FORALL_FP32(IN_FLOAT32)
+#define OUT_IN_FLOAT32(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32_set_opt_dtype)
+  AT_FORALL_FP32_SET_OPT_DTYPE(OUT_IN_FLOAT32)
+  AT_FORALL_DIFFERENT_REDISPATCH_SIGNATURE(KERNEL_DIFFERENT_REDISPATCH_SIGNATURE_PRIVATEUSEONE)
 #define IN_THE_WIDEST(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, promote)
   AT_FORALL_PROMOTE(IN_THE_WIDEST)
 }
