@@ -54,7 +54,8 @@ def options(run: Path, corpora: dict[str, Path]) -> list[str]:
     if "teacher" not in stages:
         return [*given, "--teacher", str(corpora["teacher"])]
     # The words of this corpus fill no more pieces.
-    return [*given, "--units.vocab_size", "30"]
+    pieces = stages["teacher"]["units"]["kind"] == "sentencepiece"
+    return [*given, "--units.vocab_size", "30"] if pieces else given
 
 
 def test_the_runs_were_found() -> None:
