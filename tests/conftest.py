@@ -48,6 +48,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def accelerator() -> torch.device:
+    """The one of this machine, for tests that are marked `gpu`."""
+    if not torch.accelerator.is_available():
+        pytest.fail("there is no accelerator here; `make test` runs everything that needs none")
+    found = torch.accelerator.current_accelerator()
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Python's own Ctrl-C: a shell that starts the tests in the background lets them ignore it."""

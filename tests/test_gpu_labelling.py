@@ -35,13 +35,11 @@ def labels(audio: Path, out: Path, device: str) -> LabelShard:
     return open_label_shard(out / f"{audio.stem}.kdsl", verify=True)
 
 
-def test_labels_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.accelerator.is_available():
-        pytest.fail("there is no accelerator here; `make test` runs everything that needs none")
+def test_labels_are_those_of_the_cpu(
+    accelerator: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # TensorFloat-32 keeps ten bits of a number.
     torch.backends.cudnn.allow_tf32 = False
-    accelerator = torch.accelerator.current_accelerator()
-    assert accelerator is not None
     computed: list[str] = []
 
     def spy(samples_bn: torch.Tensor) -> torch.Tensor:

@@ -20,12 +20,8 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def device() -> str:
-    if not torch.accelerator.is_available():
-        pytest.fail("there is no accelerator here; `make test` runs everything that needs none")
-    found = torch.accelerator.current_accelerator()
-    assert found is not None
-    return found.type
+def device(accelerator: torch.device) -> str:
+    return accelerator.type
 
 
 @pytest.mark.usefixtures("late_spikes")

@@ -16,9 +16,12 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not torch.accelerator.is_available():
-        pytest.fail("there is no accelerator here; `make test` runs everything that needs none")
+def device(accelerator: torch.device) -> str:
+    return accelerator.type
+
+
+@pytest.fixture(scope="module")
+def data(device: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gpu-training")
     shards(root / "labelled", 40)
     shards(root / "dev", 6, first_seed=1_000)
@@ -39,29 +42,23 @@ def train(data: Path, folder: Path, device: str, *, steps: int = 6, **settings: 
     return [row["labelled/ctc"] for row in rows if "dev_wer" not in row]
 
 
-def accelerator() -> str:
-    found = torch.accelerator.current_accelerator()
-    assert found is not None
-    return found.type
-
-
-def test_the_losses_are_those_of_the_cpu(data: Path, tmp_path: Path) -> None:
+def test_the_losses_are_those_of_the_cpu(data: Path, device: str, tmp_path: Path) -> None:
     torch.backends.cudnn.allow_tf32 = False
     expected = train(data, tmp_path / "cpu", "cpu", accumulate=2)
-    assert train(data, tmp_path / "gpu", accelerator(), accumulate=2) == pytest.approx(expected, abs=5e-3)
+    assert train(data, tmp_path / "gpu", device, accumulate=2) == pytest.approx(expected, abs=5e-3)
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_bf16_learns_as_fp32_does(data: Path, tmp_path: Path, compile: bool) -> None:
-    if compile and accelerator() != "cuda":
+def test_bf16_learns_as_fp32_does(data: Path, device: str, tmp_path: Path, compile: bool) -> None:
+    if compile and device != "cuda":
         pytest.skip("layers are compiled for CUDA")
-    expected = train(data, tmp_path / "fp32", accelerator(), steps=60)
-    found = train(data, tmp_path / "bf16", accelerator(), steps=60, precision="bf16", compile=compile)
+    expected = train(data, tmp_path / "fp32", device, steps=60)
+    found = train(data, tmp_path / "bf16", device, steps=60, precision="bf16", compile=compile)
     assert found[0] == pytest.approx(expected[0], rel=0.05)
     assert sum(found[-10:]) < 1.3 * sum(expected[-10:]) and found[-1] < 0.7 * found[0]
 
 
-def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data: Path, device: str, tmp_path: Path) -> None:
     """Losses arrive a step late on a GPU; nothing may be saved in between."""
     from kdasr.errors import NonFiniteLossError
     from kdasr.losses import ctc
@@ -73,6 +70,6 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data: Path, tmp_pat
         return ctc(output, batch) * (float("nan") if len(calls) >= 4 else 1.0)
 
     with pytest.raises(NonFiniteLossError, match="step 7"):
-        train(data, tmp_path, accelerator(), steps=8, loss=breaks)
+        train(data, tmp_path, device, steps=8, loss=breaks)
     for path in (tmp_path / "c").glob("CKPT*/model.ckpt"):
         assert all(torch.isfinite(t).all() for t in torch.load(path, weights_only=True).values())
