@@ -33,7 +33,7 @@ import soundfile
 from data_prep.support import espeak
 from data_prep.support.seeding import rng_for
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.noise import Samples, add_noise, make_noise, reverberate, rms
+from kdasr.noise import Samples, add_noise, amplify, make_noise, reverberate, rms
 from kdasr.resampling import resample
 
 # Of the human voices, how many read in a subset; all others read in those that have no number.
@@ -175,8 +175,7 @@ def _heard(speech: Samples, room: Room, rng: np.random.Generator) -> Samples:
         speech = reverberate(speech, SAMPLE_RATE_HZ, room.reverberation_s, rng)
     noise = make_noise(room.noise, rng, len(speech), SAMPLE_RATE_HZ)
     speech = add_noise(speech, noise, room.snr_db, speech_rms)
-    gain = 10 ** (rng.uniform(-30, -18) / 20) / speech_rms
-    return speech * np.float32(min(gain, 0.98 / float(np.abs(speech).max())))
+    return amplify(speech, 10 ** (rng.uniform(-30, -18) / 20) / speech_rms)
 
 
 def _spelled(sentence: str) -> str:

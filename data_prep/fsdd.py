@@ -31,14 +31,14 @@ from data_prep.support.settings import check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
-from kdasr.noise import Samples, add_noise, check_kinds, make_noise, rms
+from kdasr.noise import Samples, add_noise, amplify, check_kinds, make_noise, rms
 from kdasr.resampling import resample
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
 NEEDS_CORPUS = True
 GENERATION = 2
 RATE_HZ = 8_000
-_EDGE_SECONDS, _PEAK = (0.05, 0.25), 0.98
+_EDGE_SECONDS = (0.05, 0.25)
 # Resampling is by whole percents: a filter for each ratio is built once.
 _SPEED_STEP_HZ = RATE_HZ // 100
 
@@ -303,5 +303,4 @@ def _perturb(
         noise = make_noise(str(rng.choice(settings.noise)), rng, len(samples), RATE_HZ)
         samples = add_noise(samples, noise, rng.uniform(*settings.snr_db), level)
     samples = resample(samples, speed_hz, SAMPLE_RATE_HZ)
-    gain = min(10 ** (rng.uniform(*settings.gain_db) / 20), _PEAK / float(np.abs(samples).max()))
-    return samples * np.float32(gain)
+    return amplify(samples, 10 ** (rng.uniform(*settings.gain_db) / 20))

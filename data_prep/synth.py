@@ -22,7 +22,7 @@ from data_prep.support.settings import check_numbers
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError
 from kdasr.interfaces import Utterance
-from kdasr.noise import Samples, add_noise, check_kinds, make_noise, reverberate, rms, shape_spectrum
+from kdasr.noise import Samples, add_noise, amplify, check_kinds, make_noise, reverberate, rms, shape_spectrum
 from kdasr.resampling import resample
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
@@ -31,7 +31,6 @@ GENERATION = 2
 BABBLE = "babble"
 _BABBLE_CLIPS = 12
 _BABBLE_SPEAKERS = 4
-_PEAK = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +203,9 @@ class _Speaker:
             noise = self._noise(str(rng.choice(self.noises)), rng, len(speech))
             speech = add_noise(speech, noise, rng.uniform(*self.snr_db), speech_rms)
         gain = 10 ** (rng.uniform(*settings.level_db) / 20) / speech_rms
-        gain = min(gain, _PEAK / float(np.abs(speech).max()))
         return Utterance(
             key=self.key(index),
-            samples=_band_limited(speech * np.float32(gain), settings.bandwidth_hz),
+            samples=_band_limited(amplify(speech, gain), settings.bandwidth_hz),
             text=None if self.split == "unlabelled" and not settings.unlabelled_transcripts else text,
             speaker=voice,
         )

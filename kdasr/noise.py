@@ -12,6 +12,7 @@ from kdasr.errors import ConfigError
 Samples = NDArray[np.float32]
 Noise = Callable[[np.random.Generator, int, int], Samples]
 GainOfHz = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+_PEAK = 0.98
 
 
 def make_noise(kind: str, rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
@@ -23,6 +24,11 @@ def make_noise(kind: str, rng: np.random.Generator, num_samples: int, rate_hz: i
 def add_noise(speech: Samples, noise: Samples, snr_db: float, speech_rms: float) -> Samples:
     """Speech over noise of unit RMS; the SNR is that of `speech_rms`, silences not counted."""
     return speech + noise * np.float32(speech_rms * 10 ** (-snr_db / 20))
+
+
+def amplify(samples: Samples, gain: float) -> Samples:
+    """`samples` times `gain`, or as loud as they can be without clipping."""
+    return samples * np.float32(min(gain, _PEAK / float(np.abs(samples).max())))
 
 
 def reverberate(speech: Samples, rate_hz: int, seconds: float, rng: np.random.Generator) -> Samples:

@@ -1,4 +1,4 @@
-"""data_prep.support: setting values, random streams, espeak-ng, noise and perturbation."""
+"""data_prep.support: setting values, random streams, espeak-ng and perturbation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_prep.support.perturb import stretch_and_warp, tilt_timbre
 from data_prep.support.seeding import rng_for
 from data_prep.support.settings import parse_settings
 from kdasr.errors import AudioError, ConfigError
-from kdasr.noise import NOISE_KINDS, Samples, add_noise, make_noise, rms
+from kdasr.noise import Samples, rms
 from kdasr.text import normalise
 
 RATE_HZ = 16_000
@@ -185,50 +185,6 @@ def test_grammar() -> None:
     commands = {command(rng) for _ in range(500)}
     assert {"stop", "next song", "turn volume up"} <= commands
     assert 25 <= len(words_of("commands") - words_of("digits")) <= 32
-
-
-def spectrum_slope_db(noise: Samples) -> float:
-    """dB for each octave between 200 Hz and 4 kHz."""
-    power = np.abs(np.fft.rfft(noise)) ** 2
-    hz = np.fft.rfftfreq(len(noise), 1 / RATE_HZ)
-    edges = 200 * 2 ** np.arange(5.5)
-    octaves = [power[(hz >= low) & (hz < 2 * low)].mean() for low in edges if 2 * low <= 6400]
-    return float(np.polyfit(np.arange(len(octaves)), 10 * np.log10(octaves), 1)[0])
-
-
-@pytest.mark.parametrize(
-    ("kind", "slope"), [("white", 0.0), ("pink", -3.0), ("brown", -6.0), ("violet", 6.0)]
-)
-def test_coloured_noise_has_its_slope(kind: str, slope: float) -> None:
-    noise = make_noise(kind, np.random.default_rng(0), 10 * RATE_HZ, RATE_HZ)
-    assert spectrum_slope_db(noise) == pytest.approx(slope, abs=0.5)
-
-
-@pytest.mark.parametrize("kind", NOISE_KINDS)
-@pytest.mark.parametrize("num_samples", [50, 24_001])
-def test_every_noise_has_unit_level_and_is_repeatable(kind: str, num_samples: int) -> None:
-    noise, again = (make_noise(kind, np.random.default_rng(5), num_samples, RATE_HZ) for _ in range(2))
-    np.testing.assert_array_equal(noise, again)
-    assert (len(noise), noise.dtype) == (num_samples, np.float32)
-    assert rms(noise) == pytest.approx(1.0, abs=1e-3)
-    other = make_noise(kind, np.random.default_rng(6), num_samples, RATE_HZ)
-    assert not np.array_equal(noise, other)
-    assert num_samples < 1000 or abs(float(noise @ other)) / num_samples < 0.95
-
-
-def test_hum_sits_on_the_mains_and_wind_below_the_rest() -> None:
-    hum = np.abs(np.fft.rfft(make_noise("hum", np.random.default_rng(1), RATE_HZ, RATE_HZ)))
-    assert np.argmax(hum) % 50 == 0 or np.argmax(hum) % 60 == 0
-    centroids = {}
-    for kind in ("wind", "white", "violet"):
-        power = np.abs(np.fft.rfft(make_noise(kind, np.random.default_rng(1), RATE_HZ, RATE_HZ))) ** 2
-        centroids[kind] = float(power @ np.arange(len(power)) / power.sum())
-    assert centroids["wind"] < 300 < 3500 < centroids["white"] < 4500 < centroids["violet"]
-
-
-def test_add_noise_by_hand() -> None:
-    speech, noise = np.full(4, 0.5, np.float32), np.array([1, -1, 1, -1], np.float32)
-    np.testing.assert_allclose(add_noise(speech, noise, 20.0, 0.5), [0.55, 0.45, 0.55, 0.45], atol=1e-6)
 
 
 def vowel(formant_hz: float, fundamental: float = 125.0) -> Samples:
