@@ -47,28 +47,44 @@ class RayCrew:
         # No restarts or retries by Ray: the foreman counts deaths, and only it tries again.
         self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
         self._stillborn = 0
-        self._ready: dict[int, Any] = {}
-        self._actors = [self._start(number) for number in range(size)]
-        self._tasks: dict[Any, tuple[int, Task]] = {}
+        self._actors: dict[int, Any] = {}
+        self._ready: set[int] = set()
+        # What each worker is to answer next: that it is ready, then its report.
+        self._answers: dict[int, Any] = {}
+        self._tasks: dict[int, Task] = {}
+        for number in range(size):
+            self._start(number)
 
     def submit(self, worker: int, task: Task) -> None:
-        self._tasks[self._actors[worker].execute.remote(task)] = (worker, task)
+        self._tasks[worker] = task
+        # To one that is known to be ready only, or a shard that kills at once looks like an actor that
+        # cannot start: Ray may lose the last answer of an actor that dies.
+        if worker in self._ready:
+            self._answers[worker] = self._actors[worker].execute.remote(task)
 
     def wait(self) -> Report:
         while True:
-            ready, _ = self._ray.wait(list(self._tasks), num_returns=1)
-            worker, task = self._tasks.pop(ready[0])
-            try:
-                report: Report = self._ray.get(ready[0])
+            workers = {self._answers[worker]: worker for worker in self._tasks}
+            answers, _ = self._ray.wait(list(workers), num_returns=1)
+            report = self._receive(answers[0], workers[answers[0]])
+            if report is not None:
+                del self._tasks[report.worker]
                 return report
-            except self._ray.exceptions.RayTaskError as error:
-                return Report(task, worker, "failed", reason=f"{type(error.cause).__name__}: {error.cause}")
-            except self._ray.exceptions.RayError as error:
-                # The actor is gone: killed, out of its node's memory, its node lost, or out of reach.
-                died_at_work = self._replace(worker, error)
-                if died_at_work:
-                    return Report(task, worker, "died", reason=f"the actor died ({type(error).__name__})")
-                self.submit(worker, task)
+
+    def _receive(self, answer: Any, worker: int) -> Report | None:
+        try:
+            report: Report | None = self._ray.get(answer)
+        except self._ray.exceptions.RayTaskError as error:
+            reason = f"{type(error.cause).__name__}: {error.cause}"
+            return Report(self._tasks[worker], worker, "failed", reason=reason)
+        except self._ray.exceptions.RayError as error:
+            # The actor is gone: killed, out of its node's memory, its node lost, or out of reach.
+            return self._bury(worker, error)
+        if report is None:
+            self._ready.add(worker)
+            self._stillborn = 0
+            self.submit(worker, self._tasks[worker])
+        return report
 
     def _check_room(self, gpus: int) -> None:
         """Refuse more actors than fit: the shards of one that never starts would be waited for for ever."""
@@ -84,31 +100,32 @@ class RayCrew:
                     + (", or label with --device cpu." if kind == "GPU" else "."),
                 )
 
-    def _replace(self, worker: int, error: Exception) -> bool:
-        """A new actor in a dead one's place; whether the dead one had ever been ready."""
-        try:
-            self._ray.get(self._ready[worker])
-            self._stillborn = 0
-        except self._ray.exceptions.RayError:
+    def _bury(self, worker: int, error: Exception) -> Report | None:
+        """Replace a dead actor; no report if it died before it was given its task."""
+        # One that is only out of reach must not keep the room of its successor.
+        self._ray.kill(self._actors[worker])
+        was_ready = worker in self._ready
+        if not was_ready:
             self._stillborn += 1
             if self._stillborn >= MAX_STILLBORN:
                 reason = str(error).strip().splitlines()[-1]
                 raise ConfigError(f"a worker cannot start: {reason}") from error
-        # One that is only out of reach must not keep the room of its successor.
-        self._ray.kill(self._actors[worker])
-        self._actors[worker] = self._start(worker)
-        return self._stillborn == 0
+        self._start(worker)
+        if was_ready:
+            reason = f"the actor died ({type(error).__name__})"
+            return Report(self._tasks[worker], worker, "died", reason=reason)
+        return None
 
     def stop(self) -> None:
-        for actor in self._actors:
+        for actor in self._actors.values():
             self._ray.kill(actor)
         if self._started_here:
             self._ray.shutdown()
 
-    def _start(self, number: int) -> Any:
-        actor: Any = self._actor_class.remote(self._work, number, Path.cwd())
-        self._ready[number] = actor.ready.remote()
-        return actor
+    def _start(self, number: int) -> None:
+        self._actors[number] = self._actor_class.remote(self._work, number, Path.cwd())
+        self._ready.discard(number)
+        self._answers[number] = self._actors[number].ready.remote()
 
 
 class _Worker:
@@ -120,8 +137,8 @@ class _Worker:
         self._teacher = work.teacher.load(work.device)
         self._work, self._number = work, number
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> None:
+        """Answered once the teacher is loaded."""
 
     def execute(self, task: Task) -> Report:
         try:

@@ -49,8 +49,7 @@ def test_a_killed_actor_is_replaced_and_only_its_shard_is_done_again(
     summary = run_ray(audio, out, die_once=str(tmp_path / "died"))
     assert (tmp_path / "died").exists()
     assert summary["shards_labelled"] == NUM_SHARDS
-    # On a busy machine an actor that dies at once may be taken for one that never started: no attempt.
-    assert sum(line["attempts"] for line in log_lines(out)) - NUM_SHARDS in (0, 1)
+    assert sum(line["attempts"] for line in log_lines(out)) == NUM_SHARDS + 1
     assert label_files(out) == wanted
 
 
