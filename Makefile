@@ -10,8 +10,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 # On all cores up to eight, the tests of a file in one process: what they share is made once.
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 # What the demo needs, what the tests need besides, and what the tests of the web page need besides.
+DEMO_EXTRAS := synth,export,report
+DEV_EXTRAS := $(DEMO_EXTRAS),ray,hf,onnx-teacher,dev
+WEB_EXTRAS := $(DEV_EXTRAS),dev-web
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
 WEB := $(VENV)/.web-installed
@@ -37,21 +39,27 @@ help:
 
 setup: $(DEV)
 
-$(DEMO): pyproject.toml constraints.txt
+# In one go, and without compiling: modules are compiled when they are first imported, and most never are.
+define install
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdasr needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Say which to use: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
-	@echo "Installing into $(VENV) (about a minute and 2 GB with the CPU build of torch; builds for CUDA take several times that)"
+	@echo "Installing into $(VENV) (one to two minutes and 2 GB with the CPU build of torch; builds for CUDA take several times that)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) '.[synth,export,report]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+endef
+
+$(DEMO) $(DEV) $(WEB): pyproject.toml constraints.txt
+
+$(DEMO):
+	$(call install,$(DEMO_EXTRAS))
 	@touch $@
 
-$(DEV): $(DEMO)
-	@echo "Installing what the tests need (about half a minute)"
-	@$(INSTALL) '.[synth,export,report,ray,hf,onnx-teacher,dev]'
-	@touch $@
+$(DEV):
+	$(call install,$(DEV_EXTRAS))
+	@touch $(DEMO) $@
 
-$(WEB): $(DEV)
-	@$(INSTALL) '.[dev-web]'
-	@touch $@
+$(WEB):
+	$(call install,$(WEB_EXTRAS))
+	@touch $(DEMO) $(DEV) $@
 
 demo: $(DEMO)
 	$(BIN)/kdasr run recipes/mini $(ARGS)
