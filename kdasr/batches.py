@@ -23,26 +23,48 @@ from kdasr.text import Units
 _LENGTH_NOISE = 0.05
 
 
-def cut_epoch(frames: NDArray[np.int64], batch_frames: int, seed: int, epoch: int) -> list[list[int]]:
-    """Numbers of the utterances in each batch of an epoch.
+class EpochBatches:
+    """The batches of an epoch: each the numbers of its utterances."""
+
+    def __init__(self, order: NDArray[np.int32], starts: NDArray[np.int64], turns: NDArray[np.int64]) -> None:
+        self._order, self._starts, self._turns = order, starts, turns
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def __getitem__(self, index: int) -> list[int]:
+        turn = self._turns[index]
+        numbers: list[int] = self._order[self._starts[turn] : self._starts[turn + 1]].tolist()
+        return numbers
+
+
+def cut_epoch(frames: NDArray[np.signedinteger], batch_frames: int, seed: int, epoch: int) -> EpochBatches:
+    """The utterances, of so many frames each, in batches of at most `batch_frames`, padding included.
 
     Utterances are sorted by length, with a little seeded noise so that batches differ between
     epochs, and cut into batches, which are then shuffled. The cuts depend on the sorted lengths
     alone, so that every epoch has as many batches.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = np.argsort(frames, kind="stable")
-    sizes: list[int] = []
-    size = 0
-    for length in frames[order].tolist():
-        if size and (size + 1) * length > batch_frames:
-            sizes.append(size)
-            size = 0
-        size += 1
-    sizes.append(size)
-    order = np.argsort(frames * rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, len(frames)), kind="stable")
-    batches = np.split(order, np.cumsum(sizes)[:-1])
-    return [batches[i].tolist() for i in rng.permutation(len(batches))]
+    starts = np.cumsum([0, *_batch_sizes(frames, batch_frames)])
+    noisy = rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, len(frames))
+    noisy *= frames
+    order = np.argsort(noisy, kind="stable").astype(np.int32)
+    return EpochBatches(order, starts, rng.permutation(len(starts) - 1))
+
+
+def _batch_sizes(frames: NDArray[np.signedinteger], batch_frames: int) -> list[int]:
+    """How many utterances, from the shortest to the longest, are in each batch; at least one."""
+    sizes, size = [], 0
+    for length, count in zip(*(part.tolist() for part in np.unique(frames, return_counts=True)), strict=True):
+        most, left = max(1, batch_frames // length), count
+        while left:
+            if size >= most:
+                sizes.append(size)
+                size = 0
+            taken = min(left, most - size)
+            size, left = size + taken, left - taken
+    return [*sizes, size]
 
 
 class FeatureCache:

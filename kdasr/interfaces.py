@@ -6,7 +6,7 @@ u units of a transcript, k kept classes, v vocabulary. Lengths are integers, nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -201,7 +201,7 @@ class BatchSource(Protocol):
     """
 
     @property
-    def items(self) -> Sequence[Any]: ...
+    def items(self) -> Sized: ...
 
     @property
     def left_out(self) -> Mapping[str, str]: ...

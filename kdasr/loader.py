@@ -10,10 +10,10 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from kdasr.batches import FeatureCache, change_speed, collate, cut_epoch
-from kdasr.contract import Contract, StudentSide, label_symbols
+from kdasr.batches import EpochBatches, FeatureCache, change_speed, collate, cut_epoch
+from kdasr.contract import StudentSide, label_symbols
 from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.features import (
     FRAME_SHIFT_MS,
@@ -34,26 +34,12 @@ from kdasr.features import (
     num_frames,
 )
 from kdasr.interfaces import Batch, SoftLabels, Utterance
+from kdasr.items import Item, Items, Joined
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
-from kdasr.soft_labels import LabelFolder, LabelShard
+from kdasr.soft_labels import LabelFolder
 from kdasr.text import Units
 
 _TAIL_FRAMES = TAIL_MS // FRAME_SHIFT_MS
-
-
-class Joined(NamedTuple):
-    """The soft labels of one audio shard, and how they become those of the student."""
-
-    labels: LabelShard
-    contract: Contract | None
-
-
-class Item(NamedTuple):
-    """An utterance, and the soft labels of its shard."""
-
-    shard: Shard
-    entry: ShardEntry
-    joined: Joined | None = None
 
 
 @dataclass(slots=True)
@@ -96,21 +82,21 @@ class Stream:
     spoil: Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]] | None = None
     mix: Callable[[Batch, torch.Generator], Batch] | None = None
     tail_share: float = 0.0
-    items: list[Item] = field(init=False)
+    items: Items = field(init=False)
     left_out: dict[str, str] = field(init=False, default_factory=dict)
     _cache: FeatureCache = field(init=False)
-    _frames: NDArray[np.int64] = field(init=False)
-    _epochs: dict[int, list[list[int]]] = field(init=False, default_factory=dict)
+    _frames: NDArray[np.int32] = field(init=False)
+    _epochs: dict[int, EpochBatches] = field(init=False, default_factory=dict)
     _batches_per_epoch: int = field(init=False, default=0)
     _joined: list[Joined] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self._check()
-        self.items = list(self._usable_items())
+        self.items = self._usable_items()
         if self.max_utterances is not None:
             order = np.random.default_rng(self.seed).permutation(len(self.items))
-            self.items = [self.items[i] for i in sorted(order[: self.max_utterances])]
-        if not self.items:
+            self.items = self.items.only(np.sort(order[: self.max_utterances]))
+        if not len(self.items):
             raise ShardError(
                 "no utterance can be used",
                 where=", ".join(str(folder) for folder in self.folders),
@@ -121,8 +107,8 @@ class Stream:
             self.tail_share = 0.0
         # The slowest speed makes the longest audio; batches are cut for it.
         slowest, tail = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
-        frames = [math.ceil(num_frames(item.entry.num_samples) / slowest) + tail for item in self.items]
-        self._frames = np.asarray(frames)
+        frames = (math.ceil(num_frames(samples) / slowest) + tail for samples in self.items.num_samples())
+        self._frames = np.fromiter(frames, np.int32, len(self.items))
 
     def _check(self) -> None:
         """Raise ConfigError where settings do not fit each other."""
@@ -174,7 +160,6 @@ class Stream:
 
     def fingerprint(self) -> list[Any]:
         """What decides the batches: the audio, the labels and the settings."""
-        shards = {item.shard.path: item.shard.sha256 for item in self.items}
         labels = [joined.labels.header.config_hash for joined in self._joined]
         settings = [self.batch_seconds, self.seed, self.speeds, self.max_utterances, self.exclude_longer_s]
         unit_map = self.student.unit_map if self.student is not None and self.labels else None
@@ -183,7 +168,7 @@ class Stream:
         ]
         tail = f"tail {self.tail_share}" if self.tail_share else None
         optional = [item for item in (unit_map, changes, tail) if item]
-        return [list(shards.values()), labels, settings, len(self.items), *optional]
+        return [list(self.items.sha256().values()), labels, settings, len(self.items), *optional]
 
     @property
     def fits_cache(self) -> bool:
@@ -225,21 +210,26 @@ class Stream:
         place = {"next_shard": first.shard.path.name, "next_key": first.entry.key}
         return {"epoch": epoch, "batch_in_epoch": index, **place}
 
-    def epoch_batches(self, epoch: int) -> list[list[int]]:
+    def epoch_batches(self, epoch: int) -> EpochBatches:
         """Item numbers of each batch of an epoch; every item is in exactly one batch."""
         if epoch not in self._epochs:
             batch_frames = int(self.batch_seconds * 1000 / FRAME_SHIFT_MS)
             self._epochs = {epoch: cut_epoch(self._frames, batch_frames, self.seed, epoch)}
         return self._epochs[epoch]
 
-    def _usable_items(self) -> Iterator[Item]:
+    def _usable_items(self) -> Items:
+        items = Items()
         for folder, labels in itertools.zip_longest(self.folders, self.labels):
             for path in list_shards(folder):
                 shard = open_shard(path)
                 joined = self._join(shard, labels) if labels is not None else None
+                rows = {} if joined is None else joined.labels.rows()
                 texts = read_texts(path) if self.units is not None else itertools.repeat(None)
+                usable = []
                 for entry, text in zip(shard.entries, texts, strict=False):
-                    reason = self._unusable(entry, joined)
+                    reason = self._unusable(entry)
+                    if joined is not None and entry.key not in rows:
+                        reason = _unlabelled(entry, joined)
                     if reason is None and self.units is not None:
                         if text is None:
                             raise _no_transcript(path, entry.key)
@@ -248,13 +238,12 @@ class Stream:
                         self.left_out[f"{folder}/{entry.key}"] = reason
                         continue
                     if joined is not None:
-                        self._check_length(entry, joined)
-                    yield Item(shard, entry, joined)
+                        self._check_length(entry, joined, rows[entry.key])
+                    usable.append(entry)
+                items.add(shard, joined, usable, [rows.get(entry.key, 0) for entry in usable])
+        return items
 
-    def _unusable(self, entry: ShardEntry, joined: Joined | None) -> str | None:
-        if joined is not None and entry.key not in joined.labels:
-            reason = joined.labels.failures.get(entry.key)
-            return f"it has no labels: {reason}" if reason else "it has no labels"
+    def _unusable(self, entry: ShardEntry) -> str | None:
         if num_frames(int(entry.num_samples / max(self.speeds))) == 0:
             return f"{entry.num_samples} samples are shorter than a frame"
         if (seconds := entry.num_samples * FRAME_SHIFT_MS / HOP_SAMPLES / 1000) > self.exclude_longer_s:
@@ -274,10 +263,10 @@ class Stream:
         frames = self.student.frames(num_frames(int(entry.num_samples / max(self.speeds))))
         return f"its transcript takes {needed} output frames, of {frames}" if needed > frames else None
 
-    def _check_length(self, entry: ShardEntry, joined: Joined) -> None:
+    def _check_length(self, entry: ShardEntry, joined: Joined, row: int) -> None:
         if self.student is not None and joined.contract is not None:
             frames = self.student.frames(num_frames(entry.num_samples))
-            joined.contract.check_length(joined.labels.num_frames(entry.key), frames, entry.key)
+            joined.contract.check_length(joined.labels.num_frames_of_row(row), frames, entry.key)
 
     def _join(self, shard: Shard, folder: LabelFolder) -> Joined:
         labels, contract = folder.shard_for(shard.path, shard.sha256), None
@@ -288,7 +277,7 @@ class Stream:
 
     def _soft_labels(self, item: Item) -> SoftLabels:
         assert item.joined is not None
-        labels, contract = item.joined.labels.read(item.entry.key), item.joined.contract
+        labels, contract = item.joined.labels.read_row(item.label_row), item.joined.contract
         if self.student is None or contract is None:
             return labels
         return contract.apply(labels, self.student.frames(num_frames(item.entry.num_samples)))
@@ -343,6 +332,11 @@ class Stream:
             return log_mel(change_speed(utterance.samples, speed)), utterance.text
 
         return self._cache.get((item.shard.path, item.entry.key, speed), compute)
+
+
+def _unlabelled(entry: ShardEntry, joined: Joined) -> str:
+    reason = joined.labels.failures.get(entry.key)
+    return f"it has no labels: {reason}" if reason else "it has no labels"
 
 
 def _no_transcript(shard: Path, key: str) -> ShardError:

@@ -22,7 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from kdasr.beside import usable_cores
 from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
@@ -60,16 +62,16 @@ class Index:
     Attributes:
         blocks: (offset, compressed bytes, frames, entries) of each block.
         first_frames: first frame of each block in the shard's run of frames, and the end.
-        utterances: key to (first frame, frames).
-        failures: key to reason.
         keys: all keys in the order of the audio shard.
+        starts: first frame of each of them, and the end; of those without labels the next one's.
+        failures: key to reason, of those without labels.
     """
 
     blocks: list[tuple[int, int, int, int]]
     first_frames: list[int]
-    utterances: dict[str, tuple[int, int]]
+    keys: NDArray[np.bytes_]
+    starts: NDArray[np.int64]
     failures: dict[str, str]
-    keys: list[str]
 
 
 def build(header: dict[str, Any], layout: Layout, items: Iterable[tuple[str, SoftLabels | Failure]]) -> bytes:
@@ -242,22 +244,20 @@ def _check_index(content: Any, first_block: int, index_offset: int) -> Index:
     if offset != index_offset:
         raise ValueError("blocks do not fill the file")
     first_frames = [0, *itertools.accumulate(block[2] for block in blocks)]
-    utterances: dict[str, tuple[int, int]] = {}
-    failures: dict[str, str] = {}
     keys: list[str] = []
-    frame = 0
+    starts, failures = [0], {}
     for key, value in content["utterances"]:
-        if not KEY_PATTERN.fullmatch(key) or key in utterances or key in failures:
-            raise ValueError("a key is given twice, or is no key")
+        if not KEY_PATTERN.fullmatch(key):
+            raise ValueError(f"{key!r:.40} is no key")
         keys.append(key)
         if isinstance(value, str):
             failures[key] = value
-        else:
-            utterances[key] = (frame, _count(value))
-            frame += value
-    if frame != first_frames[-1]:
+        starts.append(starts[-1] + (0 if isinstance(value, str) else _count(value)))
+    if len(set(keys)) < len(keys):
+        raise ValueError("a key is given twice")
+    if starts[-1] != first_frames[-1]:
         raise ValueError("utterances and blocks hold different numbers of frames")
-    return Index(blocks, first_frames, utterances, failures, keys)
+    return Index(blocks, first_frames, np.array(keys, np.bytes_), np.array(starts), failures)
 
 
 def _count(value: Any) -> int:

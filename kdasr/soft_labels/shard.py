@@ -12,6 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,23 +90,35 @@ class LabelShard:
         self.header = parse_header(container.read_header(read, where), where)
         self._layout = self.header.make_codec().layout(self.header.vocab_size)
         self._index = container.read_index(read, file_bytes, where)
-        self.keys = self._index.keys
         self.failures = self._index.failures
         self._blocks = BlockCache() if blocks is None else blocks
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._index.keys)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._index.utterances
+        return key in self._rows
+
+    @property
+    def keys(self) -> list[str]:
+        return [key.decode() for key in self._index.keys.tolist()]
+
+    def rows(self) -> dict[str, int]:
+        """The number of each utterance that has labels, in order. Whoever keeps many shards had better keep
+        these than ask by key, for which each shard would keep them all."""
+        return {key: row for row, key in enumerate(self.keys) if key not in self.failures}
 
     def num_frames(self, key: str) -> int:
         """Label frames of an utterance that has labels."""
-        return self._find(key)[1]
+        return self.num_frames_of_row(self._find(key))
+
+    def num_frames_of_row(self, row: int) -> int:
+        """Label frames of an utterance, by its number."""
+        return int(self._index.starts[row + 1] - self._index.starts[row])
 
     def lengths(self) -> dict[str, int]:
         """Label frames of every utterance that has labels, in order."""
-        return {key: frames for key, (_, frames) in self._index.utterances.items()}
+        return {key: self.num_frames_of_row(row) for key, row in self.rows().items()}
 
     def run(self) -> SoftLabels:
         """All frames of all utterances, in order."""
@@ -118,8 +131,15 @@ class LabelShard:
             SoftLabelError: there is no such key, or it was not labelled (the message says why).
             DamagedLabelsError: the block is damaged.
         """
-        first, num_frames = self._find(key)
-        last = first + num_frames
+        return self.read_row(self._find(key))
+
+    def read_row(self, row: int) -> SoftLabels:
+        """The labels of one utterance that has labels, by its number; see `rows`.
+
+        Raises:
+            DamagedLabelsError: the block is damaged.
+        """
+        first, last = self._index.starts[row : row + 2].tolist()
         number = bisect.bisect_right(self._index.first_frames, first) - 1
         parts = []
         while first < last:
@@ -131,17 +151,21 @@ class LabelShard:
         return concatenate(parts)
 
     def __iter__(self) -> Iterator[tuple[str, SoftLabels]]:
-        for key in self._index.utterances:
-            yield key, self.read(key)
+        for key, row in self.rows().items():
+            yield key, self.read_row(row)
 
-    def _find(self, key: str) -> tuple[int, int]:
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return self.rows()
+
+    def _find(self, key: str) -> int:
         if key in self.failures:
             raise SoftLabelError(f"utterance {key} was not labelled: {self.failures[key]}", where=self._where)
-        if key not in self._index.utterances:
+        if key not in self._rows:
             raise SoftLabelError(
                 f"no utterance {key}", where=self._where, fix="Label this audio shard again."
             )
-        return self._index.utterances[key]
+        return self._rows[key]
 
     def _block(self, number: int) -> Block:
         def read() -> Block:

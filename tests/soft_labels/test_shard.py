@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,38 @@ def test_what_is_read_is_what_was_encoded_whatever_the_order(tmp_path: Path, cod
     for key in reversed(labels):
         assert_same(shard.read(key), labels[key])
     assert {key: shard.num_frames(key) for key in labels} == dict(zip(labels, LENGTHS, strict=True))
+
+
+def test_an_utterance_is_read_by_its_number_too(tmp_path: Path) -> None:
+    codec = TopP()
+    (tmp_path / "labels").mkdir()
+    labels = labels_of(codec)
+    items = [*labels.items()]
+    items.insert(1, ("broken", Failure("NaN in its posteriors")))
+    write_label_shard(tmp_path / "labels/shard-000000.kdsl", make_header(codec), items)
+    shard = open_label_shard(tmp_path / "labels/shard-000000.kdsl")
+    assert shard.keys == ["utt-0", "broken", "utt-1", "utt-2", "utt-3"] and len(shard) == 5
+    assert shard.rows() == {"utt-0": 0, "utt-1": 2, "utt-2": 3, "utt-3": 4}
+    for key, row in shard.rows().items():
+        assert_same(shard.read_row(row), labels[key])
+        assert shard.num_frames_of_row(row) == shard.num_frames(key) == labels[key].num_frames
+    assert "utt-1" in shard and "broken" not in shard and "other" not in shard
+    assert shard.lengths() == dict(zip(labels, LENGTHS, strict=True))
+
+
+def test_an_open_shard_takes_few_bytes_for_an_utterance(tmp_path: Path) -> None:
+    """A training keeps all shards of its audio open."""
+    frame = TopP().encode(posteriors(1, seed=0), "frame")
+    path, count = tmp_path / "shard-000000.kdsl", 3_000
+    write_label_shard(path, make_header(TopP()), [(f"1089-134686-{i:06d}", frame) for i in range(count)])
+    tracemalloc.start()
+    shard = open_label_shard(path)
+    rows = shard.rows()
+    assert shard.num_frames_of_row(rows["1089-134686-002999"]) == 1
+    del rows
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken / count < 60
 
 
 def test_utterances_that_span_blocks_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
