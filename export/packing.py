@@ -120,6 +120,8 @@ class StateLayout:
         """The student's state as (B, num_floats) and its (B,) counter; `counter_b` is passed on
         where it has none."""
         parts = [getattr(state, name).flatten(1) for name, shape in self._shapes.items() if math.prod(shape)]
+        if not parts:
+            parts = [counter_b.new_zeros(counter_b.shape[0], 0, dtype=torch.float32)]
         return torch.cat(parts, dim=1), state.processed if self.has_counter else counter_b + 0
 
     def unpack(self, packed: PackedState) -> Any:
@@ -131,7 +133,10 @@ class StateLayout:
         """The contract's tensors of the student's next state; the unused ones pass through."""
         floats_bn, counter_b = self.flatten(state, previous.processed)
         half = ENCODER_DIM * self.rows
-        floats_bn = functional.pad(floats_bn, (0, 2 * half - self.num_floats))
+        if self.num_floats == 0:  # unused caches pass through: a graph that does not read an input loses it
+            floats_bn = torch.cat([previous.conv1.flatten(1), previous.conv2.flatten(1)], dim=1)
+        else:
+            floats_bn = functional.pad(floats_bn, (0, 2 * half - self.num_floats))
         return PackedState(
             key=previous.key + 0,
             nonlin=previous.nonlin + 0,
