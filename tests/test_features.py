@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import kdasr.features
 from kdasr.compat import import_torchaudio
 from kdasr.features import (
     LOG_MEL_FLOOR,
@@ -15,6 +16,7 @@ from kdasr.features import (
     batch_log_mel,
     feature_hash,
     log_mel,
+    mel_filters,
     num_frames,
     samples_under_windows,
 )
@@ -51,7 +53,11 @@ def test_log_mel_matches_torchaudio_and_kaldi_native_fbank(num_samples: int) -> 
     np.testing.assert_allclose(ours.numpy(), native_fbank(samples), atol=2e-3)
 
 
-def test_a_batch_is_its_utterances() -> None:
+# Three utterances of 209 frames, the padding counted: one block that is not full, and several of which the
+# last is full or not.
+@pytest.mark.parametrize("block_frames", [8_192, 209, 100])
+def test_a_batch_is_its_utterances(block_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kdasr.features, "_GPU_BLOCK_FRAMES", block_frames)
     samples = [speechlike(count, seed) for seed, count in enumerate((80, 4_321, 33_333))]
     under = [samples_under_windows(one) for one in samples]
     padded = torch.nn.utils.rnn.pad_sequence(under, batch_first=True, padding_value=0.5)
@@ -94,8 +100,23 @@ def test_history_stays_short() -> None:
     for _ in range(100):
         stream.accept(speechlike(1_600))
     assert len(stream._history) < 1_200
+    # A view would keep all of a long piece for as long as the next one does not come.
+    stream.accept(speechlike(160_000))
+    assert stream._history.untyped_storage().nbytes() == 4 * len(stream._history) < 4 * 1_200
+
+
+def test_samples_of_64_bits_are_heard_as_those_of_32() -> None:
+    samples = speechlike(4_321)
+    assert torch.equal(log_mel(samples.astype(np.float64)), log_mel(samples))
+
+
+def test_a_caller_may_change_its_mel_filters() -> None:
+    filters, samples = mel_filters(), speechlike(1_600)
+    before = log_mel(samples)
+    filters.zero_()
+    assert torch.equal(log_mel(samples), before) and bool(mel_filters().any())
 
 
 def test_feature_hash_is_stable() -> None:
-    assert feature_hash() == feature_hash()
-    assert len(feature_hash()) == 16
+    # Every model folder and every folder of labels holds it, and is refused where it is another.
+    assert feature_hash() == "9dd5c5132f40f350"
