@@ -70,7 +70,25 @@ def test_speech_without_a_pause_is_cut_between_words(piece: int) -> None:
 def test_one_endless_word_is_cut_all_the_same() -> None:
     segments = run(spell("a" + "ba" * 10, 0, spacing=4), 90, EndpointRules(max_segment_s=1.0))
     assert "".join(segment.text for segment in segments) == "a" + "ba" * 10
-    assert len(segments) > 2
+    # The seventh letter of each ends with the 25th frame, which is the first second.
+    assert [len(segment.text) for segment in segments] == [7, 7, 7]
+    assert all(segment.end_s - segment.start_s == pytest.approx(1.0) for segment in segments)
+
+
+def test_a_segment_that_its_tail_makes_too_long_is_cut_too() -> None:
+    script = {**spell("aa b", 0, spacing=5), 15: "<blk>", 26: "b"}  # the last letter comes after the audio
+    segments = run(script, 25, EndpointRules(min_silence_s=5.0, max_segment_s=1.0))
+    assert [segment.text for segment in segments] == ["aa", "b"]
+
+
+def test_a_second_of_silence_or_twenty_of_speech_end_a_segment_unless_told_otherwise() -> None:
+    # Between the letters lie 24 and 25 frames of 40 ms.
+    segments = run({0: "a", 25: "b", 51: "c"}, 60, EndpointRules())
+    assert [segment.text for segment in segments] == ["ab", "c"]
+    script = spell("a " * 30, 0, spacing=10)
+    (first, *_) = run(script, 520, EndpointRules(), piece=10**6)
+    # The letter of frame 500 would make it longer than 20 s.
+    assert first.end_s == pytest.approx((480 + 1) * 0.04)
 
 
 def test_without_rules_the_end_of_the_stream_ends_the_segment() -> None:

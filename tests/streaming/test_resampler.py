@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.parity import probe_sound
-from kdasr.errors import ConfigError
+from kdasr.errors import AudioError, ConfigError
 from kdasr.resampling import resample
 from kdasr.streaming import StreamingResampler
 
@@ -38,6 +38,12 @@ def test_nothing_in_gives_nothing_out() -> None:
     assert len(resampler.accept(np.zeros(0, np.float32))) == 0 and len(resampler.flush()) == 0
 
 
-def test_a_rate_is_positive() -> None:
+@pytest.mark.parametrize("rates", [(0, 16_000), (8_000, 0)])
+def test_a_rate_is_positive(rates: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match="positive"):
-        StreamingResampler(0)
+        StreamingResampler(*rates)
+
+
+def test_rates_without_a_simple_ratio_are_refused_before_any_audio() -> None:
+    with pytest.raises(AudioError, match="cannot be resampled from.*got 44101 Hz"):
+        StreamingResampler(44_101)

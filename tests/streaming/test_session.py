@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.parity import probe_sound
-from kdasr.decoding import greedy
+from kdasr.decoding import BeamStream, greedy
 from kdasr.errors import AudioError, ModelError
 from kdasr.features import log_mel
+from kdasr.lexicon import Lexicon
 from kdasr.streaming import (
     SampleWindows,
     StreamingSession,
@@ -141,6 +143,20 @@ def test_no_word_but_the_last_is_spelt_again_while_text_grows() -> None:
     assert session.text == text.removeprefix("lorem ipsum ")
 
 
+def test_the_text_says_at_once_what_a_decoder_settles_on() -> None:
+    decoder = partial(BeamStream, 16, Lexicon(units=UNITS, words=["two", "three"]))
+    session = StreamingSession(Scripted(spell("two thre", 5)), UNITS, decoder=decoder)
+    assert session.accept(silence(30)) == "two thre"
+    session.settle()
+    assert session.text == "two three" == UNITS.decode([token.id for token in session.tokens])
+
+
+def test_a_student_that_was_being_trained_streams_without_dropout() -> None:
+    session = StreamingSession(TorchChunkModel(conformer(dropout=0.5).train()), UNITS, keep_log_probs=True)
+    session.hear(_SAMPLES)
+    assert np.array_equal(session.log_probs_tv, stream(conformer(), _SAMPLES, []).log_probs_tv)
+
+
 def test_reset_begins_a_new_stream() -> None:
     session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS)
     session.hear(probe_sound(9_000, 1))
@@ -184,6 +200,8 @@ def test_bad_samples_are_refused_and_the_session_goes_on(bad: Any, message: str)
         session.accept(bad)
     session.accept(_SAMPLES[7_000:])
     assert session.finish() == _WHOLE.text
+    assert session.num_samples == len(_SAMPLES), "a refused piece is no part of the stream"
+    assert positions(session.tokens) == positions(_WHOLE.tokens)
 
 
 def test_read_only_samples_are_copied() -> None:

@@ -44,6 +44,7 @@ def test_word_pieces_are_joined_where_they_begin_no_word() -> None:
 
 def test_frame_length_is_a_setting() -> None:
     assert words_of(tokens(("a", 5, 0.0)), UNITS, frame_s=0.02)[0][1:3] == (0.1, 0.12)
+    assert words_of(tokens(("a", 5, 0.0)), UNITS, frame_s=0.025)[0][1:3] == (0.125, 0.15), "to milliseconds"
 
 
 def test_classes_that_stand_for_no_text_are_no_words() -> None:
