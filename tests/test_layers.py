@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from kdasr.layers import ConformerLayer, LayerNorm, inverse_wavelengths, rotate, rotation, shared_rotation
+from kdasr.errors import ConfigError
+from kdasr.layers import (
+    Attention,
+    ConformerLayer,
+    LayerNorm,
+    Normalise,
+    inverse_wavelengths,
+    rotate,
+    rotation,
+    shared_rotation,
+)
 
 
 def norms(width: int) -> tuple[LayerNorm, nn.LayerNorm]:
@@ -64,3 +75,20 @@ def test_rotations_show_how_far_apart_two_positions_are_and_not_where() -> None:
     unit = torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 1, 1, 2)
     turned = rotate(unit, rotation(2, inverse_wavelengths(1).double())[:, 1:])
     assert torch.allclose(turned.flatten(), torch.tensor([0.5403023, 0.8414710], dtype=torch.float64))
+    # A trained model expects the wavelengths that it was trained with.
+    expected = torch.tensor([1.0, 0.1778279, 0.0316228, 0.0056234])
+    torch.testing.assert_close(inverse_wavelengths(4), expected, atol=1e-6, rtol=0)
+
+
+def test_a_bin_that_never_changed_is_not_divided_by_zero() -> None:
+    normalise = Normalise()
+    normalise.set_statistics(torch.full((80,), -8.0), torch.tensor([2.0, 0.0] * 40))
+    normalised = normalise(torch.tensor([-7.0, -8.0, -6.0, -7.999] * 20).expand(1, 1, 80))
+    expected = torch.tensor([0.5, 0.0, 1.0, 1.0] * 20).expand(1, 1, 80)
+    torch.testing.assert_close(normalised, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("width", "num_heads"), [(16, 0), (16, 3), (12, 4)])
+def test_heads_that_cannot_share_the_width_are_refused(width: int, num_heads: int) -> None:
+    with pytest.raises(ConfigError, match=rf"a multiple of 2 \* num_heads = {2 * num_heads}; got {width}"):
+        Attention(width, num_heads, dropout=0.0)

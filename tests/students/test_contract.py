@@ -142,6 +142,9 @@ class TestStudent:
         for row, length in enumerate(lengths.tolist()):
             alone, _ = model.offline(features[row : row + 1, :length], lengths[row : row + 1])
             assert_close(together[row, : frames[row]], alone[0], 1e-5)
+        # As many frames as the batch is padded to: the lengths, which lie on a GPU, are not asked.
+        shorter, frames = model.offline(features, lengths - 30)
+        assert shorter.shape[1] == 51 and frames.tolist() == [44, 30, 2]
 
     @torch.no_grad()
     def test_the_future_does_not_change_the_past(self, student: Any) -> None:
@@ -167,6 +170,16 @@ class TestStudent:
         for name, old, new in zip(state._fields, state, after, strict=True):
             assert (old.shape, old.dtype) == (new.shape, new.dtype), name
             assert new.any() and not old.any(), f"{name} is not used, or was written to in place"
+
+    @torch.no_grad()
+    def test_the_state_counts_the_frames_that_were_heard(self, student: Any) -> None:
+        model = make(student, 4, 10)
+        state, counts = model.initial_state(2), []
+        for _ in range(4):
+            _, state = model(speech_features(2, model.window), state)
+            counts.append(state.processed.tolist())
+        # Where frames are kept to be attended to, it counts those that are.
+        assert counts == [2 * [min(heard, 10) if attends(student) else heard] for heard in (4, 8, 12, 16)]
 
     @torch.no_grad()
     def test_log_probs_are_normalised(self, student: Any) -> None:
@@ -238,6 +251,15 @@ class TestChunks:
             set_chunk_ms(model, chunk_ms)
         assert model.chunk_frames == 8
 
+    def test_contexts_and_chunks_that_cannot_be_are_refused_from_the_start(self, student: Any) -> None:
+        with pytest.raises(ConfigError, match=r"lookahead_frames of .* 0 or more output frames; got .*-1$"):
+            make(student, lookahead=-1)
+        if attends(student):
+            with pytest.raises(ConfigError, match="left_context_frames, .* 0 or more .*; got -1, 1"):
+                make(student, left=-1)
+            with pytest.raises(ConfigError, match=r"dynamic_chunks of .* up to 1500 .*; got 1600 "):
+                make(student, dynamic_chunks=[8, 1_600])
+
     def test_a_chunk_is_a_minute_at_most(self, student: Any) -> None:
         model = make(student)
         set_chunk_ms(model, 60_000)
@@ -273,6 +295,48 @@ class TestChunks:
         before = torch.get_rng_state()
         whole(model, speech_features(1, 64))
         assert torch.equal(torch.get_rng_state(), before)
+
+
+# The log-probs that `remembered` gives for its first and its last frame, of every fifth class.
+SAID: dict[str, list[list[float]]] = {
+    "ChunkConformer": [[-1.9418, -3.9674, -3.2039], [-2.9382, -2.8819, -3.1962]],
+    "RecurrentStudent": [[-2.992, -2.299, -2.226], [-2.9393, -1.2402, -1.6809]],
+    "Zipformer": [[-3.9475, -2.9821, -3.0577], [-2.7094, -3.0564, -2.8917]],
+}
+
+
+def scattered(count: int, seed: int) -> Tensor:
+    """Numbers in [-1, 1) without a pattern, by whole numbers alone: the same on every machine."""
+    n = torch.arange(count) + 1_009 * seed
+    return (7_919 * n * n + 104_729 * n) % 65_537 / 32_768.5 - 1
+
+
+@torch.no_grad()
+def remembered(student: Any) -> Tensor:
+    """What a student with such weights says of such features."""
+    model = make(student)
+    for seed, (name, parameter) in enumerate(model.named_parameters()):
+        values = scattered(parameter.numel(), seed)
+        if parameter.dim() > 1:
+            values = values * 2.5 * parameter[0].numel() ** -0.5
+        elif name.endswith(("weight", "share")):  # of norms, and of bypasses: some beyond their bounds
+            values = 0.6 + 0.6 * values
+        else:
+            values = 0.3 * values
+        parameter.copy_(values.view(parameter.shape))
+    return whole(model, 5 * scattered(80 * 80, 99).view(1, 80, 80) - 8)
+
+
+@pytest.mark.parametrize("student", [student for student in STUDENTS if student.__name__ in SAID])
+def test_a_saved_model_goes_on_saying_what_it_said(student: Any) -> None:
+    """A change to how weights are used would make nonsense of every model that was trained before."""
+    heard = remembered(student)
+    assert_close(heard[0, [0, -1]][:, ::5], torch.tensor(SAID[student.__name__]), 2e-3)
+
+
+def test_a_student_of_few_layers_has_one_at_least() -> None:
+    with pytest.raises(ConfigError, match="num_layers of RecurrentStudent: .*expected 1 or more; got 0"):
+        make(RecurrentStudent, num_layers=0)
 
 
 def talkative(student: Any, **changes: Any) -> Any:
