@@ -17,6 +17,7 @@ from export.transcribe import open_recogniser
 from kdasr.errors import ModelError
 from kdasr.interfaces import Utterance
 from kdasr.models import save_model
+from kdasr.text import TableUnits
 from tests.export.small_models import UNITS, conformer
 
 
@@ -74,7 +75,24 @@ def test_utterances_in_which_the_student_says_nothing_are_counted(
     delays = measure_delays(student, [*heard, replace(heard[1], text="")], student)
     assert (delays.nothing_said, delays.shown_at_end, delays.not_aligned) == (2, 0, 0)
     assert delays.first_token_p50_ms == alone.first_token_p50_ms, "they have no delay"
-    assert measure_delays(student, heard).nothing_said == 0, "without an aligner there are no delays at all"
+    unaligned = measure_delays(student, heard)
+    assert unaligned.nothing_said == 0, "without an aligner there are no delays at all"
+    assert unaligned.wer_offline == 0 and unaligned.wer_streaming > 50 and unaligned.texts_differ == 2
+
+
+def test_what_is_said_of_an_utterance_without_words_has_no_delay(place: Path) -> None:
+    student = open_recogniser(place / "student")
+    first, second, _ = utterances(place)
+    alone = measure_delays(student, [first], student)
+    delays = measure_delays(student, [first, replace(second, text="")], student)
+    assert delays.emission_p90_ms == alone.emission_p90_ms
+    assert delays.first_token_p90_ms == alone.first_token_p90_ms
+    assert (delays.nothing_said, delays.not_aligned, delays.shown_at_end) == (0, 0, 0)
+
+
+def test_percentiles_are_the_median_and_nine_tenths() -> None:
+    assert export.delays._percentiles(range(1_001)) == (500, 900)
+    assert export.delays._percentiles([]) == (None, None)
 
 
 def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> None:
@@ -82,6 +100,10 @@ def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> 
     export_student(conformer(), UNITS, tmp_path, int8=False)
     with pytest.raises(ModelError, match="cannot align for the student.*an exported model"):
         open_aligner(tmp_path, recogniser)
+    other = TableUnits([*UNITS.symbols[:-2], UNITS.symbols[-1], UNITS.symbols[-2]], None, False)
+    save_model(tmp_path / "other", conformer(), other)
+    with pytest.raises(ModelError, match="cannot align for the student.*got other units"):
+        open_aligner(tmp_path / "other", recogniser)
 
 
 def test_an_aligner_of_other_frames_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from export.card import CARD_FILE
 from export.graph import set_metadata
 from export.load import exported_file, load_exported
 from export.publish import export_student
-from export.runtime import OnnxChunkModel
+from export.runtime import OnnxChunkModel, OnnxWaveModel
 from kdasr.errors import MissingDependencyError, ModelError
 from kdasr.models import save_model
 from kdasr.streaming import StreamingSession
@@ -48,6 +48,14 @@ def test_a_folder_means_its_float_file_and_a_file_means_itself(folder: Path, tmp
     assert exported_file(folder) == folder / "model.onnx"
     assert exported_file(folder / "model.int8.onnx") == folder / "model.int8.onnx"
     assert exported_file(tmp_path) is None
+    assert exported_file(tmp_path / "other.pte") == tmp_path / "other.pte"
+    assert exported_file(tmp_path / "notes.txt") is None
+
+
+def test_without_a_card_the_float_file_of_the_first_format_is_meant(tmp_path: Path) -> None:
+    for name in ("model.pte", "model.wave.onnx", "model.onnx"):
+        (tmp_path / name).touch()
+        assert exported_file(tmp_path) == tmp_path / name
 
 
 def test_facts_and_initial_state_come_from_the_file(folder: Path) -> None:
@@ -173,8 +181,9 @@ def test_metadata_is_checked(folder: Path, changes: dict[str, str], message: str
         OnnxChunkModel(folder / "model.onnx")
 
 
-def test_units_of_another_model_are_refused(folder: Path) -> None:
-    change_metadata(folder / "model.onnx", units_hash="f" * 64)
+@pytest.mark.parametrize("changes", [{"units_hash": "f" * 64}, {"vocab_size": "30"}])
+def test_units_of_another_model_are_refused(folder: Path, changes: dict[str, str]) -> None:
+    change_metadata(folder / "model.onnx", **changes)
     (folder / CARD_FILE).unlink()
     with pytest.raises(ModelError, match="the units are of another model"):
         load_exported(folder / "model.onnx")
@@ -209,9 +218,35 @@ def test_missing_tokens_are_named(folder: Path) -> None:
         load_exported(folder / "model.onnx")
 
 
-def test_no_file_is_said_so(tmp_path: Path) -> None:
+def test_no_file_is_said_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model file"):
         OnnxChunkModel(tmp_path / "model.onnx")
+    (folder / "model.onnx").unlink()  # which the card beside it names
+    with pytest.raises(ModelError, match="no such model file"):
+        load_exported(folder / "model.onnx")
+
+
+def test_a_graph_of_other_inputs_or_outputs_is_refused(folder: Path) -> None:
+    path = folder / "model.onnx"
+    model = onnx.load(path)
+    del model.graph.output[-1]
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"not the inputs and outputs.*features and 8 states, in and out"):
+        OnnxChunkModel(path)
+    # As many of both, but not those of the contract.
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "alien", [value], [out])
+    alien = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    set_metadata(alien, metadata)
+    onnx.save(alien, path)
+    with pytest.raises(ModelError, match=r"not the inputs and outputs.*got \['x'\]"):
+        OnnxChunkModel(path)
+    set_metadata(alien, {**metadata, "kdasr_format": "kdasr-wave-onnx"})
+    onnx.save(alien, path)
+    with pytest.raises(ModelError, match=r"not the inputs of a waveform model.*got \['x'\]"):
+        OnnxWaveModel(path)
 
 
 def test_without_onnxruntime_the_pip_line_is_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

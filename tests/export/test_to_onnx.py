@@ -351,12 +351,27 @@ def test_classes_that_stand_for_no_text_are_never_emitted(tmp_path: Path, format
     assert np.array_equal(run_chunks(TorchChunkModel(student), [sound]).argmax(-1), loud)
 
 
-def test_only_a_linear_head_can_be_silenced() -> None:
+@pytest.mark.parametrize("kind", ["a layer in a layer", "no bias"])
+def test_only_a_linear_head_with_a_bias_can_be_silenced(kind: str) -> None:
     student = table_student()
-    student.head = torch.nn.Sequential(student.head)
+    width, classes = student.head.in_features, student.head.out_features
+    student.head = (
+        torch.nn.Linear(width, classes, bias=False)
+        if kind == "no bias"
+        else torch.nn.Sequential(student.head)
+    )
     with pytest.raises(ModelError, match="cannot be silenced"):
         silence_controls(student, FOREIGN)
     assert silence_controls(student, UNITS) is student
+
+
+def test_a_silenced_class_is_as_unlikely_whatever_is_heard() -> None:
+    student = table_student()
+    silenced: Any = silence_controls(student, FOREIGN)
+    heard = 1e3 * torch.randn(5, student.head.in_features)
+    said = silenced.head(heard)
+    assert (said[:, 1:4] == -200).all()
+    assert torch.equal(said[:, [0, *range(4, 32)]], student.head(heard)[:, [0, *range(4, 32)]])
 
 
 class NotZero(RecurrentStudent):
