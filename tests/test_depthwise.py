@@ -35,6 +35,26 @@ for batch, frames, channels, taps, dtype, most in (
         assert one.dtype == dtype and one.shape == other.shape
         error = (one.detach().double() - other).norm() / other.norm()
         assert float(error.detach()) <= most, (frames, channels, taps, dtype, error)
+
+# Frames that lie across memory, weights of more digits than they have, and a gradient that is one number.
+x = torch.randn(2, 24, 12).bfloat16().transpose(1, 2).requires_grad_()
+weight, bias = torch.randn(24, 1, 5, requires_grad=True), torch.randn(24, requires_grad=True)
+found = depthwise(x, weight, bias)
+found = [found, *torch.autograd.grad(found.sum(), (x, weight, bias))]
+inputs = [one.detach().double().requires_grad_() for one in (x, weight, bias)]
+wanted = torch.nn.functional.conv1d(inputs[0].transpose(1, 2), *inputs[1:], groups=24).transpose(1, 2)
+wanted = [wanted, *torch.autograd.grad(wanted.sum(), inputs)]
+assert [one.dtype for one in found] == [torch.bfloat16] * 2 + [torch.float32] * 2
+for one, other in zip(found, wanted, strict=True):
+    assert float(((one.double() - other).norm() / other.norm()).detach()) <= 1e-2
+
+# What does not run is said once, and not used.
+import kdasr.depthwise, warnings
+kdasr.depthwise.depthwise = lambda *_: 1 / 0
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    assert not any(kernels_work(torch.device("cpu"), torch.float16) for _ in range(2))
+assert len(heard) == 1 and "cannot compile for cpu (division by zero)" in str(heard[0].message)
 """
 
 # Layers as on a GPU, compiled for lengths that vary, against those of a CPU.
