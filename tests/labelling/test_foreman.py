@@ -22,9 +22,11 @@ class Said:
         self.size, self._outcome = size, outcome
         self._reports: deque[Report] = deque()
         self.begun: list[str] = []
+        self.tasks: list[Task] = []
 
     def submit(self, worker: int, task: Task) -> None:
         self.begun.append(task.audio)
+        self.tasks.append(task)
         self._reports.append(self._outcome(task, worker))
 
     def wait(self) -> Report:
@@ -57,6 +59,63 @@ def test_a_shard_that_kills_without_a_culprit_is_put_aside_with_what_was_said_la
     (found,) = Foreman(crew).run([str(audio)])
     assert len(crew.begun) == 3 + 3, "three deaths, and each utterance alone"
     assert found.reason == ("put aside: killed 3 workers, and no single utterance of it does: exit status -9")
+
+
+def test_an_utterance_that_kills_is_left_out_by_name_and_the_rest_labelled(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path, 3, per_shard=3)
+    deaths_to_come = 1  # of the shard without the utterance that kills: by another misfortune
+
+    def outcome(task: Task, worker: int) -> Report:
+        nonlocal deaths_to_come
+        if task.exclude and deaths_to_come:
+            deaths_to_come -= 1
+            return Report(task, worker, "died", reason="the machine was restarted")
+        if task.probe_key == "utt-001" or (task.probe_key is None and not task.exclude):
+            return Report(task, worker, "died", reason="exit status -9")
+        return Report(task, worker, "done")
+
+    crew = Said(1, outcome)
+    (found,) = Foreman(crew).run([str(audio)])
+    # Three deaths, then each utterance alone and at once again where it kills, then the others together,
+    # for whom deaths are counted anew.
+    whole, rest = (None, {}), (None, {"utt-001": "kills the process that labels it: exit status -9"})
+    alone: list[tuple[str | None, dict[str, str]]] = [
+        (f"utt-00{number}", {}) for number in (0, 1, 1, 2)
+    ]
+    assert [(task.probe_key, task.exclude) for task in crew.tasks] == [*[whole] * 3, *alone, *[rest] * 2]
+    # What was tried alone was no attempt at the shard.
+    assert (found.reason, found.attempts) == ("", 5)
+
+
+@pytest.mark.parametrize(("count", "is_put_aside"), [(1, False), (2, True)])
+def test_where_every_utterance_kills_it_is_none_of_them(
+    count: int, is_put_aside: bool, tmp_path: Path
+) -> None:
+    """The one utterance of a shard may still be the one that does."""
+    (audio,) = make_audio(tmp_path, count, per_shard=count)
+
+    def outcome(task: Task, worker: int) -> Report:
+        return Report(task, worker, "done" if task.exclude else "died", reason="exit status -9")
+
+    crew = Said(1, outcome)
+    (found,) = Foreman(crew).run([str(audio)])
+    assert found.reason.startswith("put aside: killed 3 workers") == is_put_aside
+    assert list(crew.tasks[-1].exclude) == ([] if is_put_aside else ["utt-000"])
+
+
+def test_a_shard_is_searched_before_others_are_tried_again(tmp_path: Path) -> None:
+    one, two = (str(path) for path in make_audio(tmp_path, 4, per_shard=2))
+
+    def outcome(task: Task, worker: int) -> Report:
+        return Report(task, worker, "done" if task.probe_key else "died", reason="exit status -9")
+
+    crew = Said(1, outcome)
+    outcomes = list(Foreman(crew).run([one, two]))
+    assert [(task.audio == one, task.probe_key) for task in crew.tasks] == [
+        (True, None), (False, None), (True, None), (False, None), (True, None),
+        (True, "utt-000"), (True, "utt-001"), (False, None), (False, "utt-002"), (False, "utt-003"),
+    ]  # fmt: skip
+    assert [(outcome.audio, outcome.attempts) for outcome in outcomes] == [(one, 3), (two, 3)]
 
 
 def test_the_threads_of_a_label_job_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
