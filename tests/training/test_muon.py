@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdasr.errors import ConfigError
 from kdasr.training import Optimisation
-from kdasr.training.muon import Muon, MuonAdamW, make_optimiser
+from kdasr.training.muon import Muon, MuonAdamW, OptimiserKind, make_optimiser
 from tests.speech import shards
 from tests.test_training import training
 
@@ -54,6 +54,52 @@ def test_only_hidden_matrices_go_to_muon() -> None:
     adamw = [p for group in optimiser.adamw.param_groups for p in group["params"]]
     assert [p is net.hidden.weight for p in muon] == [True]
     assert {id(p) for p in adamw} == {id(net.hidden.bias), id(net.head.weight), id(net.head.bias)}
+    assert optimiser.muon.param_groups[0]["momentum"] == 0.95
+
+
+def test_the_head_of_a_model_within_another_module_is_an_output_layer_too() -> None:
+    net = Net()
+    optimiser = make_optimiser(nn.ModuleDict({"student": net}), "muon", **SETTINGS)
+    assert isinstance(optimiser, MuonAdamW)
+    muon = [p for group in optimiser.muon.param_groups for p in group["params"]]
+    assert [p is net.hidden.weight for p in muon] == [True]
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_what_does_not_learn_is_not_optimised(kind: OptimiserKind) -> None:
+    net = Net()
+    net.hidden.bias.requires_grad_(False)
+    optimiser = make_optimiser(net, kind, **SETTINGS)
+    given = [p for group in optimiser.param_groups for p in group["params"]]
+    assert {id(p) for p in given} == {id(net.hidden.weight), id(net.head.weight), id(net.head.bias)}
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_all_weights_decay_alike(kind: OptimiserKind) -> None:
+    """With gradients of zero they move by nothing else."""
+    net = Net()
+    before = copy.deepcopy(net.state_dict())
+    optimiser = make_optimiser(net, kind, weight_decay=0.5, betas=(0.9, 0.98))
+    for group in optimiser.param_groups:
+        group["lr"] = 0.1
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name] * (1 - 0.1 * 0.5))
+
+
+def test_a_step_computes_the_loss_that_it_is_asked_to() -> None:
+    net = Net()
+    for optimiser in (make_optimiser(net, "muon", **SETTINGS), Muon([net.hidden.weight], lr=0.0)):
+
+        def closure(optimiser: torch.optim.Optimizer = optimiser) -> Tensor:
+            optimiser.zero_grad()
+            loss = loss_of(net, 0)
+            loss.backward()
+            return loss
+
+        assert optimiser.step(closure) == loss_of(net, 0)
 
 
 def test_a_matrix_moves_alike_in_every_direction() -> None:
