@@ -56,6 +56,13 @@ def test_short_segments_count_as_long_as_the_teacher_hears_them() -> None:
     assert [len(batch) for batch in make_batches(segments, 240, least_frames=80)] == [3]
 
 
+def test_a_batch_is_full_where_as_much_is_padding_as_may_be() -> None:
+    segments = [s for i, n in enumerate((10, 20)) for s in cut_segments(i, n, 80, OVERLAP, SUBSAMPLING)]
+    assert [len(batch) for batch in make_batches(segments, 40, max_padding=0.25)] == [2]
+    assert [len(batch) for batch in make_batches(segments, 39, max_padding=0.25)] == [1, 1]
+    assert [len(batch) for batch in make_batches(segments, 40, max_padding=0.24)] == [1, 1]
+
+
 def test_padding_share_is_hand_computable() -> None:
     segments = [s for i, n in enumerate((10, 20)) for s in cut_segments(i, n, WINDOW, OVERLAP, SUBSAMPLING)]
     assert padding_share([segments]) == 0.25

@@ -29,8 +29,10 @@ from kdasr.labelling import (
     verify_labels,
 )
 from kdasr.labelling.filters import MEASURES, Measure, confidence, own_scale, score, threshold
+from kdasr.labelling.selection import _choose
 from kdasr.shards import open_shard, read_shard, write_shards
 from kdasr.soft_labels import Full, TopP, open_label_shard
+from kdasr.text import load_units
 from tests.labelling.tiny import TinySource, make_audio
 
 LABELS = Full().encode(torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.9, 0.05, 0.05]]).log())
@@ -228,6 +230,15 @@ def test_a_selection_holds_the_surest_hours_and_names_the_rest(audio: Path, tmp_
         assert best.header.settings["selection"]["measure"] == "best_path"
     assert min(kept) >= max(dropped)
     assert verify_labels(audio, tmp_path / "best") == []
+    assert load_units(tmp_path / "best").hash == load_units(tmp_path / "all").hash
+
+
+def test_a_budget_is_used_to_the_last_second_and_equal_scores_in_their_order() -> None:
+    seconds, scores = np.array([2.0, 1.0, 2.0, 2.0, 9.0]), np.array([0.5, 0.9, 0.5, 0.5, 0.4])
+    chosen, lowest = _choose(seconds, scores, 5.0)
+    assert (chosen.tolist(), lowest) == ([True, True, True, False, False], 0.5)
+    chosen, lowest = _choose(seconds, scores, 0.5)
+    assert (chosen.any(), lowest) == (False, math.inf)
 
 
 def test_what_has_no_labels_takes_no_place_among_the_scores(audio: Path, tmp_path: Path) -> None:
@@ -290,7 +301,10 @@ def test_a_selection_without_budget_or_folder_of_its_own_is_refused(audio: Path,
         select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=0)
     with pytest.raises(ConfigError, match="budget"):
         select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=float("nan"))
-    with pytest.raises(ConfigError, match=r"surest utterance.*hours|hours.*surest utterance"):
+    scores = best_paths(tmp_path / "all")
+    seconds = {e.key: e.num_samples / 16_000 for p in audio.glob("*.tar") for e in open_shard(p).entries}
+    least = f"{seconds[max(scores, key=scores.__getitem__)] / 3600:.5f} or more"
+    with pytest.raises(ConfigError, match=rf"hours: not even the surest utterance fits.*expected {least}"):
         select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=1e-6)
     assert not (tmp_path / "best").exists()
     before = {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()}

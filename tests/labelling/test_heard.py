@@ -116,6 +116,17 @@ def test_units_in_the_first_frame_are_told_where_labels_have_times(
     assert [line[:52] for line in lines] == ["4 of them begin with a unit in their first frame, he"] * told
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_hours_are_those_of_each_share_and_half_of_them_at_once_is_not_told(count: int) -> None:
+    found = [Heard(f"utt-{n}", 1800.0, "a", 0.9 - n / 10, "", "a", at_once=n < count) for n in range(4)]
+    lines = heard_summary(found, "best_path")
+    assert [line[:12] for line in lines[1:-7]] == ["3 of them be"] * (count == 3)
+    rows = [line.split() for line in lines[-5:]]
+    assert [(row[0], row[2]) for row in rows] == [
+        ("100%", "2.00"), ("90%", "2.00"), ("75%", "1.50"), ("50%", "1.00"), ("25%", "0.50"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("blank", "frames", "is_unit"), [(0.6, 2, False), (0.4, 2, True), (0.4, 0, False)])
 def test_the_first_frame_is_that_of_its_best_unit(blank: float, frames: int, is_unit: bool) -> None:
     kept, probabilities = np.array([2, 1][:frames]), np.array([blank, 1 - blank, 1.0][: 3 * (frames > 0)])
@@ -206,6 +217,9 @@ def test_the_command_prints_a_line_each_and_the_summary_beside_them(
 def test_labels_without_their_units_are_refused(folders: tuple[Path, Path]) -> None:
     with pytest.raises(SoftLabelError, match="no such folder of soft labels"):
         list(heard(audio=folders[0], labels=folders[0].parent / "lables"))
+    CharUnits("é").save(folders[1])
+    with pytest.raises(UnitsError, match="not those of the labels"):
+        list(heard(audio=folders[0], labels=folders[1]))
     (folders[1] / "units.json").unlink()
     with pytest.raises(UnitsError, match="cannot be read"):
         list(heard(audio=folders[0], labels=folders[1]))

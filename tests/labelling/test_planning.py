@@ -12,11 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdasr.errors import ConfigError
-from kdasr.labelling import Prediction, ShardResult, compare, engines, label, plan, plan_text, summary_text
+from kdasr.labelling import (
+    Prediction,
+    Settings,
+    ShardResult,
+    compare,
+    engines,
+    label,
+    plan,
+    plan_text,
+    planning,
+    summary_text,
+)
 from kdasr.labelling.audio_source import local_copy
-from kdasr.labelling.planning import _extrapolate
+from kdasr.labelling.planning import _extrapolate, _size
 from tests.labelling.tiny import TinySource, make_audio
 
 
@@ -137,6 +149,9 @@ def test_facts_are_compared_by_hand_computable_figures(tmp_path: Path) -> None:
     assert "time of workers 2.4 min (the plan said 1.2 min: +100%)" in verdict
     assert "cost 0.12 (the plan said 0.06: +100%)" in verdict
     assert "cost" not in str(compare(tmp_path, {**facts, "shards_labelled": 3}))
+    # What was labelled before has cost this run nothing.
+    (tmp_path / "plan.json").write_text(json.dumps({**asdict(plan_of), "shards_done": 1}))
+    assert "cost" not in str(compare(tmp_path, {**facts, "shards_labelled": 3}))
 
 
 def test_a_plan_says_how_much_is_labelled_already(tmp_path: Path) -> None:
@@ -192,3 +207,28 @@ def test_a_plan_without_a_sample_is_refused(tmp_path: Path) -> None:
     make_audio(tmp_path / "audio", 2)
     with pytest.raises(ConfigError, match="sample"):
         plan(teacher=TinySource(), audio=tmp_path / "audio", sample_shards=0)
+    with pytest.raises(ConfigError, match="workers: .*1 or more; got 0"):
+        plan(teacher=TinySource(), audio=tmp_path / "audio", workers=0)
+
+
+def test_a_sample_is_spread_over_all_and_labelled_as_the_job_will(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [str(path) for path in make_audio(tmp_path / "audio", 5, per_shard=1)]
+    labelled: list[tuple[str, int | None]] = []
+
+    def noted(teacher: Any, shard: str, folder: Path, settings: Settings) -> ShardResult:
+        labelled.append((shard, settings.threads))
+        return result(1.0, 1.0, 25, 100)
+
+    monkeypatch.setattr(planning, "fetch_and_label", noted)
+    monkeypatch.setattr(planning, "set_threads", lambda settings: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    plan(teacher=TinySource(), audio=tmp_path / "audio", sample_shards=3, workers=2)
+    # The first of them once more, to warm up; of six threads each of two workers has three.
+    assert labelled == [(shards[number], 3) for number in (0, 0, 2, 4)]
+
+
+def test_sizes_are_told_in_units_of_a_thousand() -> None:
+    sizes = {0: "0 B", 999: "999 B", 1234.5e3: "1.234 MB", 2e15: "2 PB", 5e18: "5000 PB"}
+    assert {size: _size(size) for size in sizes} == sizes

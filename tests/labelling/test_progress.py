@@ -1,9 +1,14 @@
-"""One summary of jobs that shared the shards."""
+"""What a job says while it runs, and one summary of jobs that shared the shards."""
 
 from __future__ import annotations
 
-from kdasr.labelling import summary_text
-from kdasr.labelling.progress import MOST_NAMED, Totals, all_together
+from typing import Any
+
+import pytest
+
+from kdasr.labelling import ShardResult, summary_text
+from kdasr.labelling.foreman import Outcome
+from kdasr.labelling.progress import MOST_NAMED, Display, Totals, all_together
 from kdasr.reasons import Kind, Reasons
 
 
@@ -49,3 +54,57 @@ def test_of_very_many_failures_the_first_are_named() -> None:
 
 def test_jobs_that_had_nothing_to_do_have_a_summary() -> None:
     assert all_together([Totals(0, 0), Totals(0, 0)]).summary() == Totals(0, 0).summary()
+
+
+def shard(name: str, **facts: Any) -> Outcome:
+    """A shard that was labelled."""
+    manifest = {"labelled": 1, "failed": [], "frames": 25, "bytes": 50, "sha256": "s"}
+    given = {"seconds": 100.0, "labelled_seconds": 30.0, "heard_seconds": 40.0, **facts}
+    return Outcome(name, ShardResult(name, manifest, **given), attempts=2)
+
+
+def test_what_shards_took_adds_up_and_is_told_of_each() -> None:
+    totals = Totals(2, 0)
+    times = {"wall_s": 10.0, "teacher_s": 6.0, "encode_s": 2.0, "fetch_s": 1.0}
+    line = totals.add(shard("a", heard_seconds=30.0, padding=0.1, halved=1, **times), 12.5)
+    totals.add(shard("b", seconds=10.0, heard_seconds=10.0, padding=0.4, halved=2, **times), 25.0)
+    assert line == {
+        "audio": "a", "attempts": 2, "elapsed_s": 12.5, "event": "labelled", "seconds": 100.0,
+        "labelled_seconds": 30.0, "heard_seconds": 30.0, **times, "padding": 0.1, "halved_batches": 1,
+        "labelled": 1, "failed": {}, "frames": 25, "bytes": 50, "sha256": "s",
+    }  # fmt: skip
+    found = totals.summary()
+    assert (found["teacher_share"], found["encode_share"], found["fetch_share"]) == (0.6, 0.2, 0.1)
+    # A tenth of 30 s and four tenths of 10 s, of what the teacher heard.
+    assert (found["padding"], found["times_real_time"], found["halved_batches"]) == (0.175, 1.6, 3)
+
+
+def test_without_a_terminal_a_line_tells_now_and_then_how_far_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    totals, display = Totals(9, 0), Display(1_000.0, quiet=False)
+    told = []
+    for number, elapsed_s in enumerate((59.0, 60.0, 61.0, 119.0, 121.0)):
+        outcome = shard(f"s-{number}")
+        totals.add(outcome, elapsed_s)
+        display.show(totals, outcome)
+        told.append(capsys.readouterr().err.partition(",")[0])
+    assert told == ["", "3.3 min of 16.7 min", "", "", "8.3 min of 16.7 min"]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_went_wrong_is_said_even_where_all_else_is_not(
+    quiet: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    totals, display = Totals(3, 0), Display(1_000.0, quiet)
+    display.note("3 shards to label")
+    for outcome in (
+        Outcome("a", None, "the disk is full"),
+        shard("b", halved=2, batch_seconds=60.0),
+        shard("c", halved=1, batch_seconds=30.0),
+    ):
+        totals.add(outcome, 1.0)
+        display.show(totals, outcome)
+    memory = "too little memory for the batches that were asked for: they are of at most 60 s now"
+    said = ["3 shards to label"] * (not quiet) + ["failed: a: the disk is full", memory]
+    assert capsys.readouterr().err.splitlines() == said
