@@ -95,6 +95,13 @@ def test_an_utterance_too_short_for_the_least_delay_counts_for_nothing() -> None
         assert len(rows) == 1 or float(heard.grad[1].abs().max()) > 0.0
 
 
+@pytest.mark.parametrize("frames", [3, 4])
+def test_a_batch_no_longer_than_the_least_delay_is_worth_nothing(frames: int) -> None:
+    labels = batch_of(labels_from([spiky(frames, 1)]))
+    output = output_of(student(frames, 1))
+    assert float(windowed_cross_entropy(output, labels, min_delay_frames=4, max_delay_frames=6)) == 0.0
+
+
 def test_an_online_teacher_stands_for_stored_labels() -> None:
     frames = spiky(8, 2, 5)
     heard = output_of(student(8, 4, 7))

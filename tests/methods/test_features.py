@@ -64,6 +64,15 @@ def test_flow_by_hand() -> None:
     assert loss.item() == pytest.approx(25.0)
 
 
+def test_flow_has_the_frames_of_each_model() -> None:
+    """Four of the teacher's, (2 + 12) / 4 = 3.5, against the student's two."""
+    zeros = torch.zeros(1, 2, 1)
+    layers = [torch.cat([torch.tensor([[[a], [b]]]), zeros], 1) for a, b in ((2.0, 4.0), (1.0, 3.0))]
+    student = layers_only(torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[2.0], [2.0]]]))
+    loss = identity(Flow(teacher="big"), 1)(student, batch_with(1, big=layers_only(*layers)))
+    assert loss.item() == pytest.approx(1.5**2)
+
+
 def test_attention_transfer_by_hand() -> None:
     """Maps (9, 16) and (25, 0): |(0.49, 0.87) - (1, 0)|."""
     student = layers_only(torch.tensor([[[3.0, 0.0], [0.0, 4.0], [7.0, 7.0]]]), lengths=[2])
@@ -73,6 +82,24 @@ def test_attention_transfer_by_hand() -> None:
     assert loss.item() == pytest.approx(math.hypot(9 / norm - 1, 16 / norm), rel=1e-5)
     same = attention_transfer(student, batch_with(1, big=student), teacher="big")
     assert same.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_attention_waits_for_a_student_that_lags_and_is_the_mean_of_its_pairs() -> None:
+    busy = torch.tensor([[[3.0], [4.0], [0.0]]])
+    late, flat = torch.tensor([[[7.0], [3.0], [4.0]]]), torch.ones(1, 3, 1)
+    student, batch = layers_only(late, flat), batch_with(1, big=layers_only(busy, flat))
+
+    def loss(ours: list[int], theirs: list[int]) -> float:
+        settings: dict[str, Any] = {"student_layers": ours, "teacher_layers": theirs}
+        found = attention_transfer(student, batch, teacher="big", centred=False, delay_frames=1, **settings)
+        return float(found)
+
+    assert loss([0], [0]) == pytest.approx(0.0, abs=1e-5)
+    # (9, 16) of length sqrt(337) against (1, 1) of length sqrt(2).
+    ours, flat_share = [9 / math.sqrt(337), 16 / math.sqrt(337)], 1 / math.sqrt(2)
+    expected = math.hypot(*(value - flat_share for value in ours))
+    assert loss([0], [1]) == pytest.approx(expected, rel=1e-4)
+    assert loss([0, 0], [0, 1]) == pytest.approx(expected / 2, rel=1e-4)
 
 
 def test_attention_maps_of_normalised_layers_show_what_departs_from_the_mean() -> None:
@@ -95,6 +122,19 @@ def test_frames_of_another_rate_are_interpolated_between_centres() -> None:
     doubled = resample_frames(halved, torch.tensor([2]), torch.tensor([4]), 5)
     assert doubled.flatten().tolist() == [1.0, 2.0, 4.0, 5.0, 5.0]
     assert resample_frames(fast, torch.tensor([4]), torch.tensor([4]), 4) is fast
+
+
+def test_what_has_no_partner_at_all_counts_as_nothing() -> None:
+    frames = layers_only(torch.randn(1, 3, 2))
+    assert Hint(teacher="big", delay_frames=3)(frames, batch_with(1, big=frames)).item() == 0.0
+
+
+def test_an_adapter_begins_as_a_linear_layer_of_its_inputs_does() -> None:
+    torch.manual_seed(0)
+    adapter = WidthAdapter()
+    adapter(torch.zeros(1, 1, 4), 200)
+    for parameter in adapter.parameters():
+        assert 0.45 < float(parameter.detach().abs().max()) <= 0.5  # 1 / sqrt(4)
 
 
 def test_padding_of_a_ragged_batch_counts_for_nothing() -> None:
@@ -157,6 +197,26 @@ def test_the_discriminator_learns_and_the_student_deceives_it() -> None:
     with torch.no_grad():
         deceived = loss(layers_only(student - 5 * student.grad / student.grad.norm()), batch)
     assert deceived.item() > values[-1]
+
+
+def test_a_discriminator_hears_no_padding_beside_the_frames() -> None:
+    torch.manual_seed(3)
+    frames = torch.randn(2, 1, 5, 2)
+    loss = Discriminator(teacher="big", context_frames=5, reversal=0.5)
+
+    def value(student: Tensor, teacher: Tensor) -> Tensor:
+        batch = batch_with(1, big=layers_only(teacher, lengths=[3]))
+        found: Tensor = loss(layers_only(student, lengths=[3]), batch)
+        return found
+
+    expected = value(*frames)
+    for model in range(2):
+        padded = frames.clone()
+        padded[model, :, 3:] = 9.0
+        torch.testing.assert_close(value(*padded), expected)
+    further = {"student_layer": -1, "teacher_layer": -1, "delay_frames": 0}
+    own = {"width": 64, "context_frames": 5, "reversal": 0.5}
+    assert loss.config == {"teacher": "big", **further, **own}, "with other settings it is another loss"
 
 
 def test_a_layer_or_a_teacher_that_is_not_there_is_refused_by_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,52 @@ def test_each_is_seen_once_an_epoch_and_they_are_made_once(teacher: str, tmp_pat
     other = impressions(teacher, tmp_path / "i.safetensors", steps=3)
     assert not torch.equal(other.features(), source.features())
     assert other.fingerprint() != source.fingerprint()
+
+
+def test_each_seed_makes_its_own_in_an_order_of_their_own(teacher: str, tmp_path: Path) -> None:
+    one, two = (impressions(teacher, tmp_path / f"{seed}", steps=1, seed=seed) for seed in (1, 2))
+    assert one.epoch_batches(0) != two.epoch_batches(0)
+    assert not torch.allclose(one.features(), two.features())
+
+
+def test_answers_have_spikes_apart_and_are_shared_among_what_is_alike(teacher: str, tmp_path: Path) -> None:
+    similarity_vv = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5], [0.2, 0.6, 1.0]])
+    settings = {"unit_frames": 10, "frames": 100, "certainty": 0.6, "scale": 1e6}
+    source = impressions(teacher, tmp_path / "i", **settings)
+    answer_btv = source._answers(100, similarity_vv, torch.Generator().manual_seed(0))
+    units_bt = answer_btv.argmax(-1)
+    spikes_bt = units_bt > 0
+    assert not (spikes_bt[:, 1:] & spikes_bt[:, :-1]).any()
+    # One of ten, less those that follow another.
+    assert spikes_bt.float().mean().item() == pytest.approx(0.1 * 0.9, abs=0.01)
+    # With so large a scale a draw is its mean; no class has nothing.
+    rest_vv = similarity_vv.clamp_min(0.01) / similarity_vv.clamp_min(0.01).sum(-1, keepdim=True)
+    expected_btv = 0.6 * torch.eye(3)[units_bt] + 0.4 * rest_vv[units_bt]
+    torch.testing.assert_close(answer_btv, expected_btv, atol=5e-3, rtol=0)
+
+
+class Deaf:
+    """A teacher that answers the same whatever it hears."""
+
+    subsampling = 4
+
+    def __init__(self) -> None:
+        self.normalise = SimpleNamespace(mean_f=torch.tensor(3.0), inverse_std_f=torch.tensor(0.25))
+
+    def offline(self, features_btf: torch.Tensor, lengths_b: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return 0.0 * features_btf.mean() + torch.full((len(lengths_b), 12, 3), 1 / 3).log(), None
+
+
+@pytest.mark.parametrize("smoothness", [0.0, 0.1])
+def test_noise_of_the_teachers_own_spread_gets_smoother_only_where_that_is_asked_for(
+    smoothness: float, teacher: str, tmp_path: Path
+) -> None:
+    source = impressions(teacher, tmp_path / "i", smoothness=smoothness)
+    answer_btv = torch.full((2, 12, 3), 1 / 3)
+    found = source._imagine(Deaf(), answer_btv, torch.Generator().manual_seed(4))
+    noise = 3.0 + 4.0 * torch.randn(2, 48, 80, generator=torch.Generator().manual_seed(4))
+    assert torch.allclose(found, noise) == (smoothness == 0.0)
+    assert found.std() < 0.1 * noise.std() or smoothness == 0.0
 
 
 def test_similar_classes_have_similar_weights() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,39 @@ def test_brain_damage_by_hand() -> None:
     expected = 0.5 * gradient.square().mean(0) * model.head.weight.square()
     found = brain_damage(model, iter([batch]))[(model.head, "weight")]
     torch.testing.assert_close(found, expected)
+
+
+class Forgetful(OneMatrix):
+    """With dropout."""
+
+    def offline(
+        self, features_btf: torch.Tensor, lengths_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().offline(nn.functional.dropout(features_btf, training=self.training), lengths_b)
+
+
+def test_brain_damage_is_that_of_the_model_as_it_is_used() -> None:
+    torch.manual_seed(1)
+    model, x, ones = Forgetful(), torch.randn(2, 1, 80), torch.tensor([1, 1])
+    batch = Batch(["a", "b"], x, ones, torch.tensor([[1], [2]]), ones)
+    expected = brain_damage(model.eval(), iter([batch]))[(model.head, "weight")]
+    found = brain_damage(model.train(), iter([batch]))[(model.head, "weight")]
+    torch.testing.assert_close(found, expected)
+    assert model.training, "it goes on learning as it did"
+
+
+def test_as_many_batches_as_are_asked_for_are_heard() -> None:
+    heard: list[int] = []
+
+    class Some:
+        def batch(self, position: int) -> Batch:
+            heard.append(position)
+            one = torch.tensor([1])
+            return Batch(["a"], torch.randn(1, 1, 80), one, torch.tensor([[1]]), one)
+
+    stream: Any = Some()
+    Pruning(share=0.5, saliency="optimal_brain_damage", batches=3).apply(OneMatrix(), stream)
+    assert heard == [0, 1, 2]
 
 
 def test_brain_damage_of_longer_audio_is_for_each_frame() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,6 +68,55 @@ def test_graph_by_hand() -> None:
     assert loss.item() == pytest.approx(2.0 * 0.25, rel=1e-4)
     same = relation_graph(student, batch_with(2, big=student), teacher="big")
     assert same.item() == 0.0
+
+
+def test_graph_of_three_by_hand() -> None:
+    """Edges and their changes, each divided by its mean over the pairs, beside the vertices'."""
+    ours, theirs = ([0.0, 1.0, 3.0], [0.0, 2.0, 3.0]), ([0.0, 3.0, 4.0], [1.0, 0.0, 5.0])
+
+    def edges(x: Sequence[float]) -> list[float]:
+        return by_mean([(x[i] - x[j]) ** 2 for i, j in ((0, 1), (0, 2), (1, 2))])
+
+    def by_mean(values: list[float]) -> list[float]:
+        return [value * len(values) / sum(values) for value in values]
+
+    def apart(one: list[float], other: list[float], of: int) -> float:
+        return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) / of
+
+    vertices = [by_mean([(a - b) ** 2 for a, b in zip(*model, strict=True)]) for model in (ours, theirs)]
+    changes = [[(a - b) ** 2 for a, b in zip(*map(edges, model), strict=True)] for model in (ours, theirs)]
+    # Of the nine pairs each edge is two, and three are of an utterance with itself.
+    expected = sum(2 * apart(edges(a), edges(b), 9) for a, b in zip(ours, theirs, strict=True))
+    expected += 0.5 * (apart(*vertices, 3) + 2 * apart(*changes, 9))
+    student, teacher = (
+        layers_only(*(torch.tensor(x)[:, None, None] for x in model)) for model in (ours, theirs)
+    )
+    loss = relation_graph(student, batch_with(3, big=teacher), teacher="big")
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_angle_loss_by_hand() -> None:
+    """On a line the cosines are 1, -1 and 1 at 0, 1 and 3; of the triangle they are 0, 3/5 and 4/5."""
+    line = torch.tensor([[0.0], [1.0], [3.0]])
+    batch = batch_with(3, big=layers_only(points(*TRIANGLE)))
+    loss = relational_angles(layers_only(points(*line)), batch, teacher="big")
+    # Beyond a difference of 1 it grows in a line.
+    huber = 0.5 * 1.0 + (1.6 - 0.5) + 0.5 * 0.2**2
+    assert loss.item() == pytest.approx(2 * huber / 27, rel=1e-4)
+
+
+def test_layers_and_frames_are_those_of_each_model() -> None:
+    line, zeros = torch.tensor([[0.0], [1.0], [3.0]]), torch.zeros(3, 2)
+    expected = relational_distances(
+        layers_only(points(*line)), batch_with(3, big=layers_only(points(*TRIANGLE))), teacher="big"
+    )
+    frames = torch.stack([TRIANGLE, TRIANGLE.flip(0)], 1)  # the second is padding
+    teacher = layers_only(torch.zeros(3, 2, 2), frames, lengths=[1, 1, 1])
+    student = layers_only(torch.stack([line, line], 1), zeros[:, None].expand(-1, 2, -1))
+    found = relational_distances(
+        student, batch_with(3, big=teacher), teacher="big", student_layer=0, teacher_layer=1
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_padding_and_single_utterances() -> None:

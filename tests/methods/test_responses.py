@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,27 @@ def test_logit_regression_by_hand_whatever_the_offset() -> None:
     assert loss.item() == pytest.approx(4.0, rel=1e-5)
 
 
+def test_logit_regression_waits_for_a_student_that_lags() -> None:
+    """The student's second frame has the teacher's first, (1, -1); its own first has nobody's."""
+    batch = batch_with(1, big=output_of(torch.tensor([[[1.0, -1.0], [9.0, 0.0]]])))
+    student = output_of(torch.tensor([[[5.0, 0.0], [2.0, -2.0]]]))
+    assert logit_regression(student, batch, teacher="big", delay_frames=1).item() == pytest.approx(1.0)
+
+
+def test_logits_of_labels_that_differ_in_length() -> None:
+    torch.manual_seed(6)
+    teacher, student = torch.randn(2, 4, 6).log_softmax(-1), torch.randn(2, 4, 6)
+    rows = [teacher[0], teacher[1, :2]]
+    batch = replace(batch_with(2), soft_labels=pad_soft_labels([Full().encode(row) for row in rows]))
+    each = [
+        logit_regression(output_of(student[row : row + 1, :length]), stored(teacher[row, :length], Full()))
+        * length
+        for row, length in ((0, 4), (1, 2))
+    ]
+    found = logit_regression(output_of(student, lengths=[4, 2]), batch)
+    torch.testing.assert_close(found, torch.stack(each).sum() / 6)
+
+
 @pytest.mark.parametrize("loss", ["soft", "logits"])
 def test_gradcheck(loss: str) -> None:
     torch.manual_seed(3)
@@ -106,10 +128,17 @@ def test_at_temperature_one_it_is_the_cross_entropy_on_stored_labels() -> None:
     torch.manual_seed(5)
     batch = stored((3 * torch.randn(12, 20)).log_softmax(-1), TopP(0.8, 6, 0.01))
     student = output_of(torch.randn(1, 12, 20))
-    for delay_frames in (0, 3, 12):
-        expected = soft_cross_entropy(student, batch, delay_frames=delay_frames, blank_policy="symmetric")
-        found = soft_targets(student, batch, delay_frames=delay_frames, blank_policy="symmetric")
-        torch.testing.assert_close(found, expected)
+    symmetric: dict[str, Any] = {"blank_policy": "symmetric"}
+    policies = [
+        symmetric,
+        {**symmetric, "spike_margin_frames": 0},
+        {"blank_policy": "downweight", "blank_weight": 0.7},
+    ]
+    for policy in policies:
+        for delay_frames in (0, 3, 12):
+            expected = soft_cross_entropy(student, batch, delay_frames=delay_frames, **policy)
+            found = soft_targets(student, batch, delay_frames=delay_frames, **policy)
+            torch.testing.assert_close(found, expected)
 
 
 def test_temperature_on_the_partition_by_hand() -> None:
@@ -152,7 +181,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         soft_targets(student, batch_with(1, big=student), teacher="big", temperature=0.0)
     with pytest.raises(ConfigError, match="soft labels"):
         soft_targets(student, batch_with(1))
-    with pytest.raises(LabelMismatchError, match="expected 2 frames; got 3 frames"):
-        soft_targets(
-            student, batch_with(1, big=ModelOutput(torch.zeros(1, 3, 3), torch.tensor([3]))), teacher="big"
-        )
+    longer = batch_with(1, big=ModelOutput(torch.zeros(1, 3, 3), torch.tensor([3])))
+    for loss in (soft_targets, logit_regression):
+        with pytest.raises(LabelMismatchError, match="expected 2 frames; got 3 frames"):
+            loss(student, longer, teacher="big")

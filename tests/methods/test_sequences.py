@@ -104,6 +104,19 @@ def test_each_utterance_is_searched_once_however_it_is_padded(monkeypatch: pytes
     assert nbest_lists(labels_from([FRAMES]), 3, 300)[0][0] == alone[0][0] and len(calls) == 4
 
 
+def test_what_was_found_first_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    search = sequences._search
+    monkeypatch.setattr(sequences, "_found", type(sequences._found)())
+    monkeypatch.setattr(sequences, "_CACHED_UTTERANCES", 2)
+    monkeypatch.setattr(sequences, "_search", lambda *a: searched.append(len(a[0])) or search(*a))
+    one, two, three = ([FRAMES[0]] * frames for frames in (1, 2, 3))
+    for frames in (one, two, three, three, two, one):
+        ((found,),) = nbest_lists(labels_from([frames]), 1, 8)
+        assert math.exp(found.log_prob) == pytest.approx(max(by_enumeration(frames).values()))
+    assert searched == [1, 2, 3, 1]
+
+
 @pytest.mark.parametrize("loss", [partial(nbest_ctc, nbest=3), sampled_ctc])
 def test_gradient_by_finite_differences(loss: Callable[..., Tensor]) -> None:
     batch = batch_of(labels_from([FRAMES, FRAMES[:2]]))

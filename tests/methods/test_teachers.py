@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import Batch
@@ -65,7 +68,8 @@ def test_several_teachers_are_averaged_with_their_weights(tmp_path: Path) -> Non
     product = (heard[0] * heard[1]).sqrt()
     found = log_average(noise_batch(), torch.empty(0)).log_probs_btv.exp()
     torch.testing.assert_close(found, product / product.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4)
-    assert FrozenTeacher(folders).config != log_average.config
+    kinds = FrozenTeacher(folders), log_average, FrozenTeacher(folders, weights=[3.0, 1.0])
+    assert len({str(kind.config) for kind in kinds}) == 3
 
 
 def test_a_teacher_of_other_units_is_refused_unless_only_its_layers_matter(tmp_path: Path) -> None:
@@ -82,6 +86,42 @@ def test_a_teacher_of_other_units_is_refused_unless_only_its_layers_matter(tmp_p
     batch.teachers = {"big": heard}
     with pytest.raises(ConfigError, match=r"teachers\.big: .*other units.*layers only"):
         soft_targets(output_of(torch.randn(2, 10, 29)), batch, teacher="big")
+
+
+def test_a_teacher_of_another_rate_is_refused_however_many_there_are(tmp_path: Path) -> None:
+    folders = [teacher_folder(tmp_path / f"t{seed}", seed) for seed in (1, 2)]
+    slow: Any = SimpleNamespace(subsampling=2)
+    with pytest.raises(LabelMismatchError, match=r"feature frames for each output.*student: 2; got 4"):
+        FrozenTeacher(folders).attach(slow, units_hash=UNITS.hash, statistics=None)
+    layers = FrozenTeacher(folders, same_units=False)
+    layers.attach(slow, units_hash=UNITS.hash, statistics=None)
+    assert layers(noise_batch(), torch.empty(0)).log_probs_btv.shape == (2, 10, 0)
+
+
+class Counts(nn.Module):
+    """A model with dropout that counts."""
+
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.tensor(3))
+
+    def offline(
+        self, features_btf: torch.Tensor, lengths_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return nn.functional.dropout(features_btf, training=self.training), lengths_b
+
+
+def test_the_average_counts_as_the_student_does_and_forgets_nothing_by_chance() -> None:
+    model: Any = Counts()
+    teacher, batch = EmaTeacher(0.9), noise_batch()
+    teacher.attach(model, units_hash=UNITS.hash, statistics=None)
+    model.count += 4
+    teacher.after_step(model)
+    assert teacher.average.model.count == 7
+    teacher.train()
+    assert torch.equal(teacher(batch, batch.features_btf).log_probs_btv, batch.features_btf)
 
 
 def test_the_average_follows_the_student() -> None:
@@ -120,6 +160,17 @@ def test_mutual_learning_by_hand() -> None:
     assert loss.item() == pytest.approx(forward + backward - 2 * math.log(0.75), rel=1e-5)
 
 
+def test_mutual_learning_is_the_mean_over_frames_and_these_are_the_same_of_both() -> None:
+    even, odd = torch.full((2, 2, 2), 0.5).log(), torch.tensor([0.25, 0.75]).log().repeat(2, 2, 1)
+    one = mutual_learning(output_of(even), batch_with(2, peer=output_of(odd)), teacher="peer")
+    odd[1, 1] = torch.tensor([0.01, 0.99]).log()
+    ragged = batch_with(2, peer=output_of(odd, lengths=[2, 1]))
+    found = mutual_learning(output_of(even, lengths=[2, 1]), ragged, teacher="peer")
+    torch.testing.assert_close(found, one)
+    with pytest.raises(LabelMismatchError, match="utt1: .*expected 2 frames; got 1 frames"):
+        mutual_learning(output_of(even), ragged, teacher="peer")
+
+
 def test_each_peer_moves_towards_the_other() -> None:
     ours, theirs = (
         torch.tensor([[[0.0, 2.0]]]).requires_grad_(),
@@ -142,3 +193,9 @@ def test_a_peer_hears_what_the_student_hears_and_learns() -> None:
     assert not torch.allclose(heard.log_probs_btv, peer(batch, batch.features_btf + 1).log_probs_btv)
     assert peer.recorded.model.normalise.mean_f[0].item() == 3.0
     assert peer.config["settings"]["width"] == 16
+    given = Peer(ChunkConformer, TINY)
+    given.attach(student(), units_hash=UNITS.hash, statistics=(torch.zeros(80), torch.ones(80)))
+    assert given.recorded.model.config["width"] == 16 and given.config["settings"] == TINY
+    slow: Any = SimpleNamespace(subsampling=2, vocab_size=UNITS.vocab_size)
+    with pytest.raises(ConfigError, match="peers need the same output frames; expected 2; got 4"):
+        given.attach(slow, units_hash=UNITS.hash, statistics=(torch.zeros(80), torch.ones(80)))
