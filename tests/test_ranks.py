@@ -69,6 +69,16 @@ def test_a_process_without_torchrun_is_alone() -> None:
         assert job.device("cuda") == "cuda"
 
 
+def test_a_process_that_is_told_of_others_but_not_which_it_is_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a batch system's variables may stand in any shell."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with joined() as job:
+        assert job == Ranks()
+
+
 def test_ranks_talk_and_share() -> None:
     def work(job: Ranks) -> Any:
         total = torch.tensor([1.0, 10.0]) * (job.rank + 1)
@@ -112,7 +122,8 @@ def broken_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Exception:
 
     monkeypatch.setattr(torch.distributed, "all_reduce", fail)
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(type(error) if isinstance(error, torch.OutOfMemoryError) else RankLostError) as caught:
+    own = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+    with pytest.raises(type(error) if own else RankLostError) as caught:
         Ranks(1, 2).add_up(torch.zeros(1))
     return caught.value
 
@@ -146,8 +157,8 @@ def test_a_remote_end_that_nccl_tells_of_is_a_lost_process(monkeypatch: pytest.M
 
 
 def test_memory_that_is_too_small_is_no_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = torch.OutOfMemoryError("CUDA out of memory")
-    assert broken_by(error, monkeypatch) is error
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error")):
+        assert broken_by(error, monkeypatch) is error
 
 
 def test_sums_are_means_over_batches_and_ranks() -> None:

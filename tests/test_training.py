@@ -11,6 +11,7 @@ import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,13 +26,14 @@ from kdasr.losses import ctc, silent_start, soft_cross_entropy
 from kdasr.methods.consistency import both_views
 from kdasr.methods.teachers import EmaTeacher
 from kdasr.models import load_model
+from kdasr.ranks import Ranks
 from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation, Training, brain
 from kdasr.training.brain import CtcBrain
 from kdasr.training.order import OneEpoch
 from kdasr.training.run import FINGERPRINT_FILE
-from kdasr.training.step import DEV, Fading, Step, WeightedLosses
+from kdasr.training.step import DEV, Fading, Step, WeightedLosses, step_seed
 from kdasr.training_log import LOG_FILE, TrainingLog
 
 UNITS = CharUnits()
@@ -688,6 +690,177 @@ def test_what_fades_is_part_of_what_a_training_is(data: Path, tmp_path: Path) ->
     kinds = [0.5, Fading(0.5, 0.3), Fading(0.5, 0.6)]
     runs = [training(data, tmp_path / "c", further={"more": (weight, ctc)}) for weight in kinds]
     assert len({run.fingerprint() for run in runs}) == 3
+
+
+def plain(output: ModelOutput, batch: Batch, *, strength: float = 1.0) -> Tensor:
+    return strength * output.log_probs_btv.mean()
+
+
+class Scaled(nn.Module):
+    """A loss that says nothing of its settings but in its text."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, units)
+
+
+def test_all_that_decides_a_training_is_part_of_what_it_is(data: Path, tmp_path: Path) -> None:
+    made = functools.partial(training, data, tmp_path / "c")
+    run, other = made(), made()
+    kinds = {run.fingerprint()}
+    wide = ChunkConformer(vocab_size=UNITS.vocab_size, width=48, num_layers=1, lookahead_frames=1)
+    changes: dict[str, list[Any]] = {
+        "seed": [4],
+        "augment": [None, SpecAugment(max_frequency_bins=9)],
+        "schedule": [[("labelled", 2)]],
+        "start": ["of another training"],
+        "model": [wide],
+        "units": [CharUnits("é")],
+        "teachers": [{"past": EmaTeacher(0.9)}, {"past": EmaTeacher(0.8)}, {"then": EmaTeacher(0.8)}],
+        "losses": [
+            {"labelled": {"ctc": (weight, loss)}}
+            for weight, loss in (
+                (2.0, ctc), (1.0, functools.partial(plain)), (1.0, functools.partial(plain, strength=2.0)),
+                (1.0, functools.partial(plain, strength=3.0)), (1.0, Scaled(1)), (1.0, Scaled(2)),
+            )
+        ],
+    }  # fmt: skip
+    for name, values in changes.items():
+        for value in values:
+            other = made()
+            setattr(other, name, value)
+            assert other.fingerprint() not in kinds, f"{name}: {value}"
+            kinds.add(other.fingerprint())
+    # What only says how it is computed and kept.
+    same = made(compile=True, nonfinite_patience=9, checkpoint_every=3, keep_best=7)
+    assert same.fingerprint() == run.fingerprint()
+
+
+def test_a_model_that_comes_trained_keeps_its_normalisation(data: Path, tmp_path: Path) -> None:
+    for start in (None, "a trained model"):
+        run = training(data, tmp_path / "c")
+        run.start = start
+        before = run.model.normalise.mean_f.clone()  # type: ignore[attr-defined]
+        run._first_step()
+        kept = torch.equal(run.model.normalise.mean_f, before)  # type: ignore[attr-defined]
+        assert kept == (start is not None)
+
+
+def test_what_teachers_draw_is_the_training_s_own(data: Path, tmp_path: Path) -> None:
+    class Draws(EmaTeacher):
+        drawn = 0.0
+
+        def attach(self, student: Any, **further: Any) -> None:
+            super().attach(student, **further)
+            self.drawn = float(torch.rand(()))
+
+    found = []
+    for before, seed in ((1, 3), (2, 3), (1, 4)):
+        teacher = Draws()
+        run = training(data, tmp_path / "c", teachers={"past": teacher})
+        run.seed = seed
+        torch.manual_seed(before)
+        run._first_step()
+        found.append(teacher.drawn)
+    assert found[0] == found[1] != found[2]
+
+
+def test_both_streams_are_told_of_where_both_are_used(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = training(data, tmp_path / "c")
+    run.schedule = [("labelled", 1), ("unlabelled", 3), ("labelled", 1)]
+    run._tell_what_begins(Ranks())
+    assert ", with labelled and unlabelled audio\n" in capsys.readouterr().err
+
+
+def test_what_was_set_aside_before_is_not_replaced(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("c.abc", "c.abc.1", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of").write_text(name)
+    training(data, tmp_path / "c")._set_aside("abc", "def", tmp_path / "model")
+    assert {path.name: (path / "of").read_text() for path in tmp_path.iterdir()} == {
+        "c.abc": "c.abc", "c.abc.1": "c.abc.1", "c.abc.2": "c",
+    }  # fmt: skip
+    assert f"are now in {tmp_path}/c.abc.2 " in capsys.readouterr().err
+
+
+class Slope(nn.Module):
+    """A loss whose gradient is 3 for every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.slope = nn.Parameter(torch.zeros(()))
+
+    def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
+        return 3.0 * self.slope + 0.0 * output.log_probs_btv.sum()
+
+
+def test_steps_are_taken_as_the_optimisation_says(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, make, take = Slope(), brain.make_optimiser, CtcBrain.optimizers_step
+    made: list[tuple[str, dict[str, Any]]] = []
+    taken: list[tuple[float, float]] = []
+
+    def noted(step: nn.Module, kind: Any, **settings: Any) -> torch.optim.Optimizer:
+        made.append((kind, settings))
+        return make(step, kind, **settings)
+
+    def taking(self: CtcBrain) -> None:
+        assert loss.slope.grad is not None
+        taken.append((float(loss.slope.grad), self.optimizer.param_groups[0]["lr"]))
+        take(self)
+
+    monkeypatch.setattr(brain, "make_optimiser", noted)
+    monkeypatch.setattr(CtcBrain, "optimizers_step", taking)
+    how: dict[str, Any] = {"optimiser": "muon", "weight_decay": 0.03, "betas": (0.8, 0.95)}
+    run = training(data, tmp_path / "c", steps=3, loss=loss, accumulate=2, warmup_steps=2, **how)
+    run.run(tmp_path / "model")
+    assert made == [("muon", {"weight_decay": 0.03, "betas": (0.8, 0.95)})]
+    # Of two batches the mean; of two steps of warm-up the first has half of the peak.
+    assert taken == [(3.0, 0.005), (3.0, 0.01), (3.0, 0.01)]
+
+
+def test_a_look_has_its_own_weights_and_its_own_random_numbers(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the steps done, as a run has that is resumed there."""
+    seeds: list[int] = []
+
+    def three(output: ModelOutput, batch: Batch) -> Tensor:
+        if not output.log_probs_btv.requires_grad:
+            seeds.append(torch.initial_seed())
+        value = math.nan if torch.initial_seed() == step_seed(3, f"{DEV}/3") else 3.0
+        return output.log_probs_btv.sum() * 0.0 + value
+
+    run = training(data, tmp_path / "c", steps=3, eval_every=1)
+    run.losses = {"labelled": {"early": (Fading(2.0, 2.0), three)}}
+    run.run(tmp_path / "model")
+    looks = [row for row in losses(tmp_path / "c") if "dev_wer" in row]
+    # 6 at the beginning, half of it at twice the end.
+    assert [(row["step"], row.get("dev_loss")) for row in looks] == [
+        (1, pytest.approx(6 * (1 - 1 / 6))), (2, pytest.approx(6 * (1 - 2 / 6))), (3, None),
+    ]  # fmt: skip
+    assert "  dev loss –  " in capsys.readouterr().err
+    assert {step_seed(3, f"{DEV}/{step}") for step in (1, 2, 3)} <= set(seeds)
+
+
+def test_processes_that_see_other_checkpoints_are_stopped(tmp_path: Path) -> None:
+    def check(*steps: int) -> None:
+        one: Any = SimpleNamespace(
+            ranks=SimpleNamespace(gather=lambda _: list(steps)),
+            optimizer_step=steps[0],
+            training=SimpleNamespace(checkpoints=tmp_path),
+        )
+        CtcBrain._check_ranks(one)
+
+    check(5, 5)
+    with pytest.raises(ConfigError, match=r"do not see the same checkpoints.*got steps 5, 0, 5"):
+        check(5, 0, 5)
 
 
 def test_a_restart_does_not_write_the_mark_of_its_checkpoints_again(data: Path, tmp_path: Path) -> None:
