@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdasr.decoding import Token
+from kdasr.decoding import BeamStream, Token
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import count_errors, error_rates
 from kdasr.errors import ConfigError, DamagedShardError, ShardError
 from kdasr.evaluation import (
+    Heard,
     evaluate,
     evaluate_transcriber,
     measure_rtf,
@@ -24,6 +26,7 @@ from kdasr.evaluation import (
 )
 from kdasr.interfaces import Utterance
 from kdasr.shards import write_shards
+from kdasr.teachers.base import LOG_MEL
 from kdasr.text import CharUnits
 
 BURST_SAMPLES = 4_800
@@ -108,6 +111,46 @@ def test_a_model_is_scored_alike_in_any_batch(
     assert max(model.batch_sizes) == min(batch_utterances, 5)
 
 
+class TalkingPadding(BurstCounter):
+    """It hears an "a" behind the end of each utterance, and keeps what is there."""
+
+    def offline(
+        self, features_btf: torch.Tensor, lengths_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.padding = {
+            float(value)
+            for row, length in zip(features_btf, lengths_b, strict=True)
+            for value in row[length:].unique()
+        }
+        log_probs_btv, frames_b = super().offline(features_btf, lengths_b)
+        for row, frames in zip(log_probs_btv, frames_b.tolist(), strict=True):
+            row[frames:] = -9.0
+            row[frames:, 3] = 0.0
+        return log_probs_btv, frames_b
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+def test_what_is_behind_the_end_is_silence_and_no_text(decoder: str, shards: list[Path]) -> None:
+    model = TalkingPadding()
+    result = evaluate(model, CharUnits(), shards, decoder=decoder)
+    assert [heard.hypothesis for heard in result.heard] == ["a", "aa", "aaa", "aaa", "aa"]
+    assert sorted(model.padding) == pytest.approx([LOG_MEL.padding])
+
+
+def test_a_search_is_as_broad_as_it_is_asked_to_be(
+    shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def noted(beam: int, lexicon: Any) -> BeamStream:
+        made.append(beam)
+        return BeamStream(beam, lexicon)
+
+    monkeypatch.setattr("kdasr.evaluation.BeamStream", noted)
+    evaluate(BurstCounter(), CharUnits(), shards, decoder="beam", beam=3)
+    assert made == [3] * 5
+
+
 @pytest.mark.parametrize("decoder", ["greedy", "beam"])
 def test_the_spikes_of_the_best_path_are_kept(decoder: str, shards: list[Path]) -> None:
     result = evaluate(BurstCounter(), CharUnits(), shards, decoder=decoder)
@@ -184,6 +227,10 @@ def test_hypotheses_are_one_json_line_each(shards: list[Path], tmp_path: Path) -
     ]
     assert rows[3] == {"key": "u-3", "reference": "aaab", "hypothesis": "aaa", "errors": 1}
     assert sum(row["errors"] for row in rows) == 1 and len(rows) == 5
+    heard = [Heard("one", "a b c", "a x b y"), Heard("two", "a b", "")]  # one inserted and one another; both lost
+    write_hypotheses(tmp_path / "more.jsonl", replace(result, heard=heard))
+    lines = (tmp_path / "more.jsonl").read_text().splitlines()
+    assert [json.loads(line)["errors"] for line in lines] == [2, 2]
 
 
 def test_rtf_is_the_median_time_on_one_thread() -> None:
@@ -202,6 +249,13 @@ def test_rtf_is_the_median_time_on_one_thread() -> None:
         torch.set_num_threads(1)
     assert threads == [1, 1, 1, 1]
     assert 0.01 <= rtf < 0.03
+
+
+def test_of_three_timings_the_middle_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, works = iter([0.0, 2.0, 10.0, 10.25, 20.0, 20.5]), []
+    monkeypatch.setattr("kdasr.evaluation.time.perf_counter", lambda: next(clock))
+    assert measure_rtf(lambda: works.append(1), audio_seconds=2.0) == 0.25
+    assert len(works) == 4, "the first is to warm up"
 
 
 def test_threads_come_back_after_an_error() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from kdasr import pipeline, stages
 from kdasr.errors import ConfigError, CorpusError, KdasrError, ModelError
+from kdasr.ranks import Ranks
 from kdasr.recipe import RUN_FILE
 
 
@@ -402,6 +403,40 @@ def test_pruning_without_a_model_is_found_before_the_first_stage_runs(folder: Pa
     assert ran == []
 
 
+def test_a_model_replaces_nothing_else_and_that_is_known_before_the_first_stage(
+    folder: Path, ran: list[str]
+) -> None:
+    pipeline.VERBS["train"] = lambda *, name, size, fail, out="": ran.append(name) or {}  # type: ignore[assignment, func-returns-value]
+    (folder / "mine").mkdir()
+    (folder / "mine/notes.txt").touch()
+    with (folder / "three.yaml").open("a") as file:
+        file.write(f"out: {folder}/mine\n")
+    with pytest.raises(ConfigError, match=r"mine: a model would replace this folder.*notes\.txt"):
+        pipeline.run_folder(folder, {})
+    assert ran == []
+
+
+def test_an_evaluation_whose_results_are_gone_is_done_again(
+    folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb(*, name: str, results: str) -> dict[str, Any]:
+        ran.append(name)
+        Path(results).touch()
+        return {}
+
+    monkeypatch.setattr(pipeline, "VERBS", {"evaluate": verb})
+    monkeypatch.setattr(pipeline, "_CHECKS", {})
+    (folder / RUN_FILE).write_text("stages: [one.yaml]\n")
+    text = f"stage: evaluate\nwork_dir: {folder}/work\nname: one\nresults: {folder}/results.json\n"
+    (folder / "one.yaml").write_text(text)
+    for _ in range(2):
+        pipeline.run_folder(folder, {})
+    assert ran == ["one"]
+    (folder / "results.json").unlink()
+    pipeline.run_folder(folder, {})
+    assert ran == ["one", "one"]
+
+
 def test_stages_must_share_their_work_folder(folder: Path, ran: list[str]) -> None:
     with pytest.raises(ConfigError, match="share one work_dir"):
         pipeline.run_folder(folder, {"two.work_dir": "elsewhere"})
@@ -502,10 +537,20 @@ def test_settings_that_no_command_line_says_keep_stages_in_this_process(
     assert ran == ["one:1", "two:inf", "three:1"] and beside == []
 
 
-def test_without_cores_for_all_they_run_in_order(
-    grouped: Path, ran: list[str], beside: list[dict[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("usable_cores", 1), ("torch.cuda.is_available", True), ("ranks", Ranks(0, 2, _control="none"))],
+)
+def test_without_cores_for_all_or_beside_a_gpu_or_other_processes_they_run_in_order(
+    grouped: Path,
+    ran: list[str],
+    beside: list[dict[str, list[str]]],
+    name: str,
+    value: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "usable_cores", lambda: 1)
+    monkeypatch.setattr(f"kdasr.pipeline.{name}", lambda: value)
+    monkeypatch.setattr(Ranks, "gather", lambda self, given: [given] * self.count)
     pipeline.run_folder(grouped, {})
     assert ran == ["one:1", "two:1", "three:1"] and beside == []
 
@@ -523,6 +568,24 @@ def test_a_run_goes_on_without_a_file_that_the_export_refused(
     pipeline.run_folder(folder, {})
     assert ran == ["one:1", "two", "three:1"]
     assert capsys.readouterr().err.count("model.int8.onnx was not written: too bad\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "by_all"), [({}, True), ({"num_shards": 2}, False), ({"engine": "processes"}, False)]
+)
+def test_the_processes_of_a_job_share_the_labelling_that_has_no_other_workers(
+    arguments: dict[str, Any], by_all: bool, folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def label(*, name: str, engine: str = "inline", num_shards: int = 1) -> dict[str, Any]:
+        ran.append(name)
+        return {}
+
+    pipeline.VERBS["label"] = label
+    (folder / "two.yaml").write_text(f"stage: label\nwork_dir: {folder}/work\nname: two\n")
+    monkeypatch.setattr(pipeline, "ranks", lambda: Ranks(1, 2))
+    monkeypatch.setattr(Ranks, "gather", lambda self, given: [given] * self.count)
+    pipeline.run_recipe(folder / "two.yaml", arguments)
+    assert ran == ["two"] * by_all
 
 
 @pytest.mark.parametrize("which", ["only", "until"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,19 @@ def test_a_key_that_nothing_uses_is_refused_but_a_referenced_one_is_not(tmp_path
         stage_arguments(recipe, ["out", "steps"], [])
 
 
+def test_a_key_of_which_a_part_is_referred_to_is_used(tmp_path: Path) -> None:
+    text = "stage: train\ninner: {width: 4}\nout: !ref <inner[width]>\n"
+    recipe = load_recipe(write(tmp_path / "r.yaml", text))
+    assert stage_arguments(recipe, ["out"], []) == {"out": 4}
+
+
+def test_what_a_recipe_has_is_not_told_again_as_what_it_takes(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", SIMPLE)
+    told = explained(path, {"train": {"steps": 1, "seed": 2, "name": inspect.Parameter.empty}})
+    _, _, further = told.partition("It takes also")
+    assert further.splitlines()[2:] == ["seed: 2", "name: (must be given)"]
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path / "r.yaml", "stage: train\n"))
     with pytest.raises(ConfigError, match="lacks the key 'out'"):
@@ -230,6 +244,33 @@ def test_what_the_run_sets_for_a_stage_changes_by_that_stage_s_name_alone(run_fo
     assert run_stages(run_folder, {f"{before.name}.steps": 2})[2].settings["steps"] == 2
 
 
+def test_what_all_stages_differ_in_is_refused_without_a_stage(run_folder: Path) -> None:
+    entries = [
+        f"{{recipe: two.yaml, name: {name}, set: {{steps: {n}}}}}" for n, name in enumerate(("a", "b"))
+    ]
+    write(run_folder / RUN_FILE, f"stages: [one.yaml, {', '.join(entries)}]\n")
+    with pytest.raises(ConfigError, match=r"'steps' is what .* differ in; expected --a\.steps or --b\.steps"):
+        run_stages(run_folder, {"steps": 3})
+
+
+def test_a_stage_is_found_by_name_with_dashes_and_a_key_may_be_named_as_one(tmp_path: Path) -> None:
+    write(tmp_path / "first-one.yaml", "stage: train\nseed: 1\nteacher: t\n")
+    write(tmp_path / "teacher.yaml", "stage: train\nseed: 1\nteacher: t\n")
+    write(tmp_path / RUN_FILE, "stages: [first-one.yaml, teacher.yaml]\n")
+    stages = run_stages(tmp_path, {"first_one.seed": 2, "teacher.seed": 3, "teacher": "u"})
+    assert [stage.settings for stage in stages] == [{"seed": 2, "teacher": "u"}, {"seed": 3, "teacher": "u"}]
+
+
+def test_what_is_no_file_or_no_folder_or_no_text_is_told(run_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"a run is a folder .* Name its folder: kdasr run {run_folder}"):
+        run_stages(run_folder / RUN_FILE, {})
+    with pytest.raises(ConfigError, match=rf"a recipe is a file, .*`kdasr run {run_folder}`"):
+        load_recipe(run_folder)
+    (run_folder / "one.yaml").write_bytes(b"stage: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"one\.yaml: the recipe is not UTF-8 text"):
+        load_recipe(run_folder / "one.yaml")
+
+
 def test_a_setting_that_no_stage_has_is_refused(run_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"no stage has the setting 'sedd'.*seed"):
         run_stages(run_folder, {"sedd": 2})
@@ -259,6 +300,7 @@ def test_values_of_the_command_line_are_yaml() -> None:
         "a/b",
     ]
     assert parse_value("[oops") == "[oops"
+    assert parse_value("2024-13-45") == "2024-13-45", "a date of which there is none"
 
 
 def test_the_home_folder_is_known_within_a_value(monkeypatch: pytest.MonkeyPatch) -> None:

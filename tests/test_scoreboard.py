@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
+import soundfile
 import torch
 
-from kdasr import stages
+from kdasr import scoreboard, stages
+from kdasr.decoding import Token
 from kdasr.errors import ConfigError, ModelError
-from kdasr.models import save_model
+from kdasr.evaluation import Heard, Result
+from kdasr.models import load_model, save_model
 from kdasr.results import hypotheses_file
 from kdasr.scoreboard import Scoreboard, check_model_of_row
-from kdasr.shards import list_shards
+from kdasr.shards import list_shards, write_shards
 from kdasr.spikes import read_histogram
 from kdasr.streaming import StreamingSession
 from kdasr.students.conformer import ChunkConformer
 from kdasr.symbols import TableUnits
 from kdasr.teachers.base import WAVEFORM, Teacher
 from kdasr.text import CharUnits
-from tests.speech import shards
+from tests.speech import shards, utterance
 
 
 def save_student(folder: Path, seed: int) -> None:
@@ -176,6 +180,68 @@ def test_a_pretrained_teacher_has_a_row_too_and_its_text_is_normalised(tmp_path:
     assert board.add("other", path=SaysOneThing("7"))["not_normal"] == 2
 
 
+class SaysItByWeights(torch.nn.Module):
+    """A teacher of ten weights in half precision, of one kind or another."""
+
+    vocab_size, subsampling, offline = 5, 2, SaysOneThing.offline
+
+    def __init__(self, level: Literal["frame", "sequence"]) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.level: Literal["frame", "sequence"] = level
+        self.weight = torch.nn.Parameter(torch.zeros(2, 5, dtype=torch.float16))
+
+    def load(self, device: str) -> Teacher:
+        units = SaysOneThing().load(device).units
+        return Teacher(self, "ten", "w", units, front_end=WAVEFORM, level=self.level)
+
+
+def test_the_size_of_a_pretrained_teacher_is_that_of_its_weights(tmp_path: Path) -> None:
+    board = Scoreboard(list_shards(shards(tmp_path / "test", 1)), tmp_path / "results.json", seed=3)
+    row = board.add("teacher", path=SaysItByWeights("frame"))
+    assert (row["params"], row["bytes"]) == (10, 20)
+    with pytest.raises(ConfigError, match=r"models\.whisper: only teachers that give posteriors.*got ten"):
+        board.add("whisper", path=SaysItByWeights("sequence"))
+
+
+def test_a_row_says_what_was_measured_on_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_student(tmp_path / "student", seed=1)
+    some, silent = (utterance(f"utt-{n}", n, with_text=n == 0) for n in range(2))
+    paths = write_shards([some, silent], tmp_path / "test")
+    timing = SimpleNamespace(p50_ms=8.0, p95_ms=30.0, chunk_ms=80.0)
+    monkeypatch.setattr(scoreboard, "measure_chunks", lambda *_, **__: timing)
+    board = Scoreboard(paths, tmp_path / "results.json", seed=3, test="clean")
+    row = board.add("live", path=str(tmp_path / "student"), chunk_by_chunk=True)
+    model = load_model(tmp_path / "student").model
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert (row["test"], row["params"], row["train_steps"]) == ("clean", weights, 5)
+    assert row["bytes"] == (tmp_path / "student/model.safetensors").stat().st_size
+    # Of the median chunk.
+    assert (row["rtf"], row["chunk_p50_ms"], row["chunk_p95_ms"]) == (0.1, 8.0, 30.0)
+    assert row["without_transcript"] == 1 and "not_normal" not in row
+    other = Scoreboard(paths * 2, tmp_path / "results.json", seed=3)
+    assert len(row["test_audio"]) == 16 and other.measured["test_audio"] != row["test_audio"]
+
+
+def test_words_are_told_apart_whatever_their_order(tmp_path: Path) -> None:
+    test_shards = list_shards(shards(tmp_path / "test", 1))
+    hashes = []
+    for words in ("a\nbe\n", "be\na\n", "a\nsee\n"):
+        (tmp_path / "words.txt").write_text(words)
+        board = Scoreboard(
+            test_shards, tmp_path / "r.json", seed=3, decoder="beam", lexicon=[str(tmp_path / "words.txt")]
+        )
+        hashes.append(board.measured["words"])
+    assert hashes[0] == hashes[1] != hashes[2] and len(hashes[0]) == 16
+
+
+def test_the_example_has_several_words_if_there_is_one(tmp_path: Path) -> None:
+    for folder, counts, place in (("a", (2, 4, 3), 1), ("b", (2, 1), 0)):
+        said = [utterance(f"utt-{n}", n, words=count) for n, count in enumerate(counts)]
+        board = Scoreboard(write_shards(said, tmp_path / folder), tmp_path / "results.json", seed=3)
+        assert soundfile.info(board.write_example()).frames == len(said[place].samples)
+
+
 def test_a_file_that_was_exported_from_other_weights_is_refused(tmp_path: Path) -> None:
     for seed, name in enumerate(("before", "after")):
         save_student(tmp_path / name, seed=seed)
@@ -213,6 +279,15 @@ def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) 
     board.compare_spikes("teacher", "student")
     histogram = read_histogram(tmp_path / "spike_offsets.json")
     assert histogram.whose == "student against those of teacher, seed 3"
+    board.test = "clean"
+    for name, frame in (("teacher", 2), ("student", 5)):
+        token = Token(3, frame, 0.0)
+        board.heard[name] = Result(board.heard[name].errors, [Heard("a", "a", "a", [token])], 1.0, 0)
+    board.compare_spikes("teacher", "student")
+    histogram = read_histogram(tmp_path / "spike_offsets.json")
+    # Three output frames of four times 10 ms later.
+    assert (histogram.offsets_ms, histogram.counts, histogram.frame_shift_ms) == ([120.0], [1], 40.0)
+    assert histogram.whose == "student against those of teacher, seed 3 on clean"
     with pytest.raises(ConfigError, match=r"other units or frames.*of teacher; got 4, .* of foreign"):
         board.compare_spikes("teacher", "foreign")
     with pytest.raises(ConfigError, match="spikes of 'chunks'.*whole utterances: teacher, student, foreign"):
@@ -258,6 +333,8 @@ def test_an_exported_model_needs_the_folder_it_was_trained_in(tmp_path: Path) ->
         check_model_of_row("a", {"path": exported})
     with pytest.raises(ConfigError, match=r"models\.a\.path: this is a folder of exported files"):
         check_model_of_row("a", {"path": str(tmp_path / "onnx"), "trained": str(tmp_path / "student")})
+    with pytest.raises(ModelError, match=r"models\.a\.trained: there is no such model; got nowhere"):
+        check_model_of_row("a", {"path": exported, "trained": "nowhere"})
     check_model_of_row("a", {"path": exported, "trained": str(tmp_path / "student")})
     check_model_of_row(
         "a", {"path": str(tmp_path / "onnx/model.int8.onnx"), "trained": str(tmp_path / "student")}
