@@ -227,7 +227,10 @@ def test_hypotheses_are_one_json_line_each(shards: list[Path], tmp_path: Path) -
     ]
     assert rows[3] == {"key": "u-3", "reference": "aaab", "hypothesis": "aaa", "errors": 1}
     assert sum(row["errors"] for row in rows) == 1 and len(rows) == 5
-    heard = [Heard("one", "a b c", "a x b y"), Heard("two", "a b", "")]  # one inserted and one another; both lost
+    heard = [
+        Heard("one", "a b c", "a x b y"),
+        Heard("two", "a b", ""),
+    ]  # one inserted and one another; both lost
     write_hypotheses(tmp_path / "more.jsonl", replace(result, heard=heard))
     lines = (tmp_path / "more.jsonl").read_text().splitlines()
     assert [json.loads(line)["errors"] for line in lines] == [2, 2]
