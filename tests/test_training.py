@@ -875,10 +875,15 @@ def test_a_restart_does_not_write_the_mark_of_its_checkpoints_again(data: Path, 
 def test_a_warm_up_longer_than_the_training_is_said(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    training(data, tmp_path / "c", steps=2, warmup_steps=3)._tell_what_begins(Ranks())
+    assert "never reaches its peak: 3 steps of warm-up in a training of 2" in capsys.readouterr().err
     training(data, tmp_path / "c", steps=2, warmup_steps=5).run(tmp_path / "model")
     assert "never reaches its peak: 5 steps of warm-up in a training of 2" in capsys.readouterr().err
-    training(data, tmp_path / "d", steps=2, warmup_steps=1).run(tmp_path / "other")
-    assert "never reaches" not in capsys.readouterr().err
+    # The last step of a warm-up has the peak.
+    assert Optimisation(steps=2, warmup_steps=2, peak_learning_rate=1.0).learning_rate(1) == 1.0
+    for warmup_steps in (1, 2):
+        training(data, tmp_path / "d", steps=2, warmup_steps=warmup_steps)._tell_what_begins(Ranks())
+        assert "never reaches" not in capsys.readouterr().err
 
 
 def test_a_torn_row_of_the_log_is_forgotten(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ class Training:
         facts += [] if ranks.alone else [f"{ranks.count} processes"]
         _say(f"{self.name}: {', '.join(facts)}")
         how = self.optimisation
-        if not how.phases and how.warmup_steps >= how.steps:
+        if not how.phases and how.warmup_steps > how.steps:
             _say(
                 f"{self.name}: the learning rate never reaches its peak: {how.warmup_steps} steps of warm-up "
                 f"in a training of {how.steps} (optimisation.warmup_steps)"
