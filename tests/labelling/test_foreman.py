@@ -78,7 +78,8 @@ def test_an_utterance_that_kills_is_left_out_by_name_and_the_rest_labelled(tmp_p
     (found,) = Foreman(crew).run([str(audio)])
     # Three deaths, then each utterance alone and at once again where it kills, then the others together,
     # for whom deaths are counted anew.
-    whole, rest = (None, {}), (None, {"utt-001": "kills the process that labels it: exit status -9"})
+    whole: tuple[str | None, dict[str, str]] = (None, {})
+    rest = (None, {"utt-001": "kills the process that labels it: exit status -9"})
     alone: list[tuple[str | None, dict[str, str]]] = [(f"utt-00{number}", {}) for number in (0, 1, 1, 2)]
     assert [(task.probe_key, task.exclude) for task in crew.tasks] == [*[whole] * 3, *alone, *[rest] * 2]
     # What was tried alone was no attempt at the shard.
