@@ -38,6 +38,7 @@ def test_of_jobs_that_shared_the_shards_all_adds_up() -> None:
         "reasons": [Kind(2, "a", "too short"), Kind(1, "c", "no words")],
         "shards_failed": {"s-5": "the disk is full"}, "shards_not_tried": ["s-6"], "log_problem": "no room",
     }  # fmt: skip
+    assert all_together([short, long]).log_problem == "no room"
     assert "4 shards labelled, 1 done before; 40 of 43 utterances" in summary_text(whole)
     assert "shard failed: s-5: the disk is full" in summary_text(whole)
     assert len(long.tried) == 3 and len(long.failed) == 1  # the parts are left as they were
@@ -75,6 +76,8 @@ def test_what_shards_took_adds_up_and_is_told_of_each() -> None:
     }  # fmt: skip
     found = totals.summary()
     assert (found["teacher_share"], found["encode_share"], found["fetch_share"]) == (0.6, 0.2, 0.1)
+    assert ", fetching audio 10%; " in summary_text(found)
+    assert "fetching" not in summary_text({**found, "fetch_share": 0.004})
     # A tenth of 30 s and four tenths of 10 s, of what the teacher heard.
     assert (found["padding"], found["times_real_time"], found["halved_batches"]) == (0.175, 1.6, 3)
 
