@@ -81,7 +81,7 @@ format: $(DEV)
 # Chromium and Node.js come from the system (apt-get install chromium nodejs npm); npm packages are
 # fetched when first needed and kept in the user's cache folder.
 test-device: $(WEB)
-	$(BIN)/python -m pytest -m web $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m web $(ARGS)
 
 # ExecuTorch wants some packages in other versions than the rest.
 test-executorch:
@@ -100,7 +100,7 @@ test-gpu:
 
 # Where there is no accelerator: a C++ compiler makes one that is pretended, in half a minute.
 test-pretended: $(DEV)
-	$(BIN)/python -m pytest -p tests.pretended -m gpu $(ARGS) $$(grep -rl "mark\.gpu" tests)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -p tests.pretended -m gpu $(ARGS) $$(grep -rl "mark\.gpu" tests)
 
 constraints:
 	rm -rf build/constraints

@@ -137,6 +137,7 @@ def test_slurm_labels_by_an_array_and_by_ray(bin_folder: Path) -> None:
     assert (bin_folder / "asked").read_text().split() == ["asked"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("times", "status", "said"),
     [

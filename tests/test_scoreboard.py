@@ -113,6 +113,7 @@ def test_texts_that_are_others_chunk_by_chunk_are_counted_and_told(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_file_that_its_export_refused_is_left_out_and_the_row_says_why(tmp_path: Path) -> None:
     save_student(tmp_path / "student", seed=1)
     shards(tmp_path / "test", 2)

@@ -55,6 +55,7 @@ def test_every_engine_is_measured_and_shown(place: Path) -> None:
     assert figures["refused"] == {} and not any("left out" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_an_int8_file_that_its_export_refused_is_said_to_be_left_out(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
