@@ -130,7 +130,12 @@ class Foreman:
 
     def _quarantined(self, audio: str) -> Outcome:
         case = self._cases[audio]
-        why = (
-            f"put aside: killed {case.deaths} workers, and no single utterance of it does: {case.last_death}"
-        )
+        alone = len(case.culprits)
+        if not alone:
+            search = "no single utterance of it does"
+        elif alone == case.num_keys:
+            search = "each utterance of it kills one by itself: look for the cause outside of the audio"
+        else:
+            search = f"it does so without those utterances that kill one by themselves ({alone}), too"
+        why = f"put aside: killed {case.deaths} workers, and {search}: {case.last_death}"
         return Outcome(audio, None, why, case.attempts)

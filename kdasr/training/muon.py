@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdasr.errors import ConfigError
+
 OptimiserKind = Literal["muon", "adamw"]
 
 
@@ -127,6 +129,9 @@ def make_optimiser(
 
     Under "muon" the matrices of every Linear go to Muon, but for output layers (named `head`), whose
     rows are classes and not directions of a hidden space.
+
+    Raises:
+        ConfigError: there is no matrix for Muon.
     """
     every = [parameter for parameter in modules.parameters() if parameter.requires_grad]
     if kind == "adamw":
@@ -137,8 +142,16 @@ def make_optimiser(
         for name, module in modules.named_modules()
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] != "head"
     }
+    hidden = [parameter for parameter in every if parameter in matrices]
+    if not hidden:
+        raise ConfigError(
+            "Muon moves the matrices of hidden Linear layers, and none of this training learns",
+            where="optimisation.optimiser",
+            expected="adamw",
+            got=kind,
+        )
     return MuonAdamW(
-        [parameter for parameter in every if parameter in matrices],
+        hidden,
         [parameter for parameter in every if parameter not in matrices],
         lr=0.0,
         weight_decay=weight_decay,

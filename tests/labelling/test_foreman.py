@@ -98,8 +98,26 @@ def test_where_every_utterance_kills_it_is_none_of_them(
 
     crew = Said(1, outcome)
     (found,) = Foreman(crew).run([str(audio)])
-    assert found.reason.startswith("put aside: killed 3 workers") == is_put_aside
+    reason = (
+        "put aside: killed 3 workers, and each utterance of it kills one by itself: look for the cause "
+        "outside of the audio: exit status -9"
+    )
+    assert (found.reason == reason) == is_put_aside
     assert list(crew.tasks[-1].exclude) == ([] if is_put_aside else ["utt-000"])
+
+
+def test_a_shard_that_goes_on_to_kill_without_its_culprit_is_put_aside(tmp_path: Path) -> None:
+    (audio,) = make_audio(tmp_path, 3, per_shard=3)
+
+    def outcome(task: Task, worker: int) -> Report:
+        lives = task.probe_key in ("utt-000", "utt-002")
+        return Report(task, worker, "done" if lives else "died", reason="exit status -9")
+
+    (found,) = Foreman(Said(1, outcome)).run([str(audio)])
+    assert found.reason == (
+        "put aside: killed 3 workers, and it does so without those utterances that kill one by "
+        "themselves (1), too: exit status -9"
+    )
 
 
 def test_a_shard_is_searched_before_others_are_tried_again(tmp_path: Path) -> None:

@@ -74,6 +74,13 @@ def test_what_does_not_learn_is_not_optimised(kind: OptimiserKind) -> None:
     assert {id(p) for p in given} == {id(net.hidden.weight), id(net.head.weight), id(net.head.bias)}
 
 
+def test_muon_without_a_matrix_to_move_is_refused() -> None:
+    net = Net()
+    net.hidden.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"optimisation\.optimiser: Muon moves .* expected adamw; got muon"):
+        make_optimiser(net, "muon", **SETTINGS)
+
+
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_all_weights_decay_alike(kind: OptimiserKind) -> None:
     """With gradients of zero they move by nothing else."""
