@@ -540,6 +540,7 @@ def test_a_batch_is_gone_when_its_step_is_done(data: Path, tmp_path: Path) -> No
         gc.enable()
 
 
+@pytest.mark.slow
 def test_a_dev_set_beyond_the_cache_is_read_beside_the_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

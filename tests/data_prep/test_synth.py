@@ -198,6 +198,7 @@ def test_an_utterance_depends_on_seed_split_and_index_alone() -> None:
     np.testing.assert_array_equal(alone.samples, again.samples)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_samples() -> None:
     code = "from tests.data_prep.test_synth import digest_of; print(digest_of('unlabelled', 12))"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

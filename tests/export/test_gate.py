@@ -145,6 +145,7 @@ def test_the_gate_passes_a_trained_student_that_quantises_well(
     assert files["int8"]["wer_data"] == {"words": 208, "folders": (str(tmp_path / "dev"),)}
 
 
+@pytest.mark.slow
 def test_the_gate_counts_to_the_word(trained: ChunkConformer, tmp_path: Path) -> None:
     """One word of 208 is 0.48 points and two are 0.96: the limit of 0.5 lies between them."""
     broken = without_h_in_int8(trained)

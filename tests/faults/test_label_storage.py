@@ -127,6 +127,7 @@ def remote_files(url: str) -> dict[str, bytes]:
     return {name: place.child(name).read_all() for name in place.names()}
 
 
+@pytest.mark.slow
 def test_audio_in_a_bucket_and_labels_in_a_bucket(bucket: str, audio: Path, wanted: dict[str, bytes]) -> None:
     upload(audio, f"{bucket}/plain/audio")
     summary = run(f"{bucket}/plain/audio", f"{bucket}/plain/labels")

@@ -191,6 +191,7 @@ def test_lying_codec_parameters_never_crash_the_reader(params: dict[str, Any]) -
     survives(reassembled(FILES[0], header=json.dumps(header).encode()))
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_before_it_goes_off() -> None:
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 30))
     index = index_of(FILES[0])

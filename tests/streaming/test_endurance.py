@@ -36,6 +36,7 @@ def check_ragged_feeds(student: Any, model: ChunkModel, count: int, tolerance: f
     assert np.abs(session.log_probs_tv - log_probs[0].numpy()).max() < tolerance
 
 
+@pytest.mark.slow
 def test_ten_thousand_ragged_feeds_do_not_diverge() -> None:
     student = conformer()
     check_ragged_feeds(student, TorchChunkModel(student), 10_000, 1e-4)
