@@ -113,7 +113,11 @@ def evaluate(
     """
     check_decoder(decoder, lexicon)
     not_normal = 0
-    letters = "" if spells_as_we_do else letters_in(text for path in shards for text in read_texts(path))
+    letters = (
+        ""
+        if spells_as_we_do
+        else letters_in(text for path in shards for text in read_texts(open_shard(path)))
+    )
 
     def hear(utterances: Sequence[Utterance]) -> list[tuple[str, list[Token] | None]]:
         log_probs_btv, lengths_b = _run_batch(model, utterances, device, front_end)

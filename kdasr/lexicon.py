@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.interfaces import BLANK_ID
 from kdasr.reasons import counted
-from kdasr.shards import list_shards, read_texts
+from kdasr.shards import list_shards, open_shard, read_texts
 from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
 # Whoever reads the words of a label recipe may never have named a file.
@@ -149,7 +149,7 @@ def _texts_in(source: Path, letters: str, without: str) -> list[str | None]:
     try:
         if source.is_file():
             return [_normal(source.read_text(encoding="utf-8-sig"), letters, source)]
-        return [text for path in list_shards(source) for text in read_texts(path)]
+        return [text for path in list_shards(source) for text in read_texts(open_shard(path))]
     except (ShardError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "the words of a lexicon cannot be read",

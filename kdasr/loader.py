@@ -224,7 +224,7 @@ class Stream:
                 shard = open_shard(path)
                 joined = self._join(shard, labels) if labels is not None else None
                 rows = {} if joined is None else joined.labels.rows()
-                texts = read_texts(path) if self.units is not None else itertools.repeat(None)
+                texts = read_texts(shard) if self.units is not None else itertools.repeat(None)
                 usable = []
                 for entry, text in zip(shard.entries, texts, strict=False):
                     reason = self._unusable(entry)
@@ -350,7 +350,8 @@ def _no_transcript(shard: Path, key: str) -> ShardError:
 
 def texts_of(folders: Sequence[Path]) -> list[str]:
     """The transcripts in folders of labelled shards, in order; no audio is read."""
-    texts = (text for folder in folders for path in list_shards(folder) for text in read_texts(path))
+    opened = (open_shard(path) for folder in folders for path in list_shards(folder))
+    texts = (text for shard in opened for text in read_texts(shard))
     return [text for text in texts if text is not None]
 
 

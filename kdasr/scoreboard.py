@@ -35,7 +35,7 @@ from kdasr.lexicon import Lexicon
 from kdasr.manifest import read_manifest
 from kdasr.models import WEIGHTS_FILE, read_card
 from kdasr.results import MISSING, append_result, hypotheses_file
-from kdasr.shards import read_shard, read_texts
+from kdasr.shards import open_shard, read_shard, read_texts
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.streaming import algorithmic_latency_ms
 from kdasr.teachers.base import TeacherSource
@@ -74,7 +74,7 @@ class Scoreboard:
         check_decoder(decoder, lexicon)
         self.words = None
         if lexicon is not None:
-            letters = letters_in(text for path in shards for text in read_texts(path))
+            letters = letters_in(text for path in shards for text in read_texts(open_shard(path)))
             without = "A search needs no lexicon: `--lexicon null`."
             self.words = Lexicon(units=CharUnits(letters), sources=lexicon, without=without).words
         # What figures depend on besides the model: rows that differ in it are not of one table.

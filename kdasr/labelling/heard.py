@@ -19,7 +19,7 @@ from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score, threshold
 from kdasr.manifest import Shard, read_manifest
 from kdasr.reasons import duration
-from kdasr.shards import read_texts
+from kdasr.shards import open_shard, read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.soft_labels.runs import best_classes, best_path
 from kdasr.storage import Place, is_url
@@ -71,7 +71,7 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
     letters = letters_in(units.symbols)
     for shard, found in labelled_shards(audio, labels):
         check_units(found, units, labels)
-        texts = itertools.repeat(None) if is_url(audio) else read_texts(shard.path)
+        texts = itertools.repeat(None) if is_url(audio) else read_texts(open_shard(shard.path))
         for entry, reference in zip(shard.entries, texts, strict=not is_url(audio)):
             seconds = entry.num_samples / SAMPLE_RATE_HZ
             if failure := found.failures.get(entry.key, ""):

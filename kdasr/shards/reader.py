@@ -154,13 +154,13 @@ def read_shard(path: Path) -> Iterator[Utterance]:
             yield _read_entry(file, shard.path, entry)
 
 
-def read_texts(path: Path) -> list[str | None]:
-    """The transcripts of the shard at `path`, in order, None where there is none; no audio is read.
+def read_texts(shard: Shard) -> list[str | None]:
+    """The transcript of each utterance of an open shard, None where there is none; no audio is read.
 
     Raises:
-        ManifestError, DamagedShardError: as `open_shard`, or the transcript of another utterance.
+        DamagedShardError: the transcript of another utterance.
     """
-    return [meta.get("text") for meta in _metas(open_shard(path))]
+    return [meta.get("text") for meta in _metas(shard)]
 
 
 def read_languages(shard: Shard) -> list[str | None]:
