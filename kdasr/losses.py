@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdasr.errors import ConfigError, LabelMismatchError
-from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch, frames_inside
+from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
 from kdasr.targets import at_least_float32, best_units, targets_of
 
 BlankPolicy = Literal["all", "eliminate", "symmetric", "downweight"]
 BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "downweight")
-_Loss = TypeVar("_Loss", bound=Loss)
+_Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
 # Stands for log 0 where -inf would make NaN gradients.
 _LOG_ZERO = -1e30
 # From so many on CTC is computed on those of a transcript, a third of the time with 500.
