@@ -207,27 +207,19 @@ class ConformerLayer(nn.Module):
         self.after = FeedForward(width, expansion, dropout)
         self.norm = LayerNorm(width)
 
-    def forward(
-        self,
-        x_btd: Tensor,
-        mask: Tensor,
-        rotation_2tw: Tensor,
-        valid_bt1: Tensor | None = None,
-    ) -> Tensor:
-        """Whole utterances, with silence before them.
+    def forward(self, x_btd: Tensor, mask: Tensor, rotation_2tw: Tensor) -> Tensor:
+        """Whole utterances, with silence before them. Padding behind them goes nowhere as long as the mask
+        hides it: the convolution looks back only.
 
         Args:
             x_btd: (B, T, D) frames.
             mask: what each frame may attend to, broadcasts to (B, heads, T, T).
             rotation_2tw: `shared_rotation` for T positions.
-            valid_bt1: False where a frame is padding that the convolution could see, or None.
         """
         x_btd = x_btd + 0.5 * self.before(x_btd)
         query, key, value = self.attention.project(x_btd)
         x_btd = x_btd + self.attention.attend(query, key, value, mask, rotation_2tw)
         gated = self.convolution.gated(x_btd)
-        if valid_bt1 is not None:
-            gated = gated * valid_bt1
         x_btd = x_btd + self.convolution.mix(functional.pad(gated, (0, 0, self.convolution.reach, 0)))
         return self.norm(x_btd + 0.5 * self.after(x_btd))
 

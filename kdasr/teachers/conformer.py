@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdasr.errors import ConfigError
+from kdasr.interfaces import frames_inside
 from kdasr.layers import (
     SUBSAMPLING,
     SUBSAMPLING_CONTEXT,
@@ -82,14 +83,13 @@ class ConformerTeacher(nn.Module):
         longest = -(-features_btf.shape[1] // SUBSAMPLING)
         features = self.normalise(pad_features(features_btf, lengths_b, longest * SUBSAMPLING))
         x_btd = self.subsample(functional.pad(features, (0, 0, SUBSAMPLING_CONTEXT, 0)))
-        valid_bt = torch.arange(longest, device=x_btd.device) < lengths_out[:, None]
-        mask = valid_bt[:, None, None, :]
+        mask = frames_inside(lengths_out, longest)[:, None, None, :]
         if self.training and float(torch.rand(())) < self.chunked_share:
             chunk_t = torch.arange(longest, device=x_btd.device) // self.chunk_frames
             mask = mask & (chunk_t <= chunk_t[:, None])
         rotation_2tw = shared_rotation(self.layers, longest)
         for layer in self.layers:
-            x_btd = layer(x_btd, mask, rotation_2tw, valid_bt[..., None])
+            x_btd = layer(x_btd, mask, rotation_2tw)
         return self.head(x_btd).float().log_softmax(dim=-1), lengths_out
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
