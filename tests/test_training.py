@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kdasr.augment import SpecAugment
+from kdasr.decoding import Token
 from kdasr.errors import ConfigError, DamagedShardError, MissingLabelsError, NonFiniteLossError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput, OnlineTeacher
 from kdasr.loader import Stream
@@ -630,6 +631,25 @@ def test_units_that_are_said_at_once_are_told(
     assert (told == []) == (said == "blank")
     assert all(line.startswith("tiny: 12 of 12 dev utterances begin with a unit in") for line in told)
     assert len(told) <= 1
+
+
+@pytest.mark.parametrize("early", [6, 7])
+def test_half_of_the_utterances_may_begin_at_once(
+    early: int,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard = iter([Token(5, 0, 0.0)] * early + [Token(5, 1, 0.0)] * (12 - early))
+
+    def hear(_: Tensor, lengths_b: Tensor) -> list[list[Token]]:
+        return [[next(heard)] for _ in lengths_b]
+
+    monkeypatch.setattr(brain, "greedy", hear)
+    training(data, tmp_path / "c", steps=1, eval_every=1).run(tmp_path / "model")
+    assert next(heard, None) is None
+    assert ("7 of 12 dev utterances begin with a unit" in capsys.readouterr().err) == (early == 7)
 
 
 def test_the_best_checkpoint_becomes_the_model(data: Path, tmp_path: Path) -> None:
