@@ -49,11 +49,12 @@ class SymbolUnits:
         return len(self.symbols)
 
     def decode(self, ids: Sequence[int]) -> str:
+        end = self.vocab_size
         for unit in ids:
-            if not BLANK_ID < unit < self.vocab_size:
+            if not BLANK_ID < unit < end:
                 raise UnitsError(
                     "an id stands for no symbol",
-                    expected=f"ids from 1 to {self.vocab_size - 1} (0 is blank)",
+                    expected=f"ids from 1 to {end - 1} (0 is blank)",
                     got=unit,
                     fix="Collapse the ids first, and use the units that the model was trained with.",
                 )

@@ -9,11 +9,10 @@ from pathlib import Path
 import jiwer
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BLANK_ID, Batch, ModelOutput, frames_inside
-from kdasr.losses import collapsed, transcript_nats, without_times
+from kdasr.losses import collapsed, without_times
 from kdasr.targets import at_least_float32, best_units, targets_of
 from kdasr.text import Units, load_units
 
@@ -25,17 +24,18 @@ def expected_word_errors(
     *,
     units: str,
     samples: int = 8,
-    sharpness: float = 1.0,
+    window_frames: int = 12,
     teacher: str | None = None,
 ) -> Tensor:
     """The word errors that a model expects of itself (minimum word error rate training).
 
-        L = sum over h in H of p(h) W(h),  p(h) = p(h | model) / sum over H of p(. | model)
+        L = E[W(a)],  dL/dw = E[(W(a) - b) d log p(a_w)],  a ~ p(. | model)
 
-    Prabhavalkar et al. 2018 (arXiv 1712.01818, section 3.2.2), with CTC's probability of a whole transcript.
-    Subtracting the mean of W, as they do, changes no gradient. H holds the model's best path and what
-    `samples` paths say that are drawn from it, each transcript once: the frames of CTC are independent, so
-    that drawing needs no search (Graves & Jaitly 2014, section 4, who weigh all paths alike).
+    Graves & Jaitly 2014, section 4, and Shannon 2017 (arXiv 1706.02776), who draw paths where others search
+    for the n best. CTC's frames are independent, so that drawing needs no search, and each window w of frames
+    can be drawn anew while all others stay: what changes then is its own doing. Of whole paths that are drawn
+    apart, a long one's errors elsewhere would drown it. The baseline b is the mean W of the other draws of
+    the window.
 
     It is for a trained model (`start`), beside CTC: where no path says a word, nothing here teaches it.
     arXiv 1904.01624 ends with sequence training, on transcribed audio alone.
@@ -44,9 +44,8 @@ def expected_word_errors(
         output: of the student.
         batch: with transcripts; where there are none, W counts errors against the teacher's best path.
         units: folder of a model, or of labels, with the units that words are made of: that of `start`.
-        samples: paths for each utterance; memory and time of the loss grow with them.
-        sharpness: power of the probabilities of a frame before it is drawn from; below 1 the transcripts
-            of H differ more.
+        samples: how often each window is drawn.
+        window_frames: output frames, about those of a word.
 
     Returns:
         L over the batch, in words for each output frame. A GPU is waited for: words are counted on the CPU.
@@ -56,12 +55,12 @@ def expected_word_errors(
         UnitsError: there are no units in the folder.
         MissingLabelsError: there are neither transcripts nor soft labels.
     """
-    if samples < 1 or sharpness <= 0:
+    if samples < 2 or window_frames < 1:
         raise ConfigError(
-            "no transcripts to weigh",
+            "no draws to compare",
             where="expected_word_errors",
-            expected="samples >= 1, sharpness > 0",
-            got=f"samples {samples}, sharpness {sharpness}",
+            expected="samples >= 2, window_frames >= 1",
+            got=f"samples {samples}, window_frames {window_frames}",
         )
     words = _units_in(units)
     if words.vocab_size != output.log_probs_btv.shape[2]:
@@ -72,35 +71,39 @@ def expected_word_errors(
             got=f"{words.vocab_size} in {units}",
         )
     said = [words.decode(ids) for ids in _references(batch, teacher)]
-    tokens_hu, counts_h, row_h = drawn_hypotheses(output, samples, sharpness)
-    heard = [words.decode(ids) for ids in _without_padding(tokens_hu, counts_h)]
-    errors = _word_errors([said[row] for row in row_h.tolist()], heard)
-    errors_h = torch.tensor(errors, device=row_h.device)
-    nats_h = transcript_nats(output, tokens_hu, counts_h, row_h)
-    return (_shares(-nats_h, row_h, len(said)) * errors_h).sum() / output.lengths_b.sum()
+    log_probs_btv = at_least_float32(output.log_probs_btv)
+    paths_sbt = _drawn_paths(log_probs_btv.detach(), output.lengths_b, samples)
+    frame_t = torch.arange(paths_sbt.shape[2], device=paths_sbt.device)
+    window_t = (frame_t + torch.randint(window_frames, ())) // window_frames
+    mixed_wsbt = torch.stack(
+        [torch.where(window_t == window, paths_sbt, paths_sbt[:1]) for window in range(int(window_t[-1]) + 1)]
+    )
+    errors_wsb = _errors_of_paths(mixed_wsbt.flatten(0, 2), said, words).view(mixed_wsbt.shape[:3])
+    blame_wsb = (errors_wsb - errors_wsb.mean(1, keepdim=True)) / (samples - 1)
+    blame_sbt = blame_wsb.to(log_probs_btv)[window_t].permute(1, 2, 0)
+    log_probs_sbt = log_probs_btv.gather(2, paths_sbt.permute(1, 2, 0)).permute(2, 0, 1)
+    inside_bt = frames_inside(output.lengths_b, len(frame_t))
+    blamed = torch.where(inside_bt, log_probs_sbt * blame_sbt, 0.0).sum()
+    # The value is that of the mean, the gradient that of the blame.
+    return (blamed - blamed.detach() + float(errors_wsb.mean((0, 1)).sum())) / output.lengths_b.sum()
 
 
-def drawn_hypotheses(
-    output: ModelOutput, samples: int, sharpness: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(H, U) transcripts of a model, its best path's and those of paths drawn from it, from torch's global
-    generator; (H,) how many units each has, and (H,) its utterance. None comes twice."""
-    log_probs_btv = at_least_float32(output.log_probs_btv.detach())
-    frames = log_probs_btv.shape[1]
-    probs_nv = log_probs_btv.mul(sharpness).softmax(2).flatten(0, 1)
-    drawn_bts = torch.multinomial(probs_nv, samples, replacement=True).unflatten(0, (-1, frames))
-    paths_bts = torch.cat((log_probs_btv.argmax(2, keepdim=True), drawn_bts), 2)
-    paths_bts = paths_bts.masked_fill(~frames_inside(output.lengths_b, frames)[:, :, None], BLANK_ID)
-    tokens_pu, counts_p = collapsed(paths_bts.transpose(1, 2).flatten(0, 1))
-    said = _without_padding(tokens_pu, counts_p)
-    found = dict.fromkeys((path // (samples + 1), *ids) for path, ids in enumerate(said))
-    device = log_probs_btv.device
-    tokens = [torch.tensor(ids, dtype=torch.int64) for _, *ids in found]
-    row_h = torch.tensor([row for row, *_ in found], device=device)
-    counts_h = torch.tensor([len(ids) for ids in tokens], device=device)
-    # One column at least: all may be silence.
-    tokens_hu = pad_sequence([*tokens, torch.zeros(1, dtype=torch.int64)], batch_first=True)[:-1]
-    return tokens_hu.to(device), counts_h, row_h
+def _drawn_paths(log_probs_btv: Tensor, lengths_b: Tensor, samples: int) -> Tensor:
+    """(samples, B, T) classes drawn from each frame, from torch's global generator; blank in padding."""
+    drawn_ns = torch.multinomial(log_probs_btv.exp().flatten(0, 1), samples, replacement=True)
+    paths_bts = drawn_ns.unflatten(0, log_probs_btv.shape[:2])
+    outside_bt1 = ~frames_inside(lengths_b, paths_bts.shape[1])[:, :, None]
+    return paths_bts.masked_fill(outside_bt1, BLANK_ID).permute(2, 0, 1)
+
+
+def _errors_of_paths(paths_nt: Tensor, said: Sequence[str], words: Units) -> Tensor:
+    """(N,) word errors of what paths say, of which the n-th is of utterance n % len(said)."""
+    ids = _without_padding(*collapsed(paths_nt))
+    found = [(n % len(said), tuple(one)) for n, one in enumerate(ids)]
+    different = list(dict.fromkeys(found))
+    heard = [words.decode(one) for _, one in different]
+    errors = dict(zip(different, _word_errors([said[row] for row, _ in different], heard), strict=True))
+    return torch.tensor([errors[one] for one in found], dtype=torch.float64)
 
 
 @lru_cache(maxsize=4)
@@ -130,10 +133,3 @@ def _word_errors(references: Sequence[str], heard: Sequence[str]) -> list[int]:
         )
         for parts in pairs
     ]
-
-
-def _shares(log_weight_h: Tensor, row_h: Tensor, rows: int) -> Tensor:
-    """(H,) the share that each has of the weight of its row."""
-    top_r = log_weight_h.new_full((rows,), -torch.inf).scatter_reduce(0, row_h, log_weight_h.detach(), "amax")
-    weight_h = (log_weight_h - top_r[row_h]).exp()
-    return weight_h / weight_h.new_zeros(rows).scatter_add(0, row_h, weight_h)[row_h]

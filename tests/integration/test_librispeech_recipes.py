@@ -126,6 +126,30 @@ def test_a_run_goes_through_all_of_its_stages(
     assert "transcribe --stream" in capsys.readouterr().out
     assert main(command) == 0
     assert capsys.readouterr().err.count("done before") == len(run_stages(run, {}))
+    if (run / "words.yaml").exists():
+        check_words(run, work_dir)
+
+
+def check_words(run: Path, work_dir: Path) -> None:
+    """What may follow the run: the distilled student goes on, and is measured beside the others."""
+    assert main(["train", str(run / "words.yaml"), "--work_dir", str(work_dir), *TINY[:-2]]) == 0
+    cards = [
+        json.loads((work_dir / f"student_{name}/model.json").read_text()) for name in ("distilled", "words")
+    ]
+    assert cards[1]["start"] == cards[0]["weights_sha256"] != cards[1]["weights_sha256"]
+    log = (work_dir / "checkpoints/student_words/train.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["labelled/words"] > 0 for line in log if '"labelled/ctc"' in line)
+    said = (run / "words.yaml").read_text()
+    (models,) = re.findall(r"--models '(.+)'\n", said)
+    models = models.replace("runs/librispeech-100h", str(work_dir))
+    command = ["evaluate", str(run / "evaluate.yaml"), "--work_dir", str(work_dir), "--spikes", "null"]
+    assert main([*command, "--models", models]) == 0
+    rows = json.loads((work_dir / "results.json").read_text())
+    assert {row["test"] for row in rows if row["model"] == "student_words"} == {"test-clean", "test-other"}
+    assert {row["test"] for row in rows if row["model"] == "student_distilled"} == {
+        "test-clean",
+        "test-other",
+    }
 
 
 def check_shards(work_dir: Path) -> None:

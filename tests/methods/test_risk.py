@@ -14,7 +14,8 @@ from kdasr.decoding import collapse
 from kdasr.errors import ConfigError, MissingLabelsError, UnitsError
 from kdasr.interfaces import Batch
 from kdasr.losses import ctc
-from kdasr.methods.risk import drawn_hypotheses, expected_word_errors
+from kdasr.methods import risk
+from kdasr.methods.risk import expected_word_errors
 from kdasr.symbols import BLANK_SYMBOL, TableUnits
 from tests.methods.outputs import batch_with
 from tests.methods.outputs import output_of as from_logits
@@ -53,43 +54,66 @@ def errors_against_ab_c(ids: tuple[int, ...]) -> int:
     )
 
 
-def test_of_many_paths_it_is_the_expectation_over_all_transcripts(units: str) -> None:
-    torch.manual_seed(1)
-    batch = batch_with(1, transcripts=[[A, B, C]])
-    found = expected_word_errors(output_of(logs(*FRAMES)), batch, units=units, samples=20_000)
-    everything = by_enumeration(logs(*FRAMES)[0])
-    expected = sum(p * errors_against_ab_c(ids) for ids, p in everything.items())
-    assert len(drawn_hypotheses(output_of(logs(*FRAMES)), 20_000)[0]) == len(everything)
-    assert float(found) == pytest.approx(float(expected) / 3)
-
-
-def test_its_gradient_is_that_of_the_expectation(units: str) -> None:
-    torch.manual_seed(1)
-    logits = torch.tensor([FRAMES], dtype=torch.float64).log().requires_grad_()
-    batch = batch_with(1, transcripts=[[A, B, C]])
-    expected_word_errors(from_logits(logits), batch, units=units, samples=20_000).backward()
+def expectation(logits: Tensor) -> tuple[float, Tensor]:
+    """The words that are expected to be wrong in each frame, over all transcripts, and the gradient."""
     again = logits.detach().clone().requires_grad_()
     everything = by_enumeration(again.log_softmax(2)[0])
-    torch.stack([p * errors_against_ab_c(ids) / 3 for ids, p in everything.items()]).sum().backward()
-    assert again.grad is not None and float(again.grad.abs().max()) > 0.01
-    torch.testing.assert_close(logits.grad, again.grad)
+    expected = torch.stack([p * errors_against_ab_c(ids) / 3 for ids, p in everything.items()]).sum()
+    (gradient,) = torch.autograd.grad(expected, again)
+    assert float(gradient.abs().max()) > 0.05
+    return float(expected.detach()), gradient
 
 
-def test_it_weighs_what_was_drawn_and_nothing_else(units: str) -> None:
-    everything = {ids: float(p) for ids, p in by_enumeration(logs(*FRAMES)[0]).items()}
-    sizes = set()
-    for seed in range(5):
-        torch.manual_seed(seed)
-        tokens_hu, counts_h, _ = drawn_hypotheses(output_of(logs(*FRAMES)), 4)
-        drawn = [tuple(row[:n].tolist()) for row, n in zip(tokens_hu, counts_h, strict=True)]
-        total = sum(everything[ids] for ids in drawn)
-        expected = sum(everything[ids] / total * errors_against_ab_c(ids) for ids in drawn) / 3
-        torch.manual_seed(seed)
-        batch = batch_with(1, transcripts=[[A, B, C]])
-        found = expected_word_errors(output_of(logs(*FRAMES)), batch, units=units, samples=4)
-        assert float(found) == pytest.approx(expected)
-        sizes.add(len(drawn))
-    assert max(sizes) <= 5 and len(sizes) > 1
+def test_of_many_paths_it_is_the_expectation_over_all_transcripts(units: str) -> None:
+    logits = torch.tensor([FRAMES], dtype=torch.float64).log().requires_grad_()
+    batch = batch_with(1, transcripts=[[A, B, C]])
+    # All frames are in one window, unless it begins at one of three places of a million.
+    found = expected_word_errors(
+        from_logits(logits), batch, units=units, samples=100_000, window_frames=1_000_000
+    )
+    (gradient,) = torch.autograd.grad(found, logits)
+    value, expected = expectation(logits)
+    assert float(found.detach()) == pytest.approx(value, abs=0.003)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0.003)
+
+
+def test_windows_that_are_drawn_alone_expect_the_same(units: str) -> None:
+    """The mean over many utterances alike, of few draws each."""
+    size = 600
+    logits = torch.tensor([FRAMES], dtype=torch.float64).log().requires_grad_()
+    batch = batch_with(size, transcripts=[[A, B, C]] * size)
+    output = from_logits(logits.expand(size, -1, -1))
+    found = expected_word_errors(output, batch, units=units, samples=16, window_frames=1)
+    (gradient,) = torch.autograd.grad(found, logits)
+    value, expected = expectation(logits)
+    assert float(found.detach()) == pytest.approx(value, abs=0.02)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0.012)
+
+
+@pytest.mark.parametrize("window_frames", [1, 2])
+def test_a_draw_is_blamed_for_what_it_has_beyond_the_mean_of_the_others(
+    units: str, window_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two draws by hand of three frames, of which the first is around the window."""
+    paths = torch.tensor([[[A, B, 0]], [[A, 0, C]]])
+    monkeypatch.setattr(risk, "_drawn_paths", lambda *_: paths)
+    monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(1 if window_frames == 2 else 0))
+    logits = torch.tensor([FRAMES], dtype=torch.float64).log().requires_grad_()
+    batch = batch_with(1, transcripts=[[A, B, C]])
+    found = expected_word_errors(
+        from_logits(logits), batch, units=units, samples=2, window_frames=window_frames
+    )
+    (gradient,) = torch.autograd.grad(found, logits)
+    log_p = logits.log_softmax(2)[0]
+    if window_frames == 1:
+        # "ab" or "a" (1 error, 2), "ab" or "ab c" (1, 0); both say "a" first.
+        errors, blame = [1, 1, 1, 2, 1, 0], 0.5 * (log_p[1, 0] - log_p[1, B] + log_p[2, 0] - log_p[2, C])
+    else:
+        # Windows of the first frame and of the two behind it: "ab" or "a c" (1, 1).
+        errors, blame = [1, 1, 1, 1], log_p.sum() * 0.0
+    (expected,) = torch.autograd.grad(blame / 3, logits)
+    assert float(found.detach()) == pytest.approx(sum(errors) / len(errors) / 3)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_an_error_is_a_word_however_much_of_it_is_wrong(units: str) -> None:
@@ -98,47 +122,55 @@ def test_an_error_is_a_word_however_much_of_it_is_wrong(units: str) -> None:
     assert float(expected_word_errors(output_of(logs(*sure)), batch, units=units)) == pytest.approx(2 / 3)
 
 
-def test_each_utterance_has_its_own_transcripts_and_frames(units: str) -> None:
+def test_each_utterance_has_its_own_transcript_and_frames(units: str) -> None:
     """Of two together it is what each alone has, over the frames of both; padding says nothing."""
     rows = torch.cat((logs(*FRAMES), logs(*FRAMES[::-1])))
     rows[1, 2] = torch.tensor([0.0, 0.0, 0.0, 1.0]).log()  # behind its end
-    torch.manual_seed(3)
-    both = expected_word_errors(
-        output_of(rows, 3, 2), batch_with(2, transcripts=[[A, B, C], [C]]), units=units, samples=20_000
+    rows.requires_grad_()
+
+    def of(rows_btv: Tensor, lengths: tuple[int, ...], *transcripts: list[int]) -> Tensor:
+        batch = batch_with(len(transcripts), transcripts=transcripts)
+        output = output_of(rows_btv, *lengths)
+        return expected_word_errors(output, batch, units=units, samples=20_000, window_frames=1_000_000)
+
+    both = of(rows, (3, 2), [A, B, C], [C])
+    (gradient,) = torch.autograd.grad(both, rows)
+    assert gradient[:, :2].any(2).all() and not gradient[1, 2].any() and gradient.isfinite().all()
+    frozen = rows.detach()
+    first, second = float(of(frozen[:1], (3,), [A, B, C])), float(of(frozen[1:, :2], (2,), [C]))
+    assert abs(first - second) > 0.05
+    assert float(both.detach()) == pytest.approx((3 * first + 2 * second) / 5, abs=0.01)
+
+
+def test_windows_begin_anywhere(units: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw of two frames together, "b", is not seen where the windows part them."""
+    paths = torch.tensor([[[0, 0, 0, 0]], [[A, B, 0, 0]]])
+    monkeypatch.setattr(risk, "_drawn_paths", lambda *_: paths)
+    output, batch = output_of(torch.zeros(1, 4, 4)), batch_with(1, transcripts=[[A, B]])
+    found = {
+        round(float(expected_word_errors(output, batch, units=units, samples=2, window_frames=2)) * 4, 6)
+        for _ in range(20)
+    }
+    # Windows of two frames: silence, and "ab" in the first. Parted: silence, "a" and "b", all wrong.
+    assert found == {0.75, 1.0}
+
+
+def test_a_unit_is_drawn_as_often_as_it_is_probable() -> None:
+    paths_sbt = risk._drawn_paths(
+        torch.tensor([[[0.88, 0.12], [0.5, 0.5]]] * 2).log(), torch.tensor([2, 1]), 20_000
     )
-    first = expected_word_errors(
-        output_of(rows[:1]), batch_with(1, transcripts=[[A, B, C]]), units=units, samples=20_000
-    )
-    second = expected_word_errors(
-        output_of(rows[1:, :2]), batch_with(1, transcripts=[[C]]), units=units, samples=20_000
-    )
-    assert float(both) == pytest.approx((3 * float(first) + 2 * float(second)) / 5)
+    assert paths_sbt.shape == (20_000, 2, 2)
+    often_bt = (paths_sbt == A).double().mean(0)
+    torch.testing.assert_close(often_bt, torch.tensor([[0.12, 0.5], [0.12, 0.0]]).double(), rtol=0, atol=0.02)
+    assert often_bt[1, 1] == 0
 
 
-def test_the_best_path_comes_first_and_none_twice() -> None:
-    torch.manual_seed(0)
-    output = output_of(torch.cat((logs(*FRAMES), logs(*FRAMES[::-1]))))
-    tokens_hu, counts_h, row_h = drawn_hypotheses(output, 50)
-    drawn = [
-        (row, *ids[:n])
-        for row, n, ids in zip(row_h.tolist(), counts_h.tolist(), tokens_hu.tolist(), strict=True)
-    ]
-    assert drawn[0] == (0, A) and drawn[row_h.tolist().index(1)] == (1, A)
-    assert row_h.tolist() == sorted(row_h.tolist()) and len(set(drawn)) == len(drawn) > 20
-    assert all(not any(ids[n:]) for n, ids in zip(counts_h.tolist(), tokens_hu.tolist(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("sharpness", "least", "most"), [(0.3, 0.30, 0.36), (1.0, 0.10, 0.14), (3.0, 0.0, 0.01)]
-)
-def test_what_is_drawn_is_as_sharp_as_asked(sharpness: float, least: float, most: float) -> None:
-    """Frames alike, blank 0.88 and one unit 0.12: how many of them say the unit."""
-    torch.manual_seed(0)
-    frames = torch.tensor([0.88, 0.12]).log().expand(2000, 1, 2)
-    tokens_hu, counts_h, row_h = drawn_hypotheses(output_of(frames), 1, sharpness)
-    said = {int(row) for row, count in zip(row_h, counts_h, strict=True) if count}
-    assert least <= len(said) / 2000 <= most
-    assert tokens_hu.shape == (2000 + len(said), 1)  # the silence of each best path, too
+def test_a_sure_model_learns_nothing_and_may_be_told_so(units: str) -> None:
+    logits = torch.tensor([[[0.0, 40.0, 0.0, 0.0], [0.0, 0.0, 40.0, 0.0]]], requires_grad=True)
+    found = expected_word_errors(from_logits(logits), batch_with(1, transcripts=[[A, B]]), units=units)
+    found.backward()
+    assert float(found.detach()) == 0.0
+    assert logits.grad is not None and not logits.grad.any()
 
 
 def test_nothing_said_is_as_many_errors_as_words(units: str) -> None:
@@ -179,10 +211,10 @@ def test_a_model_learns_to_choose_the_right_word(units: str) -> None:
     assert math.exp(float(after.log_probs_btv[0, 0, A])) < 0.05
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 0}, {"sharpness": 0.0}])
-def test_numbers_out_of_range_are_refused(units: str, wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize("wrong", [{"samples": 1}, {"window_frames": 0}])
+def test_numbers_out_of_range_are_refused(units: str, wrong: dict[str, int]) -> None:
     batch = batch_with(1, transcripts=[[A]])
-    with pytest.raises(ConfigError, match="no transcripts to weigh"):
+    with pytest.raises(ConfigError, match="no draws to compare"):
         expected_word_errors(output_of(logs(*FRAMES)), batch, units=units, **wrong)  # type: ignore[arg-type]
 
 
