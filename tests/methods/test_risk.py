@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kdasr.decoding import collapse
 from kdasr.errors import ConfigError, MissingLabelsError, UnitsError
@@ -16,6 +18,7 @@ from kdasr.interfaces import Batch
 from kdasr.losses import ctc
 from kdasr.methods import risk
 from kdasr.methods.risk import expected_word_errors
+from kdasr.stages.checks import _needs_times, check_losses
 from kdasr.symbols import BLANK_SYMBOL, TableUnits
 from tests.methods.outputs import batch_with
 from tests.methods.outputs import output_of as from_logits
@@ -173,6 +176,30 @@ def test_a_sure_model_learns_nothing_and_may_be_told_so(units: str) -> None:
     assert logits.grad is not None and not logits.grad.any()
 
 
+def test_each_is_measured_against_its_own_transcript(units: str) -> None:
+    said = [[A, B], [C, 0], [0, A]]
+    output = from_logits(40.0 * functional.one_hot(torch.tensor(said), 4))
+    right = batch_with(3, transcripts=[[A, B], [C], [A]])
+    assert float(expected_word_errors(output, right, units=units, window_frames=1)) == 0.0
+    turned = batch_with(3, transcripts=[[C], [A], [A, B]])
+    assert float(expected_word_errors(output, turned, units=units, window_frames=1)) == pytest.approx(3 / 6)
+
+
+def test_half_precision_is_made_single(units: str) -> None:
+    rough = output_of(logs(*FRAMES).bfloat16())
+    batch = batch_with(1, transcripts=[[A, B, C]])
+    torch.manual_seed(2)
+    found = expected_word_errors(rough, batch, units=units)
+    torch.manual_seed(2)
+    exact = expected_word_errors(output_of(logs(*FRAMES).bfloat16().float()), batch, units=units)
+    assert found.dtype == torch.float32 and float(found) == float(exact)
+
+
+def test_labels_need_no_times() -> None:
+    check_losses({}, {"words": {"weight": 1.0, "loss": partial(expected_word_errors, units="DIR")}})
+    assert not _needs_times(partial(expected_word_errors, units="DIR"))
+
+
 def test_nothing_said_is_as_many_errors_as_words(units: str) -> None:
     silent = output_of(logs(*[[1.0, 0.0, 0.0, 0.0]] * 3).expand(2, -1, -1))
     batch = batch_with(2, transcripts=[[A, B, C], []])
@@ -220,7 +247,8 @@ def test_numbers_out_of_range_are_refused(units: str, wrong: dict[str, int]) -> 
 
 def test_units_of_another_model_are_refused(units: str, tmp_path: Path) -> None:
     batch = batch_with(1, transcripts=[[A]])
-    with pytest.raises(ConfigError, match=r"another model; expected 5 units; got 4 in"):
-        expected_word_errors(from_logits(torch.zeros(1, 3, 5)), batch, units=units)
+    for own in (3, 5):
+        with pytest.raises(ConfigError, match=rf"another model; expected {own} units; got 4 in"):
+            expected_word_errors(from_logits(torch.zeros(1, 3, own)), batch, units=units)
     with pytest.raises(UnitsError, match=r"units\.json"):
         expected_word_errors(output_of(logs(*FRAMES)), batch, units=str(tmp_path))
