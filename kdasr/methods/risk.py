@@ -29,12 +29,12 @@ def expected_word_errors(
 ) -> Tensor:
     """The word errors that a model expects of itself (minimum word error rate training).
 
-        L = E[W(a)],  dL/dw = E[(W(a) - b) d log p(a_w)],  a ~ p(. | model)
+        L = E[W(a)],  dL = E[sum over windows w of (W(a) - b_w) d log p(a_w)],  a ~ p(. | model)
 
     Graves & Jaitly 2014, section 4, and Shannon 2017 (arXiv 1706.02776), who draw paths where others search
-    for the n best. CTC's frames are independent, so that drawing needs no search, and each window w of frames
+    for the n best. CTC's frames are independent, so that drawing needs no search, and each window of frames
     can be drawn anew while all others stay: what changes then is its own doing. Of whole paths that are drawn
-    apart, a long one's errors elsewhere would drown it. The baseline b is the mean W of the other draws of
+    apart, a long one's errors elsewhere would drown it. The baseline b_w is the mean W of the other draws of
     the window.
 
     It is for a trained model (`start`), beside CTC: where no path says a word, nothing here teaches it.
@@ -48,10 +48,11 @@ def expected_word_errors(
         window_frames: output frames, about those of a word.
 
     Returns:
-        L over the batch, in words for each output frame. A GPU is waited for: words are counted on the CPU.
+        L over the batch, in words for each output frame; not a number where the model's output is none. A
+        GPU is waited for: words are counted on the CPU.
 
     Raises:
-        ConfigError: numbers out of range, or units that are not the model's.
+        ConfigError: numbers out of range, or units that are more or fewer than the model's.
         UnitsError: there are no units in the folder.
         MissingLabelsError: there are neither transcripts nor soft labels.
     """
@@ -62,6 +63,9 @@ def expected_word_errors(
             expected="samples >= 2, window_frames >= 1",
             got=f"samples {samples}, window_frames {window_frames}",
         )
+    if not units:
+        expected = "the folder of a model: that of `start`"
+        raise ConfigError("there are no units", where="expected_word_errors", expected=expected, got=units)
     words = _units_in(units)
     if words.vocab_size != output.log_probs_btv.shape[2]:
         raise ConfigError(
@@ -90,10 +94,13 @@ def expected_word_errors(
 
 def _drawn_paths(log_probs_btv: Tensor, lengths_b: Tensor, samples: int) -> Tensor:
     """(samples, B, T) classes drawn from each frame, from torch's global generator; blank in padding."""
-    drawn_ns = torch.multinomial(log_probs_btv.exp().flatten(0, 1), samples, replacement=True)
-    paths_bts = drawn_ns.unflatten(0, log_probs_btv.shape[:2])
-    outside_bt1 = ~frames_inside(lengths_b, paths_bts.shape[1])[:, :, None]
-    return paths_bts.masked_fill(outside_bt1, BLANK_ID).permute(2, 0, 1)
+    inside_bt1 = frames_inside(lengths_b, log_probs_btv.shape[1])[:, :, None]
+    probs_btv = log_probs_btv.exp()
+    # torch refuses to draw from what is no distribution; a model that diverges is the training's to notice.
+    may_draw_bt1 = inside_bt1 & probs_btv.isfinite().all(2, keepdim=True)
+    probs_nv = torch.where(may_draw_bt1, probs_btv, 1.0).flatten(0, 1)
+    paths_bts = torch.multinomial(probs_nv, samples, replacement=True).unflatten(0, probs_btv.shape[:2])
+    return paths_bts.masked_fill(~inside_bt1, BLANK_ID).permute(2, 0, 1)
 
 
 def _errors_of_paths(paths_nt: Tensor, said: Sequence[str], words: Units) -> Tensor:

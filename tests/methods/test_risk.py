@@ -195,6 +195,14 @@ def test_half_precision_is_made_single(units: str) -> None:
     assert found.dtype == torch.float32 and float(found) == float(exact)
 
 
+def test_a_model_that_diverges_has_no_loss_and_padding_does_not_matter(units: str) -> None:
+    rows = torch.cat((logs(*FRAMES), logs(*FRAMES)))
+    batch = batch_with(2, transcripts=[[A, B, C], [A]])
+    rows[1, 2] = math.nan
+    assert math.isfinite(float(expected_word_errors(output_of(rows, 3, 2), batch, units=units)))
+    assert math.isnan(float(expected_word_errors(output_of(rows, 3, 3), batch, units=units)))
+
+
 def test_labels_need_no_times() -> None:
     check_losses({}, {"words": {"weight": 1.0, "loss": partial(expected_word_errors, units="DIR")}})
     assert not _needs_times(partial(expected_word_errors, units="DIR"))
@@ -243,6 +251,12 @@ def test_numbers_out_of_range_are_refused(units: str, wrong: dict[str, int]) -> 
     batch = batch_with(1, transcripts=[[A]])
     with pytest.raises(ConfigError, match="no draws to compare"):
         expected_word_errors(output_of(logs(*FRAMES)), batch, units=units, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_folder_of_units_is_needed() -> None:
+    output, batch = output_of(logs(*FRAMES)), batch_with(1, transcripts=[[A]])
+    with pytest.raises(ConfigError, match="there are no units; expected the folder of a model"):
+        expected_word_errors(output, batch, units=None)  # type: ignore[arg-type]
 
 
 def test_units_of_another_model_are_refused(units: str, tmp_path: Path) -> None:
