@@ -79,9 +79,8 @@ def expected_word_errors(
     paths_sbt = _drawn_paths(log_probs_btv.detach(), output.lengths_b, samples)
     frame_t = torch.arange(paths_sbt.shape[2], device=paths_sbt.device)
     window_t = (frame_t + torch.randint(window_frames, ())) // window_frames
-    mixed_wsbt = torch.stack(
-        [torch.where(window_t == window, paths_sbt, paths_sbt[:1]) for window in range(int(window_t[-1]) + 1)]
-    )
+    window_w111 = torch.arange(int(window_t[-1]) + 1, device=window_t.device)[:, None, None, None]
+    mixed_wsbt = torch.where(window_t == window_w111, paths_sbt, paths_sbt[:1])
     errors_wsb = _errors_of_paths(mixed_wsbt.flatten(0, 2), said, words).view(mixed_wsbt.shape[:3])
     blame_wsb = (errors_wsb - errors_wsb.mean(1, keepdim=True)) / (samples - 1)
     blame_sbt = blame_wsb.to(log_probs_btv)[window_t].permute(1, 2, 0)
