@@ -70,12 +70,14 @@ if [[ $scale == full ]]; then
     sizes=(--teacher.model.width 384 --teacher.model.num_layers 12 --teacher.model.num_heads 6
         --teacher.batch_seconds 320 --teacher.optimisation.precision bf16 --teacher.optimisation.steps 500
         --student.model.width 256 --student.model.num_layers 8 --student.model.num_heads 4
-        --student.batch_seconds 320 --student.optimisation.precision bf16 --student.optimisation.steps 500)
+        --student.batch_seconds 320 --student.optimisation.precision bf16 --student.optimisation.steps 500
+        --mwer.batch_seconds 320 --mwer.optimisation.precision bf16)
     minutes=130 label_with=(--untrained teacher_600m --batch-seconds 600 --decoders 1 2 4 8 --workers 2 3 4)
 else
     # Without the gate for int8, whose twin of so little training errs otherwise.
     sizes=(--export.max_wer_rise 1000 --teacher.model.width 32 --teacher.model.num_layers 1 --teacher.optimisation.steps 4
         --student.model.width 32 --student.model.num_layers 1 --student.optimisation.steps 4
+        --mwer.optimisation.steps 4
         --prepare.labelled_minutes 0.5 --prepare.unlabelled_minutes 0.5 --prepare.dev_minutes 0.2 --prepare.test_minutes 0.2)
     minutes=1 label_with=()
 fi

@@ -122,11 +122,12 @@ def explained_run(folder: Path) -> str:
     lines = [
         *header,
         "",
-        "A key is for all stages that have it, and --STAGE.KEY for one. Stages and keys:",
+        "A key is for all stages that have it, but those that have a value of their own (in brackets), and",
+        "--STAGE.KEY is for one. Stages and keys:",
         "",
     ]
-    for stage in stages:
-        also = f", set: {', '.join(stage.settings)}" if stage.settings else ""
+    for stage, own in zip(stages, _own_keys(stages), strict=True):
+        also = f", own: {', '.join(own)}" if own else ""
         lines.append(f"{stage.name} ({stage.path.name}{also})")
         lines.append(f"    {', '.join(key for key in top_level_keys(stage.path) if key != 'stage')}")
     return "\n".join([*lines, "", "kdasr train, label, … RECIPE --help shows their values."])
@@ -200,8 +201,9 @@ def run_stages(
     """The stages of a folder of recipes, with command-line settings given to those they concern.
 
     `key` goes to every stage that has it or, where none has, to every one that `takes` it: a recipe that
-    lacks what others have may mean it. A stage for which run.yaml itself sets the key (`set:`) is what it is
-    by that, and keeps it. `stage.key` goes to the one stage of that name (or recipe), whatever is set.
+    lacks what others have may mean it. A stage for which run.yaml itself sets the key (`set:`), or whose
+    recipe has another stage's as its base and sets the key itself, is what it is by that, and keeps it.
+    `stage.key` goes to the one stage of that name (or recipe), whatever is set.
 
     Raises:
         ConfigError: no run.yaml, a stage without file, or a setting that no stage has.
@@ -221,10 +223,12 @@ def run_stages(
         )
     contents = [_parse(stage.path) for stage in stages]
     settings = [dict(stage.settings) for stage in stages]
+    own_keys = _own_keys(stages)
     for name, value in overrides.items():
         targets = [_target(stage, name) for stage in stages]
         fixed = [
-            target == name and name in stage.settings for stage, target in zip(stages, targets, strict=True)
+            target == name and any(f"{name}.".startswith(f"{key}.") for key in keys)
+            for keys, target in zip(own_keys, targets, strict=True)
         ]
         for further in (MappingProxyType({}), takes):
             places = [
@@ -247,6 +251,19 @@ def run_stages(
             known = sorted({key for stage in stages for key in top_level_keys(stage.path)})
             raise ConfigError(f"no stage has the setting {name!r}", where=folder, expected=", ".join(known))
     return [replace(stage, settings=own) for stage, own in zip(stages, settings, strict=True)]
+
+
+def _own_keys(stages: Sequence[Stage]) -> list[list[str]]:
+    """For each stage the keys in which it differs from others of its run: those that run.yaml sets for it,
+    and those that its recipe has in the place of its base's, where that is another stage's recipe."""
+    paths = {stage.path.resolve() for stage in stages}
+    own = []
+    for stage in stages:
+        content = _read(stage.path)
+        base = content.pop(BASE, None)
+        differs = base is not None and (stage.path.parent / str(base)).resolve() in paths
+        own.append([*stage.settings, *(content if differs else ())])
+    return own
 
 
 def _target(stage: Stage, name: str) -> str:

@@ -44,9 +44,9 @@ def test_the_mini_recipe_goes_through_all_of_its_stages(
     monkeypatch.setattr("kdasr.pipeline.usable_cores", lambda: 1)
     assert run_mini(tmp_path, "--device", device) == 0
     said = capsys.readouterr().err
-    for name in ("teacher", "student_labelled_only", "student_distilled"):
+    for name in ("teacher", "student_labelled_only", "student_distilled", "student_mwer"):
         assert f"{name}: on {device}" in said
     rows = {row["model"]: row for row in json.loads((tmp_path / "results.json").read_text())}
     assert list(rows) == MODELS
-    assert rows["student_distilled_streaming"]["texts_unlike_offline"] == 0
-    assert rows["onnx_float32"]["wer"] == pytest.approx(rows["student_distilled"]["wer"], abs=1.0)
+    assert rows["student_mwer_streaming"]["texts_unlike_offline"] == 0
+    assert rows["onnx_float32"]["wer"] == pytest.approx(rows["student_mwer"]["wer"], abs=1.0)

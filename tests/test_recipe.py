@@ -244,6 +244,24 @@ def test_what_the_run_sets_for_a_stage_changes_by_that_stage_s_name_alone(run_fo
     assert run_stages(run_folder, {f"{before.name}.steps": 2})[2].settings["steps"] == 2
 
 
+def test_what_a_stage_has_in_the_place_of_another_stage_s_it_keeps_too(run_folder: Path) -> None:
+    """Its own keys, and what is in them; those of a base that is no stage are for all."""
+    model = "model: {width: 8, depth: 2}\nsteps: 5\nrate: 0.5\n"
+    write(run_folder / "two.yaml", f"stage: train\nwork_dir: w\nseed: 1\n{model}")
+    write(run_folder / "more.yaml", "base: two.yaml\nsteps: 1\nmodel.width: 4\n")
+    write(run_folder / RUN_FILE, "stages: [one.yaml, two.yaml, more.yaml]\n")
+    settings = {"steps": 7, "model.width": 16, "model.depth": 3, "rate": 1.0, "seed": 2}
+    two, more = run_stages(run_folder, settings)[1:]
+    assert two.settings == settings
+    assert more.settings == {"model.depth": 3, "rate": 1.0, "seed": 2}
+    assert run_stages(run_folder, {**settings, "more.steps": 3})[2].settings["steps"] == 3
+    write(run_folder / "more.yaml", "base: two.yaml\nmodel: null\n")
+    two, more = run_stages(run_folder, {"model.width": 16})[1:]
+    assert two.settings == {"model.width": 16} and more.settings == {}
+    write(run_folder / RUN_FILE, "stages: [one.yaml, more.yaml]\n")
+    assert run_stages(run_folder, {"model": 1})[1].settings == {"model": 1}
+
+
 def test_what_all_stages_differ_in_is_refused_without_a_stage(run_folder: Path) -> None:
     entries = [
         f"{{recipe: two.yaml, name: {name}, set: {{steps: {n}}}}}" for n, name in enumerate(("a", "b"))

@@ -126,6 +126,25 @@ def test_the_same_seed_begins_with_the_same_weights_whatever_ran_before(data: Pa
     assert not torch.equal(one["head.weight"], three["head.weight"])
 
 
+def test_a_training_goes_on_from_a_trained_model_as_it_is(data: Path, tmp_path: Path) -> None:
+    frozen = Optimisation(steps=1, eval_every=1, peak_learning_rate=0.0)
+    train(data, tmp_path / "first", optimisation=frozen, model=functools.partial(STUDENT, chunk_frames=4))
+    first, start = weights(tmp_path / "first"), str(tmp_path / "first")
+    for name, model in (("as_it_is", None), ("same", functools.partial(STUDENT, chunk_frames=4))):
+        train(data, tmp_path / name, optimisation=frozen, model=model, start=start, seed=5)
+        later, card = weights(tmp_path / name), load_model(tmp_path / name).card
+        assert all(torch.equal(first[weight], later[weight]) for weight in first)
+        assert card["config"]["chunk_frames"] == 4
+        assert card["start"] == load_model(Path(start)).card["weights_sha256"]
+    with pytest.raises(
+        ConfigError, match=r"first: .*another one .*'chunk_frames': 4.* --model null takes it"
+    ):
+        train(data, tmp_path / "other", start=start)
+    pieces = {"kind": "sentencepiece", "vocab_size": 8}
+    with pytest.raises(ConfigError, match="first: .*than the recipe's; expected units .*--units .*first"):
+        train(data, tmp_path / "other", model=None, start=start, units=pieces)
+
+
 def test_students_hear_in_training_the_silence_that_they_hear_in_use(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,6 +509,7 @@ def test_units_of_characters_may_have_the_letters_of_a_language() -> None:
         ),
         ({"unlabelled_losses": {"ctc": {"weight": 1.0, "loss": ctc}}}, "asks for transcripts"),
         ({"device": "nothing"}, "device: no such device"),
+        ({"model": None}, "model: there is no model to train; .*folder of a trained one as `start`"),
         ({"model": functools.partial(STUDENT, width=18)}, r"model\.width: .*multiple of 2 \* num_heads = 4"),
         (
             {"unlabelled_losses": {"soft": {"weight": "much", "loss": soft_cross_entropy}}},

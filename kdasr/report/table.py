@@ -22,9 +22,16 @@ LABELS = {
     "student_labelled_only": "student, labels only",
     "student_distilled": "student, distilled",
     "student_distilled_streaming": "student, distilled, chunk by chunk",
+    "student_mwer": "student, distilled, then MWER",
+    "student_mwer_streaming": "student, MWER, chunk by chunk",
     "onnx_float32": "exported ONNX float32",
     "onnx_int8": "exported ONNX int8",
 }
+# What a run does to its student, in order: the name of it, the models before and after, and what before was.
+_GAINS = (
+    ("Distillation", "student_labelled_only", "student_distilled", "labels alone"),
+    ("Sequence training", "student_distilled", "student_mwer", "distillation alone"),
+)
 _NOTHING = "–"
 # Rich takes a pipe for 80 columns wide, which would break the table's lines.
 _MIN_COLUMNS = 110
@@ -108,32 +115,36 @@ def measured_how(lines: Sequence[Line]) -> str | None:
 
 
 def improvement(lines: Sequence[Line]) -> str | None:
-    """What distillation brought, in a sentence for each test set; None where one of the two students
-    is missing."""
+    """What distillation and sequence training brought, in a sentence each for each test set; None where the
+    students of neither are there."""
     tests = dict.fromkeys(line.test for line in lines)
-    sentences = (_improvement(test, [line for line in lines if line.test == test]) for test in tests)
+    sentences = (
+        _gain(test, [line for line in lines if line.test == test], *step) for test in tests for step in _GAINS
+    )
     return " ".join(sentence for sentence in sentences if sentence) or None
 
 
-def _improvement(test: str | None, lines: Sequence[Line]) -> str | None:
+def _gain(
+    test: str | None, lines: Sequence[Line], what: str, before: str, after: str, name_before: str
+) -> str | None:
     by_model = {line.model: {row["seed"]: row["wer"] for row in line.rows} for line in lines}
-    alone, distilled = (by_model.get(name, {}) for name in ("student_labelled_only", "student_distilled"))
+    wers, further = by_model.get(before, {}), by_model.get(after, {})
     # Of a seed that one of them lacks nothing is known of the difference.
-    seeds = sorted(alone.keys() & distilled.keys())
-    if not seeds or (before := statistics.fmean(alone[seed] for seed in seeds)) == 0:
+    seeds = sorted(wers.keys() & further.keys())
+    if not seeds or (mean := statistics.fmean(wers[seed] for seed in seeds)) == 0:
         return None
-    after = statistics.fmean(distilled[seed] for seed in seeds)
-    relative = round(100 * (before - after) / before)
+    mean_after = statistics.fmean(further[seed] for seed in seeds)
+    relative = round(100 * (mean - mean_after) / mean)
     verdict = (
         f"{abs(relative)} % relative {'better' if relative > 0 else 'worse'} than"
         if relative
         else "within 1 % of"
     )
-    some = alone.keys() != distilled.keys()
+    some = wers.keys() != further.keys()
     of_seeds = f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})" if some else ""
     return (
-        f"Distillation took the student from {before:.1f} to {after:.1f} % WER"
-        f"{f' on {test}' if test else ''}{of_seeds}: {verdict} labels alone."
+        f"{what} took the student from {mean:.1f} to {mean_after:.1f} % WER"
+        f"{f' on {test}' if test else ''}{of_seeds}: {verdict} {name_before}."
     )
 
 

@@ -59,9 +59,9 @@ def check_train(**arguments: Any) -> None:
     """See that `train` could begin with these arguments, as far as they tell before anything is read.
 
     Raises:
-        ConfigError: a number is out of range; an entry is no weight and loss, a loss is given what it does
-            not take, or asks for a delay that nobody measures; a model is to be pruned that is not trained;
-            the units or the schedule cannot be read.
+        ConfigError: a number is out of range; there is no model; an entry is no weight and loss, a loss is
+            given what it does not take, or asks for a delay that nobody measures; a model is to be pruned
+            that is not trained; the units or the schedule cannot be read.
     """
     check_numbers(arguments)
     labels = arguments.get("labelled_soft_labels") or ()
@@ -69,6 +69,13 @@ def check_train(**arguments: Any) -> None:
     _check_parts(arguments.get("teachers") or {}, arguments.get("augment"))
     check_pruning(arguments.get("prune"), arguments.get("start"), arguments.get("optimisation"))
     check_units(arguments.get("units", ""))
+    if arguments.get("model", True) is None and arguments.get("start") is None:
+        raise ConfigError(
+            "there is no model to train",
+            where="model",
+            expected="!name:kdasr.students.conformer.ChunkConformer {…}, say, or a trained one to go on from",
+            fix="Give a `model`, or the folder of a trained one as `start`.",
+        )
     if arguments.get("schedule") is None and losses_of(arguments)[1]:
         raise ConfigError(
             "losses of unlabelled audio are given, and no schedule that uses it",

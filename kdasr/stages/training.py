@@ -59,7 +59,7 @@ def train(
     *,
     name: str,
     out: str,
-    model: Callable[..., Any],
+    model: Callable[..., Any] | None,
     units: str | Mapping[str, Any] | TeacherSource,
     labelled: Sequence[str],
     dev: Sequence[str],
@@ -106,7 +106,8 @@ def train(
     symbols of the teacher, `{"é": e, "7": null}`, are to a student that lacks them. Where no loss asks for
     stored labels, none are needed.
 
-    `start` is the folder of a trained model of the same kind, to go on from; with `prune`, pruned first.
+    `start` is the folder of a trained model with these units, to go on from; with `prune`, pruned first.
+    Its `model` may then be null, or must be of the same kind and size.
     `speeds` perturb the transcribed audio, and the unlabelled audio where it has no stored labels: those
     are of the audio as it is, so with `labelled_soft_labels` they must be 1.0. `spoil` is what the student
     alone hears on training audio, `mix` is for unlabelled audio; there they exclude each other. With
@@ -130,7 +131,7 @@ def train(
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
     # Here, so that two trainings with the same seed begin with the same weights.
     torch.manual_seed(seed)
-    built = _built(model, units_built.vocab_size)
+    built, start_hash = _begun(model, units_built, start)
     settings: dict[str, Any] = {
         "batch_seconds": batch_seconds,
         "seed": seed,
@@ -148,7 +149,9 @@ def train(
         max_utterances=max_labelled_utterances,
         **settings,
     )
-    start_hash, card = _begin(built, units_built, start, prune, labelled_stream)
+    card: dict[str, Any] = {} if start_hash is None else {"start": start_hash}
+    if prune is not None:
+        card |= prune.apply(built, labelled_stream)
     streams: dict[str, BatchSource] = {"labelled": labelled_stream}
     if "unlabelled" in used:
         streams["unlabelled"] = _unlabelled(
@@ -194,7 +197,7 @@ def train(
         optimisation=optimisation,
         teachers=teachers or {},
         augment=augment,
-        start=start_hash,
+        start=start_hash and json.dumps([start_hash, prune and prune.config]),
         watch=offset_watch(
             {stream: source for stream, source in streams.items() if stream in used}, losses, teachers or {}
         ),
@@ -204,6 +207,31 @@ def train(
         device=ranks().device(usable_device(device)),
     )
     return training.run(Path(out), card={**card, **delay_facts})
+
+
+def _begun(model: Callable[..., Any] | None, units: Units, start: str | None) -> tuple[Any, str | None]:
+    """A model to train: a new one, or, with the hash of its weights, what is in `start`."""
+    built = None if model is None else _built(model, units.vocab_size)
+    if start is None:
+        return built, None
+    with of_key("start"):
+        loaded = load_model(Path(start))
+    if built is None:
+        built = loaded.model.train()
+    config = getattr(built, "config", None)
+    other_units = loaded.units.hash != units.hash
+    if other_units or loaded.model.config != config:
+        raise ConfigError(
+            "the model to go on from is another one than the recipe's",
+            where=start,
+            expected=f"units {units.hash[:12]} and {config}",
+            got=f"units {loaded.units.hash[:12]} and {loaded.model.config}",
+            fix=f"Its units are taken with --units {start}."
+            if other_units
+            else "--model null takes it as it is.",
+        )
+    built.load_state_dict(loaded.model.state_dict())
+    return built, loaded.card["weights_sha256"]
 
 
 def _built(model: Callable[..., Any], vocab_size: int) -> Any:
@@ -240,28 +268,6 @@ def _dev_stream(folders: Sequence[str], units: Units, **settings: Any) -> Stream
             "the transcripts hold no word, so there is no error rate", where="dev", got=", ".join(folders)
         )
     return stream if stream.fits_cache else dataclasses.replace(stream, cache_bytes=0)
-
-
-def _begin(
-    model: nn.Module, units: Units, start: str | None, prune: Pruning | None, labelled: Stream
-) -> tuple[str | None, dict[str, Any]]:
-    """Load the weights to go on from and prune them; what they are, and facts for the card."""
-    if start is None:
-        return None, {}
-    with of_key("start"):
-        loaded = load_model(Path(start))
-    if loaded.units.hash != units.hash or loaded.model.config != getattr(model, "config", None):
-        raise ConfigError(
-            "the model to go on from is another one than the recipe's",
-            where=start,
-            expected=f"units {units.hash[:12]} and {getattr(model, 'config', None)}",
-            got=f"units {loaded.units.hash[:12]} and {loaded.model.config}",
-        )
-    model.load_state_dict(loaded.model.state_dict())
-    facts: dict[str, Any] = {"start": loaded.card["weights_sha256"]}
-    if prune is not None:
-        facts |= prune.apply(model, labelled)
-    return json.dumps([facts["start"], prune and prune.config]), facts
 
 
 def _unlabelled(

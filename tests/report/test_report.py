@@ -118,6 +118,18 @@ def test_worse_is_called_worse_and_alike_alike(distilled: float, verdict: str) -
     assert improvement(lines[:1]) is None
 
 
+def test_sequence_training_is_told_beside_distillation() -> None:
+    wers = {"student_labelled_only": 20.0, "student_distilled": 10.0, "student_mwer": 8.0}
+    lines = lines_of([result(model, 1, wer) for model, wer in wers.items()])
+    assert improvement(lines) == (
+        "Distillation took the student from 20.0 to 10.0 % WER: 50 % relative better than labels alone. "
+        "Sequence training took the student from 10.0 to 8.0 % WER: 20 % relative better than distillation "
+        "alone."
+    )
+    said = improvement(lines[1:])
+    assert said is not None and said.startswith("Sequence training took")
+
+
 def test_distillation_is_judged_by_the_seeds_that_both_students_have() -> None:
     alone = [result("student_labelled_only", seed, wer) for seed, wer in ((1, 8.0), (2, 12.0))]
     sentence = improvement(lines_of([*alone, result("student_distilled", 2, 9.0)]))
