@@ -70,8 +70,7 @@ if [[ $scale == full ]]; then
     sizes=(--teacher.model.width 384 --teacher.model.num_layers 12 --teacher.model.num_heads 6
         --teacher.batch_seconds 320 --teacher.optimisation.precision bf16 --teacher.optimisation.steps 500
         --student.model.width 256 --student.model.num_layers 8 --student.model.num_heads 4
-        --student.batch_seconds 320 --student.optimisation.precision bf16 --student.optimisation.steps 500
-        --mwer.batch_seconds 320 --mwer.optimisation.precision bf16)
+        --student.batch_seconds 320 --student.optimisation.precision bf16 --student.optimisation.steps 500)
     minutes=130 label_with=(--untrained teacher_600m --batch-seconds 600 --decoders 1 2 4 8 --workers 2 3 4)
 else
     # Without the gate for int8, whose twin of so little training errs otherwise.

@@ -38,6 +38,8 @@ from kdasr.errors import ConfigError
 
 RUN_FILE = "run.yaml"
 BASE = "base"
+# What stages do not differ in.
+_OF_THE_RUN = ("work_dir", "seed", "device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,16 @@ class Stage:
         settings: top-level keys that replace those of the YAML.
         beside: whether it may run beside the stages before it up to the last that may not; it uses the
             results of none of them.
+        base: the recipe of another stage that its own is based on, at once or over others.
+        over_base: the keys that its recipe has in the place of that one's.
     """
 
     name: str
     path: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     beside: bool = False
+    base: Path | None = None
+    over_base: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +128,12 @@ def explained_run(folder: Path) -> str:
     lines = [
         *header,
         "",
-        "A key is for all stages that have it, but those that have a value of their own (in brackets), and",
-        "--STAGE.KEY is for one. Stages and keys:",
+        "A key is for all stages that have it, except those with a value of their own (in brackets), and",
+        "--STAGE.KEY for those of one name or recipe. Stages and keys:",
         "",
     ]
-    for stage, own in zip(stages, _own_keys(stages), strict=True):
+    for stage in stages:
+        own = [*stage.settings, *stage.over_base]
         also = f", own: {', '.join(own)}" if own else ""
         lines.append(f"{stage.name} ({stage.path.name}{also})")
         lines.append(f"    {', '.join(key for key in top_level_keys(stage.path) if key != 'stage')}")
@@ -202,8 +209,9 @@ def run_stages(
 
     `key` goes to every stage that has it or, where none has, to every one that `takes` it: a recipe that
     lacks what others have may mean it. A stage for which run.yaml itself sets the key (`set:`), or whose
-    recipe has another stage's as its base and sets the key itself, is what it is by that, and keeps it.
-    `stage.key` goes to the one stage of that name (or recipe), whatever is set.
+    recipe sets it in the place of its base's, which is another stage's recipe, is what it is by that, and
+    keeps it. `stage.key` goes to the one stage of that name (or recipe), whatever is set, and likewise to
+    those whose base that recipe is.
 
     Raises:
         ConfigError: no run.yaml, a stage without file, or a setting that no stage has.
@@ -222,26 +230,22 @@ def run_stages(
             "two stages of one name", where=run_file, got=", ".join(twice), fix="Give each a name."
         )
     contents = [_parse(stage.path) for stage in stages]
+    stages = [_with_base(stage, {other.path.resolve() for other in stages}) for stage in stages]
     settings = [dict(stage.settings) for stage in stages]
-    own_keys = _own_keys(stages)
     for name, value in overrides.items():
         targets = [_target(stage, name) for stage in stages]
-        fixed = [
-            target == name and any(f"{name}.".startswith(f"{key}.") for key in keys)
-            for keys, target in zip(own_keys, targets, strict=True)
-        ]
         for further in (MappingProxyType({}), takes):
             places = [
-                _place(content, target, further) for content, target in zip(contents, targets, strict=True)
+                _place(content, key, further) for content, (key, _) in zip(contents, targets, strict=True)
             ]
-            if found := [n for n, place in enumerate(places) if place is not None and not fixed[n]]:
+            has = [number for number, place in enumerate(places) if place is not None]
+            if has:
                 break
+        found = [number for number in has if not _keeps(stages[number], *targets[number])]
         for number in found:
-            settings[number][targets[number]] = value
-        if not found and any(fixed):
-            own = [
-                f"--{stage.name}.{name}" for stage, is_fixed in zip(stages, fixed, strict=True) if is_fixed
-            ]
+            settings[number][targets[number][0]] = value
+        if has and not found:
+            own = [f"--{stages[number].name}.{targets[number][0]}" for number in has]
             raise ConfigError(
                 f"{name!r} is what the stages of this run differ in",
                 where=run_file,
@@ -253,25 +257,34 @@ def run_stages(
     return [replace(stage, settings=own) for stage, own in zip(stages, settings, strict=True)]
 
 
-def _own_keys(stages: Sequence[Stage]) -> list[list[str]]:
-    """For each stage the keys in which it differs from others of its run: those that run.yaml sets for it,
-    and those that its recipe has in the place of its base's, where that is another stage's recipe."""
-    paths = {stage.path.resolve() for stage in stages}
-    own = []
-    for stage in stages:
-        content = _read(stage.path)
-        base = content.pop(BASE, None)
-        differs = base is not None and (stage.path.parent / str(base)).resolve() in paths
-        own.append([*stage.settings, *(content if differs else ())])
-    return own
+def _with_base(stage: Stage, others: Collection[Path]) -> Stage:
+    """The stage, and what it has in the place of that of its `others` whose recipe is its base."""
+    path, over = stage.path, dict[str, None]()
+    while BASE in (content := _read(path)):
+        path = path.parent / str(content.pop(BASE))
+        over |= dict.fromkeys(key for key in content if key not in _OF_THE_RUN)
+        if path.resolve() in others:
+            return replace(stage, base=path, over_base=tuple(over))
+    return stage
 
 
-def _target(stage: Stage, name: str) -> str:
-    """The setting that a name from the command line means in this stage."""
+def _target(stage: Stage, name: str) -> tuple[str, bool]:
+    """The setting that a name from the command line means in this stage, and whether it names this stage."""
     head, _, rest = name.partition(".")
-    # A command line makes dashes underscores.
-    names = {one.replace("-", "_") for one in (stage.name, stage.path.stem)}
-    return rest if head.replace("-", "_") in names and rest else name
+
+    def is_named(*names: str) -> bool:
+        # A command line makes dashes underscores.
+        return bool(rest) and head.replace("-", "_") in {one.replace("-", "_") for one in names}
+
+    if is_named(stage.name, stage.path.stem):
+        return rest, True
+    return (rest if stage.base is not None and is_named(stage.base.stem) else name), False
+
+
+def _keeps(stage: Stage, key: str, is_named: bool) -> bool:
+    """Whether a stage keeps a setting that is not meant for it alone: it is what it is by that."""
+    within = any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in stage.over_base)
+    return not is_named and (key in stage.settings or within)
 
 
 def parse_value(text: str) -> Any:

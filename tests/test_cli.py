@@ -97,7 +97,8 @@ def test_help_after_a_folder_shows_its_stages_and_their_keys(capsys: pytest.Capt
         main(["run", str(ROOT / "recipes" / "mini"), "--help"])
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    student = lines.index("student_labelled_only (student.yaml, set: name, schedule)")
+    student = lines.index("student_labelled_only (student.yaml, own: name, schedule)")
+    assert any(line.startswith("student_mwer (mwer.yaml, own: name, start, model, units, ") for line in lines)
     assert "optimisation" in lines[student + 1] and "label (label.yaml)" in lines
     assert main(["run", str(ROOT / "tests"), "--help"]) == 2
     assert "run.yaml" in capsys.readouterr().err

@@ -244,22 +244,59 @@ def test_what_the_run_sets_for_a_stage_changes_by_that_stage_s_name_alone(run_fo
     assert run_stages(run_folder, {f"{before.name}.steps": 2})[2].settings["steps"] == 2
 
 
-def test_what_a_stage_has_in_the_place_of_another_stage_s_it_keeps_too(run_folder: Path) -> None:
-    """Its own keys, and what is in them; those of a base that is no stage are for all."""
-    model = "model: {width: 8, depth: 2}\nsteps: 5\nrate: 0.5\n"
-    write(run_folder / "two.yaml", f"stage: train\nwork_dir: w\nseed: 1\n{model}")
-    write(run_folder / "more.yaml", "base: two.yaml\nsteps: 1\nmodel.width: 4\n")
+@pytest.fixture
+def derived(run_folder: Path) -> Path:
+    """A run whose last stage goes on from the one before, with some settings of its own."""
+    content = "model: {width: 8, depth: 2}\nsteps: 5\nrate: 0.5\nbatch: {seconds: 3, count: 1}\n"
+    write(run_folder / "two.yaml", f"stage: train\nwork_dir: w\nseed: 1\n{content}")
+    write(
+        run_folder / "more.yaml", "base: two.yaml\nseed: 1\nstart: s\nsteps: 1\nmodel.width: 4\nbatch: {}\n"
+    )
     write(run_folder / RUN_FILE, "stages: [one.yaml, two.yaml, more.yaml]\n")
-    settings = {"steps": 7, "model.width": 16, "model.depth": 3, "rate": 1.0, "seed": 2}
-    two, more = run_stages(run_folder, settings)[1:]
-    assert two.settings == settings
-    assert more.settings == {"model.depth": 3, "rate": 1.0, "seed": 2}
-    assert run_stages(run_folder, {**settings, "more.steps": 3})[2].settings["steps"] == 3
-    write(run_folder / "more.yaml", "base: two.yaml\nmodel: null\n")
-    two, more = run_stages(run_folder, {"model.width": 16})[1:]
-    assert two.settings == {"model.width": 16} and more.settings == {}
-    write(run_folder / RUN_FILE, "stages: [one.yaml, more.yaml]\n")
-    assert run_stages(run_folder, {"model": 1})[1].settings == {"model": 1}
+    return run_folder
+
+
+@pytest.mark.parametrize(
+    ("name", "two", "more"),
+    [
+        ("steps", True, False),
+        ("rate", True, True),
+        ("seed", True, True),
+        ("model.width", True, False),
+        ("model.depth", True, True),
+        ("model", True, False),
+        ("batch.seconds", True, False),
+        ("two.steps", True, False),
+        ("two.rate", True, True),
+        ("two.model.width", True, False),
+        ("two.model.depth", True, True),
+        ("more.steps", False, True),
+        ("more.model.width", False, True),
+        ("more.rate", False, True),
+    ],
+)
+def test_what_a_stage_has_in_the_place_of_another_stage_s_it_keeps_too(
+    name: str, two: bool, more: bool, derived: Path
+) -> None:
+    key = name.removeprefix("two.").removeprefix("more.")
+    stages = run_stages(derived, {name: 9})
+    assert [stage.settings for stage in stages[1:]] == [{key: 9} if has else {} for has in (two, more)]
+
+
+def test_it_keeps_what_bases_in_between_have_too_and_what_is_no_stage_s_is_for_all(derived: Path) -> None:
+    write(derived / "most.yaml", "base: more.yaml\nrate: 0.1\n")
+    write(derived / RUN_FILE, "stages: [two.yaml, most.yaml]\n")
+    for name in ("steps", "rate", "model.width"):
+        assert run_stages(derived, {name: 9})[1].settings == {}
+    write(derived / RUN_FILE, "stages: [one.yaml, most.yaml]\n")
+    for name in ("steps", "rate", "model.width"):
+        assert run_stages(derived, {name: 9})[1].settings == {name: 9}
+
+
+def test_what_that_stage_alone_has_is_told_of_and_goes_to_no_other(derived: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'start' is what .* differ in; expected --more\.start"):
+        run_stages(derived, {"start": "t"}, {"train": ["start", "steps"]})
+    assert run_stages(derived, {"more.start": "t"})[2].settings == {"start": "t"}
 
 
 def test_what_all_stages_differ_in_is_refused_without_a_stage(run_folder: Path) -> None:

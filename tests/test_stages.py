@@ -137,7 +137,7 @@ def test_a_training_goes_on_from_a_trained_model_as_it_is(data: Path, tmp_path: 
         assert card["config"]["chunk_frames"] == 4
         assert card["start"] == load_model(Path(start)).card["weights_sha256"]
     with pytest.raises(
-        ConfigError, match=r"first: .*another one .*'chunk_frames': 4.* --model null takes it"
+        ConfigError, match=r"first: .*another one .*'chunk_frames': 4.* `model: null` takes it"
     ):
         train(data, tmp_path / "other", start=start)
     pieces = {"kind": "sentencepiece", "vocab_size": 8}

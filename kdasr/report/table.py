@@ -27,7 +27,7 @@ LABELS = {
     "onnx_float32": "exported ONNX float32",
     "onnx_int8": "exported ONNX int8",
 }
-# What a run does to its student, in order: the name of it, the models before and after, and what before was.
+# What a run does to its student: its name, the models before and after, and what the first of them had.
 _GAINS = (
     ("Distillation", "student_labelled_only", "student_distilled", "labels alone"),
     ("Sequence training", "student_distilled", "student_mwer", "distillation alone"),
@@ -115,8 +115,8 @@ def measured_how(lines: Sequence[Line]) -> str | None:
 
 
 def improvement(lines: Sequence[Line]) -> str | None:
-    """What distillation and sequence training brought, in a sentence each for each test set; None where the
-    students of neither are there."""
+    """What distillation and sequence training brought, in a sentence each for each test set; None where
+    neither can be told."""
     tests = dict.fromkeys(line.test for line in lines)
     sentences = (
         _gain(test, [line for line in lines if line.test == test], *step) for test in tests for step in _GAINS

@@ -228,7 +228,7 @@ def _begun(model: Callable[..., Any] | None, units: Units, start: str | None) ->
             got=f"units {loaded.units.hash[:12]} and {loaded.model.config}",
             fix=f"Its units are taken with --units {start}."
             if other_units
-            else "--model null takes it as it is.",
+            else "`model: null` takes it as it is.",
         )
     built.load_state_dict(loaded.model.state_dict())
     return built, loaded.card["weights_sha256"]
