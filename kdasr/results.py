@@ -32,6 +32,24 @@ def hypotheses_file(results: Path, row: Mapping[str, Any]) -> Path:
     return folder / str(row.get("test") or "") / f"{row['model']}-{row['seed']}.jsonl"
 
 
+def read_hypotheses(path: Path) -> list[dict[str, Any]]:
+    """For each utterance of a file of hypotheses: key, reference, hypothesis, and word errors as `errors`.
+
+    Raises:
+        ConfigError: the file is something else.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        complete = all({"key", "reference", "hypothesis", "errors"} <= set(row) for row in rows)
+    except (ValueError, TypeError) as error:
+        raise ConfigError("not a file of hypotheses", where=path, got=str(error)) from error
+    if not complete:
+        raise ConfigError(
+            "not a file of hypotheses", where=path, expected="key, reference, hypothesis, errors"
+        )
+    return rows
+
+
 def read_results(path: Path) -> list[dict[str, Any]]:
     """The rows of a results.json; none where there is no such file.
 

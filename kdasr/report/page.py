@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from kdasr.report.plots import (
     read_log,
 )
 from kdasr.report.table import COLUMNS, Line, improvement, left_out, lines_of, measured_how
-from kdasr.results import RESULTS_FILE, hypotheses_file, read_results
+from kdasr.results import RESULTS_FILE, hypotheses_file, read_hypotheses, read_results
 from kdasr.spikes import SPIKES_FILE, read_histogram
 from kdasr.storage import commit_bytes
 
@@ -66,7 +65,10 @@ def write_report(work_dir: Path) -> Path:
         drawn["Spikes while learning"] = "spikes_over_steps.png"
     if (spikes := work_dir / SPIKES_FILE).exists():
         drawn["Spikes"] = plot_spikes(plots / "spikes.png", read_histogram(spikes)) and "spikes.png"
-    sections = [_results(lines), *(f"<p>{html.escape(sentence)}</p>" for sentence in left_out(rows))]
+    sections = [
+        _results(lines, work_dir / RESULTS_FILE),
+        *(f"<p>{html.escape(sentence)}</p>" for sentence in left_out(rows)),
+    ]
     sections += [*(_picture(title, name) for title, name in drawn.items() if name)]
     sections += _misheard(work_dir / RESULTS_FILE, rows)
     title = html.escape(f"kdasr: {work_dir.name}")
@@ -90,11 +92,11 @@ def _training_logs(work_dir: Path) -> dict[str, Path]:
     }
 
 
-def _results(lines: Sequence[Line]) -> str:
+def _results(lines: Sequence[Line], results: Path) -> str:
     if not lines:
         return "<p>No model has been evaluated yet.</p>"
     seeds = sorted({row["seed"] for line in lines for row in line.rows})
-    said = (measured_how(lines), improvement(lines))
+    said = (measured_how(lines), improvement(lines, results))
     note = f"<p>Seeds: {', '.join(map(str, seeds))}. {html.escape(' '.join(filter(None, said)))}</p>"
     return _table(COLUMNS, [line.cells() for line in lines]) + note
 
@@ -109,7 +111,7 @@ def _misheard(results: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
     for row in rows:
         if not (path := hypotheses_file(results, row)).exists():
             continue
-        heard = _read_hypotheses(path)
+        heard = read_hypotheses(path)
         wrong = sorted((one for one in heard if one["errors"]), key=lambda one: (-one["errors"], one["key"]))
         name = f"{row['model']}, seed {row['seed']}" + (f", on {row['test']}" if row.get("test") else "")
         yield f"<h2>Misheard by {html.escape(name)}: {len(wrong)} of {len(heard)} utterances</h2>"
@@ -117,19 +119,6 @@ def _misheard(results: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
             shown = wrong[:_WORST_UTTERANCES]
             cells = [(one["key"], one["reference"], one["hypothesis"], str(one["errors"])) for one in shown]
             yield _table(("utterance", "said", "heard", "word errors"), cells, "text")
-
-
-def _read_hypotheses(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        complete = all({"key", "reference", "hypothesis", "errors"} <= set(row) for row in rows)
-    except (ValueError, TypeError) as error:
-        raise ConfigError("not a file of hypotheses", where=path, got=str(error)) from error
-    if not complete:
-        raise ConfigError(
-            "not a file of hypotheses", where=path, expected="key, reference, hypothesis, errors"
-        )
-    return rows
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], css_class: str = "numbers") -> str:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdasr.results import MISSING, RESULTS_FILE, read_results
+from kdasr.error_rates import gain_interval
+from kdasr.results import MISSING, RESULTS_FILE, hypotheses_file, read_hypotheses, read_results
 from kdasr.spikes import SPIKES_FILE, draw, read_histogram
 from kdasr.training_log import LOG_FILE
 
@@ -114,38 +115,67 @@ def measured_how(lines: Sequence[Line]) -> str | None:
     return "Decoded by beam search" + (f" among the words of {', '.join(words)}." if words else ".")
 
 
-def improvement(lines: Sequence[Line]) -> str | None:
-    """What distillation and sequence training brought, in a sentence each for each test set; None where
-    neither can be told."""
+def improvement(lines: Sequence[Line], results: Path) -> str | None:
+    """What distillation and sequence training brought, a line each for each test set, with the interval that
+    the utterances in the hypotheses beside `results` allow; None where neither can be told.
+
+    Raises:
+        ConfigError: a file of hypotheses is something else.
+    """
     tests = dict.fromkeys(line.test for line in lines)
     sentences = (
-        _gain(test, [line for line in lines if line.test == test], *step) for test in tests for step in _GAINS
+        _gain(test, [line for line in lines if line.test == test], results, *step)
+        for test in tests
+        for step in _GAINS
     )
-    return " ".join(sentence for sentence in sentences if sentence) or None
+    return "\n".join(sentence for sentence in sentences if sentence) or None
 
 
 def _gain(
-    test: str | None, lines: Sequence[Line], what: str, before: str, after: str, name_before: str
+    test: str | None, lines: Sequence[Line], results: Path, what: str, before: str, after: str, had: str
 ) -> str | None:
-    by_model = {line.model: {row["seed"]: row["wer"] for row in line.rows} for line in lines}
-    wers, further = by_model.get(before, {}), by_model.get(after, {})
+    rows = {line.model: {row["seed"]: row for row in line.rows} for line in lines}
+    olds, news = rows.get(before, {}), rows.get(after, {})
     # Of a seed that one of them lacks nothing is known of the difference.
-    seeds = sorted(wers.keys() & further.keys())
-    if not seeds or (mean := statistics.fmean(wers[seed] for seed in seeds)) == 0:
+    seeds = sorted(olds.keys() & news.keys())
+    if not seeds or (mean := statistics.fmean(olds[seed]["wer"] for seed in seeds)) == 0:
         return None
-    mean_after = statistics.fmean(further[seed] for seed in seeds)
+    mean_after = statistics.fmean(news[seed]["wer"] for seed in seeds)
     relative = round(100 * (mean - mean_after) / mean)
     verdict = (
         f"{abs(relative)} % relative {'better' if relative > 0 else 'worse'} than"
         if relative
         else "within 1 % of"
     )
-    some = wers.keys() != further.keys()
+    some = olds.keys() != news.keys()
     of_seeds = f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})" if some else ""
     return (
         f"{what} took the student from {mean:.1f} to {mean_after:.1f} % WER"
-        f"{f' on {test}' if test else ''}{of_seeds}: {verdict} {name_before}."
+        f"{f' on {test}' if test else ''}{of_seeds}: {verdict} {had}"
+        f"{_chance(results, [(olds[seed], news[seed]) for seed in seeds])}."
     )
+
+
+def _chance(results: Path, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """How far the gain between two rows of each seed may be chance; nothing where their utterances are not
+    known, or not the same."""
+    errors: tuple[list[int], list[int]] = ([], [])
+    for pair in pairs:
+        files = [hypotheses_file(results, row) for row in pair]
+        if not all(file.exists() for file in files):
+            return ""
+        olds, news = map(read_hypotheses, files)
+        if [(one["key"], one["reference"]) for one in olds] != [
+            (one["key"], one["reference"]) for one in news
+        ]:
+            return ""
+        for counts, heard in zip(errors, (olds, news), strict=True):
+            counts.extend(one["errors"] for one in heard)
+    if not any(errors[0]):
+        return ""
+    low, high = gain_interval(*errors)
+    verdict = ", which may be chance" if low < 0 < high else ""
+    return f"{verdict} (95 % interval over the utterances: {low:+.0f} to {high:+.0f} %)"
 
 
 def print_results(work_dir: Path, console: Console | None = None) -> None:
@@ -180,7 +210,7 @@ def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     for line in lines:
         table.add_row(*map(escape, line.cells()))
     console.print(table)
-    for sentence in (measured_how(lines), improvement(lines)):
+    for sentence in (measured_how(lines), improvement(lines, path)):
         if sentence:
             console.print(sentence, markup=False, highlight=False)
 

@@ -20,7 +20,7 @@ from kdasr.errors import ConfigError, MissingDependencyError
 from kdasr.report import page, print_results, write_report
 from kdasr.report.plots import plot_dev_wer, plot_losses, read_log
 from kdasr.report.table import improvement, lines_of
-from kdasr.results import append_result
+from kdasr.results import append_result, hypotheses_file
 from kdasr.spikes import spike_histogram, write_histogram
 
 WER = {
@@ -113,28 +113,63 @@ def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
 )
 def test_worse_is_called_worse_and_alike_alike(distilled: float, verdict: str) -> None:
     lines = lines_of([result("student_labelled_only", 1, 20.0), result("student_distilled", 1, distilled)])
-    sentence = improvement(lines)
+    sentence = improvement(lines, Path("results.json"))
     assert sentence is not None and sentence.endswith(f"% WER: {verdict} labels alone.")
-    assert improvement(lines[:1]) is None
+    assert improvement(lines[:1], Path("results.json")) is None
 
 
 def test_sequence_training_is_told_beside_distillation() -> None:
     wers = {"student_labelled_only": 20.0, "student_distilled": 10.0, "student_mwer": 8.0}
     lines = lines_of([result(model, 1, wer) for model, wer in wers.items()])
-    assert improvement(lines) == (
-        "Distillation took the student from 20.0 to 10.0 % WER: 50 % relative better than labels alone. "
+    assert improvement(lines, Path("results.json")) == (
+        "Distillation took the student from 20.0 to 10.0 % WER: 50 % relative better than labels alone.\n"
         "Sequence training took the student from 10.0 to 8.0 % WER: 20 % relative better than distillation "
         "alone."
     )
-    said = improvement(lines[1:])
+    said = improvement(lines[1:], Path("results.json"))
     assert said is not None and said.startswith("Sequence training took")
 
 
 def test_distillation_is_judged_by_the_seeds_that_both_students_have() -> None:
     alone = [result("student_labelled_only", seed, wer) for seed, wer in ((1, 8.0), (2, 12.0))]
-    sentence = improvement(lines_of([*alone, result("student_distilled", 2, 9.0)]))
+    sentence = improvement(lines_of([*alone, result("student_distilled", 2, 9.0)]), Path("results.json"))
     assert sentence is not None and "from 12.0 to 9.0 % WER (seed 2): 25 % relative better" in sentence
-    assert improvement(lines_of([*alone, result("student_distilled", 3, 9.0)])) is None
+    assert improvement(lines_of([*alone, result("student_distilled", 3, 9.0)]), Path("results.json")) is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "chance"),
+    [
+        # Where every utterance has half the errors, so has every draw of them.
+        ([(2, 1)] * 30, " (95 % interval over the utterances: +50 to +50 %)."),
+        ([(4, 3), (3, 4)] * 30, ", which may be chance (95 % interval over the utterances: -"),
+        ([(0, 0), (0, 1)], "labels alone."),
+    ],
+)
+def test_how_far_a_gain_is_chance_is_told_from_the_utterances(
+    errors: list[tuple[int, int]], chance: str, tmp_path: Path
+) -> None:
+    models = ("student_labelled_only", "student_distilled")
+    rows = [
+        result(model, seed, wer) for seed in (1, 2) for model, wer in zip(models, (20.0, 15.0), strict=True)
+    ]
+    path = tmp_path / "results.json"
+    for row in rows:
+        file = hypotheses_file(path, row)
+        file.parent.mkdir(exist_ok=True)
+        counts = [pair[models.index(row["model"])] for pair in errors]
+        heard = [
+            {"key": f"u{n}", "reference": "a b", "hypothesis": "", "errors": e} for n, e in enumerate(counts)
+        ]
+        file.write_text("".join(json.dumps(one) + "\n" for one in heard))
+    sentence = improvement(lines_of(rows), path)
+    assert sentence is not None and chance in sentence
+    assert "25 % relative better than labels alone" in sentence
+    file.write_text(file.read_text().replace('"u1"', '"other"'))
+    assert (improvement(lines_of(rows), path) or "").endswith("labels alone.")
+    file.write_text("{}\n")
+    with pytest.raises(ConfigError, match="not a file of hypotheses"):
+        improvement(lines_of(rows), path)
 
 
 def test_a_narrow_terminal_cuts_no_figure(tmp_path: Path) -> None:
@@ -162,23 +197,27 @@ def png_size(path: Path) -> tuple[int, int]:
 
 
 def test_test_sets_are_told_apart() -> None:
-    wers = {"clean": (20.0, 15.0), "other": (40.0, 32.0)}
+    wers = {"clean": (20.0, 15.0, 12.0), "other": (40.0, 32.0, 24.0)}
     rows = [
         result(model, 1, wers[test][place], test=test)
-        for place, model in enumerate(("student_labelled_only", "student_distilled"))
+        for place, model in enumerate(("student_labelled_only", "student_distilled", "student_mwer"))
         for test in wers
     ]
     lines = lines_of(rows)
     assert [line.cells()[:2] for line in lines] == [
         ("clean: student, labels only", "20.0"),
         ("clean: student, distilled", "15.0"),
+        ("clean: student, distilled, then MWER", "12.0"),
         ("other: student, labels only", "40.0"),
         ("other: student, distilled", "32.0"),
+        ("other: student, distilled, then MWER", "24.0"),
     ]
-    sentences = improvement(lines)
+    sentences = improvement(lines, Path("results.json"))
     assert sentences is not None
     assert "from 20.0 to 15.0 % WER on clean: 25 % relative better" in sentences
     assert "from 40.0 to 32.0 % WER on other: 20 % relative better" in sentences
+    assert "from 15.0 to 12.0 % WER on clean: 20 % relative better than distillation alone" in sentences
+    assert "from 32.0 to 24.0 % WER on other: 25 % relative better than distillation alone" in sentences
 
 
 def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
