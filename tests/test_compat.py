@@ -23,6 +23,7 @@ print(import_torchaudio().functional.create_dct(2, 3, None).shape, torchaudio_ex
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ["OSError", "RuntimeError"])
 def test_an_extension_that_does_not_load_or_refuses_itself_is_not_needed(error: str) -> None:
     done = subprocess.run(

@@ -24,6 +24,7 @@ def after_a_peak(model: Path) -> Endurance:
     return main(["--model", str(model), "--hours", "0.1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch", "wave-onnx"])
 def test_nothing_drifts(tmp_path: Path, format: str) -> None:
     if format == "torch":
@@ -63,6 +64,7 @@ class Leaking(TorchChunkModel):
         return super().step(window, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "figure", "least"), [(Drifting, "drift", 1e-3), (Leaking, "rise_mib", 40)])
 def test_a_model_that_drifts_or_grows_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: type[TorchChunkModel], figure: str, least: float

@@ -70,6 +70,7 @@ def test_what_a_student_costs() -> None:
     assert model.chunk_frames == 4
 
 
+@pytest.mark.slow
 def test_seconds_of_an_export(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     size = tmp_path / "tiny.yaml"
     size.write_text(MODEL)

@@ -148,6 +148,7 @@ def test_a_sound_is_drawn_once_in_whichever_frame_it_lies() -> None:
     assert set(transcripts(spread, 200)) == {(1, 2)}
 
 
+@pytest.mark.slow
 def test_units_are_drawn_as_often_as_the_teacher_says() -> None:
     doubtful = [{0: 0.25, 1: 0.45, 2: 0.3}, {0: 1.0}, {3: 0.9, 0: 0.1}]
     found = transcripts(doubtful, 20_000)

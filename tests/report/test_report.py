@@ -183,6 +183,7 @@ def test_a_narrow_terminal_cuts_no_figure(tmp_path: Path) -> None:
     assert max(len(line) for line in text.splitlines() if line[:1] in "┏┃│└") <= 80
 
 
+@pytest.mark.slow
 def test_many_trainings_are_drawn_three_in_a_row(tmp_path: Path) -> None:
     log = [{"step": step, "labelled/ctc": 1.0 / step, "dev_wer": 50.0} for step in range(1, 9)]
     assert plot_losses(tmp_path / "losses.png", {f"run {i}": log for i in range(7)})
