@@ -66,31 +66,23 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[f
 
 
 def gain_interval(
-    errors_before: Sequence[int], errors_after: Sequence[int], *, draws: int = 2000
+    errors_before: Sequence[int], errors_after: Sequence[int], words: Sequence[int], *, draws: int = 2000
 ) -> tuple[float, float]:
-    """Between what values the relative gain in word errors lies, 100 * (before - after) / before, with 95 %
-    probability, as far as the utterances tell: the percentile bootstrap of both models on the same utterances
+    """Between what values the gain in WER lies, in percentage points (more is better), with 95 %
+    probability, as far as the utterances tell: the percentile bootstrap of two models on the same utterances
     (Bisani & Ney, ICASSP 2004), always with the same draws. Utterances count as independent, which those of
     one speaker are not; and of another training it says nothing.
 
     Args:
-        errors_before, errors_after: word errors of two models, utterance by utterance.
-        draws: test sets drawn from the utterances, with replacement. Those without an error before are left
-            out.
-
-    Raises:
-        ConfigError: there was no error before, so there is no relative gain.
+        errors_before, errors_after: word errors of the two models, utterance by utterance.
+        words: of the reference of each utterance; some has one.
+        draws: test sets drawn from the utterances, with replacement.
     """
-    before_n, after_n = np.asarray(errors_before), np.asarray(errors_after)
-    assert before_n.shape == after_n.shape, (before_n.shape, after_n.shape)
-    if not before_n.any():
-        raise ConfigError(
-            "without errors before there is no relative gain", got=f"{len(before_n)} utterances"
-        )
-    rng, gains = np.random.default_rng(0), []
-    for _ in range(draws):
-        drawn = rng.integers(len(before_n), size=len(before_n))
-        if before := before_n[drawn].sum():
-            gains.append(100.0 * (before - after_n[drawn].sum()) / before)
-    low, high = np.percentile(gains, [2.5, 97.5])
+    counts_3n = np.asarray([errors_before, errors_after, words])
+    assert counts_3n.ndim == 2 and counts_3n[2].any(), counts_3n.shape
+    rng, size = np.random.default_rng(0), counts_3n.shape[1]
+    before_d, after_d, words_d = np.array(
+        [counts_3n[:, rng.integers(size, size=size)].sum(1) for _ in range(draws)]
+    ).T
+    low, high = np.percentile(100.0 * (before_d - after_d) / np.maximum(words_d, 1), [2.5, 97.5])
     return float(low), float(high)

@@ -52,16 +52,16 @@ class Stage:
         settings: top-level keys that replace those of the YAML.
         beside: whether it may run beside the stages before it up to the last that may not; it uses the
             results of none of them.
-        base: the recipe of another stage that its own is based on, at once or over others.
-        over_base: the keys that its recipe has in the place of that one's.
+        bases: names of the recipes of other stages that its own is based on, directly or through others.
+        over_bases: the keys that its recipe has in the place of theirs.
     """
 
     name: str
     path: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     beside: bool = False
-    base: Path | None = None
-    over_base: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+    over_bases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +128,13 @@ def explained_run(folder: Path) -> str:
     lines = [
         *header,
         "",
-        "A key is for all stages that have it, except those with a value of their own (in brackets), and",
-        "--STAGE.KEY for those of one name or recipe. Stages and keys:",
+        "A key is for all stages that have it, except those with a value of their own (in brackets).",
+        "--STAGE.KEY is for those of one name or recipe and, but for values of their own, for those based on",
+        "that recipe. Stages and keys:",
         "",
     ]
     for stage in stages:
-        own = [*stage.settings, *stage.over_base]
+        own = [*stage.settings, *stage.over_bases]
         also = f", own: {', '.join(own)}" if own else ""
         lines.append(f"{stage.name} ({stage.path.name}{also})")
         lines.append(f"    {', '.join(key for key in top_level_keys(stage.path) if key != 'stage')}")
@@ -210,11 +211,11 @@ def run_stages(
     `key` goes to every stage that has it or, where none has, to every one that `takes` it: a recipe that
     lacks what others have may mean it. A stage for which run.yaml itself sets the key (`set:`), or whose
     recipe sets it in the place of its base's, which is another stage's recipe, is what it is by that, and
-    keeps it. `stage.key` goes to the one stage of that name (or recipe), whatever is set, and likewise to
-    those whose base that recipe is.
+    keeps it. `stage.key` goes to the one stage of that name (or recipe), whatever else is set or given, and
+    to those based on that recipe where they have no value of their own.
 
     Raises:
-        ConfigError: no run.yaml, a stage without file, or a setting that no stage has.
+        ConfigError: no run.yaml, a stage without file, or a setting that no stage has, or only as its own.
     """
     run_file = Path(folder) / RUN_FILE
     if Path(folder).is_file():
@@ -230,8 +231,8 @@ def run_stages(
             "two stages of one name", where=run_file, got=", ".join(twice), fix="Give each a name."
         )
     contents = [_parse(stage.path) for stage in stages]
-    stages = [_with_base(stage, {other.path.resolve() for other in stages}) for stage in stages]
-    settings = [dict(stage.settings) for stage in stages]
+    stages = [_with_bases(stage, {other.path.resolve() for other in stages}) for stage in stages]
+    general, named = ([dict[str, Any]() for _ in stages] for _ in range(2))
     for name, value in overrides.items():
         targets = [_target(stage, name) for stage in stages]
         for further in (MappingProxyType({}), takes):
@@ -243,28 +244,32 @@ def run_stages(
                 break
         found = [number for number in has if not _keeps(stages[number], *targets[number])]
         for number in found:
-            settings[number][targets[number][0]] = value
+            key, is_named = targets[number]
+            (named if is_named else general)[number][key] = value
         if has and not found:
             own = [f"--{stages[number].name}.{targets[number][0]}" for number in has]
             raise ConfigError(
-                f"{name!r} is what the stages of this run differ in",
+                f"{name!r} is a stage's own setting",
                 where=run_file,
                 expected=" or ".join(own),
             )
         if not found:
             known = sorted({key for stage in stages for key in top_level_keys(stage.path)})
             raise ConfigError(f"no stage has the setting {name!r}", where=folder, expected=", ".join(known))
-    return [replace(stage, settings=own) for stage, own in zip(stages, settings, strict=True)]
+    return [
+        replace(stage, settings={**stage.settings, **for_all, **own})
+        for stage, for_all, own in zip(stages, general, named, strict=True)
+    ]
 
 
-def _with_base(stage: Stage, others: Collection[Path]) -> Stage:
-    """The stage, and what it has in the place of that of its `others` whose recipe is its base."""
-    path, over = stage.path, dict[str, None]()
+def _with_bases(stage: Stage, recipes: Collection[Path]) -> Stage:
+    """The stage, and what it has in the place of those of the `recipes` that its own is based on."""
+    path, passed = stage.path, dict[str, None]()
     while BASE in (content := _read(path)):
         path = path.parent / str(content.pop(BASE))
-        over |= dict.fromkeys(key for key in content if key not in _OF_THE_RUN)
-        if path.resolve() in others:
-            return replace(stage, base=path, over_base=tuple(over))
+        passed |= dict.fromkeys(key for key in content if key not in _OF_THE_RUN)
+        if path.resolve() in recipes:
+            stage = replace(stage, bases=(*stage.bases, path.stem), over_bases=tuple(passed))
     return stage
 
 
@@ -278,13 +283,13 @@ def _target(stage: Stage, name: str) -> tuple[str, bool]:
 
     if is_named(stage.name, stage.path.stem):
         return rest, True
-    return (rest if stage.base is not None and is_named(stage.base.stem) else name), False
+    return (rest if is_named(*stage.bases) else name), False
 
 
 def _keeps(stage: Stage, key: str, is_named: bool) -> bool:
     """Whether a stage keeps a setting that is not meant for it alone: it is what it is by that."""
-    within = any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in stage.over_base)
-    return not is_named and (key in stage.settings or within)
+    own = (*stage.settings, *stage.over_bases)
+    return not is_named and any(f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in own)
 
 
 def parse_value(text: str) -> Any:

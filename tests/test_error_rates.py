@@ -6,30 +6,37 @@ import numpy as np
 import pytest
 
 from kdasr.error_rates import gain_interval
-from kdasr.errors import ConfigError
 
 
 def test_the_interval_is_that_of_a_share() -> None:
-    """Half of 400 errors are gone: the share of them in draws has a standard deviation of 2.5 %."""
-    low, high = gain_interval([1] * 400, [0, 1] * 200, draws=4000)
+    """Half of 400 words are heard now: their share in draws has a standard deviation of 2.5 points."""
+    errors = ([1] * 400, [0, 1] * 200, [1] * 400)
+    low, high = gain_interval(*errors, draws=4000)
     assert low == pytest.approx(50 - 1.96 * 2.5, abs=0.5) and high == pytest.approx(50 + 1.96 * 2.5, abs=0.5)
-    assert gain_interval([1] * 400, [0, 1] * 200, draws=4000) == (low, high)
+    assert gain_interval(*errors, draws=4000) == (low, high)
+    # Twice the words, half the rates.
+    assert gain_interval(*errors[:2], [2] * 400, draws=4000) == pytest.approx((low / 2, high / 2))
 
 
 def test_both_models_hear_the_same_utterances() -> None:
-    """How many errors there are differs from draw to draw, and what is left of them does not."""
-    before = [0, 0, 0, 20] * 25
-    assert gain_interval(before, [3 * errors // 4 for errors in before]) == pytest.approx((25.0, 25.0))
-    low, high = gain_interval(before, np.roll([3 * errors // 4 for errors in before], 1).tolist())
-    assert low < -10 and high > 45
+    """How many errors there are differs from draw to draw, and what of them is gone does not."""
+    before = np.array([0, 0, 0, 20] * 25)
+    assert gain_interval(before, np.maximum(before - 1, 0), [1, 1, 1, 20] * 25)[0] > 0
+    assert gain_interval(before, before - 1, [1] * 100) == pytest.approx((100.0, 100.0))
+    low, high = gain_interval(before, np.roll(before, 1), [1] * 100)
+    assert low < -200 and high > 200
 
 
 def test_a_model_that_is_worse_has_lost() -> None:
-    low, high = gain_interval([1] * 100, [2] * 50 + [1] * 50)
-    assert low < -50 < high < 0
+    low, high = gain_interval([1] * 100, [2] * 50 + [1] * 50, [5] * 100)
+    assert low < -10 < high < 0
 
 
-def test_where_nothing_was_wrong_there_is_no_gain() -> None:
-    assert gain_interval([0] * 50 + [1], [0] * 51) == (100.0, 100.0)
-    with pytest.raises(ConfigError, match="without errors before .*got 3 utterances"):
-        gain_interval([0, 0, 0], [0, 1, 0])
+def test_one_error_fewer_proves_nothing() -> None:
+    assert gain_interval([1] + [0] * 99, [0] * 100, [1] * 100)[0] == 0.0
+    assert gain_interval([0] * 100, [0] * 100, [1] * 100) == (0.0, 0.0)
+
+
+def test_utterances_in_which_nothing_is_said_count_by_what_is_heard() -> None:
+    low, high = gain_interval([1, 0], [0, 0], [0, 10])
+    assert (low, high) == (0.0, 200.0)

@@ -288,13 +288,37 @@ def test_it_keeps_what_bases_in_between_have_too_and_what_is_no_stage_s_is_for_a
     write(derived / RUN_FILE, "stages: [two.yaml, most.yaml]\n")
     for name in ("steps", "rate", "model.width"):
         assert run_stages(derived, {name: 9})[1].settings == {}
+    write(derived / RUN_FILE, "stages: [two.yaml, more.yaml, most.yaml]\n")
+    for name, key, reached in (
+        ("rate", "rate", [0, 1]),
+        ("steps", "steps", [0]),
+        ("two.seed", "seed", [0, 1, 2]),
+    ):
+        stages = run_stages(derived, {name: 9})
+        assert [number for number, stage in enumerate(stages) if stage.settings == {key: 9}] == reached
     write(derived / RUN_FILE, "stages: [one.yaml, most.yaml]\n")
     for name in ("steps", "rate", "model.width"):
         assert run_stages(derived, {name: 9})[1].settings == {name: 9}
 
 
+def test_what_is_given_to_a_stage_holds_whatever_is_given_to_others_after_it(derived: Path) -> None:
+    for later in ("rate", "two.rate"):
+        assert run_stages(derived, {"more.rate": 3, later: 9})[2].settings == {"rate": 3}
+    more = run_stages(derived, {"more.batch": {"seconds": 1}, "two.batch.seconds": 9, "rate": 1})[2]
+    assert list(more.settings.items()) == [("rate", 1), ("batch", {"seconds": 1})]
+
+
+def test_what_the_run_sets_for_a_stage_holds_with_all_that_is_in_it(derived: Path) -> None:
+    again = "{recipe: two.yaml, name: again, set: {model: {width: 1}, batch.count: 2}}"
+    write(derived / RUN_FILE, f"stages: [two.yaml, {again}]\n")
+    for name in ("model.width", "model", "batch.count", "batch"):
+        two, other = run_stages(derived, {name: 9})
+        assert two.settings == {name: 9} and 9 not in other.settings.values()
+    assert run_stages(derived, {"batch.seconds": 9})[1].settings["batch.seconds"] == 9
+
+
 def test_what_that_stage_alone_has_is_told_of_and_goes_to_no_other(derived: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'start' is what .* differ in; expected --more\.start"):
+    with pytest.raises(ConfigError, match=r"'start' is a stage's own setting; expected --more\.start"):
         run_stages(derived, {"start": "t"}, {"train": ["start", "steps"]})
     assert run_stages(derived, {"more.start": "t"})[2].settings == {"start": "t"}
 
@@ -304,7 +328,9 @@ def test_what_all_stages_differ_in_is_refused_without_a_stage(run_folder: Path) 
         f"{{recipe: two.yaml, name: {name}, set: {{steps: {n}}}}}" for n, name in enumerate(("a", "b"))
     ]
     write(run_folder / RUN_FILE, f"stages: [one.yaml, {', '.join(entries)}]\n")
-    with pytest.raises(ConfigError, match=r"'steps' is what .* differ in; expected --a\.steps or --b\.steps"):
+    with pytest.raises(
+        ConfigError, match=r"'steps' is a stage's own setting; expected --a\.steps or --b\.steps"
+    ):
         run_stages(run_folder, {"steps": 3})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,30 +153,34 @@ def _gain(
     return (
         f"{what} took the student from {mean:.1f} to {mean_after:.1f} % WER"
         f"{f' on {test}' if test else ''}{of_seeds}: {verdict} {had}"
-        f"{_chance(results, [(olds[seed], news[seed]) for seed in seeds])}."
+        f"{_chance(results, [(olds[seed], news[seed]) for seed in seeds], relative != 0)}."
     )
 
 
-def _chance(results: Path, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+def _chance(results: Path, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], is_gain: bool) -> str:
     """How far the gain between two rows of each seed may be chance; nothing where their utterances are not
     known, or not the same."""
-    errors: tuple[list[int], list[int]] = ([], [])
+    # By key and reference: an utterance that several seeds have heard is one.
+    before, after, times = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for pair in pairs:
         files = [hypotheses_file(results, row) for row in pair]
         if not all(file.exists() for file in files):
             return ""
-        olds, news = map(read_hypotheses, files)
-        if [(one["key"], one["reference"]) for one in olds] != [
-            (one["key"], one["reference"]) for one in news
-        ]:
+        old, new = (
+            {(one["key"], one["reference"]): one["errors"] for one in read_hypotheses(file)} for file in files
+        )
+        if old.keys() != new.keys():
             return ""
-        for counts, heard in zip(errors, (olds, news), strict=True):
-            counts.extend(one["errors"] for one in heard)
-    if not any(errors[0]):
+        before.update(old)
+        after.update(new)
+        times.update(old.keys())
+    words = [len(reference.split()) * count for (_, reference), count in times.items()]
+    if not any(words):
         return ""
-    low, high = gain_interval(*errors)
-    verdict = ", which may be chance" if low < 0 < high else ""
-    return f"{verdict} (95 % interval over the utterances: {low:+.0f} to {high:+.0f} %)"
+    interval = gain_interval([before[said] for said in times], [after[said] for said in times], words)
+    low, high = (round(bound, 2) + 0.0 for bound in interval)  # no -0.00
+    verdict = ", which may be chance" if is_gain and low <= 0 <= high else ""
+    return f"{verdict} (95 % interval of the gain over the utterances: {low:+.2f} to {high:+.2f} points)"
 
 
 def print_results(work_dir: Path, console: Console | None = None) -> None:
@@ -183,7 +188,7 @@ def print_results(work_dir: Path, console: Console | None = None) -> None:
     even training logs nothing is printed: `write_report` refuses such a folder.
 
     Raises:
-        ConfigError: results.json or the histogram is something else.
+        ConfigError: results.json, a file of hypotheses or the histogram is something else.
     """
     console = console or Console()
     if console.width < _MIN_COLUMNS and not console.is_terminal:

@@ -140,36 +140,58 @@ def test_distillation_is_judged_by_the_seeds_that_both_students_have() -> None:
 @pytest.mark.parametrize(
     ("errors", "chance"),
     [
-        # Where every utterance has half the errors, so has every draw of them.
-        ([(2, 1)] * 30, " (95 % interval over the utterances: +50 to +50 %)."),
-        ([(4, 3), (3, 4)] * 30, ", which may be chance (95 % interval over the utterances: -"),
-        ([(0, 0), (0, 1)], "labels alone."),
+        # Where every utterance has an error fewer, so has every draw of them.
+        (
+            [(2, 1)] * 30,
+            "labels alone (95 % interval of the gain over the utterances: +50.00 to +50.00 points).",
+        ),
+        (
+            [(4, 3), (3, 4)] * 30,
+            "labels alone, which may be chance (95 % interval of the gain over the utter",
+        ),
+        (
+            [(1, 0), *[(0, 0)] * 29],
+            "alone, which may be chance (95 % interval of the gain over the utterances: +0",
+        ),
     ],
 )
 def test_how_far_a_gain_is_chance_is_told_from_the_utterances(
     errors: list[tuple[int, int]], chance: str, tmp_path: Path
 ) -> None:
-    models = ("student_labelled_only", "student_distilled")
-    rows = [
-        result(model, seed, wer) for seed in (1, 2) for model, wer in zip(models, (20.0, 15.0), strict=True)
-    ]
     path = tmp_path / "results.json"
-    for row in rows:
-        file = hypotheses_file(path, row)
-        file.parent.mkdir(exist_ok=True)
-        counts = [pair[models.index(row["model"])] for pair in errors]
-        heard = [
-            {"key": f"u{n}", "reference": "a b", "hypothesis": "", "errors": e} for n, e in enumerate(counts)
-        ]
-        file.write_text("".join(json.dumps(one) + "\n" for one in heard))
+    rows, file = heard_by_two(path, errors, seeds=(1, 2))
     sentence = improvement(lines_of(rows), path)
     assert sentence is not None and chance in sentence
     assert "25 % relative better than labels alone" in sentence
+    # An utterance that several seeds have heard is one, and tells no more.
+    (tmp_path / "one").mkdir()
+    alone, _ = heard_by_two(tmp_path / "one/results.json", errors, seeds=(1,))
+    assert sentence == improvement(lines_of(alone), tmp_path / "one/results.json")
+    alike = [{**row, "wer": 20.0} for row in rows]
+    assert ": within 1 % of labels alone (95 %" in (improvement(lines_of(alike), path) or "")
     file.write_text(file.read_text().replace('"u1"', '"other"'))
     assert (improvement(lines_of(rows), path) or "").endswith("labels alone.")
     file.write_text("{}\n")
     with pytest.raises(ConfigError, match="not a file of hypotheses"):
         improvement(lines_of(rows), path)
+
+
+def heard_by_two(
+    results: Path, errors: list[tuple[int, int]], seeds: tuple[int, ...]
+) -> tuple[list[dict[str, Any]], Path]:
+    """Rows of two students, and the last of the files of what they heard, two words an utterance."""
+    rows = []
+    for seed in seeds:
+        for place, model in enumerate(("student_labelled_only", "student_distilled")):
+            rows.append(result(model, seed, (20.0, 15.0)[place]))
+            file = hypotheses_file(results, rows[-1])
+            file.parent.mkdir(exist_ok=True)
+            heard = [
+                {"key": f"u{n}", "reference": "a b", "hypothesis": "", "errors": pair[place]}
+                for n, pair in enumerate(errors)
+            ]
+            file.write_text("".join(json.dumps(one) + "\n" for one in heard))
+    return rows, file
 
 
 def test_a_narrow_terminal_cuts_no_figure(tmp_path: Path) -> None:
