@@ -44,7 +44,6 @@ def test_compiled_layers_train_as_others_do(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_batches_of_all_shapes_share_a_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks of two shapes, for one utterance and for several; none more for looks at the dev set."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
@@ -69,6 +68,7 @@ def test_batches_of_all_shapes_share_a_few_graphs(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(fast, plain)
 
 
+@pytest.mark.slow
 def test_layers_are_compiled_inside_only_and_models_without_layers_whole() -> None:
     class Whole(torch.nn.Module):
         def offline(self) -> int:
