@@ -38,6 +38,7 @@ from kdasr.methods.guided import guided_spikes
 from kdasr.methods.intermediate import IntermediateHead
 from kdasr.methods.relations import relation_graph, relational_angles, relational_distances
 from kdasr.methods.responses import logit_regression, soft_targets
+from kdasr.methods.risk import expected_word_errors
 from kdasr.methods.sequences import nbest_ctc, sampled_ctc
 from kdasr.methods.soft_ctc import soft_ctc
 from kdasr.methods.teacher_free import label_smoothing, virtual_teacher
@@ -45,6 +46,7 @@ from kdasr.pipeline import load_arguments
 from kdasr.recording import Recorded, WhenAsked
 from kdasr.stages.checks import with_delay
 from kdasr.students.conformer import ChunkConformer
+from kdasr.symbols import BLANK_SYMBOL, WORD_START, TableUnits
 from kdasr.teachers.conformer import ConformerTeacher
 
 KEPT, UTTERANCE_SECONDS = 8, 4.0
@@ -72,6 +74,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "intermediate_head of ctc": lambda: IntermediateHead(layer=1, loss=ctc),
     "virtual_teacher": lambda: virtual_teacher,
     "label_smoothing": lambda: label_smoothing,
+    "expected_word_errors": lambda: expected_word_errors,
 }
 RECIPES = ("recipes/mini", "recipes/fsdd")
 
@@ -171,7 +174,10 @@ def random_batch(seconds: float, vocab: int = 29) -> Batch:
     """Utterances of `UTTERANCE_SECONDS` with transcripts and stored labels."""
     size = max(2, int(seconds / UTTERANCE_SECONDS))
     batch = synthetic_batch(size, UTTERANCE_SECONDS, vocab, "cpu")
-    return replace(batch, soft_labels=random_labels(size, int(UTTERANCE_SECONDS * 25), vocab, KEPT))
+    labels = random_labels(size, int(UTTERANCE_SECONDS * 25), vocab, KEPT)
+    # Words of some four units.
+    symbols = [BLANK_SYMBOL, *(f"{'' if unit % 4 else WORD_START}{unit}" for unit in range(1, vocab))]
+    return replace(batch, soft_labels=labels, decode=TableUnits(symbols).decode)
 
 
 def random_labels(size: int, frames: int, vocab: int, kept: int) -> SoftLabelBatch:

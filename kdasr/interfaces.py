@@ -6,7 +6,7 @@ u units of a transcript, k kept classes, v vocabulary. Lengths are integers, nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -121,6 +121,7 @@ class Batch:
         teachers: in training, what each online teacher makes of the batch; it runs when it is asked.
         views: in training, what the student makes of the batch augmented anew, numbered from 0; made
             when asked for.
+        decode: in training, the ids of units (collapsed, without blanks) to the text that they spell.
     """
 
     keys: list[str]
@@ -132,6 +133,7 @@ class Batch:
     teacher_features_btf: Tensor | None = None
     teachers: Mapping[str, ModelOutput] = field(default_factory=dict)
     views: Mapping[int, ModelOutput] = field(default_factory=dict)
+    decode: Callable[[Sequence[int]], str] | None = None
 
     def to(self, device: Any, *, non_blocking: bool = False) -> Self:
         """Move everything; `non_blocking` is for a move to an accelerator, which may then overlap."""

@@ -208,14 +208,24 @@ class Projection(nn.Module):
         return (self.line(output.layers_btd[0]) - taught).square().mean()
 
 
+def drawn(output: ModelOutput, batch: Batch) -> Tensor:
+    """A loss that draws random numbers, on the dev set, too."""
+    return output.log_probs_btv.sum() * 0.0 + torch.rand(())
+
+
 def many(data: Path, checkpoints: Path, **settings: Any) -> Any:
-    """A training with dropout, augmentation, a loss that learns and a moving teacher, four batches a step."""
+    """A training from a model that is there, with dropout, augmentation, a loss that learns, one that draws
+    and a moving teacher, four batches a step."""
     torch.manual_seed(1)
     made = training(
         data, checkpoints, steps=settings.pop("steps", 4), eval_every=2, accumulate=4,
-        further={"shape": (0.5, Projection())}, teachers={"past": EmaTeacher()}, **settings,
+        further={"shape": (0.5, Projection()), "drawn": (0.1, drawn)},
+        teachers={"past": EmaTeacher()}, **settings,
     )  # fmt: skip
     made.streams["labelled"] = Stream([data / "labelled"], 4.0, 3, units=UNITS, speeds=(0.9, 1.1))
+    made.dev = Stream([data / "dev"], 4.0, 3, units=UNITS)
+    assert len(made.dev.epoch_batches(0)) >= 4
+    made.start = "weights"
     return made
 
 
@@ -223,7 +233,8 @@ def many(data: Path, checkpoints: Path, **settings: Any) -> Any:
 def test_1_2_and_4_ranks_give_the_same_losses_and_weights(data: Path, tmp_path: Path) -> None:
     many(data, tmp_path / "c1").run(tmp_path / "m1")
     expected, weights = losses(tmp_path / "c1"), load_model(tmp_path / "m1").model.state_dict()
-    assert len(expected) == 6
+    # Four steps and the looks before, amidst and behind them.
+    assert [row["step"] for row in expected if "dev_wer" in row] == [0, 2, 4] and len(expected) == 7
     for count in (2, 4):
         names = tmp_path / f"c{count}", tmp_path / f"m{count}"
         facts = on_ranks(count, lambda job, names=names: many(data, names[0]).run(names[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import json
@@ -855,10 +856,12 @@ def test_a_look_has_its_own_weights_and_its_own_random_numbers(
     def three(output: ModelOutput, batch: Batch) -> Tensor:
         if not output.log_probs_btv.requires_grad:
             seeds.append(torch.initial_seed())
-        value = math.nan if torch.initial_seed() == step_seed(3, f"{DEV}/3") else 3.0
+        value = math.nan if torch.initial_seed() in of_look[3] else 3.0
         return output.log_probs_btv.sum() * 0.0 + value
 
     run = training(data, tmp_path / "c", steps=3, eval_every=1)
+    firsts = [run.dev.batch(number).keys[0] for number in range(len(run.dev.epoch_batches(0)))]
+    of_look = {step: {step_seed(3, f"{DEV}/{step}/{key}") for key in firsts} for step in (1, 2, 3)}
     run.losses = {"labelled": {"early": (Fading(2.0, 2.0), three)}}
     run.run(tmp_path / "model")
     looks = [row for row in losses(tmp_path / "c") if "dev_wer" in row]
@@ -867,7 +870,28 @@ def test_a_look_has_its_own_weights_and_its_own_random_numbers(
         (1, pytest.approx(6 * (1 - 1 / 6))), (2, pytest.approx(6 * (1 - 2 / 6))), (3, None),
     ]  # fmt: skip
     assert "  dev loss –  " in capsys.readouterr().err
-    assert {step_seed(3, f"{DEV}/{step}") for step in (1, 2, 3)} <= set(seeds)
+    assert len(set().union(*of_look.values())) == 3 * len(firsts) > 3
+    assert set().union(*of_look.values()) <= set(seeds)
+
+
+def test_a_training_from_a_model_looks_at_it_first(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The dev WER that its steps have to improve on is told, and is no checkpoint; the steps are the same."""
+    training(data, tmp_path / "new", steps=2, eval_every=1).run(tmp_path / "new-model")
+    assert "step 0/2" not in capsys.readouterr().err
+    begun = {"steps": 2, "eval_every": 1, "peak_learning_rate": 0.0}
+    for name, call in (("killed", 1), ("again", 99)):
+        run = training(data, tmp_path / "c", loss=StopAt(call), **begun)
+        run.start = "weights"
+        with pytest.raises(KeyboardInterrupt) if name == "killed" else contextlib.nullcontext():
+            facts = run.run(tmp_path / "model")
+    looks = [row for row in losses(tmp_path / "c") if "dev_wer" in row]
+    assert [row["step"] for row in looks] == [0, 1, 2] and facts["best_step"] == 2
+    # Nothing is learned at this rate: with the weights of before, as after the steps.
+    assert looks[0]["dev_wer"] == looks[1]["dev_wer"] and looks[0]["dev_loss"] == looks[1]["dev_loss"]
+    told = capsys.readouterr().err
+    assert told.count("step 0/2  dev loss ") == 2 and "dev WER" in told
 
 
 def test_processes_that_see_other_checkpoints_are_stopped(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 from rapidfuzz.distance import Levenshtein
@@ -14,7 +12,6 @@ from kdasr.errors import ConfigError
 from kdasr.interfaces import BLANK_ID, Batch, ModelOutput, frames_inside
 from kdasr.losses import collapsed, without_times
 from kdasr.targets import at_least_float32, best_units, targets_of
-from kdasr.text import Units, load_units
 
 
 @without_times
@@ -22,7 +19,6 @@ def expected_word_errors(
     output: ModelOutput,
     batch: Batch,
     *,
-    units: str,
     samples: int = 8,
     window_frames: int = 12,
     teacher: str | None = None,
@@ -43,7 +39,6 @@ def expected_word_errors(
     Args:
         output: of the student.
         batch: with transcripts; where there are none, W counts errors against the teacher's best path.
-        units: folder of a model, or of labels, with the units that words are made of: that of `start`.
         samples: how often each window is drawn.
         window_frames: output frames, about those of a word.
 
@@ -52,8 +47,7 @@ def expected_word_errors(
         GPU is waited for: words are counted on the CPU.
 
     Raises:
-        ConfigError: numbers out of range, or units that are more or fewer than the model's.
-        UnitsError: there are no units in the folder.
+        ConfigError: numbers out of range, or a batch that does not say what its units spell.
         MissingLabelsError: there are neither transcripts nor soft labels.
     """
     if samples < 2 or window_frames < 1:
@@ -63,25 +57,22 @@ def expected_word_errors(
             expected="samples >= 2, window_frames >= 1",
             got=f"samples {samples}, window_frames {window_frames}",
         )
-    if not units:
-        expected = "the folder of a model: that of `start`"
-        raise ConfigError("there are no units", where="expected_word_errors", expected=expected, got=units)
-    words = _units_in(units)
-    if words.vocab_size != output.log_probs_btv.shape[2]:
+    if batch.decode is None:
         raise ConfigError(
-            "the units are those of another model",
+            "words are counted in training, where a batch says what its units spell",
             where="expected_word_errors",
-            expected=f"{output.log_probs_btv.shape[2]} units",
-            got=f"{words.vocab_size} in {units}",
+            expected="`decode` of the batch",
+            got=None,
         )
-    said = [words.decode(ids) for ids in _references(batch, teacher)]
+    decode = batch.decode
+    said = [decode(ids).split() for ids in _references(batch, teacher)]
     log_probs_btv = at_least_float32(output.log_probs_btv)
     paths_sbt = _drawn_paths(log_probs_btv.detach(), output.lengths_b, samples)
     frame_t = torch.arange(paths_sbt.shape[2], device=paths_sbt.device)
     window_t = (frame_t + torch.randint(window_frames, ())) // window_frames
     window_w111 = torch.arange(int(window_t[-1]) + 1, device=window_t.device)[:, None, None, None]
     mixed_wsbt = torch.where(window_t == window_w111, paths_sbt, paths_sbt[:1])
-    errors_wsb = _errors_of_paths(mixed_wsbt.flatten(0, 2), said, words).view(mixed_wsbt.shape[:3])
+    errors_wsb = _errors_of_paths(mixed_wsbt.flatten(0, 2), said, decode).view(mixed_wsbt.shape[:3])
     blame_wsb = (errors_wsb - errors_wsb.mean(1, keepdim=True)) / (samples - 1)
     blame_sbt = blame_wsb.to(log_probs_btv)[window_t].permute(1, 2, 0)
     log_probs_sbt = log_probs_btv.gather(2, paths_sbt.permute(1, 2, 0)).permute(2, 0, 1)
@@ -102,22 +93,17 @@ def _drawn_paths(log_probs_btv: Tensor, lengths_b: Tensor, samples: int) -> Tens
     return paths_bts.masked_fill(~inside_bt1, BLANK_ID).permute(2, 0, 1)
 
 
-def _errors_of_paths(paths_nt: Tensor, said: Sequence[str], words: Units) -> Tensor:
+def _errors_of_paths(
+    paths_nt: Tensor, said: Sequence[Sequence[str]], decode: Callable[[Sequence[int]], str]
+) -> Tensor:
     """(N,) word errors of what paths say, of which the n-th is of utterance n % len(said)."""
     ids = _without_padding(*collapsed(paths_nt))
     found = [(n % len(said), tuple(one)) for n, one in enumerate(ids)]
-    words_said = [text.split() for text in said]
     # Most draws change nothing, or the same.
     errors = {
-        (row, one): Levenshtein.distance(words_said[row], words.decode(one).split())
-        for row, one in dict.fromkeys(found)
+        (row, one): Levenshtein.distance(said[row], decode(one).split()) for row, one in dict.fromkeys(found)
     }
     return torch.tensor([errors[one] for one in found], dtype=torch.float64)
-
-
-@lru_cache(maxsize=4)
-def _units_in(folder: str) -> Units:
-    return load_units(Path(folder))
 
 
 def _references(batch: Batch, teacher: str | None) -> list[list[int]]:

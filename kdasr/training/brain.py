@@ -154,7 +154,7 @@ class CtcBrain(sb.Brain):
             pin_memory=self.device_type == "cuda",
         )
         one_epoch = OneEpoch(self.training.dev)
-        dev = _Loader(
+        self.dev = _Loader(
             one_epoch,
             batch_size=None,
             sampler=self.ranks.share(range(len(one_epoch))),
@@ -165,7 +165,7 @@ class CtcBrain(sb.Brain):
         shown = self.ranks.first and console.is_terminal
         with Progress(*columns, console=console, transient=True, disable=not shown) as self.progress:
             self.task = self.progress.add_task(self.training.name, total=self.last_step)
-            self.fit(self.counter, loader, dev)
+            self.fit(self.counter, loader, self.dev)
 
     def _so_far(self) -> dict[str, float]:
         """What a run that goes on has to know. Else it would tell the losses since then for those since the
@@ -189,14 +189,18 @@ class CtcBrain(sb.Brain):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._check_ranks()
+        begins = self.optimizer_step == 0
         if self.ranks.first:
             # In the middle of an epoch, or at its end, its look is still to come.
-            self.log.cut(self.optimizer_step, with_look=self.step == 0)
+            self.log.cut(self.optimizer_step, with_look=self.step == 0 and not begins)
         if self.optimizer_step == self.last_step and self.step == 0:
             self._say(f"all {self.last_step} steps are done already")
         elif self.optimizer_step:
             self._say(f"goes on after step {self.optimizer_step}/{self.last_step}")
         self.progress.update(self.task, completed=self.optimizer_step)
+        if begins and self.training.start is not None:
+            # What the steps have to improve on.
+            self._fit_valid(self.dev, epoch=self.counter.current, enable=False)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         self.hypotheses: list[str] = []
@@ -208,7 +212,6 @@ class CtcBrain(sb.Brain):
             self.dev_mean = _Mean()
             # Not what the last step left: a run that is resumed here has made none.
             self.step_module.progress = self.optimizer_step / self.last_step
-            torch.manual_seed(step_seed(self.training.seed, f"{DEV}/{self.optimizer_step}"))
             self._swap_average()
 
     def _swap_average(self) -> None:
@@ -288,6 +291,9 @@ class CtcBrain(sb.Brain):
         stream = "labelled" if batch.tokens_bu is not None else "unlabelled"
         if stage != sb.Stage.TRAIN:
             stream = DEV
+            # Some losses draw: the same of each batch, whichever rank looks at it.
+            seed = step_seed(self.training.seed, f"{DEV}/{self.optimizer_step}/{batch.keys[0]}")
+            torch.manual_seed(seed)
         output, terms = self.modules["step"](batch.to(self.device, non_blocking=True), stream)
         return output, {f"{stream}/{name}": term for name, term in terms.items()}
 
@@ -414,10 +420,10 @@ class CtcBrain(sb.Brain):
         wer, _ = error_rates(_joined(references), _joined(hypotheses))
         finite = {"dev_loss": mean.value} if mean.count else {}
         self.log.write({"step": step, **finite, "dev_wer": wer, **watched})
-        self._say(
-            f"step {step}/{self.last_step}  train loss {self.train_mean}  "
-            f"dev loss {mean}  dev WER {wer:.1f} %"
-        )
+        trained = f"  train loss {self.train_mean}" if step else ""
+        self._say(f"step {step}/{self.last_step}{trained}  dev loss {mean}  dev WER {wer:.1f} %")
+        if step == 0:
+            return
         early, count = sum(at_once), sum(map(len, hypotheses))
         if step == self.last_step and 2 * early > count:
             self._say(

@@ -180,7 +180,7 @@ class Training:
         torch.manual_seed(step_seed(self.seed, "teachers"))
         for teacher in self.teachers.values():
             teacher.attach(self.model, units_hash=self.units.hash, statistics=statistics)
-        step = Step(self.model, self.losses, self.teachers, self.augment).to(self.device)
+        step = Step(self.model, self.losses, self.teachers, self.augment, self.units.decode).to(self.device)
         used = dict.fromkeys(stream for stream, _ in self.schedule)
         first = ((stream, self.streams[stream].batch(0).to(self.device)) for stream in used)
         step.initialise(step_seed(self.seed, "losses"), first, self.dev.batch(0).to(self.device))

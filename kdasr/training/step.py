@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Step(nn.Module):
         losses: for each stream, loss functions and their weights by name.
         teachers: online teachers by name, attached to the student.
         augment: features to features, in training only; or None.
+        decode: the ids of the student's units to text, for losses that count words.
 
     Attributes:
         learned: the losses and teachers that have parameters or state, by name.
@@ -66,6 +67,7 @@ class Step(nn.Module):
         losses: Mapping[str, WeightedLosses],
         teachers: Mapping[str, OnlineTeacher],
         augment: nn.Module | None,
+        decode: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         super().__init__()
         self.student = Recorded(model)
@@ -77,7 +79,7 @@ class Step(nn.Module):
         self.learned = nn.ModuleDict(
             {place: part for name, one in named.items() for place, part in _modules_of(one, name)}
         )
-        self._losses, self._teachers = losses, teachers
+        self._losses, self._teachers, self._decode = losses, teachers, decode
 
     def forward(self, batch: Batch, stream: str) -> tuple[ModelOutput, dict[str, Tensor]]:
         """What the student makes of a batch on the module's device, and each weighted loss of its stream; of
@@ -90,6 +92,7 @@ class Step(nn.Module):
         output: ModelOutput = self.student(features_btf, batch.feature_lengths_b)
         batch.teachers = WhenAsked[str](lambda name: self._teacher(name)(batch, features_btf))
         batch.views = WhenAsked[int](lambda _: self.student(self._heard(batch), batch.feature_lengths_b))
+        batch.decode = self._decode
         terms = {}
         for name, (weight, loss) in self._losses["labelled" if stream == DEV else stream].items():
             if isinstance(weight, Fading) and self.progress >= weight.until:
