@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self, Union
 
 import numpy as np
 import soundfile
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from kdasr.errors import AudioError
 from kdasr.resampling import check_rates, resample
+from kdasr.storage import StorageError
 
 SAMPLE_RATE_HZ = 16_000
 _PCM16_SCALE = 32_768.0
@@ -39,6 +41,14 @@ _NOT_DECODED = (".3gp", ".aac", ".amr", ".m4a", ".mp4", ".sph", ".webm", ".wma")
 OTHER_AUDIO = (*_NOT_DECODED, ".aif", ".aiff", ".au", ".caf")
 NOT_READ = "a format that is not read: convert it to wav or flac"
 _COPY_AGAIN = "Copy the file again from its source."
+# What the system says of a file itself. All else (a lost mount, a bad disk, too many open files) may pass.
+_OF_THE_FILE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP,
+    errno.EINVAL,
+)  # fmt: skip
+
+
+_Source = Union[BinaryIO, "_OnDisk"]
 
 
 class Decoded(NamedTuple):
@@ -111,7 +121,8 @@ def load(path: Path) -> NDArray[np.float32]:
     """The audio file at `path` as `decode` gives it.
 
     Raises:
-        AudioError: as `decode`, or the file cannot be read.
+        AudioError: as `decode`, or there is no such file that may be read.
+        StorageError: the disk or its mount failed.
     """
     return load_with_rate(path).samples
 
@@ -133,6 +144,7 @@ class AudioReader:
     def __init__(self, path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> None:
         self._path, self._rate_hz = path, rate_hz
         self._file: _Forward | None = None
+        self._disk: _OnDisk | None = None
         self._close = ExitStack()
 
     @property
@@ -144,7 +156,7 @@ class AudioReader:
         """A cut, or all of the file.
 
         Raises:
-            AudioError: as `load`, or the cut is not within the file.
+            AudioError, StorageError: as `load`, or the cut is not within the file.
         """
         with self._reading() as file:
             return _joined(_blocks(file, str(self._path), cut), file.samplerate, self._rate_hz)
@@ -154,7 +166,8 @@ class AudioReader:
         towards its end, so that few words are cut in two. Two at a time are held in memory.
 
         Raises:
-            AudioError: as `load`; of a file that is cut short, the segments before that come first.
+            AudioError, StorageError: as `load`; of a file that is cut short, the segments before that come
+                first.
         """
         with self._reading() as file:
             for frames_nc in _segments(file, max_seconds, str(self._path), cut):
@@ -164,7 +177,7 @@ class AudioReader:
         """What the header says of a cut, undecoded, and of its `segments`.
 
         Raises:
-            AudioError: as `load`, as far as the header tells.
+            AudioError, StorageError: as `load`, as far as the header tells.
         """
         with self._reading() as file:
             start, end = _ends(file, str(self._path), cut)
@@ -175,19 +188,22 @@ class AudioReader:
 
     @contextmanager
     def _reading(self) -> Iterator[_Forward]:
-        # A file that does not know its length cannot seek back.
-        if self._file is None or self._file.frames >= _UNKNOWN_FRAMES:
-            self._close.close()
-            with ExitStack() as opened:
-                stream = opened.enter_context(_stream(self._path))
-                self._file = opened.enter_context(_opened(stream, str(self._path), self._rate_hz))
-                self._close = opened.pop_all()
         try:
-            with _decoding(str(self._path), self._path.stat().st_size):
+            # A file that does not know its length cannot seek back.
+            if self._file is None or self._file.frames >= _UNKNOWN_FRAMES:
+                self._close.close()
+                with ExitStack() as opened:
+                    self._disk = opened.enter_context(_on_disk(self._path))
+                    self._file = opened.enter_context(_opened(self._disk, str(self._path), self._rate_hz))
+                    self._close = opened.pop_all()
+            assert self._disk is not None
+            with _decoding(str(self._path), self._disk.num_bytes):
                 yield self._file
         except AudioError:
             # What is left of its state after a fault is not for the next cut.
             self._file = None
+            if self._disk is not None and self._disk.error is not None:
+                raise _not_read(self._path, self._disk.error) from self._disk.error
             raise
 
     def __enter__(self) -> Self:
@@ -254,7 +270,7 @@ class _Forward(soundfile.SoundFile):
 
 
 @contextmanager
-def _opened(stream: BinaryIO, where: str, rate_hz: int) -> Iterator[_Forward]:
+def _opened(stream: _Source, where: str, rate_hz: int) -> Iterator[_Forward]:
     """libsndfile's view of a stream that is not empty, not cut and holds samples that can be brought to
     `rate_hz`."""
     num_bytes = stream.seek(0, os.SEEK_END)
@@ -412,17 +428,46 @@ def _joined(blocks: Iterable[NDArray[np.float32]], from_hz: int, to_hz: int) -> 
     return Decoded(resample(np.ascontiguousarray(mono), from_hz, to_hz), from_hz, frames_nc.shape[1])
 
 
+class _OnDisk:
+    """An open file for libsndfile, to which an error of the disk is but the end of the file: it is kept."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+        self.num_bytes = os.fstat(stream.fileno()).st_size
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size)
+        except OSError as error:
+            self.error = error
+            return b""
+
+
 @contextmanager
-def _stream(path: Path) -> Iterator[BinaryIO]:
+def _on_disk(path: Path) -> Iterator[_OnDisk]:
     try:
-        with Path(path).open("rb") as stream:
-            yield stream
+        stream = Path(path).open("rb")  # noqa: SIM115  (closed below)
     except OSError as error:
-        fix = f"Name files, such as {Path(path) / '*.wav'}." if isinstance(error, IsADirectoryError) else None
-        raise AudioError("the audio file cannot be read", where=path, got=error.strerror, fix=fix) from error
+        raise _not_read(path, error) from error
+    with stream:
+        yield _OnDisk(stream)
 
 
-def _whole_wav(stream: BinaryIO, num_bytes: int, where: str) -> BinaryIO | _Unclosed:
+def _not_read(path: Path, error: OSError) -> AudioError | StorageError:
+    if error.errno not in _OF_THE_FILE:
+        return StorageError(
+            "the audio cannot be read from the disk",
+            where=path,
+            got=error.strerror,
+            fix="The file may be good: look at the disk or its mount, and run the same again.",
+        )
+    fix = f"Name files, such as {Path(path) / '*.wav'}." if isinstance(error, IsADirectoryError) else None
+    return AudioError("the audio file cannot be read", where=path, got=error.strerror, fix=fix)
+
+
+def _whole_wav(stream: _Source, num_bytes: int, where: str) -> _Source | _Unclosed:
     """The stream with all samples that are there, whatever a WAV header says of a length unknown to it;
     one that knows it and is cut is refused, for libsndfile reads it without a word."""
     stream.seek(0)
@@ -451,7 +496,7 @@ class _Unclosed:
     """A WAV whose length at `position` was left 0, which libsndfile takes for no samples: it reads as
     0xFFFFFFFF here."""
 
-    def __init__(self, stream: BinaryIO, position: int) -> None:
+    def __init__(self, stream: _Source, position: int) -> None:
         self._stream, self._position = stream, position
         self.seek, self.tell = stream.seek, stream.tell
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from kdasr.audio import (
 )
 from kdasr.errors import AudioError
 from kdasr.resampling import resample
+from kdasr.storage import StorageError
 from tests.test_resampling import tone
 
 FORMATS = {
@@ -160,6 +164,38 @@ def test_a_flac_that_never_knew_its_length_is_read() -> None:
 def test_a_missing_file_is_an_audio_error(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"absent\.wav.*cannot be read.*No such file"):
         load(tmp_path / "absent.wav")
+
+
+@pytest.mark.parametrize("when", ["opened", "read"])
+def test_a_disk_that_fails_is_not_the_file_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Nobody may take a good file for a bad one: what is told of it is no AudioError."""
+    path = tmp_path / "good.wav"
+    path.write_bytes(encoded(tone(2.0)))
+    fails = [True]
+    opened, seeks = Path.open, []
+
+    class Lost(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            seeks.append(self.tell())
+            if fails and self.tell() > 20_000:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return super().read(size)  # type: ignore[arg-type]
+
+    def failing(self: Path, *arguments: Any, **settings: Any) -> Any:
+        if self != path:
+            return opened(self, *arguments, **settings)
+        if fails and when == "opened":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return Lost(path)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(StorageError, match=r"good\.wav: the audio cannot be read from the disk; got Stale"):
+        load(path)
+    assert (max(seeks, default=0) > 20_000) == (when == "read")
+    fails.clear()
+    np.testing.assert_allclose(load(path), tone(2.0), atol=4e-5)
 
 
 def test_a_folder_in_the_place_of_a_file_says_what_to_name(tmp_path: Path) -> None:

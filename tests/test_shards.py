@@ -15,7 +15,7 @@ import webdataset
 from kdasr.audio import decode
 from kdasr.errors import AudioError, ManifestError, ShardError
 from kdasr.interfaces import Utterance
-from kdasr.manifest import manifest_path, manifest_text, read_manifest, sha256_of
+from kdasr.manifest import manifest_path, manifest_text, read_manifest, sha256_of, shard_path
 from kdasr.shards import (
     complete_shards,
     list_shards,
@@ -206,6 +206,14 @@ def test_list_shards_misses_what_a_finished_preparation_does_not_name(folder: Pa
     (folder / "prepared.json").write_text(json.dumps({"shards": named}))
     with pytest.raises(ManifestError, match=r"shard-000002\.tar unknown"):
         list_shards(folder)
+
+
+def test_shards_beyond_six_digits_are_shards(tmp_path: Path) -> None:
+    numbers = (999_998, 999_999, 1_000_000, 1_000_001)
+    for number in numbers:
+        shard_path(tmp_path, number).touch()
+        manifest_path(shard_path(tmp_path, number)).touch()
+    assert list_shards(tmp_path) == [shard_path(tmp_path, number) for number in numbers]
 
 
 def test_a_shard_that_is_damaged_ends_those_that_are_complete(folder: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ def _prepare_split(
         description=f"{source['corpus']} {source['split']}",
         kept=kept,
     )
-    shards = [open_shard(path) for path in paths]
+    # Without their entries, which are too many for the memory of a small machine.
+    shards = [replace(open_shard(path), entries=()) for path in paths]
     _commit(folder / DROPPED, dropped.as_json())
     _commit(folder / PREPARED, _summary(source, shards, dropped))
     (folder / PREPARING).unlink()

@@ -18,13 +18,13 @@ import numpy as np
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.done import find_work
+from kdasr.labelling.done import each, find_work
 from kdasr.labelling.engines import fetch_and_label, set_threads, settings_of_one
 from kdasr.labelling.settings import Settings, ShardResult, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest
 from kdasr.reasons import counted, duration
-from kdasr.storage import Place, locate
+from kdasr.storage import Place, StorageError, locate
 
 PREDICTION_FILE = "plan.json"
 _BYTES_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
@@ -99,7 +99,7 @@ def plan(
                 "a plan needs a sample and workers", where=name, expected="1 or more", got=value
             )
     shards = list_audio(audio)
-    seconds = [_seconds(shard) for shard in shards]
+    seconds = list(each(_seconds, shards, out or ""))
     sample = sorted({round(i) for i in np.linspace(0, len(shards) - 1, min(sample_shards, len(shards)))})
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     # As the job will: workers on one machine share its threads.
@@ -122,8 +122,8 @@ def read_plan(out: Place) -> Prediction | None:
     """The plan that is kept in `out`, if there is one of this release."""
     try:
         return Prediction(**json.loads(locate(out).child(PREDICTION_FILE).read_all()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+    except (OSError, StorageError, ValueError, TypeError):
+        return None  # a comparison is worth no failure
 
 
 def compare(out: Place, summary: dict[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from kdasr.labelling.filters import confidence
 from kdasr.labelling.heard import check_units, heard_text, labelled_shards
 from kdasr.labelling.out_folder import refuse_audio, write_labels
 from kdasr.soft_labels import Failure, Header, LabelShard, TopK
-from kdasr.storage import Place, locate
+from kdasr.storage import Place, same_place
 from kdasr.teachers.base import spell
 from kdasr.text import Units, letters_in, load_units, normalise
 
@@ -58,7 +58,7 @@ def retokenise(
         UnitsError: the teacher's units are not beside its labels.
         SoftLabelError: labels are missing, damaged or of other audio, or `out` holds others.
     """
-    if str(locate(labels)) == str(locate(out)):
+    if same_place(labels, out):
         fix = "Give another --out."
         raise ConfigError("retokenised labels need a folder of their own", where=str(out), fix=fix)
     refuse_audio(out)

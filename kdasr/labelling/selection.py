@@ -23,7 +23,7 @@ from kdasr.labelling.heard import labelled_shards
 from kdasr.labelling.out_folder import refuse_audio, write_labels
 from kdasr.manifest import Shard
 from kdasr.soft_labels import Failure, LabelShard
-from kdasr.storage import Place, locate
+from kdasr.storage import Place, same_place
 from kdasr.text import load_units
 
 
@@ -68,7 +68,7 @@ def select(
         raise ConfigError(
             "a selection needs a budget", where="hours", expected="more than 0, and finite", got=hours
         )
-    if str(locate(labels)) == str(locate(out)):
+    if same_place(labels, out):
         fix = "Give another --out."
         raise ConfigError("a selection needs a folder of its own", where="out", got=str(out), fix=fix)
     refuse_audio(out)

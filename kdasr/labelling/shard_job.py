@@ -27,7 +27,7 @@ from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, ma
 from kdasr.labelling.teachers import Teacher
 from kdasr.shards import Shard, open_shard, read_languages, read_utterance
 from kdasr.soft_labels import Failure, concatenate
-from kdasr.storage import Place
+from kdasr.storage import Place, StorageError
 from kdasr.teachers.on_device import with_log_mel_on_its_device
 
 #: Batches that may wait for the codec: it is much faster than any teacher, unless it is disturbed.
@@ -37,6 +37,25 @@ _BATCHES_AHEAD = 2
 _NO_WORDS = "the teacher heard no words, or words without end"
 #: Share of a batch that may be padding.
 _MAX_PADDING = 0.05
+# What a GPU's libraries, which have memory and handles of their own, say as plain RuntimeErrors. Not that a
+# size is none that they support: that is the utterance's.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+)
+_BROKEN_DEVICE = (
+    "CUDA error",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUFFT_INTERNAL_ERROR",
+    "CUFFT_EXEC_FAILED",
+)
 
 
 def label_shard(
@@ -63,14 +82,18 @@ def label_shard(
         ShardError: the audio shard is damaged or has no manifest.
         SoftLabelError: the teacher failed on every utterance, so it is not the utterances.
         torch.AcceleratorError, torch.OutOfMemoryError, MemoryError: nor is it with these.
-        StorageError, OSError: the labels could not be stored.
+        StorageError: the labels could not be stored.
     """
     started = time.perf_counter()
     shard = open_shard(audio_path, verify=True)
     run = _ShardRun(teacher, shard, settings, dict(exclude or {}))
     items = run.label()
     header = make_header(teacher, settings, audio_path.name, shard.sha256)
-    manifest = write_labels(out_dir, shard, header, items, overwrite=overwrite)
+    try:
+        manifest = write_labels(out_dir, shard, header, items, overwrite=overwrite)
+    except OSError as error:
+        # A full disk or a lost mount meets every other shard too.
+        raise StorageError("the labels could not be stored", where=str(out_dir), got=error) from error
     wall_s = time.perf_counter() - started
     return ShardResult(
         audio_path.name,
@@ -252,7 +275,7 @@ class _ShardRun:
         try:
             whole = self._whole_input(windows[0].number)
         except (KdasrError, RuntimeError, ValueError) as error:
-            if isinstance(error.__cause__, OSError) or _is_out_of_memory(error):
+            if isinstance(error.__cause__, OSError) or _is_out_of_memory(error) or _is_of_the_machine(error):
                 raise  # the shard was whole when it was hashed: this is the disk's or the machine's
             for segment in windows:
                 self._fail(segment, f"unusable audio: {_reason(error)}")
@@ -299,9 +322,9 @@ class _ShardRun:
             return
         try:
             heard = self._forward(loaded)
-        except torch.AcceleratorError:
-            raise  # whatever this process asks of the device next will fail too
         except Exception as error:
+            if _is_of_the_machine(error):
+                raise
             out_of_memory = _is_out_of_memory(error)
             if count == 1 and out_of_memory:
                 raise  # says more of the machine, and who else is using it, than of the utterance
@@ -433,8 +456,16 @@ class _Decoded(threading.local):
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On CPUs torch says so in the text alone.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    # On CPUs torch says so in the text alone, and likewise where a GPU's library finds no memory.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        said in str(error) for said in _NO_MEMORY
+    )
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error would have met other utterances too, which must not be blamed for it."""
+    said = any(said in str(error) for said in _BROKEN_DEVICE)
+    return isinstance(error, torch.AcceleratorError) or (said and not _is_out_of_memory(error))
 
 
 def _reason(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from kdasr.manifest import (
     shard_path,
 )
 
-SHARD_PATTERN = re.compile(r"shard-\d{6}\.tar")
+SHARD_PATTERN = re.compile(r"shard-\d{6,}\.tar")
 
 
 def list_shards(folder: Path) -> list[Path]:
@@ -57,7 +57,8 @@ def complete_tars(folder: str, names: Collection[str], read_record: Callable[[],
     if PREPARING in names:
         fix = "Run the same `kdasr prepare` again: it finishes what it began."
         raise ShardError("the corpus is not completely prepared", where=folder, fix=fix)
-    tars = sorted(name for name in names if SHARD_PATTERN.fullmatch(name))
+    names = set(names)  # a million of them may be asked for
+    tars = sorted((name for name in names if SHARD_PATTERN.fullmatch(name)), key=_in_order)
     for tar in tars:
         if manifest_path(Path(tar)).name not in names:
             raise missing_manifest(f"{folder}/{tar}")
@@ -80,6 +81,11 @@ def complete_tars(folder: str, names: Collection[str], read_record: Callable[[],
         fix = "Copy all shards, or prepare again."
         raise ManifestError(problem, where=f"{folder}/{PREPARED}", fix=fix)
     return tars
+
+
+def _in_order(name: str) -> tuple[int, str]:
+    """Shards by their numbers, of which those behind 999999 are longer."""
+    return len(name), name
 
 
 def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes]) -> str:
@@ -201,7 +207,8 @@ def verify_folder(folder: Path) -> list[str]:
     if not folder.is_dir():
         return [f"{folder}: there is no such folder"]
     problems: list[str] = [f"{path}: left over from a killed writer" for path in sorted(folder.glob("*.tmp"))]
-    stems = sorted({path.stem for path in folder.glob("shard-*.*") if path.suffix in (".tar", ".json")})
+    found = {path.stem for path in folder.glob("shard-*.*") if path.suffix in (".tar", ".json")}
+    stems = sorted(found, key=_in_order)
     if not stems:
         problems.append(f"{folder}: the folder holds no audio shards")
     expected_stems = [f"shard-{number:06d}" for number in range(len(stems))]

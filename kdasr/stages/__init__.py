@@ -21,7 +21,7 @@ from kdasr.labelling import plan as plan_labels
 from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.models import load_model
 from kdasr.ranks import Ranks, ranks
-from kdasr.reasons import Kind, Reasons, lines_of
+from kdasr.reasons import Kind, Reasons, counted, lines_of
 from kdasr.results import MISSING, set_aside_others
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
@@ -145,11 +145,15 @@ def label(
     )
     if job.first:
         print(summary_text(summary), file=sys.stderr)
-    if left := {**summary["shards_failed"], **dict.fromkeys(summary["shards_not_tried"], "not tried")}:
+    failed, not_tried = summary["shards_failed"], summary["shards_not_tried"]
+    if failed or not_tried:
+        told = [f"{name}: {reason}" for name, reason in list(failed.items())[:3]]
+        told += ["…"] if len(failed) > 3 else []
+        told += [f"{counted(len(not_tried), 'shard')} not tried"] if not_tried else []
         raise SoftLabelError(
-            f"{len(left)} shards have no labels",
+            f"{len(failed) + len(not_tried)} shards have no labels",
             where=out,
-            got="; ".join(f"{name}: {reason}" for name, reason in left.items()),
+            got="; ".join(told),
             fix="Run the same command again once the cause is gone: what is done is not done again.",
         )
     # One job of an array knows nothing of the others.

@@ -35,6 +35,7 @@ __all__ = [
     "locked",
     "refuse_file",
     "remove_leftovers",
+    "same_place",
     "sync_path",
     "temporary_name",
 ]
@@ -45,6 +46,13 @@ def locate(place: Place | Location) -> Location:
     if isinstance(place, str):
         return RemoteLocation.at(place) if is_url(place) else LocalLocation(Path(place))
     return LocalLocation(place) if isinstance(place, Path) else place
+
+
+def same_place(one: Place, other: Place) -> bool:
+    """Whether two paths or URLs name the same place, by whatever names."""
+    if is_url(one) or is_url(other):
+        return str(locate(one)) == str(locate(other))
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def is_url(place: Place | Location) -> bool:

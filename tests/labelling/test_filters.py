@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -308,15 +309,17 @@ def test_a_selection_without_budget_or_folder_of_its_own_is_refused(audio: Path,
         select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=1e-6)
     assert not (tmp_path / "best").exists()
     before = {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()}
-    for folder in (tmp_path / "all", f"{tmp_path}/all/"):
+    # Whatever the way to it.
+    (tmp_path / "link").symlink_to(tmp_path / "all")
+    for folder in (tmp_path / "all", f"{tmp_path}/all/", tmp_path / "link"):
         with pytest.raises(ConfigError, match="folder of its own"):
             select(audio=audio, labels=tmp_path / "all", out=folder, hours=1)
     with pytest.raises(ConfigError, match="folder of audio"):
         select(audio=audio, labels=tmp_path / "all", out=audio, hours=1)
-    # Whatever the way to it: labels that cost a teacher's time are not replaced by a selection of them.
-    (tmp_path / "link").symlink_to(tmp_path / "all")
+    # Labels that cost a teacher's time are not replaced by a selection of them, wherever they are.
+    shutil.copytree(tmp_path / "all", tmp_path / "copy")
     with pytest.raises(LabelMismatchError, match="Give another `out`"):
-        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "link", hours=1)
+        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "copy", hours=1)
     assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == before
 
 

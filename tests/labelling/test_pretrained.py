@@ -275,6 +275,9 @@ def test_what_the_student_cannot_spell_is_named(audio: Path, tmp_path: Path) -> 
     assert verify_labels(audio, tmp_path / "text") == []
     with pytest.raises(ConfigError, match="folder of their own"):
         retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "labels", units=few)
+    (tmp_path / "way").symlink_to(tmp_path / "labels")
+    with pytest.raises(ConfigError, match="folder of their own"):
+        retokenise(audio=audio, labels=tmp_path / "way", out=tmp_path / "labels", units=few, overwrite=True)
     again = retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "text", units=few)
     assert again == found
     with pytest.raises(LabelMismatchError, match="another configuration: .*units_hash"):

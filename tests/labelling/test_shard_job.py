@@ -201,6 +201,7 @@ def test_a_poison_utterance_is_named_and_its_neighbours_are_labelled(
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_batches_that_the_memory_does_not_hold_are_halved_and_so_are_those_after_them(
@@ -280,6 +281,37 @@ def test_memory_that_one_utterance_does_not_fit_is_not_its_fault(tmp_path: Path)
     cast(Any, teacher.model).offline = without_memory
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         label_shard(teacher, audio, tmp_path / "labels", Settings())
+
+
+@pytest.mark.parametrize(
+    ("said", "blamed"),
+    [
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`", False),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", False),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", True),
+    ],
+)
+def test_a_gpu_s_library_that_fails_is_no_utterance_s_fault(tmp_path: Path, said: str, blamed: bool) -> None:
+    """It may be well again with the next utterance; a shape that it does not take is another matter."""
+    (audio,) = make_audio(tmp_path / "audio", 4)
+    teacher = TinySource().load("cpu")
+    model, calls = cast(Any, teacher.model), []
+    offline = model.offline
+
+    def failing(*inputs: torch.Tensor) -> Any:
+        calls.append(len(inputs[0]))
+        if len(calls) <= 2:
+            raise RuntimeError(said)
+        return offline(*inputs)
+
+    model.offline = failing
+    if not blamed:
+        with pytest.raises(RuntimeError, match=said.partition(":")[0]):
+            label_shard(teacher, audio, tmp_path / "labels", Settings())
+        assert not list((tmp_path / "labels").glob("*"))
+        return
+    result = label_shard(teacher, audio, tmp_path / "labels", Settings())
+    assert len(result.manifest["failed"]) == 1 and said in result.manifest["failed"][0][1]
 
 
 def test_excluded_utterances_keep_their_place_and_reason(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def test_the_offsets_are_those_of_the_first_teacher_that_a_loss_names(
     model = functools.partial(Late, *STUDENT.args, **STUDENT.keywords)
     settings: dict[str, Any] = {"model": model, "start": str(data / "one"), "optimisation": STILL}
     found = looks(train_online(data, tmp_path / "model", **settings, **changed))
-    assert len(found) == 2 and found[0] == found[1]
+    # Before the first step and at each look.
+    assert len(found) == 3 and found[0] == found[1] == found[2]
     assert found[0]["offsets_ms"] == [80.0] and found[0]["frame_shift_ms"] == 40.0
     assert found[0]["student_spikes"] == sum(found[0]["counts"]) > 0
 
