@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +33,18 @@ from kdasr.features import (
     log_mel,
     num_frames,
 )
-from kdasr.interfaces import Batch, SoftLabels, Utterance
+from kdasr.interfaces import BLANK_ID, Batch, SoftLabels, Utterance
 from kdasr.items import Item, Items, Joined
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
-from kdasr.soft_labels import LabelFolder
+from kdasr.soft_labels import LabelFolder, concatenate
 from kdasr.text import Units
 
 _TAIL_FRAMES = TAIL_MS // FRAME_SHIFT_MS
+# The longest that is heard before the speech: by then a streaming student's memory holds little else.
+_LEAD_FRAMES = 1500 // FRAME_SHIFT_MS
+_QUIET_FRAMES = 100 // FRAME_SHIFT_MS
+# Of these leads, how many are digital silence, as some programs put before what they hear.
+_SILENT_LEADS = 0.25
 
 
 @dataclass(slots=True)
@@ -63,6 +68,11 @@ class Stream:
         tail_share: of the readings of an utterance that are followed by the silence that streaming models
             hear after the end of the audio (`kdasr.streaming.tail`): a student that has never heard it takes
             it for speech. Audio with labels frame by frame never is, nor is audio without text or labels.
+        lead_share: of the readings that begin with up to 1.5 s of what is heard before anybody speaks: noise
+            as in the quietest 100 ms of the utterance, or digital silence. Models that have never heard it
+            mishear what does not begin as utterances are cut. Labels frame by frame are blank there.
+        joined_share: of the batches of audio with text, and no labels, in which every second utterance
+            follows another one after such a pause, as in a stream, if both fit into `exclude_longer_s`.
         cache_bytes: memory for features that were computed already; small corpora fit whole.
 
     Attributes:
@@ -82,6 +92,8 @@ class Stream:
     spoil: Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]] | None = None
     mix: Callable[[Batch, torch.Generator], Batch] | None = None
     tail_share: float = 0.0
+    lead_share: float = 0.0
+    joined_share: float = 0.0
     items: Items = field(init=False)
     left_out: dict[str, str] = field(init=False, default_factory=dict)
     _cache: FeatureCache = field(init=False)
@@ -105,9 +117,12 @@ class Stream:
         self._cache = FeatureCache(self.cache_bytes)
         if (self.labels and self.labels_have_times) or not (self.labels or self.units):
             self.tail_share = 0.0
+        if self.labels or self.units is None:
+            self.joined_share = 0.0
         # The slowest speed makes the longest audio; batches are cut for it.
-        slowest, tail = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
-        frames = (math.ceil(num_frames(samples) / slowest) + tail for samples in self.items.num_samples())
+        slowest, around = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
+        around += _LEAD_FRAMES if self.lead_share or self.joined_share else 0
+        frames = (math.ceil(num_frames(samples) / slowest) + around for samples in self.items.num_samples())
         self._frames = np.fromiter(frames, np.int32, len(self.items))
 
     def _check(self) -> None:
@@ -166,8 +181,9 @@ class Stream:
         changes = [
             [type(by).__qualname__, getattr(by, "config", None)] for by in (self.spoil, self.mix) if by
         ]
-        tail = f"tail {self.tail_share}" if self.tail_share else None
-        optional = [item for item in (unit_map, changes, tail) if item]
+        shares = {"tail": self.tail_share, "lead": self.lead_share, "joined": self.joined_share}
+        around = [f"{name} {share}" for name, share in shares.items() if share]
+        optional = [item for item in (unit_map, changes, *around) if item]
         return [list(self.items.sha256().values()), labels, settings, len(self.items), *optional]
 
     @property
@@ -283,22 +299,47 @@ class Stream:
         return contract.apply(labels, self.student.frames(num_frames(item.entry.num_samples)))
 
     def _load(self, epoch: int, indices: Sequence[int]) -> Batch:
-        items = [self.items[i] for i in indices]
-        loaded = [self._features_and_text(item, self._speed(item, epoch)) for item in items]
-        soft = [self._soft_labels(item) for item in items] if self.labels else None
-        texts = [text for _, text in loaded] if self.units is not None else None
-        keys = [item.entry.key for item in items]
-        clean = [
-            self._with_tail(features, key, epoch) for (features, _), key in zip(loaded, keys, strict=True)
-        ]
+        readings = [self._reading(row, epoch) for row in self._rows([self.items[i] for i in indices], epoch)]
+        keys, texts, heard, clean, labels = map(list, zip(*readings, strict=True))
+        soft = labels if self.labels else None
+        batch = collate(keys, heard, self.units, texts if self.units is not None else None, soft)
         if self.spoil is not None:
-            spoilt = [self._with_tail(self._spoilt(item, epoch), item.entry.key, epoch) for item in items]
-            batch = collate(keys, spoilt, self.units, texts, soft)
             batch.teacher_features_btf = collate(keys, clean).features_btf
-            return batch
-        batch = collate(keys, clean, self.units, texts, soft)
         random = torch.Generator().manual_seed(self._draw(epoch, keys[0]))
         return batch if self.mix is None else self.mix(batch, random)
+
+    def _rows(self, items: Sequence[Item], epoch: int) -> list[list[Item]]:
+        """What is heard in a row in each reading of a batch: one utterance, or, where they fit, two in all of
+        them, for all are then of about one length."""
+        if not self._happens(self.joined_share, epoch, f"{items[0].entry.key}/joined"):
+            return [[item] for item in items]
+        rows: list[list[Item]] = [[]]
+        for item in items:
+            if len(rows[-1]) == 2 or sum(map(self._seconds, [*rows[-1], item])) > self.exclude_longer_s:
+                rows.append([])
+            rows[-1].append(item)
+        return rows if rows[0] else rows[1:]
+
+    def _seconds(self, item: Item) -> float:
+        """The longest that an utterance and what comes before it may take."""
+        frames = num_frames(item.entry.num_samples) / min(self.speeds) + _LEAD_FRAMES + _TAIL_FRAMES
+        return frames * FRAME_SHIFT_MS / 1000
+
+    def _reading(self, row: Sequence[Item], epoch: int) -> _Reading:
+        heard, clean, texts, labels = [], [], [], []
+        for number, item in enumerate(row):
+            features_tf, text = self._features_and_text(item, self._speed(item, epoch))
+            lead = self._lead(item.entry.key, epoch, asked=number > 0)
+            spoilt_tf = features_tf if self.spoil is None else self._spoilt(item, epoch)
+            clean.append(lead.before(features_tf))
+            heard.append(clean[-1] if self.spoil is None else lead.before(spoilt_tf))
+            texts.append(text)
+            if self.labels:
+                labels += [self._blank(lead.frames), self._soft_labels(item)]
+        key, tail = "+".join(item.entry.key for item in row), self._has_tail(row[-1].entry.key, epoch)
+        heard_tf, clean_tf = (_with_tail(torch.cat(parts), tail) for parts in (heard, clean))
+        text = " ".join(text or "" for text in texts) if self.units is not None else None
+        return _Reading(key, text, heard_tf, clean_tf, concatenate(labels) if labels else None)
 
     def _spoilt(self, item: Item, epoch: int) -> Tensor:
         """(T, 80) what the student hears in place of an utterance, another thing in every epoch."""
@@ -307,11 +348,33 @@ class Stream:
         rng = np.random.default_rng(self._draw(epoch, f"{item.entry.key}/spoil"))
         return log_mel(self.spoil(samples, rng))
 
-    def _with_tail(self, features_tf: Tensor, key: str, epoch: int) -> Tensor:
-        """(T, 80) features, in some epochs with those of the silence after the end."""
-        if not self.tail_share or self._draw(epoch, f"{key}/tail") >= self.tail_share * 2**56:
-            return features_tf
-        return functional.pad(features_tf, (0, 0, 0, _TAIL_FRAMES), value=LOG_MEL_FLOOR)
+    def _lead(self, key: str, epoch: int, *, asked: bool) -> _Lead:
+        """What comes before an utterance, of whole output frames."""
+        if not asked and not self._happens(self.lead_share, epoch, f"{key}/lead"):
+            return _Lead(0, 0, False)
+        seed = self._draw(epoch, f"{key}/lead of")
+        rng = np.random.default_rng(seed)
+        subsampling = 1 if self.student is None else self.student.subsampling
+        frames = int(rng.integers(1, _LEAD_FRAMES // subsampling + 1)) * subsampling
+        return _Lead(frames, seed, bool(rng.random() < _SILENT_LEADS))
+
+    def _blank(self, feature_frames: int) -> SoftLabels:
+        """Labels of a lead: blank in each of the student's frames; none where labels have no times."""
+        timed = feature_frames and self.labels_have_times
+        count = self.student.frames(feature_frames) if timed and self.student is not None else 0
+        return SoftLabels(
+            np.ones(count, np.int64),
+            np.full(count, BLANK_ID, np.int64),
+            np.zeros(count, np.float32),
+            np.full(count, -np.inf, np.float32),
+        )
+
+    def _has_tail(self, key: str, epoch: int) -> bool:
+        return self._happens(self.tail_share, epoch, f"{key}/tail")
+
+    def _happens(self, share: float, epoch: int, name: str) -> bool:
+        """Whether what happens in a share of the readings does in this one."""
+        return share > 0 and self._draw(epoch, name) < share * 2**56
 
     def _draw(self, epoch: int, name: str) -> int:
         """A number that the seed, the epoch and a name decide."""
@@ -332,6 +395,47 @@ class Stream:
             return log_mel(change_speed(utterance.samples, speed)), utterance.text
 
         return self._cache.get((item.shard.path, item.entry.key, speed), compute)
+
+
+class _Reading(NamedTuple):
+    """What a batch has of one utterance, or of two in a row.
+
+    Attributes:
+        key: of both.
+        text: of both; None where there is none.
+        heard, clean: (T, 80) features that the student hears, and an online teacher.
+        labels: as the student takes them, if there are any.
+    """
+
+    key: str
+    text: str | None
+    heard: Tensor
+    clean: Tensor
+    labels: SoftLabels | None
+
+
+class _Lead(NamedTuple):
+    """What comes before an utterance: so many feature frames, drawn from a seed, or silent."""
+
+    frames: int
+    seed: int
+    silent: bool
+
+    def before(self, features_tf: Tensor) -> Tensor:
+        """(frames + T, 80) features with the lead before them: frames of their quietest 100 ms, drawn."""
+        if not self.frames:
+            return features_tf
+        if self.silent:
+            return functional.pad(features_tf, (0, 0, self.frames, 0), value=LOG_MEL_FLOOR)
+        length = min(_QUIET_FRAMES, len(features_tf))
+        first = int(features_tf.mean(1).unfold(0, length, 1).mean(1).argmin())
+        chosen = np.random.default_rng(self.seed).integers(first, first + length, self.frames)
+        return torch.cat([features_tf[torch.from_numpy(chosen)], features_tf])
+
+
+def _with_tail(features_tf: Tensor, tail: bool) -> Tensor:
+    """(T, 80) features, and those of the silence after the end."""
+    return functional.pad(features_tf, (0, 0, 0, _TAIL_FRAMES), value=LOG_MEL_FLOOR) if tail else features_tf
 
 
 def _unlabelled(entry: ShardEntry, joined: Joined) -> str:

@@ -149,8 +149,10 @@ def test_students_hear_in_training_the_silence_that_they_hear_in_use(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def built(**settings: Any) -> None:
-        shares = {name: stream.tail_share for name, stream in settings["streams"].items()}
-        raise InterruptedError({**shares, "dev": settings["dev"].tail_share})
+        streams = {**settings["streams"], "dev": settings["dev"]}
+        around = {name: (one.lead_share, one.joined_share) for name, one in streams.items()}
+        assert around == {"labelled": (0.5, 0.25), "unlabelled": (0.5, 0.0), "dev": (0.0, 0.0)}
+        raise InterruptedError({name: one.tail_share for name, one in streams.items()})
 
     monkeypatch.setattr("kdasr.stages.training.Training", built)
     teacher = functools.partial(ConformerTeacher, width=16, num_layers=1, num_heads=2, kernel_frames=3)

@@ -51,6 +51,8 @@ _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "batch_seconds": ("more than 0, and finite", lambda value: 0 < value < math.inf),
     "exclude_longer_s": ("more than 0", lambda value: value > 0),
     "tail_share": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "lead_share": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "joined_share": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "silent_start": _NO_LESS_THAN_0,
 }
 

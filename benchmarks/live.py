@@ -1,0 +1,125 @@
+"""What a student mishears of a microphone that was on before the speech began, and after other speech.
+
+    python -m benchmarks.live --models runs/mini/student_mwer runs/mini/student_distilled \\
+        --test runs/mini/shards/test
+
+Test sets are of utterances that begin where somebody cut them; an app hears whatever comes before. For each
+model, the WER of the test set as it is cut; with so many seconds before each utterance of noise that is as
+loud as its quietest 100 ms, or of digital silence; and in streams of ten utterances, one after the other,
+with so many seconds of such noise between them. Each in one pass over the whole audio, which is what a
+session gives chunk by chunk. Noise is drawn from one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.transcribe import open_recogniser
+from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.decoding import greedy
+from kdasr.devices import one_torch_thread
+from kdasr.error_rates import error_rates
+from kdasr.features import log_mel
+from kdasr.interfaces import Utterance
+from kdasr.shards import list_shards, read_shard
+from kdasr.streaming import with_tail
+
+_QUIET = SAMPLE_RATE_HZ // 10
+_TOGETHER = 10
+
+Samples = NDArray[np.float32]
+Heard = Callable[[Samples], str]
+
+
+def noise_like(samples: Samples, seconds: float, rng: np.random.Generator) -> Samples:
+    """White noise as loud as the quietest 100 ms of some audio that are not digital silence."""
+    blocks = samples[: len(samples) // _QUIET * _QUIET].reshape(-1, _QUIET)
+    rms = np.sqrt(np.square(blocks, dtype=np.float64).mean(1))
+    level = rms[rms > 0].min(initial=1.0) if rms.any() else 0.0
+    return (level * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))).astype(np.float32)
+
+
+def before(utterances: Sequence[Utterance], seconds: float, *, zeros: bool = False) -> list[Utterance]:
+    """Each utterance with noise like its own, or zeros, before it."""
+    rng = np.random.default_rng(1)
+    leads = [noise_like(one.samples, seconds, rng) * (not zeros) for one in utterances]
+    return [
+        Utterance(one.key, np.concatenate([lead, one.samples]).astype(np.float32), one.text)
+        for one, lead in zip(utterances, leads, strict=True)
+    ]
+
+
+def joined(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
+    """Streams of some utterances with pauses between them."""
+    apart = before(utterances, seconds)
+    groups = [apart[start : start + _TOGETHER] for start in range(0, len(apart), _TOGETHER)]
+    return [
+        Utterance(
+            group[0].key,
+            np.concatenate([one.samples for one in group]),
+            " ".join(one.text or "" for one in group),
+        )
+        for group in groups
+    ]
+
+
+def word_error_rate(hear: Heard, utterances: Sequence[Utterance]) -> float:
+    """In %, over all utterances together."""
+    return error_rates([one.text or "" for one in utterances], [hear(one.samples) for one in utterances])[0]
+
+
+def transcriber(folder: Path) -> Heard:
+    """What the model in a folder makes of whole audio and its tail, greedily."""
+    recogniser = open_recogniser(folder)
+    if (model := recogniser.offline_model) is None:
+        raise SystemExit(f"{folder} is an exported model: name the folder that it was exported from")
+
+    def hear(samples: Samples) -> str:
+        features_btf = log_mel(with_tail(samples))[None]
+        with torch.inference_mode():
+            log_probs_btv, lengths_b = model.offline(features_btf, torch.tensor([features_btf.shape[1]]))
+        return recogniser.units.decode([token.id for token in greedy(log_probs_btv, lengths_b)[0]])
+
+    return hear
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measure, print a table; returns its rows."""
+    parser = argparse.ArgumentParser(description="word errors of speech that does not begin at once")
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of models")
+    parser.add_argument("--test", type=Path, required=True, help="labelled shards")
+    parser.add_argument("--utterances", type=int, help="only so many of them, the first ones")
+    options = parser.parse_args(arguments)
+    spoken = [one for path in list_shards(options.test) for one in read_shard(path) if one.text]
+    spoken = spoken[: options.utterances]
+    audio: dict[str, list[Utterance]] = {
+        "as cut": spoken,
+        "0.1 s before": before(spoken, 0.1),
+        "0.5 s before": before(spoken, 0.5),
+        "2 s before": before(spoken, 2.0),
+        "0.5 s of zeros before": before(spoken, 0.5, zeros=True),
+        "streams, 0.2 s apart": joined(spoken, 0.2),
+        "streams, 1.5 s apart": joined(spoken, 1.5),
+    }
+    print("| model |", " | ".join(audio), "|\n|---" + "|---" * len(audio) + "|")
+    rows: list[dict[str, Any]] = []
+    with one_torch_thread():
+        for folder in options.models:
+            hear = transcriber(folder)
+            wers = {name: round(word_error_rate(hear, utterances), 2) for name, utterances in audio.items()}
+            print(f"| {folder} |", " | ".join(f"{wer:.1f}" for wer in wers.values()), "|", flush=True)
+            rows.append({"model": str(folder), "wer": wers})
+    print(json.dumps(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
