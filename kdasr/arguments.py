@@ -120,7 +120,11 @@ def _is_of(value: Any, kind: Any) -> bool:
     if plain not in _KINDS:
         # Of a class of ours, where YAML's own values are not; but a text may stand for a path.
         is_path = isinstance(value, str) and plain is Path
-        return is_path or type(value) not in (bool, int, float, str, list, dict) or _is_instance(value, plain)
+        return (
+            is_path
+            or type(value) not in (bool, int, float, str, list, dict, types.NoneType)
+            or _is_instance(value, plain)
+        )
     if plain in (Sequence, tuple):
         return _is_list(value, parts, of_any_length=plain is Sequence or ... in parts)
     if plain in (int, float) and isinstance(value, bool):

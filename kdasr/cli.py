@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,9 +166,14 @@ def _run_by_all(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 
 def _with_dashes(word: str) -> str:
-    """An option with dashes in the place of underscores: recipes write chunk_ms, and so do people."""
+    """An option with dashes in the place of underscores: recipes write chunk_ms, and so do people; in its
+    value ~/ is the home folder, which a shell does not see behind an equals sign."""
     name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+    if not name.startswith("--"):
+        return word
+    # A Path would lose a slash at its end.
+    at_home = os.path.expanduser(value) if value.startswith("~/") else value  # noqa: PTH111
+    return name.replace("_", "-") + equals + at_home
 
 
 def _settings(rest: Sequence[str]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] 
     Raises:
         ConfigError: `folder` holds anything but a model.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # of "." there is no name
     refuse_other_content(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -27,7 +27,7 @@ from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
 from kdasr.devices import free_gpu_memory, usable_device
 from kdasr.errors import ConfigError, ModelError
-from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource
+from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource, check_job
 from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
@@ -47,6 +47,7 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
 _CHECKS: dict[str, Callable[..., Any]] = {
     "prepare": stages.corpus_folder,
     "train": stages.check_train,
+    "label": check_job,
     "export": stages.check_export,
     "evaluate": stages.check_evaluation,
 }
@@ -247,7 +248,7 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     if recipe.stage == "prepare":
         key = "unlabelled_corpus" if arguments.get("corpus") is None else "corpus"
         yield key, stages.corpus_folder(**arguments)
-    for key in ("teacher", "start", "units"):
+    for key in ("teacher", "start", "units", "model"):
         # An ensemble is of folders, which stages may make.
         if not isinstance(arguments.get(key), Ensemble | FolderTeacher):
             yield key, arguments.get(key)

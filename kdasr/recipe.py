@@ -22,7 +22,7 @@ import json
 import os
 import pydoc
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -72,12 +72,14 @@ class Recipe:
         stage: which verb runs it: prepare, train, label, export, evaluate.
         arguments: every other top-level key, built.
         text: the YAML with all settings and references resolved, not yet built.
+        source: the YAML as it was read, its references too: the file may be edited while stages run.
         path: where it came from.
     """
 
     stage: str
     arguments: dict[str, Any]
     text: str
+    source: str
     path: Path
 
 
@@ -161,6 +163,7 @@ def load_recipe(
     """
     path = Path(path)
     known = _parse(path)
+    source = _dumped(known)
     for name, value in (settings or {}).items():
         _set(path, known, name, value, takes)
     try:
@@ -180,7 +183,7 @@ def load_recipe(
         fix = f"It lists stages: use `kdasr run {path.parent}`." if "stages" in built else None
         expected = "stage: prepare, train, label, …"
         raise ConfigError("the recipe names no stage", where=path, expected=expected, fix=fix)
-    return Recipe(stage, built, text, path)
+    return Recipe(stage, built, text, source, path)
 
 
 def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
@@ -189,9 +192,8 @@ def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[
     Raises:
         ConfigError: a key that is neither taken nor referred to, or a required one is missing.
     """
-    source = _dumped(_parse(recipe.path))
     for key in recipe.arguments:
-        if key not in accepted and not re.search(rf"<{re.escape(key)}[>\[]", source):
+        if key not in accepted and not re.search(rf"<{re.escape(key)}[>\[]", recipe.source):
             raise ConfigError(
                 f"unknown key {key!r} in the recipe",
                 where=recipe.path,
@@ -397,7 +399,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError("the recipe is not valid YAML", where=path, got=error) from error
     if not isinstance(content, dict):
         raise ConfigError("the recipe is not a mapping of settings", where=path)
+    _check_texts(content, path)
     return content
+
+
+def _check_texts(keys: Iterable[Any], where: Path) -> None:
+    if strange := [key for key in keys if not isinstance(key, str)]:
+        fix = "Put it into quotes."
+        raise ConfigError("the name of a setting is a text", where=where, got=repr(strange[0]), fix=fix)
 
 
 def _place(content: Any, name: str, takes: Takes) -> Any:
@@ -414,14 +423,20 @@ def _place(content: Any, name: str, takes: Takes) -> Any:
         return place if last.isdecimal() and int(last) < len(place) else None
     tagged = isinstance(place, CommentedMap) and bool(place.tag.value)
     taken = not parents and last in takes.get(str(content.get("stage")), ())
-    return place if isinstance(place, dict) and (last in place or tagged or taken) else None
+    return place if isinstance(place, dict) and (_own_name(place, last) in place or tagged or taken) else None
 
 
 def _item(place: Any, part: str) -> Any:
     """What a mapping has by name or a list by number; None where it has not."""
     if isinstance(place, list):
         return place[int(part)] if part.isdecimal() and int(part) < len(place) else None
-    return place.get(part) if isinstance(place, dict) else None
+    return place.get(_own_name(place, part)) if isinstance(place, dict) else None
+
+
+def _own_name(place: Mapping[Any, Any], part: str) -> str:
+    """The key that a word of the command line means, where dashes have become underscores."""
+    same = (key for key in place if isinstance(key, str) and key.replace("-", "_") == part)
+    return part if part in place else next(same, part)
 
 
 def _set(path: Path, content: Any, name: str, value: Any, takes: Takes = MappingProxyType({})) -> None:
@@ -430,7 +445,7 @@ def _set(path: Path, content: Any, name: str, value: Any, takes: Takes = Mapping
         known = [*content, *(key for key in takes.get(str(content.get("stage")), ()) if key not in content)]
         raise ConfigError(f"unknown setting {name!r}", where=path, expected=", ".join(map(str, known)))
     last = name.rpartition(".")[2]
-    key = int(last) if isinstance(place, list) else last
+    key = int(last) if isinstance(place, list) else _own_name(place, last)
     if isinstance(_item(place, last), dict) and isinstance(value, str) and value.endswith(".yaml"):
         value = _mapping_of(Path(value), last)
     place[key] = value
@@ -454,6 +469,7 @@ def _stage(run_file: Path, entry: Any) -> Stage:
             got=entry,
         )
     keys = ("recipe", "name", "set", "beside")
+    _check_texts(entry, run_file)
     if unknown := set(entry) - set(keys):
         raise ConfigError(
             f"unknown key {sorted(unknown)[0]!r} in a stage", where=run_file, expected=", ".join(keys)
@@ -461,6 +477,7 @@ def _stage(run_file: Path, entry: Any) -> Stage:
     if not isinstance(entry.get("set", {}), Mapping):
         expected = "settings by name, or no such key"
         raise ConfigError("set cannot be read", where=run_file, expected=expected, got=entry["set"])
+    _check_texts(entry.get("set", {}), run_file)
     if not isinstance(entry.get("beside", False), bool):
         raise ConfigError("beside is true or false", where=run_file, got=entry["beside"])
     path = run_file.parent / entry["recipe"]

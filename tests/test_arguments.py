@@ -58,6 +58,8 @@ class FurtherModel(Model):
         ({1, 2}, Collection[int], {1, 2}),
         ([1, 2], Collection[int], [1, 2]),
         (3, Any, 3),
+        (None, Any, None),
+        (None, Model | None, None),
     ],
 )
 def test_what_fits_is_given_back(value: object, hint: object, found: object) -> None:
@@ -86,6 +88,8 @@ def test_what_fits_is_given_back(value: object, hint: object, found: object) -> 
         (["a"], Model, "Model.*got \\['a'\\]"),
         ("none", Model | None, "Model.* or null; got 'none'"),
         (3, StreamingModel, "StreamingModel"),
+        (None, Model, "Model.*; got None"),
+        (None, str | Model, "a text or .*Model.*; got None"),
     ],
 )
 def test_what_does_not_is_refused_by_name(value: object, hint: object, expected: str) -> None:

@@ -268,7 +268,13 @@ def test_two_stages_that_write_to_one_folder_are_refused(folder: Path, ran: list
         ("evaluate", "spikes: [teacher, studnet]", "spikes: .*two of teacher"),
         ("evaluate", "models: {teacher: {pth: a}}", "models.teacher: .*no such setting"),
         ("evaluate", "models: {}", "models: there is nothing to measure"),
+        ("evaluate", "models: {2024: {path: a}}", "name of a row in models: .*a text; got 2024"),
+        ("evaluate", "test: {clean: [a], other: []}", r"test\.other: there is nothing to measure"),
         ("export", "format: onxx", "onxx"),
+        ("export", "model: gone", "three needs a folder that is not there; got gone"),
+        ("label", "engine: process", "engine: unknown engine.*inline, processes, ray; got process"),
+        ("label", "workers: 4", "the inline engine has one worker.*got 4"),
+        ("label", "teacher: null", "teacher: .*; got None"),
     ],
 )
 def test_what_is_wrong_in_the_last_stage_is_found_before_the_first_runs(
@@ -276,7 +282,8 @@ def test_what_is_wrong_in_the_last_stage_is_found_before_the_first_runs(
 ) -> None:
     given = {
         "evaluate": {"test": "[t]", "models": "{teacher: {path: a}}", "results": "r.json"},
-        "export": {"model": "m", "out": "o"},
+        "export": {"model": f"{folder}/work", "out": "o"},
+        "label": {"teacher": f"{folder}/work", "audio": "a", "out": "o"},
     }[stage]
     name, _, value = setting.partition(": ")
     lines = {"stage": stage, "work_dir": f"{folder}/work", **given, name: value}

@@ -191,6 +191,24 @@ def test_what_a_recipe_has_is_not_told_again_as_what_it_takes(tmp_path: Path) ->
     assert further.splitlines()[2:] == ["seed: 2", "name: (must be given)"]
 
 
+def test_a_recipe_that_is_edited_afterwards_is_what_it_was(tmp_path: Path) -> None:
+    """A run goes on for days with what was checked when it began."""
+    path = write(tmp_path / "r.yaml", "stage: train\nbase_dir: w\nout: !ref <base_dir>/m\n")
+    recipe = load_recipe(path)
+    write(path, "stage: train\nbase_dir: w\nout: elsewhere\n")
+    assert stage_arguments(recipe, ["out"], []) == {"out": "w/m"}
+    path.unlink()
+    assert stage_arguments(recipe, ["out"], []) == {"out": "w/m"}
+
+
+def test_a_key_with_dashes_is_found_by_the_command_line_s_name_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "stage: evaluate\ntest: {test-clean: [a], test_other: [b]}\n")
+    found = load_recipe(path, {"test.test_clean": ["c"], "test.test_other.0": "d"}).arguments
+    assert found == {"test": {"test-clean": ["c"], "test_other": ["d"]}}
+    with pytest.raises(ConfigError, match=r"unknown setting 'test\.test_dev'"):
+        load_recipe(path, {"test.test_dev": []})
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path / "r.yaml", "stage: train\n"))
     with pytest.raises(ConfigError, match="lacks the key 'out'"):
@@ -205,6 +223,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ("steps: 3", "names no stage"),
         ("stage: train\nx: !new:kdasr.no.such.Thing {}", "cannot be built"),
         ("stage: train\nx: !ref <nowhere>", "cannot be built"),
+        ("stage: train\n1: x", "the name of a setting is a text; got 1. Put it into quotes"),
     ],
 )
 def test_bad_yaml_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
@@ -364,6 +383,8 @@ def test_a_setting_that_no_stage_has_is_refused(run_folder: Path) -> None:
         ("stages: [gone.yaml]", "no such recipe"),
         ("stages: [{recipe: one.yaml, seet: 1}]", "unknown key 'seet'"),
         ("stages: [3]", "cannot be read"),
+        ("stages: [{recipe: one.yaml, 1: 2}]", "the name of a setting is a text; got 1"),
+        ("stages: [{recipe: one.yaml, set: {1: 2}}]", "the name of a setting is a text; got 1"),
     ],
 )
 def test_a_bad_run_is_one_clear_error(run_folder: Path, text: str, message: str) -> None:

@@ -30,7 +30,7 @@ from kdasr.labelling.filters import (
     own_scale,
 )
 from kdasr.labelling.heard import Heard, heard, heard_summary
-from kdasr.labelling.job import ENGINES, label, verify_labels
+from kdasr.labelling.job import ENGINES, check_job, label, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
 from kdasr.labelling.retokenise import Retokenised, retokenise
@@ -60,6 +60,7 @@ __all__ = [
     "TeacherSource",
     "Words",
     "bound",
+    "check_job",
     "compare",
     "find_work",
     "heard",

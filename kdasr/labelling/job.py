@@ -78,7 +78,8 @@ def label(
         LabelMismatchError: `out` holds labels of another teacher, with other settings or of other audio.
     """
     settings, ranks = settings or Settings(), ranks or Ranks()
-    _check_arguments(out, engine, workers, shard_index, num_shards)
+    check_job(engine=engine, workers=workers, shard_index=shard_index, num_shards=num_shards)
+    refuse_audio(out)
     if not ranks.alone:
         if (engine, num_shards) != ("inline", 1):
             raise ConfigError(
@@ -181,7 +182,10 @@ def _crew(work: Work, loaded: Teacher, engine: str, workers: int, ray_address: s
     return RayCrew(work, workers, ray_address)
 
 
-def _check_arguments(out: Place, engine: str, workers: int, shard_index: int, num_shards: int) -> None:
+def check_job(
+    *, engine: str = "inline", workers: int = 1, shard_index: int = 0, num_shards: int = 1, **_: Any
+) -> None:
+    """Raise ConfigError where the arguments of `label` name no engine, or no part of the work."""
     if engine not in ENGINES:
         raise ConfigError("unknown engine", where="engine", expected=", ".join(ENGINES), got=engine)
     if workers < 1 or not 0 <= shard_index < num_shards:
@@ -192,7 +196,6 @@ def _check_arguments(out: Place, engine: str, workers: int, shard_index: int, nu
         )
     if engine == "inline" and workers > 1:
         raise ConfigError("the inline engine has one worker", where="workers", expected=1, got=workers)
-    refuse_audio(out)
 
 
 def _check_codec(teacher: Teacher, settings: Settings) -> None:

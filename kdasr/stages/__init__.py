@@ -177,7 +177,6 @@ def _nothing_labelled(out: str, kinds: Sequence[Kind]) -> SoftLabelError:
 
 def _compare_spikes(board: Any, results: Path, teacher: str, student: str) -> None:
     """Not worth a failure after all was measured: a histogram that cannot be is left out, and why is said."""
-    (results.parent / SPIKES_FILE).unlink(missing_ok=True)
     try:
         board.compare_spikes(teacher, student)
     except ConfigError as error:
@@ -341,6 +340,7 @@ def evaluate(
             # With the audio of LibriSpeech all rows take hours, and a log file shows no bar.
             print(f"{title}: {said}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         if number == 0:
+            (Path(results).parent / SPIKES_FILE).unlink(missing_ok=True)  # that of before
             if spikes:
                 _compare_spikes(board, Path(results), *spikes)
             board.write_example()
@@ -370,6 +370,7 @@ def check_evaluation(
     check_decoder(decoder, lexicon)
     _test_sets(test)
     for model, settings in models.items():
+        fitting(model, str, "the name of a row in models")
         check_row(model, settings)
     if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
         raise ConfigError(
@@ -383,4 +384,10 @@ def check_evaluation(
 def _test_sets(test: Sequence[str] | Mapping[str, Sequence[str]]) -> list[tuple[str | None, Sequence[str]]]:
     if not isinstance(test, Mapping):
         return [(None, test)]
-    return [(name, fitting(folders, Sequence[str], f"test.{name}")) for name, folders in test.items()]
+    sets: list[tuple[str | None, Sequence[str]]] = [
+        (name, fitting(folders, Sequence[str], f"test.{name}")) for name, folders in test.items()
+    ]
+    for name, folders in sets:
+        if not folders:
+            raise ConfigError("there is nothing to measure", where=f"test.{name}", expected="folders", got=[])
+    return sets
