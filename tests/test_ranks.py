@@ -276,6 +276,20 @@ def test_a_run_of_2_ranks_is_resumed_by_3_and_by_1(data: Path, tmp_path: Path) -
         assert row == pytest.approx(other, abs=1e-4)
 
 
+def test_ranks_that_see_other_data_are_refused(data: Path, tmp_path: Path) -> None:
+    """A machine may have a copy of its own that is not the others'."""
+
+    def work(job: Ranks) -> Any:
+        run = training(data, tmp_path / "c", accumulate=2)
+        if job.rank == 1:
+            run.streams = {"labelled": Stream([data / "labelled"], 8.0, 3, units=UNITS, max_utterances=5)}
+        return run.run(tmp_path / "m")
+
+    for kind, text in on_ranks(2, work):
+        assert kind is ConfigError and "do not see the same data" in text and "something else on 1" in text
+    assert not (tmp_path / "c").exists()
+
+
 def test_too_few_batches_for_the_ranks_are_refused(data: Path, tmp_path: Path) -> None:
     run = training(data, tmp_path / "c")
     answers = on_ranks(2, lambda job: run.run(tmp_path / "m"))

@@ -257,6 +257,19 @@ def test_a_scale_that_overflows_is_halved_and_blames_no_audio(
     assert not [row for row in losses(tmp_path / "c") if "left_out" in row]
 
 
+def test_a_gradient_that_no_scale_makes_finite_ends_the_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before halving has made the scale 0, and zero gradients of it pass for good ones."""
+    scale_losses(monkeypatch, 65_536.0)
+
+    def rooted(output: ModelOutput, batch: Batch) -> Tensor:
+        return ctc(output, batch) + (output.log_probs_btv * 0.0).sum().sqrt()
+
+    with pytest.raises(NonFiniteLossError, match="step 25"):
+        training(data, tmp_path / "c", loss=rooted, steps=40).run(tmp_path / "model")
+
+
 def test_no_patience_stops_at_the_first_step_that_is_not_finite(data: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match="step 3"):
         training(data, tmp_path / "c", loss=Breaks(3, 3), nonfinite_patience=0).run(tmp_path / "model")

@@ -121,5 +121,10 @@ def _one_by_one(batch: Batch) -> Iterator[Batch]:
 
 
 def _hold(weight: Tensor) -> None:
-    kept = weight.detach() != 0
-    weight.register_hook(lambda gradient: gradient * kept.to(gradient.device))
+    kept = [weight.detach() != 0]
+
+    def held(gradient: Tensor) -> Tensor:
+        kept[0] = kept[0].to(gradient.device)  # once: to fetch it each time is to wait for it
+        return gradient * kept[0]
+
+    weight.register_hook(held)

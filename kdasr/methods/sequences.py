@@ -164,6 +164,10 @@ _found: OrderedDict[bytes, list[Hypothesis]] = OrderedDict()
 
 
 def _remembered(ids_tk: np.ndarray, log_probs_tk: np.ndarray, nbest: int, beam: int) -> list[Hypothesis]:
+    # What a reading has before the speech differs from epoch to epoch, and nothing is said there.
+    sure_t = (log_probs_tk == 0).any(1) & (ids_tk[:, 0] == BLANK_ID) & (np.isfinite(log_probs_tk).sum(1) == 1)
+    begin = len(sure_t) if sure_t.all() else int(sure_t.argmin())
+    ids_tk, log_probs_tk = ids_tk[begin:], log_probs_tk[begin:]
     # Columns that are padding differ from batch to batch.
     kept_tk = np.isfinite(log_probs_tk)
     content = ids_tk[kept_tk].tobytes() + log_probs_tk[kept_tk].tobytes() + kept_tk.sum(1).tobytes()

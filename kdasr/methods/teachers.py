@@ -122,11 +122,12 @@ class EmaTeacher(nn.Module):
         """Move the average towards the student."""
         assert isinstance(student, nn.Module)
         self.steps += 1
-        decay = min(self.decay, float(self.steps / (self.steps + 1)))
+        # A tensor, since a number would have to be waited for on a GPU.
+        share = 1.0 - (self.steps / (self.steps + 1)).clamp_max(self.decay)
         here, there = self.average.model.state_dict(), student.state_dict()
         for name, value in here.items():
             if value.is_floating_point():
-                value.lerp_(there[name], 1.0 - decay)
+                value.lerp_(there[name], share.to(value.dtype))
             else:
                 value.copy_(there[name])
 

@@ -6,6 +6,8 @@ earlier frames it asks a `Context` for, which pads offline and keeps a cache bet
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -100,7 +102,25 @@ class Bypass(nn.Module):
         self.share = nn.Parameter(torch.full((width,), 0.5))
 
     def forward(self, x_btd: Tensor, y_btd: Tensor) -> Tensor:
-        return x_btd + self.share.clamp(MIN_BYPASS, 1.0) * (y_btd - x_btd)
+        share = _Within.apply(self.share) if self.training else self.share.clamp(MIN_BYPASS, 1.0)
+        return x_btd + share * (y_btd - x_btd)
+
+
+class _Within(torch.autograd.Function):
+    """A clamp to the range of a bypass that lets what is outside come back: where it only leads further out,
+    there is no gradient. Of torch's there is none outside at all, and a channel would stay there for good."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        ctx.save_for_backward(share)
+        return share.clamp(MIN_BYPASS, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (share,) = ctx.saved_tensors
+        # The optimiser goes against the gradient.
+        outward = ((share < MIN_BYPASS) & (gradient > 0)) | ((share > 1.0) & (gradient < 0))
+        return gradient.masked_fill(outward, 0.0)
 
 
 class FeedForward(nn.Module):

@@ -44,6 +44,8 @@ logging.getLogger("speechbrain").setLevel(logging.WARNING)
 
 # Between two lines of progress where there is no terminal for a bar.
 QUIET_S = 60.0
+# Of fp16's scale, which each gradient that overflows halves from 65,536: what still does then is no overflow.
+_MOST_HALVINGS = 24
 Outputs = tuple[ModelOutput, dict[str, Tensor]]
 
 
@@ -325,7 +327,8 @@ class CtcBrain(sb.Brain):
             loss, terms = means(self.names, news.arrived())
             step = news.step + 1
             # In fp16 a gradient may overflow, and the scale is halved; no step is lost by the audio's fault.
-            if math.isfinite(loss) and (not news.steps_not_taken or self.scaler.is_enabled()):
+            patience = _MOST_HALVINGS if self.scaler.is_enabled() else 0
+            if math.isfinite(loss) and news.steps_not_taken <= patience:
                 self.train_mean.add(loss)
                 row: dict[str, Any] = {"step": step, **terms}
             else:

@@ -118,6 +118,7 @@ class Training:
             self._check(ranks)
             # Before losses have weights, of which their text may tell.
             found, fingerprint = None, self.fingerprint()
+            _check_all_alike(ranks.gather(fingerprint), self.name)
             if ranks.first:
                 self._tell_what_begins(ranks)
                 found = self._lock_checkpoints(held)
@@ -293,6 +294,20 @@ class Training:
                     where=self.name,
                     fix=f"Name a loss under {name}_losses, or take {name} out of the schedule.",
                 )
+
+
+def _check_all_alike(fingerprints: Sequence[str], name: str) -> None:
+    """Raise ConfigError where ranks would train on other data or with other settings than the first: a
+    machine may have another copy of the shards, or of the labels."""
+    others = [str(rank) for rank, one in enumerate(fingerprints) if one != fingerprints[0]]
+    if others:
+        raise ConfigError(
+            "the processes of this job do not see the same data, labels or settings",
+            where=name,
+            expected=f"what process 0 has ({fingerprints[0]}) on all of them",
+            got=f"something else on {', '.join(others)}",
+            fix="Compare the shards and labels on their machines: `kdasr verify`.",
+        )
 
 
 def _check_apart(checkpoints: Path, out: Path) -> None:

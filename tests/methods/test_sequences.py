@@ -104,6 +104,17 @@ def test_each_utterance_is_searched_once_however_it_is_padded(monkeypatch: pytes
     assert nbest_lists(labels_from([FRAMES]), 3, 300)[0][0] == alone[0][0] and len(calls) == 4
 
 
+def test_what_is_heard_before_the_speech_is_no_other_utterance(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    search = sequences._search
+    monkeypatch.setattr(sequences, "_found", type(sequences._found)())
+    monkeypatch.setattr(sequences, "_search", lambda *a: calls.append(len(a[0])) or search(*a))
+    found = [nbest_lists(labels_from([[{0: 1.0}] * lead + FRAMES]), 3, 8) for lead in (0, 2, 5)]
+    assert found[0] == found[1] == found[2] and calls == [len(FRAMES)]
+    silence = nbest_lists(labels_from([[{0: 1.0}] * 4]), 3, 8)
+    assert [one.ids for one in silence[0]] == [()]
+
+
 def test_what_was_found_first_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
     search = sequences._search

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdasr.errors import ConfigError
 from kdasr.students.zipformer import Zipformer, widest
-from kdasr.students.zipformer_layers import BiasNorm, Bypass, ZipformerLayer, swoosh_l, swoosh_r
+from kdasr.students.zipformer_layers import MIN_BYPASS, BiasNorm, Bypass, ZipformerLayer, swoosh_l, swoosh_r
 
 
 def test_swooshes_are_those_of_the_paper() -> None:
@@ -89,3 +89,18 @@ def test_half_a_slow_frame_at_the_end_is_heard_under_full_context() -> None:
 def test_sizes_that_do_not_fit_each_other_are_refused(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Zipformer(vocab_size=5, **sizes)
+
+
+def test_a_bypass_that_left_its_range_comes_back_and_goes_no_further() -> None:
+    bypass = Bypass(4)
+    with torch.no_grad():
+        bypass.share.copy_(torch.tensor([0.1, 0.1, 1.2, 0.6]))
+    x, y = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
+    wanted = torch.tensor([1.0, -1.0, -1.0, 1.0])  # more of y, or less
+    out = bypass.train()(x, y)
+    torch.testing.assert_close(out[0, 0], torch.tensor([MIN_BYPASS, MIN_BYPASS, 1.0, 0.6]), atol=1e-6, rtol=0)
+    (-(wanted * out)).sum().backward()
+    assert bypass.share.grad is not None
+    # The second would fall further; all others go where they are wanted.
+    assert bypass.share.grad.tolist() == [-1.0, 0.0, 1.0, -1.0]
+    assert torch.equal(bypass.eval()(x, y), out)
