@@ -159,7 +159,7 @@ def table(figures: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{figures['model']}: {figures['parameters']:,} parameters, "
         f"algorithmic latency {figures['latency_ms']:g} ms, one core",
-        "engine                   MB  WER %     RTF  median     CPU  P50 ms  P95 ms  P99 ms  model MiB"
+        "engine                   MB  WER %     RTF  median     CPU  P50 ms  P95 ms  P99 ms  added MiB"
         "  peak MiB",
     ]
     for name, row in figures["engines"].items():
@@ -169,6 +169,7 @@ def table(figures: Mapping[str, Any]) -> list[str]:
             f"{row['cpu_rtf']:7.4f} {row['p50_ms']:7.2f} {row['p95_ms']:7.2f} {row['p99_ms']:7.2f} "
             f"{row['model_mib']:10.1f} {row['peak_mib']:9.1f}"
         )
+    lines.append("added MiB: of the model and its runtime, but for torch, which each of these processes has")
     lines += [f"{name} is left out: {reason}" for name, reason in figures["refused"].items()]
     lines += [f"export to {name}: {seconds:.1f} s" for name, seconds in figures["export_s"].items()]
     if (delays := figures["delays"]) is not None:

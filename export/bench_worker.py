@@ -25,7 +25,7 @@ _STATUS = Path("/proc/self/status")
 def main(model: str, audio: str) -> None:
     """Measures the model file or folder over the audio file and prints the figures: those of
     `export.measure.ChunkTiming`, and `load_s`, `model_mib` (how far memory rose above that of the
-    process before it had the model), `peak_mib` (all of the process)."""
+    process before it had the model, which has torch), `peak_mib` (all of the process)."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     samples = load(Path(audio))

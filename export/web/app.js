@@ -59,7 +59,7 @@ function begin(name, rules) {
   $("hint").hidden = $("nothing").hidden = true;
   $("segments").replaceChildren();
   $("partial").hidden = false;
-  $("partial").textContent = "";
+  $("words").textContent = $("open").textContent = "";
   $("source").textContent = name;
   $("copy").disabled = $("save").disabled = true;
   setBusy(true);
@@ -187,7 +187,7 @@ const says = {
 worker.onmessage = ({ data }) => says[data.type](data);
 worker.onerror = (event) => fail(new Error(event.message || "The worker could not be started"));
 
-function showText({ segments, partial }) {
+function showText({ segments, news }) {
   const list = $("segments");
   for (const segment of segments) {
     const item = document.createElement("li");
@@ -199,7 +199,9 @@ function showText({ segments, partial }) {
     item.append(time, text);
     list.append(item);
   }
-  $("partial").textContent = partial;
+  if (news.anew) $("words").textContent = "";
+  $("words").append(...news.words.map((words) => `${words} `));
+  $("open").textContent = news.open;
 }
 
 function showChunks({ chunks, seconds }) {

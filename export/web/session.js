@@ -24,13 +24,23 @@ export class Session {
     this.state = model.initialState();
     this.tokens = [];
     this.segments = [];
+    this.#forgetText();
     this.numSamples = 0; // of the audio
     this.numFrames = 0; // of the tail too, at last
     this.lastId = BLANK;
   }
 
+  // Of the tokens that are in no segment yet.
   get text() {
-    return decode(this.tokens, this.symbols);
+    return [...this.words, this.open].filter(Boolean).join(" ");
+  }
+
+  // What of the text is new since the last call: `words` that are finished since, and the last one, `open`,
+  // which may still grow; `anew` where both are the whole text, for what was told before is in segments now.
+  news() {
+    const news = { anew: this.told === 0, words: this.words.slice(this.told), open: this.open };
+    this.told = this.words.length;
+    return news;
   }
 
   // onChunk(milliseconds) is called for every chunk that was computed.
@@ -66,6 +76,7 @@ export class Session {
     this.state = state;
     const count = Math.min(frames, maxFrames);
     for (let frame = 0; frame < count; frame++) this.#emit(logProbs, frame);
+    this.#spell();
     onChunk(performance.now() - began);
   }
 
@@ -116,6 +127,27 @@ export class Session {
     const taken = this.tokens.splice(0, count);
     const text = decode(taken, this.symbols);
     if (text) this.segments.push({ text, start: taken[0].frame * this.frameSeconds });
+    this.#forgetText();
+    this.#spell();
+  }
+
+  #forgetText() {
+    this.words = []; // that are finished, any number of them in each string
+    this.known = 0; // how many tokens they have
+    this.told = 0; // how many of these strings news() gave
+    this.open = ""; // the last word
+  }
+
+  // Brings the text up to date: the last word alone is spelt again, so that a long file takes linear time.
+  #spell() {
+    let last = this.tokens.length - 1;
+    while (last > this.known && !this.symbols[this.tokens[last].id].startsWith(WORD_START)) last--;
+    if (last > this.known) {
+      const text = decode(this.tokens.slice(this.known, last), this.symbols);
+      if (text) this.words.push(text);
+      this.known = last;
+    }
+    this.open = decode(this.tokens.slice(this.known), this.symbols);
   }
 }
 

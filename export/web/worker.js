@@ -101,7 +101,7 @@ function start({ rules }) {
 async function samples({ samples }) {
   if (!session) return;
   await session.accept(samples, (milliseconds) => chunks.push(milliseconds));
-  report("update");
+  if (chunks.length) report("update"); // else nothing was computed, and all is as it was
 }
 
 async function finish() {
@@ -111,11 +111,11 @@ async function finish() {
   session = null; // nothing comes after its end
 }
 
-// Segments and chunk times are those since the last report.
+// All but the seconds is what is new since the last report, so that a long file takes linear time.
 function report(type) {
   self.postMessage({
     type,
-    partial: session.text,
+    news: session.news(),
     segments: session.segments.splice(0),
     seconds: session.numSamples / 16000,
     chunks: chunks.splice(0),
