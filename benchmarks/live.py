@@ -1,13 +1,14 @@
-"""What a student mishears of a microphone that was on before the speech began, and after other speech.
+"""What a student mishears of a microphone that is on before the speech, after other speech, or farther off.
 
     python -m benchmarks.live --models runs/mini/student_mwer runs/mini/student_distilled \\
         --test runs/mini/shards/test
 
-Test sets are of utterances that begin where somebody cut them; an app hears whatever comes before. For each
-model, the WER of the test set as it is cut; with so many seconds before each utterance of noise that is as
-loud as its quietest 100 ms, or of digital silence; and in streams of ten utterances, one after the other,
-with so many seconds of such noise between them. Each in one pass over the whole audio, which is what a
-session gives chunk by chunk. Noise is drawn from one seed.
+Test sets are of utterances that begin where somebody cut them, at the level of their recording; an app
+hears whatever comes. For each model, the WER of the test set as it is cut; with so many seconds before each
+utterance of noise that is as loud as its quietest 100 ms, or of digital silence; in streams of ten
+utterances, one after the other, with so many seconds of such noise between them, where a pause of a second
+ends a word, as it ends a segment of a stream; and quieter by so many decibels, noise and all. Each in one
+pass over the whole audio, which is what a session gives chunk by chunk. Noise is drawn from one seed.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from numpy.typing import NDArray
 
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import greedy
+from kdasr.decoding import Token, greedy
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import error_rates
-from kdasr.features import log_mel
+from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import Utterance
 from kdasr.shards import list_shards, read_shard
-from kdasr.streaming import with_tail
+from kdasr.streaming import EndpointRules, with_tail
 
 _QUIET = SAMPLE_RATE_HZ // 10
 _TOGETHER = 10
@@ -71,6 +72,12 @@ def joined(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
     ]
 
 
+def louder(utterances: Sequence[Utterance], decibels: float) -> list[Utterance]:
+    """The same at another level."""
+    gain = np.float32(10 ** (decibels / 20))
+    return [Utterance(one.key, gain * one.samples, one.text) for one in utterances]
+
+
 def word_error_rate(hear: Heard, utterances: Sequence[Utterance]) -> float:
     """In %, over all utterances together."""
     return error_rates([one.text or "" for one in utterances], [hear(one.samples) for one in utterances])[0]
@@ -86,9 +93,22 @@ def transcriber(folder: Path) -> Heard:
         features_btf = log_mel(with_tail(samples))[None]
         with torch.inference_mode():
             log_probs_btv, lengths_b = model.offline(features_btf, torch.tensor([features_btf.shape[1]]))
-        return recogniser.units.decode([token.id for token in greedy(log_probs_btv, lengths_b)[0]])
+        segments = apart(greedy(log_probs_btv, lengths_b)[0], FRAME_SHIFT_MS * model.subsampling / 1000)
+        texts = (recogniser.units.decode([token.id for token in segment]) for segment in segments)
+        return " ".join(text for text in texts if text)
 
     return hear
+
+
+def apart(tokens: Sequence[Token], frame_s: float) -> list[list[Token]]:
+    """Tokens cut where nothing was said for as long as ends a segment of a stream."""
+    segments: list[list[Token]] = [[]]
+    for token in tokens:
+        last = segments[-1][-1].frame if segments[-1] else token.frame
+        if (token.frame - last - 1) * frame_s >= EndpointRules().min_silence_s:
+            segments.append([])
+        segments[-1].append(token)
+    return segments
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -108,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "0.5 s of zeros before": before(spoken, 0.5, zeros=True),
         "streams, 0.2 s apart": joined(spoken, 0.2),
         "streams, 1.5 s apart": joined(spoken, 1.5),
+        "-10 dB": louder(spoken, -10.0),
+        "-20 dB": louder(spoken, -20.0),
     }
     print("| model |", " | ".join(audio), "|\n|---" + "|---" * len(audio) + "|")
     rows: list[dict[str, Any]] = []

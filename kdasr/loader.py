@@ -37,11 +37,15 @@ from kdasr.interfaces import BLANK_ID, Batch, SoftLabels, Utterance
 from kdasr.items import Item, Items, Joined
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
 from kdasr.soft_labels import LabelFolder, concatenate
+from kdasr.soft_labels.runs import best_classes
+from kdasr.symbols import WORD_START
 from kdasr.text import Units
 
 _TAIL_FRAMES = TAIL_MS // FRAME_SHIFT_MS
-# The longest that is heard before the speech: by then a streaming student's memory holds little else.
+# The longest that is heard before the speech: by then a streaming student's memory holds little else. And the
+# longest pause between utterances: after a longer one the segment of a stream has ended, and its last word.
 _LEAD_FRAMES = 1500 // FRAME_SHIFT_MS
+_PAUSE_FRAMES = 1000 // FRAME_SHIFT_MS
 _QUIET_FRAMES = 100 // FRAME_SHIFT_MS
 # Of these leads, how many are digital silence, as some programs put before what they hear.
 _SILENT_LEADS = 0.25
@@ -68,11 +72,11 @@ class Stream:
         tail_share: of the readings of an utterance that are followed by the silence that streaming models
             hear after the end of the audio (`kdasr.streaming.tail`): a student that has never heard it takes
             it for speech. Audio with labels frame by frame never is, nor is audio without text or labels.
-        lead_share: of the readings that begin with up to 1.5 s of what is heard before anybody speaks: noise
+        lead_share: of the batches that begin with up to 1.5 s of what is heard before anybody speaks: noise
             as in the quietest 100 ms of the utterance, or digital silence. Models that have never heard it
             mishear what does not begin as utterances are cut. Labels frame by frame are blank there.
-        joined_share: of the batches of audio with text, and no labels, in which every second utterance
-            follows another one after such a pause, as in a stream, if both fit into `exclude_longer_s`.
+        joined_share: of the batches in which every second utterance follows another one after up to 1 s of
+            the same, as in a stream, where both fit into `exclude_longer_s`.
         cache_bytes: memory for features that were computed already; small corpora fit whole.
 
     Attributes:
@@ -117,11 +121,11 @@ class Stream:
         self._cache = FeatureCache(self.cache_bytes)
         if (self.labels and self.labels_have_times) or not (self.labels or self.units):
             self.tail_share = 0.0
-        if self.labels or self.units is None:
-            self.joined_share = 0.0
-        # The slowest speed makes the longest audio; batches are cut for it.
+        if self.labels and self.student is None:
+            self.lead_share = self.joined_share = 0.0  # whose frames are not known
+        # The slowest speed makes the longest audio; batches are cut for it, and for what is around it.
         slowest, around = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
-        around += _LEAD_FRAMES if self.lead_share or self.joined_share else 0
+        around += round(self.lead_share * _LEAD_FRAMES / 2 + self.joined_share * _PAUSE_FRAMES / 4)
         frames = (math.ceil(num_frames(samples) / slowest) + around for samples in self.items.num_samples())
         self._frames = np.fromiter(frames, np.int32, len(self.items))
 
@@ -299,47 +303,82 @@ class Stream:
         return contract.apply(labels, self.student.frames(num_frames(item.entry.num_samples)))
 
     def _load(self, epoch: int, indices: Sequence[int]) -> Batch:
-        readings = [self._reading(row, epoch) for row in self._rows([self.items[i] for i in indices], epoch)]
-        keys, texts, heard, clean, labels = map(list, zip(*readings, strict=True))
-        soft = labels if self.labels else None
+        items = [self.items[i] for i in indices]
+        # One length for a batch: others would be padded to the longest.
+        lead = self._pause(self.lead_share, epoch, f"{items[0].entry.key}/lead", _LEAD_FRAMES)
+        pause = self._pause(self.joined_share, epoch, f"{items[0].entry.key}/joined", _PAUSE_FRAMES)
+        rows = self._pairs(items) if pause else [[item] for item in items]
+        readings = [self._reading(row, lead, pause, epoch) for row in rows]
+        keys, texts = [one.key for one in readings], [one.text for one in readings]
+        soft = [one.labels for one in readings if one.labels is not None] if self.labels else None
+        heard = [one.heard for one in readings]
         batch = collate(keys, heard, self.units, texts if self.units is not None else None, soft)
         if self.spoil is not None:
-            batch.teacher_features_btf = collate(keys, clean).features_btf
+            batch.teacher_features_btf = collate(keys, [one.clean for one in readings]).features_btf
         random = torch.Generator().manual_seed(self._draw(epoch, keys[0]))
         return batch if self.mix is None else self.mix(batch, random)
 
-    def _rows(self, items: Sequence[Item], epoch: int) -> list[list[Item]]:
-        """What is heard in a row in each reading of a batch: one utterance, or, where they fit, two in all of
-        them, for all are then of about one length."""
-        if not self._happens(self.joined_share, epoch, f"{items[0].entry.key}/joined"):
-            return [[item] for item in items]
-        rows: list[list[Item]] = [[]]
-        for item in items:
-            if len(rows[-1]) == 2 or sum(map(self._seconds, [*rows[-1], item])) > self.exclude_longer_s:
-                rows.append([])
-            rows[-1].append(item)
-        return rows if rows[0] else rows[1:]
+    def _pause(self, share: float, epoch: int, name: str, most: int) -> int:
+        """Feature frames of a pause, whole output frames up to `most`; 0 but in a share of all cases."""
+        if not self._happens(share, epoch, name):
+            return 0
+        return (1 + self._draw(epoch, f"{name} of") % (most // self._subsampling)) * self._subsampling
+
+    @property
+    def _subsampling(self) -> int:
+        return 1 if self.student is None else self.student.subsampling
+
+    def _pairs(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Each utterance with the next one; all of them alone where some are too long for that, since what is
+        not in a row would be padded as if it were."""
+        pairs = [list(items[first : first + 2]) for first in range(0, len(items), 2)]
+        fit = all(sum(map(self._seconds, pair)) <= self.exclude_longer_s for pair in pairs)
+        return pairs if fit else [[item] for item in items]
 
     def _seconds(self, item: Item) -> float:
         """The longest that an utterance and what comes before it may take."""
         frames = num_frames(item.entry.num_samples) / min(self.speeds) + _LEAD_FRAMES + _TAIL_FRAMES
         return frames * FRAME_SHIFT_MS / 1000
 
-    def _reading(self, row: Sequence[Item], epoch: int) -> _Reading:
-        heard, clean, texts, labels = [], [], [], []
-        for number, item in enumerate(row):
+    def _reading(self, row: Sequence[Item], lead: int, pause: int, epoch: int) -> _Reading:
+        """The utterances of a row, `lead` feature frames before the first and `pause` before the next."""
+        heard: list[Tensor] = []
+        clean: list[Tensor] = []
+        texts: list[str] = []
+        labels: list[SoftLabels] = []
+        for item in row:
             features_tf, text = self._features_and_text(item, self._speed(item, epoch))
-            lead = self._lead(item.entry.key, epoch, asked=number > 0)
-            spoilt_tf = features_tf if self.spoil is None else self._spoilt(item, epoch)
-            clean.append(lead.before(features_tf))
-            heard.append(clean[-1] if self.spoil is None else lead.before(spoilt_tf))
-            texts.append(text)
+            quiet = pause if clean else lead
+            # Labels begin with an output frame.
+            frames = quiet + (-len(clean[-1]) % self._subsampling if clean else 0)
+            seed = self._draw(epoch, f"{item.entry.key}/quiet")
             if self.labels:
-                labels += [self._blank(lead.frames), self._soft_labels(item)]
-        key, tail = "+".join(item.entry.key for item in row), self._has_tail(row[-1].entry.key, epoch)
-        heard_tf, clean_tf = (_with_tail(torch.cat(parts), tail) for parts in (heard, clean))
-        text = " ".join(text or "" for text in texts) if self.units is not None else None
-        return _Reading(key, text, heard_tf, clean_tf, concatenate(labels) if labels else None)
+                own = self._soft_labels(item)
+                labels += [self._quiet_labels(quiet, own, after=bool(clean)), own]
+            clean.append(_after_quiet(features_tf, frames, seed))
+            if self.spoil is not None:
+                heard.append(_after_quiet(self._spoilt(item, epoch), frames, seed))
+            texts.append(text or "")
+        tail = self._has_tail(row[-1].entry.key, epoch)
+        clean_tf = _with_tail(torch.cat(clean), tail)
+        return _Reading(
+            "+".join(item.entry.key for item in row),
+            " ".join(texts),
+            _with_tail(torch.cat(heard), tail) if heard else clean_tf,
+            clean_tf,
+            concatenate(labels) if labels else None,
+        )
+
+    def _quiet_labels(self, feature_frames: int, following: SoftLabels, *, after: bool) -> SoftLabels:
+        """Labels of what comes before those `following`: blank in each of the student's frames, none where
+        labels have no times; and `after` other words the last one is of what stands between words, where they
+        do not begin with it themselves."""
+        count = feature_frames // self._subsampling if self.labels_have_times else int(after)
+        ids = np.full(count, BLANK_ID, np.int64)
+        if after and self.student is not None:
+            ids[-1] = _between_words(self.student.units.symbols, following)
+        sure = np.zeros(count, np.float32)
+        return SoftLabels(np.ones(count, np.int64), ids, sure, np.full(count, -np.inf, np.float32))
 
     def _spoilt(self, item: Item, epoch: int) -> Tensor:
         """(T, 80) what the student hears in place of an utterance, another thing in every epoch."""
@@ -347,27 +386,6 @@ class Stream:
         samples = change_speed(read_utterance(item.shard, item.entry).samples, self._speed(item, epoch))
         rng = np.random.default_rng(self._draw(epoch, f"{item.entry.key}/spoil"))
         return log_mel(self.spoil(samples, rng))
-
-    def _lead(self, key: str, epoch: int, *, asked: bool) -> _Lead:
-        """What comes before an utterance, of whole output frames."""
-        if not asked and not self._happens(self.lead_share, epoch, f"{key}/lead"):
-            return _Lead(0, 0, False)
-        seed = self._draw(epoch, f"{key}/lead of")
-        rng = np.random.default_rng(seed)
-        subsampling = 1 if self.student is None else self.student.subsampling
-        frames = int(rng.integers(1, _LEAD_FRAMES // subsampling + 1)) * subsampling
-        return _Lead(frames, seed, bool(rng.random() < _SILENT_LEADS))
-
-    def _blank(self, feature_frames: int) -> SoftLabels:
-        """Labels of a lead: blank in each of the student's frames; none where labels have no times."""
-        timed = feature_frames and self.labels_have_times
-        count = self.student.frames(feature_frames) if timed and self.student is not None else 0
-        return SoftLabels(
-            np.ones(count, np.int64),
-            np.full(count, BLANK_ID, np.int64),
-            np.zeros(count, np.float32),
-            np.full(count, -np.inf, np.float32),
-        )
 
     def _has_tail(self, key: str, epoch: int) -> bool:
         return self._happens(self.tail_share, epoch, f"{key}/tail")
@@ -414,23 +432,24 @@ class _Reading(NamedTuple):
     labels: SoftLabels | None
 
 
-class _Lead(NamedTuple):
-    """What comes before an utterance: so many feature frames, drawn from a seed, or silent."""
+def _after_quiet(features_tf: Tensor, frames: int, seed: int) -> Tensor:
+    """(frames + T, 80) features behind frames that are drawn from their quietest 100 ms, or silent."""
+    if not frames:
+        return features_tf
+    rng = np.random.default_rng(seed)
+    if rng.random() < _SILENT_LEADS:
+        return functional.pad(features_tf, (0, 0, frames, 0), value=LOG_MEL_FLOOR)
+    length = min(_QUIET_FRAMES, len(features_tf))
+    first = int(features_tf.mean(1).unfold(0, length, 1).mean(1).argmin())
+    chosen = torch.from_numpy(rng.integers(first, first + length, frames))
+    return torch.cat([features_tf[chosen], features_tf])
 
-    frames: int
-    seed: int
-    silent: bool
 
-    def before(self, features_tf: Tensor) -> Tensor:
-        """(frames + T, 80) features with the lead before them: frames of their quietest 100 ms, drawn."""
-        if not self.frames:
-            return features_tf
-        if self.silent:
-            return functional.pad(features_tf, (0, 0, self.frames, 0), value=LOG_MEL_FLOOR)
-        length = min(_QUIET_FRAMES, len(features_tf))
-        first = int(features_tf.mean(1).unfold(0, length, 1).mean(1).argmin())
-        chosen = np.random.default_rng(self.seed).integers(first, first + length, self.frames)
-        return torch.cat([features_tf[torch.from_numpy(chosen)], features_tf])
+def _between_words(symbols: Sequence[str], following: SoftLabels) -> int:
+    """The unit that parts what follows from the word before it; blank where that begins its own words."""
+    first = next((unit for unit in best_classes(following).tolist() if unit != BLANK_ID), BLANK_ID)
+    is_apart = first != BLANK_ID and WORD_START in symbols and not symbols[first].startswith(WORD_START)
+    return symbols.index(WORD_START) if is_apart else BLANK_ID
 
 
 def _with_tail(features_tf: Tensor, tail: bool) -> Tensor:

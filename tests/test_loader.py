@@ -178,52 +178,94 @@ def test_audio_with_labels_frame_by_frame_or_with_nothing_to_read_is_not_followe
     assert Stream([audio], 8.0, 7, tail_share=1.0).tail_share == 0.0
 
 
-def test_a_share_of_the_readings_begins_before_the_speech(labelled: Path) -> None:
-    """With frames of the quietest 100 ms of the utterance, or silence, in whole output frames."""
+def test_a_share_of_the_batches_begins_before_the_speech(labelled: Path) -> None:
+    """With frames of the quietest 100 ms of each utterance, or silence, in whole output frames."""
     student = StudentSide(CharUnits(), 4)
     plain, always, half = (stream(labelled, student=student, lead_share=share) for share in (0.0, 1.0, 0.5))
     without = {key: features for _, key, features in readings(plain, 1)}
-    leads = []
-    for _, key, features in readings(always, 8):
+    lengths, silences = set(), []
+    for _, key, features in readings(always, 12):
         own = without[key]
         lead = features[: len(features) - len(own)]
         assert torch.equal(features[len(lead) :], own)
         assert 0 < len(lead) <= 150 and len(lead) % 4 == 0
-        silent = bool(lead.eq(LOG_MEL_FLOOR).all())
+        silences.append(bool(lead.eq(LOG_MEL_FLOOR).all()))
         loudness = own.mean(1)
         quietest = min(range(len(own) - 9), key=lambda first: float(loudness[first : first + 10].mean()))
         pool = own[quietest : quietest + 10]
-        assert silent or all((row == pool).all(1).any() for row in lead)
-        leads.append((len(lead), silent))
-    assert 0.15 < sum(silent for _, silent in leads) / len(leads) < 0.35
-    assert len({length for length, _ in leads}) > 30 and len(leads) == 8 * 23
-    begun = [len(features) > len(without[key]) for _, key, features in readings(half, 8)]
-    assert 0.4 < sum(begun) / len(begun) < 0.6
-    again = stream(labelled, student=student, lead_share=0.5)
-    assert begun == [len(features) > len(without[key]) for _, key, features in readings(again, 8)]
+        assert silences[-1] or all((row == pool).all(1).any() for row in lead)
+        lengths.add(len(lead))
+    assert 0.15 < sum(silences) / len(silences) < 0.35 and len(silences) == 12 * 23
+    assert len(lengths) > 15 and max(lengths) > 120 and min(lengths) < 30
+    per_epoch = len(half.epoch_batches(0))
+    begun = []
+    for index in range(20 * per_epoch):
+        batch = half.batch(index)
+        more = {
+            int(n) - len(without[key]) for key, n in zip(batch.keys, batch.feature_lengths_b, strict=True)
+        }
+        assert len(more) == 1, "one length in a batch: others would be padding"
+        begun.append(more.pop() > 0)
+    assert 0.35 < sum(begun) / len(begun) < 0.65
+    again = stream(labelled, student=student, lead_share=0.5).batch(2)
+    assert torch.equal(again.features_btf, half.batch(2).features_btf)
     assert len({str(one.fingerprint()) for one in (plain, always, half)}) == 3
 
 
-def test_labels_are_blank_before_the_speech(tmp_path: Path) -> None:
+def test_labels_are_blank_before_the_speech_and_words_apart_in_a_row(tmp_path: Path) -> None:
     audio, units = shards(tmp_path / "audio", 8, with_text=False), CharUnits()
     labels = [LabelFolder(label_all(audio, tmp_path / "labels", units_hash=units.hash))]
     student = StudentSide(units, 4)
-    source = Stream([audio], 30.0, 7, labels=labels, student=student, lead_share=1.0)
+    samples = {
+        entry.key: entry.num_samples for path in list_shards(audio) for entry in open_shard(path).entries
+    }
+    source = Stream([audio], 30.0, 7, labels=labels, student=student, lead_share=1.0, joined_share=1.0)
     batch = source.batch(0)
-    assert batch.soft_labels is not None
+    assert batch.soft_labels is not None and sum("+" in key for key in batch.keys) == 3
     for row, key in enumerate(batch.keys):
-        own = next(item.entry.num_samples for item in source.items if item.entry.key == key)
-        frames = -(-num_frames(own) // 4)
-        lead = (int(batch.feature_lengths_b[row]) - num_frames(own)) // 4
-        assert lead > 0 and int(batch.soft_labels.lengths_b[row]) == lead + frames
-        found = best_units(batch.soft_labels)[row].tolist()
-        assert found[: lead + frames] == [0] * lead + [int(key[-1])] * frames
+        frames = [-(-num_frames(samples[part]) // 4) for part in key.split("+")]
+        found = best_units(batch.soft_labels)[row, : int(batch.soft_labels.lengths_b[row])].tolist()
+        assert len(found) == -(-int(batch.feature_lengths_b[row]) // 4)
+        own = [int(part[-1]) for part in key.split("+")]
+        if len(own) == 1:
+            lead = len(found) - frames[0]
+            expected = [0] * lead + own * frames[0]
+        else:
+            # What stands between words, where the second does not begin with it (number 1) or is blank (0).
+            between = [0 if own[1] in (0, 1) else 1]
+            quiet = len(found) - sum(frames)
+            lead = found.index(own[0]) if own[0] else quiet // 2
+            pause = quiet - lead
+            expected = [0] * lead + own[:1] * frames[0] + [0] * (pause - 1) + between + own[1:] * frames[1]
+            assert own[0] == 0 or 0 < pause <= 25
+        assert lead > 0 and found == expected
         log_probs = batch.soft_labels.log_probs_btk[row, :lead]
         assert log_probs.max(1).values.eq(0.0).all()
         assert batch.soft_labels.tail_log_probs_bt[row, :lead].eq(-torch.inf).all()
 
 
-def test_transcribed_utterances_follow_one_another_as_in_a_stream(labelled: Path) -> None:
+def test_transcripts_without_times_are_put_in_a_row_as_words(tmp_path: Path) -> None:
+    audio, units = shards(tmp_path / "audio", 8, with_text=False), CharUnits()
+    settings = {"teacher": {"level": "sequence"}}
+    label_all(audio, tmp_path / "labels", units_hash=units.hash, frame_shift_ms=0.0, settings=settings)
+    labels = [LabelFolder(tmp_path / "labels")]
+    options = {"labels": labels, "student": StudentSide(units, 4), "lead_share": 1.0, "joined_share": 1.0}
+    source = Stream([audio], 30.0, 7, **options)  # type: ignore[arg-type]
+    batch = source.batch(0)
+    assert not source.labels_have_times and batch.soft_labels is not None
+    texts = {
+        key: [unit for unit in row if unit]
+        for key, row in zip(batch.keys, best_units(batch.soft_labels).tolist(), strict=True)
+    }
+    for key, text in texts.items():
+        numbers = [int(part[-1]) for part in key.split("+")]
+        if len(numbers) == 2 and 0 not in numbers:
+            first, last = text.index(numbers[1]), numbers[1]
+            assert set(text[: first - 1]) == {numbers[0]} and set(text[first:]) == {last}
+            assert text[first - 1] == (numbers[0] if last == 1 else 1)
+
+
+def test_utterances_follow_one_another_as_in_a_stream(labelled: Path) -> None:
     source = stream(labelled, joined_share=1.0, speeds=(0.9, 1.1))
     known = {key: features for _, key, features in readings(stream(labelled, speeds=(0.9, 1.1)), 1)}
     texts = {u.key: u.text for path in list_shards(labelled) for u in read_shard(path)}
@@ -239,24 +281,24 @@ def test_transcribed_utterances_follow_one_another_as_in_a_stream(labelled: Path
             first, last = known[parts[0]], known[parts[-1]]
             assert torch.equal(features[: len(first)], first) and torch.equal(features[-len(last) :], last)
             pause = len(features) - sum(len(known[part]) for part in parts)
-            assert 0 < pause <= 150 if len(parts) == 2 else pause == 0
+            assert 0 < pause <= 100 if len(parts) == 2 else pause == 0
             ids = batch.tokens_bu[row, : batch.token_lengths_b[row]].tolist()
             assert CharUnits().decode(ids) == " ".join(texts[part] or "" for part in parts)
     assert sorted(read) == sorted(known)
-    longest = stream(labelled, joined_share=1.0, exclude_longer_s=5.5)
+    longest = stream(labelled, joined_share=1.0, exclude_longer_s=6.2)
     lengths = [len(features) for _, key, features in readings(longest, 2) if "+" in key]
-    assert 0 < len(lengths) < 2 * 11 and max(lengths) <= 550
-    alone = stream(labelled, joined_share=0.5)
-    batches = [alone.batch(index).keys for index in range(8 * len(alone.epoch_batches(0)))]
+    assert 0 < len(lengths) < 2 * 11 and max(lengths) <= 620
+    some = stream(labelled, joined_share=0.5)
+    batches = [some.batch(index).keys for index in range(8 * len(some.epoch_batches(0)))]
     assert 0.3 < sum("+" in keys[0] for keys in batches) / len(batches) < 0.7
-    assert len({str(one.fingerprint()) for one in (source, longest, alone)}) == 3
+    assert len({str(one.fingerprint()) for one in (source, longest, some)}) == 3
 
 
-def test_what_has_labels_or_no_text_follows_nothing(tmp_path: Path) -> None:
+def test_labels_of_frames_that_nobody_knows_have_nothing_before_them(tmp_path: Path) -> None:
     audio = shards(tmp_path / "audio", 4)
     labels = [LabelFolder(label_all(audio, tmp_path / "labels"))]
-    assert Stream([audio], 8.0, 7, units=CharUnits(), labels=labels, joined_share=1.0).joined_share == 0.0
-    assert Stream([audio], 8.0, 7, joined_share=1.0).joined_share == 0.0
+    source = Stream([audio], 8.0, 7, labels=labels, lead_share=1.0, joined_share=1.0)
+    assert (source.lead_share, source.joined_share) == (0.0, 0.0)
 
 
 def test_speed_changes_length_and_pitch() -> None:

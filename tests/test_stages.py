@@ -151,7 +151,7 @@ def test_students_hear_in_training_the_silence_that_they_hear_in_use(
     def built(**settings: Any) -> None:
         streams = {**settings["streams"], "dev": settings["dev"]}
         around = {name: (one.lead_share, one.joined_share) for name, one in streams.items()}
-        assert around == {"labelled": (0.5, 0.25), "unlabelled": (0.5, 0.0), "dev": (0.0, 0.0)}
+        assert around == {"labelled": (0.5, 0.5), "unlabelled": (0.5, 0.5), "dev": (0.0, 0.0)}
         raise InterruptedError({name: one.tail_share for name, one in streams.items()})
 
     monkeypatch.setattr("kdasr.stages.training.Training", built)

@@ -89,7 +89,7 @@ def train(
     exclude_longer_s: float = 40.0,
     tail_share: float = 0.5,
     lead_share: float = 0.5,
-    joined_share: float = 0.25,
+    joined_share: float = 0.5,
     silent_start: float = 2.0,
     cache_gigabytes: float = 1.0,
     num_workers: int = 0,
@@ -118,9 +118,8 @@ def train(
     `tail_share` of the readings of transcribed audio end, for a streaming student, with the silence that it
     hears in use after every recording; it needs that where clips do not end with a pause.
 
-    `lead_share` of the readings of all audio begin with up to 1.5 s of noise or silence, and in
-    `joined_share` of the batches of transcribed audio without labels every second one follows another: so
-    does speech in use, where nobody cuts it.
+    `lead_share` of the batches of training begin with up to 1.5 s of noise or silence, and in `joined_share`
+    of them every second utterance follows another one: so does speech in use, where nobody cuts it.
 
     `silent_start` is the weight of `kdasr.losses.silent_start`, falling to 0 over half of the training, for a
     model that is new, beside losses that leave it to the model when a unit is said.
