@@ -17,7 +17,15 @@ from kdasr.report.plots import (
     plot_spikes_over_steps,
     read_log,
 )
-from kdasr.report.table import COLUMNS, Line, improvement, left_out, lines_of, measured_how
+from kdasr.report.table import (
+    COLUMNS,
+    Line,
+    improvement,
+    left_out,
+    lines_of,
+    measured_how,
+    of_several_trainings,
+)
 from kdasr.results import RESULTS_FILE, hypotheses_file, read_hypotheses, read_results
 from kdasr.spikes import SPIKES_FILE, read_histogram
 from kdasr.storage import commit_bytes
@@ -96,7 +104,7 @@ def _results(lines: Sequence[Line], results: Path) -> str:
     if not lines:
         return "<p>No model has been evaluated yet.</p>"
     seeds = sorted({row["seed"] for line in lines for row in line.rows})
-    said = (measured_how(lines), improvement(lines, results))
+    said = (measured_how(lines), of_several_trainings(lines), improvement(lines, results))
     note = f"<p>Seeds: {', '.join(map(str, seeds))}. {html.escape(' '.join(filter(None, said)))}</p>"
     return _table(COLUMNS, [line.cells() for line in lines]) + note
 

@@ -116,6 +116,19 @@ def measured_how(lines: Sequence[Line]) -> str | None:
     return "Decoded by beam search" + (f" among the words of {', '.join(words)}." if words else ".")
 
 
+def of_several_trainings(lines: Sequence[Line]) -> str | None:
+    """A sentence on the models of which rows of different sizes or steps are averaged."""
+    mixed = [
+        line.label for line in lines if len({(row["params"], row["train_steps"]) for row in line.rows}) > 1
+    ]
+    if not mixed:
+        return None
+    return (
+        f"Averaged over different trainings, of other sizes or steps: {', '.join(mixed)}; each with a "
+        "--work-dir of its own would have a table of its own."
+    )
+
+
 def improvement(lines: Sequence[Line], results: Path) -> str | None:
     """What distillation and sequence training brought, a line each for each test set, with the interval that
     the utterances in the hypotheses beside `results` allow; None where neither can be told.
@@ -215,7 +228,7 @@ def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     for line in lines:
         table.add_row(*map(escape, line.cells()))
     console.print(table)
-    for sentence in (measured_how(lines), improvement(lines, path)):
+    for sentence in (measured_how(lines), of_several_trainings(lines), improvement(lines, path)):
         if sentence:
             console.print(sentence, markup=False, highlight=False)
 

@@ -19,7 +19,7 @@ from kdasr.decoding import Token
 from kdasr.errors import ConfigError, MissingDependencyError
 from kdasr.report import page, print_results, write_report
 from kdasr.report.plots import plot_dev_wer, plot_losses, read_log
-from kdasr.report.table import improvement, lines_of
+from kdasr.report.table import improvement, lines_of, of_several_trainings
 from kdasr.results import append_result, hypotheses_file
 from kdasr.spikes import spike_histogram, write_histogram
 
@@ -192,6 +192,23 @@ def heard_by_two(
             ]
             file.write_text("".join(json.dumps(one) + "\n" for one in heard))
     return rows, file
+
+
+def test_rows_of_different_trainings_are_told(tmp_path: Path) -> None:
+    alike = [result("teacher", 1, 3.0), result("teacher", 2, 4.0)]
+    assert of_several_trainings(lines_of(alike)) is None
+    mixed = [
+        *alike,
+        result("student_distilled", 1, 2.0),
+        result("student_distilled", 2, 40.0, train_steps=50),
+    ]
+    said = of_several_trainings(lines_of(mixed))
+    assert said is not None and "student, distilled" in said and "teacher" not in said
+    for row in mixed:
+        append_result(tmp_path / "results.json", row)
+    out = io.StringIO()
+    print_results(tmp_path, Console(file=out, width=200))
+    assert "Averaged over different trainings" in out.getvalue()
 
 
 def test_a_narrow_terminal_cuts_no_figure(tmp_path: Path) -> None:
