@@ -1,12 +1,14 @@
 """A folder of recipes in, every stage run in order; a second call redoes nothing.
 
 A stage is done when its marker in WORK_DIR/.done holds the hash of what it depends on: its resolved
-recipe, but for its comments and its device, and those of the stages before it. Delete a marker to run a
+recipe, but for its comments and its device, and those of the stages before it; and where none of the models
+that it was given from elsewhere has other weights by now. Delete a marker to run a
 stage again, and with it those after it, whose markers go when it runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import io
@@ -14,7 +16,7 @@ import json
 import re
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,12 +139,14 @@ def run_folder(
 
 
 class _Todo(NamedTuple):
-    """A stage, and how to know whether it is done: `marker` holds the hash `inputs`."""
+    """A stage, and how to know whether it is done: `marker` holds the hash `inputs` and, by the keys that
+    name them, those of the weights of models that no stage makes, `outside`."""
 
     stage: Stage
     recipe: Recipe
     marker: Path
     inputs: str
+    outside: dict[str, str]
 
 
 def _of_name(todo: Sequence[_Todo], name: str, folder: Path) -> _Todo:
@@ -165,12 +169,24 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     _check_outs(recipes)
     done = _work_dir([recipe for _, recipe in recipes]) / ".done"
     todo, inputs = [], ""
+    made = {str(recipe.arguments.get("out")) for _, recipe in recipes}
     for stage, recipe in recipes:
         # What GPUs have trained is not to be trained again where the next stage runs on a machine without.
         said = _without_comments(_DEVICE.sub("", recipe.text))
         inputs = hashlib.sha256(f"{inputs}\n{said}".encode()).hexdigest()
-        todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs))
+        todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs, _outside(recipe, made)))
     return todo
+
+
+def _outside(recipe: Recipe, made: Container[str]) -> dict[str, str]:
+    """The weights of the models that a stage is given and no stage makes, as far as they are there."""
+    found = {}
+    for key in ("teacher", "start", "units", "model"):
+        folder = recipe.arguments.get(key)
+        if isinstance(folder, str) and folder not in made:
+            with contextlib.suppress(ModelError, OSError, KeyError):  # of labels, say
+                found[key] = str(read_card(Path(folder))["weights_sha256"])
+    return found
 
 
 def _check_outs(recipes: Sequence[tuple[Stage, Recipe]]) -> None:
@@ -314,7 +330,7 @@ def _run(one: _Todo, later: Sequence[_Todo], marks: bool = True) -> None:
         for line in stages.refused_files(result):
             _console.out(line, highlight=False)
     if ranks().first and marks:
-        _mark_done(one.marker, one.inputs, result, time.time() - started)
+        _mark_done(one, result, time.time() - started)
 
 
 def _weights_made(one: _Todo) -> str | None:
@@ -407,7 +423,10 @@ def _is_done(one: _Todo) -> bool:
     """Whether the marker is of these inputs, and what the stage made is still there and its own."""
     record = _record(one)
     try:
-        return record["inputs"] == one.inputs and _is_there(one.recipe, record["result"])
+        # What is not on this machine was used where the stage was done.
+        was = record.get("outside", {})
+        same = all(was.get(key, weights) == weights for key, weights in one.outside.items())
+        return record["inputs"] == one.inputs and same and _is_there(one.recipe, record["result"])
     except (KeyError, TypeError, AttributeError, ValueError, OSError, ModelError):
         return False
 
@@ -433,6 +452,6 @@ def _is_there(recipe: Recipe, result: Mapping[str, Any]) -> bool:
     return weights is None or read_card(Path(made))["weights_sha256"] == weights
 
 
-def _mark_done(marker: Path, inputs: str, result: dict[str, Any], seconds: float) -> None:
-    content = {"inputs": inputs, "seconds": round(seconds, 1), "result": result}
-    commit_bytes(marker, (json.dumps(content, indent=1, default=str) + "\n").encode())
+def _mark_done(one: _Todo, result: dict[str, Any], seconds: float) -> None:
+    content = {"inputs": one.inputs, "outside": one.outside, "seconds": round(seconds, 1), "result": result}
+    commit_bytes(one.marker, (json.dumps(content, indent=1, default=str) + "\n").encode())

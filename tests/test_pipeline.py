@@ -340,6 +340,43 @@ def test_a_stage_whose_model_is_gone_or_another_runs_again(
     assert ran == ["one", "three"]
 
 
+def test_a_stage_runs_again_where_a_model_from_elsewhere_is_another_one_now(
+    folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb(*, name: str, out: str, teacher: str | None = None) -> dict[str, Any]:
+        ran.append(name)
+        Path(out).mkdir(exist_ok=True)
+        (Path(out) / "model.json").write_text(json.dumps({"weights_sha256": f"{len(ran)}"}))
+        return {"weights_sha256": f"{len(ran)}"}
+
+    def train_elsewhere(weights: str) -> None:
+        (folder / "elsewhere").mkdir(exist_ok=True)
+        (folder / "elsewhere/model.json").write_text(json.dumps({"weights_sha256": weights}))
+
+    def read_card(path: Path) -> Any:
+        if not (path / "model.json").exists():
+            raise ModelError("there is no model", where=path)
+        return json.loads((path / "model.json").read_text())
+
+    monkeypatch.setattr(pipeline, "VERBS", {"train": verb})
+    monkeypatch.setattr(pipeline, "read_card", read_card)
+    for name, teacher in (("one", "none"), ("two", "elsewhere"), ("three", "two")):
+        text = f"stage: train\nwork_dir: {folder}/work\nname: {name}\nout: {folder}/{name}\n"
+        (folder / f"{name}.yaml").write_text(f"{text}teacher: {folder}/{teacher}\n")
+    (folder / "none").mkdir()
+    train_elsewhere("first")
+    pipeline.run_folder(folder, {})
+    pipeline.run_folder(folder, {})
+    assert ran == ["one", "two", "three"]
+    train_elsewhere("second")
+    pipeline.run_folder(folder, {})
+    assert ran[3:] == ["two", "three"]
+    # On a machine that does not have it.
+    (folder / "elsewhere/model.json").unlink()
+    pipeline.run_folder(folder, {})
+    assert len(ran) == 5
+
+
 def test_a_marker_that_is_not_one_counts_for_nothing(folder: Path, ran: list[str]) -> None:
     pipeline.run_folder(folder, {})
     (folder / "work/.done/three.json").write_text('{"inp')
