@@ -30,28 +30,20 @@ from kdasr.devices import one_torch_thread
 from kdasr.error_rates import error_rates
 from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import Utterance
+from kdasr.noise import noise_before
 from kdasr.shards import list_shards, read_shard
 from kdasr.streaming import EndpointRules, with_tail
 
-_QUIET = SAMPLE_RATE_HZ // 10
 _TOGETHER = 10
 
 Samples = NDArray[np.float32]
 Heard = Callable[[Samples], str]
 
 
-def noise_like(samples: Samples, seconds: float, rng: np.random.Generator) -> Samples:
-    """White noise as loud as the quietest 100 ms of some audio that are not digital silence."""
-    blocks = samples[: len(samples) // _QUIET * _QUIET].reshape(-1, _QUIET)
-    rms = np.sqrt(np.square(blocks, dtype=np.float64).mean(1))
-    level = rms[rms > 0].min(initial=1.0) if rms.any() else 0.0
-    return (level * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))).astype(np.float32)
-
-
 def before(utterances: Sequence[Utterance], seconds: float, *, zeros: bool = False) -> list[Utterance]:
     """Each utterance with noise like its own, or zeros, before it."""
     rng = np.random.default_rng(1)
-    leads = [noise_like(one.samples, seconds, rng) * (not zeros) for one in utterances]
+    leads = [noise_before(one.samples, seconds, SAMPLE_RATE_HZ, rng) * (not zeros) for one in utterances]
     return [
         Utterance(one.key, np.concatenate([lead, one.samples]).astype(np.float32), one.text)
         for one, lead in zip(utterances, leads, strict=True)

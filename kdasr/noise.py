@@ -21,6 +21,16 @@ def make_noise(kind: str, rng: np.random.Generator, num_samples: int, rate_hz: i
     return noise / max(rms(noise), 1e-9)
 
 
+def noise_before(samples: Samples, seconds: float, rate_hz: int, rng: np.random.Generator) -> Samples:
+    """(seconds * rate_hz,) white noise as loud as the quietest 100 ms of audio that are not digital silence:
+    what a microphone hears before anybody speaks."""
+    block = rate_hz // 10
+    blocks = samples[: len(samples) // block * block].reshape(-1, block)
+    levels = np.sqrt(np.square(blocks, dtype=np.float64).mean(1))
+    level = levels[levels > 0].min() if levels.any() else 0.0
+    return (level * rng.standard_normal(round(seconds * rate_hz))).astype(np.float32)
+
+
 def add_noise(speech: Samples, noise: Samples, snr_db: float, speech_rms: float) -> Samples:
     """Speech over noise of unit RMS; the SNR is that of `speech_rms`, silences not counted."""
     return speech + noise * np.float32(speech_rms * 10 ** (-snr_db / 20))

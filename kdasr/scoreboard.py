@@ -34,6 +34,7 @@ from kdasr.interfaces import Utterance
 from kdasr.lexicon import Lexicon
 from kdasr.manifest import read_manifest
 from kdasr.models import WEIGHTS_FILE, read_card
+from kdasr.noise import noise_before
 from kdasr.results import MISSING, append_result, hypotheses_file
 from kdasr.shards import open_shard, read_shard, read_texts
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
@@ -99,11 +100,20 @@ class Scoreboard:
         chunk_by_chunk: bool = False,
         trained: str | None = None,
         chunk_ms: int | None = None,
+        after_noise_s: float = 0.0,
     ) -> dict[str, Any]:
-        """Measure the model at `path`, or a pretrained teacher, and write its row; `chunk_ms` is as in
-        `open_recogniser`. The row of a file that its export refused has no figures but the reason. A row
-        chunk by chunk says how many of its texts are not those of the row before it that heard whole
-        utterances by the same model, if there is one; where that is not 0, a line on stderr says so too.
+        """Measure the model at `path`, or a pretrained teacher, and write its row.
+
+        The row of a file that its export refused has no figures but the reason. A row chunk by chunk says how
+        many of its texts are not those of the row before it that heard whole utterances by the same model, if
+        there is one; where that is not 0, a line on stderr says so too.
+
+        Args:
+            chunk_by_chunk: hear each utterance in a session.
+            trained: the folder of the model that was exported to `path`.
+            chunk_ms: as in `open_recogniser`.
+            after_noise_s: of noise as loud as the quietest 100 ms of an utterance, which come before it, chunk
+                by chunk, as from a microphone that is on.
 
         Raises:
             ModelError: there is no model that can be used so.
@@ -111,10 +121,17 @@ class Scoreboard:
             ShardError: the test shards are damaged or have no transcripts.
         """
         if isinstance(path, TeacherSource):
-            if chunk_by_chunk or trained is not None or chunk_ms is not None:
+            if chunk_by_chunk or trained is not None or chunk_ms is not None or after_noise_s:
                 raise ConfigError("a pretrained teacher hears whole utterances", where=f"models.{name}")
             return self._add_teacher(name, path)
         fitting(path, str, f"models.{name}.path")
+        if after_noise_s < 0 or (after_noise_s and not chunk_by_chunk):
+            raise ConfigError(
+                "noise comes before speech that is heard chunk by chunk",
+                where=f"models.{name}.after_noise_s",
+                expected="seconds, and chunk_by_chunk: true",
+                got=after_noise_s,
+            )
         if (reason := refusal(Path(path))) is not None:
             return self._leave_out(name, reason)
         recogniser = open_recogniser(Path(path), chunk_ms=chunk_ms)
@@ -123,12 +140,13 @@ class Scoreboard:
             recogniser = recogniser.searching(grammar=lexicon)
         card = read_card(Path(trained or path))
         _check_trained(recogniser, card, name, trained)
-        result = self._hear(recogniser, lexicon, chunk_by_chunk)
+        result = self._hear(recogniser, lexicon, chunk_by_chunk, after_noise_s)
         self.heard[name] = result
         if recogniser.offline_model is not None and not chunk_by_chunk:
             self._frames_and_units[name] = recogniser.offline_model.subsampling, recogniser.units.hash
             self._whole[Path(path), chunk_ms] = name
-        whole = self._whole.get((Path(path), chunk_ms)) if chunk_by_chunk else None
+        is_same = chunk_by_chunk and not after_noise_s
+        whole = self._whole.get((Path(path), chunk_ms)) if is_same else None
         write_hypotheses(self._hypotheses(name), result)
         row = {
             **self._identity(name),
@@ -141,6 +159,7 @@ class Scoreboard:
             "train_steps": card.get("training", {}).get("train_steps", 0),
             **self._speed(recogniser, chunk_by_chunk),
             **self._same_text(name, whole),
+            **({"after_noise_s": after_noise_s} if after_noise_s else {}),
         }
         append_result(self.results, row)
         return row
@@ -239,13 +258,18 @@ class Scoreboard:
     def _lexicon(self, units: Units) -> Lexicon | None:
         return None if self.words is None else Lexicon(units=units, words=sorted(self.words))
 
-    def _hear(self, recogniser: Recogniser, lexicon: Lexicon | None, chunk_by_chunk: bool) -> Result:
+    def _hear(
+        self, recogniser: Recogniser, lexicon: Lexicon | None, chunk_by_chunk: bool, after_noise_s: float
+    ) -> Result:
         if recogniser.offline_model is not None and not chunk_by_chunk:
             model, units = recogniser.offline_model, recogniser.units
             return evaluate(model, units, self.shards, decoder=self.decoder, lexicon=lexicon)
 
         def stream(utterance: Utterance) -> str:
-            return recogniser.session(where=utterance.key).hear(utterance.samples)
+            # Drawn anew for each, and the same in every evaluation.
+            rng = np.random.default_rng(list(utterance.key.encode()))
+            noise = noise_before(utterance.samples, after_noise_s, SAMPLE_RATE_HZ, rng)
+            return recogniser.session(where=utterance.key).hear(np.concatenate([noise, utterance.samples]))
 
         return evaluate_transcriber(stream, self.shards)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdasr.noise import NOISE_KINDS, Samples, add_noise, amplify, make_noise, reverberate, rms
+from kdasr.noise import NOISE_KINDS, Samples, add_noise, amplify, make_noise, noise_before, reverberate, rms
 
 RATE_HZ = 16_000
 
@@ -72,3 +72,14 @@ def test_an_echo_follows_the_sound_and_dies_away_by_60_db() -> None:
     assert 20 * np.log10(start / end) == pytest.approx(56.25, abs=1.5)
     assert rms(heard[9001:]) < 1e-6
     assert 0.2 < float(np.linalg.norm(heard[1001:])) < 0.7
+
+
+def test_what_comes_before_is_as_loud_as_the_quietest_that_is_not_nothing() -> None:
+    parts = [np.full(9_600, 0.5), np.full(3_200, 0.005), np.zeros(3_200)]
+    speech = np.concatenate(parts).astype(np.float32)
+    noise = noise_before(speech, 2.0, RATE_HZ, np.random.default_rng(0))
+    assert noise.shape == (32_000,) and noise.dtype == np.float32
+    assert rms(noise) == pytest.approx(0.005, rel=0.05)
+    for without in (np.zeros(3_200, np.float32), np.ones(100, np.float32)):
+        nothing = noise_before(without, 0.1, RATE_HZ, np.random.default_rng(0))
+        assert len(nothing) == 1_600 and not nothing.any()

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import soundfile
 import torch
+from numpy.typing import NDArray
 
 from kdasr import scoreboard, stages
 from kdasr.decoding import Token
@@ -19,7 +21,7 @@ from kdasr.evaluation import Heard, Result
 from kdasr.models import load_model, save_model
 from kdasr.results import hypotheses_file
 from kdasr.scoreboard import Scoreboard, check_model_of_row
-from kdasr.shards import list_shards, write_shards
+from kdasr.shards import list_shards, read_shard, write_shards
 from kdasr.spikes import read_histogram
 from kdasr.streaming import StreamingSession
 from kdasr.students.conformer import ChunkConformer
@@ -90,6 +92,32 @@ def test_a_search_among_words_hears_the_same_chunk_by_chunk(
     assert row["texts_unlike_offline"] == 0 and capsys.readouterr().err == ""
     heard = [one.hypothesis for one in board.heard["live"].heard]
     assert any(heard) and {word for text in heard for word in text.split()} <= {"a", "be", "see"}
+
+
+def test_a_microphone_may_be_on_before_the_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_student(tmp_path / "student", seed=1)
+    test = shards(tmp_path / "test", 3)
+    path = str(tmp_path / "student")
+    heard: list[NDArray[np.float32]] = []
+
+    def hear(session: StreamingSession, samples: NDArray[np.float32]) -> str:
+        heard.append(samples)
+        return "a"
+
+    monkeypatch.setattr(StreamingSession, "hear", hear)
+    for _ in range(2):
+        board = Scoreboard(list_shards(test), tmp_path / "results.json", seed=3)
+        board.add("whole", path=path)
+        row = board.add("live", path=path, chunk_by_chunk=True, after_noise_s=0.5)
+        assert row["after_noise_s"] == 0.5 and "texts_unlike_offline" not in row
+    utterances = [one for shard in list_shards(test) for one in read_shard(shard)]
+    for one, first, again in zip(utterances, heard[:3], heard[3:], strict=True):
+        assert np.array_equal(first[8_000:], one.samples) and np.array_equal(first, again)
+        assert 3e-4 < float(np.abs(first[:8_000]).mean()) < 3e-3, "its pauses have noise of 1e-3"
+    assert not np.array_equal(heard[0][:8_000], heard[1][:8_000])
+    for settings in ({"after_noise_s": 1.0}, {"after_noise_s": -1.0, "chunk_by_chunk": True}):
+        with pytest.raises(ConfigError, match=r"models\.live\.after_noise_s: noise comes before speech"):
+            board.add("live", path=path, **settings)  # type: ignore[arg-type]
 
 
 def test_texts_that_are_others_chunk_by_chunk_are_counted_and_told(

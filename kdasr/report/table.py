@@ -26,6 +26,7 @@ LABELS = {
     "student_distilled_streaming": "student, distilled, chunk by chunk",
     "student_mwer": "student, distilled, then MWER",
     "student_mwer_streaming": "student, MWER, chunk by chunk",
+    "student_mwer_after_noise": "the same after 2 s of noise",
     "onnx_float32": "exported ONNX float32",
     "onnx_int8": "exported ONNX int8",
 }

@@ -25,14 +25,6 @@ def spoken(key: str, level: float, text: str) -> Utterance:
 ONE, TWO, THREE = spoken("a", 0.5, "one"), spoken("b", 0.1, "two"), spoken("c", 0.2, "three")
 
 
-def test_noise_is_as_loud_as_the_quietest_that_is_not_nothing() -> None:
-    noise = live.noise_like(ONE.samples, 2.0, np.random.default_rng(0))
-    assert noise.shape == (32_000,) and noise.dtype == np.float32
-    assert float(np.sqrt(np.square(noise).mean())) == pytest.approx(0.005, rel=0.05)
-    nothing = live.noise_like(np.zeros(3_200, np.float32), 0.1, np.random.default_rng(0))
-    assert len(nothing) == 1_600 and not nothing.any()
-
-
 def test_what_comes_before_is_each_one_s_own() -> None:
     led = live.before([ONE, TWO], 0.5)
     for one, own in zip(led, (ONE, TWO), strict=True):

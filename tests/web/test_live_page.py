@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -33,7 +33,38 @@ def test_partial_text_appears_while_one_listens_along(page: Page, place: Path) -
     assert len(seen - {""}) > 3
     page.wait_for_function("document.body.dataset.text !== undefined")
     (expected,) = texts_of([place / "a.wav"], place / "wave")
+    assert all(expected.startswith(text) for text in seen)
     assert page.evaluate("document.body.dataset.text") == expected
+
+
+def test_what_the_worker_tells_bit_by_bit_is_put_together(browser: Browser, url: str, place: Path) -> None:
+    page = browser.new_context(service_workers="block").new_page()
+    page.add_init_script(
+        "window.Worker = class extends Worker { constructor(...a) { super(...a); window.worker = this; } };"
+    )
+    page.goto(url)
+    wait_until(page, "ready")
+    text_of(page, place / "a.wav")
+    told: list[tuple[Any, list[str]]] = [
+        ({"anew": True, "words": [], "open": "on"}, ["on"]),
+        ({"anew": True, "words": ["one"], "open": "t"}, ["one t"]),
+        ({"anew": False, "words": [], "open": "tw"}, ["one tw"]),
+        ({"anew": False, "words": ["two three"], "open": ""}, ["one two three"]),
+        (
+            {"anew": False, "words": ["four"] * 99, "open": "f"},
+            ["one two three" + " four" * 97, "four four f"],
+        ),
+        ({"anew": True, "words": [], "open": ""}, [""]),
+        ({"anew": True, "words": [], "open": "ne"}, ["ne"]),
+    ]
+    for news, paragraphs in told:
+        page.evaluate(
+            "data => worker.dispatchEvent(new MessageEvent('message', { data }))",
+            {"type": "update", "news": news, "segments": [], "chunks": [], "seconds": 1},
+        )
+        found = page.locator("#partial > span").all_text_contents()
+        assert [text.strip() for text in found] == paragraphs
+    page.context.close()
 
 
 def test_listening_along_can_be_stopped(page: Page, place: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import export.demo_page
 from export.demo_page import DemoPage
 from export.publish import export_student
 from export.runtime import WAVE_FLOAT_FILE, WAVE_INT8_FILE
@@ -76,6 +77,18 @@ def test_another_model_at_the_same_address_is_the_one_that_runs(
     context.close()
 
 
+def wait_until_kept(page: Page, *files: str) -> None:
+    """Waits until the page is kept, and of models just these files and the card."""
+    page.wait_for_function("navigator.serviceWorker.controller !== null")
+    page.wait_for_function(
+        """async files => {
+          const kept = (await (await caches.open("kdasr")).keys()).map(({ url }) => url.split("/model/")[1]);
+          return String(kept.filter(Boolean).sort()) === String(files);
+        }""",
+        arg=sorted([*files, "model.json", "tokens.txt"]),
+    )
+
+
 def test_what_is_kept_for_use_offline_is_all_of_one_model(
     browser: Browser, place: Path, other: Path, tmp_path: Path
 ) -> None:
@@ -84,18 +97,93 @@ def test_what_is_kept_for_use_offline_is_all_of_one_model(
     serve(tmp_path / "model", place / "wave")
     with DemoPage(tmp_path / "model", port=0) as served:
         load(page, served.url)
-        page.wait_for_function("navigator.serviceWorker.controller !== null")
         choose(page, "float32")
+        wait_until_kept(page, WAVE_FLOAT_FILE, WAVE_INT8_FILE)
         serve(tmp_path / "model", other)
         load(page, served.url)
-        page.wait_for_function(
-            "async () => (await (await caches.match('model/model.json'))?.json())?.name === 'other'"
-        )
+        wait_until_kept(page, WAVE_INT8_FILE)
+        choose(page, "float32")
+        wait_until_kept(page, WAVE_FLOAT_FILE, WAVE_INT8_FILE)
     context.set_offline(True)
     load(page, served.url)
     assert page.locator("#source").inner_text() == "other"
     assert texts_of(page, place / "float.wav") == texts_by(other, place / "float.wav")
     context.close()
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that the server is asked for."""
+    paths: list[str] = []
+    answer = export.demo_page._Handler.send_head
+    monkeypatch.setattr(
+        export.demo_page._Handler,
+        "send_head",
+        lambda handler: (paths.append(handler.path), answer(handler))[1],
+    )
+    return paths
+
+
+def test_the_weights_that_run_are_fetched_and_kept_and_no_others(
+    browser: Browser, place: Path, tmp_path: Path, asked_for: list[str]
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    serve(tmp_path / "model", place / "wave")
+    with DemoPage(tmp_path / "model", port=0) as served:
+        load(page, served.url)
+        wait_until_kept(page, WAVE_INT8_FILE)
+        assert [path for path in asked_for if path.endswith(".onnx")] == [f"/model/{WAVE_INT8_FILE}"]
+    context.set_offline(True)
+    load(page, served.url)
+    assert text_of(page, place / "float.wav") == texts_by(place / "wave", place / "float.wav")[1]
+    page.select_option("#precision", "float32")
+    assert "model.wave.onnx cannot be loaded: no network, and no copy of it was kept" in error_of(page)
+    assert page.locator("#precision").input_value() == "int8"
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("gone", "kept", "precision"),
+    [(WAVE_FLOAT_FILE, WAVE_INT8_FILE, "int8"), (WAVE_INT8_FILE, WAVE_FLOAT_FILE, "float32")],
+    ids=["8 bit", "32 bit"],
+)
+@pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
+def test_an_export_with_one_of_its_files_runs_by_it_online_and_offline(
+    browser: Browser, place: Path, tmp_path: Path, gone: str, kept: str, precision: str, named: bool
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    folder = tmp_path / "model"
+    serve(folder, place / "wave")
+    (folder / gone).unlink()
+    if not named:
+        files = json.loads((folder / "model.json").read_text())["files"]
+        set_in_card(folder, files={precision: files[precision]})
+    (expected,) = transcripts.texts_of([place / "float.wav"], folder / kept)
+    with DemoPage(folder, port=0) as served:
+        load(page, served.url)
+        assert page.locator("#precision").input_value() == precision
+        assert page.locator("#precision option").count() == (2 if named else 1)
+        assert text_of(page, place / "float.wav") == expected
+        wait_until_kept(page, kept)
+    context.set_offline(True)
+    load(page, served.url)
+    assert text_of(page, place / "float.wav") == expected
+    context.close()
+
+
+def test_an_export_that_lost_both_of_its_files_is_said_so(
+    browser: Browser, place: Path, tmp_path: Path
+) -> None:
+    serve(tmp_path / "model", place / "wave")
+    with DemoPage(tmp_path / "model", port=0) as served:
+        for file in (WAVE_FLOAT_FILE, WAVE_INT8_FILE):
+            (tmp_path / "model" / file).unlink()
+        page = browser.new_page()
+        page.goto(served.url)
+        assert "model.wave.onnx cannot be loaded (404)" in error_of(page)
+        page.close()
 
 
 def test_weights_that_cannot_be_loaded_leave_the_model_that_is_chosen(
@@ -116,8 +204,7 @@ def test_weights_that_cannot_be_loaded_leave_the_model_that_is_chosen(
 
 def test_the_page_works_without_a_network_once_loaded(page: Page, place: Path) -> None:
     before = text_of(page, place / "a.wav")
-    page.evaluate("navigator.serviceWorker.ready.then(() => true)")
-    page.wait_for_function("navigator.serviceWorker.controller !== null")
+    wait_until_kept(page, WAVE_INT8_FILE)
     page.context.set_offline(True)
     page.reload()
     wait_until(page, "ready")
