@@ -112,8 +112,8 @@ class Scoreboard:
             chunk_by_chunk: hear each utterance in a session.
             trained: the folder of the model that was exported to `path`.
             chunk_ms: as in `open_recogniser`.
-            after_noise_s: of noise as loud as the quietest 100 ms of an utterance, which come before it, chunk
-                by chunk, as from a microphone that is on.
+            after_noise_s: of noise as loud as the quietest 100 ms of an utterance, before it; chunk by chunk,
+                as from a microphone that is on.
 
         Raises:
             ModelError: there is no model that can be used so.

@@ -29,6 +29,7 @@ MODELS = [
     "student_distilled",
     "student_mwer",
     "student_mwer_streaming",
+    "student_mwer_after_noise",
     "onnx_float32",
     "onnx_int8",
 ]
@@ -63,6 +64,7 @@ def test_every_model_has_its_row(finished: Path) -> None:
         assert row["rtf"] > 0 and row["bytes"] > 1_000 and row["params"] > 1_000
     by_model = {row["model"]: row for row in rows}
     assert by_model["student_mwer_streaming"]["texts_unlike_offline"] == 0
+    assert by_model["student_mwer_after_noise"]["after_noise_s"] == 2.0
     assert by_model["onnx_float32"]["wer"] == by_model["student_mwer"]["wer"]
     assert by_model["onnx_int8"]["bytes"] < by_model["onnx_float32"]["bytes"]
     assert by_model["teacher"]["latency_ms"] is None
