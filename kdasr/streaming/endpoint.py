@@ -13,7 +13,7 @@ from kdasr.errors import ConfigError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.streaming.models import ChunkModel
 from kdasr.streaming.session import StreamingSession
-from kdasr.streaming.words import Word, split_words, words_of
+from kdasr.streaming.words import WORD_PAUSE_S, Word, split_words, words_of
 from kdasr.text import Units
 
 
@@ -27,7 +27,7 @@ class EndpointRules:
         max_segment_s: seconds after which a segment is cut, before its last word.
     """
 
-    min_silence_s: float = 1.0
+    min_silence_s: float = WORD_PAUSE_S
     max_segment_s: float = 20.0
 
     def __post_init__(self) -> None:

@@ -9,6 +9,10 @@ from typing import NamedTuple
 from kdasr.decoding import Token
 from kdasr.text import WORD_START, Units
 
+# Seconds without a new unit after which a word is over, whatever comes next: a student may have forgotten it,
+# and not know whether "▁" is due.
+WORD_PAUSE_S = 1.0
+
 
 class Word(NamedTuple):
     """One word of a stream.
@@ -27,13 +31,16 @@ class Word(NamedTuple):
     confidence: float
 
 
-def split_words(tokens: Iterable[Token], units: Units) -> list[list[Token]]:
-    """The tokens of each word; a unit that is the mark of a word start alone belongs to none."""
+def split_words(tokens: Iterable[Token], units: Units, pause_frames: float = math.inf) -> list[list[Token]]:
+    """The tokens of each word, which ends where nothing is said in `pause_frames` output frames; a unit that
+    is the mark of a word start alone belongs to none."""
     words: list[list[Token]] = [[]]
+    last = math.inf
     for token in tokens:
         symbol = units.symbols[token.id]
-        if symbol.startswith(WORD_START):
+        if symbol.startswith(WORD_START) or token.frame - last - 1 >= pause_frames:
             words.append([])
+        last = token.frame
         if symbol != WORD_START:
             words[-1].append(token)
     return [word for word in words if word]
@@ -42,7 +49,8 @@ def split_words(tokens: Iterable[Token], units: Units) -> list[list[Token]]:
 def words_of(
     tokens: Iterable[Token], units: Units, frame_s: float = 0.04, audio_s: float = math.inf
 ) -> list[Word]:
-    """Words with times; joined by spaces they are `units.decode` of the tokens.
+    """Words with times; joined by spaces they are `units.decode` of the tokens, but for words that a pause of
+    `WORD_PAUSE_S` parts.
 
     Args:
         frame_s: seconds of an output frame.
@@ -55,7 +63,7 @@ def words_of(
             round(min((word[-1].frame + 1) * frame_s, audio_s), 3),
             round(_mean_probability(word), 4),
         )
-        for word in split_words(tokens, units)
+        for word in split_words(tokens, units, round(WORD_PAUSE_S / frame_s, 6))
         if (text := units.decode([token.id for token in word]))  # some classes stand for no text
     ]
 

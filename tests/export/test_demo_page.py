@@ -68,6 +68,11 @@ def test_every_file_that_the_page_keeps_is_there(page: DemoPage) -> None:
         get(page.url + name)
 
 
+def test_the_page_and_its_model_are_kept_in_one_place() -> None:
+    (line,) = (line for line in (PAGE_FOLDER / "sw.js").read_text().splitlines() if "CACHE =" in line)
+    assert line in (PAGE_FOLDER / "kept.js").read_text()
+
+
 @pytest.mark.parametrize(
     "path",
     ["../secret.txt", "model/../secret.txt", "model/%2e%2e/secret.txt", "model/", "ort", "x/y/z", ".git"],
@@ -100,9 +105,27 @@ def test_an_export_without_its_int8_file_is_served_and_says_why(
     assert capsys.readouterr().err.startswith("the page has 32-bit weights alone: int8 costs too much")
 
 
-def test_an_export_with_features_is_refused(runtime: Path, tmp_path: Path) -> None:
-    export_student(recurrent(), UNITS, tmp_path, int8=False)
-    with pytest.raises(ModelError, match="a browser has none.*--format wave-onnx"):
+def test_an_export_without_its_float32_file_is_served(
+    runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = export_student(recurrent(), UNITS, tmp_path, format="wave-onnx")
+    exported.float_path.unlink()
+    with DemoPage(tmp_path, port=0, runtime=runtime) as served:
+        assert (
+            len(get(served.url + "model/model.wave.int8.onnx")[1]) == exported.card["files"]["int8"]["bytes"]
+        )
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(served.url + "model/model.wave.onnx")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("left", ["model.onnx", "model.int8.onnx"])
+def test_an_export_with_features_is_refused(runtime: Path, tmp_path: Path, left: str) -> None:
+    export_student(recurrent(), UNITS, tmp_path)
+    for path in tmp_path.glob("*.onnx"):
+        if path.name != left:
+            path.unlink()
+    with pytest.raises(ModelError, match=f"a browser has none.*got {left}.*--format wave-onnx"):
         DemoPage(tmp_path, port=0, runtime=runtime)
 
 

@@ -38,7 +38,7 @@ def test_a_pause_ends_a_segment(piece: int) -> None:
 
 def test_a_shorter_pause_does_not() -> None:
     (only,) = run(TWO, 100, EndpointRules(min_silence_s=2.0))
-    assert only.text == "one twothree"  # the script holds no word mark between them
+    assert only.text == "one two three"  # the script holds no word mark between them
 
 
 def test_a_pause_within_a_word_parts_it() -> None:
@@ -46,6 +46,8 @@ def test_a_pause_within_a_word_parts_it() -> None:
     come only when somebody speaks again."""
     script = {5: "s", 32: "o", 40: "▁", 45: "x"}
     assert [segment.text for segment in run(script, 100, EndpointRules(min_silence_s=1.0))] == ["s", "o x"]
+    assert [segment.text for segment in run(script, 100, EndpointRules(min_silence_s=1.1))] == ["s o x"]
+    script = {5: "s", 30: "o", 40: "▁", 45: "x"}  # a frame less
     assert [segment.text for segment in run(script, 100, EndpointRules(min_silence_s=1.1))] == ["so x"]
 
 
@@ -93,7 +95,7 @@ def test_a_second_of_silence_or_twenty_of_speech_end_a_segment_unless_told_other
 
 def test_without_rules_the_end_of_the_stream_ends_the_segment() -> None:
     (only,) = run(TWO, 200, None)
-    assert only.text == "one twothree"
+    assert only.text == "one two three"
 
 
 def test_silence_gives_no_segment() -> None:

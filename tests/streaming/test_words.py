@@ -32,6 +32,16 @@ def test_word_marks_alone_are_no_words() -> None:
     assert [word.text for word in words_of(tokens(("▁", 1, 0.0), ("a", 3, 0.0)), UNITS)] == ["a"]
 
 
+def test_a_word_is_over_after_a_second_of_silence() -> None:
+    """24 frames of 40 ms between two units are less than that, 25 are as much."""
+    spikes = tokens(
+        ("o", 10, 0.0), ("n", 35, 0.0), ("i", 61, 0.0), ("t", 62, 0.0), ("▁", 90, 0.0), ("a", 91, 0.0)
+    )
+    assert [word.text for word in words_of(spikes, UNITS)] == ["on", "it", "a"]
+    assert [word.text for word in words_of(spikes, UNITS, frame_s=0.02)] == ["onit", "a"]
+    assert UNITS.decode([token.id for token in spikes]) == "onit a"
+
+
 def test_word_pieces_are_joined_where_they_begin_no_word() -> None:
     units = train_sentencepiece(["seven eleven", "eleven seven seven", "even seven"] * 3, vocab_size=10)
     ids = units.encode("seven eleven even")

@@ -1,0 +1,90 @@
+"""An export that is passed on with one of its files: what is there is opened, what is not is an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export.card import CARD_FILE, read_export_card, refusal
+from export.load import exported_file, load_exported
+from export.publish import export_student
+from export.runtime import FLOAT_FILE, INT8_FILE
+from export.transcribe import open_recogniser
+from kdasr.errors import ModelError
+from kdasr.scoreboard import check_model_of_row
+from tests.export.small_models import UNITS, recurrent
+
+FILES = {"float32": FLOAT_FILE, "int8": INT8_FILE}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    export_student(recurrent(), UNITS, tmp_path)
+    return tmp_path
+
+
+def take_from_card(folder: Path, precision: str) -> None:
+    card = json.loads((folder / CARD_FILE).read_text())
+    del card["files"][precision]
+    (folder / CARD_FILE).write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(("gone", "left"), [("float32", "int8"), ("int8", "float32")])
+def test_of_an_export_that_lost_a_file_the_other_is_opened(folder: Path, gone: str, left: str) -> None:
+    (folder / FILES[gone]).unlink()
+    assert load_exported(folder / FILES[left])[0].path == folder / FILES[left]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_file_that_the_card_names_and_that_is_missing_is_said_so_where_it_is_asked_for(
+    folder: Path, precision: str
+) -> None:
+    path = folder / FILES[precision]
+    path.unlink()
+    assert refusal(path) is None
+    for opens in (load_exported, open_recogniser):
+        with pytest.raises(ModelError, match=f"{path.name}: no such model file"):
+            opens(path)
+    with pytest.raises(ModelError, match=rf"models\.device\.path: there is no such model; got .*{path.name}"):
+        check_model_of_row("device", {"path": str(path)})
+
+
+def test_a_folder_without_its_float32_file_is_not_opened_by_another(folder: Path) -> None:
+    """int8 costs accuracy: whoever wants it names it."""
+    (folder / FLOAT_FILE).unlink()
+    with pytest.raises(ModelError, match=r"model\.onnx: no such model file"):
+        open_recogniser(folder)
+
+
+def test_a_card_may_name_the_int8_file_alone(folder: Path) -> None:
+    take_from_card(folder, "float32")
+    (folder / FLOAT_FILE).unlink()
+    card = read_export_card(folder)
+    assert card is not None and list(card["files"]) == ["int8"]
+    load_exported(folder / INT8_FILE)
+    for opens in (exported_file, open_recogniser):
+        with pytest.raises(
+            ModelError, match=r"model\.json: .* cannot be used.*none of float32, but \['int8'\]"
+        ):
+            opens(folder)
+    assert refusal(folder / FLOAT_FILE) is None  # taken away: an error, and no row that is left out
+    with pytest.raises(ModelError, match=r"model\.onnx: no such model file"):
+        load_exported(folder / FLOAT_FILE)
+
+
+def test_a_damaged_file_is_found_by_a_card_that_names_it_alone(folder: Path) -> None:
+    take_from_card(folder, "float32")
+    content = bytearray((folder / INT8_FILE).read_bytes())
+    content[-1] ^= 1
+    (folder / INT8_FILE).write_bytes(content)
+    with pytest.raises(ModelError, match="not the one that was exported"):
+        load_exported(folder / INT8_FILE)
+
+
+def test_a_card_that_names_no_file_cannot_be_used(folder: Path) -> None:
+    for precision in FILES:
+        take_from_card(folder, precision)
+    with pytest.raises(ModelError, match=r"model\.json: .* cannot be used.*with the files \[\]"):
+        read_export_card(folder)
