@@ -124,7 +124,17 @@ def waiting(options: argparse.Namespace) -> list[dict[str, float]]:
         units = CharUnits()
         model = ConformerTeacher(vocab_size=units.vocab_size)
     # No cache: every batch comes from the audio, as in a corpus that is larger than memory.
-    stream = Stream([options.shards], options.batch_seconds, 1, units=units)
+    # And as `kdasr train` reads it.
+    student = StudentSide(units, model.subsampling)
+    stream = Stream(
+        [options.shards],
+        options.batch_seconds,
+        1,
+        units=units,
+        student=student,
+        lead_share=0.5,
+        joined_share=0.5,
+    )
     step = TrainingStep(model, options.device, options.precision)
     in_memory = [stream.batch(position) for position in range(8)]
     turns = itertools.cycle(in_memory)
