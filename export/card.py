@@ -96,11 +96,24 @@ def write_card(card: dict[str, Any], path: Path) -> None:
     commit_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+class _Files(dict[str, Any]):
+    """What a card says of its files. An export may be passed on with its int8 file alone, and its card with
+    the facts of that alone; asking for those of float32 is then an error of the card."""
+
+    def __init__(self, facts: dict[str, Any], path: Path) -> None:
+        super().__init__(facts)
+        self._path = path
+
+    def __missing__(self, precision: str) -> Any:
+        raise _unusable(self._path, f"none of {precision}, but {sorted(self)}", "Name the file itself.")
+
+
 def read_export_card(folder: Path) -> dict[str, Any] | None:
-    """The card of the export in `folder`; None where there is none.
+    """The card of the export in `folder`; None where there is none. The files that it names may be missing.
 
     Raises:
-        ModelError: there is one, and it cannot be read or is of another version.
+        ModelError: there is one, and it cannot be read or is of another version; asking `files` of what is
+            returned for a precision that it does not name raises this, too.
     """
     path = folder / CARD_FILE
     try:
@@ -108,20 +121,24 @@ def read_export_card(folder: Path) -> dict[str, Any] | None:
         if card.get("format") != EXPORT_FORMAT:
             return None  # of a model folder
         files = {name: (facts["file"], facts["sha256"]) for name, facts in card["files"].items()}
-        known = card["version"] == CARD_VERSION and "float32" in files
+        known = card["version"] == CARD_VERSION and not {"float32", "int8"}.isdisjoint(files)
         if known and isinstance(card["student"]["weights_sha256"], str):
-            return card
+            return {**card, "files": _Files(card["files"], path)}
         found = f"version {card['version']} with the files {sorted(files)}"
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         found = repr(error)
-    raise ModelError(
+    raise _unusable(path, found, "Export the model again, or copy the folder again.")
+
+
+def _unusable(path: Path, found: str, fix: str) -> ModelError:
+    return ModelError(
         "the card of the export cannot be used",
         where=path,
         expected=f"{EXPORT_FORMAT} version {CARD_VERSION} with the facts of its files",
         got=found,
-        fix="Export the model again, or copy the folder again.",
+        fix=fix,
     )
 
 
@@ -137,8 +154,8 @@ def refusal(path: Path) -> str | None:
     refused = {facts["file"]: str(facts["reason"]) for facts in card.get("refused", {}).values()}
     if path.name in refused:
         return refused[path.name]
-    if path.name in {facts["file"] for facts in card["files"].values()}:
-        return None  # written, and lost
+    if path.name in {facts["file"] for facts in card["files"].values()} or "float32" not in card["files"]:
+        return None  # written, and lost: every export writes float32
     return f"the export was not asked for {path.name}"
 
 

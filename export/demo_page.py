@@ -19,7 +19,7 @@ from typing import BinaryIO, Self
 from export.card import refusal
 from export.npm import npm_package
 from export.publish import export_student
-from export.runtime import FLOAT_FILE, WAVE_FLOAT_FILE, WAVE_INT8_FILE
+from export.runtime import FLOAT_FILE, INT8_FILE, WAVE_FLOAT_FILE, WAVE_INT8_FILE
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import load_model
 
@@ -37,7 +37,8 @@ _TYPES = {
 
 
 def model_folder(model: Path, scratch: Path) -> Path:
-    """A folder with a waveform-in export: `model` itself, or an export of the student in it.
+    """A folder with a waveform-in export: `model` itself, which may hold one of its files alone, or an export
+    of the student in it.
 
     Args:
         scratch: where to export to.
@@ -46,14 +47,14 @@ def model_folder(model: Path, scratch: Path) -> Path:
         ModelError: there is no model, or an export of another kind.
         ExportError: the student cannot be exported.
     """
-    if (model / WAVE_FLOAT_FILE).is_file():
+    if _first_of(model, WAVE_FLOAT_FILE, WAVE_INT8_FILE) is not None:
         return model
-    if (model / FLOAT_FILE).is_file():
+    if (other := _first_of(model, FLOAT_FILE, INT8_FILE)) is not None:
         raise ModelError(
             "this export takes features, and a browser has none",
             where=model,
             expected=WAVE_FLOAT_FILE,
-            got=FLOAT_FILE,
+            got=other,
             fix="Name the folder of the student, or export it with --format wave-onnx.",
         )
     loaded = load_model(model)
@@ -66,6 +67,10 @@ def model_folder(model: Path, scratch: Path) -> Path:
         name=model.name,
     )
     return scratch
+
+
+def _first_of(folder: Path, *names: str) -> str | None:
+    return next((name for name in names if (folder / name).is_file()), None)
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):

@@ -7,12 +7,16 @@ const PIECE = RATE / 10;
 // What is kept of a stream that may run for hours: for the figures, and for "Save".
 const KEPT_CHUNKS = 1000;
 const KEPT_PIECES = 6000; // ten minutes
+// Characters after which a new paragraph begins: of what is not final yet, browsers lay out the last alone.
+const PARAGRAPH = 500;
+const PRECISIONS = { int8: "8 bit", float32: "32 bit" };
 // When a live stretch is over, as `kdasr transcribe` has it.
 const RULES = { minSilence: 1.0, maxSegment: 20.0 };
 
 const $ = (id) => document.getElementById(id);
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
 const levels = new Bars($("loudness"), 1);
+const lastWord = document.createElement("span"); // of what is not final yet: it may still grow
 let times = null; // bars of chunk times, once the length of a chunk is known
 let ready = null; // what the worker said of the model
 let recording = null; // what is or was heard: pieces of samples, milliseconds of the last chunks and of all
@@ -59,7 +63,7 @@ function begin(name, rules) {
   $("hint").hidden = $("nothing").hidden = true;
   $("segments").replaceChildren();
   $("partial").hidden = false;
-  $("words").textContent = $("open").textContent = "";
+  showPartial({ anew: true, words: [], open: "" });
   $("source").textContent = name;
   $("copy").disabled = $("save").disabled = true;
   setBusy(true);
@@ -156,7 +160,8 @@ const says = {
     const parameters = data.card.student.parameters;
     $("size-what").textContent = parameters ? `${(parameters / 1e6).toFixed(2)} M parameters` : "model";
     $("source").textContent = data.card.name;
-    if (!data.card.files.int8) $("precision").replaceChildren(new Option("32 bit", "float32"));
+    const named = Object.keys(PRECISIONS).filter((precision) => data.card.files[precision]);
+    $("precision").replaceChildren(...named.map((precision) => new Option(PRECISIONS[precision], precision)));
     $("precision").value = data.precision;
     status("ready", "ready");
     setBusy(false);
@@ -199,9 +204,17 @@ function showText({ segments, news }) {
     item.append(time, text);
     list.append(item);
   }
-  if (news.anew) $("words").textContent = "";
-  $("words").append(...news.words.map((words) => `${words} `));
-  $("open").textContent = news.open;
+  showPartial(news);
+}
+
+function showPartial({ anew, words, open }) {
+  const partial = $("partial");
+  if (anew) partial.replaceChildren();
+  lastWord.textContent = open;
+  for (const piece of [...words.map((text) => `${text} `), lastWord]) {
+    if (!(partial.lastChild?.textContent.length < PARAGRAPH)) partial.append(document.createElement("span"));
+    partial.lastChild.append(piece);
+  }
 }
 
 function showChunks({ chunks, seconds }) {
@@ -243,5 +256,5 @@ for (const name of ["dragover", "dragleave", "drop"]) {
     if (name === "drop") transcribeFile(event.dataTransfer.files[0]);
   });
 }
-worker.postMessage({ type: "load", precision: "int8" });
+worker.postMessage({ type: "load", precision: null }); // of those that there are, the smaller one
 navigator.serviceWorker?.register("sw.js").catch(() => {}); // private windows have none: then no offline use

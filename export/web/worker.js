@@ -1,8 +1,9 @@
 // Loads the model and computes beside the page, so that the page stays fluent.
-// in:  {type: "load", precision} {type: "start", rules} {type: "samples", samples} {type: "finish"}
+// in:  {type: "load", precision or null} {type: "start", rules} {type: "samples", samples} {type: "finish"}
 // out: {type: "ready", …} {type: "update", …} {type: "final", …} {type: "error", message}
 
 import * as ort from "./ort/ort.wasm.min.mjs";
+import { keepModel } from "./kept.js";
 import { Session, parseTokens } from "./session.js";
 
 ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
@@ -32,9 +33,22 @@ async function fetched(path) {
   return response;
 }
 
+// The weights of the chosen precision, or of the first that is there: a folder may be without one of them.
+async function fetchedWeights(files, chosen) {
+  const named = files[chosen] ? [chosen] : ["int8", "float32"].filter((precision) => files[precision]);
+  let trouble = new Error("model.json names no weights: export the model again");
+  for (const precision of named) {
+    const response = await fetched(`./model/${files[precision].file}`).catch((error) => {
+      trouble = error;
+    });
+    if (response) return { precision, weights: await checkedWeights(response, files[precision]) };
+  }
+  throw trouble;
+}
+
 // The weights that the card means: a length tells what is cut off, a hash what is another model's.
-async function fetchedWeights({ file, bytes, sha256 }) {
-  const weights = new Uint8Array(await (await fetched(`./model/${file}`)).arrayBuffer());
+async function checkedWeights(response, { file, bytes, sha256 }) {
+  const weights = new Uint8Array(await response.arrayBuffer());
   if (weights.length !== bytes) {
     throw new Error(`${file} has ${weights.length} bytes, not ${bytes}: it is truncated or of another export`);
   }
@@ -46,30 +60,33 @@ async function fetchedWeights({ file, bytes, sha256 }) {
   return weights;
 }
 
-async function load({ precision }) {
+async function load({ precision: chosen }) {
   const began = performance.now();
-  const card = await (await fetched("./model/model.json")).json();
+  const cardText = await (await fetched("./model/model.json")).text();
+  const card = JSON.parse(cardText);
   if (card.format !== "kdasr-export" || card.version !== 1 || card.file_format !== "wave-onnx") {
     throw new Error("model.json is not the card of a wave-onnx export of this version: export the model again");
   }
-  const table = parseTokens(await (await fetched("./model/tokens.txt")).text());
+  const tokens = await (await fetched("./model/tokens.txt")).text();
+  const table = parseTokens(tokens);
   if (table.length !== Number(card.metadata.vocab_size) || table.includes(undefined)) {
     throw new Error(`tokens.txt has ${table.length} symbols, but the model ${card.metadata.vocab_size} classes`);
   }
-  const chosen = card.files[precision] ? precision : "float32";
-  const entry = card.files[chosen];
-  const runtime = await ort.InferenceSession.create(await fetchedWeights(entry), { executionProviders: ["wasm"] });
+  const { precision, weights } = await fetchedWeights(card.files, chosen);
+  const runtime = await ort.InferenceSession.create(weights, { executionProviders: ["wasm"] });
   const loaded = chunkModel(runtime, card.metadata);
   await loaded.step({ samples: new Float32Array(loaded.numSamples), validFrames: loaded.window }, loaded.initialState());
   [model, symbols] = [loaded, table]; // only now: until here an earlier model is whole and in use
   self.postMessage({
     type: "ready",
     card,
-    precision: chosen,
-    bytes: entry.bytes,
+    precision,
+    bytes: weights.length,
     chunkMs: 10 * model.shift,
     milliseconds: performance.now() - began,
   });
+  const files = { "tokens.txt": tokens, [card.files[precision].file]: weights };
+  await keepModel(new URL("./model/", import.meta.url).href, cardText, files).catch(() => {}); // then no offline use
 }
 
 function chunkModel(runtime, metadata) {
