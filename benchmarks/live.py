@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import Token, greedy
+from kdasr.decoding import greedy
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import error_rates
-from kdasr.features import FRAME_SHIFT_MS, log_mel
+from kdasr.features import log_mel
 from kdasr.interfaces import Utterance
 from kdasr.noise import noise_before
 from kdasr.shards import list_shards, read_shard
-from kdasr.streaming import EndpointRules, with_tail
+from kdasr.streaming import with_tail
 
 _TOGETHER = 10
 
@@ -85,22 +85,9 @@ def transcriber(folder: Path) -> Heard:
         features_btf = log_mel(with_tail(samples))[None]
         with torch.inference_mode():
             log_probs_btv, lengths_b = model.offline(features_btf, torch.tensor([features_btf.shape[1]]))
-        segments = apart(greedy(log_probs_btv, lengths_b)[0], FRAME_SHIFT_MS * model.subsampling / 1000)
-        texts = (recogniser.units.decode([token.id for token in segment]) for segment in segments)
-        return " ".join(text for text in texts if text)
+        return " ".join(word.text for word in recogniser.words(greedy(log_probs_btv, lengths_b)[0]))
 
     return hear
-
-
-def apart(tokens: Sequence[Token], frame_s: float) -> list[list[Token]]:
-    """Tokens cut where nothing was said for as long as ends a segment of a stream."""
-    segments: list[list[Token]] = [[]]
-    for token in tokens:
-        last = segments[-1][-1].frame if segments[-1] else token.frame
-        if (token.frame - last - 1) * frame_s >= EndpointRules().min_silence_s:
-            segments.append([])
-        segments[-1].append(token)
-    return segments
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
 from kdasr.decoding import DEFAULT_BEAM
 from kdasr.errors import AudioError, ConfigError
 from kdasr.lexicon import Lexicon
+from kdasr.storage import StorageError
 from kdasr.streaming import EndpointRules
 
 STANDARD_INPUT = "-"
@@ -172,7 +173,7 @@ def _all_transcripts(
                 yield from recogniser.listen(pieces, source, request.rules)
             else:
                 yield from _file_transcripts(recogniser, request, source, err)
-        except AudioError as error:
+        except (AudioError, StorageError) as error:
             if len(request.sources) == 1:
                 raise
             failed += 1

@@ -147,7 +147,7 @@ class Recogniser:
 
     def transcribe(self, samples: NDArray[np.float32], where: str = "audio") -> str:
         """The text of a whole utterance."""
-        return self.units.decode([token.id for token in self.recognise(samples, where)])
+        return " ".join(word.text for word in self.words(self.recognise(samples, where)))
 
     def words(self, tokens: Iterable[Token], audio_s: float = math.inf) -> list[Word]:
         """Words with times of the tokens of this model; see `kdasr.streaming.words_of`."""

@@ -199,12 +199,17 @@ class AudioReader:
             assert self._disk is not None
             with _decoding(str(self._path), self._disk.num_bytes):
                 yield self._file
+            self._check_disk()  # a file that does not know its length seems to end there
         except AudioError:
             # What is left of its state after a fault is not for the next cut.
             self._file = None
-            if self._disk is not None and self._disk.error is not None:
-                raise _not_read(self._path, self._disk.error) from self._disk.error
+            self._check_disk()
             raise
+
+    def _check_disk(self) -> None:
+        if self._disk is not None and (error := self._disk.error) is not None:
+            self._file = None
+            raise _not_read(self._path, error) from error
 
     def __enter__(self) -> Self:
         return self

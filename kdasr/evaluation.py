@@ -26,10 +26,11 @@ from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, decode_whol
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import ErrorCounts, count_errors
 from kdasr.errors import ConfigError, ShardError
+from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import AcousticModel, Utterance
 from kdasr.shards import open_shard, read_shard, read_texts
 from kdasr.storage import commit_bytes
-from kdasr.streaming import hears_tail, with_tail
+from kdasr.streaming import hears_tail, text_of, with_tail
 from kdasr.teachers.base import LOG_MEL, FrontEnd
 from kdasr.text import Units, letters_in, normalise_by_word, not_normal_text
 
@@ -123,14 +124,16 @@ def evaluate(
         log_probs_btv, lengths_b = _run_batch(model, utterances, device, front_end)
         tokens = greedy(log_probs_btv, lengths_b)
         if decoder == "greedy":
-            return [(text_of(row), row) for row in tokens]
+            return [(said(row), row) for row in tokens]
         frames = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
         found = [decode_whole(BeamStream(beam, lexicon), row[:length]) for row, length in frames]
-        return list(zip(map(text_of, found), tokens, strict=True))
+        return list(zip(map(said, found), tokens, strict=True))
 
-    def text_of(tokens: Sequence[Token]) -> str:
+    frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
+
+    def said(tokens: Sequence[Token]) -> str:
         nonlocal not_normal
-        text = units.decode([token.id for token in tokens])
+        text = text_of(tokens, units, frame_s)
         if not spells_as_we_do:
             text, is_normal = normalise_by_word(text, letters)
             not_normal += not is_normal

@@ -47,6 +47,7 @@ _TAIL_FRAMES = TAIL_MS // FRAME_SHIFT_MS
 _LEAD_FRAMES = 1500 // FRAME_SHIFT_MS
 _PAUSE_FRAMES = 1000 // FRAME_SHIFT_MS
 _QUIET_FRAMES = 100 // FRAME_SHIFT_MS
+_MANY = 8
 # Of these leads, how many are digital silence, as some programs put before what they hear.
 _SILENT_LEADS = 0.25
 
@@ -104,6 +105,8 @@ class Stream:
     _frames: NDArray[np.int32] = field(init=False)
     _epochs: dict[int, EpochBatches] = field(init=False, default_factory=dict)
     _batches_per_epoch: int = field(init=False, default=0)
+    _around: int = field(init=False, default=0)
+    _spoken: str = field(init=False, default="")
     _joined: list[Joined] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -123,10 +126,13 @@ class Stream:
             self.tail_share = 0.0
         if self.labels and self.student is None:
             self.lead_share = self.joined_share = 0.0  # whose frames are not known
+        if self.units is not None and not _spell_words_apart(self.units, self._spoken):
+            self.joined_share = 0.0
         # The slowest speed makes the longest audio; batches are cut for it, and for what is around it.
-        slowest, around = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
-        around += round(self.lead_share * _LEAD_FRAMES / 2 + self.joined_share * _PAUSE_FRAMES / 4)
+        slowest, tail = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
+        around = round(self.lead_share * _LEAD_FRAMES / 2 + self.joined_share * _PAUSE_FRAMES / 4) + tail
         frames = (math.ceil(num_frames(samples) / slowest) + around for samples in self.items.num_samples())
+        self._around = around
         self._frames = np.fromiter(frames, np.int32, len(self.items))
 
     def _check(self) -> None:
@@ -215,7 +221,9 @@ class Stream:
 
     def median_frames(self) -> int | None:
         """Output frames of the student in half of the utterances or fewer; None without a student."""
-        return None if self.student is None else self.student.frames(int(np.median(self._frames)))
+        if self.student is None:
+            return None
+        return self.student.frames(int(np.median(self._frames)) - self._around)
 
     def locate(self, position: int) -> tuple[int, int]:
         """Epoch and index within it of the `position`-th batch. All epochs have as many batches."""
@@ -254,6 +262,7 @@ class Stream:
                         if text is None:
                             raise _no_transcript(path, entry.key)
                         reason = self._misfit(path, entry, text, self.units)
+                        self._spoken = self._spoken or text
                     if reason is not None:
                         self.left_out[f"{folder}/{entry.key}"] = reason
                         continue
@@ -332,7 +341,10 @@ class Stream:
         """Each utterance with the next one; all of them alone where some are too long for that, since what is
         not in a row would be padded as if it were."""
         pairs = [list(items[first : first + 2]) for first in range(0, len(items), 2)]
-        fit = all(sum(map(self._seconds, pair)) <= self.exclude_longer_s for pair in pairs)
+        # One that is left over is padded, too, which is little among many.
+        fit = (len(items) % 2 == 0 or len(items) > _MANY) and all(
+            sum(map(self._seconds, pair)) <= self.exclude_longer_s for pair in pairs
+        )
         return pairs if fit else [[item] for item in items]
 
     def _seconds(self, item: Item) -> float:
@@ -354,7 +366,8 @@ class Stream:
             seed = self._draw(epoch, f"{item.entry.key}/quiet")
             if self.labels:
                 own = self._soft_labels(item)
-                labels += [self._quiet_labels(quiet, own, after=bool(clean)), own]
+                after = bool(labels) and bool((best_classes(labels[-1]) != BLANK_ID).any())
+                labels += [self._quiet_labels(quiet, own, after=after), own]
             clean.append(_after_quiet(features_tf, frames, seed))
             if self.spoil is not None:
                 heard.append(_after_quiet(self._spoilt(item, epoch), frames, seed))
@@ -420,13 +433,13 @@ class _Reading(NamedTuple):
 
     Attributes:
         key: of both.
-        text: of both; None where there is none.
+        text: of both; empty where there is none.
         heard, clean: (T, 80) features that the student hears, and an online teacher.
         labels: as the student takes them, if there are any.
     """
 
     key: str
-    text: str | None
+    text: str
     heard: Tensor
     clean: Tensor
     labels: SoftLabels | None
@@ -443,6 +456,14 @@ def _after_quiet(features_tf: Tensor, frames: int, seed: int) -> Tensor:
     first = int(features_tf.mean(1).unfold(0, length, 1).mean(1).argmin())
     chosen = torch.from_numpy(rng.integers(first, first + length, frames))
     return torch.cat([features_tf[chosen], features_tf])
+
+
+def _spell_words_apart(units: Units, text: str) -> bool:
+    """Whether units can say where one word ends and the next begins."""
+    try:
+        return bool(units.encode(f"{text} {text}")) or not text
+    except UnitsError:
+        return False
 
 
 def _between_words(symbols: Sequence[str], following: SoftLabels) -> int:

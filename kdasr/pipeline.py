@@ -169,7 +169,7 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     _check_outs(recipes)
     done = _work_dir([recipe for _, recipe in recipes]) / ".done"
     todo, inputs = [], ""
-    made = {str(recipe.arguments.get("out")) for _, recipe in recipes}
+    made = {Path(str(recipe.arguments.get("out"))) for _, recipe in recipes}
     for stage, recipe in recipes:
         # What GPUs have trained is not to be trained again where the next stage runs on a machine without.
         said = _without_comments(_DEVICE.sub("", recipe.text))
@@ -178,12 +178,17 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     return todo
 
 
-def _outside(recipe: Recipe, made: Container[str]) -> dict[str, str]:
-    """The weights of the models that a stage is given and no stage makes, as far as they are there."""
+def _outside(recipe: Recipe, made: Container[Path]) -> dict[str, str]:
+    """The weights of the models whose folders a stage is given and none makes, as far as they are there."""
+    named = {
+        key: recipe.arguments.get(key) for key in ("teacher", "start", "units", "model", "delay_reference")
+    }
+    rows = recipe.arguments.get("models")
+    for name, row in rows.items() if isinstance(rows, Mapping) else ():
+        named[f"models.{name}"] = row.get("path") if isinstance(row, Mapping) else None
     found = {}
-    for key in ("teacher", "start", "units", "model"):
-        folder = recipe.arguments.get(key)
-        if isinstance(folder, str) and folder not in made:
+    for key, folder in named.items():
+        if isinstance(folder, str) and Path(folder) not in made:
             with contextlib.suppress(ModelError, OSError, KeyError):  # of labels, say
                 found[key] = str(read_card(Path(folder))["weights_sha256"])
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -125,13 +126,7 @@ class Scoreboard:
                 raise ConfigError("a pretrained teacher hears whole utterances", where=f"models.{name}")
             return self._add_teacher(name, path)
         fitting(path, str, f"models.{name}.path")
-        if after_noise_s < 0 or (after_noise_s and not chunk_by_chunk):
-            raise ConfigError(
-                "noise comes before speech that is heard chunk by chunk",
-                where=f"models.{name}.after_noise_s",
-                expected="seconds, and chunk_by_chunk: true",
-                got=after_noise_s,
-            )
+        _check_noise(name, after_noise_s, chunk_by_chunk)
         if (reason := refusal(Path(path))) is not None:
             return self._leave_out(name, reason)
         recogniser = open_recogniser(Path(path), chunk_ms=chunk_ms)
@@ -313,6 +308,17 @@ class Scoreboard:
 def check_row(name: str, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError where `Scoreboard.add` does not take the settings of a row."""
     check_keywords(Scoreboard.add, settings, f"models.{name}", positional=2)
+    _check_noise(name, settings.get("after_noise_s", 0.0), settings.get("chunk_by_chunk", False))
+
+
+def _check_noise(name: str, after_noise_s: float, chunk_by_chunk: bool) -> None:
+    if not 0 <= after_noise_s < math.inf or (after_noise_s and not chunk_by_chunk):
+        raise ConfigError(
+            "noise comes before speech that is heard chunk by chunk",
+            where=f"models.{name}.after_noise_s",
+            expected="seconds, and chunk_by_chunk: true",
+            got=after_noise_s,
+        )
 
 
 def check_model_of_row(name: str, settings: Mapping[str, Any]) -> None:

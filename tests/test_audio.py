@@ -198,6 +198,29 @@ def test_a_disk_that_fails_is_not_the_file_s_fault(
     np.testing.assert_allclose(load(path), tone(2.0), atol=4e-5)
 
 
+def test_a_disk_that_fails_in_a_file_that_does_not_know_its_length_is_no_end_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray(encoded(tone(8.0), kind="flac"))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    path = tmp_path / "piped.flac"
+    path.write_bytes(data)
+    opened, middle = Path.open, len(data) // 2
+
+    class Lost(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > middle:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **s: Lost(path) if self == path else opened(self, *a, **s)
+    )
+    with pytest.raises(StorageError, match=r"piped\.flac: the audio cannot be read from the disk"):
+        load(path)
+
+
 def test_a_folder_in_the_place_of_a_file_says_what_to_name(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=rf"Is a directory\. Name files, such as {tmp_path}/\*\.wav\."):
         load(tmp_path)

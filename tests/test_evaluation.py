@@ -179,6 +179,8 @@ def test_of_foreign_spelling_the_words_that_cannot_be_normalised_alone_are_error
     class Foreign:
         """Units whose text is told by how many of them there are."""
 
+        symbols = tuple(map(str, range(40)))
+
         def decode(self, ids: Sequence[int]) -> str:
             return {1: "It was 4, he said.", 2: "YES!"}[len(ids)]
 

@@ -22,6 +22,7 @@ from kdasr.loader import Stream, feature_statistics, texts_of
 from kdasr.methods.mixing import Munge
 from kdasr.shards import ShardEntry, list_shards, open_shard, read_shard, write_shards
 from kdasr.soft_labels import Failure, Header, LabelFolder, TopP, label_file, write_label_shard
+from kdasr.symbols import TableUnits
 from kdasr.targets import best_units
 from kdasr.text import CharUnits
 from tests.speech import shards, utterance
@@ -213,7 +214,7 @@ def test_a_share_of_the_batches_begins_before_the_speech(labelled: Path) -> None
 
 
 def test_labels_are_blank_before_the_speech_and_words_apart_in_a_row(tmp_path: Path) -> None:
-    audio, units = shards(tmp_path / "audio", 8, with_text=False), CharUnits()
+    audio, units = shards(tmp_path / "audio", 9, with_text=False), CharUnits()
     labels = [LabelFolder(label_all(audio, tmp_path / "labels", units_hash=units.hash))]
     student = StudentSide(units, 4)
     samples = {
@@ -221,7 +222,7 @@ def test_labels_are_blank_before_the_speech_and_words_apart_in_a_row(tmp_path: P
     }
     source = Stream([audio], 30.0, 7, labels=labels, student=student, lead_share=1.0, joined_share=1.0)
     batch = source.batch(0)
-    assert batch.soft_labels is not None and sum("+" in key for key in batch.keys) == 3
+    assert batch.soft_labels is not None and sum("+" in key for key in batch.keys) == 4
     for row, key in enumerate(batch.keys):
         frames = [-(-num_frames(samples[part]) // 4) for part in key.split("+")]
         found = best_units(batch.soft_labels)[row, : int(batch.soft_labels.lengths_b[row])].tolist()
@@ -231,8 +232,8 @@ def test_labels_are_blank_before_the_speech_and_words_apart_in_a_row(tmp_path: P
             lead = len(found) - frames[0]
             expected = [0] * lead + own * frames[0]
         else:
-            # What stands between words, where the second does not begin with it (number 1) or is blank (0).
-            between = [0 if own[1] in (0, 1) else 1]
+            # What stands between two words, where the second does not begin with it (number 1).
+            between = [0 if own[1] in (0, 1) or own[0] == 0 else 1]
             quiet = len(found) - sum(frames)
             lead = found.index(own[0]) if own[0] else quiet // 2
             pause = quiet - lead
@@ -245,7 +246,7 @@ def test_labels_are_blank_before_the_speech_and_words_apart_in_a_row(tmp_path: P
 
 
 def test_transcripts_without_times_are_put_in_a_row_as_words(tmp_path: Path) -> None:
-    audio, units = shards(tmp_path / "audio", 8, with_text=False), CharUnits()
+    audio, units = shards(tmp_path / "audio", 9, with_text=False), CharUnits()
     settings = {"teacher": {"level": "sequence"}}
     label_all(audio, tmp_path / "labels", units_hash=units.hash, frame_shift_ms=0.0, settings=settings)
     labels = [LabelFolder(tmp_path / "labels")]
@@ -273,7 +274,9 @@ def test_utterances_follow_one_another_as_in_a_stream(labelled: Path) -> None:
     for index in range(len(source.epoch_batches(0))):
         batch = source.batch(index)
         assert batch.tokens_bu is not None and batch.token_lengths_b is not None
-        assert sum("+" not in key for key in batch.keys) <= 1, "one is left where their number is odd"
+        pairs = sum("+" in key for key in batch.keys)
+        count = sum(len(key.split("+")) for key in batch.keys)
+        assert pairs == (count // 2 if count % 2 == 0 or count > 8 else 0)
         for row, key in enumerate(batch.keys):
             parts = key.split("+")
             read += parts
@@ -285,13 +288,39 @@ def test_utterances_follow_one_another_as_in_a_stream(labelled: Path) -> None:
             ids = batch.tokens_bu[row, : batch.token_lengths_b[row]].tolist()
             assert CharUnits().decode(ids) == " ".join(texts[part] or "" for part in parts)
     assert sorted(read) == sorted(known)
-    longest = stream(labelled, joined_share=1.0, exclude_longer_s=6.2)
-    lengths = [len(features) for _, key, features in readings(longest, 2) if "+" in key]
-    assert 0 < len(lengths) < 2 * 11 and max(lengths) <= 620
+    limited = stream(labelled, joined_share=1.0, exclude_longer_s=6.5)
+    lengths = [len(features) for _, key, features in readings(limited, 6) if "+" in key]
+    unlimited = sum("+" in key for _, key, _ in readings(stream(labelled, joined_share=1.0), 6))
+    assert 0 < len(lengths) < unlimited and max(lengths) <= 650
     some = stream(labelled, joined_share=0.5)
     batches = [some.batch(index).keys for index in range(8 * len(some.epoch_batches(0)))]
     assert 0.3 < sum("+" in keys[0] for keys in batches) / len(batches) < 0.7
-    assert len({str(one.fingerprint()) for one in (source, longest, some)}) == 3
+    assert len({str(one.fingerprint()) for one in (source, limited, some)}) == 3
+
+
+def test_units_without_a_mark_between_words_follow_nothing(tmp_path: Path) -> None:
+    """Of single words in a table of syllables, say, a text of two cannot be spelled."""
+    said = [replace(utterance(f"u{n}", n, words=1), text="ab") for n in range(6)]
+    write_shards(said, tmp_path / "audio")
+    for symbols, share in ((["<blk>", "a", "b"], 0.0), (["<blk>", "▁", "a", "b"], 1.0)):
+        source = Stream([tmp_path / "audio"], 8.0, 7, units=TableUnits(symbols), joined_share=1.0)
+        assert source.joined_share == share and source.batch(0).tokens_bu is not None
+
+
+def test_one_that_is_left_over_is_no_reason_to_pad_a_few(labelled: Path) -> None:
+    items = list(stream(labelled).items)
+    source = stream(labelled, joined_share=1.0)
+    sizes = {count: [len(row) for row in source._pairs(items[:count])] for count in (2, 3, 8, 9)}
+    assert sizes == {2: [2], 3: [1, 1, 1], 8: [2] * 4, 9: [2] * 4 + [1]}
+
+
+def test_what_is_around_utterances_does_not_count_for_their_length(labelled: Path) -> None:
+    student = StudentSide(CharUnits(), 4)
+    plain, around = (
+        stream(labelled, student=student, lead_share=share, joined_share=share, tail_share=share)
+        for share in (0.0, 0.5)
+    )
+    assert plain.median_frames() == around.median_frames()
 
 
 def test_labels_of_frames_that_nobody_knows_have_nothing_before_them(tmp_path: Path) -> None:

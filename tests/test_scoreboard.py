@@ -20,7 +20,7 @@ from kdasr.errors import ConfigError, ModelError
 from kdasr.evaluation import Heard, Result
 from kdasr.models import load_model, save_model
 from kdasr.results import hypotheses_file
-from kdasr.scoreboard import Scoreboard, check_model_of_row
+from kdasr.scoreboard import Scoreboard, check_model_of_row, check_row
 from kdasr.shards import list_shards, read_shard, write_shards
 from kdasr.spikes import read_histogram
 from kdasr.streaming import StreamingSession
@@ -115,9 +115,15 @@ def test_a_microphone_may_be_on_before_the_speech(tmp_path: Path, monkeypatch: p
         assert np.array_equal(first[8_000:], one.samples) and np.array_equal(first, again)
         assert 3e-4 < float(np.abs(first[:8_000]).mean()) < 3e-3, "its pauses have noise of 1e-3"
     assert not np.array_equal(heard[0][:8_000], heard[1][:8_000])
-    for settings in ({"after_noise_s": 1.0}, {"after_noise_s": -1.0, "chunk_by_chunk": True}):
-        with pytest.raises(ConfigError, match=r"models\.live\.after_noise_s: noise comes before speech"):
-            board.add("live", path=path, **settings)  # type: ignore[arg-type]
+    live = {"chunk_by_chunk": True}
+    for settings in (
+        {"after_noise_s": 1.0},
+        {"after_noise_s": -1.0, **live},
+        {"after_noise_s": np.inf, **live},
+    ):
+        for check in (board.add, lambda name, **given: check_row(name, given)):
+            with pytest.raises(ConfigError, match=r"models\.live\.after_noise_s: noise comes before speech"):
+                check("live", path=path, **settings)
 
 
 def test_texts_that_are_others_chunk_by_chunk_are_counted_and_told(

@@ -5,6 +5,8 @@ import { SampleWindows } from "./windows.js";
 
 // kdasr.streaming.TAIL_MS: the silence that is heard after the end of the audio.
 export const TAIL_MS = 320;
+// kdasr.streaming.words.WORD_PAUSE_S: seconds without a new unit after which a word is over.
+const WORD_PAUSE_S = 1.0;
 
 const BLANK = 0;
 const WORD_START = "\u2581";
@@ -20,6 +22,7 @@ export class Session {
     this.symbols = symbols;
     this.rules = rules;
     this.frameSeconds = 0.01 * model.subsampling;
+    this.pauseFrames = Math.round(1e6 * (WORD_PAUSE_S / this.frameSeconds)) / 1e6;
     this.frontEnd = new SampleWindows(model.window, model.shift);
     this.state = model.initialState();
     this.tokens = [];
@@ -125,7 +128,7 @@ export class Session {
 
   #commit(count) {
     const taken = this.tokens.splice(0, count);
-    const text = decode(taken, this.symbols);
+    const text = this.#decode(taken);
     if (text) this.segments.push({ text, start: taken[0].frame * this.frameSeconds });
     this.#forgetText();
     this.#spell();
@@ -141,18 +144,32 @@ export class Session {
   // Brings the text up to date: the last word alone is spelt again, so that a long file takes linear time.
   #spell() {
     let last = this.tokens.length - 1;
-    while (last > this.known && !this.symbols[this.tokens[last].id].startsWith(WORD_START)) last--;
+    while (last > this.known && !this.#beginsWord(last)) last--;
     if (last > this.known) {
-      const text = decode(this.tokens.slice(this.known, last), this.symbols);
+      const text = this.#decode(this.tokens.slice(this.known, last));
       if (text) this.words.push(text);
       this.known = last;
     }
-    this.open = decode(this.tokens.slice(this.known), this.symbols);
+    this.open = this.#decode(this.tokens.slice(this.known));
+  }
+
+  #beginsWord(number) {
+    const { id, frame } = this.tokens[number];
+    return this.symbols[id].startsWith(WORD_START) || frame - this.tokens[number - 1].frame - 1 >= this.pauseFrames;
+  }
+
+  #decode(tokens) {
+    return decode(tokens, this.symbols, this.pauseFrames);
   }
 }
 
-export function decode(tokens, symbols) {
-  const spoken = tokens.map((token) => symbols[token.id]).filter((symbol) => !CONTROL.test(symbol));
+// A word is over, too, where nothing is said in `pauseFrames` output frames.
+export function decode(tokens, symbols, pauseFrames = Infinity) {
+  const spoken = [];
+  for (const [number, { id, frame }] of tokens.entries()) {
+    if (number > 0 && frame - tokens[number - 1].frame - 1 >= pauseFrames) spoken.push(WORD_START);
+    if (!CONTROL.test(symbols[id])) spoken.push(symbols[id]);
+  }
   return spoken.join("").replaceAll(WORD_START, " ").split(/\s+/).filter(Boolean).join(" ");
 }
 

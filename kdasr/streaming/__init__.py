@@ -21,7 +21,7 @@ from kdasr.streaming.resampler import StreamingResampler
 from kdasr.streaming.session import StreamingSession, check_samples
 from kdasr.streaming.tail import TAIL_MS, hears_tail, with_tail, within_audio
 from kdasr.streaming.windows import FeatureWindows, FrontEnd, SampleWindow, SampleWindows
-from kdasr.streaming.words import Word, words_of
+from kdasr.streaming.words import Word, text_of, words_of
 
 __all__ = [
     "FEATURE_LOOKAHEAD_MS",
@@ -43,6 +43,7 @@ __all__ = [
     "hears_tail",
     "set_chunk_ms",
     "silence_controls",
+    "text_of",
     "with_tail",
     "within_audio",
     "words_of",

@@ -18,8 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from kdasr.audio import check_scale
 from kdasr.decoding import GreedyStream, StreamDecoder, Token
 from kdasr.errors import AudioError, ModelError
+from kdasr.features import FRAME_SHIFT_MS
 from kdasr.streaming.models import ChunkModel
 from kdasr.streaming.tail import tail_after, within_audio
+from kdasr.streaming.words import text_of
 from kdasr.text import WORD_START, Units
 
 
@@ -96,6 +98,7 @@ class StreamingSession:
             )
         self.model, self.units, self.where = model, units, where
         self._keep_log_probs, self._make_decoder = keep_log_probs, decoder
+        self._frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
         self.reset()
 
     def reset(self) -> None:
@@ -202,7 +205,7 @@ class StreamingSession:
         self._text = self._joined(text, tokens[count:])
 
     def _joined(self, text: str, tokens: list[Token]) -> str:
-        more = self.units.decode([token.id for token in tokens])
+        more = text_of(tokens, self.units, self._frame_s)
         return f"{text} {more}" if text and more else text or more
 
     def _step(self, window: Any, max_frames: int) -> None:

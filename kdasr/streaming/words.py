@@ -46,6 +46,11 @@ def split_words(tokens: Iterable[Token], units: Units, pause_frames: float = mat
     return [word for word in words if word]
 
 
+def text_of(tokens: Iterable[Token], units: Units, frame_s: float) -> str:
+    """What tokens say: the words of `words_of`, joined by spaces."""
+    return " ".join(word.text for word in words_of(tokens, units, frame_s))
+
+
 def words_of(
     tokens: Iterable[Token], units: Units, frame_s: float = 0.04, audio_s: float = math.inf
 ) -> list[Word]:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from benchmarks import live
-from kdasr.decoding import Token
 from kdasr.interfaces import Utterance
 from kdasr.models import save_model
 from tests.export.small_models import UNITS, conformer
@@ -40,14 +39,6 @@ def test_streams_are_of_ten_and_levels_of_decibels() -> None:
     assert [len(one.samples) for one in streams] == [10 * 19_200, 2 * 19_200]
     assert streams[1].text == "two three"
     np.testing.assert_allclose(live.louder([ONE], -20.0)[0].samples, 0.1 * ONE.samples, rtol=1e-6)
-
-
-def test_words_end_where_nothing_is_said_for_a_second() -> None:
-    tokens = [Token(1, frame, 0.0) for frame in (3, 5, 30, 56, 82)]
-    segments = live.apart(tokens, 0.04)
-    # 24, 25 and 25 frames of 40 ms between them.
-    assert [[token.frame for token in segment] for segment in segments] == [[3, 5, 30], [56], [82]]
-    assert live.apart([], 0.04) == [[]]
 
 
 def test_a_silent_model_misses_every_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -289,6 +289,7 @@ def test_memory_that_one_utterance_does_not_fit_is_not_its_fault(tmp_path: Path)
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`", False),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", False),
         ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", True),
+        ("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm(handle)`", True),
     ],
 )
 def test_a_gpu_s_library_that_fails_is_no_utterance_s_fault(tmp_path: Path, said: str, blamed: bool) -> None:

@@ -30,7 +30,7 @@ function look(compares) {
   if (anew) shown.length = 0;
   shown.push(...words);
   if (!compares) return;
-  const expected = decode(session.tokens, symbols);
+  const expected = decode(session.tokens, symbols, 25);
   const texts = [session.text, [...shown, open].filter(Boolean).join(" ")];
   compared += expected.length > 0;
   if (texts.some((text) => text !== expected)) wrong.push([expected, ...texts]);

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from export.demo_page import PAGE_FOLDER
+from kdasr.decoding import Token
+from kdasr.streaming import text_of
 from kdasr.text import write_tokens_txt
 from tests.export.small_models import UNITS
 
@@ -89,6 +91,17 @@ def test_the_text_so_far_is_that_of_all_tokens_spelt_anew(
     found = run("spelling.mjs", folder, symbols=symbols, ids=ids, frames=FRAMES, rules=rules, every=1)
     assert found["wrong"] == [] and found["compared"] > 500
     assert (len(found["segments"]) > 8) == (rules is not None)
+
+
+def test_a_second_of_silence_ends_a_word_as_in_python(folder: Path) -> None:
+    spikes = dict(zip((10, 35, 61, 62, 90, 91), map(UNITS.symbols.index, "onit▁a"), strict=True))
+    ids = [spikes.get(frame, 0) for frame in range(104)]
+    found = run(
+        "spelling.mjs", folder, symbols=list(UNITS.symbols), ids=ids, frames=FRAMES, rules=None, every=1
+    )
+    assert found["wrong"] == []
+    expected = text_of([Token(unit, frame, 0.0) for frame, unit in spikes.items()], UNITS, 0.04)
+    assert found["segments"][0]["text"] == expected == "on it a"
 
 
 def test_every_word_is_spelt_a_few_times_however_long_the_file(folder: Path) -> None:
