@@ -86,10 +86,8 @@ test-device: $(WEB)
 # ExecuTorch wants some packages in other versions than the rest.
 test-executorch:
 	$(PYTHON) -m venv build/executorch
-	awk -F== 'NR == FNR { own[$$1] } NR == FNR || !($$1 in own)' constraints-executorch.txt constraints.txt \
-		> build/executorch/constraints.txt
 	build/executorch/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c build/executorch/constraints.txt -e '.[export,executorch]' pytest pytest-timeout
+		-c constraints-executorch.txt -e '.[export,executorch]' pytest pytest-timeout
 	build/executorch/bin/python -m pytest -m executorch $(ARGS) tests/export
 
 # Machines with an accelerator bring their own torch, so no environment is made for this; and the files
@@ -117,7 +115,7 @@ constraints:
 		-e '.[export,executorch]' pytest pytest-timeout
 	sed -n '/^#/p' constraints-executorch.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude-editable --exclude pip \
-		| sed 's/+[a-z0-9.]*$$//' | grep -vxFf constraints.txt | LC_ALL=C sort -f >> build/constraints.txt
+		| sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f >> build/constraints.txt
 	mv build/constraints.txt constraints-executorch.txt
 	rm -rf build/constraints
 

@@ -664,6 +664,8 @@ def test_unlabelled_audio_is_perturbed_where_no_stored_labels_are_of_it(
         data,
         tmp_path / "online",
         speeds=[0.5, 0.8],
+        lead_share=0.0,
+        joined_share=0.0,
         labels=[],
         teachers={"big": FrozenTeacher(str(data / "teacher"))},
         unlabelled_losses={"soft": {"weight": 1.0, "loss": functools.partial(soft_targets, teacher="big")}},

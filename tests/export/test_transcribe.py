@@ -112,6 +112,7 @@ def test_a_teacher_transcribes_whole_files_only(models: Path, wavs: list[Path], 
         def __init__(self) -> None:
             super().__init__()
             self.student = conformer()
+            self.subsampling = self.student.subsampling
 
         def offline(self, *features_and_lengths: torch.Tensor) -> object:
             return self.student.offline(*features_and_lengths)

@@ -51,6 +51,9 @@ def train_labelled(data: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "labelled_soft_labels": [str(data / "labels_of_labelled")],
         "labelled_losses": {"ctc": CTC, "soft": SOFT},
         "schedule": [["labelled", 1]],
+        # As `stream` reads it.
+        "lead_share": 0.0,
+        "joined_share": 0.0,
     }
     return train(data, out, **{**settings, **changed})
 

@@ -39,6 +39,8 @@ def begun(data: Path, out: Path, **changed: Any) -> list[dict[str, Any]]:
         "schedule": [["labelled", 1]],
         "optimisation": Optimisation(steps=4, **STILL),
         "tail_share": 0.0,
+        "lead_share": 0.0,
+        "joined_share": 0.0,
     }
     train(data, out, **{**settings, **changed})
     return log_of(out)
