@@ -107,6 +107,7 @@ class Stream:
     _batches_per_epoch: int = field(init=False, default=0)
     _around: int = field(init=False, default=0)
     _spoken: str = field(init=False, default="")
+    _labels_timed: bool = field(init=False, default=False)
     _joined: list[Joined] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -124,6 +125,8 @@ class Stream:
         self._cache = FeatureCache(self.cache_bytes)
         if (self.labels and self.labels_have_times) or not (self.labels or self.units):
             self.tail_share = 0.0
+        # Not for each utterance: there may be many shards to ask.
+        self._labels_timed = self.labels_have_times
         if self.labels and self.student is None:
             self.lead_share = self.joined_share = 0.0  # whose frames are not known
         if self.units is not None and not _spell_words_apart(self.units, self._spoken):
@@ -386,7 +389,7 @@ class Stream:
         """Labels of what comes before those `following`: blank in each of the student's frames, none where
         labels have no times; and `after` other words the last one is of what stands between words, where they
         do not begin with it themselves."""
-        count = feature_frames // self._subsampling if self.labels_have_times else int(after)
+        count = feature_frames // self._subsampling if self._labels_timed else int(after)
         ids = np.full(count, BLANK_ID, np.int64)
         if after and self.student is not None:
             ids[-1] = _between_words(self.student.units.symbols, following)
