@@ -20,19 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import greedy
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import error_rates
-from kdasr.features import log_mel
 from kdasr.interfaces import Utterance
 from kdasr.noise import noise_before
 from kdasr.shards import list_shards, read_shard
-from kdasr.streaming import with_tail
 
 _TOGETHER = 10
 
@@ -75,25 +71,12 @@ def word_error_rate(hear: Heard, utterances: Sequence[Utterance]) -> float:
     return error_rates([one.text or "" for one in utterances], [hear(one.samples) for one in utterances])[0]
 
 
-def transcriber(folder: Path) -> Heard:
-    """What the model in a folder makes of whole audio and its tail, greedily."""
-    recogniser = open_recogniser(folder)
-    if (model := recogniser.offline_model) is None:
-        raise SystemExit(f"{folder} is an exported model: name the folder that it was exported from")
-
-    def hear(samples: Samples) -> str:
-        features_btf = log_mel(with_tail(samples))[None]
-        with torch.inference_mode():
-            log_probs_btv, lengths_b = model.offline(features_btf, torch.tensor([features_btf.shape[1]]))
-        return " ".join(word.text for word in recogniser.words(greedy(log_probs_btv, lengths_b)[0]))
-
-    return hear
-
-
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print a table; returns its rows."""
     parser = argparse.ArgumentParser(description="word errors of speech that does not begin at once")
-    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of models")
+    parser.add_argument(
+        "--models", type=Path, nargs="+", required=True, help="folders of models, or exported files"
+    )
     parser.add_argument("--test", type=Path, required=True, help="labelled shards")
     parser.add_argument("--utterances", type=int, help="only so many of them, the first ones")
     options = parser.parse_args(arguments)
@@ -114,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with one_torch_thread():
         for folder in options.models:
-            hear = transcriber(folder)
+            hear = open_recogniser(folder).transcribe
             wers = {name: round(word_error_rate(hear, utterances), 2) for name, utterances in audio.items()}
             print(f"| {folder} |", " | ".join(f"{wer:.1f}" for wer in wers.values()), "|", flush=True)
             rows.append({"model": str(folder), "wer": wers})
