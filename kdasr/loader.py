@@ -37,7 +37,7 @@ from kdasr.interfaces import BLANK_ID, Batch, SoftLabels, Utterance
 from kdasr.items import Item, Items, Joined
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
 from kdasr.soft_labels import LabelFolder, concatenate
-from kdasr.soft_labels.runs import best_classes
+from kdasr.soft_labels.runs import best_classes, split_run
 from kdasr.symbols import WORD_START
 from kdasr.text import Units
 
@@ -48,6 +48,8 @@ _LEAD_FRAMES = 1500 // FRAME_SHIFT_MS
 _PAUSE_FRAMES = 1000 // FRAME_SHIFT_MS
 _QUIET_FRAMES = 100 // FRAME_SHIFT_MS
 _MANY = 8
+# Output frames from a word mark to the next unit where no utterance tells; teachers of 40 ms have 2 or 3.
+_MARK_LEAD = 2
 # Of these leads, how many are digital silence, as some programs put before what they hear.
 _SILENT_LEADS = 0.25
 
@@ -368,9 +370,7 @@ class Stream:
             frames = quiet + (-len(clean[-1]) % self._subsampling if clean else 0)
             seed = self._draw(epoch, f"{item.entry.key}/quiet")
             if self.labels:
-                own = self._soft_labels(item)
-                after = bool(labels) and bool((best_classes(labels[-1]) != BLANK_ID).any())
-                labels += [self._quiet_labels(quiet, own, after=after), own]
+                labels.append(self._labels_after(labels, quiet, self._soft_labels(item)))
             clean.append(_after_quiet(features_tf, frames, seed))
             if self.spoil is not None:
                 heard.append(_after_quiet(self._spoilt(item, epoch), frames, seed))
@@ -385,16 +385,25 @@ class Stream:
             concatenate(labels) if labels else None,
         )
 
-    def _quiet_labels(self, feature_frames: int, following: SoftLabels, *, after: bool) -> SoftLabels:
-        """Labels of what comes before those `following`: blank in each of the student's frames, none where
-        labels have no times; and `after` other words the last one is of what stands between words, where they
-        do not begin with it themselves."""
-        count = feature_frames // self._subsampling if self._labels_timed else int(after)
-        ids = np.full(count, BLANK_ID, np.int64)
-        if after and self.student is not None:
-            ids[-1] = _between_words(self.student.units.symbols, following)
-        sure = np.zeros(count, np.float32)
-        return SoftLabels(np.ones(count, np.int64), ids, sure, np.full(count, -np.inf, np.float32))
+    def _labels_after(self, before: Sequence[SoftLabels], feature_frames: int, own: SoftLabels) -> SoftLabels:
+        """Labels of an utterance behind those of what comes before it: blank in each of the student's frames,
+        none where labels have no times. Behind another utterance, its words are parted from the words of that
+        one, in case they do not begin with such a mark themselves."""
+        mark = self._between_words(before, own) if before else BLANK_ID
+        count = feature_frames // self._subsampling if self._labels_timed else int(mark != BLANK_ID)
+        labels = concatenate([_certain(np.full(count, BLANK_ID)), own])
+        if mark == BLANK_ID:
+            return labels
+        first = int(np.flatnonzero(best_classes(labels))[0])
+        return _with_unit(labels, max(0, first - _mark_lead([*before, own], mark)), mark)
+
+    def _between_words(self, before: Sequence[SoftLabels], own: SoftLabels) -> int:
+        """The unit that parts words from those before them; blank where there is none, or no need of it."""
+        symbols = self.student.units.symbols if self.student is not None else []
+        first = next((unit for unit in best_classes(own).tolist() if unit != BLANK_ID), BLANK_ID)
+        is_said = first != BLANK_ID and any(best_classes(one).any() for one in before)
+        is_apart = is_said and WORD_START in symbols and not symbols[first].startswith(WORD_START)
+        return symbols.index(WORD_START) if is_apart else BLANK_ID
 
     def _spoilt(self, item: Item, epoch: int) -> Tensor:
         """(T, 80) what the student hears in place of an utterance, another thing in every epoch."""
@@ -469,11 +478,28 @@ def _spell_words_apart(units: Units, text: str) -> bool:
         return False
 
 
-def _between_words(symbols: Sequence[str], following: SoftLabels) -> int:
-    """The unit that parts what follows from the word before it; blank where that begins its own words."""
-    first = next((unit for unit in best_classes(following).tolist() if unit != BLANK_ID), BLANK_ID)
-    is_apart = first != BLANK_ID and WORD_START in symbols and not symbols[first].startswith(WORD_START)
-    return symbols.index(WORD_START) if is_apart else BLANK_ID
+def _certain(ids: NDArray[np.int64]) -> SoftLabels:
+    """Labels without doubt: one class a frame."""
+    count = len(ids)
+    nothing = np.full(count, -np.inf, np.float32)
+    return SoftLabels(np.ones(count, np.int64), ids, np.zeros(count, np.float32), nothing)
+
+
+def _with_unit(labels: SoftLabels, frame: int, unit: int) -> SoftLabels:
+    """Labels with a unit, without doubt, in place of what a frame had."""
+    before, _, behind = split_run(labels, [frame, 1, labels.num_frames - frame - 1])
+    return concatenate([before, _certain(np.array([unit])), behind])
+
+
+def _mark_lead(utterances: Sequence[SoftLabels], mark: int) -> int:
+    """How many frames before its first unit a teacher says that a new word has begun: the median in some
+    utterances. At the end of the pause, where the next utterance is cut, no student could foresee it."""
+    leads = []
+    for labels in utterances:
+        units = best_classes(labels)
+        starts = np.flatnonzero((units != BLANK_ID) & (np.diff(units, prepend=BLANK_ID) != 0))
+        leads += np.diff(starts)[units[starts[:-1]] == mark].tolist()
+    return round(float(np.median(leads))) if leads else _MARK_LEAD
 
 
 def _with_tail(features_tf: Tensor, tail: bool) -> Tensor:

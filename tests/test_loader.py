@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from kdasr.symbols import TableUnits
 from kdasr.targets import best_units
 from kdasr.text import CharUnits
 from tests.speech import shards, utterance
+
+LabelsOf = Callable[[ShardEntry], SoftLabels | Failure]
 
 
 @pytest.fixture(scope="module")
@@ -232,17 +235,41 @@ def test_labels_are_blank_before_the_speech_and_words_apart_in_a_row(tmp_path: P
             lead = len(found) - frames[0]
             expected = [0] * lead + own * frames[0]
         else:
-            # What stands between two words, where the second does not begin with it (number 1).
-            between = [0 if own[1] in (0, 1) or own[0] == 0 else 1]
             quiet = len(found) - sum(frames)
             lead = found.index(own[0]) if own[0] else quiet // 2
             pause = quiet - lead
-            expected = [0] * lead + own[:1] * frames[0] + [0] * (pause - 1) + between + own[1:] * frames[1]
+            expected = [0] * lead + own[:1] * frames[0] + [0] * pause + own[1:] * frames[1]
+            # What stands between two words, where the second does not begin with it (number 1).
+            if own[0] and own[1] > 1:
+                expected[lead + frames[0] + max(0, pause - 2)] = 1
             assert own[0] == 0 or 0 < pause <= 25
         assert lead > 0 and found == expected
         log_probs = batch.soft_labels.log_probs_btk[row, :lead]
         assert log_probs.max(1).values.eq(0.0).all()
         assert batch.soft_labels.tail_log_probs_bt[row, :lead].eq(-torch.inf).all()
+
+
+def test_words_in_a_row_are_parted_as_long_before_as_within_utterances(tmp_path: Path) -> None:
+    """Here 3 frames; and the utterances begin 9 frames before their first unit."""
+    audio, units = shards(tmp_path / "audio", 8, with_text=False), CharUnits()
+    spikes = {9: 4, 11: 1, 14: 5, 17: 1, 20: 6}
+
+    def two_words(entry: ShardEntry) -> SoftLabels:
+        frames = -(-num_frames(entry.num_samples) // 4)
+        best = torch.tensor([spikes.get(frame, 0) for frame in range(frames)])
+        (labels,) = TopP().encode_many([torch.eye(29)[best].log().clamp(-30)], [entry.key])
+        assert isinstance(labels, SoftLabels)
+        return labels
+
+    labels = [LabelFolder(label_all(audio, tmp_path / "labels", two_words, units_hash=units.hash))]
+    source = Stream([audio], 60.0, 7, labels=labels, student=StudentSide(units, 4), joined_share=1.0)
+    batch = source.batch(0)
+    assert batch.soft_labels is not None
+    for key, found in zip(batch.keys, best_units(batch.soft_labels).tolist(), strict=True):
+        assert "+" in key
+        first = {frame: unit for frame, unit in enumerate(found) if unit}
+        behind = [frame for frame, unit in first.items() if unit == 4][1] - 9
+        assert first == spikes | {behind + 6: 1} | {behind + frame: unit for frame, unit in spikes.items()}
 
 
 def test_transcripts_without_times_are_put_in_a_row_as_words(tmp_path: Path) -> None:
@@ -380,11 +407,11 @@ def test_labels_of_another_length_than_their_audio_are_refused(tmp_path: Path) -
         Stream([audio], 8.0, 7, labels=labels, student=StudentSide(units, 4))
 
 
-def label_all(audio: Path, out: Path, **changes: object) -> Path:
-    """Labels of one class, the last digit of the key, for every utterance but number 2."""
+def label_all(audio: Path, out: Path, of: LabelsOf | None = None, **changes: object) -> Path:
+    """Labels by a function of an entry; of one class, the last digit of the key, for all but number 2."""
     for path in list_shards(audio):
         shard = open_shard(path)
-        items = [(entry.key, labels_of(entry)) for entry in shard.entries]
+        items = [(entry.key, (of or labels_of)(entry)) for entry in shard.entries]
         header = Header(
             teacher="t", teacher_hash="h", units_hash="u", vocab_size=29, feature_hash="f",
             frame_shift_ms=10.0, subsampling=4, codec="top_p", codec_params=TopP().params,
