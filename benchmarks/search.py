@@ -4,20 +4,25 @@
         --lexicon runs/fsdd/shards/labelled
 
 Log-probabilities are computed once; each beam then searches all of them, with and without the lexicon. Time
-is processor time of the search alone, for each second of audio.
+is processor time of the search alone, for each second of audio. With --sherpa and the folder of an ONNX
+export stock sherpa-onnx hears the same, greedily and by the decoding graph of the lexicon; its time is that
+of features and model as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.decoding_graph import write_decoding_graph
+from export.runtime import FLOAT_FILE
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import BeamStream, GreedyStream, StreamDecoder, decode_whole
@@ -26,6 +31,7 @@ from kdasr.lexicon import Lexicon
 from kdasr.shards import list_shards, read_shard
 
 Row = tuple[str, float, float, float]
+Samples = NDArray[np.float32]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
@@ -35,15 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--test", type=Path, required=True, help="labelled shards")
     parser.add_argument("--lexicon", nargs="+", help="text files or folders of labelled shards")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4, 8, 16, 32])
+    parser.add_argument("--sherpa", action="store_true", help="and sherpa-onnx, of an ONNX export")
     options = parser.parse_args(arguments)
     recogniser = open_recogniser(options.model)
-    units, frames, texts, seconds = recogniser.units, list[NDArray[np.float32]](), list[str](), 0.0
+    units, frames, texts, audio = recogniser.units, list[NDArray[np.float32]](), list[str](), list[Samples]()
     for utterance in (one for path in list_shards(options.test) for one in read_shard(path) if one.text):
         session = recogniser.session(keep_log_probs=True, where=utterance.key)
         session.hear(utterance.samples)
         frames.append(session.log_probs_tv)
         texts.append(utterance.text or "")
-        seconds += len(utterance.samples) / SAMPLE_RATE_HZ
+        audio.append(utterance.samples)
+    seconds = sum(map(len, audio)) / SAMPLE_RATE_HZ
     lexicon = Lexicon(units=units, sources=options.lexicon) if options.lexicon else None
     searches: dict[str, Callable[[], StreamDecoder]] = {"greedy": GreedyStream}
     for beam in options.beams:
@@ -52,19 +60,48 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
             searches[f"beam {beam}, lexicon"] = partial(BeamStream, beam, lexicon)
     rows = []
     for name, search in searches.items():
-        heard, cpu_s = _search(search, frames)
-        wer, cer = error_rates(texts, [units.decode(ids) for ids in heard])
-        rows.append((name, wer, cer, 1000 * cpu_s / seconds))
-        print(f"{name:20}  WER {wer:5.1f} %  CER {cer:5.1f} %  {rows[-1][3]:6.2f} ms for a second of audio")
+        began = time.process_time()
+        found = [[token.id for token in decode_whole(search(), log_probs_tv)] for log_probs_tv in frames]
+        rows.append(_row(name, texts, [units.decode(ids) for ids in found], began, seconds))
+    for name, graph in _graphs(options.model, options.lexicon) if options.sherpa else ():
+        began = time.process_time()
+        rows.append(_row(name, texts, _by_sherpa(options.model, graph, audio), began, seconds))
     return rows
 
 
-def _search(
-    search: Callable[[], StreamDecoder], frames: Sequence[NDArray[np.float32]]
-) -> tuple[list[list[int]], float]:
-    began = time.process_time()
-    heard = [[token.id for token in decode_whole(search(), log_probs_tv)] for log_probs_tv in frames]
-    return heard, time.process_time() - began
+def _row(name: str, texts: Sequence[str], heard: Sequence[str], began: float, seconds: float) -> Row:
+    cpu_s = time.process_time() - began
+    wer, cer = error_rates(texts, heard)
+    row = (name, wer, cer, 1000 * cpu_s / seconds)
+    print(f"{name:20}  WER {wer:5.1f} %  CER {cer:5.1f} %  {row[3]:6.2f} ms for a second of audio")
+    return row
+
+
+def _graphs(model: Path, lexicon: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    yield "sherpa-onnx", ""
+    if lexicon:
+        with tempfile.TemporaryDirectory() as folder:
+            graph = Path(folder) / "words.fst"
+            write_decoding_graph(model, lexicon, graph)
+            yield "sherpa-onnx, lexicon", str(graph)
+
+
+def _by_sherpa(model: Path, graph: str, audio: Sequence[Samples]) -> list[str]:
+    """The texts that stock sherpa-onnx gives."""
+    import sherpa_onnx
+
+    recogniser = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
+        tokens=str(model / "tokens.txt"), model=str(model / FLOAT_FILE), ctc_graph=graph, num_threads=1
+    )
+    heard = []
+    for samples in audio:
+        stream = recogniser.create_stream()
+        # A second of silence, so that all windows are decoded.
+        stream.accept_waveform(SAMPLE_RATE_HZ, np.pad(samples, (0, SAMPLE_RATE_HZ)))
+        while recogniser.is_ready(stream):
+            recogniser.decode_stream(stream)
+        heard.append(" ".join(recogniser.get_result(stream).split()))
+    return heard
 
 
 if __name__ == "__main__":

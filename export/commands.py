@@ -1,4 +1,4 @@
-"""The verbs of the command line that run models: `transcribe`, `demo-page` and `bench device`.
+"""The verbs of the command line for devices: `transcribe`, `decoding-graph`, `demo-page`, `bench device`.
 
 Nothing heavy is imported before a verb runs: `kdasr --help` must not wait for torch.
 """
@@ -19,6 +19,18 @@ Verb = Callable[..., argparse.ArgumentParser]
 def add_commands(verb: Verb) -> None:
     """Adds the verbs; `verb(name, run, help)` makes a parser, as `kdasr.cli.build_parser` has it."""
     _add_transcribe(verb("transcribe", transcribe, "print source<TAB>text for audio"))
+    graph = verb(
+        "decoding-graph", decoding_graph, "write a list of words as the graph that sherpa-onnx searches"
+    )
+    graph.add_argument("--model", type=Path, required=True, help="folder of a student or of its export")
+    graph.add_argument(
+        "--lexicon",
+        metavar="PATH",
+        action="append",
+        required=True,
+        help="a text file, or a folder of labelled shards; every word in it may be said",
+    )
+    graph.add_argument("--out", type=Path, required=True, help="the file, such as words.fst")
     page = verb("demo-page", demo_page, "serve a page that runs a student in the browser")
     page.add_argument("--model", type=Path, required=True, help="folder of a student or its wave-onnx export")
     page.add_argument("--port", type=int, default=8000, help="port on this machine (default 8000)")
@@ -85,6 +97,14 @@ def transcribe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
             rate_hz=arguments.rate,
         )
     )
+
+
+def decoding_graph(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """`kdasr decoding-graph`."""
+    from export.decoding_graph import write_decoding_graph
+
+    counts = write_decoding_graph(arguments.model, arguments.lexicon, arguments.out)
+    print(f"{arguments.out}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
 
 
 def demo_page(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:

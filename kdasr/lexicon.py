@@ -83,11 +83,37 @@ class Lexicon:
     def next_units(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.bool_]:
         """(V,) True for the units with which a transcript that begins with `prefix` may go on; with
         `after_pause` a mark between words may come first, since there were words before."""
-        state = self._last_word(prefix), not prefix, after_pause and not prefix
-        if state not in self._next:
-            allowed = [self._may_follow(*state, unit) for unit in range(len(self._symbols))]
-            self._next[state] = np.array(allowed)
-        return self._next[state]
+        key = *self.state(prefix), after_pause
+        if key not in self._next:
+            self._next[key] = np.zeros(len(self._symbols), np.bool_)
+            self._next[key][self.units_after(prefix, after_pause)] = True
+        return self._next[key]
+
+    def units_after(self, prefix: tuple[int, ...], after_pause: bool = False) -> list[int]:
+        """The same as a list."""
+        word, is_first = self.state(prefix)
+        units = self.units_within(prefix)
+        if is_first and not self.of_pieces and not after_pause:
+            return units  # letters have a mark between words, pieces one before each
+        return units + self._starting if is_first or word in self.words else units
+
+    def units_within(self, prefix: tuple[int, ...]) -> list[int]:
+        """The units with which the last word of `prefix` may go on."""
+        word, units, waiting = self._last_word(prefix), [], [""]
+        while waiting:
+            part = waiting.pop()
+            for letter in self._letters_after.get(word + part, ()):
+                longer = part + letter
+                if longer in self._parts_of_units:
+                    waiting.append(longer)
+                if longer in self._unit_of:
+                    units.append(self._unit_of[longer])
+        return units
+
+    def state(self, prefix: tuple[int, ...]) -> tuple[str, bool]:
+        """All that matters of `prefix` for what may follow: its last word so far, and whether it is the
+        first."""
+        return self._last_word(prefix), not prefix
 
     def is_complete(self, prefix: tuple[int, ...]) -> bool:
         """Whether `prefix` ends with a word, or is empty."""
@@ -106,7 +132,8 @@ class Lexicon:
         return (load_units(Path(self._units)) if isinstance(self._units, str) else self._units).symbols
 
     @cached_property
-    def _pieces(self) -> bool:
+    def of_pieces(self) -> bool:
+        """Whether units may hold the mark of a word start and letters behind it."""
         return any(len(symbol) > 1 and symbol.startswith(WORD_START) for symbol in self._symbols)
 
     @cached_property
@@ -126,17 +153,30 @@ class Lexicon:
         units = prefix[self.last_word_start(prefix) :]
         return "".join(self._symbols[unit] for unit in units).removeprefix(WORD_START)
 
-    def _may_follow(self, last_word: str, at_start: bool, after_pause: bool, unit: int) -> bool:
-        symbol = self._symbols[unit]
-        if unit == BLANK_ID:
-            return False
-        if symbol.startswith(WORD_START):
-            # Letters have a mark between words, word pieces one before each.
-            fits = last_word in self.words or (
-                at_start and (symbol != WORD_START or self._pieces or after_pause)
-            )
-            return fits and symbol[1:] in self._beginnings
-        return last_word + symbol in self._beginnings
+    @cached_property
+    def _starting(self) -> list[int]:
+        """The units with which a word may begin that has another one before it."""
+        return [
+            unit
+            for unit, symbol in enumerate(self._symbols)
+            if symbol.startswith(WORD_START) and symbol[1:] in self._beginnings
+        ]
+
+    @cached_property
+    def _letters_after(self) -> dict[str, str]:
+        """Of each beginning of a word, the letters that may come next."""
+        letters: dict[str, str] = {}
+        for beginning in sorted(self._beginnings - {""}):
+            letters[beginning[:-1]] = letters.get(beginning[:-1], "") + beginning[-1]
+        return letters
+
+    @cached_property
+    def _unit_of(self) -> dict[str, int]:
+        return {symbol: unit for unit, symbol in enumerate(self._symbols) if unit != BLANK_ID}
+
+    @cached_property
+    def _parts_of_units(self) -> frozenset[str]:
+        return frozenset(symbol[:end] for symbol in self._unit_of for end in range(1, len(symbol)))
 
 
 def _texts_in(source: Path, letters: str, without: str) -> list[str | None]:

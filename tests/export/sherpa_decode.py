@@ -1,7 +1,7 @@
 """Runs stock sherpa-onnx over WAV files and prints what it heard as JSON. A program of its own,
 because a bad model ends sherpa's process.
 
-usage: sherpa_decode.py MODEL TOKENS MODE WAV…     MODE: whole | ragged | batch
+usage: sherpa_decode.py MODEL TOKENS GRAPH MODE WAV…     GRAPH: or "" for none; MODE: whole | ragged | batch
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import sherpa_onnx
 import soundfile
 
 
-def main(model: str, tokens: str, mode: str, wavs: list[str]) -> None:
-    recogniser = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(tokens=tokens, model=model, num_threads=1)
+def main(model: str, tokens: str, graph: str, mode: str, wavs: list[str]) -> None:
+    recogniser = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
+        tokens=tokens, model=model, ctc_graph=graph, num_threads=1
+    )
     audio = [soundfile.read(wav, dtype="float32")[0] for wav in wavs]
     streams = [recogniser.create_stream() for _ in audio]
     if mode == "batch":
@@ -54,4 +56,4 @@ def _feed(recogniser: Any, stream: Any, samples: Any, *, ragged: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    main(*sys.argv[1:5], sys.argv[5:])

@@ -59,6 +59,19 @@ def test_pcm_on_standard_input(
     assert piped.split("\t")[1] == capsys.readouterr().out.split("\t")[1]
 
 
+def test_a_list_of_words_becomes_a_graph(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("tea", "milk"):
+        (tmp_path / name).write_text(name)
+    command = ["decoding-graph", "--model", str(place / "student"), "--out", str(tmp_path / "words.fst")]
+    assert main([*command, "--lexicon", str(tmp_path / "tea"), "--lexicon", str(tmp_path / "milk")]) == 0
+    size = (tmp_path / "words.fst").stat().st_size
+    assert re.search(
+        rf"words\.fst: 2 words, \d+ states, \d+ arcs, {size:,} bytes\n$", capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

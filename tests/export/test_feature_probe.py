@@ -80,7 +80,7 @@ def read_back(folder: Path, phase: int, samples: NDArray[np.float32], mode: str)
     OnnxFormat(FeatureProbe(phase), CharUnits(), "").write_float(model)
     tokens.write_text("<blk> 0\n" + "".join(f"v{level} {level}\n" for level in range(1, LEVELS + 1)))
     soundfile.write(wav, samples, 16_000, subtype="FLOAT")
-    command = [sys.executable, PROGRAM, model, tokens, mode, wav]
+    command = [sys.executable, PROGRAM, model, tokens, "", mode, wav]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
     (result,) = json.loads(done.stdout.splitlines()[-1])

@@ -52,8 +52,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return student, folder, wavs
 
 
-def sherpa(folder: Any, wavs: Any, mode: str = "whole", file: Any = "model.onnx") -> Any:
-    command = [sys.executable, PROGRAM, folder / file, folder / "tokens.txt", mode, *wavs]
+def sherpa(folder: Any, wavs: Any, mode: str = "whole", file: Any = "model.onnx", graph: Any = "") -> Any:
+    command = [sys.executable, PROGRAM, folder / file, folder / "tokens.txt", graph, mode, *wavs]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
     return json.loads(done.stdout.splitlines()[-1])
