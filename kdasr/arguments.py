@@ -34,13 +34,11 @@ def fitting(value: Any, hint: Any, where: str) -> Any:
     Raises:
         ConfigError: a value of another type.
     """
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kinds = typing.get_args(hint) if is_union else (hint,)
+    kinds = _alternatives(hint)
     if isinstance(value, str) and str not in kinds and Sequence[str] in kinds:
         return [value]
     if not any(_is_of(value, kind) for kind in kinds):
-        expected = " or ".join(map(_said, kinds))
-        raise ConfigError("the value cannot be used", where=where, expected=expected, got=repr(value))
+        raise ConfigError("the value cannot be used", where=where, expected=_said(hint), got=repr(value))
     return value
 
 
@@ -113,7 +111,14 @@ def described(value: Any) -> Any:
     return getattr(value, "__qualname__", getattr(value, "config", value))
 
 
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
 def _is_of(value: Any, kind: Any) -> bool:
+    if len(kinds := _alternatives(kind)) > 1:
+        return any(_is_of(value, one) for one in kinds)
     plain, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
     if plain is typing.Literal:
         return value in parts
@@ -151,6 +156,8 @@ def _is_list(value: Any, kinds: tuple[Any, ...], *, of_any_length: bool) -> bool
 
 
 def _said(kind: Any) -> str:
+    if len(kinds := _alternatives(kind)) > 1:
+        return " or ".join(map(_said, kinds))
     plain = typing.get_origin(kind) or kind
     parts = typing.get_args(kind)
     if plain is typing.Literal:

@@ -16,7 +16,7 @@ import json
 import re
 import time
 import typing
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource, check_job
 from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
-from kdasr.stages.checks import losses_of, measured_delays
+from kdasr.stages.checks import losses_of, measured_delays, read_schedule, schedule_of
 from kdasr.storage import commit_bytes, is_url
 from kdasr.training import Optimisation
 
@@ -53,6 +53,11 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "export": stages.check_export,
     "evaluate": stages.check_evaluation,
 }
+# The keys that name folders.
+_FOLDERS = (
+    "labelled", "unlabelled", "labels", "labelled_soft_labels", "dev", "test", "audio",
+    "teacher", "start", "units", "model", "delay_reference",
+)  # fmt: skip
 _console = Console(stderr=True)
 _DEVICE = re.compile(r"^device:.*\n?", re.MULTILINE)
 
@@ -178,20 +183,33 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     return todo
 
 
-def _outside(recipe: Recipe, made: Container[Path]) -> dict[str, str]:
-    """The weights of the models whose folders a stage is given and none makes, as far as they are there."""
-    named = {
-        key: recipe.arguments.get(key) for key in ("teacher", "start", "units", "model", "delay_reference")
-    }
-    rows = recipe.arguments.get("models")
-    for name, row in rows.items() if isinstance(rows, Mapping) else ():
-        named[f"models.{name}"] = row.get("path") if isinstance(row, Mapping) else None
+def _outside(recipe: Recipe, made: Collection[Path]) -> dict[str, str]:
+    """The weights of the models whose folders a stage is given, however deep in a setting, and none makes; as
+    far as they are there."""
     found = {}
-    for key, folder in named.items():
-        if isinstance(folder, str) and Path(folder) not in made:
-            with contextlib.suppress(ModelError, OSError, KeyError):  # of labels, say
-                found[key] = str(read_card(Path(folder))["weights_sha256"])
+    for key, text in _texts(YAML().load(recipe.text)):
+        if text and not is_url(text) and not _is_under(text, made):
+            with contextlib.suppress(
+                ModelError, OSError, ValueError, KeyError
+            ):  # all but a few are no folders
+                found[key] = str(read_card(Path(text))["weights_sha256"])
     return found
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a YAML, with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _texts(one, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _texts(one, f"{key}.{number}")
+
+
+def _is_under(place: str, made: Collection[Path]) -> bool:
+    return any(Path(place).is_relative_to(out) for out in made)
 
 
 def _check_outs(recipes: Sequence[tuple[Stage, Recipe]]) -> None:
@@ -244,7 +262,9 @@ def _check_there(todo: list[_Todo]) -> None:
             if isinstance(value, TeacherSource) and value not in loaded:
                 value.load("cpu")
                 loaded.append(value)
-            elif isinstance(value, str) and Path(value) not in made and not Path(value).is_dir():
+            elif isinstance(value, str) and not (
+                is_url(value) or _is_under(value, made) or Path(value).exists()
+            ):
                 raise ConfigError(
                     f"the stage {one.stage.name} needs a folder that is not there",
                     where=key,
@@ -269,13 +289,31 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     if recipe.stage == "prepare":
         key = "unlabelled_corpus" if arguments.get("corpus") is None else "corpus"
         yield key, stages.corpus_folder(**arguments)
-    for key in ("teacher", "start", "units", "model"):
-        # An ensemble is of folders, which stages may make.
-        if not isinstance(arguments.get(key), Ensemble | FolderTeacher):
-            yield key, arguments.get(key)
+        return  # to its other settings folders are parts of the corpus
+    unheard: set[str] = set()
+    if recipe.stage == "train":
+        streams = {stream for stream, _ in read_schedule(schedule_of(arguments.get("schedule")))}
+        unheard = set() if "unlabelled" in streams else {"unlabelled", "labels"}
+    for key in _FOLDERS:
+        if key not in unheard:
+            yield from ((key, one) for one in _folders_in(arguments.get(key)))
     for name, row in (arguments.get("models") or {}).items():
-        if isinstance(row, Mapping) and isinstance(row.get("path"), TeacherSource):
-            yield f"models.{name}", row["path"]
+        if isinstance(row, Mapping):
+            yield f"models.{name}", row.get("path")
+
+
+def _folders_in(value: Any) -> Iterator[Any]:
+    """The folders that a setting names: one, a list, or lists by name; a teacher from elsewhere as it is."""
+    if isinstance(value, Ensemble | FolderTeacher):
+        folders = value.folders if isinstance(value, Ensemble) else [value.folder]
+        yield from map(str, folders)  # which stages may make
+    elif isinstance(value, list | tuple):
+        yield from value
+    elif isinstance(value, Mapping):
+        for lists in value.values():
+            yield from lists if isinstance(lists, list | tuple) else ()
+    else:
+        yield value
 
 
 def _groups(todo: list[_Todo]) -> list[list[_Todo]]:

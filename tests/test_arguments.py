@@ -60,6 +60,9 @@ class FurtherModel(Model):
         (3, Any, 3),
         (None, Any, None),
         (None, Model | None, None),
+        (["a", "b"], Sequence[str | Path], ["a", "b"]),
+        ([{"steps": 3}], Sequence[Model | Mapping[str, Any]], [{"steps": 3}]),
+        ([1, None], tuple[int | None, ...], [1, None]),
     ],
 )
 def test_what_fits_is_given_back(value: object, hint: object, found: object) -> None:
@@ -89,6 +92,7 @@ def test_what_fits_is_given_back(value: object, hint: object, found: object) -> 
         ("none", Model | None, "Model.* or null; got 'none'"),
         (3, StreamingModel, "StreamingModel"),
         (None, Model, "Model.*; got None"),
+        ([1, "a"], Sequence[int | None], r"\[a whole number or null, …\]; got \[1, 'a'\]"),
         (None, str | Model, "a text or .*Model.*; got None"),
     ],
 )

@@ -136,6 +136,44 @@ def test_what_no_stage_makes_must_be_there_before_the_first_runs(
     assert ran == []
 
 
+@pytest.mark.parametrize(
+    ("stage", "setting"),
+    [
+        ("train", "dev: [DIR/runs/shards/dev, DIR/nowhere]"),
+        ("train", "labels: [DIR/nowhere]"),
+        ("train", "delay_reference: DIR/nowhere"),
+        ("label", "audio: DIR/nowhere"),
+        ("label", "teacher: !new:kdasr.labelling.Ensemble {folders: [DIR/runs/made, DIR/nowhere]}"),
+        ("evaluate", "test: {quiet: [DIR/runs/shards/quiet], loud: [DIR/nowhere]}"),
+        ("evaluate", "models: {made: {path: DIR/runs/made}, other: {path: DIR/nowhere}}"),
+    ],
+)
+def test_every_folder_that_no_stage_makes_is_asked_for_at_once(
+    folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch, stage: str, setting: str
+) -> None:
+    """Those under the folder of another stage are made by it; of unlabelled audio that nobody hears, none."""
+    monkeypatch.setattr(pipeline, "_CHECKS", {})
+    monkeypatch.setattr(
+        pipeline, "VERBS", {name: lambda **settings: {} for name in ("train", "label", "evaluate")}
+    )
+    monkeypatch.setattr(pipeline, "check_recipe", lambda recipe: recipe.arguments)
+    for name, out in (("one", "shards"), ("two", "made")):
+        text = f"stage: label\nwork_dir: {folder}/work\nout: {folder}/runs/{out}\n"
+        (folder / f"{name}.yaml").write_text(text)
+    schedule = "schedule: [[unlabelled, 1]]\n" if stage == "train" else ""
+    text = f"stage: {stage}\nwork_dir: {folder}/work\nout: {folder}/runs/last\n{schedule}"
+    (folder / "three.yaml").write_text(text + setting.replace("DIR", str(folder)) + "\n")
+    with pytest.raises(
+        ConfigError, match=rf"^{setting.split(':')[0]}\S*: the stage three needs .*{folder}/nowhere"
+    ):
+        pipeline.run_folder(folder, {})
+    if setting.startswith("labels"):
+        (folder / "three.yaml").write_text(text.replace("unlabelled", "labelled") + setting + "\n")
+    else:
+        (folder / "nowhere").mkdir()
+    pipeline.run_folder(folder, {})
+
+
 def on_devices(ran: list[str], folder: Path) -> None:
     """Three stages that take a device and do nothing."""
 
@@ -343,7 +381,7 @@ def test_a_stage_whose_model_is_gone_or_another_runs_again(
 def test_a_stage_runs_again_where_a_model_from_elsewhere_is_another_one_now(
     folder: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def verb(*, name: str, out: str, teacher: str | None = None) -> dict[str, Any]:
+    def verb(*, name: str, out: str, teacher: Any = None) -> dict[str, Any]:
         ran.append(name)
         Path(out).mkdir(exist_ok=True)
         (Path(out) / "model.json").write_text(json.dumps({"weights_sha256": f"{len(ran)}"}))
@@ -375,6 +413,16 @@ def test_a_stage_runs_again_where_a_model_from_elsewhere_is_another_one_now(
     (folder / "elsewhere/model.json").unlink()
     pipeline.run_folder(folder, {})
     assert len(ran) == 5
+    # One that is named within an object.
+    text = (folder / "two.yaml").read_text().partition("teacher:")[0]
+    built = f"teacher: !new:kdasr.labelling.Ensemble\n    folders: [{folder}/elsewhere, {folder}/one]\n"
+    (folder / "two.yaml").write_text(text + built)
+    train_elsewhere("second")
+    pipeline.run_folder(folder, {})
+    train_elsewhere("third")
+    pipeline.run_folder(folder, {})
+    pipeline.run_folder(folder, {})
+    assert ran[5:] == ["two", "three", "two", "three"]
 
 
 def test_a_marker_that_is_not_one_counts_for_nothing(folder: Path, ran: list[str]) -> None:
@@ -563,7 +611,7 @@ def test_a_stage_waits_for_the_model_that_its_delay_is_measured_with(
         with (grouped / f"{name}.yaml").open("a") as file:
             file.write(f"out: models/{name}\ndelay_reference: models/two\n")
             file.write("schedule: [[unlabelled, 1]]\n")
-            file.write("labelled_soft_labels: [labels]\n")
+            file.write("labelled_soft_labels: [models/one]\n")
             file.write(f"{losses}:\n    soft:\n        weight: 1.0\n")
             file.write("        loss: !name:kdasr.losses.soft_cross_entropy\n")
             file.write(f"            delay_frames: {delay}\n")

@@ -8,14 +8,17 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdasr.cli import build_parser
+from kdasr.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 # Written so that this file does not match itself.
@@ -169,3 +172,35 @@ def test_documented_paths_exist() -> None:
     assert not [path for path in paths if not (ROOT / path).exists()]
     modules = {f"kdasr/{path.name}" for path in (ROOT / "kdasr").glob("[a-z]*.py")}
     assert not modules - set(paths), "each has a line in the tree"
+
+
+def snippets() -> Iterator[Any]:
+    """The parts of recipes in the documents: blocks whose first line is a key."""
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text()
+        blocks = [match[1] for match in re.finditer(r"```yaml\n(.*?)```", text, re.DOTALL)]
+        blocks += [
+            textwrap.dedent(match[0]).strip() + "\n"
+            for match in re.finditer(r"(?:^ {4}.*\n|^\n(?= {4}))+", text, re.MULTILINE)
+        ]
+        for number, block in enumerate(
+            block for block in blocks if re.match(r"(#.*\n)*[a-z_]+:( |\n)", block)
+        ):
+            yield pytest.param(block, id=f"{name}-{number}")
+
+
+@pytest.mark.parametrize("snippet", list(snippets()))
+def test_recipes_in_documents_can_be_built(snippet: str, tmp_path: Path) -> None:
+    """Whatever they name takes what they give it."""
+    keys = {
+        "stage": "train",
+        "work_dir": "w",
+        "teacher": "w/teacher",
+        "start": "w/start",
+        "shards": "w/shards",
+    }
+    own = {key: value for key, value in keys.items() if not re.search(rf"^{key}:", snippet, re.MULTILINE)}
+    (tmp_path / "recipe.yaml").write_text(
+        "".join(f"{key}: {value}\n" for key, value in own.items()) + snippet
+    )
+    assert load_recipe(tmp_path / "recipe.yaml").arguments
