@@ -293,10 +293,10 @@ def _opened(stream: _Source, where: str, rate_hz: int) -> Iterator[_Forward]:
 
 @contextmanager
 def _decoding(where: str, num_bytes: int) -> Iterator[None]:
-    """libsndfile's errors as ours."""
+    """Turn libsndfile's errors into AudioError; any other RuntimeError is the machine's, not the file's."""
     try:
         yield
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except soundfile.SoundFileError as error:
         # Its message names the object that it read from, and that the path; `where` says what it was.
         said = getattr(error, "error_string", None) or error
         if where.lower().endswith(_NOT_DECODED):

@@ -205,6 +205,8 @@ def _run_batch(
         samples = [with_tail(one) for one in samples]
     heard = [front_end.compute(one) for one in samples]
     lengths_b = torch.tensor([len(one) for one in heard], device=device)
+    if not lengths_b.any():  # shorter than a frame, all of them
+        return torch.zeros(len(heard), 0, model.vocab_size), lengths_b
     padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True, padding_value=front_end.padding)
     with torch.inference_mode():
         return model.offline(padded.to(device), lengths_b)

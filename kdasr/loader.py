@@ -206,6 +206,12 @@ class Stream:
         """Whether an epoch's features are all kept, so that the next one need not compute them."""
         return 4 * NUM_MEL_BINS * int(self._frames.sum()) * len(self.speeds) <= self.cache_bytes
 
+    def cache_whole_or_nothing(self) -> None:
+        """Keep no features where they do not all fit: read in the same order every time, of a part nothing is
+        left when it is due."""
+        if not self.fits_cache:
+            self.cache_bytes, self._cache = 0, FeatureCache(0)
+
     def batch(self, position: int) -> Batch:
         """The `position`-th batch since the beginning of training."""
         epoch, index = self.locate(position)

@@ -166,6 +166,20 @@ def test_a_missing_file_is_an_audio_error(tmp_path: Path) -> None:
         load(tmp_path / "absent.wav")
 
 
+def test_a_machine_without_memory_is_not_the_file_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told as an AudioError is left out of a corpus for good."""
+    (tmp_path / "good.wav").write_bytes(encoded(tone(2.0)))
+
+    def resampled(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("kdasr.audio.resample", resampled)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load(tmp_path / "good.wav")
+
+
 @pytest.mark.parametrize("when", ["opened", "read"])
 def test_a_disk_that_fails_is_not_the_file_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str

@@ -25,8 +25,10 @@ from kdasr.evaluation import (
     write_hypotheses,
 )
 from kdasr.interfaces import Utterance
-from kdasr.shards import write_shards
+from kdasr.shards import list_shards, write_shards
+from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.base import LOG_MEL
+from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
 
 BURST_SAMPLES = 4_800
@@ -109,6 +111,17 @@ def test_a_model_is_scored_alike_in_any_batch(
     assert result.without_transcript == 1
     assert result.audio_seconds == pytest.approx(11 * 2 * BURST_SAMPLES / 16_000)
     assert max(model.batch_sizes) == min(batch_utterances, 5)
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+def test_what_is_shorter_than_a_frame_has_no_text(decoder: str, tmp_path: Path) -> None:
+    """Even where it is all of a batch, which no convolution takes."""
+    short = np.full(50, 0.1, np.float32)
+    write_shards([Utterance("s-0", short, "aa"), Utterance("s-1", short, "a")], tmp_path)
+    units = CharUnits()
+    for model in (ChunkConformer(vocab_size=units.vocab_size), ConformerTeacher(vocab_size=units.vocab_size)):
+        found = evaluate(model.eval(), units, list_shards(tmp_path), decoder=decoder)
+        assert [heard.hypothesis for heard in found.heard] == ["", ""] and found.wer == 100.0
 
 
 class TalkingPadding(BurstCounter):

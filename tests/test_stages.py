@@ -461,6 +461,8 @@ def test_a_folder_that_is_not_there_is_told_of_the_key_that_names_it(data: Path,
     for key in ("labelled", "dev", "unlabelled", "labels"):
         with pytest.raises(ConfigError, match=rf"{key}: there is no such folder; got {gone}\. .*--{key}"):
             train(data, tmp_path / "model", **{key: [gone]})
+        with pytest.raises(ConfigError, match=rf"{key}: a training reads local folders.*got s3://bucket/a"):
+            train(data, tmp_path / "model", **{key: ["s3://bucket/a"]})
     with pytest.raises(
         ModelError, match=rf"teacher: {gone}: there is no model.*--teacher null labels of any"
     ):

@@ -192,7 +192,7 @@ def retokenise(*, audio: str, labels: str, out: str, units: Any, overwrite: bool
     Raises:
         SoftLabelError: not a single utterance has a label.
     """
-    check_folders(audio=[audio], labels=[labels])
+    check_folders(urls=True, audio=[audio], labels=[labels])
     units_made = make_units(units, [], 0)
     found = retokenise_labels(audio=audio, labels=labels, out=out, units=units_made, overwrite=overwrite)
     for line in lines_of(Reasons(found.failed.items()).commonest(), "without labels"):

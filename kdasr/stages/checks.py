@@ -98,10 +98,13 @@ def of_key(key: str, more: str | None = None) -> Iterator[None]:
         raise error.told_of(f"{key}: {error.where}", fix=fix) from error
 
 
-def check_folders(**keys: Sequence[str] | None) -> None:
-    """Raise ConfigError where one of the folders of a key is not there."""
+def check_folders(*, urls: bool = False, **keys: Sequence[str] | None) -> None:
+    """Raise ConfigError where one of the folders of a key is not there, or is a URL where they have to be local."""
     for key, folders in keys.items():
         for folder in folders or ():
+            if is_url(folder) and not urls:
+                fix = "Copy the shards to a disk of this machine, or mount the store."
+                raise ConfigError("a training reads local folders alone", where=key, got=folder, fix=fix)
             if not is_url(folder) and not Path(folder).is_dir():
                 fix = f"Name another with --{key}, or make it first: `kdasr prepare` or `kdasr label`."
                 raise ConfigError("there is no such folder", where=key, got=folder, fix=fix)

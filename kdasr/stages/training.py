@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -267,14 +266,14 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
 
 
 def _dev_stream(folders: Sequence[str], units: Units, **settings: Any) -> Stream:
-    """It is read in the same order at every look: of a part in a cache, nothing is left when it is due."""
     paths = [Path(folder) for folder in folders]
     stream = Stream(paths, units=units, cache_bytes=_DEV_CACHE_BYTES, **settings)
     if not any(text.split() for text in texts_of(paths)):
         raise ConfigError(
             "the transcripts hold no word, so there is no error rate", where="dev", got=", ".join(folders)
         )
-    return stream if stream.fits_cache else dataclasses.replace(stream, cache_bytes=0)
+    stream.cache_whole_or_nothing()
+    return stream
 
 
 def _unlabelled(
