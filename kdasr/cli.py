@@ -188,7 +188,7 @@ def _settings(rest: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"unexpected argument {word!r}", expected="--key value")
         key, equals, value = word[2:].partition("=")
         if not equals:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise ConfigError(f"the option --{key} needs a value")
             value = words.pop(0)
         settings[key.replace("-", "_")] = parse_value(value)

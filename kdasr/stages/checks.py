@@ -99,7 +99,7 @@ def of_key(key: str, more: str | None = None) -> Iterator[None]:
 
 
 def check_folders(*, urls: bool = False, **keys: Sequence[str] | None) -> None:
-    """Raise ConfigError where one of the folders of a key is not there, or is a URL where they have to be local."""
+    """Raise ConfigError where a folder of one of the keys is not there, or a URL where it has to be local."""
     for key, folders in keys.items():
         for folder in folders or ():
             if is_url(folder) and not urls:
