@@ -235,7 +235,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     means = mean_wers(by_arm)
     rival = min((name for name in RIVALS if name in means), key=lambda name: means[name], default=RIVALS[0])
     lines = [
-        "| arm | WER %, each seed | mean | against labels only | against pseudo-labels "
+        "| arm | WER %, each seed | mean | against transcripts only | against pseudo-labels "
         "| WER recovery | emission P50 / P90 ms | spikes against the teacher's: median ms, within 40 ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -254,7 +254,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _recovery(means: Mapping[str, float], name: str) -> str:
-    """The gain over labels alone as a share of what transcripts of all audio gain."""
+    """The gain over transcripts alone as a share of what transcripts of all audio gain."""
     if name in (REFERENCE, TOPLINE) or not {REFERENCE, TOPLINE} <= means.keys():
         return "–"
     gained, possible = means[REFERENCE] - means[name], means[REFERENCE] - means[TOPLINE]

@@ -147,7 +147,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     by_method = grouped(rows, "method")
     means = mean_wers(by_method)
     lines = [
-        "| method | steps | WER %, each seed | mean | against labels only | against soft labels "
+        "| method | steps | WER %, each seed | mean | against transcripts only | against soft labels "
         "| through a worse channel | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -129,7 +129,7 @@ def test_a_folder_that_may_not_be_used_is_named(
         (["train", "no.yaml"], "no.yaml: the recipe cannot be read"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--stepz", "3"], "unknown setting 'stepz'"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--steps"], "--steps needs a value"),
-        (["train", "{root}/recipes/mini/teacher.yaml", "--overwrite", "--seed", "2"], "--overwrite needs a value"),
+        (["train", "{root}/recipes/mini/teacher.yaml", "--device", "--seed", "2"], "--device needs a value"),
         (["train", "{root}/recipes/mini"], "this is a folder. `kdasr run {root}/recipes/mini` runs all"),
         (["train", "{root}/recipes/mini/run.yaml"], "use `kdasr run {root}/recipes/mini`"),
         (["run", "{root}/recipes/mini/run.yaml"], "file. Name its folder: kdasr run {root}/recipes/mini"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
 
+from kdasr import version
 from kdasr.errors import ConfigError
 from kdasr.report.plots import (
+    Log,
     plot_dev_wer,
     plot_error_rates,
     plot_losses,
@@ -19,6 +21,7 @@ from kdasr.report.plots import (
 )
 from kdasr.report.table import (
     COLUMNS,
+    LABELS,
     Line,
     improvement,
     left_out,
@@ -38,6 +41,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
 th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
 table.text td, table.text th { text-align: left; vertical-align: top }
+p.caption { color: #555; margin: 0 }
 img { max-width: 100%; margin: .5rem 0 }
 """
 
@@ -64,21 +68,24 @@ def write_report(work_dir: Path) -> Path:
             fix="Run `kdasr run` first, or name the folder it worked in.",
         )
     plots = work_dir / PLOTS_FOLDER
-    drawn = {
-        "Word error rates": plot_error_rates(plots / "wer.png", lines) and "wer.png",
-        "Losses": plot_losses(plots / "losses.png", logs) and "losses.png",
-        "Learning": plot_dev_wer(plots / "dev_wer.png", logs) and "dev_wer.png",
-    }
-    if plot_spikes_over_steps(plots / "spikes_over_steps.png", logs):
-        drawn["Spikes while learning"] = "spikes_over_steps.png"
-    if (spikes := work_dir / SPIKES_FILE).exists():
-        drawn["Spikes"] = plot_spikes(plots / "spikes.png", read_histogram(spikes)) and "spikes.png"
     sections = [
+        _introduction(lines, work_dir / RESULTS_FILE),
         _results(lines, work_dir / RESULTS_FILE),
         *(f"<p>{html.escape(sentence)}</p>" for sentence in left_out(rows)),
     ]
-    sections += [*(_picture(title, name) for title, name in drawn.items() if name)]
-    sections += _misheard(work_dir / RESULTS_FILE, rows)
+    if plot_error_rates(plots / "wer.png", lines):
+        sections.append(_picture("Word error rates", "wer.png"))
+    if plot_losses(plots / "losses.png", logs):
+        sections.append(_picture("Losses", "losses.png", _of_losses(logs)))
+    if plot_dev_wer(plots / "dev_wer.png", logs):
+        sections.append(_picture("Dev WER while training", "dev_wer.png", _of_dev_wer(logs)))
+    when = "When the student recognises a unit, against the teacher"
+    if plot_spikes_over_steps(plots / "spikes_over_steps.png", logs):
+        sections.append(_picture(f"{when}, while training", "spikes_over_steps.png"))
+    spikes = work_dir / SPIKES_FILE
+    if spikes.exists() and plot_spikes(plots / "spikes.png", read_histogram(spikes)):
+        sections.append(_picture(when, "spikes.png"))
+    sections += _misheard(work_dir / RESULTS_FILE, lines)
     title = html.escape(f"kdasr: {work_dir.name}")
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -91,13 +98,38 @@ def write_report(work_dir: Path) -> Path:
 
 
 def _training_logs(work_dir: Path) -> dict[str, Path]:
-    """Logs by their folder, with those above it where two have the same name."""
+    """Logs by their folder, with those above it where two have the same name; models that the table knows
+    first, in its order."""
     paths = sorted(work_dir.glob("**/train.jsonl"))
     names = Counter(path.parent.name for path in paths)
-    return {
+    logs = {
         str(path.parent.relative_to(work_dir)) if names[path.parent.name] > 1 else path.parent.name: path
         for path in paths
     }
+    known = {name: logs[name] for name in LABELS if name in logs}
+    return known | logs
+
+
+def _introduction(lines: Sequence[Line], results: Path) -> str:
+    """What was measured, what the words mean, and which kdasr wrote the page when."""
+    heard = dict[str, str]()
+    for line in lines:
+        for row in line.rows:
+            name = ", ".join(filter(None, (line.test, f"seed {row['seed']}")))
+            if name not in heard and (path := hypotheses_file(results, row)).exists():
+                said = [one["reference"].split() for one in read_hypotheses(path)]
+                heard[name] = f"{len(said):,} test utterances, {sum(map(len, said)):,} words"
+    audio = list(heard.values()) if len(heard) == 1 else [f"{name}: {what}" for name, what in heard.items()]
+    greedy = lines and measured_how(lines) is None
+    sentences = (
+        "; ".join(audio) + (", greedy decoding without a language model" if greedy else "") if audio else "",
+        "WER, CER: word and character error rate",
+        "RTF: computing time / audio time, one core",
+        "Latency: audio that must arrive first, no computing",
+        "A spike is the frame in which a unit is recognised",
+        f"Written by kdasr {version()} on {date.today().isoformat()}",
+    )
+    return f"<p>{html.escape(' '.join(f'{one}.' for one in sentences if one))}</p>"
 
 
 def _results(lines: Sequence[Line], results: Path) -> str:
@@ -109,20 +141,40 @@ def _results(lines: Sequence[Line], results: Path) -> str:
     return _table(COLUMNS, [line.cells() for line in lines]) + note
 
 
-def _picture(title: str, name: str) -> str:
+def _picture(title: str, name: str, caption: str = "") -> str:
     heading = html.escape(title)
-    return f'<h2>{heading}</h2><img src="{PLOTS_FOLDER}/{name}" alt="{heading}">'
+    below = f'<p class="caption">{html.escape(caption)}</p>' if caption else ""
+    return f'<h2>{heading}</h2><img src="{PLOTS_FOLDER}/{name}" alt="{heading}">{below}'
 
 
-def _misheard(results: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """For each model in the table, the utterances with the most word errors."""
-    for row in rows:
+def _of_losses(logs: Mapping[str, Log]) -> str:
+    fades = any(name.endswith("/silent_start") for log in logs.values() for row in log for name in row)
+    return "Thin: each step; bold: smoothed." + (" silent_start fades by design." if fades else "")
+
+
+def _of_dev_wer(logs: Mapping[str, Log]) -> str:
+    goes_on = {"student_mwer", "student_distilled"} <= logs.keys()
+    return "MWER training (student_mwer) starts from the finished student_distilled." if goes_on else ""
+
+
+def _misheard(results: Path, lines: Iterable[Line]) -> Iterator[str]:
+    """For each model in the table, the utterances with the most word errors; one line for a model that heard
+    what one before it heard."""
+    names = dict[tuple[str, ...], str]()
+    for line, row in ((one, row) for one in lines for row in one.rows):
         if not (path := hypotheses_file(results, row)).exists():
             continue
         heard = read_hypotheses(path)
         wrong = sorted((one for one in heard if one["errors"]), key=lambda one: (-one["errors"], one["key"]))
-        name = f"{row['model']}, seed {row['seed']}" + (f", on {row['test']}" if row.get("test") else "")
-        yield f"<h2>Misheard by {html.escape(name)}: {len(wrong)} of {len(heard)} utterances</h2>"
+        label = LABELS.get(line.model, line.model)
+        name = html.escape(f"{label}, seed {row['seed']}" + (f", on {line.test}" if line.test else ""))
+        texts = tuple(sorted(f"{one['key']}\t{one['reference']}\t{one['hypothesis']}" for one in heard))
+        if texts in names:
+            yield f"<p>{name}: the same as {names[texts]}.</p>"
+            continue
+        names[texts] = name
+        most = f"; the {_WORST_UTTERANCES} with most word errors" if len(wrong) > _WORST_UTTERANCES else ""
+        yield f"<h2>Misheard by {name}: {len(wrong)} of {len(heard)} utterances{most}</h2>"
         if wrong:
             shown = wrong[:_WORST_UTTERANCES]
             cells = [(one["key"], one["reference"], one["hypothesis"], str(one["errors"])) for one in shown]

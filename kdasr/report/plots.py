@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdasr.errors import ConfigError, MissingDependencyError
-from kdasr.report.table import Line
+from kdasr.report.table import LABELS, Line
 from kdasr.spikes import SpikeHistogram
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ Log = list[dict[str, Any]]
 _DPI = 130
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a4f9e", "#e0912f", "#4d4d4d")
 _STYLES = ("-", "--", ":")
-_MOST_COLUMNS = 3
+# More in a row could not be read on a page.
+_MOST_COLUMNS = 2
+# A loss of fewer steps says more of their audio than of the student.
+_LEAST_SMOOTHED_STEPS = 20
 _REACH_FRAMES = 10
 
 
@@ -48,8 +51,8 @@ def read_log(path: Path) -> Log:
 
 
 def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
-    """One panel for each training run: every loss term over the steps, smoothed. False if there is
-    nothing to draw."""
+    """One panel for each training run: every loss term over the steps, smoothed over a fiftieth of them, and
+    20 at least. False if there is nothing to draw."""
     shown = {name: terms for name, log in logs.items() if (terms := _loss_terms(log))}
     if not shown:
         return False
@@ -57,12 +60,12 @@ def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
     for axes, (name, terms) in zip(panels, shown.items(), strict=True):
         last_step, lowest = max(steps[-1] for steps, _ in terms.values()), []
         for (term, (steps, values)), colour in zip(terms.items(), _colours(len(terms)), strict=True):
-            smooth = _smooth(values, max(1, len(steps) // 50))
+            smooth = _smooth(values, _window(steps))
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.7)
             axes.plot(steps, smooth, color=colour, linewidth=1.6, label=term)
             # One that fades away would stretch the axis over decades.
             lowest += [smooth.min()] if steps[-1] > 0.75 * last_step else []
-        axes.set(title=name, xlabel="step", ylabel="loss, times its weight", yscale="log")
+        axes.set(title=LABELS.get(name, name), xlabel="step", ylabel="loss, times its weight", yscale="log")
         if min(lowest) > 0:
             axes.set_ylim(bottom=min(lowest) / 2)
         axes.yaxis.set_major_locator(_one_two_five())
@@ -86,8 +89,8 @@ def plot_dev_wer(path: Path, logs: Mapping[str, Log]) -> bool:
     ):
         # Where the colours come again, so that every run has a look of its own.
         style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
-        axes.plot(steps, values, style, color=colour, marker="o", markersize=3, label=name)
-    axes.set(title="Word errors on the dev set while training", xlabel="step", ylabel="dev WER %")
+        axes.plot(steps, values, style, color=colour, marker="o", markersize=3, label=LABELS.get(name, name))
+    axes.set(xlabel="step", ylabel="dev WER %")
     axes.set_ylim(bottom=0, top=min(105.0, axes.get_ylim()[1]))
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
@@ -143,7 +146,7 @@ def plot_spikes_over_steps(path: Path, logs: Mapping[str, Log]) -> bool:
         axes.plot(middles, medians, "o-", color=_COLOURS[1], markersize=4, linewidth=1.8, label="median")
         axes.grid(visible=False)
         axes.set(
-            title=f"{name}: {last.matched} of {last.teacher_spikes} spikes matched at the end",
+            title=f"{LABELS.get(name, name)}: {last.matched} of {last.teacher_spikes} matched at the end",
             xlabel="step (each column ends where it was measured)",
             ylabel="student later → (ms)",
         )
@@ -203,6 +206,12 @@ def _column(log: Log, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     return np.array(steps), np.array(values)
 
 
+def _window(steps: np.ndarray[Any, Any]) -> int:
+    """How many values of a loss are averaged, of which not every step need have one."""
+    per_step = len(steps) / (steps[-1] - steps[0] + 1)
+    return min(len(steps), max(1, len(steps) // 50, round(_LEAST_SMOOTHED_STEPS * per_step)))
+
+
 def _smooth(values: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
     """Centred moving average; at the ends over what there is."""
     ones = np.ones(window)
@@ -222,14 +231,13 @@ def _one_two_five() -> Any:
 
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, three in a row, without a window: this also runs where there is no
+    """A figure of panels side by side, two in a row, without a window: this also runs where there is no
     screen."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "report") from error
-    # More in a row could not be read on a page.
     columns = min(panels, _MOST_COLUMNS)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

@@ -21,18 +21,18 @@ from kdasr.training_log import LOG_FILE
 COLUMNS = ("model", "WER %", "CER %", "params", "size", "RTF (1 core)", "latency")
 LABELS = {
     "teacher": "teacher (full context)",
-    "student_labelled_only": "student, labels only",
+    "student_labelled_only": "student, transcripts only",
     "student_distilled": "student, distilled",
     "student_distilled_streaming": "student, distilled, chunk by chunk",
     "student_mwer": "student, distilled, then MWER",
     "student_mwer_streaming": "student, MWER, chunk by chunk",
-    "student_mwer_after_noise": "the same after 2 s of noise",
+    "student_mwer_after_noise": "student, MWER, after 2 s of noise",
     "onnx_float32": "exported ONNX float32",
     "onnx_int8": "exported ONNX int8",
 }
 # What a run does to its student: its name, the models before and after, and what the first of them had.
 _GAINS = (
-    ("Distillation", "student_labelled_only", "student_distilled", "labels alone"),
+    ("Distillation", "student_labelled_only", "student_distilled", "transcripts alone"),
     ("Sequence training", "student_distilled", "student_mwer", "distillation alone"),
 )
 _NOTHING = "–"
@@ -158,7 +158,7 @@ def _gain(
     mean_after = statistics.fmean(news[seed]["wer"] for seed in seeds)
     relative = round(100 * (mean - mean_after) / mean)
     verdict = (
-        f"{abs(relative)} % relative {'better' if relative > 0 else 'worse'} than"
+        f"{abs(relative)} % {'fewer' if relative > 0 else 'more'} word errors than with"
         if relative
         else "within 1 % of"
     )

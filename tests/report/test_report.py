@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import sys
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
+from kdasr import version
 from kdasr.decoding import Token
 from kdasr.errors import ConfigError, MissingDependencyError
 from kdasr.report import page, print_results, write_report
-from kdasr.report.plots import plot_dev_wer, plot_losses, read_log
+from kdasr.report.plots import _window, plot_dev_wer, plot_losses, read_log
 from kdasr.report.table import improvement, lines_of, of_several_trainings
 from kdasr.results import append_result, hypotheses_file
 from kdasr.spikes import spike_histogram, write_histogram
@@ -91,12 +93,12 @@ def test_the_table_has_a_line_for_each_model_in_order(tmp_path: Path) -> None:
     text = printed(work_folder(tmp_path))
     assert cells(text) == [
         ["teacher (full context)", "4.0", "2.0", "0.91 M", "3.6 MB", "0.0123", "–"],
-        ["student, labels only", "31.0", "15.5", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
+        ["student, transcripts only", "31.0", "15.5", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
         ["student, distilled", "22.0", "11.0", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
         ["exported ONNX int8", "22.2", "11.1", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
         ["mine", "51.0", "25.5", "0.91 M", "3.6 MB", "0.0123", "345 ms"],
     ]
-    assert "from 31.0 to 22.0 % WER: 29 % relative better" in text
+    assert "from 31.0 to 22.0 % WER: 29 % fewer word errors than with transcripts alone" in text
     assert "8 of 8 matched; median +60 ms" in text
     assert "+80 ms" in text and "25.0 % ███" in text
 
@@ -109,12 +111,12 @@ def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("distilled", "verdict"),
-    [(25.0, "25 % relative worse than"), (20.0, "within 1 % of"), (20.08, "within 1 % of")],
+    [(25.0, "25 % more word errors than with"), (20.0, "within 1 % of"), (20.08, "within 1 % of")],
 )
 def test_worse_is_called_worse_and_alike_alike(distilled: float, verdict: str) -> None:
     lines = lines_of([result("student_labelled_only", 1, 20.0), result("student_distilled", 1, distilled)])
     sentence = improvement(lines, Path("results.json"))
-    assert sentence is not None and sentence.endswith(f"% WER: {verdict} labels alone.")
+    assert sentence is not None and sentence.endswith(f"% WER: {verdict} transcripts alone.")
     assert improvement(lines[:1], Path("results.json")) is None
 
 
@@ -122,9 +124,10 @@ def test_sequence_training_is_told_beside_distillation() -> None:
     wers = {"student_labelled_only": 20.0, "student_distilled": 10.0, "student_mwer": 8.0}
     lines = lines_of([result(model, 1, wer) for model, wer in wers.items()])
     assert improvement(lines, Path("results.json")) == (
-        "Distillation took the student from 20.0 to 10.0 % WER: 50 % relative better than labels alone.\n"
-        "Sequence training took the student from 10.0 to 8.0 % WER: 20 % relative better than distillation "
-        "alone."
+        "Distillation took the student from 20.0 to 10.0 % WER: 50 % fewer word errors than with transcripts "
+        "alone.\n"
+        "Sequence training took the student from 10.0 to 8.0 % WER: 20 % fewer word errors than with "
+        "distillation alone."
     )
     said = improvement(lines[1:], Path("results.json"))
     assert said is not None and said.startswith("Sequence training took")
@@ -133,7 +136,7 @@ def test_sequence_training_is_told_beside_distillation() -> None:
 def test_distillation_is_judged_by_the_seeds_that_both_students_have() -> None:
     alone = [result("student_labelled_only", seed, wer) for seed, wer in ((1, 8.0), (2, 12.0))]
     sentence = improvement(lines_of([*alone, result("student_distilled", 2, 9.0)]), Path("results.json"))
-    assert sentence is not None and "from 12.0 to 9.0 % WER (seed 2): 25 % relative better" in sentence
+    assert sentence is not None and "from 12.0 to 9.0 % WER (seed 2): 25 % fewer word errors" in sentence
     assert improvement(lines_of([*alone, result("student_distilled", 3, 9.0)]), Path("results.json")) is None
 
 
@@ -143,11 +146,11 @@ def test_distillation_is_judged_by_the_seeds_that_both_students_have() -> None:
         # Where every utterance has an error fewer, so has every draw of them.
         (
             [(2, 1)] * 30,
-            "labels alone (95 % interval of the gain over the utterances: +50.00 to +50.00 points).",
+            "transcripts alone (95 % interval of the gain over the utterances: +50.00 to +50.00 points).",
         ),
         (
             [(4, 3), (3, 4)] * 30,
-            "labels alone, which may be chance (95 % interval of the gain over the utter",
+            "transcripts alone, which may be chance (95 % interval of the gain over the utter",
         ),
         (
             [(1, 0), *[(0, 0)] * 29],
@@ -162,15 +165,15 @@ def test_how_far_a_gain_is_chance_is_told_from_the_utterances(
     rows, file = heard_by_two(path, errors, seeds=(1, 2))
     sentence = improvement(lines_of(rows), path)
     assert sentence is not None and chance in sentence
-    assert "25 % relative better than labels alone" in sentence
+    assert "25 % fewer word errors than with transcripts alone" in sentence
     # An utterance that several seeds have heard is one, and tells no more.
     (tmp_path / "one").mkdir()
     alone, _ = heard_by_two(tmp_path / "one/results.json", errors, seeds=(1,))
     assert sentence == improvement(lines_of(alone), tmp_path / "one/results.json")
     alike = [{**row, "wer": 20.0} for row in rows]
-    assert ": within 1 % of labels alone (95 %" in (improvement(lines_of(alike), path) or "")
+    assert ": within 1 % of transcripts alone (95 %" in (improvement(lines_of(alike), path) or "")
     file.write_text(file.read_text().replace('"u1"', '"other"'))
-    assert (improvement(lines_of(rows), path) or "").endswith("labels alone.")
+    assert (improvement(lines_of(rows), path) or "").endswith("transcripts alone.")
     file.write_text("{}\n")
     with pytest.raises(ConfigError, match="not a file of hypotheses"):
         improvement(lines_of(rows), path)
@@ -223,12 +226,12 @@ def test_a_narrow_terminal_cuts_no_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_trainings_are_drawn_three_in_a_row(tmp_path: Path) -> None:
+def test_many_trainings_are_drawn_two_in_a_row(tmp_path: Path) -> None:
     log = [{"step": step, "labelled/ctc": 1.0 / step, "dev_wer": 50.0} for step in range(1, 9)]
     assert plot_losses(tmp_path / "losses.png", {f"run {i}": log for i in range(7)})
     assert plot_dev_wer(tmp_path / "dev.png", {f"run {i}": log for i in range(7)})
     width, height = png_size(tmp_path / "losses.png")
-    assert width == round(3 * 4.6 * 130) and height == round(3 * 3.4 * 130)
+    assert width == round(2 * 4.6 * 130) and height == round(4 * 3.4 * 130)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -245,19 +248,23 @@ def test_test_sets_are_told_apart() -> None:
     ]
     lines = lines_of(rows)
     assert [line.cells()[:2] for line in lines] == [
-        ("clean: student, labels only", "20.0"),
+        ("clean: student, transcripts only", "20.0"),
         ("clean: student, distilled", "15.0"),
         ("clean: student, distilled, then MWER", "12.0"),
-        ("other: student, labels only", "40.0"),
+        ("other: student, transcripts only", "40.0"),
         ("other: student, distilled", "32.0"),
         ("other: student, distilled, then MWER", "24.0"),
     ]
     sentences = improvement(lines, Path("results.json"))
     assert sentences is not None
-    assert "from 20.0 to 15.0 % WER on clean: 25 % relative better" in sentences
-    assert "from 40.0 to 32.0 % WER on other: 20 % relative better" in sentences
-    assert "from 15.0 to 12.0 % WER on clean: 20 % relative better than distillation alone" in sentences
-    assert "from 32.0 to 24.0 % WER on other: 25 % relative better than distillation alone" in sentences
+    assert "from 20.0 to 15.0 % WER on clean: 25 % fewer word errors than with transcripts alone" in sentences
+    assert "from 40.0 to 32.0 % WER on other: 20 % fewer word errors than with transcripts alone" in sentences
+    assert (
+        "from 15.0 to 12.0 % WER on clean: 20 % fewer word errors than with distillation alone" in sentences
+    )
+    assert (
+        "from 32.0 to 24.0 % WER on other: 25 % fewer word errors than with distillation alone" in sentences
+    )
 
 
 def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
@@ -331,6 +338,81 @@ def test_the_page_shows_table_plots_and_what_was_misheard(tmp_path: Path) -> Non
         coverage(pixels, "#d1495b") > 0.0005 for name, pixels in pictures.items() if name[6:] != "wer.png"
     )
     assert all(coverage(pixels, "#ffffff") > 0.3 for pixels in pictures.values())
+
+
+def hypotheses(folder: Path, model: str, heard: list[tuple[str, str, int]], seed: int = 1) -> None:
+    """What a model heard of utterances u-01, u-02, … as (said, heard, word errors)."""
+    file = hypotheses_file(folder / "results.json", {"model": model, "seed": seed})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"key": f"u-{number:02}", "reference": said, "hypothesis": got, "errors": errors}
+        for number, (said, got, errors) in enumerate(heard, start=1)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_what_was_measured_is_said_before_the_table(tmp_path: Path) -> None:
+    append_result(tmp_path / "results.json", result("teacher", 1, 10.0))
+    hypotheses(tmp_path, "teacher", [("one two", "one two", 0), ("three", "tree", 1)])
+    words = Page(write_report(tmp_path).read_text()).words
+    (introduction,) = [one for one in words if "RTF: computing time / audio time" in one]
+    assert introduction.startswith(
+        "2 test utterances, 3 words, greedy decoding without a language model. WER, CER: word and character"
+    )
+    assert f"Written by kdasr {version()} on {date.today().isoformat()}." in introduction
+    # Two seeds have test sets of their own; a search is no greedy decoding.
+    append_result(tmp_path / "results.json", result("teacher", 2, 10.0, decoder="beam", lexicon=["a"]))
+    hypotheses(tmp_path, "teacher", [("one two", "one two", 0)], seed=2)
+    text = write_report(tmp_path).read_text()
+    assert "<p>seed 1: 2 test utterances, 3 words; seed 2: 1 test utterances, 2 words. WER" in text
+    assert "greedy" not in text and "Decoded by beam search among the words of a." in text
+
+
+def test_what_was_heard_alike_is_shown_once(tmp_path: Path) -> None:
+    for model in ("onnx_float32", "student_mwer", "mine"):
+        append_result(tmp_path / "results.json", result(model, 1, 10.0))
+    heard = [("one two", f"one {'x' * number}", 1) for number in range(1, 11)]
+    hypotheses(tmp_path, "student_mwer", heard)
+    hypotheses(tmp_path, "onnx_float32", heard)
+    hypotheses(tmp_path, "mine", [("one two", "one", 1)] * 10)
+    text = write_report(tmp_path).read_text()
+    named = "student, distilled, then MWER, seed 1"
+    assert f"Misheard by {named}: 10 of 10 utterances; the 8 with most word errors</h2>" in text
+    assert f"<p>exported ONNX float32, seed 1: the same as {named}.</p>" in text
+    assert "Misheard by mine, seed 1: 10 of 10 utterances" in text and "Misheard by exported" not in text
+    # Eight of each of the two.
+    assert text.count("<td>one two</td>") == 16
+
+
+def test_runs_are_drawn_in_the_order_of_the_table_with_what_has_to_be_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("student_distilled", "student_mwer", "another", "teacher", "student_labelled_only"):
+        log = tmp_path / "checkpoints" / name / "train.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text('{"step": 1, "labelled/ctc": 2.0}\n{"step": 1, "dev_wer": 90.0}\n')
+    text = write_report(tmp_path).read_text()
+    assert "Dev WER while training" in text and "silent_start" not in text
+    assert "MWER training (student_mwer) starts from the finished student_distilled." in text
+    log.write_text('{"step": 1, "labelled/ctc": 2.0, "labelled/silent_start": 1.0}\n')
+    assert "silent_start fades by design." in write_report(tmp_path).read_text()
+    drawn: list[str] = []
+    monkeypatch.setattr(page, "plot_losses", lambda _, logs: drawn.extend(logs))
+    write_report(tmp_path)
+    assert drawn == ["teacher", "student_labelled_only", "student_distilled", "student_mwer", "another"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "window"),
+    [
+        (range(1, 201), 20),
+        (range(4, 201, 4), 5),  # a value in every fourth step
+        (range(1, 1601), 32),  # a fiftieth
+        (range(1, 9), 8),  # no more than there are
+    ],
+)
+def test_losses_are_smoothed_over_20_steps_at_least(steps: range, window: int) -> None:
+    assert _window(np.array(steps)) == window
 
 
 def test_a_longer_bar_is_a_higher_error_rate(tmp_path: Path) -> None:
