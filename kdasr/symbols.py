@@ -22,6 +22,8 @@ BLANK_SYMBOL = "<blk>"
 WORD_START = "▁"
 # Part of the hash of units: to be renamed whenever `kdasr.text.normalise` gives another text than before.
 NORMALISATION = "english-1"
+# Of languages with "ı" I is the capital of that, and not of i.
+TURKISH_CAPITALS = str.maketrans({"I": "ı", "İ": "i"})
 
 UNITS_FILE = "units.json"
 SENTENCEPIECE_FILE = "units.model"
@@ -41,6 +43,8 @@ class SymbolUnits:
     def __init__(self, symbols: list[str]) -> None:
         self.symbols = symbols
         identity = {"symbols": symbols, "normalisation": NORMALISATION}
+        if "ı" in "".join(symbols):
+            identity["capitals"] = "turkish"
         canonical = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
         self.hash = hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -127,7 +131,10 @@ class TableUnits(SymbolUnits):
             )
         ordered = [symbols[blank_id], *symbols[:blank_id], *symbols[blank_id + 1 :]]
         texts = [symbol for symbol in ordered[1:] if not stands_for_no_text(symbol)]
-        upper = any(s != s.lower() for s in texts) and not any(s != s.upper() for s in texts)
+        # "ß" has no capital of its own.
+        lower_case = {char for s in texts for char in s if char != char.upper() and len(char.upper()) == 1}
+        upper = any(s != s.lower() for s in texts) and not lower_case
+        capitals = TURKISH_CAPITALS if "İ" in "".join(texts) else {}
         mark = next((mark for mark in _WORD_MARKS if mark in texts), None)
         if any(WORD_START in symbol for symbol in texts):
             mark = None
@@ -135,7 +142,7 @@ class TableUnits(SymbolUnits):
         def spelled(symbol: str) -> str:
             if symbol == mark:
                 return WORD_START
-            return symbol.lower() if upper and not stands_for_no_text(symbol) else symbol
+            return symbol.translate(capitals).lower() if upper and not stands_for_no_text(symbol) else symbol
 
         return cls([BLANK_SYMBOL, *map(spelled, ordered[1:])], model_bytes, upper)
 

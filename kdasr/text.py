@@ -30,6 +30,7 @@ from kdasr.symbols import (
     FORMAT,
     NORMALISATION,
     SENTENCEPIECE_FILE,
+    TURKISH_CAPITALS,
     UNITS_FILE,
     VERSION,
     WORD_START,
@@ -63,16 +64,24 @@ __all__ = [
 ALPHABET = "'" + string.ascii_lowercase
 
 _APOSTROPHES = "’‘ʼ`´＇"
-_AS_SPACE = '-‐‑‒–—―_/.,;:!?¡¿…"“”„«»()[]{}*~|<>'
+# Beside punctuation, for that they are used as if they were some.
+_AS_SPACE = "~|<>"
 _TRANSLATION = str.maketrans({**dict.fromkeys(_APOSTROPHES, "'"), **dict.fromkeys(_AS_SPACE, " ")})
+# Punctuation for Unicode, and spoken.
+_SPOKEN = {*"%&#@§¶‰\\"}
+# It draws Arabic words out, and is no letter.
+_TATWEEL = "ـ"
+# Invisible, and in some languages part of the spelling.
+_JOINERS = "\u200c\u200d"
 
 
 def normalise(text: str, letters: str = "") -> str:
     """The form of a transcript that models are trained and scored on.
 
-    Lower-case a-z, apostrophes and `letters`, words parted by single spaces. Punctuation and hyphens part
-    words, accents are dropped but for those of `letters`, typographic apostrophes become plain ones; a word
-    of nothing but apostrophes goes.
+    Lower-case a-z, apostrophes and `letters`, words parted by single spaces. Punctuation of any script and
+    hyphens part words, accents are dropped but for those of `letters`, and so are invisible characters,
+    typographic apostrophes become plain ones; a word of nothing but apostrophes goes. With "ı" among the
+    letters, I is its capital and İ that of i, as in Turkish.
 
     Args:
         letters: those that the language has beyond a-z, as `check_letters` takes them.
@@ -87,6 +96,8 @@ def normalise(text: str, letters: str = "") -> str:
         raise _cannot_be_normalised(unspoken[0], text, letters)
     own = {*letters}
     composed = unicodedata.normalize("NFC", text.translate(_TRANSLATION))
+    if "ı" in own:
+        composed = composed.translate(TURKISH_CAPITALS)
     plain = []
     for char in composed:
         parts = char.lower() if char.lower() in own else _without_accent(char)
@@ -121,6 +132,12 @@ def not_normal_text(count: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _without_accent(char: str) -> str:
+    """The letters of a character that is none of a language's own; a space for punctuation."""
+    kind = unicodedata.category(char)
+    if kind == "Cf" or char == _TATWEEL:
+        return ""
+    if kind[0] == "P" and char not in ALPHABET and unicodedata.normalize("NFKC", char) not in _SPOKEN:
+        return " "
     decomposed = unicodedata.normalize("NFKD", char).casefold()
     return "".join(part for part in decomposed if not unicodedata.combining(part)).translate(_TRANSLATION)
 
@@ -133,7 +150,7 @@ def check_letters(letters: str) -> str:
     """
     composed = unicodedata.normalize("NFC", letters)
     for char in composed:
-        is_letter = unicodedata.category(char)[0] in "LM" and char not in _APOSTROPHES
+        is_letter = _may_be_letter(char) and char not in _APOSTROPHES
         if not is_letter or char in ALPHABET or char != char.lower():
             raise UnitsError(
                 f"{char!r} is no further letter of a language",
@@ -148,7 +165,11 @@ def letters_in(texts: Iterable[str | None]) -> str:
     """The letters beyond a-z of normalised texts, or of the symbols of some units; as `check_letters` has
     them."""
     found = {char for text in texts if text for char in text.lower()} - {*ALPHABET}
-    return "".join(sorted(char for char in found if unicodedata.category(char)[0] in "LM"))
+    return "".join(sorted(filter(_may_be_letter, found)))
+
+
+def _may_be_letter(char: str) -> bool:
+    return unicodedata.category(char)[0] in "LM" or char in _JOINERS
 
 
 def _cannot_be_normalised(char: str, text: str, letters: str) -> UnitsError:

@@ -34,6 +34,16 @@ def test_blank_moves_to_the_front_and_pieces_are_cut_as_few_as_possible() -> Non
     assert units.decode([2, 3, 4, 1, 9, 6]) == "hello lo"
 
 
+def test_capitals_of_other_languages_become_their_small_letters() -> None:
+    german = TableUnits.from_foreign(["<pad>", "|", "S", "Ö", "ß"], blank_id=0)
+    assert german.symbols == ["<blk>", "▁", "s", "ö", "ß"]
+    turkish = TableUnits.from_foreign(["<pad>", "|", "I", "İ", "Ş"], blank_id=0)
+    assert turkish.symbols == ["<blk>", "▁", "ı", "i", "ş"]
+    assert TableUnits.from_foreign(["<pad>", "I"], blank_id=0).symbols == ["<blk>", "i"]
+    # The same symbols of other texts: I was taken for i.
+    assert TableUnits(["<blk>", "ı"]).hash != TableUnits(["<blk>", "i"]).hash
+
+
 def test_mixed_case_and_a_mark_that_is_there_already_stay() -> None:
     units = TableUnits.from_foreign(["a", "A", "<b>", "▁", "|"], blank_id=2)
     assert units.symbols == ["<blk>", "a", "A", "▁", "|"]

@@ -57,6 +57,8 @@ def pieces() -> SentencePieceUnits:
         ("the ﬁnal ‘quote’", "the final 'quote'"),
         ("", ""),
         ("...", ""),
+        ("«oui» ‹non› · ‚si„ • 。a、b", "oui non si a b"),
+        ("\ufeffsoft\u00adly\u200b \u200fthere\u200c", "softly there"),
     ],
 )
 def test_normalise_gives_plain_lower_case_words(text: str, expected: str) -> None:
@@ -69,6 +71,8 @@ def test_normalise_gives_plain_lower_case_words(text: str, expected: str) -> Non
         ("in 1984", "'1'"),
         ("50% off", "'5'"),
         ("a & b", "'&'"),
+        ("ten ％", "'％'"),
+        ("§ five", "'§'"),
         ("ъ", "'ъ'"),
         ("Acme™", "'™'"),
         ("ward Ⅳ", "'Ⅳ'"),
@@ -106,7 +110,11 @@ def test_characters_round_trip_without_blank(text: str) -> None:
         ("Für ein Café", "", "fur ein cafe"),
         ("Это ёж, don't", "абвгдежзийклмнопрстуфхцчшщъыьэюяё", "это ёж don't"),
         ("It’s ＡＢＣ", "äöüß", "it's abc"),
-        ("हिन्दी", "".join(sorted({*"हिन्दी"})), "हिन्दी"),  # letters with their marks
+        ("हिन्दी।", "".join(sorted({*"हिन्दी"})), "हिन्दी"),  # letters with their marks
+        ("IŞIK İSTANBUL, ısı", "çğıöşü", "ışık istanbul ısı"),
+        ("IŞIK", "ş", "işik"),  # where nobody knows of "ı"
+        ("مـرحبا، كيف؟", "ابحرفكمي", "مرحبا كيف"),  # drawn out
+        ("می\u200cخواهم", "اخمهوی\u200c", "می\u200cخواهم"),  # a joiner that is part of the spelling
     ],
 )
 def test_letters_of_a_language_are_kept_and_other_accents_dropped(

@@ -46,21 +46,25 @@ class HuggingFaceCTC:
     Attributes:
         path: the folder, or the name of a repository that is in the cache on this machine.
         revision: of the repository; None for the one that the cache calls main.
+        target_lang: which of its languages a model with adapters for many is to hear: `deu` of
+            facebook/mms-1b-all.
     """
 
     path: str | Path
     revision: str | None = None
+    target_lang: str | None = None
 
     def load(self, device: str) -> Teacher:
         """The teacher on `device`.
 
         Raises:
             MissingDependencyError: transformers is not installed.
-            ModelError: the model is not on this machine, or is none with a CTC head.
+            ModelError: the model is not on this machine, is none with a CTC head, or has adapters for
+                languages and not for `target_lang`.
         """
         transformers = import_transformers()
         folder = find_folder(self.path, self.revision)
-        network, extractor, tokenizer = _load(transformers, folder)
+        network, extractor, tokenizer = _load(transformers, folder, self.target_lang)
         if extractor.sampling_rate != SAMPLE_RATE_HZ:
             raise ModelError(
                 "a model for another sample rate",
@@ -75,7 +79,10 @@ class HuggingFaceCTC:
             kind=type(network).__name__,
             source=public_name(self.path),
             symbols=[names.get(unit, f"<{unit}>") for unit in range(classes)],
-            weights_hash=hash_files(weight_files(folder), extractor.to_dict() | options_of(network.config)),
+            weights_hash=hash_files(
+                [*weight_files(folder), *_adapter(folder, self.target_lang)],
+                extractor.to_dict() | options_of(network.config),
+            ),
             device=device,
             pads=_pads(network, extractor),
         )
@@ -171,7 +178,7 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def load_network(kind: Any, folder: Path) -> Any:
+def load_network(kind: Any, folder: Path, **settings: Any) -> Any:
     """The network of the library's class `kind` in `folder`, in float32 however it was saved: autocast makes
     of it what labelling asks for.
 
@@ -179,7 +186,7 @@ def load_network(kind: Any, folder: Path) -> Any:
         ModelError: weights are missing, which the library would draw at random.
     """
     network, found = kind.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **settings
     )
     if missing := sorted(name for name in found["missing_keys"] if not name.endswith(_OF_TRAINING)):
         raise ModelError(
@@ -191,12 +198,43 @@ def load_network(kind: Any, folder: Path) -> Any:
     return network
 
 
-def _load(transformers: Any, folder: Path) -> tuple[Any, Any, Any]:
+def _adapter(folder: Path, language: str | None) -> list[Path]:
+    """The weights of a language's adapter, which the library loads in place of some of the model's."""
+    return [] if language is None else [*folder.glob(f"adapter.{language}.*")]
+
+
+def _check_language(config: Any, folder: Path, language: str | None) -> None:
+    """Raise ModelError unless a model with adapters, and no other, is told which of them to take."""
+    known = sorted({path.name.split(".")[1] for path in folder.glob("adapter.*.*")})
+    has_adapters = getattr(config, "adapter_attn_dim", None) is not None
+    if has_adapters and len(known) > 1 and language not in known:
+        raise ModelError(
+            "the model has an adapter for each of many languages, and its own is of one",
+            where=folder,
+            expected=f"target_lang: one of {shorten(', '.join(known))}",
+            got=language or "no target_lang",
+        )
+    if language is not None and not (has_adapters and language in known):
+        raise ModelError(
+            "the model has no adapter for the language",
+            where=folder,
+            expected=shorten(", ".join(known)) or "no target_lang",
+            got=language,
+            fix="Load it with target_lang once where there is a network: the hub's cache keeps that.",
+        )
+
+
+def _load(transformers: Any, folder: Path, language: str | None) -> tuple[Any, Any, Any]:
     weight_files(folder)
+    settings = {} if language is None else {"target_lang": language, "ignore_mismatched_sizes": True}
     try:
-        network = load_network(transformers.AutoModelForCTC, folder)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        _check_language(config, folder, language)
+        network = load_network(transformers.AutoModelForCTC, folder, **settings)
         extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if language is not None:
+            tokenizer.set_target_lang(language)
     except ModelError:
         raise
     except Exception as error:  # the library raises all kinds for what is missing or of another kind

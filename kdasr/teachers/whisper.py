@@ -51,13 +51,14 @@ class Whisper:
         path: the folder, or the name of a repository that is in the cache on this machine.
         revision: of the repository; None for the one that the cache calls main.
         language: what is spoken, as Whisper abbreviates it.
-        letters: that the language has beyond a-z: `äöüß`.
+        letters: that the language has beyond a-z: `äöüß`, or `""` where it has none. None is for English
+            alone: without its letters another language would be written in English ones.
     """
 
     path: str | Path
     revision: str | None = None
     language: str = "en"
-    letters: str = ""
+    letters: str | None = None
 
     def load(self, device: str) -> Teacher:
         """The teacher on `device`.
@@ -65,8 +66,15 @@ class Whisper:
         Raises:
             MissingDependencyError: transformers is not installed.
             ModelError: the model is not on this machine, is no Whisper, or does not know the language.
-            UnitsError: `letters` are something else.
+            UnitsError: `letters` are something else, or not given.
         """
+        if self.letters is None and self.language != "en":
+            raise UnitsError(
+                "nobody says which letters the language has",
+                where="letters",
+                expected='those beyond a-z, such as äöüß, or "" where there are none',
+                got=f"none for language {self.language}",
+            )
         transformers = import_transformers()
         folder = find_folder(self.path, self.revision)
         weights = weight_files(folder)
@@ -84,7 +92,7 @@ class Whisper:
                 where=folder,
                 got=f"{type(error).__name__}: {error}",
             ) from error
-        units, source = CharUnits(self.letters), public_name(self.path)
+        units, source = CharUnits(self.letters or ""), public_name(self.path)
         asked = _asked(network.generation_config, self.language, folder)
         model = _Model(network, processor, units, asked).eval().to(device).requires_grad_(False)
         return Teacher(
@@ -132,8 +140,6 @@ class _Model(torch.nn.Module):
         """(B, N) samples and (B,) lengths to (B, L, V) log-probs of spelled transcripts, and (B,) L: 0 where
         there are no words.
 
-        Raises:
-            UnitsError: there are words that kdasr's characters cannot spell.
         """
         found = self.transcribe(rows(inputs, lengths_b))
         paths = [spell(self.units.encode(text), score, self.vocab_size) for text, score in found]
@@ -142,11 +148,7 @@ class _Model(torch.nn.Module):
 
     def transcribe(self, samples: Sequence[Tensor]) -> list[tuple[str, float]]:
         """The normalised transcript of each, and its mean log-probability of a token; no text where it does
-        not come to an end.
-
-        Raises:
-            UnitsError: a transcript cannot be normalised.
-        """
+        not come to an end or holds a letter that the language lacks."""
         device = next(self.network.parameters()).device
         heard = self.processor.feature_extractor(
             [item.cpu().numpy() for item in samples],
@@ -166,7 +168,7 @@ class _Model(torch.nn.Module):
         )
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
         ends = zip(texts, listener.endless_b.tolist(), strict=True)
-        normal = ["" if is_endless else normalise(text, self.letters) for text, is_endless in ends]
+        normal = ["" if is_endless else _normal(text, self.letters) or "" for text, is_endless in ends]
         return list(zip(normal, listener.means().tolist(), strict=True))
 
     def _most_tokens(self, seconds: float) -> int:
@@ -228,17 +230,20 @@ def _asked(how: Any, language: str, where: Path) -> dict[str, str]:
 
 
 def _unspoken(tokenizer: Any, letters: str) -> list[int]:
-    """Tokens whose text has no certain spoken form, such as digits."""
+    """Tokens whose text has no certain spoken form, such as digits. One that holds some bytes of a letter has
+    no text by itself, and is kept."""
+    spelled = [mark + case for letter in letters for mark in ("", " ") for case in (letter, letter.upper())]
+    of_letters = {unit for text in spelled for unit in tokenizer(text, add_special_tokens=False).input_ids}
     vocabulary = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
     texts = zip(
         sorted(vocabulary), tokenizer.batch_decode([[unit] for unit in sorted(vocabulary)]), strict=True
     )
-    return [unit for unit, text in texts if not _is_spoken(text, letters)]
+    return [unit for unit, text in texts if unit not in of_letters and _normal(text, letters) is None]
 
 
-def _is_spoken(text: str, letters: str) -> bool:
+def _normal(text: str, letters: str) -> str | None:
+    """The text as `normalise` has it; None where it cannot."""
     try:
-        normalise(text, letters)
+        return normalise(text, letters)
     except UnitsError:
-        return False
-    return True
+        return None

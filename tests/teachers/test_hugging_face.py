@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdasr.errors import MissingDependencyError, ModelError
 from kdasr.teachers.base import options_of
-from kdasr.teachers.hugging_face import HuggingFaceCTC, _pads
+from kdasr.teachers.hugging_face import HuggingFaceCTC, _pads, import_transformers
 from kdasr.teachers.whisper import Whisper
 from tests.teachers.tiny_models import hugging_face_model, noise, whisper_model
 
@@ -170,3 +172,33 @@ def test_options_are_those_that_decide_and_in_order() -> None:
             return {"transformers_version": "1", "hidden_size": 4, "_name_or_path": "here", "act": "gelu"}
 
     assert list(options_of(Config()).items()) == [("act", "gelu"), ("hidden_size", 4)]
+
+
+def test_of_a_model_of_many_languages_one_is_asked_for(tmp_path: Path) -> None:
+    """Its own weights are of one, and the folder has an adapter for each."""
+    network, _ = hugging_face_model(tmp_path, adapter_attn_dim=8)
+    german = {piece: unit for unit, piece in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", "a", "ä"])}
+    vocabularies = {"eng": json.loads((tmp_path / "vocab.json").read_text()), "deu": german}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabularies))
+    tokenizer = import_transformers().Wav2Vec2CTCTokenizer(
+        str(tmp_path / "vocab.json"), word_delimiter_token="|", target_lang="eng"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    adapters = {name: weights.detach().clone() for name, weights in network._get_adapters().items()}
+    save_file(adapters, tmp_path / "adapter.eng.safetensors")
+    adapters |= {"lm_head.weight": torch.randn(7, 32), "lm_head.bias": torch.randn(7)}
+    save_file(adapters, tmp_path / "adapter.deu.safetensors")
+    teachers = {name: HuggingFaceCTC(tmp_path, target_lang=name).load("cpu") for name in ("deu", "eng")}
+    assert teachers["deu"].units.symbols == ["<blk>", "<s>", "</s>", "<unk>", "▁", "a", "ä"]
+    assert teachers["deu"].weights_hash != teachers["eng"].weights_hash
+    samples = torch.from_numpy(noise(1.0, 3))[None]
+    with torch.inference_mode():
+        found, _ = teachers["deu"].model.offline(samples, torch.tensor([16_000]))
+    assert found.shape[2] == 7
+    with pytest.raises(ModelError, match=r"expected target_lang: one of deu, eng; got no target_lang"):
+        HuggingFaceCTC(tmp_path).load("cpu")
+    with pytest.raises(ModelError, match=r"one of deu, eng; got pol"):
+        HuggingFaceCTC(tmp_path, target_lang="pol").load("cpu")
+    hugging_face_model(tmp_path / "english")
+    with pytest.raises(ModelError, match=r"no adapter for the language; expected no target_lang; got deu"):
+        HuggingFaceCTC(tmp_path / "english", target_lang="deu").load("cpu")

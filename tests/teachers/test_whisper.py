@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdasr.errors import ModelError
+from kdasr.errors import ModelError, UnitsError
 from kdasr.symbols import blank_path
 from kdasr.teachers.base import Teacher, spell
-from kdasr.teachers.whisper import Whisper
+from kdasr.teachers.whisper import Whisper, _unspoken
 from kdasr.text import ALPHABET, CharUnits
 from tests.teachers.tiny_models import noise, whisper_model
 
@@ -102,7 +102,33 @@ def test_another_language_is_asked_for_and_keeps_its_letters(teacher: Teacher, t
     assert german.units.symbols[-1] == "é"
     assert german.weights_hash != teacher.weights_hash and german.model.vocab_size == 30
     with pytest.raises(ModelError, match=r"does not know the language; expected de, en; got fr"):
-        Whisper(tmp_path, language="fr").load("cpu")
+        Whisper(tmp_path, language="fr", letters="").load("cpu")
+    with pytest.raises(UnitsError, match=r"letters: nobody says which.*got none for language de"):
+        Whisper(tmp_path, language="de").load("cpu")
+
+
+def test_bytes_of_the_language_s_letters_are_not_suppressed() -> None:
+    """A byte alone is no text; two make the letter."""
+    import transformers
+
+    pieces = ["a", "b", "Ġ", "Ã", "¼", "ł", "4"]  # as byte vocabularies write C3 and BC, and 42
+    vocab = {piece: unit for unit, piece in enumerate(pieces)}
+    tokenizer = transformers.WhisperTokenizer(vocab=vocab, merges=[])
+    assert tokenizer.decode([3, 4]) == "ü"
+    assert [unit for unit in _unspoken(tokenizer, "ü") if unit < len(pieces)] == [5, 6]
+    assert [unit for unit in _unspoken(tokenizer, "") if unit < len(pieces)] == [3, 4, 5, 6]
+
+
+def test_a_text_with_letters_that_the_language_lacks_is_none(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a shard's utterances, and the others keep theirs."""
+    tokenizer = teacher.model.processor.tokenizer  # type: ignore[attr-defined]
+    monkeypatch.setattr(tokenizer, "batch_decode", lambda *_, **__: ["Für alle", "für \ufffd", "ы"])
+    monkeypatch.setattr(teacher.model, "_most_tokens", lambda _: 40)
+    samples = [torch.from_numpy(noise(seconds, seed)) for seed, seconds in ((1, 2.0), (2, 1.0), (2, 1.0))]
+    with torch.inference_mode():
+        assert [text for text, _ in teacher.model.transcribe(samples)] == ["fur alle", "", ""]  # type: ignore[attr-defined]
 
 
 def test_silence_has_no_labels_and_its_neighbour_has(

@@ -57,7 +57,7 @@ def torchaudio_model(
     return folder / "model.json", network
 
 
-def hugging_face_model(folder: Path, kind: str = "Wav2Vec2", norm: str = "layer") -> Any:
+def hugging_face_model(folder: Path, kind: str = "Wav2Vec2", norm: str = "layer", **further: Any) -> Any:
     """A `…ForCTC` saved to `folder` with its feature extractor and tokenizer."""
     import transformers
 
@@ -71,6 +71,7 @@ def hugging_face_model(folder: Path, kind: str = "Wav2Vec2", norm: str = "layer"
         "intermediate_size": 48,
         "pad_token_id": 0,
         "hidden_dropout": 0.0,
+        **further,
     }
     if kind != "Wav2Vec2Bert":
         sizes |= {
