@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--model", type=Path, required=True, help="a student or an exported one")
     parser.add_argument("--test", type=Path, required=True, help="labelled shards")
     parser.add_argument("--lexicon", nargs="+", help="text files or folders of labelled shards")
+    parser.add_argument("--other-words", type=float, help="nats of each unit of a word that is not in it")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--sherpa", action="store_true", help="and sherpa-onnx, of an ONNX export")
     options = parser.parse_args(arguments)
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         texts.append(utterance.text or "")
         audio.append(utterance.samples)
     seconds = sum(map(len, audio)) / SAMPLE_RATE_HZ
-    lexicon = Lexicon(units=units, sources=options.lexicon) if options.lexicon else None
+    lexicon = None
+    if options.lexicon:
+        lexicon = Lexicon(units=units, sources=options.lexicon, other_word_nats=options.other_words)
     searches: dict[str, Callable[[], StreamDecoder]] = {"greedy": GreedyStream}
     for beam in options.beams:
         searches[f"beam {beam}"] = partial(BeamStream, beam)
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         began = time.process_time()
         found = [[token.id for token in decode_whole(search(), log_probs_tv)] for log_probs_tv in frames]
         rows.append(_row(name, texts, [units.decode(ids) for ids in found], began, seconds))
-    for name, graph in _graphs(options.model, options.lexicon) if options.sherpa else ():
+    for name, graph in _graphs(options) if options.sherpa else ():
         began = time.process_time()
         rows.append(_row(name, texts, _by_sherpa(options.model, graph, audio), began, seconds))
     return rows
@@ -77,12 +80,12 @@ def _row(name: str, texts: Sequence[str], heard: Sequence[str], began: float, se
     return row
 
 
-def _graphs(model: Path, lexicon: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+def _graphs(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield "sherpa-onnx", ""
-    if lexicon:
+    if options.lexicon:
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder) / "words.fst"
-            write_decoding_graph(model, lexicon, graph)
+            write_decoding_graph(options.model, options.lexicon, graph, options.other_words)
             yield "sherpa-onnx, lexicon", str(graph)
 
 

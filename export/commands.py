@@ -13,6 +13,7 @@ from typing import Any
 
 from kdasr.errors import install_line
 
+_OTHER_WORDS = "hear other words, too, each of their units at such a cost (1, say)"
 Verb = Callable[..., argparse.ArgumentParser]
 
 
@@ -31,6 +32,7 @@ def add_commands(verb: Verb) -> None:
         help="a text file, or a folder of labelled shards; every word in it may be said",
     )
     graph.add_argument("--out", type=Path, required=True, help="the file, such as words.fst")
+    graph.add_argument("--other-words", type=float, metavar="NATS", help=_OTHER_WORDS)
     page = verb("demo-page", demo_page, "serve a page that runs a student in the browser")
     page.add_argument("--model", type=Path, required=True, help="folder of a student or its wave-onnx export")
     page.add_argument("--port", type=int, default=8000, help="port on this machine (default 8000)")
@@ -57,6 +59,7 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="hear no words but those of a text file, or of a folder of labelled shards",
     )
+    parser.add_argument("--other-words", type=float, metavar="NATS", help=_OTHER_WORDS)
     parser.add_argument(
         "--beam", type=int, help="search with this many prefixes (default: 16 with a lexicon)"
     )
@@ -93,6 +96,7 @@ def transcribe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
             min_silence_s=arguments.pause,
             chunk_ms=arguments.chunk_ms,
             lexicon=tuple(arguments.lexicon or ()),
+            other_word_nats=arguments.other_words,
             beam=arguments.beam,
             rate_hz=arguments.rate,
         )
@@ -103,7 +107,7 @@ def decoding_graph(arguments: argparse.Namespace, settings: dict[str, Any]) -> N
     """`kdasr decoding-graph`."""
     from export.decoding_graph import write_decoding_graph
 
-    counts = write_decoding_graph(arguments.model, arguments.lexicon, arguments.out)
+    counts = write_decoding_graph(arguments.model, arguments.lexicon, arguments.out, arguments.other_words)
     print(f"{arguments.out}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
 
 

@@ -40,6 +40,7 @@ class Request:
         min_silence_s: see `kdasr.streaming.EndpointRules`; None for its own.
         chunk_ms: audio in a chunk of the model; None for the model's own.
         lexicon: text files and folders of labelled shards with the words to hear; none for any.
+        other_word_nats: what each unit of a word costs that is not in the lexicon; None to hear no such word.
         beam: prefixes of a search; None for the most probable class of each frame, or with a lexicon 16.
         rate_hz: sample rate of the PCM on standard input; None for 16 kHz.
     """
@@ -54,6 +55,7 @@ class Request:
     min_silence_s: float | None = None
     chunk_ms: int | None = None
     lexicon: tuple[str, ...] = ()
+    other_word_nats: float | None = None
     beam: int | None = None
     rate_hz: int | None = None
 
@@ -142,6 +144,7 @@ def _check(request: Request) -> None:
     for name, value, used, what in (
         ("--device", request.device, request.microphone, "--microphone"),
         ("--rate", request.rate_hz, STANDARD_INPUT in request.sources, "- for PCM on standard input"),
+        ("--other-words", request.other_word_nats, bool(request.lexicon), "--lexicon"),
         ("--pause", request.min_silence_s, request.rules is not None, "live audio or --endpoint"),
     ):
         if value is not None and not used:
@@ -151,7 +154,8 @@ def _check(request: Request) -> None:
 def _lexicon(request: Request, recogniser: Recogniser) -> Lexicon | None:
     without = "Without --lexicon any word is heard."
     units, sources = recogniser.units, request.lexicon
-    return Lexicon(units=units, sources=sources, without=without) if sources else None
+    nats = request.other_word_nats
+    return Lexicon(units=units, sources=sources, other_word_nats=nats, without=without) if sources else None
 
 
 def _all_transcripts(

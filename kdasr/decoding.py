@@ -51,12 +51,13 @@ class Hypothesis(NamedTuple):
 class Grammar(Protocol):
     """What transcripts a search may find; `kdasr.lexicon.Lexicon` is one."""
 
-    def next_units(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.bool_]:
-        """(V,) True for the units that may follow; `after_pause`, that words came before the prefix."""
+    def next_costs(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.float64]:
+        """(V,) nats that each unit costs that may follow, and infinity for those that may not; `after_pause`,
+        that words came before the prefix."""
         ...
 
-    def is_complete(self, prefix: tuple[int, ...]) -> bool:
-        """Whether a transcript may end here."""
+    def end_cost(self, prefix: tuple[int, ...]) -> float:
+        """Nats that it costs that a transcript ends here, infinite where it may not."""
         ...
 
     def last_word_start(self, prefix: tuple[int, ...]) -> int:
@@ -207,13 +208,13 @@ class _Layout(NamedTuple):
     Attributes:
         last: (prefixes,) the last unit of each; blank of the empty one.
         children, parents: (pairs,) rows of prefixes that are one unit longer than another one, and of those.
-        forbidden: (prefixes, V) True for what may not follow.
+        costs: (prefixes, V) nats of what may follow, infinite for what may not.
     """
 
     last: NDArray[np.intp]
     children: NDArray[np.intp]
     parents: NDArray[np.intp]
-    forbidden: NDArray[np.bool_]
+    costs: NDArray[np.float64]
 
 
 class BeamStream:
@@ -282,13 +283,13 @@ class BeamStream:
 
     def hypotheses(self, nbest: int) -> list[Hypothesis]:
         """The best `nbest` transcripts that may end here, the best first."""
-        totals = np.logaddexp(self._ends_blank, self._ends_unit)
+        totals = np.logaddexp(self._ends_blank, self._ends_unit) - self._end_costs()
         order = np.argsort(-totals, kind="stable")
         head = [token.id for token in self._head]
         ranked = [(self._prefixes[index].ids, float(totals[index])) for index in order]
-        return [
-            Hypothesis((*head, *ids[self._taken :]), total) for ids, total in ranked if self._may_end(ids)
-        ][:nbest]
+        return [Hypothesis((*head, *ids[self._taken :]), total) for ids, total in ranked if total > -np.inf][
+            :nbest
+        ]
 
     def settle(self) -> None:
         """As `finish`; when the tokens are taken, the next word is the first of a transcript of its own."""
@@ -298,13 +299,14 @@ class BeamStream:
 
     def finish(self) -> None:
         """Keep the transcripts that may end here; where there are none, the whole words of the best."""
-        may_end = [self._may_end(prefix.ids) for prefix in self._prefixes]
-        if any(may_end):
-            self._keep(may_end)
+        costs = self._end_costs()
+        if np.isfinite(costs).any():
+            self._ends_blank, self._ends_unit = self._ends_blank - costs, self._ends_unit - costs
+            self._keep(np.isfinite(costs).tolist())
         elif self._grammar is not None and self._prefixes:
             end = self._grammar.last_word_start(self._best.ids)
             best = _Prefix(self._best.ids[:end], self._best.tokens[:end])
-            if end > self._taken and self._may_end(best.ids):
+            if end > self._taken and self._grammar.end_cost(best.ids) < np.inf:
                 self._begin(best, self._taken)
             else:
                 self._begin(_Prefix((), ()), taken=0)
@@ -350,13 +352,16 @@ class BeamStream:
     def _begin(self, prefix: _Prefix, taken: int) -> None:
         """Go on from one prefix alone, of whose units the first `taken` are taken."""
         self._prefixes, self._taken = [prefix], taken
-        self._next_units: dict[tuple[int, ...], NDArray[np.bool_]] = {}
+        self._next_costs: dict[tuple[int, ...], NDArray[np.float64]] = {}
         self._layout = None
         # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
         self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
 
-    def _may_end(self, ids: tuple[int, ...]) -> bool:
-        return self._grammar is None or self._grammar.is_complete(ids)
+    def _end_costs(self) -> NDArray[np.float64]:
+        """(prefixes,) nats."""
+        if self._grammar is None:
+            return np.zeros(len(self._prefixes))
+        return np.array([self._grammar.end_cost(prefix.ids) for prefix in self._prefixes])
 
     def _keep(self, kept: list[bool]) -> None:
         self._prefixes = [prefix for prefix, keep in zip(self._prefixes, kept, strict=True) if keep]
@@ -368,13 +373,13 @@ class BeamStream:
         prefixes, totals = self._prefixes, np.logaddexp(self._ends_blank, self._ends_unit)
         if self._layout is None:
             self._layout = self._laid_out(len(frame_v))
-        last, children, parents, forbidden = self._layout
+        last, children, parents, costs = self._layout
         stay_blank = totals + frame_v[BLANK_ID]
         stay_unit = self._ends_unit + frame_v[last]  # the empty prefix has ends_unit = -inf and stays there
         grow = totals[:, None] + frame_v[None, :]
         # The same unit again needs a blank in between.
         grow[np.arange(len(prefixes)), last] = self._ends_blank + frame_v[last]
-        grow[forbidden] = -np.inf
+        grow -= costs
         # A prefix that grows into another one of the beam adds to it instead of standing twice.
         grown = grow[parents, last[children]]
         likeliest = grown > np.maximum(stay_blank, stay_unit)[children]
@@ -408,19 +413,19 @@ class BeamStream:
         rows = {one: row for row, one in enumerate(ids)}
         pairs = [(row, rows[one[:-1]]) for row, one in enumerate(ids) if one and one[:-1] in rows]
         children, parents = np.array(pairs, dtype=int).reshape(-1, 2).T
-        forbidden = np.zeros((len(ids), vocab_size), dtype=bool)
+        costs = np.zeros((len(ids), vocab_size))
         if self._grammar is not None:
-            known = self._next_units
+            known = self._next_costs
             # A prefix that stays is asked about once.
-            self._next_units = {
-                one: known[one] if one in known else self._grammar.next_units(one, self._after_pause)
+            self._next_costs = {
+                one: known[one] if one in known else self._grammar.next_costs(one, self._after_pause)
                 for one in ids
             }
             for row, one in enumerate(ids):
-                forbidden[row] = ~self._next_units[one]
-        forbidden[:, BLANK_ID] = True
+                costs[row] = self._next_costs[one]
+        costs[:, BLANK_ID] = np.inf
         last = np.array([one[-1] if one else BLANK_ID for one in ids], dtype=int)
-        return _Layout(last, children, parents, forbidden)
+        return _Layout(last, children, parents, costs)
 
     def _grown(self, prefix: _Prefix, unit: int, frame_v: NDArray[np.float64]) -> _Prefix:
         token = Token(unit, self.frames_seen, float(frame_v[unit]))

@@ -19,6 +19,7 @@ from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.interfaces import BLANK_ID
 from kdasr.reasons import counted
 from kdasr.shards import list_shards, open_shard, read_texts
+from kdasr.symbols import control_ids
 from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
 # Whoever reads the words of a label recipe may never have named a file.
@@ -35,10 +36,13 @@ class Lexicon:
         sources: folders of labelled audio shards, and text files: every word in them may be said.
         words: further words.
         units: the units, or the folder of a model that has them.
+        other_word_nats: what each unit of a word that is in none of these costs, in nats of a search; None
+            where no other word may be said. At 0 the words are no better than others; of a model in letters
+            about 1 serves.
         without: for errors, how to do without a lexicon.
 
     Raises:
-        ConfigError: not a single word, or a source cannot be read.
+        ConfigError: not a single word, a source that cannot be read, or a cost below 0.
         UnitsError: the folder of a model has no units.
     """
 
@@ -48,10 +52,19 @@ class Lexicon:
         units: Units | str,
         sources: Sequence[str] = (),
         words: Sequence[str] = (),
+        other_word_nats: float | None = None,
         without: str = _LABELS_WITHOUT,
     ) -> None:
+        if other_word_nats is not None and not 0 <= other_word_nats < np.inf:
+            raise ConfigError(
+                "what other words cost is a number of nats",
+                where="other words",
+                expected="0 or more for each of their units",
+                got=other_word_nats,
+            )
         self._units, self._sources, self._more_words, self._without = units, sources, words, without
-        self._next: dict[tuple[str, bool, bool], NDArray[np.bool_]] = {}
+        self.other_word_nats = other_word_nats
+        self._costs: dict[tuple[str, bool, bool, int], NDArray[np.float64]] = {}
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -78,24 +91,62 @@ class Lexicon:
     def config(self) -> dict[str, str]:
         """What decides what is found."""
         text = "\n".join([*sorted(self.words), *self._symbols])
-        return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+        config = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+        return (
+            config
+            if self.other_word_nats is None
+            else {**config, "other_word_nats": str(self.other_word_nats)}
+        )
 
-    def next_units(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.bool_]:
-        """(V,) True for the units with which a transcript that begins with `prefix` may go on; with
-        `after_pause` a mark between words may come first, since there were words before."""
-        key = *self.state(prefix), after_pause
-        if key not in self._next:
-            self._next[key] = np.zeros(len(self._symbols), np.bool_)
-            self._next[key][self.units_after(prefix, after_pause)] = True
-        return self._next[key]
+    def next_costs(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.float64]:
+        """(V,) what each unit costs in nats where a transcript begins with `prefix`, infinite for those with
+        which it may not go on; with `after_pause` a mark between words may come first, since there were words
+        before. A word costs nothing as long as it may become one of the lexicon."""
+        word, is_first = self.state(prefix)
+        key = word, is_first, after_pause, self._units_of_word(prefix)
+        if key not in self._costs:
+            self._costs[key] = self._costs_after(prefix, after_pause)
+        return self._costs[key]
+
+    def _costs_after(self, prefix: tuple[int, ...], after_pause: bool) -> NDArray[np.float64]:
+        costs = np.full(len(self._symbols), np.inf)
+        if self.other_word_nats is not None:
+            word, is_first = self.state(prefix)
+            owed = self._owed(prefix)
+            costs[self.inner_units] = self.other_word_nats + owed
+            if word or (is_first and self.of_pieces):
+                ended = 0.0 if word in self.words else owed
+                costs[self.outer_units] = ended + self.other_word_nats
+                costs[self.starting_units] = ended
+        costs[self.units_after(prefix, after_pause)] = 0.0
+        return costs
+
+    def _owed(self, prefix: tuple[int, ...]) -> float:
+        """What a last word costs as another one that was none of the lexicon's until now; nothing if it has
+        been one before."""
+        is_open = self._last_word(prefix) in self._beginnings
+        return (self.other_word_nats or 0.0) * self._units_of_word(prefix) if is_open else 0.0
+
+    def _units_of_word(self, prefix: tuple[int, ...]) -> int:
+        """Of the last one, a mark alone not counted."""
+        start = self.last_word_start(prefix)
+        has_mark = start < len(prefix) and self._symbols[prefix[start]] == WORD_START
+        return len(prefix) - start - has_mark
+
+    def end_cost(self, prefix: tuple[int, ...]) -> float:
+        """What it costs, in nats, that a transcript ends with `prefix`; infinite where it may not."""
+        if self.is_complete(prefix):
+            return 0.0
+        is_word = self.other_word_nats is not None and self._last_word(prefix) != ""
+        return self._owed(prefix) if is_word else np.inf
 
     def units_after(self, prefix: tuple[int, ...], after_pause: bool = False) -> list[int]:
-        """The same as a list."""
+        """The units with which words of the lexicon may go on, or begin."""
         word, is_first = self.state(prefix)
         units = self.units_within(prefix)
         if is_first and not self.of_pieces and not after_pause:
             return units  # letters have a mark between words, pieces one before each
-        return units + self._starting if is_first or word in self.words else units
+        return units + self.starting_units if is_first or word in self.words else units
 
     def units_within(self, prefix: tuple[int, ...]) -> list[int]:
         """The units with which the last word of `prefix` may go on."""
@@ -116,7 +167,7 @@ class Lexicon:
         return self._last_word(prefix), not prefix
 
     def is_complete(self, prefix: tuple[int, ...]) -> bool:
-        """Whether `prefix` ends with a word, or is empty."""
+        """Whether `prefix` ends with a word of the lexicon, or is empty."""
         return not prefix or self._last_word(prefix) in self.words
 
     def last_word_start(self, prefix: tuple[int, ...]) -> int:
@@ -137,6 +188,20 @@ class Lexicon:
         return any(len(symbol) > 1 and symbol.startswith(WORD_START) for symbol in self._symbols)
 
     @cached_property
+    def inner_units(self) -> list[int]:
+        """The units within words, whatever words."""
+        return [unit for unit in self._spoken if not self._starts_word(unit)]
+
+    @cached_property
+    def outer_units(self) -> list[int]:
+        """The units with the mark of a word start: of letters the mark alone."""
+        return [unit for unit in self._spoken if self._starts_word(unit)]
+
+    @cached_property
+    def _spoken(self) -> list[int]:
+        return sorted({*range(len(self._symbols))} - {BLANK_ID, *control_ids(self._symbols)})
+
+    @cached_property
     def _beginnings(self) -> frozenset[str]:
         letters = set("".join(self._symbols[1:]))
         if strange := sorted(word for word in self.words if not set(word) <= letters):
@@ -154,8 +219,8 @@ class Lexicon:
         return "".join(self._symbols[unit] for unit in units).removeprefix(WORD_START)
 
     @cached_property
-    def _starting(self) -> list[int]:
-        """The units with which a word may begin that has another one before it."""
+    def starting_units(self) -> list[int]:
+        """The units with which a word of the lexicon may begin that has another one before it."""
         return [
             unit
             for unit, symbol in enumerate(self._symbols)

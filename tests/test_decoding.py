@@ -147,12 +147,12 @@ class OneOf:
     def __init__(self, *transcripts: tuple[int, ...], classes: int) -> None:
         self.transcripts, self.classes = set(transcripts), classes
 
-    def next_units(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.bool_]:
+    def next_costs(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.float64]:
         follow = {one[len(prefix)] for one in self.transcripts if one[: len(prefix)] == prefix != one}
-        return np.array([unit in follow for unit in range(self.classes)])
+        return np.array([0.0 if unit in follow else np.inf for unit in range(self.classes)])
 
-    def is_complete(self, prefix: tuple[int, ...]) -> bool:
-        return prefix in self.transcripts
+    def end_cost(self, prefix: tuple[int, ...]) -> float:
+        return 0.0 if prefix in self.transcripts else np.inf
 
     def last_word_start(self, prefix: tuple[int, ...]) -> int:
         return 0

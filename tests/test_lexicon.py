@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import collapse, prefix_beam
@@ -19,13 +20,17 @@ from kdasr.text import CharUnits, TableUnits, train_sentencepiece
 CHARS = CharUnits()
 
 
+def may_follow(lexicon: Lexicon, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.bool_]:
+    return np.isfinite(lexicon.next_costs(prefix, after_pause))
+
+
 def spelled(lexicon: Lexicon, prefix: str) -> set[str]:
-    allowed = lexicon.next_units(tuple(CHARS.encode(prefix)) if prefix else ())
+    allowed = may_follow(lexicon, tuple(CHARS.encode(prefix)) if prefix else ())
     return {symbol for symbol, may in zip(CHARS.symbols, allowed, strict=True) if may}
 
 
 def with_space(lexicon: Lexicon, prefix: str) -> set[str]:
-    allowed = lexicon.next_units((*CHARS.encode(prefix), CHARS.symbols.index("▁")))
+    allowed = may_follow(lexicon, (*CHARS.encode(prefix), CHARS.symbols.index("▁")))
     return {symbol for symbol, may in zip(CHARS.symbols, allowed, strict=True) if may}
 
 
@@ -58,7 +63,7 @@ def test_word_pieces_spell_the_same_words(kind: str) -> None:
     def grow(prefix: tuple[int, ...]) -> None:
         if lexicon.is_complete(prefix) and prefix:
             found.add(units.decode(list(prefix)))
-        for unit in np.flatnonzero(lexicon.next_units(prefix)):
+        for unit in np.flatnonzero(may_follow(lexicon, prefix)):
             if units.symbols[unit].startswith("▁") and prefix:
                 continue  # one word is enough
             grow((*prefix, int(unit)))
@@ -66,7 +71,7 @@ def test_word_pieces_spell_the_same_words(kind: str) -> None:
     grow(())
     assert found == {"seven", "eleven"}
     seven = tuple(pieces.encode("seven"))
-    starts = {units.symbols[unit] for unit in np.flatnonzero(lexicon.next_units(seven))}
+    starts = {units.symbols[unit] for unit in np.flatnonzero(may_follow(lexicon, seven))}
     assert starts and all(symbol.startswith("▁") for symbol in starts)
 
 
@@ -112,7 +117,7 @@ def test_what_is_found_depends_on_words_and_units_alone() -> None:
 def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
     lexicon = Lexicon(units=str(tmp_path / "teacher"), words=["on"])
     with pytest.raises(UnitsError):
-        lexicon.next_units(())
+        may_follow(lexicon, ())
 
 
 def test_shards_that_are_not_there_are_named_with_a_way_out(tmp_path: Path) -> None:
@@ -120,14 +125,14 @@ def test_shards_that_are_not_there_are_named_with_a_way_out(tmp_path: Path) -> N
         ConfigError,
         match=r"gone: there is no such file or folder,.*words of a lexicon.*--settings\.words null",
     ):
-        Lexicon(units=CHARS, sources=[str(tmp_path / "gone")]).next_units(())
+        Lexicon(units=CHARS, sources=[str(tmp_path / "gone")]).next_costs(())
     with pytest.raises(ConfigError, match=r"lexicon cannot be read; .*got the folder holds no audio shards"):
-        Lexicon(units=CHARS, sources=[str(tmp_path)]).next_units(())
+        Lexicon(units=CHARS, sources=[str(tmp_path)]).next_costs(())
 
 
 def test_no_words_are_refused() -> None:
     with pytest.raises(ConfigError, match="without words"):
-        Lexicon(units=CHARS).next_units(())
+        Lexicon(units=CHARS).next_costs(())
 
 
 def test_words_come_from_text_files_as_transcripts_are_written(tmp_path: Path) -> None:
@@ -146,13 +151,13 @@ def test_words_come_from_text_files_as_transcripts_are_written(tmp_path: Path) -
 def test_text_files_that_cannot_be_used_are_named(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "words.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=rf"words\.txt.*{reason}"):
-        Lexicon(units=CHARS, sources=[str(tmp_path / "words.txt")]).next_units(())
+        Lexicon(units=CHARS, sources=[str(tmp_path / "words.txt")]).next_costs(())
 
 
 def test_words_that_the_units_cannot_spell_are_named() -> None:
     units = TableUnits(["<blk>", "▁", "o", "n"], None, False)
     with pytest.raises(ConfigError, match=r"2 words.*letters of no.*off, two"):
-        Lexicon(units=units, words=["on off", "two"]).next_units(())
+        Lexicon(units=units, words=["on off", "two"]).next_costs(())
 
 
 def test_a_word_that_the_units_cannot_spell_is_named_with_its_file(tmp_path: Path) -> None:
@@ -160,7 +165,7 @@ def test_a_word_that_the_units_cannot_spell_is_named_with_its_file(tmp_path: Pat
         (tmp_path / name).write_text(text)
     sources = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
     with pytest.raises(ConfigError, match=rf"^{sources[1]}: 1 word of a lexicon cannot.*got off\."):
-        Lexicon(units=TableUnits(["<blk>", "▁", "o", "n"], None, False), sources=sources).next_units(())
+        Lexicon(units=TableUnits(["<blk>", "▁", "o", "n"], None, False), sources=sources).next_costs(())
 
 
 def test_what_follows_depends_on_the_last_word_alone() -> None:
@@ -169,5 +174,31 @@ def test_what_follows_depends_on_the_last_word_alone() -> None:
         prefix = tuple(CHARS.encode(text))
         assert lexicon.last_word_start(prefix) == start
         if start:
-            assert np.array_equal(lexicon.next_units(prefix), lexicon.next_units(prefix[start:]))
+            assert np.array_equal(may_follow(lexicon, prefix), may_follow(lexicon, prefix[start:]))
             assert lexicon.is_complete(prefix) == lexicon.is_complete(prefix[start:])
+
+
+def test_other_words_cost_their_units_once_they_are_none_of_the_lexicon() -> None:
+    lexicon = Lexicon(units=CHARS, words=["one", "on"], other_word_nats=0.5)
+
+    def cost(text: str) -> list[float]:
+        ids = tuple(CHARS.encode(text))
+        steps = [float(lexicon.next_costs(ids[:end])[unit]) for end, unit in enumerate(ids)]
+        return [*steps, lexicon.end_cost(ids)]
+
+    assert cost("one on") == [0.0] * 7
+    assert cost("ones") == [0.0, 0.0, 0.0, 2.0, 0.0]  # all four letters, when they are no longer "one"
+    assert cost("o on") == [0.0, 0.5, 0.0, 0.0, 0.0]  # when the word is over
+    assert cost("on o") == [0.0, 0.0, 0.0, 0.0, 0.5]
+    assert cost("two") == [0.5, 0.5, 0.5, 0.0]
+    assert lexicon.end_cost((*CHARS.encode("on"), 1)) == np.inf, "no word behind a mark"
+    assert lexicon.next_costs(())[[0, 1]].tolist() == [np.inf, np.inf]
+    assert lexicon.config != Lexicon(units=CHARS, words=["one", "on"]).config
+    free = Lexicon(units=CHARS, words=["one"], other_word_nats=0.0)
+    log_probs = np.random.default_rng(5).normal(size=(12, 29)) * 2
+    log_probs -= np.logaddexp.reduce(log_probs, axis=1, keepdims=True)
+    log_probs[:, 1] = -50.0  # no mark, and so no two in a row, which no lexicon takes
+    assert prefix_beam(log_probs, 16, grammar=free)[0].ids == prefix_beam(log_probs, 16)[0].ids
+    for wrong in (-1.0, np.inf):
+        with pytest.raises(ConfigError, match=r"what other words cost .*expected 0 or more"):
+            Lexicon(units=CHARS, words=["one"], other_word_nats=wrong)

@@ -12,7 +12,14 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from export.decoding_graph import EPSILON, DecodingGraph, build_graph, openfst_bytes, write_decoding_graph
+from export.decoding_graph import (
+    EPSILON,
+    Arc,
+    DecodingGraph,
+    build_graph,
+    openfst_bytes,
+    write_decoding_graph,
+)
 from export.publish import export_student
 from kdasr.decoding import collapse
 from kdasr.errors import ConfigError, UnitsError
@@ -27,40 +34,66 @@ LETTERS = TableUnits(["<blk>", "▁", "a", "b"], None, False)
 PIECES = TableUnits(["<blk>", "▁a", "b", "▁ba", "▁"], None, False)
 
 
-def closure(graph: DecodingGraph, states: set[int]) -> set[int]:
-    """And where they lead without a frame."""
-    return states | {to for state in states for unit, to in graph.arcs[state] if unit == EPSILON}
-
-
-def accepts(graph: DecodingGraph, path: tuple[int, ...]) -> bool:
-    states = {0}
+def cost(graph: DecodingGraph, path: tuple[int, ...]) -> float:
+    """Of the cheapest way through a graph on which these frames are; infinite if there is none."""
+    costs = {0: 0.0}
     for unit in path:
-        states = closure(graph, {to for state in states for label, to in graph.arcs[state] if label == unit})
-    return any(graph.final[state] for state in states)
+        grown: dict[int, float] = {}
+        for state, before in costs.items():
+            for arc in graph.arcs[state]:
+                if arc.unit == unit:
+                    grown[arc.state] = min(grown.get(arc.state, np.inf), before + arc.nats)
+        for state, before in list(grown.items()):
+            for arc in graph.arcs[state]:
+                if arc.unit == EPSILON:
+                    grown[arc.state] = min(grown.get(arc.state, np.inf), before + arc.nats)
+        costs = grown
+    return min((nats for state, nats in costs.items() if graph.final[state]), default=np.inf)
 
 
-def is_text(lexicon: Lexicon, ids: tuple[int, ...]) -> bool:
-    """Unit by unit, as a search asks; after a pause."""
-    return lexicon.is_complete(ids) and all(
-        lexicon.next_units(ids[:end], after_pause=True)[unit] for end, unit in enumerate(ids)
-    )
+def searched(lexicon: Lexicon, ids: tuple[int, ...]) -> float:
+    """What a text costs unit by unit, as a search asks; after a pause."""
+    steps = [lexicon.next_costs(ids[:end], after_pause=True)[unit] for end, unit in enumerate(ids)]
+    return float(sum(steps) + lexicon.end_cost(ids))
 
 
-@pytest.mark.parametrize(("units", "words"), [(LETTERS, ["ab", "bb", "a"]), (PIECES, ["a", "ab", "ba"])])
-def test_a_path_of_frames_is_in_the_graph_where_its_text_is_of_the_words(
-    units: TableUnits, words: list[str]
+def by_words(lexicon: Lexicon, units: TableUnits, ids: tuple[int, ...]) -> float:
+    """What it costs by its words: those of the lexicon nothing, others their units."""
+    nats, words = 0.0, list[list[int]]()
+    for unit in ids:
+        if not words or units.symbols[unit].startswith("▁"):
+            words.append([])
+        words[-1].append(unit)
+    for word in words:
+        text = units.decode(word)
+        marked = sum(units.symbols[unit] == "▁" for unit in word)
+        nats += (
+            (lexicon.other_word_nats or np.inf) * (len(word) - marked) if text not in lexicon.words else 0.0
+        )
+    return nats
+
+
+@pytest.mark.parametrize("other_word_nats", [None, 1.0])
+@pytest.mark.parametrize(
+    ("units", "words"), [(LETTERS, ["ab", "bb", "a"]), (PIECES, ["a", "ab", "ba", "bb"])]
+)
+def test_a_path_of_frames_costs_what_the_words_of_its_text_do(
+    units: TableUnits, words: list[str], other_word_nats: float | None
 ) -> None:
-    lexicon = Lexicon(units=units, words=words)
+    lexicon = Lexicon(units=units, words=words, other_word_nats=other_word_nats)
     graph = build_graph(lexicon)
-    counts = [0, 0]
+    seen = set()
     for frames in range(7):
         for path in itertools.product(range(len(units.symbols)), repeat=frames):
-            expected = is_text(lexicon, tuple(collapse(path)))
-            assert accepts(graph, path) == expected, path
-            counts[expected] += 1
-    assert min(counts) > 500
-    texts = {(): True, tuple(units.encode("a ab")): True, tuple(units.encode("b")): False}
-    assert {ids: accepts(graph, tuple(itertools.chain(*((0, one) for one in ids)))) for ids in texts} == texts
+            ids = tuple(collapse(path))
+            found = cost(graph, path)
+            assert found == searched(lexicon, ids), path
+            if found < np.inf and (not ids or units.symbols[ids[0]] != "▁"):
+                assert found == by_words(lexicon, units, ids), path
+            seen.add(found)
+    assert seen >= ({0.0, np.inf} if other_word_nats is None else {0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, np.inf})
+    expected = {"": 0.0, "a ab": 0.0, "b": other_word_nats or np.inf}
+    assert {text: searched(lexicon, tuple(units.encode(text))) for text in expected} == expected
 
 
 def test_words_of_pieces_share_their_beginnings() -> None:
@@ -72,8 +105,8 @@ def test_words_of_pieces_share_their_beginnings() -> None:
     assert openfst_bytes(graph) == openfst_bytes(build_graph(Lexicon(units=units, words=words[::-1])))
 
 
-def read_openfst(data: bytes) -> tuple[DecodingGraph, set[tuple[int, float]]]:
-    """A graph, and the output labels and weights of its arcs."""
+def read_openfst(data: bytes) -> DecodingGraph:
+    """A graph of arcs without output labels."""
     place = 0
 
     def take(layout: str) -> Any:
@@ -86,23 +119,25 @@ def read_openfst(data: bytes) -> tuple[DecodingGraph, set[tuple[int, float]]]:
     assert [take(f"{take('i')}s") for _ in range(2)] == [b"vector", b"standard"]
     version, flags, _, start, states, num_arcs = take("iiQqqq")
     assert (version, flags, start) == (2, 0, 0)
-    arcs, final, others = [], [], set()
+    arcs, final, outputs = [], [], set()
     for _ in range(states):
         weight, count = take("fq")
         assert weight in (0.0, np.inf)
         final.append(weight == 0.0)
         leaving = [take("iifi") for _ in range(count)]
-        arcs.append([(label - 1, to) for label, _, _, to in leaving])
-        others |= {(output, cost) for _, output, cost, _ in leaving}
+        arcs.append([Arc(label - 1, to, nats) for label, _, nats, to in leaving])
+        outputs |= {output for _, output, _, _ in leaving}
     assert place == len(data) and sum(map(len, arcs)) == num_arcs
-    return DecodingGraph(arcs, final), others
+    assert outputs == {0}
+    return DecodingGraph(arcs, final)
 
 
 @pytest.mark.parametrize(("units", "words"), [(LETTERS, ["ab"]), (PIECES, ["a", "ab"])])
 def test_the_file_holds_the_graph(units: TableUnits, words: list[str]) -> None:
-    graph = build_graph(Lexicon(units=units, words=words))
-    assert read_openfst(openfst_bytes(graph)) == (graph, {(0, 0.0)})
-    assert any(unit == EPSILON for arcs in graph.arcs for unit, _ in arcs) == (units is PIECES)
+    graph = build_graph(Lexicon(units=units, words=words, other_word_nats=0.5))
+    assert read_openfst(openfst_bytes(graph)) == graph
+    assert {arc.nats for arcs in graph.arcs for arc in arcs} == {0.0, 0.5}
+    assert any(arc.unit == EPSILON for arcs in graph.arcs for arc in arcs) == (units is PIECES)
 
 
 def best_path(graph: DecodingGraph, log_probs_tv: NDArray[np.float32]) -> list[int]:
@@ -111,38 +146,45 @@ def best_path(graph: DecodingGraph, log_probs_tv: NDArray[np.float32]) -> list[i
     for frame_v in log_probs_tv:
         grown: dict[int, tuple[float, tuple[int, ...]]] = {}
         for state, (score, path) in found.items():
-            for unit, to in graph.arcs[state]:
-                candidate = (score + float(frame_v[unit]), (*path, unit))
+            for unit, to, nats in graph.arcs[state]:
+                candidate = (score - nats + float(frame_v[unit]), (*path, unit))
                 if to not in grown or candidate[0] > grown[to][0]:
                     grown[to] = candidate
         found = grown
     return collapse(max(one for state, one in found.items() if graph.final[state])[1])
 
 
-def test_sherpa_hears_words_of_the_graph_alone(tmp_path: Path) -> None:
+def test_sherpa_hears_words_of_the_graph_alone_or_others_at_their_cost(tmp_path: Path) -> None:
     words = ["tea", "coffee", "milk", "water", "juice", "on", "off"]
     (tmp_path / "words.txt").write_text("\n".join(words))
     # Not so sure of itself that sherpa's beam of 16 nats would cut off what is a word.
     student = conformer(lead_nats=2.0)
     export_student(student, UNITS, tmp_path, int8=False)
-    counts = write_decoding_graph(tmp_path, [str(tmp_path / "words.txt")], tmp_path / "words.fst")
-    assert counts["words"] == 7 and counts["bytes"] == (tmp_path / "words.fst").stat().st_size
-    graph, _ = read_openfst((tmp_path / "words.fst").read_bytes())
     wavs = []
     for seed in range(3):
         wavs.append(tmp_path / f"{seed}.wav")
         samples = flushed(utterance(29_321, seed + 20), student.window)
         soundfile.write(wavs[-1], samples, 16_000, subtype="PCM_16")
-    freely = sherpa(tmp_path, wavs)
-    for wav, free, kept in zip(
-        wavs, freely, sherpa(tmp_path, wavs, "ragged", graph=tmp_path / "words.fst"), strict=True
-    ):
-        session = StreamingSession(TorchChunkModel(student), UNITS, keep_log_probs=True)
-        session.accept(soundfile.read(wav, dtype="float32")[0])
-        found = [UNITS.symbols.index(token.replace(" ", "▁")) for token in kept["tokens"]]
-        assert found == best_path(graph, session.log_probs_tv)
-        assert kept["text"].split() and set(kept["text"].split()) <= set(words)
-        assert kept["text"] != free["text"]
+    heard = {None: [" ".join(one["text"].split()) for one in sherpa(tmp_path, wavs)]}
+    for nats in (np.inf, 4.0, 0.0):
+        given = [str(tmp_path / "words.txt")], tmp_path / "words.fst", nats if nats < np.inf else None
+        counts = write_decoding_graph(tmp_path / "model.onnx", *given)
+        assert counts["words"] == 7 and counts["bytes"] == (tmp_path / "words.fst").stat().st_size
+        graph = read_openfst((tmp_path / "words.fst").read_bytes())
+        results = sherpa(tmp_path, wavs, "ragged", graph=tmp_path / "words.fst")
+        for wav, result in zip(wavs, results, strict=True):
+            session = StreamingSession(TorchChunkModel(student), UNITS, keep_log_probs=True)
+            session.accept(soundfile.read(wav, dtype="float32")[0])
+            found = [UNITS.symbols.index(token.replace(" ", "▁")) for token in result["tokens"]]
+            assert found == best_path(graph, session.log_probs_tv)
+        heard[nats] = [" ".join(one["text"].split()) for one in results]
+    listed = {
+        nats: sum(word in words for text in texts for word in text.split()) for nats, texts in heard.items()
+    }
+    others = {nats: sum(map(len, map(str.split, texts))) - listed[nats] for nats, texts in heard.items()}
+    assert others[np.inf] == 0 < others[4.0] and listed[np.inf] > listed[4.0] >= 1
+    # Where they cost nothing, only two marks in a row and words that nobody began are left out.
+    assert listed[0.0] == listed[None] == 0
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
@@ -155,6 +197,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         write_decoding_graph(tmp_path / "onnx", [str(tmp_path / "gone.txt")], out)
     with pytest.raises(UnitsError):
         write_decoding_graph(tmp_path, [str(tmp_path / "words.txt")], out)
+    with pytest.raises(ConfigError, match="what other words cost.*expected 0 or more.*got -1"):
+        write_decoding_graph(tmp_path / "onnx", [str(tmp_path / "words.txt")], out, -1)
     with pytest.raises(ConfigError, match="--out: a decoding graph is a file"):
         write_decoding_graph(tmp_path / "onnx", [str(tmp_path / "words.txt")], tmp_path)
     assert not out.exists()
