@@ -38,10 +38,15 @@ __all__ = ["check", "corpora", "explained", "prepare", "settings_of"]
 # Settings that older releases had not, and the values that change nothing: not recorded then, so that shards
 # from before are still those of the same settings.
 _LATER = {
+    "audio_key": "audio_filepath",
+    "delimiter": None,
     "language": None,
     "letters": "",
     "transcripts": False,
     "held_out_share": 0.0,
+    "segment_seconds": None,
+    "speaker_key": "speaker",
+    "text_key": "text",
     "unlabelled_transcripts": False,
     "test_share": 1.0,
 }
@@ -106,7 +111,8 @@ def prepare(
         CorpusError: the corpus is missing or not what it should be.
     """
     # The command line asks this module for the names of the corpora: torch would take it a second.
-    from data_prep.support.prepared import fingerprint_of, prepare_split
+    from data_prep.support.dropped import letters_hint
+    from data_prep.support.prepared import fingerprint_of, prepare_split, say
     from kdasr.devices import one_torch_thread
 
     if seed < 0:
@@ -115,7 +121,7 @@ def prepare(
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)
     _check_apart(corpus, out)
-    shards = {}
+    shards, letters = {}, set[str]()
     # Utterances are too short to share among threads: on a busy machine that is 5 x slower.
     with one_torch_thread():
         for split in module.splits(parsed, corpus):
@@ -130,8 +136,15 @@ def prepare(
             }
             utterances = functools.partial(module.prepare, scope, corpus, split=split, seed=seed)
             shards[split] = prepare_split(
-                utterances, Path(out) / split, source, max_utterances=parsed.max_shard_utterances
+                utterances,
+                Path(out) / split,
+                source,
+                max_utterances=parsed.max_shard_utterances,
+                letters=letters,
             )
+    # Once for all splits: of a small one not all may be found.
+    if hint := letters_hint(letters, getattr(parsed, "letters", "")):
+        say(hint)
     return shards
 
 

@@ -8,15 +8,16 @@ NAME.wav is NAME.txt, all of it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.files import files_below
 from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, whole_utterances
-from data_prep.support.lists import files_of, parts_of
-from data_prep.support.prepared import Files
+from data_prep.support.lists import BY_FILE, files_of, parts_of
+from data_prep.support.prepared import Files, say
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
 from kdasr.audio import NOT_READ, OTHER_AUDIO
 from kdasr.errors import ConfigError, CorpusError
@@ -26,6 +27,8 @@ NEEDS_CORPUS = True
 GENERATION = 2
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 TEXT = ".txt"
+_TEXTS = (TEXT, ".csv", ".json", ".jsonl", ".md", ".tsv", ".xml", ".yaml", ".yml")
+_MOST_SHOWN = 20
 LABELLED = "labelled"
 
 
@@ -77,6 +80,7 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
             "there is no audio in this folder",
             where=corpus,
             expected=f"files that end in {', '.join(EXTENSIONS)}",
+            got=_counted(_others(corpus)) or None,
         )
     if not settings.transcripts:
         return ("unlabelled",)
@@ -96,6 +100,12 @@ def prepare(
 ) -> Iterator[Utterance]:
     """The files, sorted by folder and name; of one at a time, one segment is in memory."""
     limits = Limits(settings.min_seconds, settings.max_seconds)
+    others = _counted(path for path in _others(corpus) if not path.name.lower().endswith(OTHER_AUDIO))
+    first = split in ("unlabelled", LABELLED)
+    if others and first:
+        say(f"{split}: passed over: {others}")
+    if settings.held_out_share and first:
+        say(f"{split}: {BY_FILE}")
     if not settings.transcripts:
         return segments(_listed(settings, corpus, dropped), dropped, limits, done)
     listed = _transcribed(settings, corpus, dropped if split == LABELLED else Dropped())
@@ -133,6 +143,18 @@ def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator
     for stem, path in sorted(texts.items()):
         if stem not in used:
             dropped.add(str(path.relative_to(corpus)), "transcript without audio")
+
+
+def _others(corpus: Path) -> Iterator[Path]:
+    """Files that may be audio and are not read."""
+    return (path for path in _files(corpus, ("",)) if not path.name.lower().endswith((*EXTENSIONS, *_TEXTS)))
+
+
+def _counted(paths: Iterable[Path]) -> str:
+    """For people: `120 .mkv, 4 .oga`, the commonest first."""
+    counts = Counter(path.suffix.lower() or "without an extension" for path in paths).most_common()
+    shown = ", ".join(f"{count} {extension}" for extension, count in counts[:_MOST_SHOWN])
+    return shown + (", …" if counts[_MOST_SHOWN:] else "")
 
 
 def _files(corpus: Path, extensions: tuple[str, ...]) -> Iterator[Path]:

@@ -4,14 +4,15 @@
     {"audio_filepath": "/far/a.mp3", "offset": 12.5, "duration": 3.2, "text": "two", "speaker": "ann"}
 
 `audio_filepath` is absolute or relative to the list; `duration` and `offset`, in seconds, make a cut of the
-file; `lang` or `language` is a tag. A list of which no line has a `text` is one of unlabelled audio.
+file; `lang` or `language` is a tag. A list of which no line has a `text` is one of unlabelled audio. Settings
+name other keys.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from data_prep.support.lists import (
     ListSettings,
     lists_below,
     place_of,
+    utf_16_fault,
 )
 from data_prep.support.settings import check_language
 from kdasr.audio import Cut
@@ -32,13 +34,24 @@ from kdasr.errors import ConfigError, CorpusError
 NEEDS_CORPUS = True
 GENERATION = 2
 EXTENSIONS = (".jsonl", ".json")
-AUDIO = "audio_filepath"
+_NO_TAG = "with a language that is no tag such as en"
 
-Settings = ListSettings
+
+@dataclass(frozen=True, slots=True)
+class Settings(ListSettings):
+    """What can be set beside what every kind of list has.
+
+    Attributes:
+        audio_key, text_key, speaker_key: the keys of the audio's path, of the transcript and of the speaker.
+    """
+
+    audio_key: str = "audio_filepath"
+    text_key: str = "text"
+    speaker_key: str = "speaker"
 
 
 def _manifests(settings: Settings, corpus: Path) -> dict[str, Manifest]:
-    found = lists_below(corpus, EXTENSIONS, f"lists of JSON lines with {AUDIO}")
+    found = lists_below(corpus, EXTENSIONS, f"lists of JSON lines with {settings.audio_key}")
     return {name: Manifest(settings, path) for name, path in found.items()}
 
 
@@ -58,14 +71,19 @@ class Manifest(AudioList):
         return (self.path,)
 
     def fault(self) -> CorpusError | None:
-        for _, line in self._lines():
-            if AUDIO in (_fields(line) or {}):
-                return None
-        return CorpusError(
+        audio, text = self.settings.audio_key, self.settings.text_key
+        keys = self._keys()
+        if audio in keys:
+            return None
+        return utf_16_fault(self.path) or CorpusError(
             "this is no list of audio",
             where=self.path,
-            expected=f'lines of {{"{AUDIO}": "…", "text": "…", …}}',
+            expected=f'lines of {{"{audio}": "…", "{text}": "…", …}} (--audio_key NAME for another)',
+            got=f"the keys {', '.join(keys)}" if keys else None,
         )
+
+    def names(self) -> tuple[str, Sequence[str]]:
+        return "key", [key for key in self._keys() if key != self.settings.audio_key]
 
     def read(self, dropped: Dropped) -> list[Listed]:
         listed = []
@@ -75,10 +93,13 @@ class Manifest(AudioList):
                 dropped.add(where, "this is no JSON object")
                 continue
             try:
-                listed.append(self._listed(where, fields))
-            except (ConfigError, CorpusError) as error:
+                listed.append(self._listed(where, fields, dropped))
+            except CorpusError as error:
                 dropped.add_error(where, error)
         return listed
+
+    def _keys(self) -> list[str]:
+        return [*dict.fromkeys(key for _, line in self._lines() for key in _fields(line) or {})]
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Number and text of the lines that are not empty."""
@@ -87,22 +108,20 @@ class Manifest(AudioList):
                 if text := line.decode("utf-8-sig", errors="replace").strip():
                     yield number, text
 
-    def _listed(self, where: str, fields: dict[str, Any]) -> Listed:
-        audio = _text_of(fields, AUDIO) or ""
+    def _listed(self, where: str, fields: dict[str, Any], dropped: Dropped) -> Listed:
+        audio = _text_of(fields, self.settings.audio_key) or ""
         name, path = place_of(self.settings, self.path.parent, audio)
         offset, seconds = _number_of(fields, "offset"), _number_of(fields, "duration")
         cut = Cut(offset or 0.0, seconds)
-        language = _text_of(fields, "lang") or _text_of(fields, "language") or self.settings.language
-        check_language(language)
         return Listed(
             name=f"{where} {name}",
             # NeMo writes the duration of whole files, too, which is no part of their name.
             key=key_of(audio) if offset is None else key_of(audio, cut),
             path=path,
             recording=name,
-            text=_text_of(fields, "text"),
-            speaker=_text_of(fields, "speaker"),
-            language=language,
+            text=_text_of(fields, self.settings.text_key),
+            speaker=_text_of(fields, self.settings.speaker_key),
+            language=_language_of(fields, dropped) or self.settings.language,
             cut=cut,
         )
 
@@ -113,6 +132,18 @@ def _fields(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
+
+
+def _language_of(fields: dict[str, Any], dropped: Dropped) -> str | None:
+    """The tag of a line, `de_DE` as `de-DE`; one that cannot be a tag is counted, and none."""
+    try:
+        tag = _text_of(fields, "lang") or _text_of(fields, "language")
+        tag = tag.replace("_", "-") if tag else None
+        check_language(tag)
+    except (ConfigError, CorpusError):
+        dropped.notes[_NO_TAG] += 1
+        return None
+    return tag
 
 
 def _text_of(fields: dict[str, Any], key: str) -> str | None:

@@ -4,13 +4,14 @@
     CORPUS/clips/a.mp3     what the column `path` names
 
 (Ardila et al., "Common Voice: A Massively-Multilingual Speech Corpus", LREC 2020.) Settings name other
-columns. Cells of a .tsv are taken as they stand; those of a .csv may be quoted.
+columns. Cells stand between tabs in a .tsv and between commas in a .csv, unless the header shows otherwise.
+Those of a .csv may be quoted; in a .tsv a quotation mark is one of the text, but not around a whole cell.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -23,14 +24,17 @@ from data_prep.support.lists import (
     ListSettings,
     lists_below,
     place_of,
+    utf_16_fault,
 )
-from kdasr.errors import CorpusError
+from kdasr.errors import ConfigError, CorpusError
 
 NEEDS_CORPUS = True
 GENERATION = 2
 EXTENSIONS = (".tsv", ".csv")
 CLIPS = "clips"
 SPEAKER = "client_id"
+_NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+_OTHERS = ";\t|,"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,26 @@ class Settings(ListSettings):
     there is such a folder beside the table.
 
     Attributes:
+        delimiter: what stands between cells, such as ; or tab; none: what the header shows.
         audio_column: the column that names the audio.
         text_column: the column of the transcripts; a list that is to be unlabelled needs none.
         speaker_column: the column of the speakers; a table without client_id has none.
     """
 
+    delimiter: str | None = None
     audio_column: str = "path"
     text_column: str = "sentence"
     speaker_column: str = SPEAKER
+
+    def __post_init__(self) -> None:
+        ListSettings.__post_init__(self)
+        if self.delimiter == "tab":
+            object.__setattr__(self, "delimiter", "\t")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            expected = "one character, such as ; or tab (in a shell, | is '\"|\"')"
+            raise ConfigError(
+                "no delimiter", where="--delimiter", expected=expected, got=repr(self.delimiter)
+            )
 
 
 def _tables(settings: Settings, corpus: Path) -> dict[str, Table]:
@@ -70,8 +86,9 @@ class Table(AudioList):
         return (self.path,)
 
     def fault(self) -> CorpusError | None:
-        with self._opened() as file:
-            columns = next(self._lines(file), (0, []))[1]
+        if fault := utf_16_fault(self.path):
+            return fault
+        columns = self._columns()
         needed = {"audio_column": self.settings.audio_column}
         if self.path.stem not in self.settings.unlabelled:
             needed["text_column"] = self.settings.text_column
@@ -89,6 +106,9 @@ class Table(AudioList):
             got=f"the columns {', '.join(columns)}" if columns else "an empty file",
         )
 
+    def names(self) -> tuple[str, Sequence[str]]:
+        return "column", [name for name in self._columns() if name != self.settings.audio_column]
+
     def read(self, dropped: Dropped) -> list[Listed]:
         listed, beside = [], CLIPS if (self.path.parent / CLIPS).is_dir() else ""
         with self._opened() as file:
@@ -102,26 +122,42 @@ class Table(AudioList):
                     dropped.add_error(where, error)
         return listed
 
+    def _columns(self) -> list[str]:
+        with self._opened() as file:
+            return next(self._lines(file), (0, []))[1]
+
     def _opened(self) -> TextIO:
         return self.path.open(encoding="utf-8-sig", errors="replace", newline="")
 
     def _lines(self, file: TextIO) -> Iterator[tuple[int, list[str]]]:
         """Number and cells of the lines that are not empty."""
+        delimiter = self.settings.delimiter or self._delimiter(file)
         # Common Voice quotes nothing: there, a quotation mark is one that the sentence has.
-        tabs = self.path.suffix.lower() == ".tsv"
-        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file)
+        plain = delimiter == "\t" and self._is_tsv
+        lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
         try:
             for cells in lines:
                 if cells:
-                    yield lines.line_num, [cell.strip() for cell in cells]
+                    yield lines.line_num, [(_unquoted(cell) if plain else cell).strip() for cell in cells]
         except csv.Error as error:
             raise CorpusError(
                 "the table cannot be read",
                 where=f"{self.path}:{lines.line_num}",
-                expected="cells parted by tabs" if tabs else "cells parted by commas",
+                expected=f"cells parted by {_NAMES.get(delimiter, delimiter)}",
                 got=error,
                 fix="Close the quotation marks that were opened in this or an earlier line.",
             ) from error
+
+    @property
+    def _is_tsv(self) -> bool:
+        return self.path.suffix.lower() == ".tsv"
+
+    def _delimiter(self, file: TextIO) -> str:
+        """That of the header; by the name of the table, where this has it or nothing else."""
+        expected = "\t" if self._is_tsv else ","
+        header = next((line for line in file if line.strip()), "")
+        file.seek(0)
+        return expected if expected in header else max(expected, *_OTHERS, key=header.count)
 
     def _listed(self, where: str, columns: list[str], cells: list[str], beside: str) -> Listed:
         if len(cells) != len(columns):
@@ -140,3 +176,10 @@ class Table(AudioList):
             speaker=row.get(settings.speaker_column) or None,
             language=settings.language,
         )
+
+
+def _unquoted(cell: str) -> str:
+    """A cell without the quotation marks around all of it."""
+    cell = cell.strip()
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return cell[1:-1].replace('""', '"') if quoted else cell

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,6 +50,8 @@ UnitMap = Mapping[str, str | None]
 
 _ALIASES = {"|": WORD_START, " ": WORD_START, "<space>": WORD_START}
 _TOLERANCE_FRAMES = 1
+# Of more it is no oversight that the student lacks them.
+_MOST_STRUCK_OUT = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +215,16 @@ def map_symbols(
     found[BLANK_ID] = BLANK_ID
     lacking = [symbol for symbol, unit in zip(symbols, found, strict=True) if unit is None]
     if lacking:
-        shown = ", ".join(lacking[:12]) + (", …" if len(lacking) > 12 else "")
+        shown = ", ".join(symbol if _shows(symbol) else ascii(symbol) for symbol in lacking[:12])
+        shown += f" and {len(lacking) - 12} more" if len(lacking) > 12 else ""
+        ready = {**given, **dict.fromkeys(lacking)}
+        more = f": unit_map: {_as_yaml(ready)}" if len(lacking) <= _MOST_STRUCK_OUT else "."
         raise _refusal(
             "units_hash",
             where,
             _some_symbols(units),
             f"{len(lacking)} symbols that the student lacks: {shown}",
-            " Or name what they are to the student in unit_map (null strikes a symbol out).",
+            f" Or name what they are to the student in unit_map; null strikes a symbol out{more}",
         )
     return tuple(unit for unit in found if unit is not None)
 
@@ -232,6 +238,20 @@ def _student_class(symbol: str, known: Mapping[str, int], given: UnitMap) -> int
         if name in known:
             return known[name]
     return BLANK_ID if stands_for_no_text(symbol) else None
+
+
+def _shows(symbol: str) -> bool:
+    """Whether a reader sees it, and not only a mark on what stands before it."""
+    return symbol.isprintable() and unicodedata.category(symbol[:1] or " ")[0] != "M"
+
+
+def _as_yaml(unit_map: UnitMap) -> str:
+    """As it can be copied; what would not be seen by its code."""
+
+    def quoted(symbol: str | None) -> str:
+        return json.dumps(symbol, ensure_ascii=not _shows(symbol or " "))
+
+    return f"{{{', '.join(f'{quoted(key)}: {quoted(value)}' for key, value in unit_map.items())}}}"
 
 
 def _some_symbols(units: Units) -> str:

@@ -16,6 +16,7 @@ from kdasr.contract import Contract, LabelSymbols, StudentSide, label_symbols, m
 from kdasr.decoding import collapse
 from kdasr.errors import LabelMismatchError
 from kdasr.interfaces import SoftLabels
+from kdasr.recipe import parse_value
 from kdasr.soft_labels import Full, Header
 from kdasr.soft_labels.fit import map_classes, pool_frames, take_frames
 from kdasr.storage import locate
@@ -229,6 +230,23 @@ def test_a_symbol_that_the_student_lacks_is_refused_unless_it_is_given_away() ->
     assert map_symbols(teacher, UNITS, {"é": "e", "7": None}) == (0, ids["a"], ids["e"], 0)
     with pytest.raises(LabelMismatchError, match=r"unit_map.*got ä, ß"):
         map_symbols(teacher, UNITS, {"é": "ß", "7": None, "ä": "a"})
+
+
+def test_symbols_that_the_student_lacks_can_be_read_and_the_map_that_strikes_them_out_be_copied() -> None:
+    lacking = ["…", "-", "\u0307", "\u200b", '"']
+    with pytest.raises(LabelMismatchError) as raised:
+        map_symbols(["<blk>", "a", "é", *lacking], UNITS, {"é": "e"})
+    message = str(raised.value)
+    assert "5 symbols that the student lacks: …, -, '\\u0307', '\\u200b', \". Teacher" in message
+    ready = message.partition("unit_map: ")[2]
+    assert ready == r'{"é": "e", "…": null, "-": null, "\u0307": null, "\u200b": null, "\"": null}'
+    unit_map = parse_value(ready)
+    assert unit_map == {"é": "e", **dict.fromkeys(lacking)}
+    map_symbols(["<blk>", "a", "é", *lacking], UNITS, unit_map)
+    with pytest.raises(
+        LabelMismatchError, match=r"100 symbols that the student lacks: .* and 88 more\. .*out\.$"
+    ):
+        map_symbols(["<blk>", *(chr(0x4E00 + number) for number in range(100))], UNITS)
 
 
 def test_classes_that_fall_together_are_added_and_struck_out_ones_go_to_blank() -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from kdasr.errors import KdasrError, UnitsError
 from kdasr.reasons import Kind, Reasons
 
+# More are no alphabet, but syllables or words.
+_MOST_LETTERS = 200
+
 
 @dataclass(slots=True)
 class Dropped:
@@ -18,11 +21,13 @@ class Dropped:
         items: file or key of what was left out, and why.
         notes: what was done to kept audio, such as "resampled from 44100 Hz", with counts.
         places: where some of the items lie; for people alone, since it depends on the machine.
+        letters: those beyond a-z of the texts that were refused, or that lost them; for people alone.
     """
 
     items: list[tuple[str, str]] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     places: dict[str, str] = field(default_factory=dict)
+    letters: set[str] = field(default_factory=set)
 
     def add(self, what: str, reason: str) -> None:
         """`what` (a file relative to the corpus, or a key) is left out because of `reason`."""
@@ -73,3 +78,10 @@ class Dropped:
             "count": len(self.items),
             "dropped": [{"file": what, "reason": reason} for what, reason in self.items],
         }
+
+
+def letters_hint(found: set[str], own: str) -> str:
+    """For people: the setting that keeps the letters that were found beside a language's `own`; empty where
+    it would be of no use."""
+    useful = found - {*own} and len(found) <= _MOST_LETTERS
+    return f"if the language has them: --letters {''.join(sorted(found | {*own}))}" if useful else ""

@@ -6,10 +6,12 @@ or not at all; audio without may be cut into segments.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -25,7 +27,7 @@ from kdasr.audio import (
 from kdasr.errors import AudioError, CorpusError, UnitsError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
-from kdasr.text import normalise
+from kdasr.text import check_letters, normalise
 
 # What is held out of a list: the ends of the names of its splits.
 PARTS = ("", "-dev", "-test")
@@ -73,10 +75,10 @@ def whole_utterances(
     *,
     labelled: bool,
     written: Callable[[str], bool],
-    letters: str = "",
+    letters: str | None = None,
 ) -> Iterator[Utterance]:
     """One utterance of each, in order, as far as it is usable; texts are looked at where `labelled`, and keep
-    the `letters` that the language has beyond a-z.
+    the `letters` that the language has beyond a-z (None: nobody can say such).
 
     Of files of which all is `written` only the header is read, and nothing is yielded.
     """
@@ -149,17 +151,31 @@ def _of_one_file(group: dict[str, Listed]) -> tuple[Path, list[Listed]]:
     return listed[0].path, listed
 
 
-def _texts_of(listed: list[Listed], dropped: Dropped, letters: str) -> list[tuple[Listed, str | None]]:
+def _texts_of(listed: list[Listed], dropped: Dropped, letters: str | None) -> list[tuple[Listed, str | None]]:
     """Those with usable transcripts, and these as they are trained on."""
     good: list[tuple[Listed, str | None]] = []
     for one in listed:
+        given, text = one.text or "", ""
         try:
-            text = _usable(one.text, letters)
+            text = _usable(one.text, letters or "")
             good.append((one, text))
-            dropped.note_accents(one.text or "", text)
+            dropped.note_accents(given, text)
         except (UnitsError, CorpusError) as error:
             dropped.add_error(one.name, error)
+        if letters is not None:
+            dropped.letters |= _letters_of(given) - {*text}
     return good
+
+
+def _letters_of(text: str) -> set[str]:
+    """The letters beyond a-z, and their marks, as the setting `letters` takes them."""
+    # A Turkish İ in lower case is often an i with one dot more, which is no mark of the language.
+    composed = unicodedata.normalize("NFKC", text.lower().replace("i\u0307", "i"))
+    found = set()
+    for char in {*composed}:
+        with contextlib.suppress(UnitsError):
+            found |= {*check_letters(char)} if unicodedata.category(char)[0] in "LM" else set()
+    return found
 
 
 def _written_rate(one: Listed, reader: AudioReader, limits: Limits, done: Mapping[str, int]) -> int | None:
@@ -235,7 +251,8 @@ def _usable(text: str | None, letters: str) -> str:
     if _NOT_DECODED in text:
         raise CorpusError(
             "the text is not UTF-8, or has lost letters (U+FFFD)",
-            expected="UTF-8, which `iconv -f latin1 -t utf-8` makes of Latin-1",
+            expected="UTF-8, which `iconv -f ENCODING -t utf-8` makes of a file in its own encoding, such as "
+            "cp1252 (Western), cp1250 (Polish, Czech), cp1254 (Turkish) or cp1251 (Russian)",
         )
     if not (normal_text := normalise(text, letters)):
         raise CorpusError("an empty transcript")

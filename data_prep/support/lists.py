@@ -6,10 +6,12 @@ and on the sizes of the audio that this names, wherever it lies, and on nothing 
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import os
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -31,6 +33,7 @@ from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
 SettingsT = TypeVar("SettingsT", bound="ListSettings")
+BY_FILE = "no speakers are named, so it is held out by file, and a speaker may be on both sides"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,9 @@ class ListSettings:
             are named) goes into NAME-dev, and as much into NAME-test. Nobody changes sides when it grows.
         audio_folder: where relative names of audio begin, itself seen from the list; none: beside the list.
         min_seconds: shorter audio is left out.
-        max_seconds: longer audio is left out if it has a transcript, and is cut into segments of at
-            most that if it has none; none: no limit.
+        max_seconds: longer audio is left out if it has a transcript; none: no limit.
+        segment_seconds: audio without transcripts is cut into segments of at most that, and of at most
+            max_seconds; none: of max_seconds.
         language: of the speech, such as en or pt-BR, for filters, where the list does not say; none: unknown.
         letters: that the language has beyond a-z, such as äöüß: transcripts keep them, and lose all other
             accents. The units of a model must have them, too.
@@ -58,6 +62,7 @@ class ListSettings:
     audio_folder: str | None = None
     min_seconds: float = 0.2
     max_seconds: float | None = 30.0
+    segment_seconds: float | None = 20.0
     language: str | None = None
     letters: str = ""
     max_shard_utterances: int = 500
@@ -88,6 +93,10 @@ class AudioList(ABC):
     def fault(self) -> CorpusError | None:
         """Why the file is no list of audio, if so."""
         return None
+
+    def names(self) -> tuple[str, Sequence[str]]:
+        """What the parts of its lines are named by, such as column, and all names but that of the audio."""
+        return "", ()
 
     @abstractmethod
     def read(self, dropped: Dropped) -> list[Listed]:
@@ -122,7 +131,13 @@ class ListCorpus(Generic[SettingsT]):
             raise _joined(corpus, list(faults.values()))
         if faults:
             say(f"{corpus}: passed over, for they are no lists of audio: {', '.join(faults)}")
+        for fault in faults.values():
+            if fault.fix:  # a list it may well be
+                say(f"  {fault}")
         names = tuple(name for name in names if name not in faults)
+        for name in names if settings.letters or settings.held_out_share else ():
+            if name not in settings.unlabelled:
+                _check_texts(name, lists[name])
         if not settings.held_out_share:
             return names
         if len(names) > 1:
@@ -139,10 +154,12 @@ class ListCorpus(Generic[SettingsT]):
         """A split depends on its list alone."""
         lists = self._lists_in(settings, corpus)
         name, _ = _name_and_part(settings, lists, split)
-        own = dataclasses.replace(
-            settings, split=(name,), unlabelled=(name,) if name in settings.unlabelled else ()
-        )
-        return own, files_of(lists[name].files, lists[name].read(Dropped()))
+        listed = lists[name].read(Dropped())
+        unlabelled = (name,) if name in settings.unlabelled else ()
+        own = dataclasses.replace(settings, split=(name,), unlabelled=unlabelled)
+        if not unlabelled and _has_texts(listed):
+            own = dataclasses.replace(own, segment_seconds=None)
+        return own, files_of(lists[name].files, listed)
 
     def prepare(
         self,
@@ -159,21 +176,42 @@ class ListCorpus(Generic[SettingsT]):
         name, part = _name_and_part(settings, lists, split)
         # What is wrong with a line is told once.
         listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
-        has_texts = any(one.text and one.text.strip() for one in listed)
+        if settings.held_out_share and part == PARTS[0] and not any(one.speaker for one in listed):
+            say(f"{name}: {BY_FILE}{_names_of(lists[name], 'speaker')}")
         mine = of_part(listed, settings.held_out_share, part)
-        limits = Limits(settings.min_seconds, settings.max_seconds)
-        if has_texts and name not in settings.unlabelled:
+        if name not in settings.unlabelled and _has_texts(listed):
             return whole_utterances(
                 mine,
                 dropped,
-                limits,
+                Limits(settings.min_seconds, settings.max_seconds),
                 labelled=True,
                 written=lambda key: key in done,
                 letters=settings.letters,
             )
-        if name not in settings.unlabelled:
-            say(f"{name}: no transcripts in the list, so this is unlabelled audio")
-        return segments(mine, dropped, limits, done)
+        if name not in settings.unlabelled and listed:
+            said = "no transcripts in the list, so this is unlabelled audio"
+            say(f"{name}: {said}{_names_of(lists[name], 'text')}")
+        longest = [one for one in (settings.max_seconds, settings.segment_seconds) if one is not None]
+        return segments(mine, dropped, Limits(settings.min_seconds, min(longest, default=None)), done)
+
+
+def _has_texts(listed: list[Listed]) -> bool:
+    return any(one.text and one.text.strip() for one in listed)
+
+
+def _names_of(one: AudioList, part: str) -> str:
+    """For people: by which names a part of the lines may go, and how to say which."""
+    kind, names = one.names()
+    return f"; other {kind}s are {', '.join(names)} (--{part}_{kind} NAME)" if names else ""
+
+
+def _check_texts(name: str, one: AudioList) -> None:
+    if (listed := one.read(Dropped())) and not _has_texts(listed):
+        raise CorpusError(
+            f"{name} is to be transcribed speech, and has no transcripts{_names_of(one, 'text')}",
+            where=one.files[0],
+            fix=f"If it is to be without them: --unlabelled {name}.",
+        )
 
 
 def _joined(corpus: Path, faults: list[CorpusError]) -> CorpusError:
@@ -250,8 +288,18 @@ def lists_below(corpus: Path, extensions: tuple[str, ...], what: str) -> dict[st
     return found
 
 
+def utf_16_fault(path: Path) -> CorpusError | None:
+    """That a list is of two bytes a character, as some spreadsheets write it, if it says so."""
+    with path.open("rb") as file:
+        if file.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return None
+    fix = "Make a copy of it with `iconv -f utf-16 -t utf-8`, or save it anew."
+    return CorpusError("the list is UTF-16", where=path, expected="UTF-8", got="UTF-16", fix=fix)
+
+
 def place_of(settings: ListSettings, folder: Path, audio: str, beside: str = "") -> tuple[str, Path]:
-    """The name and the path of the audio that a list in `folder` calls `audio`.
+    """The name and the path of the audio that a list in `folder` calls `audio`. Where that is not there, the
+    path is that of a file whose name is the same but for backslashes or the way accents are written.
 
     Raises:
         CorpusError: no file can have such a name.
@@ -262,4 +310,14 @@ def place_of(settings: ListSettings, folder: Path, audio: str, beside: str = "")
             raise ValueError
     except ValueError as error:
         raise CorpusError("no audio file is named", expected="its path", got=repr(audio)) from error
-    return name, folder / name
+    return name, folder / _spelt(name, folder)
+
+
+def _spelt(name: str, folder: Path) -> str:
+    """A name as the disk has it: other systems write other names for the same."""
+    slashed = name.replace("\\", "/")
+    if slashed.isascii() and slashed == name:
+        return name  # and for most lists the disk is not asked
+    composed, parted = (unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))
+    found = (spelling for spelling in (name, slashed, composed, parted) if os.path.exists(folder / spelling))  # noqa: PTH110  (too long a name is no error)
+    return next(found, name)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.support.dropped import Dropped
+from data_prep.support.dropped import Dropped, letters_hint
 from data_prep.support.files import files_below
 from data_prep.support.listed import PARTS
 from kdasr.errors import ConfigError, CorpusError, ShardError
@@ -33,6 +33,7 @@ def prepare_split(
     source: dict[str, Any],
     *,
     max_utterances: int,
+    letters: set[str],
 ) -> list[Path]:
     """Write `utterances(dropped=..., done=...)` to `folder`, unless it holds them already; returns the tars.
 
@@ -41,6 +42,7 @@ def prepare_split(
     Args:
         source: JSON that tells what the utterances are made from: same source, same bytes. Its
             `generation` tells apart releases that make other audio of the same settings.
+        letters: gets those that are found to be missed, see `Dropped`.
 
     Raises:
         ConfigError: the folder was made from another source, or by something else.
@@ -60,14 +62,18 @@ def prepare_split(
             return finished
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, busy=busy):
-            return _prepare_split(utterances, folder, source, max_utterances)
+            return _prepare_split(utterances, folder, source, max_utterances, letters)
     except OSError as error:
         fix = "Make room, check the permissions, and run the same again: it goes on where it stopped."
         raise ShardError("the split cannot be written", where=folder, got=error, fix=fix) from error
 
 
 def _prepare_split(
-    utterances: Callable[..., Iterator[Utterance]], folder: Path, source: dict[str, Any], max_utterances: int
+    utterances: Callable[..., Iterator[Utterance]],
+    folder: Path,
+    source: dict[str, Any],
+    max_utterances: int,
+    letters: set[str],
 ) -> list[Path]:
     remove_leftovers(folder)
     _clear_unfinished(folder, source)
@@ -77,7 +83,7 @@ def _prepare_split(
     done = {entry.key: entry.num_samples for shard in kept for entry in shard.entries}
     if kept:
         say(f"{folder}: {counted(len(done), 'utterance')} in {counted(len(kept), 'complete shard')} kept")
-    dropped = Dropped()
+    dropped = Dropped(letters=letters)
     clipped = Counter[str]()
     following = _clips_counted(_following(utterances(dropped=dropped, done=done), done), clipped)
     paths = write_shards(
@@ -165,6 +171,7 @@ def _some(
         if settings.get("held_out_share") and folder.name.endswith(PARTS[1:]):
             advice = "Mend what was left out, or hold out a larger share, into another --out."
         kinds = dropped.kinds()
+        hint = letters_hint(dropped.letters, settings.get("letters", ""))
         reasons = "; ".join(lines_of(kinds[:3], f"{len(dropped.items)} left out")) + (
             "; …" if kinds[3:] else ""
         )
@@ -172,7 +179,7 @@ def _some(
             "no utterance can be used",
             where=folder.name,
             got=reasons or "an empty corpus",
-            fix=f"{advice} All that was left out is in {folder / DROPPED}.",
+            fix=f"{advice} All that was left out is in {folder / DROPPED}.{hint and f' {hint.capitalize()}'}",
         )
     yield first
     yield from utterances

@@ -97,11 +97,13 @@ def checked_letters(letters: str) -> str:
 
 
 def check_max_seconds(settings: Any) -> None:
-    """Refuse a `max_seconds` that nothing could pass.
+    """Refuse a `max_seconds` that nothing could pass, and segments of next to nothing.
 
     Raises:
-        ConfigError: it is less than a second, or than `min_seconds`.
+        ConfigError: it is less than a second, or than `min_seconds`; a segment is less than a second.
     """
+    if (segment := getattr(settings, "segment_seconds", None)) is not None and segment < 1:
+        raise ConfigError("segment_seconds is too short", expected="at least 1 s", got=segment)
     if settings.max_seconds is not None and settings.max_seconds < max(1.0, settings.min_seconds):
         expected = "at least 1 s, and at least min_seconds" if settings.min_seconds > 1 else "at least 1 s"
         raise ConfigError("max_seconds is too short", expected=expected, got=settings.max_seconds)

@@ -71,6 +71,21 @@ def test_audio_of_other_formats_is_named_and_the_commonest_reason_comes_first(
     assert damaged.startswith(f"  left out: {corpus}/4.wav: the audio cannot be decoded")
 
 
+def test_files_that_may_be_audio_are_counted_by_their_ends(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus.mkdir()
+    for name in ("a.mkv", "b.MKV", "c.oga", "d", "e.m4a", "notes.txt", "list.json", "t.csv", ".hidden.mkv"):
+        (corpus / name).write_bytes(b"x")
+    with pytest.raises(CorpusError, match=r"\.mp3; got 2 \.mkv, 1 \.oga, 1 without an extension, 1 \.m4a$"):
+        prepared(corpus)
+    write_tone(corpus / "good.wav", 0.5)
+    prepared(corpus)
+    said = capsys.readouterr().err
+    assert "unlabelled: passed over: 2 .mkv, 1 .oga, 1 without an extension\n" in said
+    assert "left out: e.m4a" in said
+
+
 def test_linked_folders_are_followed_once(corpus: Path) -> None:
     write_tone(corpus / "a/1.wav", 0.5)
     write_tone(corpus.parent / "disk2/2.wav", 0.6)
@@ -242,6 +257,7 @@ def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path
     assert dropped["c.wav"] == "audio without transcript"
     assert dropped["d.txt"] == "transcript without audio"
     assert dropped["e.wav"].startswith("the text is not UTF-8, or has lost letters")
+    assert "in its own encoding, such as cp1252 (Western), cp1250 (Polish, Czech)" in dropped["e.wav"]
     (corpus / "a/1.txt").write_text("\ufeffIt's a\nway.\n")
     with pytest.raises(ConfigError, match="the list or its audio has changed since"):
         prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import textwrap
+import types
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from kdasr.audio import AudioReader, Cut, load
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
+from kdasr.text import check_letters
 from tests.data_prep.fakes import bytes_below, dropped_in, read_folder, record_of, write_tone
 
 Line = dict[str, Any] | str
@@ -81,7 +87,134 @@ def test_a_list_without_any_text_is_unlabelled_and_cut_into_segments(
     assert sum(len(one.samples) for one in utterances[2:]) == 40_000
     assert [(one.text, one.speaker) for one in utterances[1:3]] == [(None, None), (None, "ann")]
     assert utterances[4].key == f"{key_of('long.wav')}-0002"
-    assert "talks: no transcripts in the list, so this is unlabelled audio" in capsys.readouterr().err
+    said = "talks: no transcripts in the list, so this is unlabelled audio; other keys are text, speaker"
+    assert said in capsys.readouterr().err
+
+
+def test_segments_are_short_enough_for_training_and_utterances_as_long_as_before(corpus: Path) -> None:
+    write_tone(corpus / "long.wav", 26.0)
+    write(corpus, "talks.jsonl", {"audio_filepath": "long.wav"})
+    write(corpus, "read.jsonl", {"audio_filepath": "long.wav", "text": "one"})
+    out = prepared(corpus)
+    assert [len(one.samples) for one in read_folder(out / "read")] == [26 * 16_000]
+    talks = [len(one.samples) for one in read_folder(out / "talks")]
+    assert len(talks) == 2 and sum(talks) == 26 * 16_000
+    settings = {name: record_of(out / name)["source"]["settings"] for name in ("read", "talks")}
+    assert settings["talks"]["segment_seconds"] == 20 and "segment_seconds" not in settings["read"]
+    whole = prepared(corpus, "whole", segment_seconds="none")
+    assert [len(one.samples) for one in read_folder(whole / "talks")] == [26 * 16_000]
+    with pytest.raises(ConfigError, match=r"segment_seconds is too short; expected at least 1 s; got 0\.5"):
+        prepared(corpus, "short", segment_seconds=0.5)
+
+
+def test_keys_can_be_named(corpus: Path) -> None:
+    write(corpus, "train.jsonl", {"file": "clips/1.wav", "said": "One.", "who": "ann"})
+    out = prepared(corpus, audio_key="file", text_key="said", speaker_key="who")
+    assert [(one.text, one.speaker) for one in read_folder(out / "train")] == [("one", "ann")]
+    with pytest.raises(
+        CorpusError, match=r"train\.jsonl: .*--audio_key NAME for another\); got the keys file, said, who"
+    ):
+        prepared(corpus, "other")
+
+
+def test_transcripts_under_another_key_are_not_passed_over_without_a_word(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"audio_filepath": f"clips/{number}.wav", "sentence": "Grüße"} for number in range(1, 4)]
+    write(corpus, "train.jsonl", *lines)
+    prepared(corpus)
+    keys_there = "other keys are sentence (--text_key NAME)"
+    said = f"train: no transcripts in the list, so this is unlabelled audio; {keys_there}"
+    assert said in capsys.readouterr().err
+    message = f"train.jsonl: train is to be transcribed speech, and has no transcripts; {keys_there}. If"
+    for settings in ({"letters": "üß"}, {"held_out_share": 0.3}):
+        with pytest.raises(CorpusError, match=re.escape(message) + ".*: --unlabelled train"):
+            prepared(corpus, "other", **settings)
+    prepared(corpus, "other", letters="üß", unlabelled="train")
+
+
+def test_letters_that_a_language_may_have_are_named(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ("ŻÓŁTY ﬁ ʼtis", "Żal źle", "я 7", "i\u0307yi İki \u0131")
+    write(corpus, "train.jsonl", *(line(number, text) for number, text in enumerate(texts, start=1)))
+    write(corpus, "dev.jsonl", line(4, "świt"), line(3, "ął"))
+    prepared(corpus)
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "if the language has them: --letters óąıłśźżя"
+    assert said.count("--letters") == 1, "for both splits"
+    prepared(corpus, "kept", letters="łżóźıяąś")
+    assert "--letters" not in capsys.readouterr().err
+    (corpus / "dev.jsonl").unlink()
+    write(corpus, "train.jsonl", line(1, "шесть"), line(2, "हिन्दी"))
+    with pytest.raises(
+        CorpusError, match="If the language has them: --letters " + check_letters("естьшहिन्दी") + "$"
+    ):
+        prepared(corpus, "none")
+    write(corpus, "train.jsonl", line(1), line(2, "".join(chr(0x4E00 + number) for number in range(201))))
+    prepared(corpus, "syllables")
+    assert "--letters" not in capsys.readouterr().err
+
+
+def test_a_language_may_be_written_with_underscores_and_one_that_is_no_tag_is_unknown(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = line(1, lang="de_DE"), line(2, lang="German"), line(3, language=["de"]), line(4)
+    write(corpus, "train.jsonl", *lines)
+    out = prepared(corpus)
+    assert [one.language for one in read_folder(out / "train")] == ["de-DE", None, None, None]
+    assert dropped_in(out / "train") == {}
+    said = capsys.readouterr().err
+    assert "; 2 with a language that is no tag such as en" in said and "no transcripts" not in said
+
+
+def test_lines_that_cannot_be_read_are_not_without_transcripts(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(corpus, "train.jsonl", line(1, offset="0"), line(2, offset="0"))
+    with pytest.raises(CorpusError, match="no utterance can be used; got 2 left out"):
+        prepared(corpus)
+    assert "no transcripts" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_as_other_systems_write_them_are_found(corpus: Path, form: Literal["NFC", "NFD"]) -> None:
+    for name in ("clips/żółć.wav", "clips/sub/ä.wav"):
+        write_tone(corpus / unicodedata.normalize(form, name), 0.5)
+    names = [unicodedata.normalize("NFC", "clips/żółć.wav"), "clips\\sub\\ä.wav", "clips/ö.wav"]
+    write(corpus, "train.jsonl", *({"audio_filepath": name, "text": "one"} for name in names))
+    parted = {"audio_filepath": unicodedata.normalize("NFD", names[0]), "text": "two"}
+    write(corpus, "dev.jsonl", parted)
+    out = prepared(corpus)
+    assert [one.text for one in read_folder(out / "train")] == ["one", "one"]
+    assert list(dropped_in(out / "train")) == ["train.jsonl:3 clips/ö.wav"]
+    assert [one.text for one in read_folder(out / "dev")] == ["two"]
+
+
+def test_the_documented_lines_write_a_list_of_a_hugging_face_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = (Path(__file__).parents[2] / "docs/your-data.md").read_text(encoding="utf-8")
+    found = re.search(r"^ {4}import json, .*\n(?: {4}.*\n)+", document, re.MULTILINE)
+    assert found is not None
+    tone = {"array": np.full(8_000, 0.1), "sampling_rate": 16_000}
+    rows = [{"audio": tone, "text": text} for text in ("Fünf", "two")]
+    fake = types.SimpleNamespace(load_dataset=lambda name, split: rows if split == "train" else [])
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(found[0]), {})
+    out = prepared(tmp_path / "speech", letters="ü")
+    assert [(one.text, len(one.samples)) for one in read_folder(out / "train")] == [
+        ("fünf", 8_000),
+        ("two", 8_000),
+    ]
+
+
+def test_a_list_of_utf_16_is_named(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(corpus, "train.jsonl", line(1))
+    (corpus / "wide.jsonl").write_text(json.dumps(line(2)), encoding="utf-16")
+    prepared(corpus)
+    said = capsys.readouterr().err
+    assert "no lists of audio: wide\n" in said
+    assert "wide.jsonl: the list is UTF-16; expected UTF-8; got UTF-16. Make a copy of it with `iconv" in said
 
 
 def test_transcripts_keep_the_letters_of_their_language(corpus: Path) -> None:
@@ -144,7 +277,7 @@ def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
         corpus, "train.jsonl", line(1), line(1), broken, line(9), line(2, "chapter 7"), line(2, 5.5),
         {"text": "no audio"}, {**line(2), "audio_filepath": "clips/text.wav"}, line(2, offset="1"),
         {**line(2), "audio_filepath": "clips/long.wav"}, {**line(2), "audio_filepath": "clips/click.wav"},
-        line(2, offset=0.5, duration=5), line(2, lang="English"), "[1]",
+        line(2, offset=0.5, duration=5), {**line(2), "audio_filepath": 5.5}, "[1]",
         {**line(2), "audio_filepath": "a\0.wav"}, {**line(2), "audio_filepath": "x" * 5000},
         {**line(2), "audio_filepath": "\ud800.wav"},
     )  # fmt: skip
@@ -163,7 +296,7 @@ def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
     assert reasons["11 clips/click.wav"] == "0.050 s is shorter than min_seconds"
     beyond = "the cut is not within the audio; expected a part of 0 to 0.60 s; got 0.50 s to 5.50 s"
     assert reasons["12 clips/2.wav"] == beyond
-    assert reasons["13"].startswith("this is no language tag; expected a tag such as en")
+    assert reasons["13"] == "the audio_filepath is no text; got 5.5"
     assert reasons["15"].startswith("no audio file is named")
     assert reasons[f"16 {'x' * 5000}"].endswith("File name too long")
     assert len(reasons) == 16
@@ -217,7 +350,9 @@ def test_a_split_depends_on_the_bytes_of_its_list_and_on_the_audio_it_names(corp
         prepared(corpus, split="train")
 
 
-def test_a_share_of_the_speakers_is_held_out_and_nobody_moves_when_others_come(corpus: Path) -> None:
+def test_a_share_of_the_speakers_is_held_out_and_nobody_moves_when_others_come(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def sides(names: range, out: str) -> dict[str | None, str]:
         lines = [
             line(1 + number % 2, offset=0.1, duration=0.3 + 0.001 * name, speaker=f"s{name}")
@@ -232,6 +367,7 @@ def test_a_share_of_the_speakers_is_held_out_and_nobody_moves_when_others_come(c
         found = [(one.speaker, split.name) for split in folder.iterdir() for one in read_folder(split)]
         assert len(found) == len(lines)
         assert len(set(found)) == len(names), "each speaker on one side"
+        assert "no speakers" not in capsys.readouterr().err
         return dict(found)
 
     few, more = sides(range(20, 40), "few"), sides(range(40), "more")
@@ -240,7 +376,7 @@ def test_a_share_of_the_speakers_is_held_out_and_nobody_moves_when_others_come(c
     assert counts == [22, 6, 12]
 
 
-def test_without_speakers_files_are_held_out(corpus: Path) -> None:
+def test_without_speakers_files_are_held_out(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(5, 41):
         write_tone(corpus / f"clips/{number}.wav", 0.5)
     cuts = [line(number, offset=start, duration=0.2) for number in range(1, 41) for start in (0.0, 0.2)]
@@ -252,6 +388,9 @@ def test_without_speakers_files_are_held_out(corpus: Path) -> None:
     }
     assert sum(map(len, files.values())) == 40, "no file is on two sides"
     assert len(files["all-dev"]) > 2 < len(files["all-test"])
+    said = "all: no speakers are named, so it is held out by file, and a speaker may be on both sides; "
+    told = capsys.readouterr().err
+    assert told.count(f"{said}other keys are text, offset, duration (--speaker_key NAME)") == 1
 
 
 @pytest.mark.parametrize("chosen", [("calls-dev",), ()])

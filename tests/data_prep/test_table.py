@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_prep import prepare
-from kdasr.errors import CorpusError
+from kdasr.errors import ConfigError, CorpusError
 from tests.data_prep.fakes import dropped_in, read_folder, write_tone
 
 HEADER = "client_id\tpath\tsentence\tup_votes\n"
@@ -50,6 +50,62 @@ def test_columns_and_the_folder_can_be_named(corpus: Path) -> None:
     columns = {"audio_column": "file", "text_column": "said", "speaker_column": "who"}
     (one,) = read_folder(prepared(corpus, audio_folder=".", **columns) / "own")
     assert (one.text, one.speaker, len(one.samples)) == ("yes that is it", "ann", 6_400)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "delimiter"),
+    [
+        ("own.csv", None, ";"), ("own.csv", None, "\t"), ("own.tsv", None, "|"), ("own.tsv", None, ","),
+        ("own.csv", "tab", "\t"), ("own.csv", "/", "/"),
+    ],
+)  # fmt: skip
+def test_cells_stand_between_what_the_header_shows(
+    corpus: Path, name: str, given: str | None, delimiter: str
+) -> None:
+    rows = ["path", "sentence"], ["1.mp3", f'"one{delimiter} two"'], ["2.mp3", "three. four"]
+    (corpus / name).write_text("\ufeff\n" + "".join(delimiter.join(row) + "\n" for row in rows))
+    found = read_folder(prepared(corpus, delimiter=given) / "own")
+    assert [one.text for one in found] == ["one two", "three four"]
+
+
+def test_a_delimiter_is_one_character(corpus: Path) -> None:
+    for wrong in ("", ";;", '"'):
+        with pytest.raises(
+            ConfigError, match=r"--delimiter: no delimiter; expected one character, such as ;"
+        ):
+            prepared(corpus, delimiter=wrong)
+
+
+def test_cells_of_a_tsv_that_are_quoted_as_a_whole_are_read_without(corpus: Path) -> None:
+    rows = ('"path"', '"sentence"'), ('"1.mp3"', '"one ""two"" "'), ("2.mp3", '"three" four')
+    (corpus / "own.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    assert [one.text for one in read_folder(prepared(corpus) / "own")] == ["one two", "three four"]
+
+
+def test_a_table_of_utf_16_is_named_beside_others(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (corpus / "own.tsv").write_text(HEADER + "ann\t1.mp3\tone\t0\n")
+    (corpus / "wide.tsv").write_text(HEADER + "ann\t2.mp3\ttwo\t0\n", encoding="utf-16")
+    prepared(corpus)
+    assert "wide.tsv: the list is UTF-16; expected UTF-8" in capsys.readouterr().err
+    with pytest.raises(CorpusError, match=r"wide\.tsv: the list is UTF-16"):
+        prepared(corpus, split="wide")
+
+
+def test_a_speaker_column_of_another_name_is_missed(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(30):
+        write_tone(corpus / "clips" / f"{number}.wav", 0.3)
+    rows = [f"{number}.wav\tone\ts{number % 20}\n" for number in range(30)]
+    (corpus / "own.tsv").write_text("path\tsentence\tspeaker\n" + "".join(rows))
+    prepared(corpus, held_out_share=0.2)
+    said = "may be on both sides; other columns are sentence, speaker (--speaker_column NAME)"
+    assert said in capsys.readouterr().err
+
+
+def test_audio_folders_of_hugging_face_are_read(corpus: Path) -> None:
+    (corpus / "clips").rename(corpus / "data")
+    (corpus / "metadata.csv").write_text("file_name,transcription\ndata/1.mp3,One\n")
+    columns = {"audio_column": "file_name", "text_column": "transcription"}
+    assert [one.text for one in read_folder(prepared(corpus, **columns) / "metadata")] == ["one"]
 
 
 def test_a_missing_column_is_named_with_those_there_are(corpus: Path) -> None:
