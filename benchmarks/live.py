@@ -7,8 +7,10 @@ Test sets are of utterances that begin where somebody cut them, at the level of 
 hears whatever comes. For each model, the WER of the test set as it is cut; with so many seconds before each
 utterance of noise that is as loud as its quietest 100 ms, or of digital silence; in streams of ten
 utterances, one after the other, with so many seconds of such noise between them, where a pause of a second
-ends a word, as it ends a segment of a stream; and quieter by so many decibels, noise and all. Each in one
-pass over the whole audio, which is what a session gives chunk by chunk. Noise is drawn from one seed.
+ends a word, as it ends a segment of a stream; and quieter by so many decibels, noise and all. At last how
+many words a minute it hears where nobody speaks: in generated noise of ten kinds, on the mean and in the
+worst of them. Each in one pass over the whole audio, which is what a session gives chunk by chunk. Noise is
+drawn from one seed.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import error_rates
 from kdasr.interfaces import Utterance
-from kdasr.noise import noise_before
+from kdasr.noise import NOISE_KINDS, make_noise, noise_before
 from kdasr.shards import list_shards, read_shard
 
 _TOGETHER = 10
+# Of noise alone, of each kind.
+_CLIPS, _CLIP_S = 12, 10
+_LEVELS_DBFS = (-55, -35)
 
 Samples = NDArray[np.float32]
 Heard = Callable[[Samples], str]
@@ -71,6 +76,20 @@ def word_error_rate(hear: Heard, utterances: Sequence[Utterance]) -> float:
     return error_rates([one.text or "" for one in utterances], [hear(one.samples) for one in utterances])[0]
 
 
+def words_in_noise(hear: Heard) -> dict[str, float]:
+    """Words a minute that are heard in each kind of noise, in two minutes of it."""
+    found = {}
+    for kind in NOISE_KINDS:
+        words = 0
+        for number in range(_CLIPS):
+            rng = np.random.default_rng([7, number])
+            noise = make_noise(kind, rng, _CLIP_S * SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
+            level = 10 ** (rng.uniform(*_LEVELS_DBFS) / 20)
+            words += len(hear(noise * np.float32(level)).split())
+        found[kind] = 60 * words / (_CLIPS * _CLIP_S)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print a table; returns its rows."""
     parser = argparse.ArgumentParser(description="word errors of speech that does not begin at once")
@@ -93,14 +112,19 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "-10 dB": louder(spoken, -10.0),
         "-20 dB": louder(spoken, -20.0),
     }
-    print("| model |", " | ".join(audio), "|\n|---" + "|---" * len(audio) + "|")
+    columns = [*audio, "words a minute of noise", "of the worst kind"]
+    print("| model |", " | ".join(columns), "|\n|---" + "|---" * len(columns) + "|")
     rows: list[dict[str, Any]] = []
     with one_torch_thread():
         for folder in options.models:
             hear = open_recogniser(folder).transcribe
             wers = {name: round(word_error_rate(hear, utterances), 2) for name, utterances in audio.items()}
-            print(f"| {folder} |", " | ".join(f"{wer:.1f}" for wer in wers.values()), "|", flush=True)
-            rows.append({"model": str(folder), "wer": wers})
+            in_noise = words_in_noise(hear)
+            worst = max(in_noise, key=lambda kind: in_noise[kind])
+            cells = [*wers.values(), float(np.mean([*in_noise.values()]))]
+            ends = f"{in_noise[worst]:.1f} ({worst})"
+            print(f"| {folder} |", " | ".join([*(f"{cell:.1f}" for cell in cells), ends]), "|", flush=True)
+            rows.append({"model": str(folder), "wer": wers, "words_a_minute_of_noise": in_noise})
     print(json.dumps(rows))
     return rows
 

@@ -41,6 +41,13 @@ def test_streams_are_of_ten_and_levels_of_decibels() -> None:
     np.testing.assert_allclose(live.louder([ONE], -20.0)[0].samples, 0.1 * ONE.samples, rtol=1e-6)
 
 
+def test_words_in_noise_are_counted_by_kind_and_minute() -> None:
+    """One that takes whatever is loud at its beginning for two words."""
+    found = live.words_in_noise(lambda samples: "so it" if abs(samples[:160]).max() > 0.001 else "")
+    assert found["white"] == pytest.approx(12.0) and found.keys() == live.NOISE_KINDS.keys()
+    assert 0 <= found["crackle"] < 12
+
+
 def test_a_silent_model_misses_every_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = conformer()
     with torch.no_grad():
@@ -50,4 +57,5 @@ def test_a_silent_model_misses_every_word(tmp_path: Path, capsys: pytest.Capture
     test = shards(tmp_path / "test", 3)
     (row,) = live.main(["--models", str(tmp_path / "silent"), "--test", str(test), "--utterances", "2"])
     assert set(row["wer"].values()) == {100.0} and len(row["wer"]) == 9
+    assert set(row["words_a_minute_of_noise"].values()) == {0.0}
     assert "| as cut | 0.1 s before |" in capsys.readouterr().out
