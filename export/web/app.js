@@ -56,7 +56,8 @@ function setStop(end) {
 }
 
 function begin(name, rules) {
-  recording = { heard: [], shortened: false, chunkTimes: [], computed: 0, failed: false, trouble: null };
+  recording = { heard: [], shortened: false, chunkTimes: [], computed: 0, failed: false };
+  Object.assign(recording, { doing: null, paused: null, spoilt: false, troubles: [] }); // what is said of it
   levels.clear();
   times.clear();
   for (const name of ["p50", "p95", "rtf"]) $(name).textContent = "–";
@@ -76,8 +77,28 @@ function isLive(target) {
   return target === recording && !target.failed;
 }
 
+// Says what is done with a recording from now on, or what keeps it from being done.
+function showDoing(target, doing = target.doing) {
+  target.doing = doing;
+  if (!isLive(target) || !doing) return;
+  const listens = doing === "listening";
+  if (listens && target.paused) status(`the microphone is ${target.paused}`, "interrupted");
+  else status(target.spoilt ? `${doing} (bad samples are silenced)` : doing, listens ? "listening" : "working");
+}
+
+// Silence in place of samples that are no numbers: what a driver does wrong for a moment ends no recording.
+function mend(target, samples) {
+  if (samples.every(Number.isFinite)) return;
+  samples.forEach((sample, i) => Number.isFinite(sample) || (samples[i] = 0));
+  if (target.spoilt) return;
+  target.spoilt = true;
+  target.troubles.push("Some samples were no numbers (NaN or infinite): silence was heard in their place");
+  showDoing(target);
+}
+
 function feed(target, samples) {
   if (!isLive(target)) return;
+  mend(target, samples);
   target.heard.push(samples);
   if (target.heard.length > KEPT_PIECES) target.shortened = Boolean(target.heard.shift());
   levels.push(loudness(samples));
@@ -93,8 +114,8 @@ function finish(target) {
 // Ends what is live. `trouble` is what the page then says in place of "ready".
 async function end(trouble) {
   const target = recording;
-  target.trouble = trouble;
-  status("finishing", "working");
+  if (trouble) target.troubles.push(trouble);
+  showDoing(target, "finishing");
   await setStop(null)();
   finish(target);
 }
@@ -103,23 +124,28 @@ async function toggle() {
   if (stop) return end(null);
   const target = begin("microphone", RULES);
   status("opening the microphone", "working");
-  const gone = () => isLive(target) && stop && end("The microphone is gone: what it heard is kept").catch(fail);
+  const onSamples = (samples) => feed(target, samples);
+  const onGone = () => isLive(target) && stop && end("The microphone is gone: what it heard is kept").catch(fail);
+  const onPause = (why) => {
+    target.paused = why;
+    showDoing(target);
+  };
   let close;
   try {
-    close = await openMicrophone((samples) => feed(target, samples), gone);
+    close = await openMicrophone({ onSamples, onGone, onPause });
   } catch (error) {
     fail(new Error(`The microphone cannot be used: ${error.message}`));
     return;
   }
   if (!isLive(target)) return close();
   setStop(close);
-  status("listening", "listening");
+  showDoing(target, "listening");
 }
 
 async function transcribeFile(file) {
   if (!file || busy || !ready) return;
   const target = begin(file.name, null);
-  status("working", "working");
+  showDoing(target, "working");
   try {
     const { mono, buffer } = await decodeFile(file);
     if ($("listen").checked) await feedAlong(target, mono, buffer);
@@ -182,7 +208,8 @@ const says = {
     $("nothing").hidden = texts.length > 0;
     $("copy").disabled = !texts.length;
     $("save").disabled = false;
-    if (recording.trouble) status(recording.trouble, "error");
+    recording.doing = null;
+    if (recording.troubles.length) status(recording.troubles.join(". "), "error");
     else status("ready", "ready");
     setBusy(false);
   },

@@ -4,9 +4,12 @@ import { Resampler } from "./resampler.js";
 
 export const RATE = 16000;
 
-// Calls onSamples(Float32Array) every 100 ms, and onGone() where the microphone is taken away. Returns a
-// function that stops and waits for the rest.
-export async function openMicrophone(onSamples, onGone) {
+// An audio thread that was halted may never say that it stopped.
+const PATIENCE_MS = 1000;
+
+// Calls onSamples(Float32Array) every 100 ms, onGone() where the microphone is taken away, and onPause(why) where
+// it gives nothing for a while: null where it gives again. Returns a function that stops and waits for the rest.
+export async function openMicrophone({ onSamples, onGone, onPause }) {
   if (!navigator.mediaDevices) throw new Error("browsers give it to https and localhost pages only");
   const stream = await navigator.mediaDevices.getUserMedia({
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
@@ -14,19 +17,32 @@ export async function openMicrophone(onSamples, onGone) {
   let source = null;
   const release = async () => {
     for (const track of stream.getTracks()) track.stop();
-    await source?.context.close();
+    if (source && source.context.state !== "closed") await source.context.close();
   };
   try {
     source = await connected(stream);
     const stop = await capture(source, onSamples);
     const [track] = stream.getAudioTracks();
     if (track.readyState === "ended") throw new Error("it is gone");
-    track.onended = onGone;
+    watch(source.context, track, onGone, onPause);
     return () => stop().finally(release);
   } catch (error) {
     await release(); // or the browser would go on showing that it listens
     throw error;
   }
+}
+
+// A call, a sleep or another program may halt the audio, and not all browsers start it again of themselves.
+function watch(context, track, onGone, onPause) {
+  const look = () => {
+    if (context.state === "closed") return; // by us
+    const halted = context.state !== "running";
+    onPause(halted ? "interrupted" : track.muted ? "muted" : null);
+    if (halted) context.resume().catch(() => onGone());
+  };
+  track.onended = onGone;
+  track.onmute = track.onunmute = context.onstatechange = look;
+  look();
 }
 
 // The stream in a context of 16 kHz, or of its own rate: Firefox may connect it to no other.
@@ -59,6 +75,7 @@ async function capture(source, onSamples) {
   source.connect(node).connect(context.destination);
   return () => {
     node.port.postMessage("stop");
+    setTimeout(done, PATIENCE_MS);
     return stopped;
   };
 }

@@ -12,6 +12,8 @@ const BLANK = 0;
 const WORD_START = "\u2581";
 // Classes of foreign tables that stand for no text: <s>, <unk>, [PAD], <|en|>.
 const CONTROL = /^(<[^<>]+>|\[[^[\]]+\])$/;
+// kdasr.audio: floats may overshoot 1 after resampling; a peak above this is integer PCM.
+const PEAK_OF_UNSCALED_PCM = 100;
 
 export class Session {
   // model: { window, shift, subsampling, vocabSize, initialState(), step(window, state) }
@@ -31,6 +33,9 @@ export class Session {
     this.numSamples = 0; // of the audio
     this.numFrames = 0; // of the tail too, at last
     this.lastId = BLANK;
+    this.finished = false;
+    this.failure = null; // what ended the stream before its end
+    this.turn = Promise.resolve(); // of the next call, when those before it are done
   }
 
   // Of the tokens that are in no segment yet.
@@ -46,9 +51,51 @@ export class Session {
     return news;
   }
 
-  // onChunk(milliseconds) is called for every chunk that was computed.
+  // samples: Float32Array in [-1, 1] at 16 kHz. onChunk(milliseconds) is called for every chunk that was computed.
+  // Calls need not wait for each other: they take their turns. Nothing of a refused piece is used, and the
+  // session goes on with the next one; where the model fails, the stream is over, and what was heard until then
+  // is in segments.
   async accept(samples, onChunk = () => {}) {
-    if (!samples.every(Number.isFinite)) throw new Error("The audio holds samples that are no numbers (NaN or infinite)");
+    checkSamples(samples);
+    const piece = samples.slice(); // the caller may fill its own anew before this call has its turn
+    await this.#inTurn(() => this.#accept(piece, onChunk));
+  }
+
+  // Ends the stream: runs what is left of the audio, and its tail. A second call does nothing.
+  async finish(onChunk = () => {}) {
+    await this.#inTurn(() => this.#finish(onChunk));
+  }
+
+  #inTurn(work) {
+    const done = this.turn.then(work);
+    this.turn = done.catch(() => {}); // the error is this call's alone
+    return done;
+  }
+
+  async #accept(samples, onChunk) {
+    if (this.finished) throw new Error("The stream is finished: begin a new session");
+    await this.#orBreakOff(() => this.#hear(samples, onChunk));
+  }
+
+  async #finish(onChunk) {
+    if (this.finished) return;
+    await this.#orBreakOff(() => this.#hearRest(onChunk));
+    this.finished = true;
+  }
+
+  // A window that the model failed at is lost, and so is the place of all that follows it.
+  async #orBreakOff(work) {
+    if (this.failure) throw new Error(`The stream broke off: ${this.failure.message ?? this.failure}`);
+    try {
+      await work();
+    } catch (error) {
+      this.failure = error;
+      this.#commit(this.tokens.length);
+      throw error;
+    }
+  }
+
+  async #hear(samples, onChunk) {
     this.numSamples += samples.length;
     for (const window of this.frontEnd.accept(samples)) {
       await this.#step(window, Infinity, onChunk);
@@ -56,7 +103,7 @@ export class Session {
     }
   }
 
-  async finish(onChunk = () => {}) {
+  async #hearRest(onChunk) {
     const ends = this.#numFramesHeard();
     const tail = new Float32Array(ends > 0 ? 16 * TAIL_MS : 0);
     for (const window of this.frontEnd.accept(tail)) await this.#step(window, Infinity, onChunk);
@@ -129,9 +176,21 @@ export class Session {
   #commit(count) {
     const taken = this.tokens.splice(0, count);
     const text = this.#decode(taken);
-    if (text) this.segments.push({ text, start: taken[0].frame * this.frameSeconds });
+    if (text) this.segments.push({ text, start: this.#startOf(taken) * this.frameSeconds });
     this.#forgetText();
     this.#spell();
+  }
+
+  // The frame where the first word begins that has text; a mark of a word start alone belongs to none.
+  #startOf(tokens) {
+    let start = null; // of the word
+    for (const [number, token] of tokens.entries()) {
+      if (this.#beginsWord(tokens, number)) start = null;
+      if (this.symbols[token.id] === WORD_START) continue;
+      start ??= token.frame;
+      if (this.#decode([token])) break;
+    }
+    return start;
   }
 
   #forgetText() {
@@ -144,7 +203,7 @@ export class Session {
   // Brings the text up to date: the last word alone is spelt again, so that a long file takes linear time.
   #spell() {
     let last = this.tokens.length - 1;
-    while (last > this.known && !this.#beginsWord(last)) last--;
+    while (last > this.known && !this.#beginsWord(this.tokens, last)) last--;
     if (last > this.known) {
       const text = this.#decode(this.tokens.slice(this.known, last));
       if (text) this.words.push(text);
@@ -153,13 +212,26 @@ export class Session {
     this.open = this.#decode(this.tokens.slice(this.known));
   }
 
-  #beginsWord(number) {
-    const { id, frame } = this.tokens[number];
-    return this.symbols[id].startsWith(WORD_START) || frame - this.tokens[number - 1].frame - 1 >= this.pauseFrames;
+  #beginsWord(tokens, number) {
+    const { id, frame } = tokens[number];
+    const silent = number > 0 ? frame - tokens[number - 1].frame - 1 : 0;
+    return this.symbols[id].startsWith(WORD_START) || silent >= this.pauseFrames;
   }
 
   #decode(tokens) {
     return decode(tokens, this.symbols, this.pauseFrames);
+  }
+}
+
+// As kdasr.streaming.check_samples.
+function checkSamples(samples) {
+  if (!(samples instanceof Float32Array)) {
+    throw new Error("The samples are no Float32Array in [-1, 1]: divide 16-bit samples by 32768");
+  }
+  if (!samples.every(Number.isFinite)) throw new Error("The audio holds samples that are no numbers (NaN or infinite)");
+  const peak = samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
+  if (peak > PEAK_OF_UNSCALED_PCM) {
+    throw new Error(`The samples are not scaled to [-1, 1], with a peak of ${Math.round(peak)}: divide them by 32768`);
   }
 }
 

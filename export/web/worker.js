@@ -1,6 +1,7 @@
 // Loads the model and computes beside the page, so that the page stays fluent.
 // in:  {type: "load", precision or null} {type: "start", rules} {type: "samples", samples} {type: "finish"}
 // out: {type: "ready", …} {type: "update", …} {type: "final", …} {type: "error", message}
+//      A recording that an error ends has its final first.
 
 import * as ort from "./ort/ort.wasm.min.mjs";
 import { keepModel } from "./kept.js";
@@ -18,11 +19,15 @@ let queue = Promise.resolve();
 const handlers = { load, start, samples, finish };
 
 self.onmessage = ({ data }) => {
-  queue = queue.then(() => handlers[data.type](data)).catch((error) => {
-    session = null; // what still comes of this recording is of no use
-    self.postMessage({ type: "error", message: String(error.message ?? error) });
-  });
+  queue = queue.then(() => handlers[data.type](data)).catch(fail);
 };
+
+// Of a recording that an error ends, what was heard until then is given all the same.
+async function fail(error) {
+  if (session) await finish().catch(() => report("final"));
+  session = null; // what still comes of this recording is of no use
+  self.postMessage({ type: "error", message: String(error.message ?? error) });
+}
 
 async function fetched(path) {
   // "no-cache": a card and weights that were kept at different times may not belong together.
@@ -62,6 +67,7 @@ async function checkedWeights(response, { file, bytes, sha256 }) {
 
 async function load({ precision: chosen }) {
   const began = performance.now();
+  session = null; // of a recording that the page gave up: its model may go
   const cardText = await (await fetched("./model/model.json")).text();
   const card = JSON.parse(cardText);
   if (card.format !== "kdasr-export" || card.version !== 1 || card.file_format !== "wave-onnx") {
@@ -74,9 +80,10 @@ async function load({ precision: chosen }) {
   }
   const { precision, weights } = await fetchedWeights(card.files, chosen);
   const runtime = await ort.InferenceSession.create(weights, { executionProviders: ["wasm"] });
-  const loaded = chunkModel(runtime, card.metadata);
-  await loaded.step({ samples: new Float32Array(loaded.numSamples), validFrames: loaded.window }, loaded.initialState());
+  const loaded = await triedModel(runtime, card.metadata);
+  const earlier = model;
   [model, symbols] = [loaded, table]; // only now: until here an earlier model is whole and in use
+  await earlier?.release();
   self.postMessage({
     type: "ready",
     card,
@@ -89,6 +96,18 @@ async function load({ precision: chosen }) {
   await keepModel(new URL("./model/", import.meta.url).href, cardText, files).catch(() => {}); // then no offline use
 }
 
+// The model, once it computed a window. What runs it is memory that no garbage collector gives back.
+async function triedModel(runtime, metadata) {
+  try {
+    const tried = chunkModel(runtime, metadata);
+    await tried.step({ samples: new Float32Array(tried.numSamples), validFrames: tried.window }, tried.initialState());
+    return tried;
+  } catch (error) {
+    await runtime.release();
+    throw error;
+  }
+}
+
 function chunkModel(runtime, metadata) {
   const stateSize = Number(metadata.state_floats) + 1;
   const numSamples = Number(metadata.num_samples);
@@ -99,6 +118,7 @@ function chunkModel(runtime, metadata) {
     vocabSize: Number(metadata.vocab_size),
     numSamples,
     initialState: () => new Float32Array(stateSize),
+    release: () => runtime.release(),
     async step(window, state) {
       const out = await runtime.run({
         samples: new ort.Tensor("float32", window.samples, [1, numSamples]),
@@ -111,6 +131,7 @@ function chunkModel(runtime, metadata) {
 }
 
 function start({ rules }) {
+  session = null; // or an error here would end what was heard before
   session = new Session(model, symbols, rules);
   chunks = [];
 }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from export.demo_page import DemoPage
+from export.demo_page import PAGE_FOLDER, DemoPage
 from export.parity import probe_sound
 from export.publish import export_student
 from kdasr.models import save_model
@@ -57,6 +57,14 @@ def browser(place: Path) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=chromium, args=[*arguments, "--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The page, in a folder where Node.js takes its files for modules."""
+    copy = Path(shutil.copytree(PAGE_FOLDER, tmp_path / "page"))
+    (copy / "package.json").write_text('{"type": "module"}')
+    return copy
 
 
 @pytest.fixture

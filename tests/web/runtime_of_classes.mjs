@@ -1,6 +1,8 @@
-// In place of ort/ort.wasm.min.mjs: the weights are JSON with the classes that the model says.
+// In place of ort/ort.wasm.min.mjs: the weights are JSON with the classes that the model says, and the one at which
+// it fails. A model that is released is none of `models` any more.
 
 export const env = { wasm: {} };
+export const models = new Set();
 
 export class Tensor {
   constructor(type, data, dims) {
@@ -10,8 +12,18 @@ export class Tensor {
 
 export const InferenceSession = {
   async create(weights) {
-    const { ids, frames, classes } = JSON.parse(new TextDecoder().decode(weights));
-    return { run: async ({ state }) => outputs(ids, frames, classes, state.data[0]) };
+    const { ids, frames, classes, fails } = JSON.parse(new TextDecoder().decode(weights));
+    const model = {
+      async run({ state }) {
+        if (state.data[0] >= (fails ?? Infinity)) throw new Error("out of memory");
+        return outputs(ids, frames, classes, state.data[0]);
+      },
+      async release() {
+        if (!models.delete(model)) throw new Error("released twice");
+      },
+    };
+    models.add(model);
+    return model;
   },
 };
 

@@ -2,17 +2,10 @@
 // all tokens spelt anew, and the symbols that it looks up for it are counted.
 // usage: node spelling.mjs PAGE_FOLDER < {symbols, ids, frames, rules, every}
 import { readFileSync } from "node:fs";
+import { modelOf } from "./model_of_classes.mjs";
 
 const { Session, decode } = await import(`${process.argv[2]}/session.js`);
 const { symbols, ids, frames, rules, every } = JSON.parse(readFileSync(0));
-const model = {
-  window: 4 * frames, shift: 4 * frames, subsampling: 4, vocabSize: symbols.length, initialState: () => 0,
-  async step(window, state) {
-    const logProbs = new Float32Array(frames * symbols.length);
-    for (let i = 0; i < frames; i++) logProbs[i * symbols.length + (ids[state + i] ?? 0)] = 1;
-    return { logProbs, frames, state: state + frames };
-  },
-};
 let lookedUp = 0;
 const counting = new Proxy(symbols, {
   get(target, key) {
@@ -20,7 +13,7 @@ const counting = new Proxy(symbols, {
     return target[key];
   },
 });
-const session = new Session(model, counting, rules);
+const session = new Session(modelOf(symbols, ids, frames), counting, rules);
 const shown = [];
 const wrong = [];
 let compared = 0;

@@ -93,6 +93,11 @@ def heard_by(page: Page, folder: Path) -> Path:
     """Stops listening and saves what was heard."""
     page.click("#microphone")
     final_text(page)
+    return saved(page, folder)
+
+
+def saved(page: Page, folder: Path) -> Path:
+    """What was heard, as it is saved."""
     with page.expect_download() as download:
         page.click("#save")
     download.value.save_as(folder / "heard.wav")
@@ -160,6 +165,142 @@ def test_a_microphone_that_is_taken_away_ends_what_is_heard(page: Page, place: P
     assert page.locator("#microphone").inner_text() == "Speak"
     assert len(text_of(page, place / "a.wav")) > 3
     wait_until(page, "ready")
+
+
+def test_audio_that_is_interrupted_is_started_again(page: Page, place: Path, tmp_path: Path) -> None:
+    page.evaluate(CONTEXTS, "() => false")
+    page.evaluate(PIECES)
+    choose(page, "float32")
+    start_listening(page)
+    page.evaluate(
+        """() => {
+          const [context] = contexts;
+          const again = () => AudioContext.prototype.resume.call(context);
+          context.resume = () => new Promise((resolve) => (window.allow = () => again().then(resolve)));
+          return context.suspend();
+        }"""
+    )
+    wait_until(page, "interrupted")
+    assert page.locator("#status").inner_text() == "the microphone is interrupted"
+    assert page.locator("#microphone").inner_text() == "Stop"
+    before = page.evaluate("window.pieces")
+    page.evaluate("allow()")
+    wait_until(page, "listening")
+    page.wait_for_function("before => window.pieces > before + 3", arg=before)
+    assert page.evaluate("contexts[0].state") == "running"
+    assert_heard(page, place, heard_by(page, tmp_path))
+
+
+def test_audio_that_stays_interrupted_can_be_ended(page: Page, place: Path, tmp_path: Path) -> None:
+    page.evaluate(CONTEXTS, "() => false")
+    choose(page, "float32")
+    start_listening(page)
+    page.evaluate(
+        """() => {
+          contexts[0].resume = () => new Promise(() => {});
+          MessagePort.prototype.postMessage = () => {}; // the audio thread hears of nothing
+          return contexts[0].suspend();
+        }"""
+    )
+    wait_until(page, "interrupted")
+    assert_heard(page, place, heard_by(page, tmp_path))
+    wait_until(page, "ready")
+    assert page.evaluate("contexts[0].state") == "closed"
+
+
+def test_audio_that_cannot_be_started_again_ends_what_is_heard(
+    page: Page, place: Path, tmp_path: Path
+) -> None:
+    page.evaluate(CONTEXTS, "() => false")
+    choose(page, "float32")
+    start_listening(page)
+    page.evaluate(
+        """() => {
+          contexts[0].resume = () => Promise.reject(new DOMException("no", "InvalidStateError"));
+          return contexts[0].suspend();
+        }"""
+    )
+    assert error_of(page) == "The microphone is gone: what it heard is kept"
+    assert_heard(page, place, saved(page, tmp_path))
+    assert page.evaluate("contexts[0].state") == "closed"
+    assert page.locator("#microphone").inner_text() == "Speak"
+
+
+def test_a_microphone_that_is_muted_is_said_so(page: Page) -> None:
+    page.evaluate(CONTEXTS, "() => false")
+    start_listening(page)
+    for muted, state, text in [
+        (True, "interrupted", "the microphone is muted"),
+        (False, "listening", "listening"),
+    ]:
+        page.evaluate(
+            """muted => {
+              const [track] = contexts[0].stream.getTracks();
+              Object.defineProperty(track, "muted", { value: muted, configurable: true });
+              track.dispatchEvent(new Event(muted ? "mute" : "unmute"));
+            }""",
+            muted,
+        )
+        wait_until(page, state)
+        assert page.locator("#status").inner_text() == text
+
+
+# Counts the pieces that the worker is given, and gives it what `window.spoil` makes of them.
+PIECES = """() => {
+  window.pieces = 0;
+  const post = Worker.prototype.postMessage;
+  Worker.prototype.postMessage = function (message) {
+    if (message.samples) window.pieces++;
+    if (message.samples && window.spoil) message = { ...message, samples: message.samples.map(spoil) };
+    post.call(this, message);
+  };
+}"""
+
+
+def test_a_sample_that_is_no_number_costs_no_word(page: Page, place: Path, tmp_path: Path) -> None:
+    page.evaluate(CONTEXTS, "() => false")
+    page.evaluate(
+        """() => {
+          window.AudioWorkletNode = class extends AudioWorkletNode {
+            constructor(...given) {
+              super(...given);
+              window.node = this;
+            }
+          };
+        }"""
+    )
+    choose(page, "float32")
+    start_listening(page)
+    page.evaluate(
+        """() => {
+          const source = contexts[0].createBufferSource();
+          source.buffer = contexts[0].createBuffer(1, 400, 16000);
+          source.buffer.getChannelData(0)[200] = NaN;
+          source.connect(node);
+          source.start();
+        }"""
+    )
+    page.wait_for_function("document.querySelector('#status').textContent.includes('silenced')")
+    assert page.locator("#status").get_attribute("data-state") == "listening"
+    heard = heard_by(page, tmp_path)
+    assert "no numbers" in error_of(page)
+    assert_heard(page, place, heard)
+
+
+def test_what_was_heard_before_an_error_is_kept(page: Page, place: Path, tmp_path: Path) -> None:
+    page.evaluate(PIECES)
+    choose(page, "float32")
+    start_listening(page)
+    page.evaluate("window.spoil = () => 1000")
+    assert "not scaled" in error_of(page)
+    page.evaluate("window.spoil = null")
+    assert page.locator("#copy").is_enabled()
+    heard, _ = soundfile.read(saved(page, tmp_path), dtype="float32")
+    assert len(heard) > 8_000 and np.abs(heard).max() > 0.05
+    shown = page.locator("#segments span").all_inner_texts()
+    assert final_text(page) == " ".join(shown) and len(final_text(page)) > 8
+    assert page.locator("#microphone").inner_text() == "Speak"
+    assert len(text_of(page, place / "a.wav")) > 3
 
 
 # Keeps every context in `contexts`, and has those refuse a stream for which `refuses` says so.

@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from export.demo_page import PAGE_FOLDER
 from kdasr.decoding import Token
 from kdasr.streaming import text_of
-from kdasr.text import write_tokens_txt
 from tests.export.small_models import UNITS
+from tests.web.node import FRAMES, run, write_model
 
 pytestmark = pytest.mark.web
 
-HERE = Path(__file__).parent
-FRAMES = 8  # of 40 ms in a chunk
 FRAMES_PER_SECOND = 25
 # Words of one piece or several, a mark of a word start alone, and classes that stand for no text.
 PIECES = ["<blk>", "▁", "▁a", "▁the", "b", "ing", "'", "<unk>", "[PAD]", "▁", "e"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The page, in a folder where Node.js takes its files for modules."""
-    copy = Path(shutil.copytree(PAGE_FOLDER, tmp_path / "page"))
-    (copy / "package.json").write_text('{"type": "module"}')
-    return copy
-
-
-def write_model(folder: Path, ids: list[int]) -> None:
-    """Into a copy of the page, a model that says these classes and what runs it."""
-    (folder / "ort").mkdir()
-    shutil.copyfile(HERE / "runtime_of_classes.mjs", folder / "ort" / "ort.wasm.min.mjs")
-    weights = json.dumps({"ids": ids, "frames": FRAMES, "classes": UNITS.vocab_size}).encode()
-    figures = {"file": "said.onnx", "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
-    metadata = {
-        "vocab_size": UNITS.vocab_size,
-        "T": 4 * FRAMES,
-        "decode_chunk_len": 4 * FRAMES,
-        "subsampling": 4,
-        "state_floats": 0,
-        "num_samples": 640 * FRAMES + 240,
-    }
-    card = {"format": "kdasr-export", "version": 1, "file_format": "wave-onnx", "metadata": metadata}
-    (folder / "model").mkdir()
-    (folder / "model" / "said.onnx").write_bytes(weights)
-    (folder / "model" / "model.json").write_text(json.dumps({**card, "files": {"int8": figures}}))
-    write_tokens_txt(UNITS, folder / "model" / "tokens.txt")
-
-
-def run(program: str, *arguments: object, **given: Any) -> Any:
-    node = shutil.which("node")
-    assert node, "install Node.js: apt-get install nodejs"
-    done = subprocess.run(
-        [node, HERE / program, *map(str, arguments)],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2_000:]
-    return json.loads(done.stdout)
 
 
 def said(minutes: float, num_classes: int, seed: int = 1) -> list[int]:
@@ -125,7 +73,13 @@ def test_of_a_long_file_the_worker_posts_what_is_new(folder: Path) -> None:
     minutes = 16
     ids = said(minutes, UNITS.vocab_size)
     write_model(folder, ids)
-    ready, *updates, final = run("long_file.mjs", folder, 60 * minutes)
+    pieces = [{"type": "samples", "all": 0}] * (600 * minutes)
+    messages = [{"type": "start", "rules": None}, *pieces, {"type": "finish"}]
+    steps = [
+        {"messages": [{"type": "load", "precision": None}], "until": "ready"},
+        {"messages": messages, "until": "final"},
+    ]
+    ready, *updates, final = run("worker.mjs", folder, steps=steps)["posted"]
     assert (ready["type"], final["type"]) == ("ready", "final")
     (segment,) = final["segments"]
     assert segment["text"] == UNITS.decode([unit for unit in ids if unit])

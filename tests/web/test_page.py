@@ -100,13 +100,30 @@ def test_another_rate_is_resampled(page: Page, tmp_path: Path) -> None:
     assert len(text_of(page, tmp_path / "narrow.wav")) > 5
 
 
+def test_silence_is_heard_in_place_of_samples_that_are_no_numbers(
+    page: Page, place: Path, tmp_path: Path
+) -> None:
+    choose(page, "float32")
+    sound = probe_sound(40_000, 8)
+    sound[[20_000, 30_000]] = 0
+    soundfile.write(tmp_path / "odd.wav", sound, 16_000, subtype="FLOAT")
+    (expected,) = texts_of([tmp_path / "odd.wav"], place / "wave")
+    sound[[20_000, 30_000]] = np.nan, np.inf
+    soundfile.write(tmp_path / "odd.wav", sound, 16_000, subtype="FLOAT")
+    assert text_of(page, tmp_path / "odd.wav") == expected
+    told = error_of(page)
+    assert told == "Some samples were no numbers (NaN or infinite): silence was heard in their place"
+    assert len(text_of(page, place / "a.wav")) > 10
+    wait_until(page, "ready")
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (np.where(np.arange(40_000) == 20_000, np.nan, probe_sound(40_000, 8)), "no numbers"),
+        (32_768 * probe_sound(40_000, 8), "not scaled to .* with a peak of"),
         (np.zeros(0, np.float32), "odd.wav (is not audio|holds no samples)"),
     ],
-    ids=["NaN", "zero length"],
+    ids=["not scaled", "zero length"],
 )
 def test_audio_that_is_none_is_said_so_and_the_page_goes_on(
     page: Page, place: Path, tmp_path: Path, samples: Any, message: str

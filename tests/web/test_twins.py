@@ -52,6 +52,8 @@ def test_segments_end_where_the_command_line_ends_them(page: Page) -> None:
         {"ids": ids.tolist(), "symbols": list(UNITS.symbols), "size": len(samples)},
     )
     assert [segment["text"] for segment in found] == [segment.text for segment in segments]
+    starts = [segment.start_s for segment in segments]
+    assert [segment["start"] for segment in found] == pytest.approx(starts)
     # What was said in the tail is in the last frame of the audio.
     assert found[-1]["start"] == pytest.approx(2_999 * 0.04) == segments[-1].start_s
 
