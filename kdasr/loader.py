@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.batches import EpochBatches, FeatureCache, change_speed, collate, cut_epoch
 from kdasr.contract import StudentSide, label_symbols
 from kdasr.errors import ConfigError, ShardError, UnitsError
@@ -35,6 +36,7 @@ from kdasr.features import (
 )
 from kdasr.interfaces import BLANK_ID, Batch, SoftLabels, Utterance
 from kdasr.items import Item, Items, Joined
+from kdasr.noise import moving_noise
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
 from kdasr.soft_labels import LabelFolder, concatenate
 from kdasr.soft_labels.runs import best_classes, split_run
@@ -50,8 +52,11 @@ _QUIET_FRAMES = 100 // FRAME_SHIFT_MS
 _MANY = 8
 # Output frames from a word mark to the next unit where no utterance tells; teachers of 40 ms have 2 or 3.
 _MARK_LEAD = 2
-# Of these leads, how many are digital silence, as some programs put before what they hear.
-_SILENT_LEADS = 0.25
+# Shares of these leads and pauses: digital silence, as some programs put before what they hear; and noise
+# that moves, which models that never heard it alone take for words. The rest is drawn from the utterance.
+_SILENT_LEADS, _MOVING_LEADS = 0.125, 0.5
+# Nats by which that may be louder than the quietest 100 ms of the utterance.
+_MOVING_LEVELS = (-0.5, 2.5)
 
 
 @dataclass(slots=True)
@@ -76,8 +81,9 @@ class Stream:
             hear after the end of the audio (`kdasr.streaming.tail`): a student that has never heard it takes
             it for speech. Audio with labels frame by frame never is, nor is audio without text or labels.
         lead_share: of the batches that begin with up to 1.5 s of what is heard before anybody speaks: noise
-            as in the quietest 100 ms of the utterance, or digital silence. Models that have never heard it
-            mishear what does not begin as utterances are cut. Labels frame by frame are blank there.
+            as in the quietest 100 ms of the utterance, generated noise that moves, or digital silence. Models
+            that have never heard it mishear what does not begin as utterances are cut. Labels frame by frame
+            are blank there.
         joined_share: of the batches in which every second utterance follows another one after up to 1 s of
             the same, as in a stream, where both fit into `exclude_longer_s`.
         cache_bytes: memory for features that were computed already; small corpora fit whole.
@@ -464,14 +470,21 @@ class _Reading(NamedTuple):
 
 
 def _after_quiet(features_tf: Tensor, frames: int, seed: int) -> Tensor:
-    """(frames + T, 80) features behind frames that are drawn from their quietest 100 ms, or silent."""
+    """(frames + T, 80) features behind frames drawn from their quietest 100 ms, of noise about as loud, or
+    silent."""
     if not frames:
         return features_tf
     rng = np.random.default_rng(seed)
-    if rng.random() < _SILENT_LEADS:
+    kind = rng.random()
+    if kind < _SILENT_LEADS:
         return functional.pad(features_tf, (0, 0, frames, 0), value=LOG_MEL_FLOOR)
     length = min(_QUIET_FRAMES, len(features_tf))
-    first = int(features_tf.mean(1).unfold(0, length, 1).mean(1).argmin())
+    levels = features_tf.mean(1).unfold(0, length, 1).mean(1)
+    first = int(levels.argmin())
+    if kind < _SILENT_LEADS + _MOVING_LEADS:
+        noise_tf = log_mel(moving_noise(rng, frames * HOP_SAMPLES, SAMPLE_RATE_HZ))
+        louder = float(levels[first] - noise_tf.mean()) + rng.uniform(*_MOVING_LEVELS)
+        return torch.cat([(noise_tf + louder).clamp_min(LOG_MEL_FLOOR), features_tf])
     chosen = torch.from_numpy(rng.integers(first, first + length, frames))
     return torch.cat([features_tf[chosen], features_tf])
 

@@ -13,6 +13,7 @@ Samples = NDArray[np.float32]
 Noise = Callable[[np.random.Generator, int, int], Samples]
 GainOfHz = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _PEAK = 0.98
+_WITH_KNOCKS = 0.3
 
 
 def make_noise(kind: str, rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
@@ -29,6 +30,22 @@ def noise_before(samples: Samples, seconds: float, rate_hz: int, rng: np.random.
     levels = np.sqrt(np.square(blocks, dtype=np.float64).mean(1))
     level = levels[levels > 0].min() if levels.any() else 0.0
     return (level * rng.standard_normal(round(seconds * rate_hz))).astype(np.float32)
+
+
+def moving_noise(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """(num_samples,) noise of one of `MOVING_KINDS` that swells and fades some times a second, now and then
+    with knocks: what is heard of a room in which nobody speaks."""
+    noise = make_noise(str(rng.choice(MOVING_KINDS)), rng, num_samples, rate_hz)
+    count = max(4, round(num_samples / rate_hz * rng.uniform(2, 10)) + 3)
+    knots_nats = rng.normal(0, rng.uniform(0, 1), count)
+    places = np.linspace(0, count - 1, num_samples)
+    if rng.random() < _WITH_KNOCKS:
+        for start in rng.integers(0, num_samples, 1 + rng.poisson(3 * num_samples / rate_hz)):
+            length = min(num_samples - int(start), round(rate_hz * rng.uniform(0.0025, 0.1)))
+            fading = np.exp(-5 * np.arange(length) / length)
+            knock = rng.uniform(1, 8) * rng.standard_normal(length) * fading
+            noise[start : start + length] += knock.astype(np.float32)
+    return (noise * np.exp(np.interp(places, np.arange(count), knots_nats))).astype(np.float32)
 
 
 def add_noise(speech: Samples, noise: Samples, snr_db: float, speech_rms: float) -> Samples:
@@ -163,3 +180,5 @@ NOISE_KINDS: dict[str, Noise] = {
     "crackle": _crackle,
     "chirps": _chirps,
 }
+# Of these a model may hear in training what its test has not: `recipes/mini` keeps the others for that.
+MOVING_KINDS = ("white", "pink", "brown", "hum", "fan")

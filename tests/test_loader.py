@@ -183,23 +183,33 @@ def test_audio_with_labels_frame_by_frame_or_with_nothing_to_read_is_not_followe
 
 
 def test_a_share_of_the_batches_begins_before_the_speech(labelled: Path) -> None:
-    """With frames of the quietest 100 ms of each utterance, or silence, in whole output frames."""
+    """With frames of the quietest 100 ms of each utterance, noise about as loud, or silence, in whole output
+    frames."""
     student = StudentSide(CharUnits(), 4)
     plain, always, half = (stream(labelled, student=student, lead_share=share) for share in (0.0, 1.0, 0.5))
     without = {key: features for _, key, features in readings(plain, 1)}
-    lengths, silences = set(), []
+    lengths, kinds, louder = set(), [], []
     for _, key, features in readings(always, 12):
         own = without[key]
         lead = features[: len(features) - len(own)]
         assert torch.equal(features[len(lead) :], own)
         assert 0 < len(lead) <= 150 and len(lead) % 4 == 0
-        silences.append(bool(lead.eq(LOG_MEL_FLOOR).all()))
         loudness = own.mean(1)
         quietest = min(range(len(own) - 9), key=lambda first: float(loudness[first : first + 10].mean()))
         pool = own[quietest : quietest + 10]
-        assert silences[-1] or all((row == pool).all(1).any() for row in lead)
+        if lead.eq(LOG_MEL_FLOOR).all():
+            kinds.append("silent")
+        elif all((row == pool).all(1).any() for row in lead):
+            kinds.append("drawn")
+        else:
+            kinds.append("moving")
+            louder.append(float(lead.mean() - pool.mean()))
+            assert lead.min() >= LOG_MEL_FLOOR and len(lead.unique(dim=0)) > len(lead) // 2
         lengths.add(len(lead))
-    assert 0.15 < sum(silences) / len(silences) < 0.35 and len(silences) == 12 * 23
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
+    assert shares == pytest.approx({"silent": 0.125, "drawn": 0.375, "moving": 0.5}, abs=0.08)
+    assert len(kinds) == 12 * 23 and -0.6 < min(louder) < 0.0
+    assert 2.0 < max(louder) < 4.0, "2.5 nats at most, but for what is cut off at the floor"
     assert len(lengths) > 15 and max(lengths) > 120 and min(lengths) < 30
     per_epoch = len(half.epoch_batches(0))
     begun = []

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdasr.noise import NOISE_KINDS, Samples, add_noise, amplify, make_noise, noise_before, reverberate, rms
+from kdasr.noise import (
+    MOVING_KINDS,
+    NOISE_KINDS,
+    Samples,
+    add_noise,
+    amplify,
+    make_noise,
+    moving_noise,
+    noise_before,
+    reverberate,
+    rms,
+)
 
 RATE_HZ = 16_000
 
@@ -83,3 +94,21 @@ def test_what_comes_before_is_as_loud_as_the_quietest_that_is_not_nothing() -> N
     for without in (np.zeros(3_200, np.float32), np.ones(100, np.float32)):
         nothing = noise_before(without, 0.1, RATE_HZ, np.random.default_rng(0))
         assert len(nothing) == 1_600 and not nothing.any()
+
+
+def test_moving_noise_swells_and_fades_and_is_of_some_kinds_alone() -> None:
+    """So that the others are left for a test."""
+    spread = []
+    for seed in range(40):
+        noise, again = (moving_noise(np.random.default_rng(seed), 16_123, RATE_HZ) for _ in range(2))
+        np.testing.assert_array_equal(noise, again)
+        assert (len(noise), noise.dtype) == (16_123, np.float32) and np.isfinite(noise).all()
+        blocks = np.sqrt(np.square(noise[:16_000].reshape(20, 800)).mean(1))
+        spread.append(float(np.log(blocks.max() / blocks.min())))
+    still = make_noise("white", np.random.default_rng(0), 16_000, RATE_HZ).reshape(20, 800)
+    levels = np.sqrt(np.square(still).mean(1))
+    assert np.median(spread) > 4 * np.log(levels.max() / levels.min()), "nats between 50 ms and 50 ms"
+    assert (
+        set(MOVING_KINDS) < set(NOISE_KINDS)
+        and len(moving_noise(np.random.default_rng(1), 160, RATE_HZ)) == 160
+    )
