@@ -1,4 +1,4 @@
-"""`kdasr bench device`: a student in, its speed, memory and delays on this machine out.
+"""`kdasr bench device`: a student or its export in, its speed, memory and delays on this machine out.
 
 Each engine runs in a process of its own on one core. Machines are rarely idle, so every engine is
 measured several times in turns, and the figures are those of its least disturbed round.
@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 
+from export.card import read_export_card
 from export.delays import measure_delays, open_aligner
 from export.formats import available_formats
 from export.parity import probe_sound
@@ -54,13 +55,14 @@ def bench_device(
     formats: Sequence[str] | None = None,
     rounds: int = DEFAULT_ROUNDS,
 ) -> dict[str, Any]:
-    """Measures a student in every engine that is installed.
+    """Measures a student in every engine that is installed, or the files of an export.
 
     Args:
-        model: folder of a trained student; it is exported to a temporary folder first.
+        model: folder of a trained student, which is exported to a temporary folder first, or of an export,
+            whose files are measured as they are.
         shards: labelled test shards, for error rates and delays; without them there are none.
         aligner: folder of a full-context model with the same units.
-        formats: which of `export.formats.FORMATS` to measure; None for all that are installed.
+        formats: which of `export.formats.FORMATS` a student is exported to; None for all that are installed.
         rounds: how often to time each engine, in turns.
 
     Returns:
@@ -76,31 +78,27 @@ def bench_device(
     _check_rounds(rounds)
     if aligner is not None and not shards:
         raise ConfigError("delays are measured on test audio", where="--aligner", fix="Add --test SHARDS.")
-    loaded = load_model(model)
-    recogniser = open_recogniser(model)
+    card = read_export_card(model) if model.is_dir() else None
+    loaded = load_model(model) if card is None else None
+    engines = _torch_engine(model, loaded) if loaded is not None else _engines_of_card(model, card or {})
+    recogniser = open_recogniser(next(iter(engines.paths.values()), model))
     latency_ms = algorithmic_latency_ms(recogniser.streaming_model())
     utterances = _labelled(shards)
     aligning = open_aligner(aligner, recogniser) if aligner is not None else None
     with tempfile.TemporaryDirectory() as folder:
-        engines, export_s, refused = {"torch": model}, {}, {}
-        for name in available_formats() if formats is None else formats:
-            exported, export_s[name] = _export(loaded, Path(folder) / name, name)
-            engines[f"{name} float32"] = exported.float_path
-            if exported.int8_path is not None:
-                engines[f"{name} int8"] = exported.int8_path
-            else:
-                refused[f"{name} int8"] = exported.refused
-        rows = time_engines(engines, utterances, Path(folder), rounds)
-        for name, path in engines.items():
+        if loaded is not None:
+            _add_exports(engines, loaded, Path(folder), available_formats() if formats is None else formats)
+        rows = time_engines(engines.paths, utterances, Path(folder), rounds)
+        for name, path in engines.paths.items():
             rows[name]["bytes"] = _size(path)
             rows[name]["wer"] = streaming_wer(path, utterances) if utterances else None
     delays = measure_delays(recogniser, utterances, aligning) if utterances else None
     return {
         "model": str(model),
-        "parameters": loaded.card.get("parameters"),
+        "parameters": engines.parameters,
         "latency_ms": latency_ms,
-        "export_s": export_s,
-        "refused": refused,
+        "export_s": engines.export_s,
+        "refused": engines.refused,
         "engines": rows,
         "delays": asdict(delays) if delays else None,
     }
@@ -156,8 +154,9 @@ def streaming_wer(model: Path, utterances: Sequence[Utterance]) -> float:
 
 def table(figures: Mapping[str, Any]) -> list[str]:
     """The figures as lines of text."""
+    parameters = figures["parameters"]
     lines = [
-        f"{figures['model']}: {figures['parameters']:,} parameters, "
+        f"{figures['model']}: {'?' if parameters is None else f'{parameters:,}'} parameters, "
         f"algorithmic latency {figures['latency_ms']:g} ms, one core",
         "engine                   MB  WER %     RTF  median     CPU  P50 ms  P95 ms  P99 ms  added MiB"
         "  peak MiB",
@@ -186,6 +185,50 @@ def table(figures: Mapping[str, Any]) -> list[str]:
             if delays[name]:
                 lines.append(f"{counted(delays[name], 'utterance')} {what}")
     return lines
+
+
+class _Engines(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        parameters: of the student, where they are known.
+        paths: model folder or file by the name of the engine.
+        export_s: how long each export took, checks included.
+        refused: why an engine is left out.
+    """
+
+    parameters: int | None
+    paths: dict[str, Path]
+    export_s: dict[str, float]
+    refused: dict[str, str | None]
+
+
+def _torch_engine(model: Path, loaded: LoadedModel) -> _Engines:
+    return _Engines(loaded.card.get("parameters"), {"torch": model}, {}, {})
+
+
+def _add_exports(engines: _Engines, loaded: LoadedModel, folder: Path, formats: Sequence[str]) -> None:
+    for name in formats:
+        exported, engines.export_s[name] = _export(loaded, folder / name, name)
+        engines.paths[f"{name} float32"] = exported.float_path
+        if exported.int8_path is not None:
+            engines.paths[f"{name} int8"] = exported.int8_path
+        else:
+            engines.refused[f"{name} int8"] = exported.refused
+
+
+def _engines_of_card(folder: Path, card: dict[str, Any]) -> _Engines:
+    """The files of an export; one that was not passed on is left out."""
+    engines = _Engines(card["student"].get("parameters"), {}, {}, {})
+    for precision, facts in card["files"].items():
+        name, path = f"{card['file_format']} {precision}", folder / str(facts["file"])
+        if path.exists():
+            engines.paths[name] = path
+        else:
+            engines.refused[name] = f"there is no {path.name}"
+    for precision, facts in card.get("refused", {}).items():
+        engines.refused[f"{card['file_format']} {precision}"] = str(facts["reason"])
+    return engines
 
 
 def _export(loaded: LoadedModel, folder: Path, format: str) -> tuple[Export, float]:

@@ -6,13 +6,26 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ModelError
-from kdasr.features import FRAME_SHIFT_MS, HOP_SAMPLES, NUM_MEL_BINS, feature_hash
-from kdasr.interfaces import StreamingModel
+from kdasr.features import (
+    FFT_SIZE,
+    FRAME_SHIFT_MS,
+    HIGH_HZ,
+    HOP_SAMPLES,
+    LOG_MEL_FLOOR,
+    LOW_HZ,
+    NUM_MEL_BINS,
+    POVEY_POWER,
+    PREEMPHASIS,
+    WINDOW_SAMPLES,
+    feature_hash,
+)
+from kdasr.interfaces import BLANK_ID, StreamingModel
 from kdasr.models import EXPORT_FORMAT
 from kdasr.storage import commit_bytes
-from kdasr.streaming import TorchChunkModel, algorithmic_latency_ms
-from kdasr.text import BLANK_SYMBOL, Units
+from kdasr.streaming import TAIL_MS, WORD_PAUSE_S, TorchChunkModel, algorithmic_latency_ms
+from kdasr.text import BLANK_SYMBOL, WORD_START, Units
 
 if TYPE_CHECKING:
     from export.formats import Format
@@ -53,7 +66,14 @@ def build_card(
             else None,
             "state_floats": int(format.facts["state_floats"]),
         },
-        "units": {"count": units.vocab_size, "blank": BLANK_SYMBOL, "blank_id": 0, "hash": units.hash},
+        "units": {
+            "count": units.vocab_size,
+            "blank": BLANK_SYMBOL,
+            "blank_id": BLANK_ID,
+            "word_mark": WORD_START,
+            "word_pause_s": WORD_PAUSE_S,
+            "hash": units.hash,
+        },
         "streaming": {
             "shift_feature_frames": student.shift,
             "window_feature_frames": student.window,
@@ -61,27 +81,37 @@ def build_card(
             "lookahead_ms": student.lookahead_frames * frame_ms,
             "output_frame_ms": frame_ms,
             "latency_ms": algorithmic_latency_ms(TorchChunkModel(student)),
+            "tail_ms": TAIL_MS,
         },
-        "features": {
-            "kind": "Kaldi fbank, natural log, no normalisation",
-            "sample_rate_hz": 16_000,
-            "samples": "mono, float, [-1, 1]",
-            "mel_bins": NUM_MEL_BINS,
-            "low_hz": 20,
-            "high_hz": 7_600,
-            "window_ms": 25,
-            "hop_samples": HOP_SAMPLES,
-            "window": "povey",
-            "preemphasis": 0.97,
-            "remove_dc": True,
-            "dither": 0,
-            "snip_edges": False,
-            "hash": feature_hash(),
-        },
+        "features": _features(),
         "metadata": format.facts,
         "files": figures,
         "refused": {},
         "run": format.run,
+    }
+
+
+def _features() -> dict[str, Any]:
+    """What `kdasr.features` computes, for those who compute it elsewhere."""
+    return {
+        "kind": "Kaldi fbank, natural log, no normalisation",
+        "sample_rate_hz": SAMPLE_RATE_HZ,
+        "samples": "mono, float, [-1, 1]",
+        "mel_bins": NUM_MEL_BINS,
+        "low_hz": LOW_HZ,
+        "high_hz": HIGH_HZ,
+        "window_ms": 1000 * WINDOW_SAMPLES // SAMPLE_RATE_HZ,
+        "window_samples": WINDOW_SAMPLES,
+        "hop_samples": HOP_SAMPLES,
+        "window": "povey",
+        "povey_power": POVEY_POWER,
+        "preemphasis": PREEMPHASIS,
+        "fft_size": FFT_SIZE,
+        "log_mel_floor": LOG_MEL_FLOOR,
+        "remove_dc": True,
+        "dither": 0,
+        "snip_edges": False,
+        "hash": feature_hash(),
     }
 
 

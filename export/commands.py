@@ -38,7 +38,7 @@ def add_commands(verb: Verb) -> None:
     page.add_argument("--port", type=int, default=8000, help="port on this machine (default 8000)")
     bench = verb("bench", bench_device, "measure a student on this machine")
     bench.add_argument("what", choices=["device"], help="speed, memory and delays of every engine")
-    bench.add_argument("--model", type=Path, required=True, help="folder of a student")
+    bench.add_argument("--model", type=Path, required=True, help="folder of a student or of its export")
     bench.add_argument("--test", type=Path, help="folder of labelled shards, for WER and delays")
     bench.add_argument(
         "--aligner", type=Path, help="folder of the teacher, whose alignment delays are against"

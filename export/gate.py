@@ -15,9 +15,10 @@ from kdasr.text import Units
 def wer_gate(units: Units, shards: Sequence[Path]) -> Gate:
     """A function from a `ChunkModel` to its WER over `shards`, decoded chunk by chunk.
 
-    The function raises ShardError where the shards are damaged or hold no transcripts.
+    Of their folders it tells the last two parts: an export is passed on, and where things lie on this machine
+    is no part of it. The function raises ShardError where the shards are damaged or hold no transcripts.
     """
-    folders = tuple(dict.fromkeys(str(path.parent) for path in shards))
+    folders = tuple(dict.fromkeys(_last_parts(path.parent) for path in shards))
 
     def measure(model: ChunkModel) -> Measured:
         def transcribe(utterance: Utterance) -> str:
@@ -27,3 +28,7 @@ def wer_gate(units: Units, shards: Sequence[Path]) -> Gate:
         return Measured(result.wer, result.errors.words, folders)
 
     return measure
+
+
+def _last_parts(folder: Path) -> str:
+    return "/".join(part for part in folder.parts[-2:] if part != folder.anchor)

@@ -28,6 +28,7 @@ def write_graph(
     """Writes the ONNX graph of `module`. That it computes the same is not checked here.
 
     Args:
+        module: gives a tuple of tensors.
         example: inputs of two streams, because a batch of one lets an exporter take the batch
             axis for a constant.
 
@@ -41,8 +42,9 @@ def write_graph(
         # with torch would find it if one had.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            results = module.eval()(*example)
             torch.onnx.export(
-                module.eval(),
+                module,
                 example,
                 str(path),
                 input_names=inputs,
@@ -52,6 +54,8 @@ def write_graph(
                 dynamo=False,
             )
         model = onnx.load(str(path))
+        for entry, result in zip(model.graph.output, results, strict=True):
+            _set_shape(entry, result, dynamic_axes.get(entry.name, {}))
         set_metadata(model, metadata)
         onnx.checker.check_model(model)
         onnx.save(model, str(path))
@@ -62,6 +66,18 @@ def write_graph(
             got=str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__,
             fix="Use operations that torch.onnx supports in forward().",
         ) from error
+
+
+def _set_shape(entry: Any, result: Tensor, dynamic: dict[int, str]) -> None:
+    """Declares the shape of an output, which the exporter leaves open where it cannot follow it: other tools
+    plan memory by it."""
+    shape = entry.type.tensor_type.shape
+    del shape.dim[:]
+    for axis, size in enumerate(result.shape):
+        if axis in dynamic:
+            shape.dim.add().dim_param = dynamic[axis]
+        else:
+            shape.dim.add().dim_value = size
 
 
 def set_metadata(model: Any, metadata: dict[str, str]) -> None:

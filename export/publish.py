@@ -26,6 +26,11 @@ from kdasr.text import UNITS_FILE, Units, write_tokens_txt
 TOKENS_FILE = "tokens.txt"
 _MODEL_FILES = [name for kind in FORMATS.values() for name in (kind.float_file, kind.int8_file)]
 MAX_WER_RISE = 0.5
+# For the card: what its WER is, and is not.
+GATE_PURPOSE = (
+    "the gate of int8: what 8 bits cost; where the audio is that of the training, the figure does not say "
+    "how good the student is"
+)
 NOT_MEASURED = "not measured: exported without development shards (--dev)"
 
 
@@ -36,7 +41,7 @@ class Measured:
     Attributes:
         wer_percent: word errors for each hundred words.
         words: words of the transcripts.
-        folders: where the shards lie.
+        folders: what the folders of the shards are called.
     """
 
     wer_percent: float
@@ -253,7 +258,7 @@ def _measured(gate: Gate | None, candidate: ChunkModel) -> dict[str, Any]:
     if gate is None:
         return {"wer_percent": None, "wer_data": NOT_MEASURED}
     data = asdict(gate(candidate))
-    return {"wer_percent": data.pop("wer_percent"), "wer_data": data}
+    return {"wer_percent": data.pop("wer_percent"), "wer_data": {**data, "purpose": GATE_PURPOSE}}
 
 
 def _require_accuracy(figures: dict[str, Any], float_wer: float, max_wer_rise: float) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import FrameType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,19 @@ _MP3_KBITS = (
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 _MP3_RATES_HZ = (44_100, 48_000, 32_000)
+# Of a microphone that gives a piece ten times a second: some drivers tell nobody that theirs is gone.
+_GONE_AFTER_S = 5.0
 _log = logging.getLogger(__name__)
+
+
+class Gap(NamedTuple):
+    """Between two pieces: audio that was lost.
+
+    Attributes:
+        seconds: of it, where the driver knows; otherwise 0.
+    """
+
+    seconds: float
 
 
 def pieces_of(samples: Samples, piece_ms: int = PIECE_MS) -> Iterator[Samples]:
@@ -138,8 +150,10 @@ def _mp3_frame_bytes(data: bytes) -> int:
 
 def microphone_pieces(
     *, device: str | int | None = None, on_open: Callable[[], None] = lambda: None
-) -> Iterator[Samples]:
-    """The microphone, until Ctrl-C, in pieces of `PIECE_MS`: what was heard before it is complete.
+) -> Iterator[Samples | Gap]:
+    """The microphone, until Ctrl-C or until it is gone, which is warned of, in pieces of `PIECE_MS`: what was
+    heard before that is complete. Samples that are no numbers are silence, which is warned of once. A `Gap`
+    stands where the driver lost what nobody fetched in time.
 
     Args:
         device: name or number as `python -m sounddevice` lists them; None for the default.
@@ -150,17 +164,10 @@ def microphone_pieces(
         AudioError: there is no such device, or it does not record.
     """
     sounddevice = _sounddevice()
-    arrived: queue.SimpleQueue[Samples] = queue.SimpleQueue()
-
-    def hear(frames: NDArray[np.float32], count: int, time: Any, status: Any) -> None:
-        if status:
-            _log.warning("microphone: %s", status)
-        arrived.put(frames[:, 0].copy())
-
     with _CtrlC() as ctrl_c, ExitStack() as opened:
         try:
             rate_hz = _microphone_rate_hz(sounddevice, device)
-            resampler = StreamingResampler(rate_hz)
+            resampler, driver = StreamingResampler(rate_hz), _Driver(rate_hz)
             opened.enter_context(
                 sounddevice.InputStream(
                     samplerate=rate_hz,
@@ -168,7 +175,8 @@ def microphone_pieces(
                     dtype="float32",
                     device=device,
                     blocksize=_piece_samples(PIECE_MS, rate_hz),
-                    callback=hear,
+                    callback=driver.hear,
+                    finished_callback=driver.end,
                 )
             )
         except (sounddevice.PortAudioError, ValueError) as error:
@@ -179,12 +187,76 @@ def microphone_pieces(
                 fix="List the devices with: python -m sounddevice",
             ) from error
         on_open()
-        while (frames := ctrl_c.unless_pressed(arrived.get)) is not None:
-            yield resampler.accept(frames)
+        while (heard := ctrl_c.unless_pressed(driver.wait)) is not None:
+            yield from _resampled(resampler, heard)
         opened.close()  # what is computed from here on needs no microphone
-        while not arrived.empty():  # recorded before Ctrl-C, while something was computed
-            yield resampler.accept(arrived.get())
+        for heard in driver.rest():  # recorded before Ctrl-C, while something was computed
+            yield from _resampled(resampler, heard)
         yield resampler.flush()
+
+
+def _resampled(resampler: StreamingResampler, heard: Samples | Gap) -> Iterator[Samples | Gap]:
+    if isinstance(heard, Gap):
+        yield resampler.flush()
+        yield heard
+        resampler.reset()
+    else:
+        yield resampler.accept(heard)
+
+
+class _Driver:
+    """What a microphone's driver tells in a thread of its own, for another thread to fetch.
+
+    Args:
+        rate_hz: samples a second.
+    """
+
+    def __init__(self, rate_hz: int) -> None:
+        self._rate_hz = rate_hz
+        self._arrived: queue.SimpleQueue[Samples | Gap | None] = queue.SimpleQueue()  # None after the last
+        self._end_s: float | None = None  # of the last piece, by the device's clock
+        self._told = False
+
+    def hear(self, frames: NDArray[np.float32], count: int, time: Any, status: Any) -> None:
+        """Takes a piece; see `callback` of sounddevice.InputStream."""
+        if status:
+            _log.warning("microphone: %s", status)
+        start_s = float(getattr(time, "inputBufferAdcTime", 0.0))
+        if getattr(status, "input_overflow", False) and self._end_s is not None:
+            # What was lost lay before this piece. Some drivers have no clock, and others begin with this.
+            self._arrived.put(Gap(max(0.0, start_s - self._end_s)))
+        self._end_s = start_s + count / self._rate_hz
+        self._arrived.put(self._finite(frames[:, 0].copy()))
+
+    def end(self) -> None:
+        """Takes it that nothing more comes."""
+        self._arrived.put(None)
+
+    def wait(self) -> Samples | Gap | None:
+        """What is told next; None, and a warning, where the microphone gives nothing any more."""
+        try:
+            heard = self._arrived.get(timeout=_GONE_AFTER_S)
+        except queue.Empty:
+            heard = None
+        if heard is None:
+            _log.warning("the microphone is gone: what was heard until then is all")
+        return heard
+
+    def rest(self) -> Iterator[Samples | Gap]:
+        """What was told and is not fetched yet."""
+        while not self._arrived.empty():
+            if (heard := self._arrived.get()) is not None:
+                yield heard
+
+    def _finite(self, samples: Samples) -> Samples:
+        """The samples, zero where they are no numbers: a driver that stumbles over a sample is no reason to
+        stop listening."""
+        if np.isfinite(samples).all():
+            return samples
+        if not self._told:
+            _log.warning("microphone: samples of NaN or infinity are heard as silence")
+        self._told = True
+        return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _microphone_rate_hz(sounddevice: Any, device: str | int | None) -> int:

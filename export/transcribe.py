@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.load import exported_file, load_exported
+from export.sources import Gap
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, GreedyStream, StreamDecoder, Token, decode_whole
 from kdasr.errors import AudioError, ConfigError, ModelError
@@ -23,6 +24,7 @@ from kdasr.streaming import (
     ChunkModel,
     EndpointingSession,
     EndpointRules,
+    Segment,
     StreamingSession,
     TorchChunkModel,
     Word,
@@ -155,32 +157,43 @@ class Recogniser:
         return words_of(tokens, self.units, FRAME_SHIFT_MS * model.subsampling / 1000, audio_s)
 
     def listen(
-        self, pieces: Iterable[NDArray[np.float32]], source: str, rules: EndpointRules | None = None
+        self, pieces: Iterable[NDArray[np.float32] | Gap], source: str, rules: EndpointRules | None = None
     ) -> Iterator[Transcript]:
         """Partial and final transcripts of audio as it arrives.
 
         Args:
-            pieces: samples at 16 kHz, any number at a time.
+            pieces: samples at 16 kHz, any number at a time; a gap ends a segment.
             source: what to call the audio.
             rules: cut it into segments at pauses; None gives one final transcript at the end,
                 even an empty one.
+
+        Raises:
+            AudioError: bad samples (see `kdasr.streaming.check_samples`), after the final transcript of what
+                was heard before them.
         """
         session = EndpointingSession(
             self.streaming_model(), self.units, rules, where=source, decoder=self.decoder
         )
         before = ""
         for piece in pieces:
-            for segment in session.accept(piece):
-                yield Transcript(source, segment.text, segment.words, True)
-                before = ""  # after it nothing is on show any more
+            try:
+                segments = session.gap(piece.seconds) if isinstance(piece, Gap) else session.accept(piece)
+            except AudioError:
+                yield from _finals(source, session.finish())
+                raise
+            yield from _finals(source, segments)
+            before = "" if segments else before  # after them nothing is on show any more
             if session.partial != before:
                 before = session.partial
                 yield Transcript(source, before, [], False)
         segments = session.finish()
-        for segment in segments:
-            yield Transcript(source, segment.text, segment.words, True)
+        yield from _finals(source, segments)
         if rules is None and not segments:
             yield Transcript(source, "", [], True)
+
+
+def _finals(source: str, segments: Iterable[Segment]) -> Iterator[Transcript]:
+    return (Transcript(source, segment.text, segment.words, True) for segment in segments)
 
 
 def open_recogniser(path: Path, chunk_ms: int | None = None) -> Recogniser:

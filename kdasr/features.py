@@ -26,12 +26,13 @@ HOP_SAMPLES = 160
 WINDOW_SAMPLES = 400
 FRAME_SHIFT_MS = 10
 LOW_HZ, HIGH_HZ = 20.0, 7600.0
+FFT_SIZE = 512
+PREEMPHASIS = 0.97
+POVEY_POWER = 0.85
 # The silence that a streaming model hears after the end of the audio; see kdasr.streaming.tail.
 TAIL_MS = 320
 LOG_MEL_FLOOR = math.log(torch.finfo(torch.float32).eps)
 
-_FFT_SIZE = 512
-_PREEMPHASIS = 0.97
 # Samples of a frame that lie before the 160 samples it stands for.
 _LEFT_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
 # Frames worked on at a time: the temporaries stay in the cache, which is 3-4 times faster than
@@ -52,7 +53,7 @@ def feature_hash() -> str:
         "window": "povey",
         "low_hz": LOW_HZ,
         "high_hz": HIGH_HZ,
-        "preemphasis": _PREEMPHASIS,
+        "preemphasis": PREEMPHASIS,
         "snip_edges": False,
         "dither": 0,
     }
@@ -96,11 +97,11 @@ def spectrum(windows_nw: Tensor) -> Tensor:
     Povey window and the Fourier transform. It is linear, so its rows for the identity are a matrix
     that does the same."""
     centred = windows_nw - windows_nw.mean(1, keepdim=True)
-    padded = centred.new_zeros(len(centred), _FFT_SIZE)
+    padded = centred.new_zeros(len(centred), FFT_SIZE)
     # The window is 0 at its first sample, so that the predecessor which this lacks does not matter.
     inside = padded[:, 1:WINDOW_SAMPLES]
     povey_w, _ = _constants(windows_nw.device)
-    torch.sub(centred[:, 1:], centred[:, :-1], alpha=_PREEMPHASIS, out=inside).mul_(povey_w[1:])
+    torch.sub(centred[:, 1:], centred[:, :-1], alpha=PREEMPHASIS, out=inside).mul_(povey_w[1:])
     return torch.fft.rfft(padded)
 
 
@@ -178,7 +179,7 @@ def _block_log_mel(windows: Tensor) -> Tensor:
 
 
 def _povey_window() -> Tensor:
-    return torch.hann_window(WINDOW_SAMPLES, periodic=False, dtype=torch.float64).pow(0.85).float()
+    return torch.hann_window(WINDOW_SAMPLES, periodic=False, dtype=torch.float64).pow(POVEY_POWER).float()
 
 
 def _kaldi_mel_filters() -> Tensor:
@@ -188,7 +189,7 @@ def _kaldi_mel_filters() -> Tensor:
         return 1127.0 * torch.log1p(torch.as_tensor(hz, dtype=torch.float64) / 700.0)
 
     edges = torch.linspace(float(mel(LOW_HZ)), float(mel(HIGH_HZ)), NUM_MEL_BINS + 2, dtype=torch.float64)
-    bins = mel(torch.arange(_FFT_SIZE // 2 + 1) * (SAMPLE_RATE_HZ / _FFT_SIZE))[:, None]
+    bins = mel(torch.arange(FFT_SIZE // 2 + 1) * (SAMPLE_RATE_HZ / FFT_SIZE))[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
     return torch.minimum(rising, falling).clamp_min(0.0).float()

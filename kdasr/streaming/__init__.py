@@ -21,11 +21,12 @@ from kdasr.streaming.resampler import StreamingResampler
 from kdasr.streaming.session import StreamingSession, check_samples
 from kdasr.streaming.tail import TAIL_MS, hears_tail, with_tail, within_audio
 from kdasr.streaming.windows import FeatureWindows, FrontEnd, SampleWindow, SampleWindows
-from kdasr.streaming.words import Word, text_of, words_of
+from kdasr.streaming.words import WORD_PAUSE_S, Word, text_of, words_of
 
 __all__ = [
     "FEATURE_LOOKAHEAD_MS",
     "TAIL_MS",
+    "WORD_PAUSE_S",
     "ChunkModel",
     "EndpointRules",
     "EndpointingSession",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class EndpointingSession:
 
     The model's state runs on across the cuts: with greedy decoding all segments together are the units
     of one uninterrupted session, and its words but for those that a pause parts. A search begins anew
-    after each pause.
+    after each pause. Where audio is missing, `gap` begins anew.
 
     Args:
         model: what to run.
@@ -86,6 +87,30 @@ class EndpointingSession:
         self._session = StreamingSession(model, units, where=where, decoder=decoder)
         self._rules = rules
         self._frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
+        self._start_s = 0.0  # where in the stream the session began: behind the last gap
+
+    def reset(self) -> None:
+        """Forgets everything: the next sample is the first of a new stream."""
+        self._session.reset()
+        self._start_s = 0.0
+
+    def gap(self, seconds: float = 0.0) -> list[Segment]:
+        """Tells that audio is missing here: what was said before it ends, as by `finish`, and is given out,
+        and the next sample is heard as the first of a stream whose times go on. Joined, the two sides of a
+        gap are sound that nobody makes, and a model that remembers the one mishears the other.
+
+        Args:
+            seconds: how much is missing, as far as it is known.
+
+        Raises:
+            ConfigError: a negative time, or none.
+        """
+        if not 0 <= seconds < math.inf:
+            raise ConfigError("a gap is a time", where="gap", expected=">= 0 seconds", got=seconds)
+        segments = self.finish()
+        self._start_s += self._session.num_samples / SAMPLE_RATE_HZ + seconds
+        self._session.reset()
+        return segments
 
     @property
     def partial(self) -> str:
@@ -144,4 +169,10 @@ class EndpointingSession:
         """Takes `count` tokens as a segment; none where they hold no word."""
         audio_s = self._session.num_samples / SAMPLE_RATE_HZ
         words = words_of(self._session.take(count), self._session.units, self._frame_s, audio_s)
+        words = [self._in_stream(word) for word in words]
         return [Segment(" ".join(word.text for word in words), words)] if words else []
+
+    def _in_stream(self, word: Word) -> Word:
+        """A word of the session with its times in the stream."""
+        start_s, end_s = (round(self._start_s + time_s, 3) for time_s in (word.start_s, word.end_s))
+        return word._replace(start_s=start_s, end_s=end_s)

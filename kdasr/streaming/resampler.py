@@ -38,6 +38,10 @@ class StreamingResampler:
         self._block_in, self._block_out = from_hz // divisor, to_hz // divisor
         reach = math.ceil(_ZERO_CROSSINGS * from_hz / min(from_hz, to_hz))
         self._context = math.ceil(reach / self._block_in) * self._block_in
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything: the next sample is the first of a new stream."""
         self._history = np.zeros(0, np.float32)
         self._history_before = 0  # samples of the history that have been given out already
 

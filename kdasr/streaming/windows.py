@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kdasr.features import (
     HOP_SAMPLES,
@@ -43,8 +44,12 @@ class FrontEnd(Protocol):
 class FeatureWindows:
     """(1, window, 80) windows of log-mel, `shift` frames apart.
 
+    Samples are held until all features that a window lacks can be made at once. Made one or two at a time, as
+    small pieces come, they cost several times as much, and differ in their last bits with the pieces, which
+    turns letters in int8.
+
     Args:
-        window, shift: feature frames.
+        window, shift: feature frames; the window is no shorter than the shift.
     """
 
     def __init__(self, window: int, shift: int) -> None:
@@ -52,27 +57,41 @@ class FeatureWindows:
         self._features = StreamingLogMel()
         self._pending_tf = np.zeros((0, NUM_MEL_BINS), np.float32)
         self._first = 0  # feature frame that the pending ones begin with
-        self._num_features = 0
+        self._num_samples = 0
+        # What the next window lacks: for the first one, up to the end of its last frame's own window.
+        self._needed = window * HOP_SAMPLES + LEFT_SAMPLES
+        self._held = np.empty(
+            self._needed, np.float32
+        )  # copies: whoever gives samples may reuse their memory
+        self._num_held = 0
 
     @property
     def num_features(self) -> int:
-        return self._num_features
+        return num_frames(self._num_samples)
 
     def accept(self, samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-        self._push(self._features.accept(samples).numpy())
-        while len(self._pending_tf) >= self._window:
-            yield self._pop()
+        self._num_samples += len(samples)
+        while len(samples):
+            taken = samples[: self._needed - self._num_held]
+            self._held[self._num_held : self._num_held + len(taken)] = taken
+            self._num_held += len(taken)
+            samples = samples[len(taken) :]
+            if self._num_held == self._needed:
+                self._push(self._features.accept(self._held[: self._needed]))
+                self._num_held, self._needed = 0, self._shift * HOP_SAMPLES
+                yield self._pop()
 
     def finish(self) -> Iterator[NDArray[np.float32]]:
-        self._push(self._features.flush().numpy())
-        while self._first < self._num_features:
+        self._push(self._features.accept(self._held[: self._num_held]))
+        self._push(self._features.flush())
+        self._num_held = 0
+        while self._first < self.num_features:
             missing = max(0, self._window - len(self._pending_tf))
             self._pending_tf = np.pad(self._pending_tf, ((0, missing), (0, 0)), constant_values=LOG_MEL_FLOOR)
             yield self._pop()
 
-    def _push(self, features_tf: NDArray[np.float32]) -> None:
-        self._num_features += len(features_tf)
-        self._pending_tf = np.concatenate([self._pending_tf, features_tf])
+    def _push(self, features_tf: Tensor) -> None:
+        self._pending_tf = np.concatenate([self._pending_tf, features_tf.numpy()])
 
     def _pop(self) -> NDArray[np.float32]:
         window_btf = np.ascontiguousarray(self._pending_tf[None, : self._window])

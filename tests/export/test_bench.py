@@ -11,11 +11,12 @@ import pytest
 import export.bench
 import export.publish
 from export.bench import bench_device, streaming_wer, table, time_engines
+from export.card import write_card
 from export.delays import Delays
 from export.formats import available_formats, format_class
 from export.parity import Agreement, probe_sound
 from export.publish import export_student
-from kdasr.errors import ConfigError, ExportError
+from kdasr.errors import ConfigError, ExportError, ModelError
 from kdasr.interfaces import Utterance
 from kdasr.models import save_model
 from kdasr.shards import write_shards
@@ -66,6 +67,62 @@ def test_an_int8_file_that_its_export_refused_is_said_to_be_left_out(
     figures = bench_device(place / "student", rounds=1, formats=["onnx"])
     assert set(figures["engines"]) == {"torch", "onnx float32"}
     assert "onnx int8 is left out: another model" in table(figures)
+
+
+@pytest.mark.parametrize("gone", [None, "model.onnx"])
+def test_the_files_of_an_export_are_measured_as_they_are(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str | None
+) -> None:
+    card = export_student(conformer(), UNITS, tmp_path / "out").card
+    if gone is not None:
+        (tmp_path / "out" / gone).unlink()
+    timed: dict[str, Path] = {}
+
+    def time_them(engines: dict[str, Path], *arguments: Any) -> dict[str, dict[str, Any]]:
+        timed.update(engines)
+        return {name: {"rtf": 0.1} for name in engines}
+
+    monkeypatch.setattr(export.bench, "time_engines", time_them)
+    monkeypatch.setattr(export.bench, "export_student", None)  # nothing is exported anew
+    figures = bench_device(tmp_path / "out", shards=sorted((place / "test").glob("*.tar")), rounds=1)
+    names = {"onnx float32": "model.onnx", "onnx int8": "model.int8.onnx"}
+    assert timed == {name: tmp_path / "out" / file for name, file in names.items() if file != gone}
+    assert figures["parameters"] == card["student"]["parameters"] == 53_725
+    assert figures["latency_ms"] == 207.5 and figures["export_s"] == {}
+    assert figures["refused"] == ({} if gone is None else {"onnx float32": f"there is no {gone}"})
+    assert figures["engines"]["onnx int8"]["bytes"] == card["files"]["int8"]["bytes"]
+    assert figures["delays"]["texts_differ"] == 0 and figures["engines"]["onnx int8"]["wer"] < 100
+
+
+def test_an_int8_file_that_an_export_has_not_is_explained_by_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(agreement: Agreement) -> None:
+        raise ExportError("another model")
+
+    monkeypatch.setattr(export.publish, "_require_resemblance", refused)
+    export_student(conformer(), UNITS, tmp_path)
+    monkeypatch.setattr(export.bench, "time_engines", lambda engines, *rest: {name: {} for name in engines})
+    figures = bench_device(tmp_path)
+    assert set(figures["engines"]) == {"onnx float32"}
+    assert figures["refused"] == {"onnx int8": "another model"}
+
+
+def test_an_export_without_its_files_is_said_so(tmp_path: Path) -> None:
+    for path in export_student(conformer(), UNITS, tmp_path).float_path.parent.glob("*.onnx"):
+        path.unlink()
+    with pytest.raises(ModelError, match=r"model\.onnx: no such model file"):
+        bench_device(tmp_path)
+
+
+@pytest.mark.slow
+def test_an_export_is_timed(tmp_path: Path) -> None:
+    card = export_student(conformer(), UNITS, tmp_path, int8=False).card
+    card["student"]["parameters"] = None
+    write_card(card, tmp_path / "model.json")
+    figures = bench_device(tmp_path, rounds=1)
+    assert 0 < figures["engines"]["onnx float32"]["rtf"] < 1
+    assert "? parameters, algorithmic latency 207.5 ms" in table(figures)[0]
 
 
 def test_utterances_without_delays_are_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ def take_from_card(folder: Path, precision: str) -> None:
     card = json.loads((folder / CARD_FILE).read_text())
     del card["files"][precision]
     (folder / CARD_FILE).write_text(json.dumps(card))
+
+
+def test_the_card_holds_what_a_client_needs(folder: Path) -> None:
+    card = json.loads((folder / CARD_FILE).read_text())
+    assert card["streaming"]["tail_ms"] == 320
+    features = card["features"]
+    assert features["log_mel_floor"] == pytest.approx(math.log(2**-23))
+    facts = {
+        "sample_rate_hz": 16_000, "mel_bins": 80, "low_hz": 20, "high_hz": 7_600, "window_ms": 25,
+        "window_samples": 400, "hop_samples": 160, "window": "povey", "povey_power": 0.85,
+        "preemphasis": 0.97, "fft_size": 512,
+    }  # fmt: skip
+    assert {name: features[name] for name in facts} == facts
 
 
 @pytest.mark.parametrize(("gone", "left"), [("float32", "int8"), ("int8", "float32")])

@@ -129,7 +129,9 @@ def test_export_without_its_int8_file_ends_with_status_1(
     capsys.readouterr()
     assert main([*arguments, "--max-wer-rise=-1000"]) == 1
     printed = capsys.readouterr()
-    assert re.fullmatch(rf"{out}/model\.onnx\t.* WER .* over the 2 words of {shards}\n", printed.out)
+    assert re.fullmatch(
+        rf"{out}/model\.onnx\t.* WER .* over the 2 words of {tmp_path.name}/dev\n", printed.out
+    )
     assert re.fullmatch(
         rf"kdasr: {out}/model\.int8\.onnx was not written: int8 costs too much accuracy; .* of 2 words.*\n",
         printed.err,

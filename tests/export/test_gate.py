@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+import export.gate
 from export.card import figures_text
 from export.gate import wer_gate
 from export.parity import probe_sound
-from export.publish import NOT_MEASURED, Gate, export_student
+from export.publish import GATE_PURPOSE, NOT_MEASURED, Gate, export_student
 from kdasr.features import LOG_MEL_FLOOR, log_mel
 from kdasr.interfaces import Utterance
 from kdasr.shards import write_shards
@@ -34,11 +36,28 @@ def test_a_model_that_says_the_transcript_has_no_errors(tmp_path: Path) -> None:
     gate = wer_gate(UNITS, write_shards(right, tmp_path / "right"))
     # 16-bit storage may move a frame by an ulp, never a word by three.
     measured = gate(TorchChunkModel(conformer()))
-    assert measured.wer_percent < 50 and measured.folders == (str(tmp_path / "right"),)
+    assert measured.wer_percent < 50 and measured.folders == (f"{tmp_path.name}/right",)
     assert measured.words == sum(len((one.text or "").split()) for one in right)
     wrong = [Utterance(f"u{n}", samples, text="something else") for n, samples in enumerate(audio)]
     gate = wer_gate(UNITS, write_shards(wrong, tmp_path / "wrong"))
     assert gate(TorchChunkModel(conformer())).wer_percent >= 100
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (["/data/ann/corpus/dev", "/data/ann/corpus/labelled"], ("corpus/dev", "corpus/labelled")),
+        (["shards/dev", "/else/shards/dev"], ("shards/dev",)),
+        (["/dev", "test"], ("dev", "test")),
+    ],
+)
+def test_a_card_does_not_say_where_audio_lies_on_this_machine(
+    folders: list[str], told: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = SimpleNamespace(wer=1.0, errors=SimpleNamespace(words=5))
+    monkeypatch.setattr(export.gate, "evaluate_transcriber", lambda transcribe, shards: result)
+    gate = wer_gate(UNITS, [Path(folder) / f"shard-{n}.tar" for folder in folders for n in range(2)])
+    assert gate(TorchChunkModel(conformer())).folders == told
 
 
 def test_an_export_is_gated_on_shards(tmp_path: Path) -> None:
@@ -142,7 +161,12 @@ def test_the_gate_passes_a_trained_student_that_quantises_well(
         "files"
     ]
     assert files["float32"]["wer_percent"] == files["int8"]["wer_percent"] == 0
-    assert files["int8"]["wer_data"] == {"words": 208, "folders": (str(tmp_path / "dev"),)}
+    for file in files.values():
+        assert file["wer_data"] == {
+            "words": 208,
+            "folders": (f"{tmp_path.name}/dev",),
+            "purpose": GATE_PURPOSE,
+        }
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import export.show
 from export.parity import probe_sound
 from export.publish import export_student
 from export.show import Request, show_transcripts
+from export.sources import Gap
 from export.transcribe import Recogniser, open_recogniser
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.models import save_model
@@ -246,6 +247,34 @@ def test_no_empty_partial_follows_a_stretch() -> None:
     assert [one.text for one in heard if one.final] == ["one two", "three"]
     partials = [one.text for one in heard if not one.final]
     assert partials[:3] == ["o", "on", "one"] and partials[-1] == "three" and all(partials)
+
+
+@pytest.mark.parametrize("rules", [None, EndpointRules()])
+def test_bad_samples_take_no_words_along(rules: EndpointRules | None) -> None:
+    """A word that is not over yet, and one that comes in the tail."""
+    recogniser = scripted(spell("one two", 5))
+    heard = []
+    with pytest.raises(AudioError, match="pipe: .*NaN"):
+        for transcript in recogniser.listen([silence(17), np.full(5, np.nan, np.float32)], "pipe", rules):
+            heard.append(transcript)
+    assert [one.text for one in heard if one.final] == ["one two"]
+    assert [word.text for word in heard[-1].words] == ["one", "two"]
+
+
+@pytest.mark.parametrize("rules", [None, EndpointRules()])
+def test_a_gap_ends_a_stretch_and_times_go_on(rules: EndpointRules | None) -> None:
+    recogniser = scripted(spell("one two", 5))
+    heard = list(recogniser.listen([silence(18), Gap(1.0), silence(20)], "pipe", rules))
+    finals = [one for one in heard if one.final]
+    assert [one.text for one in finals] == ["one two", "one two"]
+    starts = [one.words[0].start_s for one in finals]
+    assert starts == pytest.approx([5 * 0.04, 5 * 0.04 + 18 * 0.04 + 1.0])
+    assert [one.text for one in heard if not one.final] == ["one tw", "one two"]  # before either
+
+
+def test_bad_samples_before_the_first_word_are_an_error_alone() -> None:
+    with pytest.raises(AudioError, match="NaN"):
+        assert list(scripted({}).listen([np.full(5, np.nan, np.float32)], "pipe")) == []
 
 
 def test_a_log_grows_as_the_audio_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
+import export.sources
 from export.parity import probe_sound
-from export.sources import microphone_pieces, pcm_pieces
+from export.sources import Gap, microphone_pieces, pcm_pieces
 from kdasr.errors import AudioError, ConfigError, MissingDependencyError
 from kdasr.resampling import resample
 
@@ -160,19 +161,21 @@ class FakeStream:
 
     settings: dict[str, Any] = {}  # noqa: RUF012
 
-    def __init__(self, *, callback: Callable[..., None], **settings: Any) -> None:
+    def __init__(
+        self, *, callback: Callable[..., None], finished_callback: Callable[[], None], **settings: Any
+    ) -> None:
         type(self).settings = settings
-        self._callback = callback
+        self._callback, self._finished = callback, finished_callback
 
     def __enter__(self) -> None:
         for number in range(10):
             size = self.settings["blocksize"]
             frames = np.full((size, 1), number / 10, np.float32)
-            self._callback(frames, size, None, "input overflow" if number == 3 else "")
+            self._callback(frames, size, None, "input underflow" if number == 3 else "")
             frames[:] = 99  # the library reuses its buffer
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self._finished()  # however the stream ends
 
 
 @pytest.fixture
@@ -200,7 +203,7 @@ def test_microphone_gives_what_the_device_gives(
     assert [float(piece[0]) for piece in pieces] == pytest.approx([n / 10 for n in range(10)])
     assert all(piece.shape == (1_600,) for piece in pieces) and rest.shape == (0,)
     assert FakeStream.settings["samplerate"] == 16_000 and FakeStream.settings["device"] == 2
-    assert "input overflow" in caplog.text
+    assert "input underflow" in caplog.text
 
 
 def test_a_microphone_without_16_khz_is_resampled(sounddevice: types.SimpleNamespace) -> None:
@@ -248,3 +251,104 @@ def test_what_a_microphone_recorded_while_something_was_computed_is_heard(
     heard += list(pieces)
     assert [float(piece[0]) for piece in heard[:-1]] == pytest.approx([n / 10 for n in range(10)])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("driver", ["tells", "is silent"])
+@pytest.mark.parametrize("rate_hz", [16_000, 48_000])
+def test_a_microphone_that_is_unplugged_ends_what_is_heard(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, driver: str, rate_hz: int
+) -> None:
+    class Unplugged(FakeStream):
+        def __enter__(self) -> None:
+            super().__enter__()
+            if driver == "tells":
+                self._finished()
+
+    def check(**settings: Any) -> None:
+        if settings["samplerate"] != rate_hz:
+            raise RuntimeError("Invalid sample rate")
+
+    fake = types.SimpleNamespace(
+        InputStream=Unplugged,
+        PortAudioError=RuntimeError,
+        check_input_settings=check,
+        query_devices=lambda *device: {"default_samplerate": rate_hz},
+    )
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(export.sources, "_GONE_AFTER_S", 600 if driver == "tells" else 0.05)
+    heard = np.concatenate(list(microphone_pieces()))
+    assert len(heard) == 16_000 and heard[800::1_600] == pytest.approx([n / 10 for n in range(10)], abs=1e-3)
+    assert [record.getMessage() for record in caplog.records if "gone" in record.getMessage()] == [
+        "the microphone is gone: what was heard until then is all"
+    ]
+
+
+def test_ctrl_c_is_no_reason_to_say_that_the_microphone_is_gone(
+    sounddevice: types.SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(list(microphone_pieces())) == 11
+    assert "gone" not in caplog.text
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 48_000])
+def test_a_sample_that_is_no_number_is_silence(
+    sounddevice: types.SimpleNamespace, caplog: pytest.LogCaptureFixture, rate_hz: int
+) -> None:
+    class Stumbling(FakeStream):
+        def __enter__(self) -> None:
+            for value in (np.nan, np.inf, -np.inf):
+                frames = np.full((self.settings["blocksize"], 1), 0.5, np.float32)
+                frames[7] = value
+                self._callback(frames, len(frames), None, "")
+
+    def check(**settings: Any) -> None:
+        if settings["samplerate"] != rate_hz:
+            raise RuntimeError("Invalid sample rate")
+
+    sounddevice.InputStream, sounddevice.check_input_settings = Stumbling, check
+    sounddevice.query_devices = lambda *device: {"default_samplerate": rate_hz}
+    heard = np.concatenate(list(microphone_pieces()))
+    assert len(heard) == 4_800 and np.isfinite(heard).all()
+    assert heard[100::1_600] == pytest.approx([0.5] * 3, abs=0.01)
+    assert rate_hz != 16_000 or np.flatnonzero(heard != 0.5).tolist() == [7, 1_607, 3_207]
+    assert caplog.text.count("NaN or infinity") == 1
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 48_000])
+@pytest.mark.parametrize("clock", [True, False])
+def test_what_the_driver_lost_is_a_gap(
+    sounddevice: types.SimpleNamespace, caplog: pytest.LogCaptureFixture, rate_hz: int, clock: bool
+) -> None:
+    """Two seconds and a half before the third piece. At the start nothing can have been lost."""
+
+    class Overflow(types.SimpleNamespace):
+        input_overflow = True
+
+        def __str__(self) -> str:
+            return "input overflow"
+
+    class Late(FakeStream):
+        def __enter__(self) -> None:
+            size = self.settings["blocksize"]
+            for number, start_s in enumerate((7.0, 7.1, 9.7, 9.8)):
+                frames = np.full((size, 1), 0.1 + number / 10, np.float32)
+                status = Overflow() if number in (0, 2) else ""
+                time = types.SimpleNamespace(inputBufferAdcTime=start_s if clock else 0.0)
+                self._callback(frames, size, time, status)
+
+    def check(**settings: Any) -> None:
+        if settings["samplerate"] != rate_hz:
+            raise RuntimeError("Invalid sample rate")
+
+    sounddevice.InputStream, sounddevice.check_input_settings = Late, check
+    sounddevice.query_devices = lambda *device: {"default_samplerate": rate_hz}
+    pieces = list(microphone_pieces())
+    (place,) = [place for place, piece in enumerate(pieces) if isinstance(piece, Gap)]
+    assert pieces[place].seconds == pytest.approx(2.5 if clock else 0.0)
+    sides = [np.concatenate(side) for side in (pieces[:place], pieces[place + 1 :])]
+    for side, values in zip(sides, ([0.1, 0.2], [0.3, 0.4]), strict=True):
+        size = rate_hz // 10
+        alone = np.repeat(np.array(values, np.float32), size)
+        expected = alone if rate_hz == 16_000 else resample(alone, rate_hz, 16_000)
+        assert len(side) == len(expected) == 3_200 and np.abs(side - expected).max() < 1e-6
+    assert caplog.text.count("input overflow") == 2

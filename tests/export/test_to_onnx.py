@@ -59,7 +59,14 @@ def test_the_folder_holds_what_the_card_says(folders: Any, kind: str) -> None:
     padding_s = 0.32 + 0.01 * (student.window + 2)  # the tail, and what flushes the last window
     assert f"--right-padding={padding_s:g} " in card["run"]["sherpa-onnx"]
     assert card["student"]["weights_sha256"] == "ab" * 32
-    assert card["units"] == {"count": 29, "blank": "<blk>", "blank_id": 0, "hash": UNITS.hash}
+    assert card["units"] == {
+        "count": 29,
+        "blank": "<blk>",
+        "blank_id": 0,
+        "word_mark": "▁",
+        "word_pause_s": 1.0,
+        "hash": UNITS.hash,
+    }
     assert (folder / "tokens.txt").read_text().splitlines()[:3] == ["<blk> 0", "▁ 1", "' 2"]
 
 
@@ -86,6 +93,15 @@ def test_the_files_have_the_shapes_of_the_contract(folders: Any, kind: str) -> N
         ["batch"],
     ]
     assert len(model.graph.output) == len(model.graph.input)
+    for file in ("model.onnx", "model.int8.onnx"):
+        model = onnx.load(folder / file)
+        onnx.checker.check_model(model, full_check=True)
+        outputs = [
+            [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim]
+            for entry in model.graph.output
+        ]
+        frames = int(meta["decode_chunk_len"]) // int(meta["subsampling"])
+        assert outputs == [["batch", frames, int(meta["vocab_size"])], *shapes[1:]]
     assert meta["model_type"] == "zipformer2" and meta["num_encoder_layers"] == "1"
 
 
@@ -176,6 +192,7 @@ def test_the_gate_measures_both_files(tmp_path: Path) -> None:
     assert card["files"]["float32"]["wer_percent"] == 10.4
     assert card["files"]["int8"]["wer_rise_points"] == pytest.approx(0.4)
     for facts in card["files"].values():
+        assert facts["wer_data"].pop("purpose").startswith("the gate of int8: ")
         assert facts["wer_data"] == {"words": 250, "folders": ("shards/dev", "shards/labelled")}
     assert card["refused"] == {}
 

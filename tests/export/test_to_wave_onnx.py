@@ -80,6 +80,22 @@ def test_card_and_quantised_file(exported: tuple[str, Path]) -> None:
     assert list(front.dims) == [2 * 243, 1, 400] and front.data_type == onnx.TensorProto.FLOAT
 
 
+def test_outputs_have_shapes_that_depend_on_the_batch_alone(exported: tuple[str, Path]) -> None:
+    _, folder = exported
+    for file in ("model.wave.onnx", "model.wave.int8.onnx"):
+        model = onnx.load(folder / file)
+        onnx.checker.check_model(model, full_check=True)
+        facts = load_exported(folder / file)[0].facts
+        shapes = {
+            entry.name: [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim]
+            for entry in model.graph.output
+        }
+        assert shapes == {
+            "log_probs": ["batch", facts.shift // facts.subsampling, facts.vocab_size],
+            "new_state": ["batch", facts.state_floats + 1],
+        }
+
+
 def test_one_kind_of_file_is_not_taken_for_the_other(exported: tuple[str, Path], tmp_path: Path) -> None:
     kind, folder = exported
     with pytest.raises(ModelError, match=r"expected kdasr_format = kdasr-onnx"):

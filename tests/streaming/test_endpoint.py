@@ -9,7 +9,7 @@ import pytest
 
 from export.parity import probe_sound
 from kdasr.decoding import BeamStream
-from kdasr.errors import ConfigError
+from kdasr.errors import AudioError, ConfigError
 from kdasr.lexicon import Lexicon
 from kdasr.streaming import EndpointingSession, EndpointRules, Segment, StreamingSession, TorchChunkModel
 from tests.export.small_models import UNITS, conformer
@@ -134,6 +134,63 @@ def test_memory_of_an_endless_stream_is_constant() -> None:
 def test_rules_are_positive(rules: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(rules))):
         EndpointRules(**rules)
+
+
+def test_reset_begins_a_new_stream() -> None:
+    session = EndpointingSession(Scripted(TWO), UNITS)
+    before = session.accept(silence(30)) + session.finish()
+    with pytest.raises(AudioError, match=r"reset\(\)"):
+        session.accept(silence(1))
+    session.reset()
+    assert session.partial == "" and session.accept(silence(30)) + session.finish() == before
+    assert [segment.text for segment in before] == ["one two"]
+
+
+def test_after_a_gap_everything_begins_anew_and_times_go_on() -> None:
+    """The model counts its frames, so it says the same again where its state began anew."""
+    session = EndpointingSession(Scripted(spell("one two", 5)), UNITS)
+    assert (
+        session.accept(silence(18)) == [] and session.partial == "one tw"
+    )  # the last frame comes in the tail
+    (before,) = session.gap(2.5)
+    assert before.text == "one two" and before.end_s == pytest.approx(18 * 0.04) and session.partial == ""
+    session.accept(silence(20))
+    (second,) = session.gap()
+    (third,) = session.accept(silence(30)) + session.finish() + session.gap(1.0)
+    for segment, start_s in ((second, 18 * 0.04 + 2.5), (third, 38 * 0.04 + 2.5)):
+        assert segment.text == before.text
+        for word, first in zip(segment.words, before.words, strict=True):
+            assert word.start_s == pytest.approx(start_s + first.start_s)
+            assert word.end_s == pytest.approx(start_s + first.end_s)
+    session.reset()
+    assert session.accept(silence(18)) + session.finish() == [before]
+
+
+def test_a_gap_before_all_audio_moves_the_times_alone() -> None:
+    session = EndpointingSession(Scripted(spell("one", 5)), UNITS)
+    assert session.gap(1.0) == []
+    (segment,) = session.accept(silence(40)) + session.finish()
+    assert segment.start_s == pytest.approx(1.0 + 5 * 0.04)
+
+
+@pytest.mark.parametrize("seconds", [-0.1, float("nan"), float("inf")])
+def test_a_gap_is_a_time(seconds: float) -> None:
+    session = EndpointingSession(Scripted(spell("one", 5)), UNITS)
+    session.accept(silence(20))
+    with pytest.raises(ConfigError, match="a gap is a time"):
+        session.gap(seconds)
+    assert [segment.text for segment in session.finish()] == ["one"]
+
+
+def test_what_follows_a_gap_is_heard_as_alone() -> None:
+    student, samples, other = conformer(), probe_sound(30_000, 4), probe_sound(20_000, 5)
+    alone = EndpointingSession(TorchChunkModel(student), UNITS)
+    expected = " ".join(segment.text for segment in alone.accept(other) + alone.finish())
+    session = EndpointingSession(TorchChunkModel(student), UNITS)
+    session.accept(samples)
+    session.gap(1.0)
+    segments = session.accept(other) + session.finish()
+    assert len(expected) > 3 and " ".join(segment.text for segment in segments) == expected
 
 
 def kept_to(words: list[str], script: dict[int, str], frames: int, piece: int = 640) -> list[Segment]:

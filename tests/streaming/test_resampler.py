@@ -33,6 +33,16 @@ def test_most_comes_at_once_and_little_is_kept() -> None:
     assert len(resampler._history) < 4_410
 
 
+@pytest.mark.parametrize("from_hz", [16_000, 44_100])
+def test_reset_begins_a_new_stream(from_hz: int) -> None:
+    samples, resampler = probe_sound(9_000, 1), StreamingResampler(from_hz)
+    resampler.accept(probe_sound(5_000, 2))
+    resampler.flush()
+    resampler.reset()
+    again = np.concatenate([resampler.accept(samples), resampler.flush()])
+    assert np.abs(again - resample(samples, from_hz, 16_000)).max() < 1e-6
+
+
 def test_nothing_in_gives_nothing_out() -> None:
     resampler = StreamingResampler(8_000)
     assert len(resampler.accept(np.zeros(0, np.float32))) == 0 and len(resampler.flush()) == 0
