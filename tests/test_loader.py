@@ -506,6 +506,34 @@ def test_a_spoilt_stream_is_a_pair_of_views(tmp_path: Path) -> None:
     assert paired.fingerprint() != plain.fingerprint()
 
 
+def test_both_views_begin_before_the_speech_and_end_behind_it(tmp_path: Path) -> None:
+    """A loss compares them frame by frame."""
+    folder = shards(tmp_path / "audio", 8)
+    around = {"lead_share": 1.0, "joined_share": 1.0, "tail_share": 1.0}
+    source = Stream([folder], 30.0, 1, units=CharUnits(), spoil=Halves(), **around)  # type: ignore[arg-type]
+    batch = source.batch(0)
+    assert batch.teacher_features_btf is not None and any("+" in key for key in batch.keys)
+    assert batch.features_btf.shape == batch.teacher_features_btf.shape
+    for row, length in enumerate(batch.feature_lengths_b.tolist()):
+        heard, clean = batch.features_btf[row, :length], batch.teacher_features_btf[row, :length]
+        assert heard[-32:].eq(LOG_MEL_FLOOR).all() and clean[-32:].eq(LOG_MEL_FLOOR).all()
+        # Where it is loud both are, however much quieter the one is.
+        assert float(torch.corrcoef(torch.stack([heard.mean(1), clean.mean(1)]))[0, 1]) > 0.8
+
+
+def test_whatever_decides_the_batches_is_in_the_fingerprint(labelled: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {"batch_seconds": 8.0, "seed": 7},
+        {"batch_seconds": 9.0, "seed": 7},
+        {"batch_seconds": 8.0, "seed": 8},
+        {"batch_seconds": 8.0, "seed": 7, "speeds": (0.9, 1.0)},
+        {"batch_seconds": 8.0, "seed": 7, "max_utterances": 20},
+        {"batch_seconds": 8.0, "seed": 7, "exclude_longer_s": 39.0},
+    ]
+    streams = [Stream([labelled], units=CharUnits(), **one) for one in settings]
+    assert len({str(one.fingerprint()) for one in streams}) == len(settings)
+
+
 def test_mixing_is_for_audio_that_nobody_has_labelled(tmp_path: Path) -> None:
     folder = shards(tmp_path / "audio", 6)
     with pytest.raises(ConfigError, match="online teacher"):
