@@ -890,7 +890,7 @@ def test_a_look_has_its_own_weights_and_its_own_random_numbers(
 def test_a_training_from_a_model_looks_at_it_first(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The dev WER that its steps have to improve on is told, and is no checkpoint; the steps are the same."""
+    """The dev WER that its steps have to improve on is told; the steps are the same."""
     training(data, tmp_path / "new", steps=2, eval_every=1).run(tmp_path / "new-model")
     assert "step 0/2" not in capsys.readouterr().err
     begun = {"steps": 2, "eval_every": 1, "peak_learning_rate": 0.0}
@@ -905,6 +905,22 @@ def test_a_training_from_a_model_looks_at_it_first(
     assert looks[0]["dev_wer"] == looks[1]["dev_wer"] and looks[0]["dev_loss"] == looks[1]["dev_loss"]
     told = capsys.readouterr().err
     assert told.count("step 0/2  dev loss ") == 2 and "dev WER" in told
+
+
+def test_a_training_that_only_makes_worse_keeps_what_it_began_with(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wers = iter([20.0, 40.0, 30.0])
+    monkeypatch.setattr(brain, "error_rates", lambda *_: (next(wers), None))
+    run = training(data, tmp_path / "c", steps=2, eval_every=1, keep_best=1)
+    begun = {name: weights.clone() for name, weights in run.model.state_dict().items()}
+    run.start = "weights"
+    facts = run.run(tmp_path / "model")
+    assert (facts["best_step"], facts["dev_wer"]) == (0, 20.0)
+    assert "fewer errors than the 20.0 % of the model it began with" in capsys.readouterr().err
+    kept = load_model(tmp_path / "model").model.state_dict()
+    assert all(torch.equal(kept[name], weights) for name, weights in begun.items())
+    assert len(list((tmp_path / "c").glob("CKPT*"))) == 2
 
 
 def test_processes_that_see_other_checkpoints_are_stopped(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ class CtcBrain(sb.Brain):
             self._say(f"goes on after step {self.optimizer_step}/{self.last_step}")
         self.progress.update(self.task, completed=self.optimizer_step)
         if begins and self.training.start is not None:
-            # What the steps have to improve on.
+            # What the steps have to improve on, and what is kept where none does.
             self._fit_valid(self.dev, epoch=self.counter.current, enable=False)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
@@ -425,8 +425,6 @@ class CtcBrain(sb.Brain):
         self.log.write({"step": step, **finite, "dev_wer": wer, **watched})
         trained = f"  train loss {self.train_mean}" if step else ""
         self._say(f"step {step}/{self.last_step}{trained}  dev loss {mean}  dev WER {wer:.1f} %")
-        if step == 0:
-            return
         early, count = sum(at_once), sum(map(len, hypotheses))
         if step == self.last_step and 2 * early > count:
             self._say(

@@ -61,7 +61,8 @@ class Training:
         optimisation: how the weights move.
         teachers: models that run beside the student, for the losses that ask for them by name.
         augment: features to features, on training batches only; or None.
-        start: what the model's weights are, where it comes trained: its normalisation is left as it is.
+        start: what the model's weights are, where it comes trained: its normalisation is left as it is, and
+            where no look at the dev set finds fewer errors than before the first step, so are its weights.
         watch: the model and its device to more facts for the training log, at every look at the dev
             set; it must draw no random numbers.
         seed: of everything random.
@@ -134,6 +135,11 @@ class Training:
                 with compiled(self.model, self.optimisation.compile):
                     brain.train_on(batches)
                 best = ranks.from_first(brain.recover_best() if ranks.first else {})
+                if ranks.first and best["step"] == 0:
+                    _say(
+                        f"{self.name}: no look at the dev set found fewer errors than the {best['wer']:.1f} % "
+                        "of the model it began with, which is kept as it was"
+                    )
             finally:
                 step.student.close()
             facts = {
