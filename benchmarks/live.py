@@ -8,7 +8,7 @@ hears whatever comes. For each model, the WER of the test set as it is cut; with
 utterance of noise that is as loud as its quietest 100 ms, or of digital silence; in streams of ten
 utterances, one after the other, with so many seconds of such noise between them, where a pause of a second
 ends a word, as it ends a segment of a stream; and quieter by so many decibels, noise and all. At last how
-many words a minute it hears where nobody speaks: in generated noise of ten kinds, on the mean and in the
+many words a minute it hears where nobody speaks: in generated noise of eleven kinds, on the mean and in the
 worst of them. Each in one pass over the whole audio, which is what a session gives chunk by chunk. Noise is
 drawn from one seed.
 """

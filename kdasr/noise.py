@@ -168,6 +168,28 @@ def _chirps(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples
     return tone + 0.1 * _white(rng, num_samples, rate_hz)
 
 
+def _melody(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
+    """Notes with harmonics, as of music, telephones and alarms; in half of the melodies each glides into the
+    next."""
+    count = 2 + round(num_samples / rate_hz * rng.uniform(1, 8))
+    starts = np.sort(rng.integers(0, num_samples, count))
+    starts[0] = 0
+    lowest_hz = 80 * 2 ** rng.uniform(0, 3.5)
+    notes_hz = lowest_hz * 2 ** (rng.integers(0, 19, count) / 12)
+    places = np.arange(num_samples)
+    note = np.searchsorted(starts, places, side="right") - 1
+    hz = np.interp(places, starts, notes_hz) if rng.random() < 0.5 else notes_hz[note]
+    turns = np.cumsum(hz) / rate_hz
+    age_s = (places - starts[note]) / rate_hz
+    loudness = (rng.random(count) < 0.8) * rng.uniform(0.3, 1.0, count)
+    envelope = loudness[note] * np.minimum(age_s / 0.005, 1) * np.exp(-age_s * rng.choice([0, 3, 10]))
+    tone, fall = np.zeros(num_samples), rng.uniform(0.5, 3.0)
+    for harmonic in range(1, 7):
+        level = rng.uniform(0.2, 1.0) * harmonic**-fall * (harmonic * notes_hz.max() < rate_hz / 2)
+        tone += level * np.sin(2 * np.pi * (harmonic * turns % 1))
+    return (tone * envelope).astype(np.float32) + 0.02 * _white(rng, num_samples, rate_hz)
+
+
 NOISE_KINDS: dict[str, Noise] = {
     "white": _white,
     "pink": _coloured(1.0),
@@ -179,6 +201,7 @@ NOISE_KINDS: dict[str, Noise] = {
     "wind": _wind,
     "crackle": _crackle,
     "chirps": _chirps,
+    "melody": _melody,
 }
 # Of these a model may hear in training what its test has not: `recipes/mini` keeps the others for that.
-MOVING_KINDS = ("white", "pink", "brown", "hum", "fan")
+MOVING_KINDS = ("white", "pink", "brown", "hum", "fan", "melody")

@@ -50,6 +50,17 @@ def test_every_noise_has_unit_level_and_is_repeatable(kind: str, num_samples: in
     assert num_samples < 1000 or abs(float(noise @ other)) / num_samples < 0.95
 
 
+def test_a_melody_is_of_tones_that_are_held_or_glide() -> None:
+    """A tenth of the frequencies of 50 ms hold nearly all of its power, and the loudest one changes."""
+    shares, loudest = [], []
+    for seed in range(20):
+        noise = make_noise("melody", np.random.default_rng(seed), RATE_HZ, RATE_HZ).reshape(20, 800)
+        power = np.sort(np.abs(np.fft.rfft(noise * np.hanning(800))) ** 2)
+        shares.append(float(np.median(power[:, -40:].sum(1) / power.sum(1))))
+        loudest.append(len(set(np.abs(np.fft.rfft(noise)).argmax(1).tolist())))
+    assert np.median(shares) > 0.95 and np.median(loudest) >= 4
+
+
 def test_hum_sits_on_the_mains_and_wind_below_the_rest() -> None:
     hum = np.abs(np.fft.rfft(make_noise("hum", np.random.default_rng(1), RATE_HZ, RATE_HZ)))
     assert np.argmax(hum) % 50 == 0 or np.argmax(hum) % 60 == 0

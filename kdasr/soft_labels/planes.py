@@ -180,10 +180,11 @@ class Layout:
         if parts.entries.size:
             best_entry = np.maximum.reduceat(parts.entries, parts.starts[has_extra]).astype(np.float64)
             best[has_extra] = np.maximum(best[has_extra], best_entry)
-        blank = self._level(best - parts.blank, 0)
+        blank = _not_best(self._level(best - parts.blank, 0), best > parts.blank)
         tail = self._level(best - parts.tail, -self.tail_bias) + self.tail_bias
         tail[parts.extra_counts == self.vocab_size - 1] = 0  # nothing left out: no tail to speak of
-        entries = self._level(np.repeat(best, parts.extra_counts) - parts.entries, 0)
+        best_of_entry = np.repeat(best, parts.extra_counts)
+        entries = _not_best(self._level(best_of_entry - parts.entries, 0), best_of_entry > parts.entries)
         return blank, tail, entries
 
     def _level(self, below_best: NDArray[np.float64], lowest: int) -> Ints:
@@ -237,6 +238,12 @@ class Layout:
             if values.size and not bool(np.all(values <= 1e-3)):  # NaN fails the comparison too
                 raise DamagedLabelsError("a stored value is no log-probability", expected="<= 0")
         return join_blank(blank, tail, entries, extra_counts, ids)
+
+
+def _not_best(levels: Ints, is_below: NDArray[np.bool_]) -> Ints:
+    """The levels, at least 1 for what is not the best of its frame: rounded to 0 it would tie with that, and
+    a reader, who takes the first of equals, would hear another unit than the teacher did."""
+    return np.maximum(levels, is_below)
 
 
 def _to_planes(values: Ints, width: int) -> bytes:

@@ -137,8 +137,8 @@ class Training:
                 best = ranks.from_first(brain.recover_best() if ranks.first else {})
                 if ranks.first and best["step"] == 0:
                     _say(
-                        f"{self.name}: no look at the dev set found fewer errors than the {best['wer']:.1f} % "
-                        "of the model it began with, which is kept as it was"
+                        f"{self.name}: no look at the dev set found fewer errors than the "
+                        f"{best['wer']:.1f} % of the model it began with, which is kept as it was"
                     )
             finally:
                 step.student.close()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kdasr.errors import ConfigError, DamagedLabelsError, SoftLabelError
 from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels import CODECS, Codec, Full, Sampled, TopK, TopP, make_codec
+from kdasr.soft_labels.runs import best_classes
 from tests.soft_labels.posteriors import posteriors
 
 EXACT_TOP_P = TopP(mass=0.9, cap=8, step_nats=0.0)
@@ -108,6 +109,17 @@ def test_encoding_what_was_stored_again_changes_nothing(
     again = layout.unpack(layout.pack(labels), 20, len(labels.ids) - 20)
     for name in ("kept_counts", "ids", "log_probs", "tail_log_probs"):
         assert np.array_equal(getattr(again, name), getattr(labels, name)), name
+
+
+def test_what_is_nearly_as_likely_as_the_best_class_does_not_become_it() -> None:
+    """Steps of 0.25 nats are wider than what parts these."""
+    log_probs = torch.tensor([[0.32, 0.32, 0.36], [0.32, 0.35, 0.33], [0.34, 0.33, 0.33]]).log()
+    stored = TopP(mass=0.9999).encode(log_probs)
+    assert best_classes(stored).tolist() == [2, 1, 0]
+    assert frame(stored, 0)[2] / frame(stored, 0)[1] == pytest.approx(math.exp(0.25))
+    # Of equals none is told apart.
+    equal = frame(TopP(mass=0.9999).encode(torch.full((1, 3), 1 / 3).log()), 0)
+    assert list(equal.values()) == pytest.approx([1 / 3] * 3)
 
 
 def test_sampled_draws_are_unbiased_and_differ_by_key_only() -> None:
