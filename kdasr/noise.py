@@ -177,17 +177,27 @@ def _melody(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples
     lowest_hz = 80 * 2 ** rng.uniform(0, 3.5)
     notes_hz = lowest_hz * 2 ** (rng.integers(0, 19, count) / 12)
     places = np.arange(num_samples)
-    note = np.searchsorted(starts, places, side="right") - 1
+    note = np.repeat(np.arange(count), np.diff(starts, append=num_samples))
     hz = np.interp(places, starts, notes_hz) if rng.random() < 0.5 else notes_hz[note]
-    turns = np.cumsum(hz) / rate_hz
-    age_s = (places - starts[note]) / rate_hz
+    turns = 2 * np.pi * (np.cumsum(hz) / rate_hz % 1)
+    age_s = ((places - starts[note]) / rate_hz).astype(np.float32)
     loudness = (rng.random(count) < 0.8) * rng.uniform(0.3, 1.0, count)
     envelope = loudness[note] * np.minimum(age_s / 0.005, 1) * np.exp(-age_s * rng.choice([0, 3, 10]))
-    tone, fall = np.zeros(num_samples), rng.uniform(0.5, 3.0)
-    for harmonic in range(1, 7):
-        level = rng.uniform(0.2, 1.0) * harmonic**-fall * (harmonic * notes_hz.max() < rate_hz / 2)
-        tone += level * np.sin(2 * np.pi * (harmonic * turns % 1))
+    harmonics = _sines(turns.astype(np.float32), count=6)
+    fall, audible = rng.uniform(0.5, 3.0), rate_hz / 2 / notes_hz.max()
+    tone = sum(
+        sine * np.float32(rng.uniform(0.2, 1.0) * harmonic**-fall * (harmonic < audible))
+        for harmonic, sine in enumerate(harmonics, 1)
+    )
     return (tone * envelope).astype(np.float32) + 0.02 * _white(rng, num_samples, rate_hz)
+
+
+def _sines(radians: NDArray[np.float32], count: int) -> list[NDArray[np.float32]]:
+    """sin(x), sin(2x), … of which each follows from the two before."""
+    sines, twice_cosine = [np.zeros_like(radians), np.sin(radians)], 2 * np.cos(radians)
+    for _ in range(count - 1):
+        sines.append(twice_cosine * sines[-1] - sines[-2])
+    return sines[1:]
 
 
 NOISE_KINDS: dict[str, Noise] = {
