@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,16 @@ from kdasr.interfaces import Batch, Loss, ModelOutput, frames_inside
 from kdasr.losses import without_times
 from kdasr.targets import at_least_float32
 
+_Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
 
+
+def with_views(loss: _Loss) -> _Loss:
+    """Say of a loss that it asks for another view of each batch, which is then made along with the first."""
+    loss.asks_for_views = True  # type: ignore[attr-defined]
+    return loss
+
+
+@with_views
 @without_times
 def consistency(output: ModelOutput, batch: Batch) -> Tensor:
     """Symmetric KL between the posteriors of two views, each learning from the other (CR-CTC).
@@ -34,6 +46,7 @@ def consistency(output: ModelOutput, batch: Batch) -> Tensor:
     return torch.where(valid_bt, divergence_bt, 0.0).sum() / output.lengths_b.sum()
 
 
+@with_views
 def both_views(output: ModelOutput, batch: Batch, *, loss: Loss) -> Tensor:
     """Any loss on both views: their mean."""
     return 0.5 * (loss(output, batch) + loss(batch.views[0], batch))

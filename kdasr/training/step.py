@@ -88,20 +88,20 @@ class Step(nn.Module):
         Raises:
             MissingLabelsError: a loss asks for stored labels, and the stream has none.
         """
-        features_btf = self._heard(batch)
-        output: ModelOutput = self.student(features_btf, batch.feature_lengths_b)
-        batch.teachers = WhenAsked[str](lambda name: self._teacher(name)(batch, features_btf))
-        batch.views = WhenAsked[int](lambda _: self.student(self._heard(batch), batch.feature_lengths_b))
+        losses = self._losses_of(stream)
+        compares = self.training and any(asks_for_views(loss) for _, loss in losses.values())
+        heard_btf = [self._heard(batch) for _ in range(2 if compares else 1)]
+        output, *others = _outputs(self.student, heard_btf, batch.feature_lengths_b)
+        batch.teachers = WhenAsked[str](lambda name: self._teacher(name)(batch, heard_btf[0]))
+        batch.views = WhenAsked[int](
+            lambda _: self.student(self._heard(batch), batch.feature_lengths_b) if self.training else output
+        )
+        batch.views.update(enumerate(others))
         batch.decode = self._decode
         terms = {}
-        for name, (weight, loss) in self._losses["labelled" if stream == DEV else stream].items():
-            if isinstance(weight, Fading) and self.progress >= weight.until:
-                continue  # it costs no time any more
-            if stream == DEV and getattr(innermost(loss), "in_training_only", False):
-                continue
-            now = weight.at(self.progress) if isinstance(weight, Fading) else weight
+        for name, (weight, loss) in losses.items():
             try:
-                terms[name] = now * loss(output, batch)
+                terms[name] = weight * loss(output, batch)
             except MissingLabelsError as error:
                 if stream != DEV:
                     where = f"{stream}_losses.{name}"
@@ -109,6 +109,17 @@ class Step(nn.Module):
         # They hold the batch, which holds them: memory that would wait for the garbage collector.
         batch.teachers, batch.views = {}, {}
         return output, terms
+
+    def _losses_of(self, stream: str) -> dict[str, tuple[float, Loss]]:
+        """What a stream's output is measured by at present: losses that have faded cost no time any more."""
+        found = {}
+        for name, (weight, loss) in self._losses["labelled" if stream == DEV else stream].items():
+            if isinstance(weight, Fading) and self.progress >= weight.until:
+                continue
+            if stream == DEV and getattr(innermost(loss), "in_training_only", False):
+                continue
+            found[name] = (weight.at(self.progress) if isinstance(weight, Fading) else weight, loss)
+        return found
 
     def after_step(self) -> None:
         """Tell the teachers that the student has moved."""
@@ -153,6 +164,26 @@ class Step(nn.Module):
             return batch.features_btf
         augmented: Tensor = self.augment(batch.features_btf)
         return augmented
+
+
+def _outputs(student: Recorded, heard_btf: Sequence[Tensor], lengths_b: Tensor) -> list[ModelOutput]:
+    """What the student makes of several views of a batch, in one pass: a GPU that waits for the host has room
+    for another view."""
+    if len(heard_btf) == 1:
+        return [student(heard_btf[0], lengths_b)]
+    count = len(heard_btf)
+    both: ModelOutput = student(torch.cat([*heard_btf]), lengths_b.repeat(count))
+    tensors = (both.log_probs_btv, both.lengths_b, *both.layers_btd)
+    parts = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
+    return [ModelOutput(log_probs_btv, lengths, tuple(layers)) for log_probs_btv, lengths, *layers in parts]
+
+
+def asks_for_views(loss: Any) -> bool:
+    """Whether a loss, or the function that a recipe gives it, compares two views of a batch."""
+    if isinstance(loss, functools.partial):
+        return asks_for_views(loss.func) or any(map(asks_for_views, loss.keywords.values()))
+    within = [part for part in vars(loss).values() if callable(part)] if isinstance(loss, nn.Module) else []
+    return getattr(loss, "asks_for_views", False) or any(map(asks_for_views, within))
 
 
 def innermost(loss: Any) -> Any:

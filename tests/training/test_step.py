@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kdasr.errors import ConfigError, MissingLabelsError
-from kdasr.interfaces import Batch, ModelOutput, OnlineTeacher
+from kdasr.interfaces import Batch, Loss, ModelOutput, OnlineTeacher
 from kdasr.losses import ctc, silent_start, soft_cross_entropy
-from kdasr.methods.consistency import both_views
-from kdasr.training.step import DEV, Step, WeightedLosses, step_seed
+from kdasr.methods.consistency import both_views, with_views
+from kdasr.methods.intermediate import IntermediateHead
+from kdasr.training.step import DEV, Fading, Step, WeightedLosses, step_seed
 
 
 class Uniform(nn.Module):
@@ -103,6 +104,77 @@ def test_a_loss_that_only_helps_a_training_is_found_within_another() -> None:
     step = step_of(labelled={"ctc": (1.0, ctc), "start": (1.0, views)})
     assert set(step(batch(), "labelled")[1]) == {"ctc", "start"}
     assert set(step(batch(), DEV)[1]) == {"ctc"}
+
+
+class Echo(nn.Module):
+    """A student whose first class is as likely as its audio is loud; it has a layer to show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Identity()])
+        self.heard: list[Tensor] = []
+
+    def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        self.heard.append(features_btf)
+        hidden_btd = self.layers[0](features_btf[:, ::4, :3])
+        return hidden_btd.log_softmax(-1), lengths_b // 4
+
+
+class Louder(nn.Module):
+    """Adds to each reading of a batch another number."""
+
+    calls = 0.0
+
+    def forward(self, features_btf: Tensor) -> Tensor:
+        self.calls += 1.0
+        features_btf = features_btf.clone()
+        features_btf[:, :, 0] += self.calls
+        return features_btf
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_views_that_losses_ask_for_are_heard_in_one_pass(within: bool) -> None:
+    seen: list[ModelOutput] = []
+
+    @with_views
+    def compares(output: ModelOutput, given: Batch) -> Tensor:
+        seen.extend([output, given.views[0]])
+        return output.log_probs_btv.sum()
+
+    loss = IntermediateHead(layer=0, loss=compares) if within else compares
+    student = Echo()
+    step = Step(student, {"labelled": {"one": (1.0, loss), "ctc": (1.0, ctc)}}, {}, Louder())
+    two = Batch(["a", "b"], torch.zeros(2, 16, 80), torch.tensor([16, 12]))
+    two.tokens_bu, two.token_lengths_b = torch.tensor([[1], [2]]), torch.tensor([1, 1])
+    output, terms = step(two, "labelled")
+    assert [len(one) for one in student.heard] == [4]
+    assert terms["ctc"].item() == pytest.approx(ctc(output, two).item())
+    if not within:
+        first, second = seen
+        assert first is output and second.lengths_b.tolist() == [4, 3]
+        for view, added in ((first, 1.0), (second, 2.0)):
+            loud_btv = torch.zeros(2, 4, 3).index_fill(2, torch.tensor([0]), added)
+            torch.testing.assert_close(view.log_probs_btv, loud_btv.log_softmax(-1))
+            torch.testing.assert_close(view.layers_btd, (loud_btv,))
+    # Where nothing is augmented there is one view, however often it is asked for.
+    step.eval()(two, DEV)
+    assert [len(one) for one in student.heard] == [4, 2]
+    assert torch.equal(seen[-1].log_probs_btv, seen[-2].log_probs_btv)
+
+
+def test_a_loss_that_has_faded_asks_for_no_views() -> None:
+    student = Echo()
+    step = Step(
+        student, {"labelled": {"two": (Fading(1.0, 0.5), views_of(ctc)), "ctc": (1.0, ctc)}}, {}, None
+    )
+    for progress, rows in ((0.0, 2), (0.5, 1)):
+        step.progress = progress
+        step(batch(), "labelled")
+        assert len(student.heard[-1]) == rows
+
+
+def views_of(loss: Loss) -> Loss:
+    return functools.partial(both_views, loss=loss)
 
 
 def test_seeds_differ_by_run_and_by_step() -> None:
