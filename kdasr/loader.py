@@ -85,7 +85,7 @@ class Stream:
             that have never heard it mishear what does not begin as utterances are cut. Labels frame by frame
             are blank there.
         joined_share: of the batches in which every second utterance follows another one after up to 1 s of
-            the same, as in a stream, where both fit into `exclude_longer_s`.
+            the same, as in a stream; both may be twice as long as `exclude_longer_s`.
         cache_bytes: memory for features that were computed already; small corpora fit whole.
 
     Attributes:
@@ -355,19 +355,10 @@ class Stream:
         return 1 if self.student is None else self.student.subsampling
 
     def _pairs(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Each utterance with the next one; all of them alone where some are too long for that, since what is
-        not in a row would be padded as if it were."""
-        pairs = [list(items[first : first + 2]) for first in range(0, len(items), 2)]
-        # One that is left over is padded, too, which is little among many.
-        fit = (len(items) % 2 == 0 or len(items) > _MANY) and all(
-            sum(map(self._seconds, pair)) <= self.exclude_longer_s for pair in pairs
-        )
-        return pairs if fit else [[item] for item in items]
-
-    def _seconds(self, item: Item) -> float:
-        """The longest that an utterance and what comes before it may take."""
-        frames = num_frames(item.entry.num_samples) / min(self.speeds) + _LEAD_FRAMES + _TAIL_FRAMES
-        return frames * FRAME_SHIFT_MS / 1000
+        """Each utterance with the next one. One that is left over is padded as if it were two, which is
+        little among many; of a few all stay alone."""
+        size = 2 if len(items) % 2 == 0 or len(items) > _MANY else 1
+        return [list(items[first : first + size]) for first in range(0, len(items), size)]
 
     def _reading(self, row: Sequence[Item], lead: int, pause: int, epoch: int) -> _Reading:
         """The utterances of a row, `lead` feature frames before the first and `pause` before the next."""
