@@ -19,44 +19,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.batches import EpochBatches, FeatureCache, change_speed, collate, cut_epoch
 from kdasr.contract import StudentSide, label_symbols
 from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.features import (
     FRAME_SHIFT_MS,
     HOP_SAMPLES,
-    LOG_MEL_FLOOR,
     NUM_MEL_BINS,
-    TAIL_MS,
     log_mel,
     num_frames,
 )
-from kdasr.interfaces import BLANK_ID, Batch, SoftLabels, Utterance
+from kdasr.interfaces import Batch, SoftLabels, Utterance
 from kdasr.items import Item, Items, Joined
-from kdasr.noise import moving_noise
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
 from kdasr.soft_labels import LabelFolder, concatenate
-from kdasr.soft_labels.runs import best_classes, split_run
-from kdasr.symbols import WORD_START
+from kdasr.surroundings import (
+    LONGEST_LEAD_FRAMES,
+    LONGEST_PAUSE_FRAMES,
+    TAIL_FRAMES,
+    after_quiet,
+    labels_after,
+    silence,
+)
 from kdasr.text import Units
 
-_TAIL_FRAMES = TAIL_MS // FRAME_SHIFT_MS
-# The longest that is heard before the speech: by then a streaming student's memory holds little else. And the
-# longest pause between utterances: after a longer one the segment of a stream has ended, and its last word.
-_LEAD_FRAMES = 1500 // FRAME_SHIFT_MS
-_PAUSE_FRAMES = 1000 // FRAME_SHIFT_MS
-_QUIET_FRAMES = 100 // FRAME_SHIFT_MS
+# Utterances of a batch in which one row of padding more is little.
 _MANY = 8
-# Output frames from a word mark to the next unit where no utterance tells; teachers of 40 ms have 2 or 3.
-_MARK_LEAD = 2
-# Shares of these leads and pauses: digital silence, as some programs put before what they hear; and noise
-# that moves, which models that never heard it alone take for words. The rest is drawn from the utterance.
-_SILENT_LEADS, _MOVING_LEADS = 0.125, 0.5
-# Nats by which that may be louder than the quietest 100 ms of the utterance.
-_MOVING_LEVELS = (-0.5, 2.5)
 
 
 @dataclass(slots=True)
@@ -140,8 +129,9 @@ class Stream:
         if self.units is not None and not _spell_words_apart(self.units, self._spoken):
             self.joined_share = 0.0
         # The slowest speed makes the longest audio; batches are cut for it, and for what is around it.
-        slowest, tail = min(self.speeds), _TAIL_FRAMES if self.tail_share else 0
-        around = round(self.lead_share * _LEAD_FRAMES / 2 + self.joined_share * _PAUSE_FRAMES / 4) + tail
+        slowest, tail = min(self.speeds), TAIL_FRAMES if self.tail_share else 0
+        before = self.lead_share * LONGEST_LEAD_FRAMES / 2 + self.joined_share * LONGEST_PAUSE_FRAMES / 4
+        around = round(before) + tail
         frames = (math.ceil(num_frames(samples) / slowest) + around for samples in self.items.num_samples())
         self._around = around
         self._frames = np.fromiter(frames, np.int32, len(self.items))
@@ -331,8 +321,8 @@ class Stream:
     def _load(self, epoch: int, indices: Sequence[int]) -> Batch:
         items = [self.items[i] for i in indices]
         # One length for a batch: others would be padded to the longest.
-        lead = self._pause(self.lead_share, epoch, f"{items[0].entry.key}/lead", _LEAD_FRAMES)
-        pause = self._pause(self.joined_share, epoch, f"{items[0].entry.key}/joined", _PAUSE_FRAMES)
+        lead = self._pause(self.lead_share, epoch, f"{items[0].entry.key}/lead", LONGEST_LEAD_FRAMES)
+        pause = self._pause(self.joined_share, epoch, f"{items[0].entry.key}/joined", LONGEST_PAUSE_FRAMES)
         rows = self._pairs(items) if pause else [[item] for item in items]
         readings = [self._reading(row, lead, pause, epoch) for row in rows]
         keys, texts = [one.key for one in readings], [one.text for one in readings]
@@ -366,6 +356,7 @@ class Stream:
         clean: list[Tensor] = []
         texts: list[str] = []
         labels: list[SoftLabels] = []
+        symbols = [] if self.student is None else self.student.units.symbols
         for item in row:
             features_tf, text = self._features_and_text(item, self._speed(item, epoch))
             quiet = pause if clean else lead
@@ -373,40 +364,23 @@ class Stream:
             frames = quiet + (-len(clean[-1]) % self._subsampling if clean else 0)
             seed = self._draw(epoch, f"{item.entry.key}/quiet")
             if self.labels:
-                labels.append(self._labels_after(labels, quiet, self._soft_labels(item)))
-            clean.append(_after_quiet(features_tf, frames, seed))
+                timed = quiet // self._subsampling if self._labels_timed else None
+                labels.append(labels_after(labels, timed, self._soft_labels(item), symbols))
+            clean.append(after_quiet(features_tf, frames, seed))
             if self.spoil is not None:
-                heard.append(_after_quiet(self._spoilt(item, epoch), frames, seed))
+                heard.append(after_quiet(self._spoilt(item, epoch), frames, seed))
             texts.append(text or "")
-        tail = self._has_tail(row[-1].entry.key, epoch)
-        clean_tf = _with_tail(torch.cat(clean), tail)
+        if self._has_tail(row[-1].entry.key, epoch):
+            for parts in (clean, heard):
+                parts += [silence(TAIL_FRAMES)] if parts else []
+        clean_tf = torch.cat(clean)
         return _Reading(
             "+".join(item.entry.key for item in row),
             " ".join(texts),
-            _with_tail(torch.cat(heard), tail) if heard else clean_tf,
+            torch.cat(heard) if heard else clean_tf,
             clean_tf,
             concatenate(labels) if labels else None,
         )
-
-    def _labels_after(self, before: Sequence[SoftLabels], feature_frames: int, own: SoftLabels) -> SoftLabels:
-        """Labels of an utterance behind those of what comes before it: blank in each of the student's frames,
-        none where labels have no times. Behind another utterance, its words are parted from the words of that
-        one, in case they do not begin with such a mark themselves."""
-        mark = self._between_words(before, own) if before else BLANK_ID
-        count = feature_frames // self._subsampling if self._labels_timed else int(mark != BLANK_ID)
-        labels = concatenate([_certain(np.full(count, BLANK_ID)), own])
-        if mark == BLANK_ID:
-            return labels
-        first = int(np.flatnonzero(best_classes(labels))[0])
-        return _with_unit(labels, max(0, first - _mark_lead([*before, own], mark)), mark)
-
-    def _between_words(self, before: Sequence[SoftLabels], own: SoftLabels) -> int:
-        """The unit that parts words from those before them; blank where there is none, or no need of it."""
-        symbols = self.student.units.symbols if self.student is not None else []
-        first = next((unit for unit in best_classes(own).tolist() if unit != BLANK_ID), BLANK_ID)
-        is_said = first != BLANK_ID and any(best_classes(one).any() for one in before)
-        is_apart = is_said and WORD_START in symbols and not symbols[first].startswith(WORD_START)
-        return symbols.index(WORD_START) if is_apart else BLANK_ID
 
     def _spoilt(self, item: Item, epoch: int) -> Tensor:
         """(T, 80) what the student hears in place of an utterance, another thing in every epoch."""
@@ -460,61 +434,12 @@ class _Reading(NamedTuple):
     labels: SoftLabels | None
 
 
-def _after_quiet(features_tf: Tensor, frames: int, seed: int) -> Tensor:
-    """(frames + T, 80) features behind frames drawn from their quietest 100 ms, of noise about as loud, or
-    silent."""
-    if not frames:
-        return features_tf
-    rng = np.random.default_rng(seed)
-    kind = rng.random()
-    if kind < _SILENT_LEADS:
-        return functional.pad(features_tf, (0, 0, frames, 0), value=LOG_MEL_FLOOR)
-    length = min(_QUIET_FRAMES, len(features_tf))
-    levels = features_tf.mean(1).unfold(0, length, 1).mean(1)
-    first = int(levels.argmin())
-    if kind < _SILENT_LEADS + _MOVING_LEADS:
-        noise_tf = log_mel(moving_noise(rng, frames * HOP_SAMPLES, SAMPLE_RATE_HZ))
-        louder = float(levels[first] - noise_tf.mean()) + rng.uniform(*_MOVING_LEVELS)
-        return torch.cat([(noise_tf + louder).clamp_min(LOG_MEL_FLOOR), features_tf])
-    chosen = torch.from_numpy(rng.integers(first, first + length, frames))
-    return torch.cat([features_tf[chosen], features_tf])
-
-
 def _spell_words_apart(units: Units, text: str) -> bool:
     """Whether units can say where one word ends and the next begins."""
     try:
         return bool(units.encode(f"{text} {text}")) or not text
     except UnitsError:
         return False
-
-
-def _certain(ids: NDArray[np.int64]) -> SoftLabels:
-    """Labels without doubt: one class a frame."""
-    count = len(ids)
-    nothing = np.full(count, -np.inf, np.float32)
-    return SoftLabels(np.ones(count, np.int64), ids, np.zeros(count, np.float32), nothing)
-
-
-def _with_unit(labels: SoftLabels, frame: int, unit: int) -> SoftLabels:
-    """Labels with a unit, without doubt, in place of what a frame had."""
-    before, _, behind = split_run(labels, [frame, 1, labels.num_frames - frame - 1])
-    return concatenate([before, _certain(np.array([unit])), behind])
-
-
-def _mark_lead(utterances: Sequence[SoftLabels], mark: int) -> int:
-    """How many frames before its first unit a teacher says that a new word has begun: the median in some
-    utterances. At the end of the pause, where the next utterance is cut, no student could foresee it."""
-    leads = []
-    for labels in utterances:
-        units = best_classes(labels)
-        starts = np.flatnonzero((units != BLANK_ID) & (np.diff(units, prepend=BLANK_ID) != 0))
-        leads += np.diff(starts)[units[starts[:-1]] == mark].tolist()
-    return round(float(np.median(leads))) if leads else _MARK_LEAD
-
-
-def _with_tail(features_tf: Tensor, tail: bool) -> Tensor:
-    """(T, 80) features, and those of the silence after the end."""
-    return functional.pad(features_tf, (0, 0, 0, _TAIL_FRAMES), value=LOG_MEL_FLOOR) if tail else features_tf
 
 
 def _unlabelled(entry: ShardEntry, joined: Joined) -> str:
