@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,28 +17,9 @@ from kdasr.errors import UnitsError
 from kdasr.interfaces import BLANK_ID, frames_inside
 
 
-class AlignedUnit(NamedTuple):
-    """One unit of a transcript on the best path.
-
-    Attributes:
-        id: class id.
-        first_frame: output frame in which the path enters the unit.
-        end_frame: the frame after the last one it spends there.
-        log_prob: mean natural log-probability of the unit in these frames.
-    """
-
-    id: int
-    first_frame: int
-    end_frame: int
-    log_prob: float
-
-    def as_token(self) -> Token:
-        """The unit as a decoder would have emitted it, in its first frame."""
-        return Token(self.id, self.first_frame, self.log_prob)
-
-
-def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") -> list[AlignedUnit]:
-    """The most probable alignment of a transcript.
+def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") -> list[Token]:
+    """The most probable alignment of a transcript: each of its units as a decoder would have emitted it, in
+    the first of its frames, with its mean log-probability in them.
 
     Args:
         log_probs_tv: (T, V) natural log-probabilities of one utterance, valid frames only.
@@ -66,8 +46,14 @@ def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") ->
             got=f"{len(ids)} units that need {needed}",
             fix="The transcript belongs to other audio, or the audio is cut.",
         )
-    states_t = _best_path(log_probs_tv.double(), ids).tolist()
+    states_t = _best_states(log_probs_tv.double(), ids).tolist()
     return [_unit(index, states_t, log_probs_tv, unit) for index, unit in enumerate(ids)]
+
+
+def best_alignment(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
+    """(T,) classes, blanks among them, of the most probable path through a transcript that fits into (T, V)
+    log-probs."""
+    return _labels(ids)[_best_states(log_probs_tv.double(), ids)]
 
 
 def ctc_occupancy(
@@ -100,10 +86,16 @@ def ctc_occupancy(
     return nll_b, (leaf_btv.detach().exp() - grad_btv).masked_fill(~counts_bt[:, :, None], 0.0)
 
 
-def _best_path(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
-    """(T,) states of the best path; state 2 u + 1 is unit u, even states are blank."""
+def _labels(ids: Sequence[int]) -> Tensor:
+    """(S,) classes of the states of a transcript: state 2 u + 1 is unit u, even states are blank."""
     labels_s = torch.full((2 * len(ids) + 1,), BLANK_ID)
-    labels_s[1::2] = torch.tensor(ids)
+    labels_s[1::2] = torch.tensor(ids, dtype=torch.long)
+    return labels_s
+
+
+def _best_states(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
+    """(T,) states of the best path."""
+    labels_s = _labels(ids)
     emissions_ts = log_probs_tv[:, labels_s]
     # A blank may be left out between two units that differ.
     may_skip_s = torch.zeros(len(labels_s), dtype=torch.bool)
@@ -117,7 +109,7 @@ def _best_path(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
         arrivals = torch.stack([score_s, previous[1:-1], torch.where(may_skip_s, previous[:-2], nothing)])
         best_s, steps_ts[frame] = arrivals.max(dim=0)
         score_s = best_s + emissions_ts[frame]
-    state = len(labels_s) - 1 if score_s[-1] >= score_s[-2] else len(labels_s) - 2
+    state = len(labels_s) - 2 if ids and score_s[-2] > score_s[-1] else len(labels_s) - 1
     path = [state]
     for frame in range(len(emissions_ts) - 1, 0, -1):
         state -= int(steps_ts[frame, state])
@@ -125,8 +117,8 @@ def _best_path(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
     return torch.tensor(path[::-1])
 
 
-def _unit(index: int, states_t: list[int], log_probs_tv: Tensor, unit: int) -> AlignedUnit:
+def _unit(index: int, states_t: list[int], log_probs_tv: Tensor, unit: int) -> Token:
     state = 2 * index + 1
     first = states_t.index(state)
     end = first + states_t.count(state)
-    return AlignedUnit(unit, first, end, float(log_probs_tv[first:end, unit].mean()))
+    return Token(unit, first, float(log_probs_tv[first:end, unit].mean()))

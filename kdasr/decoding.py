@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdasr.errors import ConfigError
 from kdasr.interfaces import BLANK_ID, frames_inside
 
 DEFAULT_BEAM = 16
-# Units that a search hands from one frame to the next before it looks which of them are settled, and from
-# how many on it settles the older half whatever the other prefixes say: a minute of speech in letters.
+# Text that all prefixes share, from 64 units on, leaves the beam once they are longer than 128, or frames
+# would cost more the longer the text; beyond 1,024 units, a minute of speech in letters, the older half is
+# taken from the best prefix.
 _LONG_PREFIX, _LONGEST_PREFIX = 128, 1024
 
 
@@ -65,9 +67,9 @@ class Grammar(Protocol):
         ...
 
 
-def collapse(ids: Sequence[int], blank: int = BLANK_ID) -> list[int]:
+def collapse(ids: Sequence[int]) -> list[int]:
     """Merge runs of equal ids, then drop blanks: the map B of Graves et al. 2006, section 3.1."""
-    return [unit for unit, _ in itertools.groupby(ids) if unit != blank]
+    return [unit for unit, _ in itertools.groupby(ids) if unit != BLANK_ID]
 
 
 def greedy(
@@ -430,6 +432,17 @@ class BeamStream:
     def _grown(self, prefix: _Prefix, unit: int, frame_v: NDArray[np.float64]) -> _Prefix:
         token = Token(unit, self.frames_seen, float(frame_v[unit]))
         return _Prefix((*prefix.ids, unit), (*prefix.tokens, token))
+
+
+def check_nbest(nbest: int, beam: int, scale: float, where: str) -> None:
+    """Raise ConfigError where a beam cannot give an n-best list, or its `scale` cannot weigh one."""
+    if not 1 <= nbest <= beam or scale < 0:
+        raise ConfigError(
+            "no n-best list",
+            where=where,
+            expected="1 <= nbest <= beam, scale >= 0",
+            got=f"nbest {nbest}, beam {beam}, scale {scale}",
+        )
 
 
 def prefix_beam(

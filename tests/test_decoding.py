@@ -38,10 +38,6 @@ def test_collapse_merges_runs_then_drops_blanks(ids: list[int], expected: list[i
     assert collapse(ids) == expected
 
 
-def test_collapse_takes_another_blank() -> None:
-    assert collapse([3, 0, 0, 3, 0], blank=3) == [0, 0]
-
-
 def test_greedy_gives_spikes_with_frame_and_log_prob() -> None:
     log_probs = path_log_probs([0, 2, 2, 0, 2, 1])
     (tokens,) = greedy(log_probs[None], [6])

@@ -34,6 +34,7 @@ from kdasr.teachers.on_device import with_log_mel_on_its_device
 _MAX_UNENCODED = 2
 #: Batches that are decoded before the teacher asks for them.
 _BATCHES_AHEAD = 2
+_NO_SENTENCE = "no sentence of the lexicon's words was found in it"
 _NO_WORDS = "the teacher heard no words, or words without end"
 #: Share of a batch that may be padding.
 _MAX_PADDING = 0.05
@@ -398,7 +399,12 @@ class _ShardRun:
                 self._wordless.add(segment.number)
                 continue
             if self._settings.words is not None:
-                log_probs_tv = self._settings.words(log_probs_tv)
+                of_words_tv = self._settings.words(log_probs_tv)
+                if of_words_tv is None:
+                    self._failures[self._shard.entries[segment.number].key] = _NO_SENTENCE
+                    self._wordless.add(segment.number)
+                    continue
+                log_probs_tv = of_words_tv
             if self._teacher.level == "frame" and (problem := self._miscounted(segment, len(log_probs_tv))):
                 self._fail(segment, problem)
                 continue

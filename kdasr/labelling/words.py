@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdasr.alignment import ctc_occupancy
-from kdasr.decoding import Hypothesis, prefix_beam
-from kdasr.errors import ConfigError
+from kdasr.alignment import best_alignment, ctc_occupancy
+from kdasr.decoding import Hypothesis, check_nbest, prefix_beam
 from kdasr.lexicon import Lexicon
 
 # What the classes that none of the transcripts has in a frame share there, about, so that none is impossible.
 _REST = 1e-4
+# How much likelier the class of the best alignment is at least than any other.
+_LEAD = 1.0001
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Words:
     that spells each unit by itself may learn that as doubt between letters: try one first. The labels are
     posteriors like any others.
 
+    Where a teacher is unsure in which frame a unit belongs, that unit may be the likeliest class of none, and
+    the best path of the p_t, which students of `best_path_ctc` learn, no sentence. So each frame's likeliest
+    class is made that of the best alignment of the best transcript, by as little as it takes.
+
     Attributes:
         lexicon: the words.
         nbest: transcripts for each utterance.
@@ -46,26 +51,20 @@ class Words:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.nbest <= self.beam or self.scale < 0:
-            raise ConfigError(
-                "no n-best list",
-                where="words",
-                expected="1 <= nbest <= beam, scale >= 0",
-                got=f"nbest {self.nbest}, beam {self.beam}, scale {self.scale}",
-            )
+        check_nbest(self.nbest, self.beam, self.scale, where="words")
 
     @property
     def params(self) -> dict[str, Any]:
         """What decides the labels."""
         return {"lexicon": self.lexicon.config, "nbest": self.nbest, "beam": self.beam, "scale": self.scale}
 
-    def __call__(self, log_probs_tv: Tensor) -> Tensor:
-        """(T, V) log-probs of a teacher to as many; as they are where no words are found in them."""
+    def __call__(self, log_probs_tv: Tensor) -> Tensor | None:
+        """(T, V) log-probs of a teacher to as many; None where no words are found in them."""
         log_probs_tv = log_probs_tv.detach().cpu().clone()
         if not log_probs_tv.isfinite().all():
             return log_probs_tv  # the codec refuses them, and says so
         found = prefix_beam(log_probs_tv, self.beam, self.nbest, self.lexicon)
-        return self._given(log_probs_tv, found) if found else log_probs_tv
+        return self._given(log_probs_tv, found) if found else None
 
     def _given(self, log_probs_tv: Tensor, found: list[Hypothesis]) -> Tensor:
         longest = max(len(one.ids) for one in found)
@@ -77,4 +76,15 @@ class Words:
         )
         weight_h = (-self.scale * nll_h.double()).softmax(0).to(log_probs_tv)
         probs_tv = (weight_h[:, None, None] * occupancy_htv).sum(0).clamp_min(_REST / log_probs_tv.shape[1])
-        return (probs_tv / probs_tv.sum(1, keepdim=True)).log()
+        best_t = best_alignment(log_probs_tv, found[0].ids)
+        return _led_by(best_t, probs_tv / probs_tv.sum(1, keepdim=True)).log()
+
+
+def _led_by(classes_t: Tensor, probs_tv: Tensor) -> Tensor:
+    """(T, V) probabilities, mixed with (T,) classes where these are not the likeliest, just so that they
+    are."""
+    chosen_tv = torch.nn.functional.one_hot(classes_t, probs_tv.shape[1]).to(probs_tv)
+    own_t = (probs_tv * chosen_tv).sum(1)
+    wanted_t = _LEAD * (probs_tv * (1 - chosen_tv)).amax(1)
+    share_t = ((wanted_t - own_t) / (1 + wanted_t - own_t)).clamp_min(0.0)
+    return torch.lerp(probs_tv, chosen_tv, share_t[:, None])

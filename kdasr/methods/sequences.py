@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from kdasr.decoding import Hypothesis, prefix_beam
+from kdasr.decoding import Hypothesis, check_nbest, prefix_beam
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BLANK_ID, Batch, ModelOutput, SoftLabelBatch, frames_inside
 from kdasr.losses import collapsed, ctc, of_transcripts, transcript_nats
@@ -53,13 +53,7 @@ def nbest_ctc(
     Raises:
         ConfigError: numbers out of range.
     """
-    if not 1 <= nbest <= beam or scale < 0:
-        raise ConfigError(
-            "no n-best list",
-            where="nbest_ctc",
-            expected="1 <= nbest <= beam, scale >= 0",
-            got=f"nbest {nbest}, beam {beam}, scale {scale}",
-        )
+    check_nbest(nbest, beam, scale, where="nbest_ctc")
     lists = nbest_lists(targets_of(batch, teacher), nbest, beam)
     device = output.log_probs_btv.device
     rows = torch.tensor([row for row, found in enumerate(lists) for _ in found], device=device)

@@ -179,8 +179,7 @@ def test_very_short_very_long_and_silent_audio_is_labelled_or_named(tmp_path: Pa
     labels = labels_for(audio, tmp_path / "labels", Settings(codec=TopP()))
     assert list(labels.failures) == ["short"]
     assert "too short" in labels.failures["short"]
-    frames = {key: labels.num_frames(key) for key in labels.keys if key in labels}
-    assert frames == {"one-frame": 1, "plain": 25, "long": 2500, "silence": 13}
+    assert labels.lengths() == {"one-frame": 1, "plain": 25, "long": 2500, "silence": 13}
 
 
 @pytest.mark.parametrize(
@@ -365,6 +364,12 @@ def test_half_precision_labels_are_close_and_marked(tmp_path: Path) -> None:
     assert rough.header.config_hash != exact.header.config_hash
     for key, wanted in exact:
         assert rough.read(key).log_probs == pytest.approx(wanted.log_probs, abs=0.1)
+
+
+def test_a_precision_may_have_the_name_that_trainings_give_it() -> None:
+    for short, name in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
+        assert Settings(precision=short) == Settings(precision=name)  # type: ignore[arg-type]
+    assert Settings(precision="bf16").precision == "bfloat16"
 
 
 @pytest.fixture
