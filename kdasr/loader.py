@@ -63,8 +63,8 @@ class Stream:
         speeds: speed perturbation: each reading of an utterance picks one of these factors.
         max_utterances: use only so many utterances (the first of a seeded shuffle); None for all.
         exclude_longer_s: utterances longer than this are left out.
-        spoil: (N,) samples and random numbers to as many samples: what the student hears instead, while
-            `teacher_features_btf` stay clean.
+        spoil: (N,) samples and random numbers to as many samples: what the student hears instead.
+        clean_too: batches have what was spoilt as `teacher_features_btf`, for teachers beside the student.
         mix: a batch and random numbers to a batch with other features; without soft labels and `spoil` only.
         tail_share: of the readings of an utterance that are followed by the silence that streaming models
             hear after the end of the audio (`kdasr.streaming.tail`): a student that has never heard it takes
@@ -92,6 +92,7 @@ class Stream:
     exclude_longer_s: float = 40.0
     cache_bytes: int = 0
     spoil: Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]] | None = None
+    clean_too: bool = True
     mix: Callable[[Batch, torch.Generator], Batch] | None = None
     tail_share: float = 0.0
     lead_share: float = 0.0
@@ -329,8 +330,8 @@ class Stream:
         soft = [one.labels for one in readings if one.labels is not None] if self.labels else None
         heard = [one.heard for one in readings]
         batch = collate(keys, heard, self.units, texts if self.units is not None else None, soft)
-        if self.spoil is not None:
-            batch.teacher_features_btf = collate(keys, [one.clean for one in readings]).features_btf
+        if clean := [one.clean for one in readings if one.clean is not None]:
+            batch.teacher_features_btf = collate(keys, clean).features_btf
         random = torch.Generator().manual_seed(self._draw(epoch, keys[0]))
         return batch if self.mix is None else self.mix(batch, random)
 
@@ -358,36 +359,39 @@ class Stream:
         labels: list[SoftLabels] = []
         symbols = [] if self.student is None else self.student.units.symbols
         for item in row:
-            features_tf, text = self._features_and_text(item, self._speed(item, epoch))
-            quiet = pause if clean else lead
+            heard_tf, clean_tf, text = self._heard(item, epoch)
+            quiet = pause if heard else lead
             # Labels begin with an output frame.
-            frames = quiet + (-len(clean[-1]) % self._subsampling if clean else 0)
+            frames = quiet + (-len(heard[-1]) % self._subsampling if heard else 0)
             seed = self._draw(epoch, f"{item.entry.key}/quiet")
             if self.labels:
                 timed = quiet // self._subsampling if self._labels_timed else None
                 labels.append(labels_after(labels, timed, self._soft_labels(item), symbols))
-            clean.append(after_quiet(features_tf, frames, seed))
-            if self.spoil is not None:
-                heard.append(after_quiet(self._spoilt(item, epoch), frames, seed))
+            heard.append(after_quiet(heard_tf, frames, seed))
+            if clean_tf is not None:
+                clean.append(after_quiet(clean_tf, frames, seed))
             texts.append(text or "")
         if self._has_tail(row[-1].entry.key, epoch):
-            for parts in (clean, heard):
+            for parts in (heard, clean):
                 parts += [silence(TAIL_FRAMES)] if parts else []
-        clean_tf = torch.cat(clean)
         return _Reading(
             "+".join(item.entry.key for item in row),
             " ".join(texts),
-            torch.cat(heard) if heard else clean_tf,
-            clean_tf,
+            torch.cat(heard),
+            torch.cat(clean) if clean else None,
             concatenate(labels) if labels else None,
         )
 
-    def _spoilt(self, item: Item, epoch: int) -> Tensor:
-        """(T, 80) what the student hears in place of an utterance, another thing in every epoch."""
-        assert self.spoil is not None
-        samples = change_speed(read_utterance(item.shard, item.entry).samples, self._speed(item, epoch))
+    def _heard(self, item: Item, epoch: int) -> tuple[Tensor, Tensor | None, str | None]:
+        """(T, 80) what the student hears of an utterance, where it is spoilt another thing in every epoch;
+        what a teacher beside it hears then; and the transcript."""
+        speed = self._speed(item, epoch)
+        if self.spoil is None:
+            features_tf, text = self._features_and_text(item, speed)
+            return features_tf, None, text
+        samples, text = self._samples_and_text(item, speed)
         rng = np.random.default_rng(self._draw(epoch, f"{item.entry.key}/spoil"))
-        return log_mel(self.spoil(samples, rng))
+        return log_mel(self.spoil(samples, rng)), log_mel(samples) if self.clean_too else None, text
 
     def _has_tail(self, key: str, epoch: int) -> bool:
         return self._happens(self.tail_share, epoch, f"{key}/tail")
@@ -409,12 +413,16 @@ class Stream:
 
     def _features_and_text(self, item: Item, speed: float) -> tuple[Tensor, str | None]:
         def compute() -> tuple[Tensor, str | None]:
-            utterance = read_utterance(item.shard, item.entry)
-            if self.units is not None and utterance.text is None:
-                raise _no_transcript(item.shard.path, utterance.key)
-            return log_mel(change_speed(utterance.samples, speed)), utterance.text
+            samples, text = self._samples_and_text(item, speed)
+            return log_mel(samples), text
 
         return self._cache.get((item.shard.path, item.entry.key, speed), compute)
+
+    def _samples_and_text(self, item: Item, speed: float) -> tuple[NDArray[np.float32], str | None]:
+        utterance = read_utterance(item.shard, item.entry)
+        if self.units is not None and utterance.text is None:
+            raise _no_transcript(item.shard.path, utterance.key)
+        return change_speed(utterance.samples, speed), utterance.text
 
 
 class _Reading(NamedTuple):
@@ -423,14 +431,15 @@ class _Reading(NamedTuple):
     Attributes:
         key: of both.
         text: of both; empty where there is none.
-        heard, clean: (T, 80) features that the student hears, and an online teacher.
+        heard: (T, 80) features that the student hears.
+        clean: (T, 80) what they were before they were spoilt, where that is asked for.
         labels: as the student takes them, if there are any.
     """
 
     key: str
     text: str
     heard: Tensor
-    clean: Tensor
+    clean: Tensor | None
     labels: SoftLabels | None
 
 

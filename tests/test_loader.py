@@ -505,6 +505,12 @@ def test_a_spoilt_stream_is_a_pair_of_views(tmp_path: Path) -> None:
     of_one = [b.features_btf[b.keys.index(pair.keys[0])] for b in heard if pair.keys[0] in b.keys]
     assert len(of_one) == 2 and of_one[0].mean() != of_one[1].mean()
     assert paired.fingerprint() != plain.fingerprint()
+    alone = Stream([folder], 8.0, 1, units=CharUnits(), speeds=(0.9, 1.1), spoil=Halves(), clean_too=False)
+    heard_alone = alone.batch(0)
+    assert heard_alone.teacher_features_btf is None and torch.equal(
+        heard_alone.features_btf, pair.features_btf
+    )
+    assert torch.equal(heard_alone.tokens_bu, pair.tokens_bu) and alone.fingerprint() == paired.fingerprint()
 
 
 def test_both_views_begin_before_the_speech_and_end_behind_it(tmp_path: Path) -> None:

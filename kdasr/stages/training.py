@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -137,39 +137,31 @@ def train(
     # Here, so that two trainings with the same seed begin with the same weights.
     torch.manual_seed(seed)
     built, start_hash = _begun(model, units_built, start)
-    settings: dict[str, Any] = {
-        "batch_seconds": batch_seconds,
-        "seed": seed,
-        "student": StudentSide(units_built, built.subsampling, unit_map),
-        "exclude_longer_s": exclude_longer_s,
-        "cache_bytes": int(cache_gigabytes * 2**30 / 2),
-        "spoil": spoil,
-        "tail_share": tail_share if hears_tail(built) else 0.0,
-        "lead_share": lead_share,
-        "joined_share": joined_share,
-    }
-    labelled_stream = Stream(
-        [Path(folder) for folder in labelled],
-        units=units_built,
-        labels=_label_folders(labelled_soft_labels, teacher),
+    streams = _streams(
+        labelled,
+        labelled_soft_labels,
+        unlabelled,
+        labels,
+        teacher,
+        used=used,
+        max_labelled_utterances=max_labelled_utterances,
+        max_unlabelled_utterances=max_unlabelled_utterances,
         speeds=tuple(speeds),
-        max_utterances=max_labelled_utterances,
-        **settings,
+        mix=mix,
+        batch_seconds=batch_seconds,
+        seed=seed,
+        student=StudentSide(units_built, built.subsampling, unit_map),
+        exclude_longer_s=exclude_longer_s,
+        cache_bytes=int(cache_gigabytes * 2**30 / 2),
+        spoil=spoil,
+        clean_too=bool(teachers),
+        tail_share=tail_share if hears_tail(built) else 0.0,
+        lead_share=lead_share,
+        joined_share=joined_share,
     )
     card: dict[str, Any] = {} if start_hash is None else {"start": start_hash}
     if prune is not None:
-        card |= prune.apply(built, labelled_stream)
-    streams: dict[str, BatchSource] = {"labelled": labelled_stream}
-    if "unlabelled" in used:
-        streams["unlabelled"] = _unlabelled(
-            unlabelled,
-            labels,
-            teacher,
-            max_utterances=max_unlabelled_utterances,
-            mix=mix,
-            speeds=(1.0,) if labels else tuple(speeds),
-            **settings,
-        )
+        card |= prune.apply(built, cast(Stream, streams["labelled"]))
     losses, delay_facts = with_measured_delays(
         name,
         {"labelled": labelled_losses, "unlabelled": unlabelled_losses or {}},
@@ -179,10 +171,7 @@ def train(
     )
     check_against_labels(losses, streams)
     if silent_start > 0 and start is None:
-        begin = {"weight": silent_start, "until": _SILENT_START_UNTIL, "loss": kdasr.losses.silent_start}
-        for stream, terms in losses.items():
-            if begins_in_silence(terms) and not isinstance(streams.get(stream), Impressions):
-                losses[stream] = {**terms, "silent_start": begin}
+        losses = _beginning_in_silence(losses, streams, silent_start)
     tell_what_is_untaught(name, streams)
     tell_what_is_heard_twice(name, labelled, dev)
     training = Training(
@@ -275,6 +264,60 @@ def _dev_stream(folders: Sequence[str], units: Units, **settings: Any) -> Stream
         )
     stream.cache_whole_or_nothing()
     return stream
+
+
+def _streams(
+    labelled: Sequence[str],
+    labelled_soft_labels: Sequence[str],
+    unlabelled: Sequence[str] | Impressions,
+    labels: Sequence[str],
+    teacher: str | None,
+    *,
+    used: set[str],
+    max_labelled_utterances: int | None,
+    max_unlabelled_utterances: int | None,
+    speeds: tuple[float, ...],
+    mix: Munge | None,
+    student: StudentSide,
+    **settings: Any,
+) -> dict[str, BatchSource]:
+    """The streams `used`, and the labelled one in any case: features are normalised by it."""
+    streams: dict[str, BatchSource] = {
+        "labelled": Stream(
+            [Path(folder) for folder in labelled],
+            units=student.units,
+            labels=_label_folders(labelled_soft_labels, teacher),
+            speeds=speeds,
+            max_utterances=max_labelled_utterances,
+            student=student,
+            **settings,
+        )
+    }
+    if "unlabelled" in used:
+        streams["unlabelled"] = _unlabelled(
+            unlabelled,
+            labels,
+            teacher,
+            max_utterances=max_unlabelled_utterances,
+            mix=mix,
+            speeds=(1.0,) if labels else speeds,
+            student=student,
+            **settings,
+        )
+    return streams
+
+
+def _beginning_in_silence(
+    losses: Mapping[str, Losses], streams: Mapping[str, BatchSource], weight: float
+) -> dict[str, Losses]:
+    """`losses` with `silent_start` beside those that leave it to the model when a unit is said."""
+    begin = {"weight": weight, "until": _SILENT_START_UNTIL, "loss": kdasr.losses.silent_start}
+    return {
+        stream: {**terms, "silent_start": begin}
+        if begins_in_silence(terms) and not isinstance(streams.get(stream), Impressions)
+        else terms
+        for stream, terms in losses.items()
+    }
 
 
 def _unlabelled(
