@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.devices import one_torch_thread
-from kdasr.error_rates import error_rates
+from kdasr.error_rates import count_errors
 from kdasr.interfaces import Utterance
 from kdasr.noise import NOISE_KINDS, make_noise, noise_before
 from kdasr.shards import list_shards, read_shard
@@ -73,7 +73,7 @@ def louder(utterances: Sequence[Utterance], decibels: float) -> list[Utterance]:
 
 def word_error_rate(hear: Heard, utterances: Sequence[Utterance]) -> float:
     """In %, over all utterances together."""
-    return error_rates([one.text or "" for one in utterances], [hear(one.samples) for one in utterances])[0]
+    return count_errors([one.text or "" for one in utterances], [hear(one.samples) for one in utterances]).wer
 
 
 def words_in_noise(hear: Heard) -> dict[str, float]:

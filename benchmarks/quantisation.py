@@ -32,7 +32,7 @@ from export.publish import export_student
 from export.quantise import only_errors
 from export.runtime import OnnxChunkModel
 from export.transcribe import open_recogniser
-from kdasr.error_rates import error_rates
+from kdasr.error_rates import count_errors
 from kdasr.errors import ExportError
 from kdasr.interfaces import Utterance
 from kdasr.models import load_model
@@ -200,8 +200,8 @@ def _heard(model: Path, utterances: Sequence[Utterance]) -> tuple[float, NDArray
         session = recogniser.session(keep_log_probs=True, where=utterance.key)
         texts.append(session.hear(utterance.samples))
         classes.append(session.log_probs_tv.argmax(axis=1))
-    wer, _ = error_rates([utterance.text or "" for utterance in utterances], texts)
-    return wer, np.concatenate(classes)
+    errors = count_errors([utterance.text or "" for utterance in utterances], texts)
+    return errors.wer, np.concatenate(classes)
 
 
 def _utterances(folder: Path) -> Iterator[Utterance]:

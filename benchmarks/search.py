@@ -26,7 +26,7 @@ from export.runtime import FLOAT_FILE
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import BeamStream, GreedyStream, StreamDecoder, decode_whole
-from kdasr.error_rates import error_rates
+from kdasr.error_rates import count_errors
 from kdasr.lexicon import Lexicon
 from kdasr.shards import list_shards, read_shard
 
@@ -74,9 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
 
 def _row(name: str, texts: Sequence[str], heard: Sequence[str], began: float, seconds: float) -> Row:
     cpu_s = time.process_time() - began
-    wer, cer = error_rates(texts, heard)
-    row = (name, wer, cer, 1000 * cpu_s / seconds)
-    print(f"{name:20}  WER {wer:5.1f} %  CER {cer:5.1f} %  {row[3]:6.2f} ms for a second of audio")
+    errors = count_errors(texts, heard)
+    row = (name, errors.wer, errors.cer, 1000 * cpu_s / seconds)
+    rates = f"WER {errors.wer:5.1f} %  CER {errors.cer:5.1f} %"
+    print(f"{name:20}  {rates}  {row[3]:6.2f} ms for a second of audio")
     return row
 
 

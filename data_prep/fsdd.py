@@ -177,9 +177,7 @@ def prepare(
             continue
         samples = _join(settings, string, rng_for(seed, "fsdd", split, "join", index))
         if split in ("labelled", "unlabelled"):
-            samples = _perturb(
-                settings, samples, split, len(string), rng_for(seed, "fsdd", split, "perturb", index)
-            )
+            samples = _perturb(settings, samples, split, rng_for(seed, "fsdd", split, "perturb", index))
         else:
             samples = resample(samples, RATE_HZ, SAMPLE_RATE_HZ)
         text = " ".join(DIGITS[recording.digit] for recording in string)
@@ -287,9 +285,7 @@ def _join(settings: Settings, string: list[Recording], rng: np.random.Generator)
     return np.concatenate([*parts[:-1], pause(_EDGE_SECONDS)])
 
 
-def _perturb(
-    settings: Settings, samples: Samples, split: str, num_digits: int, rng: np.random.Generator
-) -> Samples:
+def _perturb(settings: Settings, samples: Samples, split: str, rng: np.random.Generator) -> Samples:
     """(N,) at 8 kHz to 16 kHz, spoken by a pseudo-speaker; or as it is, by its probability."""
     if rng.random() >= getattr(settings, f"{split}_augment_probability"):
         return resample(samples, RATE_HZ, SAMPLE_RATE_HZ)

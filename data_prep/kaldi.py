@@ -99,13 +99,15 @@ class DataFolder(AudioList):
         for utterance, line in self._lines(SEGMENTS, "segment", dropped).items():
             try:
                 recording, start, end, *channel = line.split()
-                cuts[utterance] = (recording, _cut(float(start), float(end)))
-                if channel:
-                    cuts.pop(utterance)
-                    dropped.add(utterance, _ONE_CHANNEL)
+                cut = _cut(float(start), float(end))
             except ValueError:
                 reason = f"this is no segment; expected UTTERANCE RECORDING START END; got {utterance} {line}"
                 dropped.add(utterance, reason)
+                continue
+            if channel:
+                dropped.add(utterance, _ONE_CHANNEL)
+            else:
+                cuts[utterance] = (recording, cut)
         return cuts
 
     def _place_of(self, recording: str, recordings: dict[str, str]) -> tuple[str, Path]:

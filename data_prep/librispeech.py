@@ -18,10 +18,10 @@ from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Limits, Listed, key_lines, whole_utterances
 from data_prep.support.prepared import say
 from data_prep.support.settings import check_language, check_numbers
-from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.batches import change_speed
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
-from kdasr.resampling import check_speeds, resample
+from kdasr.resampling import check_speeds
 
 NEEDS_CORPUS = True
 GENERATION = 1
@@ -172,9 +172,7 @@ def _chapters(subset: Path, half: str) -> list[Path]:
 
 
 def _at_speed(utterance: Utterance, speed: float) -> Utterance:
-    if speed == 1.0:
-        return utterance
-    samples = resample(utterance.samples, round(SAMPLE_RATE_HZ * speed), SAMPLE_RATE_HZ)
+    samples = change_speed(utterance.samples, speed)
     return dataclasses.replace(utterance, key=_key_at(utterance.key, speed), samples=samples)
 
 

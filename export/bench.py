@@ -28,10 +28,10 @@ from export.parity import probe_sound
 from export.publish import Export, export_student
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.error_rates import error_rates
+from kdasr.error_rates import count_errors
 from kdasr.errors import ConfigError, ExportError
 from kdasr.interfaces import Utterance
-from kdasr.models import WEIGHTS_FILE, LoadedModel, load_model
+from kdasr.models import LoadedModel, load_model, weights_file
 from kdasr.reasons import counted
 from kdasr.shards import read_shard
 from kdasr.streaming import algorithmic_latency_ms
@@ -90,7 +90,7 @@ def bench_device(
             _add_exports(engines, loaded, Path(folder), available_formats() if formats is None else formats)
         rows = time_engines(engines.paths, utterances, Path(folder), rounds)
         for name, path in engines.paths.items():
-            rows[name]["bytes"] = _size(path)
+            rows[name]["bytes"] = weights_file(path).stat().st_size
             rows[name]["wer"] = streaming_wer(path, utterances) if utterances else None
     delays = measure_delays(recogniser, utterances, aligning) if utterances else None
     return {
@@ -149,7 +149,7 @@ def streaming_wer(model: Path, utterances: Sequence[Utterance]) -> float:
     """WER in percent of a model folder or file, decoded chunk by chunk."""
     recogniser = open_recogniser(model)
     heard = [recogniser.session(where=one.key).hear(one.samples) for one in utterances]
-    return error_rates([utterance.text or "" for utterance in utterances], heard)[0]
+    return count_errors([utterance.text or "" for utterance in utterances], heard).wer
 
 
 def table(figures: Mapping[str, Any]) -> list[str]:
@@ -278,7 +278,3 @@ def _timed_samples(utterances: Sequence[Utterance]) -> Any:
     if not utterances:
         return probe_sound(size, 1)
     return np.concatenate([utterance.samples for utterance in utterances])[:size]
-
-
-def _size(model: Path) -> int:
-    return (model / WEIGHTS_FILE if model.is_dir() else model).stat().st_size

@@ -17,7 +17,7 @@ from export.transcribe import Recogniser, open_recogniser
 from kdasr.alignment import align
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import Token
-from kdasr.error_rates import error_rates
+from kdasr.error_rates import count_errors
 from kdasr.errors import ModelError, UnitsError
 from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import Utterance
@@ -90,8 +90,8 @@ def measure_delays(
     references = [utterance.text or "" for utterance in utterances]
     return Delays(
         len(utterances),
-        error_rates(references, offline)[0],
-        error_rates(references, streamed)[0],
+        count_errors(references, offline).wer,
+        count_errors(references, streamed).wer,
         sum(one != two for one, two in zip(streamed, offline, strict=True)),
         *_percentiles(emission),
         *_percentiles(first),
@@ -149,7 +149,7 @@ def _aligned(aligner: Recogniser, utterance: Utterance) -> list[Token]:
         features_btf, torch.tensor([features_btf.shape[1]])
     )
     ids = aligner.units.encode(utterance.text or "")
-    return [unit.as_token() for unit in align(log_probs_btv[0, : int(frames_b[0])], ids, where=utterance.key)]
+    return align(log_probs_btv[0, : int(frames_b[0])], ids, where=utterance.key)
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float | None, float | None]:

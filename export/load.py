@@ -20,7 +20,7 @@ from export.to_executorch import FLOAT_FILE as EXECUTORCH_FILE
 from export.to_executorch import ExecutorchModel
 from kdasr.errors import ModelError, UnitsError
 from kdasr.models import file_sha256
-from kdasr.text import Units, load_units
+from kdasr.text import Units, load_units, tokens_text
 
 ExportedModel = OnnxChunkModel | OnnxWaveModel | ExecutorchModel
 
@@ -131,7 +131,7 @@ def check_tokens_file(path: Path, units: Units) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError("the tokens cannot be read", where=path, got=error, fix=fix) from error
-    expected = [f"{symbol} {unit}" for unit, symbol in enumerate(units.symbols)]
+    expected = tokens_text(units).splitlines()
     for number, (want, got) in enumerate(zip(expected, lines, strict=False), start=1):
         if want != got:
             raise ModelError(

@@ -111,10 +111,10 @@ def decode(data: bytes, where: str) -> NDArray[np.float32]:
     return decode_with_rate(data, where).samples
 
 
-def decode_with_rate(data: bytes, where: str, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
-    """As `decode`, at `rate_hz`, telling also which sample rate and channels the audio had."""
-    with _opened(io.BytesIO(data), where, rate_hz) as file:
-        return _joined(_blocks(file, where), file.samplerate, rate_hz)
+def decode_with_rate(data: bytes, where: str) -> Decoded:
+    """As `decode`, telling also which sample rate and channels the audio had."""
+    with _opened(io.BytesIO(data), where, SAMPLE_RATE_HZ) as file:
+        return _joined(_blocks(file, where), file.samplerate, SAMPLE_RATE_HZ)
 
 
 def load(path: Path) -> NDArray[np.float32]:

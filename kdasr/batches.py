@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.features import LOG_MEL_FLOOR
@@ -99,9 +100,7 @@ def collate(
 ) -> Batch:
     """Utterances' features (each (T, 80)) and targets, padded to one batch."""
     lengths = torch.tensor([len(feature) for feature in features])
-    padded = torch.full((len(features), int(lengths.max()), features[0].shape[1]), LOG_MEL_FLOOR)
-    for row, feature in zip(padded, features, strict=True):
-        row[: len(feature)] = feature
+    padded = pad_sequence(features, batch_first=True, padding_value=LOG_MEL_FLOOR)
     batch = Batch(keys, padded, lengths)
     if units is not None and texts is not None:
         tokens = [units.encode(text or "") for text in texts]

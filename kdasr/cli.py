@@ -12,7 +12,7 @@ from typing import Any
 from data_prep import corpora, explained
 from export.commands import add_commands
 from kdasr import version
-from kdasr.arguments import check_keywords
+from kdasr.arguments import check_keywords, fitting
 from kdasr.errors import ConfigError, KdasrError, UnitsError
 
 # What the processes that `torchrun` starts may do together.
@@ -127,10 +127,21 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--format", help="onnx (default), wave-onnx or executorch")
     export.add_argument("--chunk-ms", type=int, help="audio in a chunk (default: the student's own)")
     export.add_argument(
-        "--int8", action=argparse.BooleanOptionalAction, help="write the 8-bit file too (default)"
+        "--int8",
+        nargs="?",
+        const="true",
+        type=str.lower,
+        choices=("true", "false"),
+        help="whether to write the 8-bit file too (default: true)",
     )
     export.add_argument(
-        "--dev", action="append", metavar="SHARDS", help="labelled shards, for WER and the gate of int8"
+        "--no-int8", dest="int8", action="store_const", const="false", help="the same as --int8 false"
+    )
+    export.add_argument(
+        "--dev",
+        action="append",
+        metavar="SHARDS",
+        help="labelled shards, or a [list, of, them], for WER and the gate of int8",
     )
     export.add_argument("--max-wer-rise", type=float, help="points that int8 may cost on --dev (0.5)")
     export.add_argument("--name", help="what the card calls the model")
@@ -301,8 +312,12 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     from kdasr.pipeline import run_recipe
     from kdasr.stages import export, refused_files
 
-    names = ("model", "out", "format", "chunk_ms", "int8", "dev", "max_wer_rise", "name")
+    names = ("model", "out", "format", "chunk_ms", "max_wer_rise", "name")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.int8 is not None:
+        given["int8"] = arguments.int8 == "true"
+    if arguments.dev is not None:
+        given["dev"] = _listed(arguments.dev, "--dev")
     if arguments.recipe is not None:
         result = run_recipe(arguments.recipe, {**settings, **given}, expected_stage="export")
     elif not {"model", "out"} <= set(given):
@@ -316,6 +331,15 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     for line in refused_files(result):
         print(f"kdasr: {line}", file=sys.stderr)
     return 1 if result["refused"] else 0
+
+
+def _listed(texts: Sequence[str], option: str) -> Sequence[str]:
+    """The folders of an option that may be given several times, each time one or a list as in recipes."""
+    from kdasr.recipe import parse_value
+
+    values = [parse_value(text) for text in texts]
+    folders = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return list(fitting(folders, Sequence[str], option))
 
 
 def _report(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -338,12 +362,13 @@ def _verify(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 
 def _plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from kdasr import stages
-    from kdasr.labelling import plan_text
+    from kdasr.labelling import plan, plan_text
     from kdasr.pipeline import load_arguments
 
-    prediction = stages.plan(
-        load_arguments(arguments.recipe, settings, expected_stage="label"),
+    job = load_arguments(arguments.recipe, settings, expected_stage="label")
+    names = ("teacher", "audio", "out", "settings", "workers", "device")
+    prediction = plan(
+        **{name: job[name] for name in names if name in job},
         sample_shards=arguments.sample_shards,
         price_per_worker_hour=arguments.price_per_worker_hour,
     )

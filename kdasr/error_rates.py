@@ -59,12 +59,6 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorC
     )
 
 
-def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[float, float]:
-    """(WER, CER) in percent over all pairs together; see `count_errors`."""
-    errors = count_errors(references, hypotheses)
-    return errors.wer, errors.cer
-
-
 def gain_interval(
     errors_before: Sequence[int], errors_after: Sequence[int], words: Sequence[int], *, draws: int = 2000
 ) -> tuple[float, float]:

@@ -16,13 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import jiwer
 import torch
+from rapidfuzz.distance import Levenshtein
 from rich.console import Console
 from rich.progress import track
 
-from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, Token, decode_whole, greedy
+from kdasr.decoding import BeamStream, Grammar, Token, decode_whole, greedy
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import ErrorCounts, count_errors
 from kdasr.errors import ConfigError, ShardError
@@ -61,14 +60,12 @@ class Result:
     Attributes:
         errors: counts over all utterances together.
         heard: every utterance, in the order of the shards.
-        audio_seconds: length of the audio.
         without_transcript: utterances passed over because nobody knows what is said in them.
         not_normal: hypotheses with words that could not be normalised; these stay, and are errors.
     """
 
     errors: ErrorCounts
     heard: list[Heard]
-    audio_seconds: float
     without_transcript: int
     not_normal: int = 0
 
@@ -87,7 +84,6 @@ def evaluate(
     shards: Sequence[Path],
     *,
     decoder: str = "greedy",
-    beam: int = DEFAULT_BEAM,
     lexicon: Grammar | None = None,
     batch_utterances: int = 16,
     device: torch.device | str = "cpu",
@@ -100,7 +96,6 @@ def evaluate(
     Args:
         shards: tars of labelled audio shards.
         decoder: "greedy" or "beam" (prefix beam search).
-        beam: prefixes kept by the beam search.
         lexicon: the words that the beam search may find (`kdasr.lexicon.Lexicon`).
         batch_utterances: utterances in one pass.
         device: where the model lies.
@@ -126,7 +121,7 @@ def evaluate(
         if decoder == "greedy":
             return [(said(row), row) for row in tokens]
         frames = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
-        found = [decode_whole(BeamStream(beam, lexicon), row[:length]) for row, length in frames]
+        found = [decode_whole(BeamStream(grammar=lexicon), row[:length]) for row, length in frames]
         return list(zip(map(said, found), tokens, strict=True))
 
     frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
@@ -185,13 +180,11 @@ def write_hypotheses(path: Path, result: Result) -> None:
     """Write one JSON line for each utterance: key, reference, hypothesis, word errors."""
     lines = []
     for heard in result.heard:
-        words = jiwer.process_words(heard.reference, heard.hypothesis)
-        errors = words.substitutions + words.deletions + words.insertions
         row = {
             "key": heard.key,
             "reference": heard.reference,
             "hypothesis": heard.hypothesis,
-            "errors": errors,
+            "errors": Levenshtein.distance(heard.reference.split(), heard.hypothesis.split()),
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     commit_bytes(path, "".join(lines).encode())
@@ -218,11 +211,10 @@ def _score(
     batch_utterances: int,
 ) -> Result:
     heard: list[Heard] = []
-    samples = without = 0
+    without = 0
     for utterances in _batches(shards, batch_utterances):
         known = [utterance for utterance in utterances if utterance.text is not None]
         without += len(utterances) - len(known)
-        samples += sum(len(utterance.samples) for utterance in known)
         texts = hear(known) if known else []
         heard += [Heard(one.key, one.text or "", *text) for one, text in zip(known, texts, strict=True)]
     if not heard:
@@ -232,7 +224,7 @@ def _score(
             fix="Name the folder of a labelled split.",
         )
     errors = count_errors([one.reference for one in heard], [one.hypothesis for one in heard])
-    return Result(errors, heard, samples / SAMPLE_RATE_HZ, without)
+    return Result(errors, heard, without)
 
 
 def _batches(shards: Sequence[Path], size: int) -> Iterator[list[Utterance]]:

@@ -1,4 +1,4 @@
-"""Samples in, Kaldi-compatible 80-bin log-mel out: whole utterances, or chunk by chunk.
+"""Samples in, Kaldi-compatible 80-bin log-mel out.
 
 The definition is Kaldi's fbank as sherpa-onnx computes it: 25 ms Povey windows every 10 ms, DC
 removal, preemphasis 0.97, 512-point power spectrum, 80 triangular mel bins from 20 to 7,600 Hz,
@@ -70,7 +70,7 @@ def log_mel(samples: Tensor | NDArray[np.float32]) -> Tensor:
     frames = num_frames(len(samples))
     if frames == 0:
         return torch.empty(0, NUM_MEL_BINS)
-    return _frames_to_log_mel(samples_under_windows(samples), frames)
+    return log_mel_under_windows(samples_under_windows(samples))
 
 
 def samples_under_windows(samples: Tensor | NDArray[np.float32]) -> Tensor:
@@ -78,6 +78,12 @@ def samples_under_windows(samples: Tensor | NDArray[np.float32]) -> Tensor:
     edges mirrored: those of frames [t, u) are [160 t, 160 u + 240)."""
     samples_n = torch.as_tensor(samples, dtype=torch.float32)
     return _mirrored(samples_n, -_LEFT_SAMPLES, _end_sample(num_frames(len(samples_n))))
+
+
+def log_mel_under_windows(samples_n: Tensor) -> Tensor:
+    """(160 T + 240,) samples as `samples_under_windows` gives them to (T, 80) raw log-mel."""
+    windows = samples_n.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES)
+    return torch.cat([_block_log_mel(block) for block in windows.split(_BLOCK_FRAMES)])
 
 
 def batch_log_mel(samples_bn: Tensor) -> Tensor:
@@ -110,44 +116,6 @@ def mel_filters() -> Tensor:
     return _MEL_FILTERS.clone()
 
 
-class StreamingLogMel:
-    """Log-mel of audio that arrives in pieces; equal to `log_mel` of the whole."""
-
-    def __init__(self) -> None:
-        self._history = torch.empty(0)
-        self._history_start = 0
-        self._frames_out = 0
-
-    @property
-    def _num_samples(self) -> int:
-        return self._history_start + len(self._history)
-
-    def accept(self, samples: NDArray[np.float32]) -> Tensor:
-        """(n,) further samples to (t, 80) frames that are now complete; t may be 0."""
-        piece = torch.as_tensor(np.asarray(samples, dtype=np.float32))
-        self._history = torch.cat([self._history, piece])
-        ready = (self._num_samples + _LEFT_SAMPLES - WINDOW_SAMPLES) // HOP_SAMPLES + 1
-        frames = self._emit(max(ready, self._frames_out))
-        # One window more than the next frame needs: the mirrored end reaches back that far.
-        keep_from = self._frames_out * HOP_SAMPLES - _LEFT_SAMPLES - WINDOW_SAMPLES
-        drop = min(max(keep_from - self._history_start, 0), len(self._history))
-        self._history, self._history_start = self._history[drop:].clone(), self._history_start + drop
-        return frames
-
-    def flush(self) -> Tensor:
-        """The last (t, 80) frames, whose windows reach past the end of the audio."""
-        return self._emit(num_frames(self._num_samples))
-
-    def _emit(self, frames_end: int) -> Tensor:
-        count = frames_end - self._frames_out
-        if count <= 0:
-            return torch.empty(0, NUM_MEL_BINS)
-        start = self._frames_out * HOP_SAMPLES - _LEFT_SAMPLES - self._history_start
-        end = _end_sample(frames_end) - self._history_start
-        self._frames_out = frames_end
-        return _frames_to_log_mel(_mirrored(self._history, start, end), count)
-
-
 def _end_sample(frames: int) -> int:
     return (frames - 1) * HOP_SAMPLES - _LEFT_SAMPLES + WINDOW_SAMPLES
 
@@ -164,11 +132,6 @@ def _mirrored(samples_n: Tensor, start: int, end: int) -> Tensor:
         return torch.cat([samples_n[:before].flip(0), inside, samples_n[size - after :].flip(0)])
     index = torch.arange(start, end) % (2 * size)
     return samples_n[torch.minimum(index, 2 * size - 1 - index)]
-
-
-def _frames_to_log_mel(samples_n: Tensor, frames: int) -> Tensor:
-    windows = samples_n.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES)[:frames]
-    return torch.cat([_block_log_mel(block) for block in windows.split(_BLOCK_FRAMES)])
 
 
 def _block_log_mel(windows: Tensor) -> Tensor:

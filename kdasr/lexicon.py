@@ -8,6 +8,7 @@ Hannun 2020, arXiv 1909.09116).
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,9 @@ from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
 # Whoever reads the words of a label recipe may never have named a file.
 _LABELS_WITHOUT = "Labels can do without a lexicon: `--settings.words null`."
+# Of other words there is no end, and live audio may bring them for days.
+_MAX_COSTS = 4_096
+_log = logging.getLogger(__name__)
 
 
 class Lexicon:
@@ -105,6 +109,8 @@ class Lexicon:
         word, is_first = self.state(prefix)
         key = word, is_first, after_pause, self._units_of_word(prefix)
         if key not in self._costs:
+            if len(self._costs) >= _MAX_COSTS:
+                self._costs.clear()
             self._costs[key] = self._costs_after(prefix, after_pause)
         return self._costs[key]
 
@@ -122,8 +128,8 @@ class Lexicon:
         return costs
 
     def _owed(self, prefix: tuple[int, ...]) -> float:
-        """What a last word costs as another one that was none of the lexicon's until now; nothing if it has
-        been one before."""
+        """Nats due when the last word leaves the lexicon: `other_word_nats` for each of its units so far; 0
+        if it left earlier and has paid."""
         is_open = self._last_word(prefix) in self._beginnings
         return (self.other_word_nats or 0.0) * self._units_of_word(prefix) if is_open else 0.0
 
@@ -253,7 +259,10 @@ def _texts_in(source: Path, letters: str, without: str) -> list[str | None]:
         )
     try:
         if source.is_file():
-            return [_normal(source.read_text(encoding="utf-8-sig"), letters, source)]
+            lines = source.read_text(encoding="utf-8-sig").splitlines()
+            texts = [_normal(line, letters, source) for line in lines]
+            _tell_of_phrases(texts, source)
+            return [*texts]
         return [text for path in list_shards(source) for text in read_texts(open_shard(path))]
     except (ShardError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -263,6 +272,13 @@ def _texts_in(source: Path, letters: str, without: str) -> list[str | None]:
             got=getattr(error, "what", error),
             fix=without,
         ) from error
+
+
+def _tell_of_phrases(lines: Sequence[str], source: Path) -> None:
+    """Whoever writes `turn on` in a line of its own may think that the two words then come together."""
+    if several := sum(" " in line for line in lines):
+        have = "1 line has" if several == 1 else f"{several:,} lines have"
+        _log.warning("%s: %s several words: each counts as a word of its own", source, have)
 
 
 def _normal(text: str, letters: str, source: Path) -> str:

@@ -106,6 +106,11 @@ def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] 
     shutil.rmtree(old, ignore_errors=True)
 
 
+def weights_file(path: Path) -> Path:
+    """The file with the weights of a model that is a folder, or a file."""
+    return path / WEIGHTS_FILE if path.is_dir() else path
+
+
 def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedModel:
     """The model in `folder`, in eval mode on `device`.
 

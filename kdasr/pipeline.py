@@ -29,7 +29,7 @@ from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
 from kdasr.devices import free_gpu_memory, usable_device
 from kdasr.errors import ConfigError, ModelError
-from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource, check_job
+from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource, check_job, sharing_ranks
 from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
@@ -389,7 +389,8 @@ def _call(recipe: Recipe) -> dict[str, Any]:
     if recipe.stage == "prepare":
         stages.corpus_folder(**arguments)  # it knows which key the recipe has for it
     job, result = ranks(), {}
-    if job.first or recipe.stage == "train" or (recipe.stage == "label" and _is_for_all(arguments)):
+    is_shared = recipe.stage == "train" or (recipe.stage == "label" and not sharing_ranks(**arguments).alone)
+    if job.first or is_shared:
         result = VERBS[recipe.stage](**arguments)
     if recipe.stage == "train":
         # Its teachers and losses are on the GPU now, where the next stage needs room.
@@ -397,11 +398,6 @@ def _call(recipe: Recipe) -> dict[str, Any]:
         recipe.arguments.clear()
         free_gpu_memory()
     return job.from_first(result)
-
-
-def _is_for_all(label_arguments: Mapping[str, Any]) -> bool:
-    """Whether the processes of a job share the labelling: it has no other workers of its own."""
-    return label_arguments.get("engine", "inline") == "inline" and label_arguments.get("num_shards", 1) == 1
 
 
 def taken_keys() -> dict[str, dict[str, Any]]:

@@ -34,7 +34,7 @@ from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import Utterance
 from kdasr.lexicon import Lexicon
 from kdasr.manifest import read_manifest
-from kdasr.models import WEIGHTS_FILE, read_card
+from kdasr.models import read_card, weights_file
 from kdasr.noise import noise_before
 from kdasr.results import MISSING, append_result, hypotheses_file
 from kdasr.shards import open_shard, read_shard, read_texts
@@ -149,7 +149,7 @@ class Scoreboard:
             "cer": round(result.cer, 3),
             **_exceptions(result),
             "params": card["parameters"],
-            "bytes": _weights_file(Path(path)).stat().st_size,
+            "bytes": weights_file(Path(path)).stat().st_size,
             "latency_ms": algorithmic_latency_ms(recogniser.chunk_model) if recogniser.chunk_model else None,
             "train_steps": card.get("training", {}).get("train_steps", 0),
             **self._speed(recogniser, chunk_by_chunk),
@@ -375,7 +375,3 @@ def _hash_of(shards: Sequence[Path]) -> str:
 
 def _hash_of_words(words: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:16]
-
-
-def _weights_file(path: Path) -> Path:
-    return path / WEIGHTS_FILE if path.is_dir() else path

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -96,9 +98,7 @@ class TableUnits(SymbolUnits):
 
     def __init__(self, symbols: list[str], model_bytes: bytes | None = None, upper: bool = False) -> None:
         super().__init__(symbols)
-        twice = (
-            sorted({symbol for symbol in symbols if symbols.count(symbol) > 1}) if _repeats(symbols) else []
-        )
+        twice = sorted(symbol for symbol, times in Counter(symbols).items() if times > 1)
         if twice or not symbols or symbols[BLANK_ID] != BLANK_SYMBOL:
             raise UnitsError(
                 "not a table of symbols",
@@ -111,7 +111,7 @@ class TableUnits(SymbolUnits):
         self._longest = max((len(symbol) for symbol in self._id_by_text), default=0)
         # Word pieces begin with the mark; in a table of characters it stands between words.
         self._pieces = any(len(s) > 1 and s.startswith(WORD_START) for s in self._id_by_text)
-        self._processor = _processor(model_bytes) if model_bytes is not None else None
+        self._processor = piece_processor(model_bytes) if model_bytes is not None else None
 
     @classmethod
     def from_foreign(
@@ -229,17 +229,20 @@ def unknown_character(text: str, char: str) -> UnitsError:
     )
 
 
-def shorten(text: str, limit: int = 80) -> str:
+def shorten(text: str) -> str:
     """`text`, cut for a message."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
-def _repeats(symbols: list[str]) -> bool:
-    return len(set(symbols)) < len(symbols)
+def piece_processor(model_bytes: bytes, where: Path | str | None = None) -> Any:
+    """The SentencePiece model of these bytes; `where` names it in errors.
 
-
-def _processor(model_bytes: bytes) -> Any:
+    Raises:
+        UnitsError: they are no such model.
+    """
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+        processor.unk_id()  # no bytes at all are taken for no model yet
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        raise UnitsError("not a SentencePiece model", got=str(error)) from error
+        raise UnitsError("not a SentencePiece model", where=where, got=str(error)) from error
+    return processor

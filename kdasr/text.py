@@ -36,6 +36,7 @@ from kdasr.symbols import (
     WORD_START,
     SymbolUnits,
     TableUnits,
+    piece_processor,
     shorten,
     unknown_character,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "normalise",
     "normalise_by_word",
     "not_normal_text",
+    "tokens_text",
     "train_sentencepiece",
     "write_tokens_txt",
 ]
@@ -255,12 +257,9 @@ class SentencePieceUnits(SymbolUnits):
 
     def __init__(self, model_bytes: bytes, where: Path | str = "SentencePiece model") -> None:
         self.model_bytes = model_bytes
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
-            special = (self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id())
-        except (RuntimeError, OSError, ValueError, TypeError) as error:
-            raise UnitsError("not a SentencePiece model", where=where, got=str(error)) from error
-        if special != (BLANK_ID, -1, -1) or self._processor.pad_id() != -1:
+        self._processor = processor = piece_processor(model_bytes, where)
+        special = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id())
+        if special != (BLANK_ID, -1, -1, -1):
             raise UnitsError(
                 "a SentencePiece model with other special pieces",
                 where=where,
@@ -368,9 +367,13 @@ def load_units(folder: Place | Location) -> Units:
 
 
 def write_tokens_txt(units: Units, path: Path) -> None:
-    """Write the symbol table that sherpa-onnx reads: one `symbol id` a line, blank first."""
-    lines = [f"{symbol} {unit}\n" for unit, symbol in enumerate(units.symbols)]
-    commit_bytes(path, "".join(lines).encode())
+    """Write the symbol table that sherpa-onnx reads."""
+    commit_bytes(path, tokens_text(units).encode())
+
+
+def tokens_text(units: Units) -> str:
+    """What is in tokens.txt: one `symbol id` a line, blank first."""
+    return "".join(f"{symbol} {unit}\n" for unit, symbol in enumerate(units.symbols))
 
 
 def _read_model(folder: Place | Location) -> bytes:

@@ -1,4 +1,4 @@
-"""Log-mel against Kaldi's two public implementations, and streaming against whole."""
+"""Log-mel against Kaldi's two public implementations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import kdasr.features
 from kdasr.compat import import_torchaudio
 from kdasr.features import (
     LOG_MEL_FLOOR,
-    StreamingLogMel,
     _mirrored,
     batch_log_mel,
     feature_hash,
     log_mel,
     mel_filters,
-    num_frames,
     samples_under_windows,
 )
 
@@ -66,23 +64,6 @@ def test_a_batch_is_its_utterances(block_frames: int, monkeypatch: pytest.Monkey
         torch.testing.assert_close(row_tf[: len(wanted_tf)], wanted_tf, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("num_samples", [0, 1, 79, 80, 159, 161, 279, 281, 400, 4_321, 33_333])
-@pytest.mark.parametrize("piece_samples", [1, 37, 160, 401, 5_000])
-def test_streaming_equals_whole(num_samples: int, piece_samples: int) -> None:
-    if piece_samples == 1 and num_samples > 5_000:
-        num_samples = 2_000
-    samples = speechlike(num_samples)
-    stream = StreamingLogMel()
-    pieces = [
-        stream.accept(samples[start : start + piece_samples])
-        for start in range(0, num_samples, piece_samples)
-    ]
-    streamed = torch.cat([*pieces, stream.flush()])
-    whole = log_mel(samples)
-    assert streamed.shape == whole.shape == (num_frames(num_samples), 80)
-    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("num_samples", [80, 100, 119, 121, 4_321])
 def test_the_edges_are_mirrored_with_their_outermost_sample(num_samples: int) -> None:
     samples = torch.arange(num_samples)
@@ -93,16 +74,6 @@ def test_the_edges_are_mirrored_with_their_outermost_sample(num_samples: int) ->
 
 def test_silence_is_the_floor() -> None:
     torch.testing.assert_close(log_mel(np.zeros(1_600, np.float32)), torch.full((10, 80), LOG_MEL_FLOOR))
-
-
-def test_history_stays_short() -> None:
-    stream = StreamingLogMel()
-    for _ in range(100):
-        stream.accept(speechlike(1_600))
-    assert len(stream._history) < 1_200
-    # A view would keep all of a long piece for as long as the next one does not come.
-    stream.accept(speechlike(160_000))
-    assert stream._history.untyped_storage().nbytes() == 4 * len(stream._history) < 4 * 1_200
 
 
 def test_samples_of_64_bits_are_heard_as_those_of_32() -> None:

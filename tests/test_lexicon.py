@@ -142,6 +142,25 @@ def test_words_come_from_text_files_as_transcripts_are_written(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("content", "have"),
+    [
+        ("turn on\nlight\nwi-fi\nturn off\n", ["words.txt: 3 lines have several words: each counts as"]),
+        ("light,\nturn on\n", ["words.txt: 1 line has several words: each counts as"]),
+        ("light,\n\n on \n", []),
+    ],
+)
+def test_lines_of_several_words_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str, have: list[str]
+) -> None:
+    (tmp_path / "words.txt").write_text(content)
+    lexicon = Lexicon(units=CHARS, sources=[str(tmp_path / "words.txt")])
+    assert "light" in lexicon.words and len(lexicon.words) == len(content.replace("-", " ").split()) - (
+        content.count("turn") > 1
+    )
+    assert [f"{tmp_path}/{line} a word of its own" for line in have] == caplog.messages
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"turn on b4", "cannot be spelled: 'b4', for the character '4'.*as it is spoken"),
@@ -202,3 +221,13 @@ def test_other_words_cost_their_units_once_they_are_none_of_the_lexicon() -> Non
     for wrong in (-1.0, np.inf):
         with pytest.raises(ConfigError, match=r"what other words cost .*expected 0 or more"):
             Lexicon(units=CHARS, words=["one"], other_word_nats=wrong)
+
+
+def test_what_is_kept_of_other_words_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdasr.lexicon._MAX_COSTS", 10)
+    lexicon, fresh = (Lexicon(units=CHARS, words=["one"], other_word_nats=0.5) for _ in range(2))
+    for length in range(50):
+        prefix = tuple(CHARS.encode("x" * length))
+        fresh._costs.clear()
+        assert np.array_equal(lexicon.next_costs(prefix), fresh.next_costs(prefix))
+        assert len(lexicon._costs) <= 10

@@ -674,7 +674,8 @@ def test_the_processes_of_a_job_share_the_labelling_that_has_no_other_workers(
 
     pipeline.VERBS["label"] = label
     (folder / "two.yaml").write_text(f"stage: label\nwork_dir: {folder}/work\nname: two\n")
-    monkeypatch.setattr(pipeline, "ranks", lambda: Ranks(1, 2))
+    for module in ("kdasr.pipeline", "kdasr.labelling.job"):
+        monkeypatch.setattr(f"{module}.ranks", lambda: Ranks(1, 2))
     monkeypatch.setattr(Ranks, "gather", lambda self, given: [given] * self.count)
     pipeline.run_recipe(folder / "two.yaml", arguments)
     assert ran == ["two"] * by_all

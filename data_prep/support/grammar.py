@@ -40,9 +40,3 @@ def sentence(vocabulary: str, oh: float) -> Callable[[np.random.Generator], str]
         return command(rng)
 
     return draw
-
-
-def words_of(vocabulary: str) -> set[str]:
-    """Every word that `sentence` can give."""
-    commands = {word for slots in _COMMANDS for words in slots for word in words}
-    return {*DIGITS, "oh"} | (commands if vocabulary == "commands" else set())

@@ -30,7 +30,7 @@ from kdasr.labelling.filters import (
     own_scale,
 )
 from kdasr.labelling.heard import Heard, heard, heard_summary
-from kdasr.labelling.job import ENGINES, check_job, label, verify_labels
+from kdasr.labelling.job import ENGINES, check_job, label, sharing_ranks, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
 from kdasr.labelling.retokenise import Retokenised, retokenise
@@ -72,6 +72,7 @@ __all__ = [
     "plan_text",
     "retokenise",
     "select",
+    "sharing_ranks",
     "summary_text",
     "verify_audio",
     "verify_labels",

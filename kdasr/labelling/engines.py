@@ -158,11 +158,10 @@ class InlineCrew:
 
     size = 1
 
-    def __init__(self, work: Work, teacher: Teacher | None = None) -> None:
-        self._work = work
+    def __init__(self, work: Work, teacher: Teacher) -> None:
+        self._work, self._teacher = work, teacher
         self._threads_before = torch.get_num_threads()
         set_threads(work.settings)
-        self._teacher = teacher or work.teacher.load(work.device)
         self._tasks: deque[Task] = deque()
 
     def submit(self, worker: int, task: Task) -> None:

@@ -26,7 +26,7 @@ from kdasr.labelling.progress import Display, Totals, all_together
 from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest as read_audio_manifest
-from kdasr.ranks import Ranks
+from kdasr.ranks import Ranks, ranks
 from kdasr.reasons import counted, duration
 from kdasr.soft_labels import label_file, read_manifest
 from kdasr.storage import Place, is_url, locate, remove_leftovers
@@ -49,9 +49,11 @@ def label(
     overwrite: bool = False,
     log: Path | None = None,
     ray_address: str | None = None,
-    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Label the audio shards in `audio` into `out`, except those that are labelled already.
+
+    Processes that `torchrun` has started share the shards where they can (`sharing_ranks`); the progress that
+    the first of them shows is that of its own.
 
     Args:
         teacher: a model folder, or a description of another kind of teacher.
@@ -66,8 +68,6 @@ def label(
         overwrite: replace labels of another teacher, with other settings or of other audio.
         log: where to append one JSON line per shard; `out/log.jsonl` if `out` is a local folder.
         ray_address: of a Ray cluster.
-        ranks: processes that call this at the same time and share the shards; of several, the progress that
-            the first shows is that of its own.
 
     Returns:
         The closing summary, of all ranks; see `kdasr.labelling.progress.Totals.summary`.
@@ -77,22 +77,15 @@ def label(
         ShardError: there are no audio shards.
         LabelMismatchError: `out` holds labels of another teacher, with other settings or of other audio.
     """
-    settings, ranks = settings or Settings(), ranks or Ranks()
+    settings, job = settings or Settings(), sharing_ranks(engine=engine, num_shards=num_shards)
     check_job(engine=engine, workers=workers, shard_index=shard_index, num_shards=num_shards)
     refuse_audio(out)
-    if not ranks.alone:
-        if (engine, num_shards) != ("inline", 1):
-            raise ConfigError(
-                "ranks share all shards among themselves",
-                where="ranks",
-                expected="engine inline, num_shards 1",
-                got=f"engine {engine}, num_shards {num_shards}",
-            )
-        shard_index, num_shards = ranks.rank, ranks.count
+    if not job.alone:
+        shard_index, num_shards = job.rank, job.count
     if engine == "ray":  # whose nodes may have what this machine lacks
         device = device or AUTO_DEVICE
     else:
-        device = ranks.device(usable_device(device, touch=engine == "inline"))
+        device = job.device(usable_device(device, touch=engine == "inline"))
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     work = Work(source, out, settings, device, overwrite)
     if not is_url(out):
@@ -106,7 +99,7 @@ def label(
     loaded.units.save(out)
     totals = Totals(len(shards), len(plan.done))
     if plan.todo:
-        display = Display(plan.seconds, quiet=not ranks.first)
+        display = Display(plan.seconds, quiet=not job.first)
         if prediction := read_plan(out):
             # How many were done then is no news: how many are now comes next.
             display.note("the plan said:\n" + plan_text(replace(prediction, shards_done=0)))
@@ -115,9 +108,15 @@ def label(
         _run(crew, plan, totals, log_path, display)
     for result in _previous(out, plan.done):
         totals.add_labels(result)
-    summary = all_together(ranks.gather(totals)).summary()
+    summary = all_together(job.gather(totals)).summary()
     summary["compared_with_plan"] = compare(out, summary)
     return summary
+
+
+def sharing_ranks(*, engine: str = "inline", num_shards: int = 1, **_: Any) -> Ranks:
+    """The processes that share the shards of a job with these arguments of `label`: those that `torchrun` has
+    started, or this one alone where the job has other workers of its own or is one of an array."""
+    return ranks() if engine == "inline" and num_shards == 1 else Ranks()
 
 
 def verify_labels(audio: Place, out: Place) -> list[str]:

@@ -23,6 +23,8 @@ from kdasr.ranks import ranks
 from kdasr.soft_labels import Codec, Header, TopP
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# As trainings name them; labels keep the long names.
+_SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Settings:
         batch_seconds: audio in one forward pass, padding included; less where the memory does not hold it.
         window_seconds: longer utterances are labelled in windows of this length …
         overlap_seconds: … that overlap by this much.
-        precision: of the forward pass; log-probs are always made float32. float32 is exact on a GPU too, and
-            several times slower there than bfloat16.
+        precision: of the forward pass (fp32, bf16 and fp16 are short for these); log-probs are always made
+            float32. float32 is exact on a GPU too, and several times slower there than bfloat16.
         threads: CPU threads of the forward pass of one worker; None shares torch's own choice among
             the workers.
         decoders: threads that decode audio ahead of the teacher, and compute its features but for log-mel
@@ -51,17 +53,17 @@ class Settings:
     batch_seconds: float = 120.0
     window_seconds: float = 40.0
     overlap_seconds: float = 4.8
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "float32"
     threads: int | None = None
     decoders: int | None = None
     filters: tuple[Filter, ...] = ()
     words: Words | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", _SHORT_NAMES.get(self.precision, self.precision))
         if self.precision not in PRECISIONS:
-            raise ConfigError(
-                "unknown precision", where="precision", expected=", ".join(PRECISIONS), got=self.precision
-            )
+            expected = ", ".join([*PRECISIONS, *_SHORT_NAMES])
+            raise ConfigError("unknown precision", where="precision", expected=expected, got=self.precision)
         for name in ("decoders", "threads"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ConfigError("no thread", where=name, expected="1 or more", got=count)

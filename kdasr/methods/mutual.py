@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,15 +21,13 @@ class Peer(nn.Module):
 
     Args:
         model: makes it, given `vocab_size`.
-        settings: what `model` is made with, where it is not a partial that says so itself.
     """
 
-    def __init__(self, model: Callable[..., Any], settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: Callable[..., Any]) -> None:
         super().__init__()
-        self.make, self.settings = model, dict(settings or {})
-        keywords = {**getattr(model, "keywords", {}), **self.settings}
+        self.make = model
         name = getattr(getattr(model, "func", model), "__qualname__", str(model))
-        self.config: dict[str, Any] = {"model": name, "settings": keywords}
+        self.config: dict[str, Any] = {"model": name, "settings": {**getattr(model, "keywords", {})}}
 
     def attach(self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor]) -> None:
         """Build the peer, over the student's classes.
@@ -37,7 +35,7 @@ class Peer(nn.Module):
         Raises:
             ConfigError: the peer has other output frames than the student.
         """
-        peer = self.make(vocab_size=student.vocab_size, **self.settings)
+        peer = self.make(vocab_size=student.vocab_size)
         if peer.subsampling != student.subsampling:
             raise ConfigError(
                 "peers need the same output frames", expected=student.subsampling, got=peer.subsampling

@@ -23,7 +23,6 @@ LABELS = {
     "teacher": "teacher (full context)",
     "student_labelled_only": "student, transcripts only",
     "student_distilled": "student, distilled",
-    "student_distilled_streaming": "student, distilled, chunk by chunk",
     "student_mwer": "student, distilled, then MWER",
     "student_mwer_streaming": "student, MWER, chunk by chunk",
     "student_mwer_after_noise": "student, MWER, after 2 s of noise",

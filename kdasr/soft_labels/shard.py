@@ -108,10 +108,6 @@ class LabelShard:
         these than ask by key, for which each shard would keep them all."""
         return {key: row for row, key in enumerate(self.keys) if key not in self.failures}
 
-    def num_frames(self, key: str) -> int:
-        """Label frames of an utterance that has labels."""
-        return self.num_frames_of_row(self._find(key))
-
     def num_frames_of_row(self, row: int) -> int:
         """Label frames of an utterance, by its number."""
         return int(self._index.starts[row + 1] - self._index.starts[row])

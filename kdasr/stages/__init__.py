@@ -15,12 +15,10 @@ from typing import Any
 from kdasr.arguments import fitting
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, SoftLabelError
-from kdasr.labelling import Prediction, Settings, TeacherSource, summary_text
+from kdasr.labelling import Settings, TeacherSource, sharing_ranks, summary_text
 from kdasr.labelling import label as label_shards
-from kdasr.labelling import plan as plan_labels
 from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.models import load_model
-from kdasr.ranks import Ranks, ranks
 from kdasr.reasons import Kind, Reasons, counted, lines_of
 from kdasr.results import MISSING, set_aside_others
 from kdasr.shards import list_shards
@@ -37,7 +35,6 @@ __all__ = [
     "export",
     "label",
     "make_units",
-    "plan",
     "prepare",
     "retokenise",
     "train",
@@ -123,8 +120,7 @@ def label(
         SoftLabelError: some shards could not be labelled; they are named, all others are done. Or not one
             utterance of the whole job got labels, whenever that was.
     """
-    whole_job = num_shards == 1
-    job = ranks() if engine == "inline" and whole_job else Ranks()
+    job = sharing_ranks(engine=engine, num_shards=num_shards)
     if not job.alone and job.first:
         print(f"{job.count} processes share the shards; progress is that of the first", file=sys.stderr)
     summary = label_shards(
@@ -141,7 +137,6 @@ def label(
         overwrite=overwrite,
         log=Path(log) if log else None,
         ray_address=ray_address,
-        ranks=job,
     )
     if job.first:
         print(summary_text(summary), file=sys.stderr)
@@ -157,7 +152,7 @@ def label(
             fix="Run the same command again once the cause is gone: what is done is not done again.",
         )
     # One job of an array knows nothing of the others.
-    if whole_job and not summary["labelled"]:
+    if num_shards == 1 and not summary["labelled"]:
         raise _nothing_labelled(out, summary["reasons"])
     if job.first:
         print(f"the labels are in {out}", file=sys.stderr)
@@ -175,7 +170,7 @@ def _nothing_labelled(out: str, kinds: Sequence[Kind]) -> SoftLabelError:
     )
 
 
-def _compare_spikes(board: Any, results: Path, teacher: str, student: str) -> None:
+def _compare_spikes(board: Any, teacher: str, student: str) -> None:
     """Not worth a failure after all was measured: a histogram that cannot be is left out, and why is said."""
     try:
         board.compare_spikes(teacher, student)
@@ -205,25 +200,6 @@ def retokenise(*, audio: str, labels: str, out: str, units: Any, overwrite: bool
             fix="Look at what the teacher heard: it may hear no words in this audio.",
         )
     return {"labelled": found.utterances, "without labels": len(found.failed)}
-
-
-def plan(
-    recipe: Mapping[str, Any], *, sample_shards: int = 3, price_per_worker_hour: float = 0.0
-) -> Prediction:
-    """What a label job would cost: label a few shards and predict hours, bytes and price from them.
-
-    `recipe` holds the arguments of `label`.
-    """
-    return plan_labels(
-        teacher=recipe["teacher"],
-        audio=recipe["audio"],
-        out=recipe["out"],
-        settings=recipe.get("settings"),
-        workers=recipe.get("workers", 1),
-        device=recipe.get("device"),
-        sample_shards=sample_shards,
-        price_per_worker_hour=price_per_worker_hour,
-    )
 
 
 def export(
@@ -299,9 +275,10 @@ def evaluate(
     export refused, the row says why there is none.
 
     `test` is a list of folders, or one for each name of a test set. `models` maps a row's name to
-    `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320}`: `path` is a model folder, an
-    .onnx file or a pretrained teacher, `chunk_ms` the audio in a chunk where it is not the model's own
-    (0 for full context), `trained` the folder it was exported from. `decoder` is "greedy" or "beam"; the
+    `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320, after_noise_s: 2.0}`: `path` is a
+    model folder, an .onnx file or a pretrained teacher, `chunk_ms` the audio in a chunk where it is not the
+    model's own (0 for full context), `trained` the folder it was exported from, `after_noise_s` the noise
+    before each utterance that is heard chunk by chunk. `decoder` is "greedy" or "beam"; the
     beam is kept to the words of `lexicon`, text files or folders of labelled shards. `spikes` names two
     rows, teacher and student, whose spikes to compare on the first test set, of which an utterance is
     also kept as an example. `device` is for pretrained teachers: a GPU where there is one.
@@ -342,7 +319,7 @@ def evaluate(
         if number == 0:
             (Path(results).parent / SPIKES_FILE).unlink(missing_ok=True)  # that of before
             if spikes:
-                _compare_spikes(board, Path(results), *spikes)
+                _compare_spikes(board, *spikes)
             board.write_example()
     return summary
 

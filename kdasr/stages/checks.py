@@ -89,8 +89,8 @@ def check_train(**arguments: Any) -> None:
 
 @contextmanager
 def of_key(key: str, more: str | None = None) -> Iterator[None]:
-    """What goes wrong with a folder is told of the key of the recipe that names it, and `more` of what to do:
-    with the recipe's own value, nobody has typed that path."""
+    """Report an error under the recipe key that named the folder, since nobody typed the path; `more` is
+    added to the advice."""
     try:
         yield
     except (ModelError, ShardError, UnitsError) as error:

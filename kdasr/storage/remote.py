@@ -31,12 +31,10 @@ class RemoteLocation:
         """The location of a URL.
 
         Raises:
-            MissingDependencyError: fsspec or the package for this kind of URL is not installed.
+            MissingDependencyError: the package for this kind of URL is not installed.
         """
-        try:
-            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise MissingDependencyError("fsspec", "cloud") from error
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
         try:
             # Cached listings would hide what other writers have done.
             fs, path = url_to_fs(url, use_listings_cache=False)

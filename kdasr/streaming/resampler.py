@@ -14,29 +14,33 @@ from kdasr.resampling import check_rates, resample
 # Input samples on either side that reach into an output sample: torchaudio's default filter is
 # six zero crossings wide, counted at the lower of the two rates; one more for rounding.
 _ZERO_CROSSINGS = 7
+# At least so much is resampled at a time, and always as much: the last bit of a product depends on its size,
+# and the result must not depend on the sizes of the pieces. A step costs 0.1 ms, whatever its length.
+_STEP_MS = 20
 
 
 class StreamingResampler:
-    """`kdasr.resampling.resample` for audio that arrives in pieces; equal to it over the whole.
+    """`kdasr.resampling.resample` for audio that arrives in pieces; equal to it over the whole but for the
+    last bit, and the same to the bit for pieces of every size.
 
     Args:
         from_hz: sample rate of what arrives.
-        to_hz: sample rate of what is given out.
 
     Raises:
         ConfigError: a rate that is not positive.
-        AudioError: two rates that `kdasr.resampling.check_rates` refuses.
+        AudioError: a rate that `kdasr.resampling.check_rates` refuses.
     """
 
-    def __init__(self, from_hz: int, to_hz: int = SAMPLE_RATE_HZ) -> None:
-        if from_hz < 1 or to_hz < 1:
-            raise ConfigError("a sample rate is positive", expected=">= 1 Hz", got=(from_hz, to_hz))
-        check_rates(from_hz, to_hz)
-        divisor = math.gcd(from_hz, to_hz)
-        self._from_hz, self._to_hz = from_hz, to_hz
+    def __init__(self, from_hz: int) -> None:
+        if from_hz < 1:
+            raise ConfigError("a sample rate is positive", expected=">= 1 Hz", got=from_hz)
+        check_rates(from_hz, SAMPLE_RATE_HZ)
+        divisor = math.gcd(from_hz, SAMPLE_RATE_HZ)
+        self._from_hz = from_hz
         # Blocks of so many input samples give a whole number of output samples.
-        self._block_in, self._block_out = from_hz // divisor, to_hz // divisor
-        reach = math.ceil(_ZERO_CROSSINGS * from_hz / min(from_hz, to_hz))
+        self._block_in, self._block_out = from_hz // divisor, SAMPLE_RATE_HZ // divisor
+        self._step = math.ceil(from_hz * _STEP_MS / 1000 / self._block_in) * self._block_in
+        reach = math.ceil(_ZERO_CROSSINGS * from_hz / min(from_hz, SAMPLE_RATE_HZ))
         self._context = math.ceil(reach / self._block_in) * self._block_in
         self.reset()
 
@@ -47,15 +51,16 @@ class StreamingResampler:
 
     def accept(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n,) further samples to those (m,) at the new rate that are now certain; m may be 0."""
-        if self._from_hz == self._to_hz:
+        if self._from_hz == SAMPLE_RATE_HZ:
             return samples
         self._history = np.concatenate([self._history, samples])
         certain = len(self._history) - self._history_before - self._context
-        return self._emit(max(0, certain // self._block_in * self._block_in), final=False)
+        steps = [self._emit(self._step, final=False) for _ in range(certain // self._step)]
+        return np.concatenate([np.zeros(0, np.float32), *steps])
 
     def flush(self) -> NDArray[np.float32]:
         """The rest: beyond the end there is silence."""
-        if self._from_hz == self._to_hz:
+        if self._from_hz == SAMPLE_RATE_HZ:
             return np.zeros(0, np.float32)
         return self._emit(len(self._history) - self._history_before, final=True)
 
@@ -64,7 +69,7 @@ class StreamingResampler:
             return np.zeros(0, np.float32)
         start = self._history_before
         end = len(self._history) if final else start + count_in + self._context
-        resampled = resample(self._history[:end], self._from_hz, self._to_hz)
+        resampled = resample(self._history[:end], self._from_hz, SAMPLE_RATE_HZ)
         skip = start // self._block_in * self._block_out
         count_out = None if final else count_in // self._block_in * self._block_out
         keep_from = max(0, start + count_in - self._context)

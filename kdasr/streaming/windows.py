@@ -6,17 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from kdasr.features import (
-    HOP_SAMPLES,
-    LOG_MEL_FLOOR,
-    NUM_MEL_BINS,
-    WINDOW_SAMPLES,
-    StreamingLogMel,
-    num_frames,
-)
+from kdasr.features import HOP_SAMPLES, LOG_MEL_FLOOR, WINDOW_SAMPLES, log_mel_under_windows, num_frames
 
 # A feature frame is centred on its hop: so many samples of its window lie before it.
 LEFT_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
@@ -39,65 +32,6 @@ class FrontEnd(Protocol):
     def finish(self) -> Iterator[Any]:
         """The windows of what is left; beyond the end they hold digital silence."""
         ...
-
-
-class FeatureWindows:
-    """(1, window, 80) windows of log-mel, `shift` frames apart.
-
-    Samples are held until all features that a window lacks can be made at once. Made one or two at a time, as
-    small pieces come, they cost several times as much, and differ in their last bits with the pieces, which
-    turns letters in int8.
-
-    Args:
-        window, shift: feature frames; the window is no shorter than the shift.
-    """
-
-    def __init__(self, window: int, shift: int) -> None:
-        self._window, self._shift = window, shift
-        self._features = StreamingLogMel()
-        self._pending_tf = np.zeros((0, NUM_MEL_BINS), np.float32)
-        self._first = 0  # feature frame that the pending ones begin with
-        self._num_samples = 0
-        # What the next window lacks: for the first one, up to the end of its last frame's own window.
-        self._needed = window * HOP_SAMPLES + LEFT_SAMPLES
-        self._held = np.empty(
-            self._needed, np.float32
-        )  # copies: whoever gives samples may reuse their memory
-        self._num_held = 0
-
-    @property
-    def num_features(self) -> int:
-        return num_frames(self._num_samples)
-
-    def accept(self, samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-        self._num_samples += len(samples)
-        while len(samples):
-            taken = samples[: self._needed - self._num_held]
-            self._held[self._num_held : self._num_held + len(taken)] = taken
-            self._num_held += len(taken)
-            samples = samples[len(taken) :]
-            if self._num_held == self._needed:
-                self._push(self._features.accept(self._held[: self._needed]))
-                self._num_held, self._needed = 0, self._shift * HOP_SAMPLES
-                yield self._pop()
-
-    def finish(self) -> Iterator[NDArray[np.float32]]:
-        self._push(self._features.accept(self._held[: self._num_held]))
-        self._push(self._features.flush())
-        self._num_held = 0
-        while self._first < self.num_features:
-            missing = max(0, self._window - len(self._pending_tf))
-            self._pending_tf = np.pad(self._pending_tf, ((0, missing), (0, 0)), constant_values=LOG_MEL_FLOOR)
-            yield self._pop()
-
-    def _push(self, features_tf: Tensor) -> None:
-        self._pending_tf = np.concatenate([self._pending_tf, features_tf.numpy()])
-
-    def _pop(self) -> NDArray[np.float32]:
-        window_btf = np.ascontiguousarray(self._pending_tf[None, : self._window])
-        self._pending_tf = self._pending_tf[self._shift :]
-        self._first += self._shift
-        return window_btf
 
 
 class SampleWindow(NamedTuple):
@@ -143,6 +77,9 @@ class SampleWindows:
             self._started = True
         while self._started and len(self._pending) >= self._size:
             yield self._pop(self._window)
+        if self._pending.base is not None:
+            # A view would keep all of a long piece for as long as the next one does not come.
+            self._pending = self._pending.copy()
 
     def finish(self) -> Iterator[SampleWindow]:
         if self.num_features == 0:
@@ -164,3 +101,33 @@ class SampleWindows:
         self._pending = self._pending[self._shift * HOP_SAMPLES :]
         self._first += self._shift
         return window
+
+
+class FeatureWindows:
+    """(1, window, 80) windows of log-mel, `shift` frames apart: the features of `SampleWindows`.
+
+    All features of a window are made at once. Made one or two at a time, as small pieces come, they cost
+    several times as much, and differ in their last bits with the pieces, which turns letters in int8.
+
+    Args:
+        window, shift: feature frames.
+    """
+
+    def __init__(self, window: int, shift: int) -> None:
+        self._windows = SampleWindows(window, shift)
+
+    @property
+    def num_features(self) -> int:
+        return self._windows.num_features
+
+    def accept(self, samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        return map(_features, self._windows.accept(samples))
+
+    def finish(self) -> Iterator[NDArray[np.float32]]:
+        return map(_features, self._windows.finish())
+
+
+def _features(window: SampleWindow) -> NDArray[np.float32]:
+    features_tf = log_mel_under_windows(torch.from_numpy(window.samples_bn[0])).numpy()
+    features_tf[int(window.valid_frames_b[0]) :] = LOG_MEL_FLOOR
+    return features_tf[None]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from kdasr.compat import import_torchaudio
 from kdasr.decoding import greedy
-from kdasr.error_rates import error_rates
+from kdasr.error_rates import count_errors
 from kdasr.errors import ConfigError, KdasrError, NonFiniteLossError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.ranks import ranks
@@ -420,7 +420,7 @@ class CtcBrain(sb.Brain):
         mean.total = sum(one.total for one in means_of_ranks)
         mean.count = sum(one.count for one in means_of_ranks)
         step = min(self.counter.current * self.interval, self.last_step)
-        wer, _ = error_rates(_joined(references), _joined(hypotheses))
+        wer = count_errors(_joined(references), _joined(hypotheses)).wer
         finite = {"dev_loss": mean.value} if mean.count else {}
         self.log.write({"step": step, **finite, "dev_wer": wer, **watched})
         trained = f"  train loss {self.train_mean}" if step else ""
@@ -431,9 +431,8 @@ class CtcBrain(sb.Brain):
                 f"{early} of {count} dev utterances begin with a unit in their first output frame, heard "
                 'or not (docs/distillation.md, "The first unit")'
             )
-        self.checkpointer.save_and_keep_only(
-            meta={"wer": wer, "step": step}, num_to_keep=self.optimisation.keep_best, min_keys=["wer"]
-        )
+        # Kept are the best one, which becomes the model, and the latest one, to go on from.
+        self.checkpointer.save_and_keep_only(meta={"wer": wer, "step": step}, num_to_keep=1, min_keys=["wer"])
 
     def _collect(self, output: ModelOutput, batch: Batch) -> None:
         units = self.training.units

@@ -18,7 +18,6 @@ _LEAST: dict[str, float] = {
     "eval_every": 1,
     "checkpoint_every": 0,
     "warmup_steps": 0,
-    "keep_best": 1,
     "accumulate": 1,
     "peak_learning_rate": 0.0,
     "weight_decay": 0.0,
@@ -59,7 +58,6 @@ class Optimisation:
         max_gradient_norm: gradients are scaled down to this norm.
         nonfinite_patience: steps in a row whose gradient may be NaN or infinite: such a step is left out,
             and the log names its utterances. One more ends the training.
-        keep_best: checkpoints kept; the one with the lowest dev WER becomes the model.
         precision: "fp32", "bf16" or "fp16" (autocast).
         accumulate: batches whose mean gradient makes a step. The processes that `torchrun` starts
             share them, so the same recipe gives the same model on any number of GPUs up to this.
@@ -79,7 +77,6 @@ class Optimisation:
     betas: tuple[float, float] = (0.9, 0.98)
     max_gradient_norm: float = 5.0
     nonfinite_patience: int = 3
-    keep_best: int = 3
     precision: str = "fp32"
     accumulate: int = 1
     ema_decay: float = 0.0

@@ -61,8 +61,6 @@ class OneEpoch(Dataset[Batch | KdasrError]):
         return len(self.stream.epoch_batches(0))
 
     def __getitem__(self, index: int) -> Batch | KdasrError:
-        if index >= len(self):
-            raise IndexError(index)
         try:
             return self.stream.batch(index)
         except KdasrError as error:

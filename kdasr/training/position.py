@@ -48,7 +48,9 @@ class Position:
                 where=path,
                 expected=written["streams"],
                 got=found["streams"],
-                fix="Bring the shards back in their order, or train into another folder of checkpoints.",
+                # With other audio or settings the training would have begun anew.
+                fix="Another release of kdasr or NumPy orders the same audio otherwise, or labels made anew "
+                "lack other utterances: bring those back, or train into another folder of checkpoints.",
             )
         return so_far
 

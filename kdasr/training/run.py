@@ -38,7 +38,7 @@ FINGERPRINT_FILE = "fingerprint.txt"
 LEFT_OUT_FILE = "left_out.json"
 _OLD_LOG_FILE = f"{LOG_FILE}.old"
 # Settings of the optimisation with which the same steps are taken.
-_NO_MATTER = ("compile", "nonfinite_patience", "checkpoint_every", "keep_best")
+_NO_MATTER = ("compile", "nonfinite_patience", "checkpoint_every")
 # What a folder of checkpoints holds, and no other.
 _OWN_FILES = (LOCK_FILE, FINGERPRINT_FILE, LEFT_OUT_FILE, f"{LOG_FILE}*", "CKPT*", "unfinished*", ".*")
 

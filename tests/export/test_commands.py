@@ -72,6 +72,18 @@ def test_a_list_of_words_becomes_a_graph(
     )
 
 
+def test_phrases_among_words_are_told_of_by_every_command(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.txt").write_text("turn on\noff\n")
+    with_words = ["--model", str(place / "onnx"), "--lexicon", str(tmp_path / "words.txt")]
+    assert main(["decoding-graph", *with_words, "--out", str(tmp_path / "words.fst")]) == 0
+    assert "words.fst: 3 words, " in capsys.readouterr().out
+    assert main(["transcribe", *with_words, str(place / "a.wav")]) == 0
+    told = f"{tmp_path}/words.txt: 1 line has several words: each counts as a word of its own"
+    assert caplog.messages == [told, told]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,6 +92,10 @@ def test_a_list_of_words_becomes_a_graph(
         (["transcribe", "--model", "nowhere", "a.wav"], "there is no model here"),
         (["export", "--model", "MODEL", "--out", "OUT", "--format", "tflite"], "unknown export format"),
         (["export", "--model", "MODEL", "--out", "OUT", "--fromat=onnx"], "unknown option --fromat"),
+        (
+            ["export", "--model", "MODEL", "--out", "OUT", "--dev", "[a, 3]"],
+            "--dev: the value cannot be used",
+        ),
         (["bench", "device", "--model", "nowhere"], "there is no model in this folder"),
         (["demo-page", "--model", "ONNX"], "takes features, and a browser has none"),
     ],
@@ -116,6 +132,26 @@ def test_export_knows_formats_and_chunks(
     )
     assert main(["transcribe", "--model", str(out), str(place / "a.wav")]) == 0
     assert "a.wav\t" in capsys.readouterr().out
+
+
+def test_export_takes_lists_and_truths_as_recipes_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def export(**given: object) -> dict[str, object]:
+        calls.append({name: value for name, value in given.items() if name in ("dev", "int8")})
+        return {"files": {}, "refused": {}}
+
+    monkeypatch.setattr("kdasr.stages.export", export)
+    for words, expected in (
+        (["--dev", "a", "--dev", "b"], {"dev": ["a", "b"]}),
+        (["--dev", "[a, b]", "--dev=c", "--int8", "false"], {"dev": ["a", "b", "c"], "int8": False}),
+        (["--dev", "[]", "--int8=True"], {"dev": [], "int8": True}),
+        (["--int8"], {"int8": True}),
+        (["--no-int8"], {"int8": False}),
+        ([], {}),
+    ):
+        assert main(["export", "--model", str(place / "student"), "--out", "x", *words]) == 0
+        assert calls.pop() == expected
 
 
 def test_export_without_its_int8_file_ends_with_status_1(

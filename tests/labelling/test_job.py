@@ -19,6 +19,7 @@ from kdasr.labelling import (
     engines,
     label,
     progress,
+    sharing_ranks,
     summary_text,
     verify_audio,
     verify_labels,
@@ -520,8 +521,9 @@ def test_audio_in_a_store_is_used_whole_or_not_at_all(audio: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("given", [{"engine": "processes"}, {"num_shards": 2}])
-def test_ranks_share_all_shards_and_nothing_else_does(
-    given: dict[str, Any], audio: Path, tmp_path: Path
+def test_ranks_share_the_shards_of_whole_jobs_without_other_workers(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"ranks: ranks share .*expected engine inline, num_shards 1; got"):
-        run(audio, tmp_path / "labels", ranks=Ranks(rank=0, count=2), **given)
+    monkeypatch.setattr(job_module, "ranks", lambda: Ranks(rank=1, count=2))
+    assert sharing_ranks(engine="inline", num_shards=1) == sharing_ranks() == Ranks(rank=1, count=2)
+    assert sharing_ranks(**given).alone

@@ -61,4 +61,4 @@ def test_a_stream_forgets_what_it_said() -> None:
     said = "".join(segment.text for _ in range(2) for segment in session.accept(minute))
     inner = session._session
     assert len(set(said)) > 3 and len(said) > 200 > len(inner.tokens)
-    assert len(inner._front_end._pending_tf) < 2 * model.window
+    assert len(inner._front_end._windows._pending) < 160 * model.window + 240

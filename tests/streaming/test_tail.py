@@ -123,7 +123,7 @@ def test_streaming_students_are_evaluated_with_their_tail(batch_utterances: int,
     paths = write_shards(utterances, tmp_path)
     late, whole = Late(2, 8), Late(2, 0)
     result = evaluate(late, UNITS, paths, batch_utterances=batch_utterances)
-    assert result.wer == 0 and result.audio_seconds == pytest.approx(2.0)
+    assert result.wer == 0
     # The spikes are where they are: here nobody is told when a word ends.
     assert [token.frame for token in result.heard[0].tokens or []] == [6, 11]
     # One that is set to full context hears what was recorded alone.

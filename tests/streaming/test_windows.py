@@ -11,7 +11,7 @@ from export.load import load_exported
 from export.parity import probe_sound
 from export.publish import export_student
 from kdasr.features import LOG_MEL_FLOOR, log_mel
-from kdasr.streaming import ChunkModel, FeatureWindows, StreamingSession
+from kdasr.streaming import ChunkModel, FeatureWindows, SampleWindows, StreamingSession
 from tests.export.small_models import UNITS, conformer, recurrent
 
 PIECES = (1, 160, 320, 441, 1_600, 5_119)
@@ -46,6 +46,13 @@ def test_a_window_comes_with_its_last_sample() -> None:
     front_end = FeatureWindows(20, 8)
     counts = [len(list(front_end.accept(np.zeros(1, np.float32)))) for _ in range(8_000)]
     assert np.flatnonzero(counts)[:4].tolist() == [160 * frames + 120 - 1 for frames in (20, 28, 36, 44)]
+
+
+def test_what_is_kept_of_long_pieces_stays_short() -> None:
+    front_end = SampleWindows(20, 8)
+    for seconds in (0.1, 0.1, 10):
+        list(front_end.accept(np.zeros(int(16_000 * seconds), np.float32)))
+        assert len(front_end._pending) < 160 * 20 + 240 and front_end._pending.base is None
 
 
 def log_probs(model: ChunkModel, samples: np.ndarray, piece: int) -> np.ndarray:

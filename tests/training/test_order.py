@@ -28,9 +28,9 @@ class Numbers:
     __getitem__ = batch
 
 
-def test_an_epoch_ends() -> None:
+def test_an_epoch_has_a_length() -> None:
     stream: Any = Numbers()
-    assert list(OneEpoch(stream)) == [0, 1, 2] and len(OneEpoch(stream)) == 3
+    assert len(OneEpoch(stream)) == 3 and OneEpoch(stream)[2] == 2
 
 
 def test_each_rank_has_its_part_of_each_step() -> None:

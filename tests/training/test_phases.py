@@ -67,7 +67,6 @@ def test_a_decay_that_is_none_is_refused(decay: float) -> None:
         {"warmup_steps": 1.5},
         {"accumulate": True},
         {"accumulate": 0},
-        {"keep_best": 0},
         {"nonfinite_patience": -1},
         {"weight_decay": -0.1},
         {"peak_learning_rate": float("nan")},
