@@ -1,6 +1,6 @@
 """A WAV file (mono, 16 kHz, 16 bits) and an `onnx` export in, its text out: a client to start from.
 
-python -m export.example_client OUT FILE.wav   or a copy of this file, which needs nothing else of kdasr
+python export/example_client.py OUT FILE.wav   or a copy of this file, which needs nothing else of kdasr
 """
 
 import json
@@ -74,7 +74,12 @@ class Client:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python example_client.py OUT FILE.wav")
     with wave.open(sys.argv[2]) as audio:
-        assert (audio.getnchannels(), audio.getsampwidth(), audio.getframerate()) == (1, 2, 16_000)
+        channels, bits, rate_hz = audio.getnchannels(), 8 * audio.getsampwidth(), audio.getframerate()
+        if (channels, bits, rate_hz) != (1, 16, 16_000):
+            found = f"{channels} of {bits} bits at {rate_hz} Hz"
+            sys.exit(f"{sys.argv[2]}: expected 1 channel of 16 bits at 16000 Hz; got {found}")
         pcm = np.frombuffer(audio.readframes(audio.getnframes()), "<i2")
     print(Client(Path(sys.argv[1])).text(pcm.astype(np.float32) / 32_768))

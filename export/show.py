@@ -15,7 +15,6 @@ from export.transcribe import Recogniser, Transcript, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
 from kdasr.decoding import DEFAULT_BEAM
 from kdasr.errors import AudioError, ConfigError
-from kdasr.lexicon import Lexicon
 from kdasr.storage import StorageError
 from kdasr.streaming import EndpointRules
 
@@ -94,9 +93,7 @@ def show_transcripts(
         if error.where != "chunk_ms":
             raise
         raise error.told_of("--chunk-ms") from error
-    if request.lexicon or request.beam is not None:
-        beam = DEFAULT_BEAM if request.beam is None else request.beam
-        recogniser = recogniser.searching(beam, _lexicon(request, recogniser))
+    recogniser = _searching(recogniser, request)
     for heard in _all_transcripts(recogniser, request, stdin, err):
         if request.json_lines:
             _tell(json.dumps(as_json(heard), ensure_ascii=False), out)
@@ -151,11 +148,11 @@ def _check(request: Request) -> None:
             raise ConfigError("a setting that nothing here uses", where=name, expected=f"{what} with it")
 
 
-def _lexicon(request: Request, recogniser: Recogniser) -> Lexicon | None:
-    without = "Without --lexicon any word is heard."
-    units, sources = recogniser.units, request.lexicon
-    nats = request.other_word_nats
-    return Lexicon(units=units, sources=sources, other_word_nats=nats, without=without) if sources else None
+def _searching(recogniser: Recogniser, request: Request) -> Recogniser:
+    beam = DEFAULT_BEAM if request.beam is None else request.beam
+    if request.lexicon:
+        return recogniser.with_lexicon(*request.lexicon, other_word_nats=request.other_word_nats, beam=beam)
+    return recogniser if request.beam is None else recogniser.searching(beam)
 
 
 def _all_transcripts(
@@ -207,8 +204,9 @@ def _file_transcripts(
     if decoded.source_channels > 1:
         _tell(f"{source}: {decoded.source_channels} channels averaged", err)
     if request.stream or request.endpoint:
-        pieces = pieces_of(decoded.samples)
-        return recogniser.listen(pieces, source, request.rules if request.endpoint else None)
+        rules = request.rules if request.endpoint else None
+        found = recogniser.listen(pieces_of(decoded.samples), source, rules)
+        return (heard for heard in found if heard.final or request.stream)
     audio_s = len(decoded.samples) / SAMPLE_RATE_HZ
     words = recogniser.words(recogniser.recognise(decoded.samples, source), audio_s)
     return [Transcript(source, " ".join(word.text for word in words), words, True)]

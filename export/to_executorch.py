@@ -2,7 +2,7 @@
 
     OUT/model.pte, OUT/model.int8.pte, OUT/tokens.txt, OUT/units.json, OUT/model.json
 
-The method `forward` has the interface of `export.wave` at batch size 1; the constant method
+The method `forward` has the interface of `export.wave_student` at batch size 1; the constant method
 `kdasr_facts` gives the metadata as the UTF-8 bytes of a JSON object. ExecuTorch brings packages
 that do not go with all of kdasr's own: give it an environment of its own.
 """
@@ -33,7 +33,7 @@ from export.light_graphs import light_graphs
 from export.packing import StateLayout
 from export.parity import WAVE_TOLERANCE
 from export.quick_lowering import quick_lowering
-from export.wave import WaveStudent
+from export.wave_student import WaveStudent
 from kdasr.errors import ExportError, ModelError
 from kdasr.interfaces import StreamingModel
 from kdasr.streaming import SampleWindow, SampleWindows

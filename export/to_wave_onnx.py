@@ -1,5 +1,5 @@
 """A streaming student in, an ONNX file that takes 16 kHz samples out: for runtimes without Kaldi
-features, the web page among them. The interface is in `export.wave`.
+features, the web page among them. The interface is in `export.wave_student`.
 
     OUT/model.wave.onnx, OUT/model.wave.int8.onnx, OUT/tokens.txt, OUT/units.json, OUT/model.json
 """
@@ -14,7 +14,7 @@ from export.packing import StateLayout
 from export.parity import BATCH_SIZES, WAVE_TOLERANCE
 from export.quantise import quantise_dynamic
 from export.runtime import WAVE_FLOAT_FILE, WAVE_INPUTS, WAVE_INT8_FILE, WAVE_OUTPUTS, OnnxWaveModel
-from export.wave import WaveStudent
+from export.wave_student import WaveStudent
 from kdasr.interfaces import StreamingModel
 from kdasr.text import Units
 

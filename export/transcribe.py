@@ -19,6 +19,7 @@ from kdasr.decoding import DEFAULT_BEAM, BeamStream, Grammar, GreedyStream, Stre
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import AcousticModel, StreamingModel
+from kdasr.lexicon import Lexicon
 from kdasr.models import CARD_FILE, WEIGHTS_FILE, load_model
 from kdasr.streaming import (
     ChunkModel,
@@ -81,6 +82,19 @@ class Recogniser:
         """The same with a prefix beam search, which finds transcripts of `grammar` alone."""
         return replace(self, decoder=partial(BeamStream, beam, grammar))
 
+    def with_lexicon(
+        self,
+        *sources: Path | str,
+        other_word_nats: float | None = None,
+        beam: int = DEFAULT_BEAM,
+    ) -> Recogniser:
+        """The same with a search that hears no words but those of text files and of folders of labelled
+        shards. See `kdasr.lexicon.Lexicon` for `other_word_nats` and the errors."""
+        paths, without = [str(source) for source in sources], "Without a lexicon any word is heard."
+        lexicon = Lexicon(units=self.units, sources=paths, other_word_nats=other_word_nats, without=without)
+        lexicon.next_costs(())  # reads the words now: with the first chunk is late for an error
+        return self.searching(beam, lexicon)
+
     def streaming_model(self) -> ChunkModel:
         """The model chunk by chunk.
 
@@ -101,14 +115,17 @@ class Recogniser:
             )
         return self.chunk_model
 
-    def session(self, *, keep_log_probs: bool = False, where: str = "audio stream") -> StreamingSession:
-        """A new stream. Raises ModelError as `streaming_model` does."""
+    def session(
+        self, *, rate_hz: int = SAMPLE_RATE_HZ, keep_log_probs: bool = False, where: str = "audio stream"
+    ) -> StreamingSession:
+        """A new stream of audio at this sample rate. Raises ModelError as `streaming_model` does."""
         return StreamingSession(
             self.streaming_model(),
             self.units,
             keep_log_probs=keep_log_probs,
             where=where,
             decoder=self.decoder,
+            rate_hz=rate_hz,
         )
 
     def recognise(self, samples: NDArray[np.float32], where: str = "audio") -> list[Token]:
@@ -157,22 +174,33 @@ class Recogniser:
         return words_of(tokens, self.units, FRAME_SHIFT_MS * model.subsampling / 1000, audio_s)
 
     def listen(
-        self, pieces: Iterable[NDArray[np.float32] | Gap], source: str, rules: EndpointRules | None = None
+        self,
+        pieces: Iterable[NDArray[np.float32] | Gap],
+        source: str,
+        rules: EndpointRules | None = None,
+        *,
+        rate_hz: int = SAMPLE_RATE_HZ,
     ) -> Iterator[Transcript]:
         """Partial and final transcripts of audio as it arrives.
 
         Args:
-            pieces: samples at 16 kHz, any number at a time; a gap ends a segment.
+            pieces: samples, any number at a time; a gap ends a segment.
             source: what to call the audio.
             rules: cut it into segments at pauses; None gives one final transcript at the end,
                 even an empty one.
+            rate_hz: sample rate of the pieces.
 
         Raises:
             AudioError: bad samples (see `kdasr.streaming.check_samples`), after the final transcript of what
                 was heard before them.
         """
         session = EndpointingSession(
-            self.streaming_model(), self.units, rules, where=source, decoder=self.decoder
+            self.streaming_model(),
+            self.units,
+            rules,
+            where=source,
+            decoder=self.decoder,
+            rate_hz=rate_hz,
         )
         before = ""
         for piece in pieces:
@@ -196,7 +224,7 @@ def _finals(source: str, segments: Iterable[Segment]) -> Iterator[Transcript]:
     return (Transcript(source, segment.text, segment.words, True) for segment in segments)
 
 
-def open_recogniser(path: Path, chunk_ms: int | None = None) -> Recogniser:
+def open_recogniser(path: Path | str, chunk_ms: int | None = None) -> Recogniser:
     """Whatever is at `path`: a model folder, an export folder, or an `.onnx` file in one.
 
     Args:

@@ -73,6 +73,7 @@ class EndpointingSession:
         rules: when a segment ends; None never ends one before the stream does.
         where: what to name in errors about the audio.
         decoder: makes what turns output frames into tokens.
+        rate_hz: sample rate of the audio.
     """
 
     def __init__(
@@ -83,8 +84,9 @@ class EndpointingSession:
         *,
         where: str = "audio stream",
         decoder: Callable[[], StreamDecoder] = GreedyStream,
+        rate_hz: int = SAMPLE_RATE_HZ,
     ) -> None:
-        self._session = StreamingSession(model, units, where=where, decoder=decoder)
+        self._session = StreamingSession(model, units, where=where, decoder=decoder, rate_hz=rate_hz)
         self._rules = rules
         self._frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
         self._start_s = 0.0  # where in the stream the session began: behind the last gap

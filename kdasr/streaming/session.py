@@ -1,6 +1,6 @@
 """PCM in, partial text out: a streaming student run chunk by chunk, as on the device.
 
-`StreamingSession` turns ragged pieces of 16 kHz audio into feature windows, steps a `ChunkModel`
+`StreamingSession` turns ragged pieces of audio into feature windows, steps a `ChunkModel`
 over them, and decodes as it goes. At the end the audio gets its tail of silence (`kdasr.streaming.tail`);
 then the feature stream is padded with `LOG_MEL_FLOOR` rows to whole windows, and only the frames of audio
 and tail are kept. That is exactly what `StreamingModel.offline` computes of `with_tail(samples)`: the
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kdasr.audio import check_scale
+from kdasr.audio import SAMPLE_RATE_HZ, check_scale
 from kdasr.decoding import GreedyStream, StreamDecoder, Token
 from kdasr.errors import AudioError, ModelError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.streaming.models import ChunkModel
+from kdasr.streaming.resampler import StreamingResampler
 from kdasr.streaming.tail import tail_after, within_audio
 from kdasr.streaming.words import text_of
 from kdasr.text import WORD_START, Units
@@ -29,7 +30,7 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
     """Samples as (N,) float32, or an error that says what is wrong with them.
 
     Args:
-        samples: mono 16 kHz floating point samples in [-1, 1]; may be empty.
+        samples: mono floating point samples in [-1, 1]; may be empty.
         where: what to name in an error.
 
     Raises:
@@ -70,12 +71,14 @@ class StreamingSession:
         keep_log_probs: keep every output frame (needed for tests and alignments, not for text).
         where: what to name in errors about the audio.
         decoder: makes what turns output frames into tokens.
+        rate_hz: sample rate of the audio.
 
     Raises:
+        ConfigError, AudioError: see `kdasr.streaming.StreamingResampler`.
         ModelError: the model's classes and the units do not fit each other.
 
     Attributes:
-        num_samples: samples so far.
+        num_samples: samples at 16 kHz so far.
         num_frames: output frames so far; those of the tail too, once the stream is finished.
     """
 
@@ -87,6 +90,7 @@ class StreamingSession:
         keep_log_probs: bool = False,
         where: str = "audio stream",
         decoder: Callable[[], StreamDecoder] = GreedyStream,
+        rate_hz: int = SAMPLE_RATE_HZ,
     ) -> None:
         if model.vocab_size != units.vocab_size:
             raise ModelError(
@@ -99,12 +103,14 @@ class StreamingSession:
         self.model, self.units, self.where = model, units, where
         self._keep_log_probs, self._make_decoder = keep_log_probs, decoder
         self._frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
+        self._resampler = StreamingResampler(rate_hz)
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything: the next sample is the first of a new stream."""
         self.num_samples = self.num_frames = 0
         self._state = self.model.initial_state(1)
+        self._resampler.reset()
         self._front_end = self.model.front_end()
         self._decoder = self._make_decoder()
         self._log_probs: list[NDArray[np.float32]] = []
@@ -136,7 +142,7 @@ class StreamingSession:
         """Takes the next samples, runs every window that is complete, and gives the text so far.
 
         Args:
-            samples: (n,) float32 in [-1, 1] at 16 kHz; any n, zero included.
+            samples: (n,) float32 in [-1, 1] at the session's sample rate; any n, zero included.
 
         Raises:
             AudioError: bad samples (see `check_samples`), or the stream is finished. Nothing of
@@ -150,16 +156,14 @@ class StreamingSession:
         """As `accept`, but stops after every window, for those who decide something there."""
         if self._finished:
             raise AudioError("the stream is finished", where=self.where, fix="Call reset() first.")
-        checked = check_samples(samples, self.where)
-        self.num_samples += len(checked)
-        for window in self._front_end.accept(checked):
-            self._step(window, self.model.shift // self.model.subsampling)
-            yield
+        yield from self._run(self._resampler.accept(check_samples(samples, self.where)))
 
     def finish(self) -> str:
         """Ends the stream: runs what is left of the audio, and its tail, and gives the whole text."""
         if self._finished:
             return self._text
+        for _ in self._run(self._resampler.flush()):
+            pass
         for window in self._front_end.accept(tail_after(self.num_samples)):
             self._step(window, self.model.shift // self.model.subsampling)
         for window in self._front_end.finish():
@@ -169,6 +173,12 @@ class StreamingSession:
         self._decoder.finish()
         self._decode()
         return self._text
+
+    def _run(self, samples: NDArray[np.float32]) -> Iterator[None]:
+        self.num_samples += len(samples)
+        for window in self._front_end.accept(samples):
+            self._step(window, self.model.shift // self.model.subsampling)
+            yield
 
     def hear(self, samples: ArrayLike) -> str:
         """Takes an utterance that is there whole, or the rest of one, chunk by chunk to its end, and gives

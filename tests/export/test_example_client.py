@@ -112,6 +112,23 @@ def test_a_copy_of_it_runs_beside_nothing_of_kdasr(tmp_path: Path) -> None:
     )
 
 
+def test_it_runs_where_it_lies_and_says_what_it_takes(tmp_path: Path) -> None:
+    """Beside the other modules of `export`, none of which may hide one that it imports."""
+    export_student(conformer(lead_nats=6.0), UNITS, tmp_path / "out", int8=False)
+    for rate_hz in (16_000, 8_000):
+        soundfile.write(tmp_path / f"{rate_hz}.wav", probe_sound(20_000, 5), rate_hz)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, PROGRAM, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    heard, refused, empty = run("out", "16000.wav"), run("out", "8000.wav"), run()
+    assert heard.returncode == 0 and len(heard.stdout) > 5
+    got = "8000.wav: expected 1 channel of 16 bits at 16000 Hz; got 1 of 16 bits at 8000 Hz\n"
+    assert (refused.returncode, refused.stderr) == (1, got)
+    assert (empty.returncode, empty.stderr) == (1, "usage: python example_client.py OUT FILE.wav\n")
+
+
 def test_it_is_short_and_imports_numpy_and_onnxruntime_alone() -> None:
     source = PROGRAM.read_text()
     names = {
@@ -121,4 +138,4 @@ def test_it_is_short_and_imports_numpy_and_onnxruntime_alone() -> None:
         for name in node.names
     }
     assert {name for name in names if name not in sys.stdlib_module_names} == {"numpy", "onnxruntime"}
-    assert len(source.splitlines()) <= 80
+    assert len(source.splitlines()) <= 85

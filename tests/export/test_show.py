@@ -112,6 +112,19 @@ def test_a_pipe_is_cut_at_pauses_by_itself_and_a_file_on_request(place: Path, tm
     assert [line.split("\t")[1] for line in cut] == [line.split("\t")[1] for line in piped]
 
 
+def test_a_file_is_shown_in_parts_with_stream_alone(place: Path) -> None:
+    name = files(place)[0]
+    for json_lines in (False, True):
+        parts = {}
+        for stream in (False, True):
+            request = Request(place / "onnx", (name,), endpoint=True, stream=stream, json_lines=json_lines)
+            out, err = shown(request)
+            partials = [line for line in out if '"partial"' in line] if json_lines else err
+            parts[stream] = len(partials), [line for line in out if line not in partials]
+        assert parts[False][0] == 0 and parts[True][0] > 3
+        assert parts[False][1] == parts[True][1] != []
+
+
 def test_the_microphone_is_shown_to_its_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def speak(*, on_open: Callable[[], None], **settings: Any) -> Any:
         assert settings == {"device": "kitchen"}
@@ -330,5 +343,5 @@ def test_a_beam_without_prefixes_and_a_lexicon_that_is_not_there_are_refused(pla
         shown(Request(place / "torch", files(place), beam=0))
     (place / "blank.txt").touch()
     for name, wrong in (("nowhere", "there is no such file"), ("blank.txt", "a lexicon without words")):
-        with pytest.raises(ConfigError, match=rf"{name}: {wrong}.* Without --lexicon any word is heard\."):
+        with pytest.raises(ConfigError, match=rf"{name}: {wrong}.* Without a lexicon any word is heard\."):
             shown(Request(place / "torch", files(place), lexicon=(str(place / name),)))

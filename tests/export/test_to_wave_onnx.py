@@ -14,7 +14,7 @@ from export.load import load_exported
 from export.parity import probe_sound
 from export.publish import export_student
 from export.runtime import OnnxChunkModel, OnnxWaveModel
-from export.wave import FoldedLogMel
+from export.wave_student import FoldedLogMel
 from kdasr.errors import ModelError
 from kdasr.features import LOG_MEL_FLOOR, log_mel
 from kdasr.streaming import SampleWindows, StreamingSession, TorchChunkModel

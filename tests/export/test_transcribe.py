@@ -19,6 +19,7 @@ from export.transcribe import open_recogniser
 from kdasr.audio import load
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.models import save_model
+from kdasr.resampling import resample
 from kdasr.streaming import with_tail
 from tests.export.small_models import UNITS, conformer
 from tests.export.transcripts import texts_of
@@ -79,6 +80,30 @@ def test_other_rates_and_channels_are_converted(models: Path, tmp_path: Path) ->
     names = [tmp_path / name for name in ("mono.wav", "stereo.wav", "8k.wav")]
     mono, stereo, narrow = texts_of(names, models / "torch", stream=True)
     assert mono == stereo and len(narrow) > 5
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 48_000])
+def test_live_audio_of_another_rate_is_heard_as_its_file(models: Path, tmp_path: Path, rate_hz: int) -> None:
+    samples = resample(probe_sound(32_000, 3), 16_000, rate_hz)
+    soundfile.write(tmp_path / "a.wav", samples, rate_hz, subtype="FLOAT")
+    recogniser = open_recogniser(models / "onnx")
+    expected = recogniser.transcribe(load(tmp_path / "a.wav"))
+    pieces = np.array_split(samples, 30)
+    assert recogniser.session(rate_hz=rate_hz).hear(samples) == expected and len(expected) > 5
+    *_, final = recogniser.listen(pieces, "a", rate_hz=rate_hz)
+    assert final.text == expected and all(word.end_s <= 2.0 for word in final.words)
+
+
+def test_a_lexicon_is_read_at_once_and_kept_to(models: Path, tmp_path: Path) -> None:
+    recogniser = open_recogniser(str(models / "onnx"))
+    (tmp_path / "words.txt").write_text("a\nbe\nsee\n")
+    samples = probe_sound(47_123, 1)
+    kept = recogniser.with_lexicon(tmp_path / "words.txt").transcribe(samples).split()
+    assert kept and set(kept) <= {"a", "be", "see"}
+    free = recogniser.with_lexicon(str(tmp_path / "words.txt"), other_word_nats=0.0).transcribe(samples)
+    assert not set(free.split()) <= {"a", "be", "see"}
+    with pytest.raises(ConfigError, match=r"gone\.txt: there is no such file.*Without a lexicon any word"):
+        recogniser.with_lexicon(tmp_path / "words.txt", tmp_path / "gone.txt")
 
 
 @pytest.mark.parametrize("stream", [False, True])

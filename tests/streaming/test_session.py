@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from export.parity import probe_sound
 from kdasr.decoding import BeamStream, greedy
-from kdasr.errors import AudioError, ModelError
+from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.features import log_mel
 from kdasr.lexicon import Lexicon
+from kdasr.resampling import resample
 from kdasr.streaming import (
     SampleWindows,
     StreamingSession,
@@ -102,6 +103,30 @@ def test_any_cut_gives_the_same_bits_of_text(sizes: Any) -> None:
     assert session.text == _WHOLE.text
     assert positions(session.tokens) == positions(_WHOLE.tokens)
     assert np.abs(session.log_probs_tv - _WHOLE.log_probs_tv).max() < 1e-4
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 48_000])
+def test_another_rate_gives_the_text_of_the_resampled_audio_however_it_is_cut(rate_hz: int) -> None:
+    samples = resample(_SAMPLES, 16_000, rate_hz)
+    expected = stream(_CONFORMER, resample(samples, rate_hz, 16_000), [])
+    model = TorchChunkModel(_CONFORMER)
+    session = StreamingSession(model, UNITS, keep_log_probs=True, rate_hz=rate_hz)
+    found = set()
+    for size in (100, 1_601, len(samples)):
+        session.reset()
+        for start in range(0, len(samples), size):
+            session.accept(samples[start : start + size])
+        assert session.finish() == expected.text and session.num_samples == len(_SAMPLES)
+        assert positions(session.tokens) == positions(expected.tokens)
+        # Above 4 kHz there is nothing but rounding, of which the logarithm makes more.
+        assert np.abs(session.log_probs_tv - expected.log_probs_tv).max() < 1e-3
+        found.add(session.log_probs_tv.tobytes())
+    assert len(found) == 1 and len(expected.text) > 5
+
+
+def test_a_rate_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a sample rate is positive.*got 0"):
+        StreamingSession(TorchChunkModel(_CONFORMER), UNITS, rate_hz=0)
 
 
 def test_the_future_does_not_change_the_past() -> None:

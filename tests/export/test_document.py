@@ -1,0 +1,95 @@
+"""The programs of docs/streaming-export.md run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import export.sources
+from export.decoding_graph import write_decoding_graph
+from export.parity import probe_sound
+from export.publish import export_student
+from export.transcribe import open_recogniser
+from kdasr.audio import load
+from kdasr.streaming import EndpointRules
+from tests.export.small_models import UNITS, conformer
+from tests.streaming.scripted import silence
+
+DOCUMENT = Path(__file__).parents[2] / "docs/streaming-export.md"
+WORDS = ["tea", "coffee", "milk", "water", "juice", "on", "off"]
+
+
+def program(begins: str) -> str:
+    """The indented block that begins so."""
+    (found,) = re.findall(
+        rf"^ {{4}}{begins}\n(?:(?: {{4}}.*)?\n)+", DOCUMENT.read_text("utf-8"), re.MULTILINE
+    )
+    return textwrap.dedent(found)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("document")
+    export_student(conformer(lead_nats=2.0), UNITS, root / "OUT", int8=False)
+    (root / "words.txt").write_text("\n".join(WORDS))
+    return root
+
+
+def speech() -> np.ndarray:
+    return np.concatenate([probe_sound(29_321, 20), silence(60), probe_sound(29_321, 21), silence(60)])
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 8_000])
+def test_a_session_over_the_blocks_of_a_file(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rate_hz: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "OUT", "runs/mini/student_mwer")
+    soundfile.write("runs/mini/example.wav", speech()[:: 16_000 // rate_hz], rate_hz, subtype="FLOAT")
+    exec(program("import soundfile"), {})
+    expected = open_recogniser(place / "OUT").transcribe(load(Path("runs/mini/example.wav")))
+    assert capsys.readouterr().out.splitlines()[-1] == expected and len(expected) > 5
+
+
+def test_a_microphone_and_a_list_of_words(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    pieces = np.array_split(speech(), 70)
+    monkeypatch.setattr(export.sources, "microphone_pieces", lambda: iter(pieces))
+    exec(program("from export.sources import microphone_pieces"), {})
+    recogniser = open_recogniser("OUT").with_lexicon("words.txt")
+    lines = []
+    for heard in recogniser.listen(pieces, "a", EndpointRules(min_silence_s=0.8)):
+        if heard.final:
+            lines += [" ".join(map(str, word)) for word in heard.words]
+        else:
+            lines.append(f"… {heard.text}")
+    assert capsys.readouterr().out.splitlines() == lines
+    assert {line.split()[0] for line in lines} & {*WORDS} and any(line.startswith("…") for line in lines)
+
+
+def test_sherpa_with_a_graph_and_endpoints(place: Path) -> None:
+    """In a process of its own, as sherpa-onnx ends the one that it is in where it does not like a model."""
+    write_decoding_graph(place / "OUT", [str(place / "words.txt")], place / "words.fst")
+    # Longer than the 20 s of its rule3: this model is not silent where the audio is.
+    np.save(place / "speech.npy", np.tile(speech(), 3))
+    pieces = "import numpy as np\npieces = np.array_split(np.load('speech.npy'), 210)\n"
+    command = [sys.executable, "-c", pieces + program("import numpy as np")]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    stretches = done.stdout.splitlines()
+    assert len(stretches) >= 2 and {word for line in stretches for word in line.split()} <= {*WORDS}
+    assert all(stretches[:2])
