@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.support.dropped import Dropped
+from data_prep.support.dropped import Dropped, conversion
 from data_prep.support.files import files_below
 from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, whole_utterances
-from data_prep.support.lists import BY_FILE, files_of, parts_of
+from data_prep.support.lists import BY_FILE, files_of, parts_of, tell_shares
 from data_prep.support.prepared import Files, say
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
 from kdasr.audio import NOT_READ, OTHER_AUDIO
@@ -76,11 +76,13 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
         ConfigError: nothing falls into what is held out.
     """
     if next(_files(corpus, EXTENSIONS), None) is None:
+        unread = next(_files(corpus, OTHER_AUDIO), None)
         raise CorpusError(
             "there is no audio in this folder",
             where=corpus,
             expected=f"files that end in {', '.join(EXTENSIONS)}",
             got=_counted(_others(corpus)) or None,
+            fix=f"T{conversion(unread.name)[1:]}" if unread else None,
         )
     if not settings.transcripts:
         return ("unlabelled",)
@@ -106,6 +108,7 @@ def prepare(
         say(f"{split}: passed over: {others}")
     if settings.held_out_share and first:
         say(f"{split}: {BY_FILE}")
+        tell_shares(LABELLED, settings.held_out_share, list(_transcribed(settings, corpus, Dropped())))
     if not settings.transcripts:
         return segments(_listed(settings, corpus, dropped), dropped, limits, done)
     listed = _transcribed(settings, corpus, dropped if split == LABELLED else Dropped())

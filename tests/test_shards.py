@@ -17,9 +17,11 @@ from kdasr.errors import AudioError, ManifestError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import manifest_path, manifest_text, read_manifest, sha256_of, shard_path
 from kdasr.shards import (
+    Placed,
     complete_shards,
     list_shards,
     open_shard,
+    read_places,
     read_shard,
     read_utterance,
     verify_folder,
@@ -66,6 +68,18 @@ def test_text_and_speaker_come_back_and_no_text_stays_no_text(tmp_path: Path) ->
     with tarfile.open(tmp_path / "shard-000000.tar") as tar:
         meta = json.loads(tar.extractfile("b.json").read())  # type: ignore[union-attr]
     assert meta == {"key": "b", "duration": 0.25, "num_samples": 4000, "sample_rate": 16000, "speaker": None}
+
+
+def test_places_are_read_without_audio_and_are_none_where_nobody_said_them(tmp_path: Path) -> None:
+    samples = utterance("x").samples
+    whole, part = Placed("b", samples, source="b é.wav"), Placed("c", samples, source="c.mp3", offset=0.0)
+    (path,) = write_shards([utterance("a"), whole, part], tmp_path)
+    places = [(None, None), ("b é.wav", None), ("c.mp3", 0.0)]
+    assert read_places(open_shard(path)) == places
+    assert [one.key for one in read_shard(path)] == ["a", "b", "c"]
+    with tarfile.open(path) as tar:
+        meta = json.loads(tar.extractfile("b.json").read())  # type: ignore[union-attr]
+    assert meta["source"] == "b é.wav" and "offset" not in meta
 
 
 def test_the_manifest_says_what_the_tar_holds(folder: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
+from kdasr.audio import NOT_READ
 from kdasr.errors import KdasrError, UnitsError
 from kdasr.reasons import Kind, Reasons
+from kdasr.symbols import shorten
 
 # More are no alphabet, but syllables or words.
 _MOST_LETTERS = 200
+# Words in brackets, which are more often a tag than said.
+_TAG = re.compile(r"[\[({<]\s*\w[^\])}>]*[\])}>]")
 
 
 @dataclass(slots=True)
@@ -22,12 +28,14 @@ class Dropped:
         notes: what was done to kept audio, such as "resampled from 44100 Hz", with counts.
         places: where some of the items lie; for people alone, since it depends on the machine.
         letters: those beyond a-z of the texts that were refused, or that lost them; for people alone.
+        tagged: name and text of the first with words in brackets; for people alone.
     """
 
     items: list[tuple[str, str]] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     places: dict[str, str] = field(default_factory=dict)
     letters: set[str] = field(default_factory=set)
+    tagged: str = ""
 
     def add(self, what: str, reason: str) -> None:
         """`what` (a file relative to the corpus, or a key) is left out because of `reason`."""
@@ -67,6 +75,24 @@ class Dropped:
         if any(char.lower() not in normal_text for char in letters):
             self.notes["without their accents"] += 1
 
+    def note_tags(self, what: str, text: str) -> None:
+        """Count a transcript with words in brackets, which stay in it as if they were said."""
+        if _TAG.search(text):
+            self.notes["with words in brackets"] += 1
+            self.tagged = self.tagged or f"{what}: {shorten(' '.join(text.split()))}"
+
+    def advice(self) -> list[str]:
+        """Lines for people: what to do about tags, and about audio in formats that are not read."""
+        lines = []
+        if self.tagged:
+            lines.append(
+                "words in brackets are trained on as if they were said; if they are tags, remove them from "
+                f"the transcripts: {self.tagged}"
+            )
+        if unread := [what for what, reason in self.items if reason.startswith(NOT_READ)]:
+            lines.append(conversion(self.places.get(unread[0], unread[0])))
+        return lines
+
     def kinds(self) -> list[Kind]:
         """The reasons why, the commonest first, each with how often and one place."""
         kinds = Reasons(self.items).commonest()
@@ -78,6 +104,13 @@ class Dropped:
             "count": len(self.items),
             "dropped": [{"file": what, "reason": reason} for what, reason in self.items],
         }
+
+
+def conversion(name: str) -> str:
+    """For people: the command that converts all files of a folder that end as this one does."""
+    end = PurePath(name).suffix
+    command = f'for f in *{end}; do ffmpeg -i "$f" -ar 16000 -ac 1 "${{f%{end}}}.flac"; done'
+    return f"to convert all {end} of a folder, in it: {command}"
 
 
 def letters_hint(found: set[str], own: str) -> str:

@@ -12,21 +12,20 @@ import math
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_prep.support.dropped import Dropped
-from kdasr.audio import (
-    SAMPLE_RATE_HZ,
-    WHOLE,
-    AudioReader,
-    Cut,
-    Decoded,
-)
+from kdasr.audio import SAMPLE_RATE_HZ, WHOLE, AudioReader, Cut, Decoded
 from kdasr.errors import AudioError, CorpusError, UnitsError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
+from kdasr.shards import Placed
 from kdasr.text import check_letters, normalise
 
 # What is held out of a list: the ends of the names of its splits.
@@ -99,7 +98,8 @@ def whole_utterances(
                 dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
                 dropped.note_channels(reader.channels)
                 if audio:
-                    yield Utterance(one.key, audio.samples, text, one.speaker, one.language)
+                    offset = None if one.cut == WHOLE else one.cut.start_seconds
+                    yield _placed(one, one.key, audio.samples, text, offset)
 
 
 def segments(
@@ -160,6 +160,7 @@ def _texts_of(listed: list[Listed], dropped: Dropped, letters: str | None) -> li
             text = _usable(one.text, letters or "")
             good.append((one, text))
             dropped.note_accents(given, text)
+            dropped.note_tags(one.name, given)
         except (UnitsError, CorpusError) as error:
             dropped.add_error(one.name, error)
         if letters is not None:
@@ -194,7 +195,7 @@ def _written_rate(one: Listed, reader: AudioReader, limits: Limits, done: Mappin
 
 
 def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Limits) -> Iterator[Utterance]:
-    kept, longest = 0, limits.max_seconds or math.inf
+    kept, longest, offset = 0, limits.max_seconds or math.inf, one.cut.start_seconds
     try:
         # Equal parts of a long file may be shorter than a file may be.
         least = limits.min_seconds if reader.promised(one.cut, longest).num_segments < 2 else 0.0
@@ -203,12 +204,22 @@ def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Lim
                 _check_not_short(len(samples), least)
                 dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
                 dropped.note_channels(reader.channels)
-            yield Utterance(_segment_key(one, kept), samples, None, one.speaker, one.language)
-            kept += 1
+            yield _placed(one, _segment_key(one, kept), samples, None, offset)
+            kept, offset = kept + 1, offset + len(samples) / SAMPLE_RATE_HZ
     except CorpusError as error:
         dropped.add_error(one.name, error)
     except AudioError as error:
         dropped.add_error(one.name, error, f"; {kept} segments before that are kept" if kept else "")
+
+
+def _placed(
+    one: Listed, key: str, samples: NDArray[np.float32], text: str | None, offset: float | None
+) -> Placed:
+    # Names of files need not be UTF-8; what is written about them must be.
+    source = one.recording.encode("utf-8", "replace").decode()
+    # Segments are rounded up to samples: what that adds up to in an hour is no matter of milliseconds.
+    offset = None if offset is None else round(offset, 3)
+    return Placed(key, samples, text, one.speaker, one.language, source=source, offset=offset)
 
 
 def _segment_key(one: Listed, number: int) -> str:
@@ -295,6 +306,15 @@ def part_of(one: Listed, share: float) -> str:
 def of_part(listed: Iterable[Listed], share: float, part: str) -> Iterator[Listed]:
     """Those of one of `PARTS`; all where nothing is held out."""
     return (one for one in listed if not share or part_of(one, share) == part)
+
+
+def sides_of(listed: Iterable[Listed], share: float) -> dict[str, Counter[str]]:
+    """For each of `PARTS` who is in it, speakers or where they are not named recordings, with how many
+    utterances."""
+    sides = {part: Counter[str]() for part in PARTS}
+    for one in listed:
+        sides[part_of(one, share)][one.speaker or one.recording] += 1
+    return sides
 
 
 def least_share(listed: Iterable[Listed]) -> float:

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from data_prep.support.listed import (
     Listed,
     least_share,
     of_part,
-    part_of,
     segments,
+    sides_of,
     whole_utterances,
 )
 from data_prep.support.prepared import Files, say
@@ -34,6 +35,9 @@ from kdasr.interfaces import Utterance
 
 SettingsT = TypeVar("SettingsT", bound="ListSettings")
 BY_FILE = "no speakers are named, so it is held out by file, and a speaker may be on both sides"
+
+_OWN_LISTS = "Put what is for dev and test into lists or folders of their own"
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +180,10 @@ class ListCorpus(Generic[SettingsT]):
         name, part = _name_and_part(settings, lists, split)
         # What is wrong with a line is told once.
         listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
-        if settings.held_out_share and part == PARTS[0] and not any(one.speaker for one in listed):
-            say(f"{name}: {BY_FILE}{_names_of(lists[name], 'speaker')}")
+        if settings.held_out_share and part == PARTS[0]:
+            if not any(one.speaker for one in listed):
+                say(f"{name}: {BY_FILE}{_names_of(lists[name], 'speaker')}")
+            tell_shares(name, settings.held_out_share, listed)
         mine = of_part(listed, settings.held_out_share, part)
         if name not in settings.unlabelled and _has_texts(listed):
             return whole_utterances(
@@ -233,21 +239,48 @@ def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
     Raises:
         ConfigError: nothing falls into one of the parts.
     """
-    listed = [one for one in listed if one.text] or listed
-    filled = {part_of(one, share) for one in listed}
-    if listed and (empty := [name + part for part in PARTS if part not in filled]):
-        named = len({one.speaker for one in listed} - {None})
-        least = least_share(listed)
-        what = f"{named} speakers" if named else f"{len({one.recording for one in listed})} files"
+    listed = _with_texts(listed)
+    sides = sides_of(listed, share)
+    if listed and (empty := [name + part for part in PARTS if not sides[part]]):
+        count, least = sum(map(len, sides.values())), least_share(listed)
+        what = f"{count} {'speakers' if any(one.speaker for one in listed) else 'files'}"
+        would = sides_of(listed, least)
+        # Of few speakers the least share may leave next to nothing.
+        other = f", or give it {least:.2f}: {_shown(name, would)}" if all(would.values()) else ""
         raise ConfigError(
             f"nothing falls into {' and '.join(empty)}",
             where="held_out_share",
             expected=f"a share that takes some of {what}, and leaves some",
-            got=share,
-            fix=(f"Give it {least:.2f}, or" if least < 0.4 and least != share else "Better")
-            + " put what is for dev and test into lists of their own.",
+            got=share if count >= len(PARTS) else f"too few for {len(PARTS)} parts",
+            fix=f"{_OWN_LISTS}{other}.",
         )
     return tuple(name + part for part in PARTS)
+
+
+def tell_shares(name: str, share: float, listed: list[Listed]) -> None:
+    """Say so where more than twice the share is held out of the list `name`: few speakers fall unevenly, and
+    some say more than others."""
+    sides = sides_of(_with_texts(listed), share)
+    counts = {part: side.total() for part, side in sides.items()}
+    if max(counts[part] for part in PARTS[1:]) > 2 * share * sum(counts.values()):
+        say(f"{name}: more than twice the held_out_share is held out: {_shown(name, sides)}. {_OWN_LISTS}.")
+
+
+def _with_texts(listed: list[Listed]) -> list[Listed]:
+    """Those with transcripts, which alone are used; all where none has one."""
+    return [one for one in listed if one.text] or listed
+
+
+def _shown(name: str, sides: dict[str, Counter[str]]) -> str:
+    """For people: how many of the utterances are in each part, and whose."""
+    in_all = sum(side.total() for side in sides.values())
+    shown = (f"{name}{part} {side.total() / in_all:.0%} ({_named(side)})" for part, side in sides.items())
+    return f"of {in_all} utterances {', '.join(shown)}"
+
+
+def _named(side: Counter[str]) -> str:
+    first = sorted(side)[:_MOST_NAMED]
+    return ", ".join(first) + (f" and {len(side) - len(first)} more" if len(side) > len(first) else "")
 
 
 def files_of(lists: tuple[Path, ...], listed: list[Listed]) -> Files:

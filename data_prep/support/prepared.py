@@ -172,6 +172,7 @@ def _some(
             advice = "Mend what was left out, or hold out a larger share, into another --out."
         kinds = dropped.kinds()
         hint = letters_hint(dropped.letters, settings.get("letters", ""))
+        more = [line[0].upper() + line[1:] for line in (hint, *dropped.advice()) if line]
         reasons = "; ".join(lines_of(kinds[:3], f"{len(dropped.items)} left out")) + (
             "; …" if kinds[3:] else ""
         )
@@ -179,7 +180,7 @@ def _some(
             "no utterance can be used",
             where=folder.name,
             got=reasons or "an empty corpus",
-            fix=f"{advice} All that was left out is in {folder / DROPPED}.{hint and f' {hint.capitalize()}'}",
+            fix=" ".join([f"{advice} All that was left out is in {folder / DROPPED}.", *more]),
         )
     yield first
     yield from utterances
@@ -249,6 +250,8 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[
     say("; ".join(parts))
     for line in lines_of(dropped.kinds(), "  left out", f"{DROPPED} has each"):
         say(line)
+    for line in dropped.advice():
+        say(f"  {line}")
 
 
 def say(line: str) -> None:

@@ -6,7 +6,6 @@ at which that share begins: what a `MinConfidence` of a label job, or the hours 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score, threshold
 from kdasr.manifest import Shard, read_manifest
 from kdasr.reasons import duration
-from kdasr.shards import open_shard, read_texts
+from kdasr.shards import open_shard, read_places, read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.soft_labels.runs import best_classes, best_path
 from kdasr.storage import Place, is_url
@@ -41,6 +40,7 @@ class Heard:
         failure: why there are no labels; empty if there are.
         reference: the transcript, empty where nothing is said, or None where the shard has none.
         at_once: whether the labels have times, and a unit in the first frame.
+        source, offset: as in `kdasr.shards.Placed`; None where the shard has none.
     """
 
     key: str
@@ -50,13 +50,16 @@ class Heard:
     failure: str
     reference: str | None
     at_once: bool = False
+    source: str | None = None
+    offset: float | None = None
 
 
 def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Iterator[Heard]:
     """What the labels in folder `labels` say of each utterance of `audio`, in order.
 
     Args:
-        audio: the audio shards that were labelled. Transcripts are read where they lie on this machine.
+        audio: the audio shards that were labelled. Transcripts and places are read where they lie on this
+            machine.
         labels: their labels, with the teacher's units beside them.
         measure: of confidence; see `kdasr.labelling.filters.Confidence`.
 
@@ -71,16 +74,23 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
     letters = letters_in(units.symbols)
     for shard, found in labelled_shards(audio, labels):
         check_units(found, units, labels)
-        texts = itertools.repeat(None) if is_url(audio) else read_texts(open_shard(shard.path))
-        for entry, reference in zip(shard.entries, texts, strict=not is_url(audio)):
+        for entry, (reference, place) in zip(shard.entries, _facts(audio, shard), strict=True):
             seconds = entry.num_samples / SAMPLE_RATE_HZ
             if failure := found.failures.get(entry.key, ""):
-                yield Heard(entry.key, seconds, None, None, failure, reference)
+                yield Heard(entry.key, seconds, None, None, failure, reference, False, *place)
                 continue
             item = found.read(entry.key)
             text, _ = normalise_by_word(heard_text(item, units), letters)
             at_once = found.header.frame_shift_ms > 0 and begins_with_a_unit(item)
-            yield Heard(entry.key, seconds, text, score(item, measure), "", reference, at_once)
+            yield Heard(entry.key, seconds, text, score(item, measure), "", reference, at_once, *place)
+
+
+def _facts(audio: Place, shard: Shard) -> list[tuple[str | None, tuple[str | None, float | None]]]:
+    """Transcript and place of each utterance; of audio at a URL, which is not fetched for them, none."""
+    if is_url(audio):
+        return [(None, (None, None))] * shard.count
+    opened = open_shard(shard.path)
+    return list(zip(read_texts(opened), read_places(opened), strict=True))
 
 
 def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:

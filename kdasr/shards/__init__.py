@@ -8,6 +8,10 @@
 A damaged tar can give half of its members without any exception, so a tar is trusted only beside
 its manifest, and a tar without one is an unfinished shard. The manifest's byte offsets allow random
 access; its checksum for each utterance finds damage on lazy reads too.
+
+KEY.json has `key`, `duration` in seconds, `num_samples`, `sample_rate` and `speaker` (null: unknown); where
+they are known `text`, `language` and `source`, the audio file as the corpus names it; and, if the utterance
+is a part of that file, `offset`, the seconds before it.
 """
 
 from kdasr.manifest import Shard, ShardEntry
@@ -17,15 +21,17 @@ from kdasr.shards.reader import (
     list_shards,
     open_shard,
     read_languages,
+    read_places,
     read_shard,
     read_texts,
     read_utterance,
     repeated_keys,
     verify_folder,
 )
-from kdasr.shards.writer import write_shards
+from kdasr.shards.writer import Placed, write_shards
 
 __all__ = [
+    "Placed",
     "Shard",
     "ShardEntry",
     "complete_shards",
@@ -33,6 +39,7 @@ __all__ = [
     "list_shards",
     "open_shard",
     "read_languages",
+    "read_places",
     "read_shard",
     "read_texts",
     "read_utterance",

@@ -178,6 +178,16 @@ def read_languages(shard: Shard) -> list[str | None]:
     return [meta.get("language") for meta in _metas(shard)]
 
 
+def read_places(shard: Shard) -> list[tuple[str | None, float | None]]:
+    """Source and offset of each utterance of an open shard as `Placed` has them, None where unknown; no audio
+    is read.
+
+    Raises:
+        DamagedShardError: the facts of another utterance.
+    """
+    return [(meta.get("source"), meta.get("offset")) for meta in _metas(shard)]
+
+
 def _metas(shard: Shard) -> Iterator[dict[str, Any]]:
     with shard.path.open("rb") as file:
         for entry in shard.entries:

@@ -8,6 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -31,6 +32,19 @@ from kdasr.manifest import (
 )
 from kdasr.reasons import duration
 from kdasr.storage import commit_bytes, commit_file, sync_path
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(Utterance):
+    """An utterance that shards say the place of, so that people can listen to what is around it.
+
+    Attributes:
+        source: the audio file as the corpus names it, or None where unknown.
+        offset: seconds of that file before the utterance; None: it is all of the file.
+    """
+
+    source: str | None = None
+    offset: float | None = None
 
 
 def write_shards(
@@ -169,6 +183,9 @@ def _encode(utterance: Utterance) -> tuple[bytes, bytes]:
         meta["text"] = utterance.text
     if utterance.language is not None:
         meta["language"] = utterance.language
+    if isinstance(utterance, Placed):
+        places = {"source": utterance.source, "offset": utterance.offset}
+        meta.update({name: value for name, value in places.items() if value is not None})
     return flac, json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
 
 

@@ -11,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from kdasr.interfaces import Utterance
-from kdasr.shards import list_shards, read_shard
+from kdasr.shards import list_shards, open_shard, read_places, read_shard
 
 SPEAKERS = ("ann", "bob", "cat", "dan")
 PER_DIGIT = 4
@@ -85,6 +85,11 @@ def dropped_in(folder: Path) -> dict[str, str]:
 
 def read_folder(folder: Path) -> list[Utterance]:
     return [utterance for path in list_shards(folder) for utterance in read_shard(path)]
+
+
+def places_in(folder: Path) -> list[tuple[str | None, float | None]]:
+    """Source and offset of each utterance of a split."""
+    return [place for path in list_shards(folder) for place in read_places(open_shard(path))]
 
 
 def bytes_below(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import soundfile
 
 from data_prep import prepare
+from data_prep.support.dropped import conversion
 from data_prep.support.listed import key_of
 from kdasr.audio import load
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
-from tests.data_prep.fakes import bytes_below, dropped_in, read_folder, record_of, write_tone
+from tests.data_prep.fakes import bytes_below, dropped_in, places_in, read_folder, record_of, write_tone
 
 
 def prepared(corpus: Path, **settings: Any) -> list[Utterance]:
@@ -65,10 +67,11 @@ def test_audio_of_other_formats_is_named_and_the_commonest_reason_comes_first(
     assert sorted(dropped) == ["1.m4a", "2.M4A", "3.wma", "4.wav"]
     assert "convert it to wav or flac" in dropped["2.M4A"] and str(corpus) not in dropped["4.wav"]
     told = capsys.readouterr().err
-    summary, formats, damaged = told.splitlines()
+    summary, formats, damaged, advice = told.splitlines()
     assert summary.endswith("1 utterance, 0.5 s, 1 shard; 4 left out (see dropped.json)")
     assert formats.startswith("  left out: 1.m4a and 2 more: a format that is not read")
     assert damaged.startswith(f"  left out: {corpus}/4.wav: the audio cannot be decoded")
+    assert advice == f"  {conversion('1.m4a')}"
 
 
 def test_files_that_may_be_audio_are_counted_by_their_ends(
@@ -77,7 +80,9 @@ def test_files_that_may_be_audio_are_counted_by_their_ends(
     corpus.mkdir()
     for name in ("a.mkv", "b.MKV", "c.oga", "d", "e.m4a", "notes.txt", "list.json", "t.csv", ".hidden.mkv"):
         (corpus / name).write_bytes(b"x")
-    with pytest.raises(CorpusError, match=r"\.mp3; got 2 \.mkv, 1 \.oga, 1 without an extension, 1 \.m4a$"):
+    with pytest.raises(
+        CorpusError, match=r"\.mp3; got 2 \.mkv, 1 \.oga, 1 without an extension, 1 \.m4a\. To con.*\*\.m4a;"
+    ):
         prepared(corpus)
     write_tone(corpus / "good.wav", 0.5)
     prepared(corpus)
@@ -129,6 +134,17 @@ def test_long_files_are_cut_into_segments(corpus: Path) -> None:
     assert len(utterances[3].samples) == 16_000
     joined = np.concatenate([one.samples for one in utterances[:3]])
     np.testing.assert_array_equal(joined, load(corpus / "long.flac"))
+    places = places_in(corpus.parent / "out" / "unlabelled")
+    assert [source for source, _ in places] == ["long.flac"] * 3 + ["short.flac"]
+    starts = [0, len(utterances[0].samples), len(utterances[0].samples) + len(utterances[1].samples), 0]
+    assert [offset for _, offset in places] == [round(start / 16_000, 3) for start in starts]
+
+
+def test_a_name_that_is_not_utf_8_is_a_source_all_the_same(corpus: Path) -> None:
+    write_tone(corpus / "talks/1.wav", 0.5)
+    (corpus / "talks/1.wav").rename(corpus / os.fsdecode(b"talks/\xff 1.wav"))
+    prepared(corpus)
+    assert places_in(corpus.parent / "out" / "unlabelled") == [("talks/? 1.wav", 0.0)]
 
 
 def test_cutting_can_be_turned_off(corpus: Path) -> None:

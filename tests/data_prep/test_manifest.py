@@ -21,7 +21,7 @@ from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
 from kdasr.text import check_letters
-from tests.data_prep.fakes import bytes_below, dropped_in, read_folder, record_of, write_tone
+from tests.data_prep.fakes import bytes_below, dropped_in, places_in, read_folder, record_of, write_tone
 
 Line = dict[str, Any] | str
 
@@ -420,14 +420,79 @@ def test_what_cannot_be_held_out_is_refused(corpus: Path) -> None:
     for share in (-0.1, 0.5, 0.6, 5):
         with pytest.raises(ConfigError, match="held_out_share: .*expected 0 or more and less than 0.5, for"):
             prepared(corpus, held_out_share=share, split="train")
-    message = "nothing falls into train-dev and train-test; expected a share that takes some of 2 speakers"
+    message = (
+        "nothing falls into train-dev and train-test; expected a share that takes some of 2 speakers, and "
+        r"leaves some; got too few for 3 parts\. Put what is for dev and test into lists or folders of "
+        r"their own\.$"
+    )
     with pytest.raises(ConfigError, match=message):
         prepared(corpus, held_out_share=0.01, split="train")
     write(corpus, "train.jsonl", *(line(1 + number % 4, speaker=f"s{number}") for number in range(20, 40)))
-    with pytest.raises(
-        ConfigError, match=r"into train-test;.*some of 20 speakers.*Give it 0\.04, or put what is for"
-    ):
+    said = (
+        r"into train-test;.*some of 20 speakers.* got 0\.02\. Put .* of their own, or give it 0\.04: of 20 "
+        r"utterances train 90% \(s20, s21, s22, s23, s24 and 13 more\), train-dev 5% \(s39\), train-test 5% "
+        r"\(s29\)"
+    )
+    with pytest.raises(ConfigError, match=said):
         prepared(corpus, held_out_share=0.02, split="train")
+
+
+def test_far_more_than_the_share_is_told_with_who_is_where(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("george", "theo", "nicolas", "jackson")
+    write(corpus, "all.jsonl", *(line(n, speaker=name) for n, name in enumerate(names, start=1)))
+    with pytest.raises(ConfigError, match=r"into all-test;.* or give it 0\.14: of 4 utterances all 25%"):
+        prepared(corpus, held_out_share=0.05)
+    capsys.readouterr()
+    prepared(corpus, held_out_share=0.14)
+    said = (
+        "all: more than twice the held_out_share is held out: of 4 utterances all 25% (nicolas), all-dev 50% "
+        "(george, theo), all-test 25% (jackson). Put what is for dev and test into lists or folders "
+        "of their own.\n"
+    )
+    assert capsys.readouterr().err.count(said) == 1
+    prepared(corpus, "twice", held_out_share=0.25)
+    assert "held_out_share" not in capsys.readouterr().err
+
+
+def test_words_in_brackets_are_counted_and_the_first_is_shown(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ("one", "[noise] three eight", "four (laughs)\none", "five :) <")
+    write(corpus, "all.jsonl", *(line(n, text) for n, text in enumerate(texts, start=1)))
+    out = prepared(corpus)
+    assert [one.text for one in read_folder(out / "all")][1:3] == ["noise three eight", "four laughs one"]
+    assert record_of(out / "all")["notes"] == {"with words in brackets": 2}
+    summary, advice = capsys.readouterr().err.splitlines()
+    assert summary.endswith("; 2 with words in brackets")
+    assert advice == (
+        "  words in brackets are trained on as if they were said; if they are tags, remove them from the "
+        "transcripts: all.jsonl:2 clips/2.wav: [noise] three eight"
+    )
+
+
+def test_how_to_convert_what_is_not_read_is_told(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (corpus / "clips/5.M4A").write_bytes(b"x")
+    lost = {"audio_filepath": "clips/5.M4A", "text": "one"}
+    write(corpus, "all.jsonl", line(1), lost)
+    prepared(corpus, split="all")
+    command = 'for f in *.M4A; do ffmpeg -i "$f" -ar 16000 -ac 1 "${f%.M4A}.flac"; done'
+    assert capsys.readouterr().err.endswith(f"  to convert all .M4A of a folder, in it: {command}\n")
+    write(corpus, "none.jsonl", lost)
+    with pytest.raises(CorpusError, match=r"no utterance can be used.* To convert all \.M4A of a folder"):
+        prepared(corpus, split="none")
+
+
+def test_cuts_and_segments_have_the_place_that_they_have_in_their_file(corpus: Path) -> None:
+    write_tone(corpus / "long.wav", 2.5)
+    part = {"audio_filepath": "long.wav", "offset": 1.25, "duration": 0.5, "text": "one"}
+    write(corpus, "all.jsonl", line(1), part)
+    write(corpus, "talks.jsonl", {**part, "duration": 1.25, "text": None})
+    out = prepared(corpus, max_seconds=1)
+    assert places_in(out / "all") == [("clips/1.wav", None), ("long.wav", 1.25)]
+    first = len(read_folder(out / "talks")[0].samples) / 16_000
+    assert places_in(out / "talks") == [("long.wav", 1.25), ("long.wav", round(1.25 + first, 3))]
 
 
 def test_keys_of_names_that_are_none_are_readable_and_apart() -> None:

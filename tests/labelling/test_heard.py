@@ -12,12 +12,12 @@ import pytest
 
 from kdasr.cli import main
 from kdasr.errors import ConfigError, SoftLabelError, UnitsError
-from kdasr.interfaces import SoftLabels, Utterance
+from kdasr.interfaces import SoftLabels
 from kdasr.labelling import Heard, MinConfidence, heard, heard_summary
 from kdasr.labelling.heard import begins_with_a_unit
 from kdasr.labelling.out_folder import write_labels
 from kdasr.manifest import read_manifest
-from kdasr.shards import write_shards
+from kdasr.shards import Placed, write_shards
 from kdasr.soft_labels import Failure, Full, Header, open_label_shard
 from kdasr.storage import locate
 from kdasr.teachers.base import spell
@@ -48,7 +48,13 @@ def _labelled(
 ) -> tuple[Path, Path]:
     audio, labels, units = folder / "audio", folder / "labels", CharUnits(letters)
     items = [
-        Utterance(f"utt-{n}", np.zeros(16_000 * (n + 1), np.float32), text if with_text else None)
+        Placed(
+            f"utt-{n}",
+            np.zeros(16_000 * (n + 1), np.float32),
+            text if with_text else None,
+            source=f"{n}.mp3",
+            offset=2.5 * n,
+        )
         for n, (text, _, _) in enumerate(said)
     ]
     (path,) = write_shards(items, audio, description="test")
@@ -76,6 +82,7 @@ def test_texts_confidence_and_reasons_are_what_was_stored(folders: tuple[Path, P
     assert [item.confidence for item in found if item.text] == pytest.approx([0.9, 0.6, 0.8, 0.7], abs=0.02)
     assert found[2].failure == "filtered: it is music" and found[2].confidence is None
     assert [item.seconds for item in found] == [1, 2, 3, 4, 5]
+    assert [(item.source, item.offset) for item in found] == [(f"{n}.mp3", 2.5 * n) for n in range(5)]
 
 
 def test_the_error_rate_is_that_of_the_surest_shares_of_what_has_a_transcript(
@@ -189,7 +196,7 @@ def test_audio_at_a_url_is_not_fetched_for_its_transcripts(folders: tuple[Path, 
         place.child(path.name).commit(path.read_bytes() if path.suffix == ".json" else b"")
     found = list(heard(audio="memory://heard-test/audio", labels=folders[1]))
     assert [item.text for item in found] == [text for _, text, _ in SAID]
-    assert {item.reference for item in found} == {None}
+    assert {(item.reference, item.source, item.offset) for item in found} == {(None, None, None)}
 
 
 def test_the_command_prints_a_line_each_and_the_summary_beside_them(
