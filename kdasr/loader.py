@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.batches import EpochBatches, FeatureCache, change_speed, collate, cut_epoch
 from kdasr.contract import StudentSide, label_symbols
 from kdasr.errors import ConfigError, ShardError, UnitsError
@@ -220,6 +221,21 @@ class Stream:
         contracts = [joined.contract for joined in self._joined]
         return all(one is None or one.teacher_per_student is not None for one in contracts)
 
+    @property
+    def seconds(self) -> float:
+        """Of audio, in all utterances together."""
+        return sum(self.items.num_samples()) / SAMPLE_RATE_HZ
+
+    @property
+    def taught_by(self) -> list[dict[str, str]]:
+        """Whose labels these are and by which settings they were made, each once; see `Header`."""
+        headers = {
+            (one.teacher, one.teacher_hash, one.config_hash)
+            for one in (joined.labels.header for joined in self._joined)
+        }
+        names = ("teacher", "teacher_hash", "config_hash")
+        return [dict(zip(names, found, strict=True)) for found in sorted(headers)]
+
     def untaught(self) -> list[str]:
         """The student's symbols that a teacher of the labels has no class for; see `kdasr.contract`."""
         if self.student is None:
@@ -235,9 +251,13 @@ class Stream:
 
     def locate(self, position: int) -> tuple[int, int]:
         """Epoch and index within it of the `position`-th batch. All epochs have as many batches."""
+        return divmod(position, self.batches_per_epoch)
+
+    @property
+    def batches_per_epoch(self) -> int:
         if self._batches_per_epoch == 0:
             self._batches_per_epoch = len(self.epoch_batches(0))
-        return divmod(position, self._batches_per_epoch)
+        return self._batches_per_epoch
 
     def next_utterance(self, position: int) -> dict[str, Any]:
         """Where the stream stands before its `position`-th batch: what that batch begins with."""

@@ -47,6 +47,10 @@ class ScheduledBatches(Dataset[Batch]):
         name, before, _ = self._at(step)
         return name, before[name]
 
+    def batches_before(self, step: int) -> dict[str, int]:
+        """How many batches of each stream are read before step `step`."""
+        return self._at(step)[1]
+
     def position(self, step: int) -> dict[str, Any]:
         """Where training stands before step `step`: for each stream how many batches were read, and
         the epoch, shard and utterance that its next batch begins with."""

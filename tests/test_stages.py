@@ -27,7 +27,7 @@ from kdasr.errors import (
 )
 from kdasr.features import num_frames
 from kdasr.interfaces import Batch, ModelOutput
-from kdasr.loader import Stream
+from kdasr.loader import Stream, feature_statistics
 from kdasr.losses import best_path_ctc, ctc, silent_start, soft_cross_entropy
 from kdasr.methods.consistency import both_views
 from kdasr.methods.delays import windowed_cross_entropy
@@ -35,9 +35,10 @@ from kdasr.methods.features import Hint, attention_transfer
 from kdasr.methods.impressions import Impressions
 from kdasr.methods.intermediate import IntermediateHead
 from kdasr.methods.mixing import Munge
+from kdasr.methods.pruning import Pruning
 from kdasr.methods.responses import soft_targets
 from kdasr.methods.teachers import FrozenTeacher
-from kdasr.models import load_model, save_model
+from kdasr.models import load_model, read_card, save_model
 from kdasr.shards import list_shards, open_shard, write_shards
 from kdasr.soft_labels import Full, Header, write_label_shard
 from kdasr.spikes import SpikeHistogram
@@ -488,6 +489,42 @@ def test_what_a_schedule_leaves_out_need_not_be_there(data: Path, tmp_path: Path
     gone = {"unlabelled": [str(tmp_path / "gone")], "labels": [str(tmp_path / "gone")]}
     train(data, tmp_path / "model", **gone, schedule=[["labelled", 1]])
     assert (tmp_path / "model" / "model.json").exists()
+
+
+def test_a_student_may_learn_from_labels_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = {"labelled": [], "labelled_losses": {}, "schedule": [["unlabelled", 1]]}
+    train(data, tmp_path / "model", **alone)
+    mean_f, _ = feature_statistics(Stream([data / "unlabelled"], 8.0, 4))
+    torch.testing.assert_close(weights(tmp_path / "model")["normalise.mean_f"], mean_f.float())
+    heard = read_card(tmp_path / "model")["learned_from"]
+    (by,) = heard["unlabelled"].pop("labels")
+    assert by["teacher_hash"] == read_card(data / "teacher")["weights_sha256"]
+    audio = Stream([data / "unlabelled"], 8.0, 4)
+    assert heard == {"unlabelled": {"utterances": 8, "hours": pytest.approx(audio.seconds / 3600, abs=1e-3)}}
+    passes = 2 / len(audio.epoch_batches(0))
+    told = f"model: unlabelled: {audio.seconds:.1f} s in 8 utterances, {passes:.1f} passes\n"
+    assert told in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="units: pieces are learnt from transcripts"):
+        train(data, tmp_path / "pieces", **alone, units={"kind": "sentencepiece", "vocab_size": 20})
+    with pytest.raises(ConfigError, match="prune: this asks for transcribed audio"):
+        train(data, tmp_path / "pruned", **alone, start=str(tmp_path / "model"), prune=Pruning(share=0.5))
+
+
+def test_labels_of_several_teachers_are_told_of(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_teacher(tmp_path / "other", 2)
+    shards(tmp_path / "more", 4, first_seed=300, with_text=False)
+    stages.label(teacher=other, audio=str(tmp_path / "more"), out=str(tmp_path / "labels"))
+    both = {
+        "unlabelled": [str(data / "unlabelled"), str(tmp_path / "more")],
+        "labels": [str(data / "labels"), str(tmp_path / "labels")],
+    }
+    train(data, tmp_path / "model", **both, teacher=None)
+    assert "model: unlabelled: its labels are of 2 teachers: " in capsys.readouterr().err
+    assert len(read_card(tmp_path / "model")["learned_from"]["unlabelled"]["labels"]) == 2
 
 
 def test_units_of_characters_may_have_the_letters_of_a_language() -> None:

@@ -105,7 +105,8 @@ def train(
     folder of `labelled`; with `teacher`, a model folder, labels of any other are refused. Labels of another
     frame rate or other units are made to fit where that can be done (`kdasr.contract`); `unit_map` says what
     symbols of the teacher, `{"é": e, "7": null}`, are to a student that lacks them. Where no loss asks for
-    stored labels, none are needed.
+    stored labels, none are needed. `labelled` may be empty where the schedule is of unlabelled audio alone;
+    `dev` has transcripts in any case.
 
     `start` is the folder of a trained model with these units, to go on from; with `prune`, pruned first.
     Its `model` may then be null, or must be of the same kind and size. Where no look at the dev set finds
@@ -161,7 +162,7 @@ def train(
     )
     card: dict[str, Any] = {} if start_hash is None else {"start": start_hash}
     if prune is not None:
-        card |= prune.apply(built, cast(Stream, streams["labelled"]))
+        card |= prune.apply(built, _transcribed(streams, "prune"))
     losses, delay_facts = with_measured_delays(
         name,
         {"labelled": labelled_losses, "unlabelled": unlabelled_losses or {}},
@@ -252,6 +253,12 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
     check_units(units)
     if units["kind"] == "characters":
         return CharUnits(units.get("letters", ""))
+    if not labelled:
+        raise ConfigError(
+            "pieces are learnt from transcripts, and `labelled` names none",
+            where="units",
+            fix="Take the teacher's: name its folder.",
+        )
     return train_sentencepiece(texts_of(labelled), vocab_size=units["vocab_size"], seed=seed)
 
 
@@ -281,9 +288,10 @@ def _streams(
     student: StudentSide,
     **settings: Any,
 ) -> dict[str, BatchSource]:
-    """The streams `used`, and the labelled one in any case: features are normalised by it."""
-    streams: dict[str, BatchSource] = {
-        "labelled": Stream(
+    """The streams `used`, and the labelled one wherever there is one: features are normalised by it."""
+    streams: dict[str, BatchSource] = {}
+    if labelled or "labelled" in used or isinstance(unlabelled, Impressions):
+        streams["labelled"] = Stream(
             [Path(folder) for folder in labelled],
             units=student.units,
             labels=_label_folders(labelled_soft_labels, teacher),
@@ -292,7 +300,6 @@ def _streams(
             student=student,
             **settings,
         )
-    }
     if "unlabelled" in used:
         streams["unlabelled"] = _unlabelled(
             unlabelled,
@@ -305,6 +312,14 @@ def _streams(
             **settings,
         )
     return streams
+
+
+def _transcribed(streams: Mapping[str, BatchSource], asked_by: str) -> Stream:
+    if "labelled" not in streams:
+        raise ConfigError(
+            "this asks for transcribed audio", where=asked_by, expected="folders of it under `labelled`"
+        )
+    return cast(Stream, streams["labelled"])
 
 
 def _beginning_in_silence(

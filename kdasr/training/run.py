@@ -24,7 +24,7 @@ from kdasr.interfaces import AcousticModel, BatchSource, Loss, OnlineTeacher, Tr
 from kdasr.loader import Stream, feature_statistics
 from kdasr.models import count_parameters, read_card, refuse_other_content, save_model
 from kdasr.ranks import Ranks, joined
-from kdasr.reasons import counted
+from kdasr.reasons import counted, duration
 from kdasr.schedule import ScheduledBatches
 from kdasr.storage import commit_bytes, commit_json
 from kdasr.text import Units
@@ -52,7 +52,7 @@ class Training:
     Attributes:
         name: of the model, for people.
         model, units: what is trained and its classes.
-        streams: "labelled" and, where it is used, "unlabelled".
+        streams: "labelled", "unlabelled" or both; features are normalised by the first of these.
         schedule: blocks of (stream, batches), repeated; see `ScheduledBatches`.
         losses: for each stream, loss functions and their weights by name; those of "labelled" that ask for no
             stored labels also measure the dev set, whether or not the schedule uses that stream.
@@ -122,6 +122,7 @@ class Training:
             _check_all_alike(ranks.gather(fingerprint), self.name)
             if ranks.first:
                 self._tell_what_begins(ranks)
+                self._tell_what_is_heard(batches)
                 found = self._lock_checkpoints(held)
             ranks.wait()
             # What is refused here has moved no checkpoints yet.
@@ -151,9 +152,11 @@ class Training:
                 "params": count_parameters(cast(nn.Module, self.model)),
                 "left_out": {name: len(stream.left_out) for name, stream in self._all_streams().items()},
             }
+            learned_from = {name: _described_audio(stream) for name, stream in self._used_streams().items()}
+            about = {"training": facts, "learned_from": learned_from, **(card or {})}
             if ranks.first:
                 # No times in the card: the same training gives the same bytes, interrupted or not.
-                save_model(out, self.model, self.units, extra={"training": facts, **(card or {})})
+                save_model(out, self.model, self.units, extra=about)
             ranks.wait()
             weights_sha256 = ranks.from_first(read_card(out)["weights_sha256"] if ranks.first else "")
         return {**facts, "weights_sha256": weights_sha256, "model": str(out)}
@@ -181,7 +184,9 @@ class Training:
 
     def _first_step(self) -> Step:
         """Everything that learns, with its first weights; a resumed run loads others over them."""
-        statistics = feature_statistics(cast(Stream, self.streams["labelled"]))
+        # A generated stream is never alone, for it says nothing of what audio is like.
+        known = self.streams.get("labelled", self.streams.get("unlabelled"))
+        statistics = feature_statistics(cast(Stream, known))
         if self.start is None:
             self.model.set_statistics(*statistics)
         torch.manual_seed(step_seed(self.seed, "teachers"))
@@ -213,6 +218,25 @@ class Training:
                 f"step and idle for {100 * idle:.0f} % of it; choose a multiple of {ranks.count} as "
                 "optimisation.accumulate"
             )
+
+    def _tell_what_is_heard(self, batches: ScheduledBatches) -> None:
+        """Say how much audio each stream has, how often it is heard, and whose labels it has."""
+        read = batches.batches_before(self.optimisation.steps * self.optimisation.accumulate)
+        for name, stream in self._used_streams().items():
+            audio = f"{duration(stream.seconds)} in {counted(len(stream.items), 'utterance')}"
+            passes = f"{read[name] / stream.batches_per_epoch:.1f} passes"
+            _say(f"{self.name}: {name}: {audio}, {passes}")
+            teachers = sorted({(one["teacher"], one["teacher_hash"][:12]) for one in stream.taught_by})
+            if len(teachers) > 1:
+                _say(
+                    f"{self.name}: {name}: its labels are of {len(teachers)} teachers: "
+                    + ", ".join(f"{teacher} ({hashed})" for teacher, hashed in teachers)
+                )
+
+    def _used_streams(self) -> dict[str, Stream]:
+        """Those of the schedule that are of audio."""
+        used = {name: self.streams[name] for name in sorted({name for name, _ in self.schedule})}
+        return {name: stream for name, stream in used.items() if isinstance(stream, Stream)}
 
     def _lock_checkpoints(self, held: contextlib.ExitStack) -> str | None:
         """Keep other trainings out of a folder of checkpoints that is there, as long as `held` lasts; the
@@ -382,6 +406,12 @@ def _free_name(path: Path) -> Path:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _described_audio(stream: Stream) -> dict[str, Any]:
+    """What a card says of a stream: how much audio, and whose labels."""
+    facts = {"utterances": len(stream.items), "hours": round(stream.seconds / 3600, 3)}
+    return {**facts, "labels": stream.taught_by} if stream.taught_by else facts
 
 
 def _described(terms: WeightedLosses) -> dict[str, list[Any]]:
