@@ -3,7 +3,8 @@ how far a difference between two models may be chance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import jiwer
@@ -57,6 +58,35 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorC
         chars=chars.hits + chars.substitutions + chars.deletions,
         char_errors=chars.substitutions + chars.deletions + chars.insertions,
     )
+
+
+def misheard_words(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """For each utterance its word errors, in their order, as (said, heard); "" is heard of a word that was
+    deleted, and was said where one was inserted."""
+    aligned = jiwer.process_words(list(references), list(hypotheses))
+    return [
+        [
+            pair
+            for chunk in chunks
+            if chunk.type != "equal"
+            for pair in zip_longest(
+                said[chunk.ref_start_idx : chunk.ref_end_idx],
+                heard[chunk.hyp_start_idx : chunk.hyp_end_idx],
+                fillvalue="",
+            )
+        ]
+        for said, heard, chunks in zip(
+            aligned.references, aligned.hypotheses, aligned.alignments, strict=True
+        )
+    ]
+
+
+def counts_by_kind(misheard: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """How many of these word errors are substitutions, deletions and insertions."""
+    counts = {"substitutions": 0, "deletions": 0, "insertions": 0}
+    for said, heard in misheard:
+        counts["insertions" if not said else "deletions" if not heard else "substitutions"] += 1
+    return counts
 
 
 def gain_interval(

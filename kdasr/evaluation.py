@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rapidfuzz.distance import Levenshtein
 from rich.console import Console
 from rich.progress import track
 
 from kdasr.decoding import BeamStream, Grammar, Token, decode_whole, greedy
 from kdasr.devices import one_torch_thread
-from kdasr.error_rates import ErrorCounts, count_errors
+from kdasr.error_rates import ErrorCounts, count_errors, counts_by_kind, misheard_words
 from kdasr.errors import ConfigError, ShardError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import AcousticModel, Utterance
@@ -45,12 +44,14 @@ class Heard(NamedTuple):
         key, reference, hypothesis: the utterance, what was said, what was heard.
         tokens: the spikes of the best path, whichever the decoder, those in the tail too; None where no
             model was seen.
+        speaker: who said it, where known.
     """
 
     key: str
     reference: str
     hypothesis: str
     tokens: list[Token] | None = None
+    speaker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +178,19 @@ def measure_rtf(work: Callable[[], object], audio_seconds: float, *, repeats: in
 
 
 def write_hypotheses(path: Path, result: Result) -> None:
-    """Write one JSON line for each utterance: key, reference, hypothesis, word errors."""
+    """Write one JSON line for each utterance: key, speaker (where known), reference, hypothesis, word errors,
+    and these by their kind."""
+    heard_all = result.heard
+    misheard = misheard_words([one.reference for one in heard_all], [one.hypothesis for one in heard_all])
     lines = []
-    for heard in result.heard:
+    for heard, wrong in zip(heard_all, misheard, strict=True):
         row = {
             "key": heard.key,
+            **({"speaker": heard.speaker} if heard.speaker is not None else {}),
             "reference": heard.reference,
             "hypothesis": heard.hypothesis,
-            "errors": Levenshtein.distance(heard.reference.split(), heard.hypothesis.split()),
+            "errors": len(wrong),
+            **counts_by_kind(wrong),
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     commit_bytes(path, "".join(lines).encode())
@@ -216,7 +222,10 @@ def _score(
         known = [utterance for utterance in utterances if utterance.text is not None]
         without += len(utterances) - len(known)
         texts = hear(known) if known else []
-        heard += [Heard(one.key, one.text or "", *text) for one, text in zip(known, texts, strict=True)]
+        heard += [
+            Heard(one.key, one.text or "", text, tokens, one.speaker)
+            for one, (text, tokens) in zip(known, texts, strict=True)
+        ]
     if not heard:
         raise ShardError(
             "no utterance has a transcript to score against",

@@ -4,6 +4,8 @@ WORK_DIR/results.json                  one row for each (model, seed), and test 
                                        of a model that is not there, it says why in place of figures
 WORK_DIR/hypotheses/MODEL-SEED.jsonl   what was said and what was heard, utterance by utterance; in a
                                        folder for each test set where there are several
+WORK_DIR/results.before.json           rows that were measured otherwise than those that took their place;
+                                       what was heard is in results.before/, where `hypotheses` says
 WORK_DIR/spike_offsets.json            see kdasr/spikes.py
 """
 
@@ -33,7 +35,8 @@ def hypotheses_file(results: Path, row: Mapping[str, Any]) -> Path:
 
 
 def read_hypotheses(path: Path) -> list[dict[str, Any]]:
-    """For each utterance of a file of hypotheses: key, reference, hypothesis, and word errors as `errors`.
+    """For each utterance of a file of hypotheses: key, reference, hypothesis, and word errors as `errors`;
+    `speaker` where known. Older files have neither speakers nor the errors by kind.
 
     Raises:
         ConfigError: the file is something else.
@@ -102,8 +105,8 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[str, Any]) -> Path | None:
-    """Take the rows of a test set that were not measured as `measured` says out of a results.json: one table
-    of both would compare what cannot be compared.
+    """Take the rows of a test set that were not measured as `measured` says out of a results.json, and what
+    was heard away from beside it: one table of both would compare what cannot be compared.
 
     Args:
         seed: of the rows to come; another one may have test audio of its own.
@@ -123,11 +126,25 @@ def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[
         if len(own) == len(rows):
             return None
         kept = path.with_suffix(".before.json")
-        others = [row for row in rows if row not in own]
+        before = read_results(kept)
+        for row in rows:
+            if row not in own:
+                before.append(_with_hypotheses_moved(path, row, kept.with_suffix(""), len(before)))
         # Kept first: a process that is killed in between leaves a row in both rather than in neither.
-        for file, content in ((kept, read_results(kept) + others), (path, own)):
+        for file, content in ((kept, before), (path, own)):
             commit_json(file, content)
     return kept
+
+
+def _with_hypotheses_moved(results: Path, row: Mapping[str, Any], folder: Path, place: int) -> dict[str, Any]:
+    """The row with the new name of its file of hypotheses, which no other in the folder has."""
+    file = hypotheses_file(results, row)
+    moved = folder / f"{place}-{file.name}"
+    if file.exists():
+        folder.mkdir(exist_ok=True)
+        file.replace(moved)
+    # It may have been moved by a process that was killed before it said so.
+    return {**row, HYPOTHESES_FOLDER: f"{folder.name}/{moved.name}"} if moved.exists() else dict(row)
 
 
 def _is_other(row: Mapping[str, Any], seed: int, measured: Mapping[str, Any]) -> bool:

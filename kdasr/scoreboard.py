@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from kdasr.lexicon import Lexicon
 from kdasr.manifest import read_manifest
 from kdasr.models import read_card, weights_file
 from kdasr.noise import noise_before
-from kdasr.results import MISSING, append_result, hypotheses_file
+from kdasr.results import MISSING, append_result, hypotheses_file, set_aside_others
 from kdasr.shards import open_shard, read_shard, read_texts
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.streaming import algorithmic_latency_ms
@@ -46,6 +47,7 @@ from kdasr.text import CharUnits, Units, letters_in
 EXAMPLE_FILE = "example.wav"
 # Long enough to time a model, short enough not to be waited for.
 _TIMED_SECONDS = 60
+_SHOWN_WORDS = 10
 
 
 class Scoreboard:
@@ -74,11 +76,13 @@ class Scoreboard:
         device: str = "cpu",
     ) -> None:
         check_decoder(decoder, lexicon)
-        self.words = None
+        self.words: frozenset[str] | None = None
+        self.oov_words: int | None = None
         if lexicon is not None:
-            letters = letters_in(text for path in shards for text in read_texts(open_shard(path)))
+            texts = [text or "" for path in shards for text in read_texts(open_shard(path))]
             without = "A search needs no lexicon: `--lexicon null`."
-            self.words = Lexicon(units=CharUnits(letters), sources=lexicon, without=without).words
+            self.words = Lexicon(units=CharUnits(letters_in(texts)), sources=lexicon, without=without).words
+            self.oov_words = _tell_oov(texts, self.words, test)
         # What figures depend on besides the model: rows that differ in it are not of one table.
         self.measured = {
             "decoder": decoder,
@@ -142,12 +146,9 @@ class Scoreboard:
             self._whole[Path(path), chunk_ms] = name
         is_same = chunk_by_chunk and not after_noise_s
         whole = self._whole.get((Path(path), chunk_ms)) if is_same else None
-        write_hypotheses(self._hypotheses(name), result)
         row = {
             **self._identity(name),
-            "wer": round(result.wer, 3),
-            "cer": round(result.cer, 3),
-            **_exceptions(result),
+            **self._figures(result),
             "params": card["parameters"],
             "bytes": weights_file(Path(path)).stat().st_size,
             "latency_ms": algorithmic_latency_ms(recogniser.chunk_model) if recogniser.chunk_model else None,
@@ -156,15 +157,11 @@ class Scoreboard:
             **self._same_text(name, whole),
             **({"after_noise_s": after_noise_s} if after_noise_s else {}),
         }
-        append_result(self.results, row)
-        return row
+        return self._write(row, result)
 
     def _leave_out(self, name: str, reason: str) -> dict[str, Any]:
-        """The row of a model that is not there; what an earlier one heard is not this one's."""
-        self._hypotheses(name).unlink(missing_ok=True)
-        row = {**self._identity(name), MISSING: reason}
-        append_result(self.results, row)
-        return row
+        """The row of a model that is not there."""
+        return self._write({**self._identity(name), MISSING: reason}, None)
 
     def _add_teacher(self, name: str, source: TeacherSource) -> dict[str, Any]:
         """The row of a pretrained teacher: it has no size on disk but that of its weights, and how fast it is
@@ -186,13 +183,10 @@ class Scoreboard:
             front_end=teacher.front_end,
             spells_as_we_do=False,
         )
-        write_hypotheses(self._hypotheses(name), result)
         weights = list(teacher.model.parameters()) if isinstance(teacher.model, torch.nn.Module) else []
         row = {
             **self._identity(name),
-            "wer": round(result.wer, 3),
-            "cer": round(result.cer, 3),
-            **_exceptions(result),
+            **self._figures(result),
             # Those of an ONNX model are its runtime's.
             "params": sum(weight.numel() for weight in weights) or None,
             "bytes": sum(weight.numel() * weight.element_size() for weight in weights) or None,
@@ -200,8 +194,7 @@ class Scoreboard:
             "train_steps": 0,
             "rtf": None,
         }
-        append_result(self.results, row)
-        return row
+        return self._write(row, result)
 
     def compare_spikes(self, teacher: str, student: str) -> None:
         """Write the histogram of the student's spikes against the teacher's on the test audio.
@@ -247,8 +240,31 @@ class Scoreboard:
         lexicon = {"lexicon": list(self.lexicon)} if self.lexicon is not None else {}
         return {"model": name, **test, "seed": self.seed, **self.measured, **lexicon}
 
-    def _hypotheses(self, name: str) -> Path:
-        return hypotheses_file(self.results, self._identity(name))
+    def _figures(self, result: Result) -> dict[str, float]:
+        errors = result.errors
+        return {
+            "wer": round(result.wer, 3),
+            "cer": round(result.cer, 3),
+            "reference_words": errors.words,
+            "substitutions": errors.substitutions,
+            "deletions": errors.deletions,
+            "insertions": errors.insertions,
+            **({} if self.oov_words is None else {"oov_words": self.oov_words}),
+            **_exceptions(result),
+        }
+
+    def _write(self, row: dict[str, Any], result: Result | None) -> dict[str, Any]:
+        """Write a row and what was heard. Only now, when there is something in their place, rows that were
+        measured otherwise are set aside."""
+        if kept := set_aside_others(self.results, self.test, self.seed, self.measured):
+            print(f"rows of {self.results} that were measured otherwise are now in {kept}", file=sys.stderr)
+        heard = hypotheses_file(self.results, row)
+        if result is None:
+            heard.unlink(missing_ok=True)  # what an earlier model heard is not this one's
+        else:
+            write_hypotheses(heard, result)
+        append_result(self.results, row)
+        return row
 
     def _lexicon(self, units: Units) -> Lexicon | None:
         return None if self.words is None else Lexicon(units=units, words=sorted(self.words))
@@ -366,6 +382,19 @@ def _exceptions(result: Result) -> dict[str, int]:
     be normalised, where there are such."""
     counts = {"without_transcript": result.without_transcript, "not_normal": result.not_normal}
     return {name: count for name, count in counts.items() if count}
+
+
+def _tell_oov(texts: Iterable[str], words: frozenset[str], test: str | None) -> int:
+    """How many words of the transcripts are not in the lexicon, so that they cannot be heard; where there are
+    such, a line on stderr says which, the most frequent first."""
+    said = Counter(word for text in texts for word in text.split())
+    absent = {word: count for word, count in said.most_common() if word not in words}
+    if absent:
+        shown = [*list(absent)[:_SHOWN_WORDS], *["…"] * (len(absent) > _SHOWN_WORDS)]
+        counts = f"{sum(absent.values()):,} of {said.total():,} reference words"
+        where = f"{test}: " if test else ""
+        print(f"{where}{counts} are not in the lexicon: {', '.join(shown)}", file=sys.stderr)
+    return sum(absent.values())
 
 
 def _hash_of(shards: Sequence[Path]) -> str:

@@ -1,11 +1,22 @@
-"""How far a difference between two models may be chance."""
+"""Which words are misheard, and how far a difference between two models may be chance."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from kdasr.error_rates import gain_interval
+from kdasr.error_rates import counts_by_kind, gain_interval, misheard_words
+
+
+def test_word_errors_are_told_by_what_was_said_and_heard() -> None:
+    said = ["one two three four", "five", "", "six"]
+    heard = ["one too three", "five six seven", "oh", "six"]
+    misheard = misheard_words(said, heard)
+    assert misheard == [[("two", "too"), ("four", "")], [("", "six"), ("", "seven")], [("", "oh")], []]
+    assert [counts_by_kind(wrong) for wrong in misheard[:2]] == [
+        {"substitutions": 1, "deletions": 1, "insertions": 0},
+        {"substitutions": 0, "deletions": 0, "insertions": 2},
+    ]
 
 
 def test_the_interval_is_that_of_a_share() -> None:

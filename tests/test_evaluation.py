@@ -226,15 +226,25 @@ def test_hypotheses_are_one_json_line_each(shards: list[Path], tmp_path: Path) -
     rows: Sequence[dict[str, Any]] = [
         json.loads(line) for line in (tmp_path / "new" / "student-1.jsonl").read_text().splitlines()
     ]
-    assert rows[3] == {"key": "u-3", "reference": "aaab", "hypothesis": "aaa", "errors": 1}
+    assert rows[3] == {
+        "key": "u-3",
+        "speaker": "someone",
+        "reference": "aaab",
+        "hypothesis": "aaa",
+        "errors": 1,
+        "substitutions": 1,
+        "deletions": 0,
+        "insertions": 0,
+    }
     assert sum(row["errors"] for row in rows) == 1 and len(rows) == 5
     heard = [
         Heard("one", "a b c", "a x b y"),
         Heard("two", "a b", ""),
     ]  # one inserted and one another; both lost
     write_hypotheses(tmp_path / "more.jsonl", replace(result, heard=heard))
-    lines = (tmp_path / "more.jsonl").read_text().splitlines()
-    assert [json.loads(line)["errors"] for line in lines] == [2, 2]
+    rows = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
+    assert [row["errors"] for row in rows] == [2, 2] and "speaker" not in rows[0]
+    assert [rows[1][kind] for kind in ("substitutions", "deletions", "insertions")] == [0, 2, 0]
 
 
 def test_rtf_is_the_median_time_on_one_thread() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kdasr.errors import ConfigError
-from kdasr.results import ROW_FIELDS, append_result, read_results, set_aside_others
+from kdasr.results import ROW_FIELDS, append_result, hypotheses_file, read_results, set_aside_others
 
 
 def row(model: str = "teacher", seed: int = 1, **more: Any) -> dict[str, Any]:
@@ -122,6 +122,29 @@ def test_rows_that_were_measured_otherwise_are_set_aside(tmp_path: Path) -> None
     assert [found["model"] for found in read_results(path)] == ["older", "two"]
     assert set_aside_others(path, "other", 1, beam) == kept  # of another test set, in the same place
     assert [found["model"] for found in read_results(kept)] == ["one", "two"]
+
+
+def test_what_was_heard_is_set_aside_with_its_row_and_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    (tmp_path / "hypotheses" / "clean").mkdir(parents=True)
+    for audio in ("a", "b"):
+        for model in ("one", "two"):
+            measured = row(model, test="clean", test_audio=audio)
+            append_result(path, measured)
+            if model == "one":
+                hypotheses_file(path, measured).write_text(audio)
+        kept = set_aside_others(path, "clean", 1, {"test_audio": "other"})
+    assert kept is not None and list((tmp_path / "hypotheses").rglob("*.jsonl")) == []
+    rows = read_results(kept)
+    assert [(found["model"], found["test_audio"]) for found in rows] == [
+        ("one", "a"),
+        ("two", "a"),
+        ("one", "b"),
+        ("two", "b"),
+    ]
+    files = [found.get("hypotheses") for found in rows]
+    assert files == ["results.before/0-one-1.jsonl", None, "results.before/2-one-1.jsonl", None]
+    assert [(tmp_path / file).read_text() for file in files if file] == ["a", "b"]
 
 
 def test_seeds_may_have_test_audio_of_their_own(tmp_path: Path) -> None:

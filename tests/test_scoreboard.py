@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from kdasr import scoreboard, stages
 from kdasr.decoding import Token
-from kdasr.errors import ConfigError, ModelError
+from kdasr.errors import ConfigError, ModelError, ShardError
 from kdasr.evaluation import Heard, Result
 from kdasr.models import load_model, save_model
 from kdasr.results import hypotheses_file
@@ -89,7 +90,13 @@ def test_a_search_among_words_hears_the_same_chunk_by_chunk(
     path = str(tmp_path / "student")
     board.add("student", path=path)
     row = board.add("live", path=path, chunk_by_chunk=True)
-    assert row["texts_unlike_offline"] == 0 and capsys.readouterr().err == ""
+    # Of all rows once, and before the first.
+    told = re.fullmatch(
+        r"(\d+) of (\d+) reference words are not in the lexicon: (.*)\n", capsys.readouterr().err
+    )
+    assert told is not None and sorted(told[3].split(", ")) == ["b", "c"]
+    assert row["texts_unlike_offline"] == 0
+    assert (row["oov_words"], row["reference_words"]) == (int(told[1]), int(told[2]))
     heard = [one.hypothesis for one in board.heard["live"].heard]
     assert any(heard) and {word for text in heard for word in text.split()} <= {"a", "be", "see"}
 
@@ -253,9 +260,31 @@ def test_a_row_says_what_was_measured_on_what(tmp_path: Path, monkeypatch: pytes
     assert row["bytes"] == (tmp_path / "student/model.safetensors").stat().st_size
     # Of the median chunk.
     assert (row["rtf"], row["chunk_p50_ms"], row["chunk_p95_ms"]) == (0.1, 8.0, 30.0)
-    assert row["without_transcript"] == 1 and "not_normal" not in row
+    assert row["without_transcript"] == 1 and "not_normal" not in row and "oov_words" not in row
+    wrong = row["substitutions"] + row["deletions"] + row["insertions"]
+    assert row["reference_words"] == len((some.text or "").split())
+    assert row["wer"] == round(100 * wrong / row["reference_words"], 3)
     other = Scoreboard(paths * 2, tmp_path / "results.json", seed=3)
     assert len(row["test_audio"]) == 16 and other.measured["test_audio"] != row["test_audio"]
+
+
+def test_words_that_a_search_cannot_hear_are_named_the_most_frequent_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = utterance("utt-0", 0)
+    said = [f"a {'z ' * 3}y", "z", " ".join("bcdefghijk"), None]
+    heard = [replace(some, key=f"utt-{n}", text=text) for n, text in enumerate(said)]
+    paths = write_shards(heard, tmp_path / "test")
+    (tmp_path / "words.txt").write_text("a\n")
+    words = {"decoder": "beam", "lexicon": [str(tmp_path / "words.txt")], "seed": 3}
+    board = Scoreboard(paths, tmp_path / "results.json", test="clean", **words)
+    assert board.oov_words == 15
+    assert capsys.readouterr().err == (
+        "clean: 15 of 16 reference words are not in the lexicon: z, y, b, c, d, e, f, g, h, i, …\n"
+    )
+    (tmp_path / "words.txt").write_text(" ".join("abcdefghijkyz"))
+    assert Scoreboard(paths, tmp_path / "results.json", **words).oov_words == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_words_are_told_apart_whatever_their_order(tmp_path: Path) -> None:
@@ -351,6 +380,30 @@ def test_all_rows_are_looked_at_before_the_first_is_measured(tmp_path: Path) -> 
         with pytest.raises((ConfigError, ModelError), match=message):
             stages.evaluate(test=test, models={"a": good, "b": bad}, results=str(results), decoder="beam")
     assert results.read_text() == before and not (tmp_path / "results.before.json").exists()
+
+
+def test_rows_give_way_when_there_are_others_in_their_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, heard = tmp_path / "results.json", tmp_path / "hypotheses" / "a-1.jsonl"
+    save_student(tmp_path / "student", seed=1)
+    models = {"a": {"path": str(tmp_path / "student")}}
+    stages.evaluate(test=[str(shards(tmp_path / "test", 2))], models=models, results=str(results))
+    before = results.read_text(), heard.read_text()
+    silent = str(shards(tmp_path / "silent", 2, with_text=False))
+    with pytest.raises(ShardError, match="no utterance has a transcript"):
+        stages.evaluate(test=[silent], models=models, results=str(results))
+    assert (results.read_text(), heard.read_text()) == before
+    assert not (tmp_path / "results.before.json").exists()
+    capsys.readouterr()
+    stages.evaluate(test=[str(shards(tmp_path / "more", 3))], models=models, results=str(results))
+    kept = tmp_path / "results.before.json"
+    told = f"rows of {results} that were measured otherwise are now in {kept}\n"
+    assert capsys.readouterr().err.startswith(told)
+    (row,) = json.loads(kept.read_text())
+    assert row == {**json.loads(before[0])[0], "hypotheses": "results.before/0-a-1.jsonl"}
+    assert (tmp_path / row["hypotheses"]).read_text() == before[1]
+    assert len(heard.read_text().splitlines()) == 3
 
 
 def test_what_rows_of_several_test_sets_heard_is_kept_apart(tmp_path: Path) -> None:

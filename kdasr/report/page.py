@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdasr import version
 from kdasr.errors import ConfigError
+from kdasr.report.misheard import errors_text, speaker_rates, word_errors
 from kdasr.report.plots import (
     Log,
     plot_dev_wer,
@@ -23,6 +24,7 @@ from kdasr.report.table import (
     COLUMNS,
     LABELS,
     Line,
+    best_students,
     improvement,
     left_out,
     lines_of,
@@ -35,12 +37,16 @@ from kdasr.storage import commit_bytes
 
 PAGE_FILE, PLOTS_FOLDER = "report.html", "plots"
 _WORST_UTTERANCES = 8
+_MOST_WORDS, _MOST_SPEAKERS = 12, 20
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
 th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
 table.text td, table.text th { text-align: left; vertical-align: top }
+table.words td, table.words th { text-align: left }
+table.words td:last-child, table.words th:last-child { text-align: right }
+div.beside { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start }
 p.caption { color: #555; margin: 0 }
 img { max-width: 100%; margin: .5rem 0 }
 """
@@ -85,6 +91,7 @@ def write_report(work_dir: Path) -> Path:
     spikes = work_dir / SPIKES_FILE
     if spikes.exists() and plot_spikes(plots / "spikes.png", read_histogram(spikes)):
         sections.append(_picture(when, "spikes.png"))
+    sections += _word_errors(work_dir / RESULTS_FILE, lines)
     sections += _misheard(work_dir / RESULTS_FILE, lines)
     title = html.escape(f"kdasr: {work_dir.name}")
     page = (
@@ -143,8 +150,12 @@ def _results(lines: Sequence[Line], results: Path) -> str:
 
 def _picture(title: str, name: str, caption: str = "") -> str:
     heading = html.escape(title)
-    below = f'<p class="caption">{html.escape(caption)}</p>' if caption else ""
+    below = _caption(caption) if caption else ""
     return f'<h2>{heading}</h2><img src="{PLOTS_FOLDER}/{name}" alt="{heading}">{below}'
+
+
+def _caption(text: str) -> str:
+    return f'<p class="caption">{html.escape(text)}</p>'
 
 
 def _of_losses(logs: Mapping[str, Log]) -> str:
@@ -155,6 +166,33 @@ def _of_losses(logs: Mapping[str, Log]) -> str:
 def _of_dev_wer(logs: Mapping[str, Log]) -> str:
     goes_on = {"student_mwer", "student_distilled"} <= logs.keys()
     return "MWER training (student_mwer) starts from the finished student_distilled." if goes_on else ""
+
+
+def _word_errors(results: Path, lines: Sequence[Line]) -> Iterator[str]:
+    """Which words the best student of each test set takes for others, and whom it hears worst."""
+    for line, heard in best_students(lines, results):
+        errors, name = word_errors(heard), html.escape(line.label)
+        most = max(len(errors.substituted), len(errors.deleted), len(errors.inserted))
+        shown = f" Of each kind, the {_MOST_WORDS} most frequent." if most > _MOST_WORDS else ""
+        yield f"<h2>Word errors of {name}</h2>{_caption(errors_text(errors, most=0) + shown)}"
+        yield '<div class="beside">'
+        yield _most_frequent(("said", "heard"), errors.substituted)
+        yield _most_frequent(("said, not heard",), [((word,), count) for word, count in errors.deleted])
+        yield _most_frequent(("heard, not said",), [((word,), count) for word, count in errors.inserted])
+        yield "</div>"
+        if rates := speaker_rates(heard):
+            yield f"<h2>WER by speaker: {name}</h2>"
+            if len(rates) > _MOST_SPEAKERS:
+                yield _caption(f"The {_MOST_SPEAKERS} of {len(rates)} speakers with the highest WER.")
+            cells = [(one.speaker, f"{one.words:,}", f"{one.wer:.1f}") for one in rates[:_MOST_SPEAKERS]]
+            yield _table(("speaker", "words", "WER %"), cells)
+
+
+def _most_frequent(columns: Sequence[str], counts: Sequence[tuple[Sequence[str], int]]) -> str:
+    if not counts:
+        return ""
+    cells = [(*words, str(count)) for words, count in counts[:_MOST_WORDS]]
+    return _table((*columns, "times"), cells, "words")
 
 
 def _misheard(results: Path, lines: Iterable[Line]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdasr.error_rates import gain_interval
+from kdasr.report.misheard import errors_text, word_errors
 from kdasr.results import MISSING, RESULTS_FILE, hypotheses_file, read_hypotheses, read_results
 from kdasr.spikes import SPIKES_FILE, draw, read_histogram
 from kdasr.training_log import LOG_FILE
@@ -105,6 +106,31 @@ def left_out(rows: Sequence[dict[str, Any]]) -> list[str]:
         for row in rows
         if MISSING in row
     ]
+
+
+def best_students(lines: Sequence[Line], results: Path) -> list[tuple[Line, list[dict[str, Any]]]]:
+    """For each test set the student's line with the lowest WER, and what was heard in all of its seeds; of
+    equal ones the last, as exported models are. Where there is no student, a teacher's. Lines without a file
+    of hypotheses are passed over.
+
+    Raises:
+        ConfigError: a file of hypotheses is something else.
+    """
+    best = []
+    for test in dict.fromkeys(line.test for line in lines):
+        known = [line for line in lines if line.test == test and _heard_files(line, results)]
+        # How fast a pretrained teacher is on one core is not measured.
+        students = [line for line in known if line.model != "teacher" and line.values("rtf")] or known
+        if not students:
+            continue
+        first = min(reversed(students), key=lambda line: line.mean("wer") or 0.0)
+        if heard := [row for file in _heard_files(first, results) for row in read_hypotheses(file)]:
+            best.append((first, heard))
+    return best
+
+
+def _heard_files(line: Line, results: Path) -> list[Path]:
+    return [file for row in line.rows if (file := hypotheses_file(results, row)).exists()]
 
 
 def measured_how(lines: Sequence[Line]) -> str | None:
@@ -231,6 +257,9 @@ def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     for sentence in (measured_how(lines), of_several_trainings(lines), improvement(lines, path)):
         if sentence:
             console.print(sentence, markup=False, highlight=False)
+    for line, heard in best_students(lines, path):
+        text = f"Word errors of {line.label}: {errors_text(word_errors(heard))}"
+        console.print(text, markup=False, highlight=False)
 
 
 def _print_spikes(path: Path, console: Console) -> None:

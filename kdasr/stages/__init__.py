@@ -20,7 +20,7 @@ from kdasr.labelling import label as label_shards
 from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.models import load_model
 from kdasr.reasons import Kind, Reasons, counted, lines_of
-from kdasr.results import MISSING, set_aside_others
+from kdasr.results import MISSING
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
 from kdasr.stages.checks import check_folders, check_train, of_key
@@ -304,8 +304,6 @@ def evaluate(
             test=name,
             device=on,
         )
-        if kept := set_aside_others(Path(results), name, seed, board.measured):
-            print(f"rows of {results} that were measured otherwise are now in {kept}", file=sys.stderr)
         for model, settings in models.items():
             started = time.monotonic()
             row = board.add(model, **settings)

@@ -20,6 +20,7 @@ from kdasr import version
 from kdasr.decoding import Token
 from kdasr.errors import ConfigError, MissingDependencyError
 from kdasr.report import page, print_results, write_report
+from kdasr.report.misheard import speaker_rates
 from kdasr.report.plots import _window, plot_dev_wer, plot_losses, read_log
 from kdasr.report.table import improvement, lines_of, of_several_trainings
 from kdasr.results import append_result, hypotheses_file
@@ -382,6 +383,90 @@ def test_what_was_heard_alike_is_shown_once(tmp_path: Path) -> None:
     assert "Misheard by mine, seed 1: 10 of 10 utterances" in text and "Misheard by exported" not in text
     # Eight of each of the two.
     assert text.count("<td>one two</td>") == 16
+
+
+def test_the_word_errors_of_the_best_student_are_shown_by_word(tmp_path: Path) -> None:
+    """The teacher hears better, the pretrained one too, and of equal students the last is the exported."""
+    wers = {"teacher": 1.0, "whisper": 0.5, "student_mwer": 20.0, "onnx_float32": 20.0, "mine": 30.0}
+    for model, wer in wers.items():
+        rtf = {"rtf": None} if model == "whisper" else {}
+        append_result(tmp_path / "results.json", result(model, 1, wer, **rtf))
+        hypotheses(tmp_path, model, [("one two", "one two", 0)])
+    heard = [("five <b>", "nine", 2), ("five", "nine", 1), ("one two", "one oh two uh", 2)]
+    hypotheses(tmp_path, "onnx_float32", [*heard, *[("five", word, 1) for word in "abcdefghijkl"]])
+    text = write_report(tmp_path).read_text()
+    assert Page(text).open == []
+    section = text[text.index("<h2>Word errors of") : text.index("<h2>Misheard")]
+    assert section.startswith(
+        "<h2>Word errors of exported ONNX float32</h2>"
+        '<p class="caption">14 substituted, 1 deleted, 2 inserted in 17 words. '
+        "Of each kind, the 12 most frequent.</p>"
+    )
+    first = "<th>said</th><th>heard</th><th>times</th></tr>\n<tr><td>five</td><td>nine</td><td>2</td></tr>"
+    assert first in section and section.count("<td>five</td>") == 12
+    assert "<th>said, not heard</th><th>times</th></tr>\n<tr><td>&lt;b&gt;</td><td>1</td></tr>" in section
+    assert "<tr><td>oh</td><td>1</td></tr>\n<tr><td>uh</td><td>1</td></tr>" in section
+    assert "WER by speaker" not in text
+    assert (
+        "Word errors of exported ONNX float32: 14 substituted, 1 deleted, 2 inserted in 17 words; "
+        "most often five → nine (2)."
+    ) in " ".join(printed(tmp_path).split())
+
+
+def test_each_test_set_has_its_best_student_over_all_seeds(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for test, best in (("clean", "a"), ("other", "b")):
+        for model, seed in (("a", 1), ("a", 2), ("b", 1)):
+            row = result(model, seed, 10.0 if model == best else 20.0, test=test)
+            append_result(path, row)
+            file = hypotheses_file(path, row)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            heard = {"key": "u", "reference": f"{test} one", "hypothesis": "one", "errors": 1}
+            file.write_text(json.dumps(heard) + "\n")
+    append_result(path, result("unheard", 1, 0.0, test="clean"))
+    said = " ".join(printed(tmp_path).split())
+    assert "Word errors of clean: a: 0 substituted, 2 deleted, 0 inserted in 4 words." in said
+    assert "Word errors of other: b: 0 substituted, 1 deleted, 0 inserted in 2 words." in said
+
+
+def test_the_speakers_heard_worst_come_first(tmp_path: Path) -> None:
+    append_result(tmp_path / "results.json", result("mine", 1, 10.0))
+    file = hypotheses_file(tmp_path / "results.json", {"model": "mine", "seed": 1})
+    file.parent.mkdir()
+
+    def speakers(count: int) -> list[str]:
+        """The cells of the table where each speaker has had one word more misheard than the one before."""
+        said = " ".join(["one"] * count)
+        rows = [
+            {"key": f"u-{n}", "speaker": f"s<{n}", "reference": said, "hypothesis": "", "errors": n}
+            for n in range(count)
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = write_report(tmp_path).read_text()
+        if "<h2>WER by speaker: mine</h2>" not in text:
+            return []
+        section = text[text.index("<h2>WER by speaker: mine</h2>") : text.index("<h2>Misheard")]
+        assert ("The 20 of" in section) == (count > 20)
+        return [word for word in Page(section).words if word.strip()][1:]
+
+    assert speakers(1) == []
+    head = ["speaker", "words", "WER %"]
+    assert speakers(2) == [*head, "s<1", "2", "50.0", "s<0", "2", "0.0"]
+    many = speakers(200)
+    assert many[:7] == ["The 20 of 200 speakers with the highest WER.", *head, "s<199", "200", "99.5"]
+    assert len(many) == 1 + 3 + 3 * 20
+    assert speakers(201) == []
+
+
+def test_an_utterance_without_words_gives_a_speaker_no_rate() -> None:
+    heard = [
+        {"speaker": "a", "reference": "one", "errors": 0},
+        {"speaker": "b", "reference": "one two", "errors": 1},
+        {"speaker": "b", "reference": "", "errors": 1},
+        {"speaker": "c", "reference": "", "errors": 1},
+        {"reference": "one", "errors": 1},
+    ]
+    assert speaker_rates(heard) == [("b", 2, 100.0), ("a", 1, 0.0)]
 
 
 def test_runs_are_drawn_in_the_order_of_the_table_with_what_has_to_be_known(
