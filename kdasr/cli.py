@@ -116,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--audio", required=True, metavar="SHARDS", help="the audio that was labelled")
         sub.add_argument("--labels", required=True, metavar="LABELS", help="its labels")
         sub.add_argument("--measure", default="best_path", help="of confidence: best_path, spikes or entropy")
+    heard.add_argument("--key", help="show one utterance: what the teacher believed, frame by frame")
     select.add_argument("--out", required=True, metavar="LABELS", help="folder for the labels that are kept")
     select.add_argument("--hours", type=float, required=True, help="the budget")
 
@@ -376,14 +377,19 @@ def _plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 
 def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from kdasr.labelling import heard, heard_summary, own_scale
+    from kdasr.labelling import heard, heard_frames, heard_summary, own_scale
     from kdasr.storage import is_url
 
     found = []
     try:
+        if arguments.key is not None:
+            print("\n".join(heard_frames(audio=arguments.audio, labels=arguments.labels, key=arguments.key)))
+            return
         for item in heard(audio=arguments.audio, labels=arguments.labels, measure=arguments.measure):
             sure = "-" if item.confidence is None else f"{own_scale(item.confidence, arguments.measure):.3f}"
-            print(f"{item.key}\t{sure}\t{item.failure if item.text is None else item.text}")
+            place = [item.source or "", "" if item.offset is None else f"{item.offset:.1f}"]
+            cells = [item.key, sure, item.failure if item.text is None else item.text, *place]
+            print("\t".join(cells).rstrip("\t"))
             found.append(item)
     except UnitsError as error:
         swapped = "A folder of labels has the units of its teacher: are --audio and --labels swapped?"

@@ -29,7 +29,7 @@ from kdasr.labelling.filters import (
     bound,
     own_scale,
 )
-from kdasr.labelling.heard import Heard, heard, heard_summary
+from kdasr.labelling.heard import Heard, heard, heard_frames, heard_summary
 from kdasr.labelling.job import ENGINES, check_job, label, sharing_ranks, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
@@ -64,6 +64,7 @@ __all__ = [
     "compare",
     "find_work",
     "heard",
+    "heard_frames",
     "heard_summary",
     "label",
     "label_shard",

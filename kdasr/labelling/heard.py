@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.error_rates import count_errors
-from kdasr.errors import UnitsError
+from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import BLANK_ID, SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score, threshold
@@ -20,11 +22,14 @@ from kdasr.manifest import Shard, read_manifest
 from kdasr.reasons import duration
 from kdasr.shards import open_shard, read_places, read_texts
 from kdasr.soft_labels import LabelFolder, LabelShard
-from kdasr.soft_labels.runs import best_classes, best_path
+from kdasr.soft_labels.runs import best_classes, best_path, split_run
 from kdasr.storage import Place, is_url
 from kdasr.text import Units, letters_in, load_units, normalise_by_word, not_normal_text
 
 _SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
+# Of a frame in which a teacher is surer than this that nothing is said, there is nothing to tell.
+_SURE_OF_BLANK = 0.95
+_MOST_CLASSES = 4
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,48 @@ def _facts(audio: Place, shard: Shard) -> list[tuple[str | None, tuple[str | Non
         return [(None, (None, None))] * shard.count
     opened = open_shard(shard.path)
     return list(zip(read_texts(opened), read_places(opened), strict=True))
+
+
+def heard_frames(*, audio: Place, labels: Place, key: str) -> list[str]:
+    """For people: what the teacher believed of one utterance, in each frame that it was not sure is blank.
+
+    Raises:
+        ConfigError: no utterance of `audio` has this key, or it has no labels.
+        UnitsError, SoftLabelError: as for `heard`.
+    """
+    units = load_units(labels)
+    for shard, found in labelled_shards(audio, labels):
+        check_units(found, units, labels)
+        numbers = [number for number, entry in enumerate(shard.entries) if entry.key == key]
+        for number in numbers:
+            if failure := found.failures.get(key, ""):
+                raise ConfigError("this utterance has no labels", where=key, got=failure)
+            reference, (source, offset) = _facts(audio, shard)[number]
+            item, header = found.read(key), found.header
+            place = (
+                "" if source is None else f", {source}" + ("" if offset is None else f" at {offset:.1f} s")
+            )
+            lines = [
+                f"{key}: {duration(shard.entries[number].num_samples / SAMPLE_RATE_HZ)}{place}",
+                f"teacher: {header.teacher} ({header.teacher_hash[:12]}), codec {header.codec}",
+                *([] if reference is None else [f"transcript: {reference}"]),
+                f"best path: {heard_text(item, units)}",
+            ]
+            return lines + _frames(item, units, header.frame_shift_ms * header.subsampling / 1000)
+    raise ConfigError("there is no such utterance", where="--key", expected=f"a key in {audio}", got=key)
+
+
+def _frames(labels: SoftLabels, units: Units, frame_s: float) -> list[str]:
+    """Time (or, of labels without times, the number) and the likeliest classes of each frame of interest."""
+    lines = []
+    for frame, run in enumerate(split_run(labels, [1] * labels.num_frames)):
+        order = np.argsort(-run.log_probs, kind="stable")[:_MOST_CLASSES]
+        likeliest = [(int(run.ids[one]), float(np.exp(run.log_probs[one]))) for one in order]
+        if likeliest[0][0] == BLANK_ID and likeliest[0][1] >= _SURE_OF_BLANK:
+            continue
+        when = f"{frame * frame_s:8.2f} s" if frame_s else f"{frame:6}"
+        lines.append(when + "".join(f"   {units.symbols[one]} {share:.2f}" for one, share in likeliest))
+    return lines
 
 
 def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from kdasr.cli import main
 from kdasr.errors import ConfigError, SoftLabelError, UnitsError
 from kdasr.interfaces import SoftLabels
-from kdasr.labelling import Heard, MinConfidence, heard, heard_summary
+from kdasr.labelling import Heard, MinConfidence, heard, heard_frames, heard_summary
 from kdasr.labelling.heard import begins_with_a_unit
 from kdasr.labelling.out_folder import write_labels
 from kdasr.manifest import read_manifest
@@ -207,7 +208,7 @@ def test_the_command_prints_a_line_each_and_the_summary_beside_them(
     out, told = capsys.readouterr()
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[0] for line in lines] == [f"utt-{n}" for n in range(5)]
-    assert lines[2][1:] == ["-", "filtered: it is music"] and lines[3][2] == "six"
+    assert lines[2][1:] == ["-", "filtered: it is music", "2.mp3", "5.0"] and lines[3][2] == "six"
     assert float(lines[0][1]) == pytest.approx(0.9, abs=0.02) and "by spikes" in told
     assert main(["heard", *place, "--measure", "entropy"]) == 0
     out, told = capsys.readouterr()
@@ -219,6 +220,35 @@ def test_the_command_prints_a_line_each_and_the_summary_beside_them(
     assert max(float(shown[number]) for number in (0, 1, 4)) <= least + 5e-4
     assert main(["heard", *place, "--measure", "loudness"]) == 2
     assert "unknown measure" in capsys.readouterr().err
+
+
+def test_one_utterance_is_shown_frame_by_frame(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--audio", str(folders[0]), "--labels", str(folders[1])]
+    assert main(["heard", *place, "--key", "utt-1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "utt-1: 2.0 s, 1.mp3 at 2.5 s"
+    assert lines[1].startswith("teacher: ") and lines[1].endswith("codec full")
+    assert lines[2:4] == ["transcript: three four", "best path: three for"]
+    shown = [line.split()[1:3] for line in lines[4:]]
+    assert [unit for unit, _ in shown if unit != "<blk>"] == list("three▁for")
+    assert all(float(share) == pytest.approx(0.6, abs=0.02) for unit, share in shown if unit != "<blk>")
+    for key, message in (
+        ("utt-2", "utt-2: this utterance has no labels; got .*music"),
+        ("utt-9", "--key: there is no"),
+    ):
+        assert main(["heard", *place, "--key", key]) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_frames_have_their_times(tmp_path: Path) -> None:
+    audio, labels = _labelled(tmp_path, frame_shift_ms=10.0)
+    lines = heard_frames(audio=audio, labels=labels, key="utt-0")
+    header = open_label_shard(next(labels.glob("*.kdsl"))).header
+    frame_s = header.subsampling / 100
+    times = [float(line.split()[0]) for line in lines if line.lstrip()[0].isdigit() and " s   " in line]
+    assert times and all(time / frame_s == pytest.approx(round(time / frame_s), abs=0.2) for time in times)
 
 
 def test_labels_without_their_units_are_refused(folders: tuple[Path, Path]) -> None:
