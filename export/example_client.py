@@ -37,10 +37,8 @@ class Client:
         self.features, self.streaming, self.units = card["features"], card["streaming"], card["units"]
         self.subsampling = int(card["metadata"]["subsampling"])
         self.symbols = [line.split()[0] for line in (folder / "tokens.txt").read_text("utf-8").splitlines()]
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.x64quantprecision", "1")
         file = str(folder / card["files"][precision]["file"])
-        self.model = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.model = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def log_probs(self, samples: np.ndarray) -> np.ndarray:
         """(N,) samples to (output frames of audio and tail, classes)."""

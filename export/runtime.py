@@ -132,8 +132,6 @@ def open_session(path: Path) -> Any:
     # One thread is what a device has to spare, and what is measured.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Without VNNI, x86 adds pairs of 8-bit products in 16 bits, which overflow for some of them.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors have no common base class
