@@ -24,9 +24,14 @@ class ErrorCounts(NamedTuple):
     char_errors: int
 
     @property
+    def errors(self) -> int:
+        """Words that are wrong, missing or too many."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
     def wer(self) -> float:
         """Word error rate in percent."""
-        return 100.0 * (self.substitutions + self.deletions + self.insertions) / self.words
+        return 100.0 * self.errors / self.words
 
     @property
     def cer(self) -> float:

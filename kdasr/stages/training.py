@@ -109,8 +109,8 @@ def train(
     `dev` has transcripts in any case.
 
     `start` is the folder of a trained model with these units, to go on from; with `prune`, pruned first.
-    Its `model` may then be null, or must be of the same kind and size. Where no look at the dev set finds
-    fewer errors than before the first step, it is kept as it was.
+    Its `model` may then be null, or must be of the same kind and size. Where every look at the dev set finds
+    more errors than before the first step, by more than chance, it is kept as it was.
     `speeds` perturb the transcribed audio, and the unlabelled audio where it has no stored labels: those
     are of the audio as it is, so with `labelled_soft_labels` they must be 1.0. `spoil` is what the student
     alone hears on training audio, `mix` is for unlabelled audio; there they exclude each other. With

@@ -44,6 +44,8 @@ logging.getLogger("speechbrain").setLevel(logging.WARNING)
 
 # Between two lines of progress where there is no terminal for a bar.
 QUIET_S = 60.0
+# Of the model that a training began with, in the meta of its checkpoint; "wer" is of what it learnt.
+_START_WER = "start_wer"
 # Of fp16's scale, which each gradient that overflows halves from 65,536: what still does then is no overflow.
 _MOST_HALVINGS = 24
 Outputs = tuple[ModelOutput, dict[str, Tensor]]
@@ -181,8 +183,16 @@ class CtcBrain(sb.Brain):
         self.train_mean = _Mean(so_far.get("loss_total", 0.0), int(so_far.get("losses", 0)))
 
     def recover_best(self) -> dict[str, Any]:
-        """Load the weights with the lowest dev WER (the later of equals); its facts."""
+        """Load the weights with the lowest dev WER (the later of equals); its facts.
+
+        Those that the training began with stay where all later ones have more errors by more than chance, a
+        standard error: of a dev set of a few hundred words, two errors more would decide against most
+        trainings that make fewer on a test.
+        """
         checkpoint = self.checkpointer.find_checkpoint(min_key="wer")
+        start = self.checkpointer.find_checkpoint(min_key=_START_WER)
+        if start is not None and _more_by_more_than_chance(checkpoint.meta["errors"], start.meta["errors"]):
+            checkpoint = start
         self.checkpointer.load_checkpoint(checkpoint)
         self._swap_average()
         meta: dict[str, Any] = checkpoint.meta
@@ -420,7 +430,8 @@ class CtcBrain(sb.Brain):
         mean.total = sum(one.total for one in means_of_ranks)
         mean.count = sum(one.count for one in means_of_ranks)
         step = min(self.counter.current * self.interval, self.last_step)
-        wer = count_errors(_joined(references), _joined(hypotheses)).wer
+        counts = count_errors(_joined(references), _joined(hypotheses))
+        wer = counts.wer
         finite = {"dev_loss": mean.value} if mean.count else {}
         self.log.write({"step": step, **finite, "dev_wer": wer, **watched})
         trained = f"  train loss {self.train_mean}" if step else ""
@@ -431,8 +442,10 @@ class CtcBrain(sb.Brain):
                 f"{early} of {count} dev utterances begin with a unit in their first output frame, heard "
                 'or not (docs/distillation.md, "The first unit")'
             )
-        # Kept are the best one, which becomes the model, and the latest one, to go on from.
-        self.checkpointer.save_and_keep_only(meta={"wer": wer, "step": step}, num_to_keep=1, min_keys=["wer"])
+        # Kept are the best one, the latest one, to go on from, and what the training began with.
+        name = "wer" if step else _START_WER
+        meta = {name: wer, "errors": counts.errors, "step": step}
+        self.checkpointer.save_and_keep_only(meta=meta, num_to_keep=1, min_keys=["wer", _START_WER])
 
     def _collect(self, output: ModelOutput, batch: Batch) -> None:
         units = self.training.units
@@ -442,6 +455,11 @@ class CtcBrain(sb.Brain):
         assert batch.tokens_bu is not None and batch.token_lengths_b is not None
         for ids, length in zip(batch.tokens_bu.tolist(), batch.token_lengths_b.tolist(), strict=True):
             self.references.append(units.decode(ids[:length]))
+
+
+def _more_by_more_than_chance(errors: int, others: int) -> bool:
+    """Whether there are more errors than others by more than a standard error of two counts."""
+    return errors - others > math.sqrt(errors + others)
 
 
 def _joined(parts: Sequence[list[str]]) -> list[str]:

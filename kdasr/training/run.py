@@ -62,7 +62,7 @@ class Training:
         teachers: models that run beside the student, for the losses that ask for them by name.
         augment: features to features, on training batches only; or None.
         start: what the model's weights are, where it comes trained: its normalisation is left as it is, and
-            where no look at the dev set finds fewer errors than before the first step, so are its weights.
+            where every look at the dev set finds more errors by more than chance, so are its weights.
         watch: the model and its device to more facts for the training log, at every look at the dev
             set; it must draw no random numbers.
         seed: of everything random.
@@ -138,8 +138,8 @@ class Training:
                 best = ranks.from_first(brain.recover_best() if ranks.first else {})
                 if ranks.first and best["step"] == 0:
                     _say(
-                        f"{self.name}: no look at the dev set found fewer errors than the "
-                        f"{best['wer']:.1f} % of the model it began with, which is kept as it was"
+                        f"{self.name}: every look at the dev set found clearly more errors than the "
+                        f"{best['start_wer']:.1f} % of the model it began with, which is kept as it was"
                     )
             finally:
                 step.student.close()
@@ -147,7 +147,7 @@ class Training:
                 "name": self.name,
                 "train_steps": self.optimisation.steps,
                 "seed": self.seed,
-                "dev_wer": best["wer"],
+                "dev_wer": best["wer" if best["step"] else "start_wer"],
                 "best_step": best["step"],
                 "params": count_parameters(cast(nn.Module, self.model)),
                 "left_out": {name: len(stream.left_out) for name, stream in self._all_streams().items()},
