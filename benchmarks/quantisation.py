@@ -120,7 +120,8 @@ def table(figures: dict[str, dict[str, Any]]) -> list[str]:
 
 def _dynamic(**settings: Any) -> Quantiser:
     def quantise(source: Path, target: Path, calibration: Sequence[Utterance]) -> None:
-        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, **settings)
+        # As export.quantise, which says why.
+        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, reduce_range=True, **settings)
 
     return quantise
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdasr.compat import import_torchaudio
 from kdasr.errors import ConfigError
-from kdasr.features import LOG_MEL_FLOOR, NUM_MEL_BINS
+from kdasr.features import NUM_MEL_BINS
 
 _MOST = {
     **dict.fromkeys(("num_frequency_masks", "num_time_masks", "max_time_frames", "max_gain_nats"), math.inf),
@@ -33,7 +33,7 @@ class SpecAugment(nn.Module):
         max_time_share: … and of no more than this share of the batch's frames each, so that short
             utterances are not masked whole (arXiv 1912.05533).
         max_warp: bins are read at up to (1 +- max_warp) times their place; 0 for no warp.
-        max_gain_nats: a constant of up to +- so much is added (loudness), but not to digital silence.
+        max_gain_nats: a constant of up to +- so much is added (loudness and its mel tilt).
 
     Raises:
         ConfigError: a number is out of range.
@@ -69,13 +69,10 @@ class SpecAugment(nn.Module):
 
     def forward(self, features_btf: Tensor) -> Tensor:
         """(B, T, 80) raw log-mel to the same shape."""
-        if self.max_gain_nats > 0:
-            louder_btf = features_btf + _uniform(features_btf, self.max_gain_nats)[:, None, None]
-            # Digital silence is as silent at every level.
-            is_silent_btf = features_btf <= LOG_MEL_FLOOR
-            features_btf = louder_btf.clamp_min(LOG_MEL_FLOOR).masked_fill(is_silent_btf, LOG_MEL_FLOOR)
         if self.max_warp > 0:
             features_btf = warp_frequency(features_btf, self.max_warp)
+        if self.max_gain_nats > 0:
+            features_btf = features_btf + _uniform(features_btf, self.max_gain_nats)[:, None, None]
         # torchaudio fills masks with 0; taken from the mean, 0 is the average sound.
         mean = features_btf.mean()
         masked: Tensor = self.masks((features_btf - mean).transpose(1, 2).unsqueeze(1))
