@@ -28,7 +28,7 @@ from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import AcousticModel, Utterance
 from kdasr.shards import open_shard, read_shard, read_texts
 from kdasr.storage import commit_bytes
-from kdasr.streaming import hears_tail, text_of, with_tail
+from kdasr.streaming import hears_tail, text_of, with_tail, within_audio
 from kdasr.teachers.base import LOG_MEL, FrontEnd
 from kdasr.text import Units, letters_in, normalise_by_word, not_normal_text
 
@@ -120,15 +120,17 @@ def evaluate(
         log_probs_btv, lengths_b = _run_batch(model, utterances, device, front_end)
         tokens = greedy(log_probs_btv, lengths_b)
         if decoder == "greedy":
-            return [(said(row), row) for row in tokens]
+            return list(zip(map(said, tokens, utterances), tokens, strict=True))
         frames = zip(log_probs_btv.cpu().numpy(), lengths_b.tolist(), strict=True)
         found = [decode_whole(BeamStream(grammar=lexicon), row[:length]) for row, length in frames]
-        return list(zip(map(said, found), tokens, strict=True))
+        return list(zip(map(said, found, utterances), tokens, strict=True))
 
     frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
 
-    def said(tokens: Sequence[Token]) -> str:
+    def said(tokens: Sequence[Token], utterance: Utterance) -> str:
         nonlocal not_normal
+        if hears_tail(model):  # else a pause might be longer than to a session, and part words
+            tokens = within_audio(tokens, len(utterance.samples), model.subsampling)
         text = text_of(tokens, units, frame_s)
         if not spells_as_we_do:
             text, is_normal = normalise_by_word(text, letters)

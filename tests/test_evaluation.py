@@ -160,6 +160,33 @@ def test_the_spikes_of_the_best_path_are_kept(decoder: str, shards: list[Path]) 
     assert [token.frame for token in spikes] == pytest.approx([0, 15, 30], abs=1)
 
 
+class SaysTwice:
+    """One unit well before the end of the audio, another in the tail behind it."""
+
+    subsampling = 4
+
+    def offline(
+        self, features_btf: torch.Tensor, lengths_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        frames_b = -(-lengths_b // 4)
+        logits_btv = torch.zeros(len(features_btf), int(frames_b.max()), CharUnits().vocab_size)
+        logits_btv[:, :, 0] = 5.0
+        logits_btv[:, 30, 3] = logits_btv[:, 56, 4] = 10.0
+        return logits_btv.log_softmax(-1), frames_b
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+def test_a_pause_before_what_is_said_in_the_tail_is_as_long_as_to_a_session(
+    decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second and more would part words; of a unit in the tail the last frame of the audio counts."""
+    monkeypatch.setattr("kdasr.evaluation.hears_tail", lambda _: True)
+    (path,) = write_shards([Utterance("u", np.zeros(32_000, np.float32), "ab")], tmp_path)
+    (heard,) = evaluate(SaysTwice(), CharUnits(), [path], decoder=decoder).heard  # type: ignore[arg-type]
+    assert " " not in heard.hypothesis and len(heard.hypothesis) == 2
+    assert heard.tokens is not None and [token.frame for token in heard.tokens] == [30, 56]
+
+
 def test_any_function_can_be_scored(shards: list[Path]) -> None:
     seen: list[str] = []
 

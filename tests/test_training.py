@@ -475,7 +475,7 @@ def test_a_loss_that_learns_is_optimised_and_kept_in_the_checkpoints(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wers = iter([10.0, 30.0, 20.0])  # so that the best checkpoint is not the latest one
-    monkeypatch.setattr(brain, "count_errors", lambda *_: SimpleNamespace(wer=next(wers)))
+    monkeypatch.setattr(brain, "count_errors", lambda *_: SimpleNamespace(wer=next(wers), errors=0))
     run = learning(data, tmp_path / "c")
     other = learning(data, tmp_path / "c")
     other.losses = {"labelled": {**run.losses["labelled"], "hint": (0.3, LayerHint(frames=2))}}

@@ -33,8 +33,8 @@ def test_an_hour_in_one_utterance_is_labelled_beside_a_hundredth_of_a_second(tmp
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
     assert summary["failed"] == {} and summary["labelled"] == 3
     labels = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl", verify=True)
-    assert labels.num_frames("hour") == 90_000
-    assert labels.num_frames("blink") == 1
+    assert labels.read("hour").num_frames == 90_000
+    assert labels.read("blink").num_frames == 1
     # Samples, features and labels of one hour, twice where the allocator keeps what was freed (Makefile).
     assert grown_mb < 2400
     # The same second again and again has the same labels again and again, across windows.
