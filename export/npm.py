@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from kdasr.errors import ConfigError
@@ -27,8 +29,7 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
     """
     prefix = (cache or cache_folder()) / f"{name}-{version}"
     folder = prefix / "node_modules" / name
-    # npm writes its lock file last: a package beside one is whole.
-    if (prefix / "package-lock.json").is_file() and folder.is_dir():
+    if _is_whole(prefix, name):
         return folder
     wanted = f"{name}@{version}"
     npm = shutil.which("npm")
@@ -39,7 +40,8 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
             fix=f"Install Node.js with npm, or run elsewhere: npm install --prefix {prefix} {wanted}",
         )
     try:
-        prefix.mkdir(parents=True, exist_ok=True)
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=f".{prefix.name}.", dir=prefix.parent))
     except OSError as error:
         raise ConfigError(
             f"{wanted} cannot be installed",
@@ -48,9 +50,22 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
             got=error.strerror,
             fix="Set XDG_CACHE_HOME to one.",
         ) from error
-    command = [npm, "install", "--prefix", str(prefix), "--ignore-scripts", "--no-audit", "--no-fund", wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not folder.is_dir():
-        said = done.stderr.strip().splitlines() or ["no message"]
-        raise ConfigError(f"npm could not install {wanted}", where=prefix, got=said[-1])
+    command = [npm, "install", "--prefix", str(making), "--ignore-scripts", "--no-audit", "--no-fund", wanted]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not (making / "node_modules" / name).is_dir():
+            said = done.stderr.strip().splitlines() or ["no message"]
+            raise ConfigError(f"npm could not install {wanted}", where=prefix, got=said[-1])
+        # Two that install it at once, into one folder, would leave half of it.
+        if not _is_whole(prefix, name):
+            shutil.rmtree(prefix, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process was first
+                making.rename(prefix)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
     return folder
+
+
+def _is_whole(prefix: Path, name: str) -> bool:
+    """Whether npm has finished: it writes its lock file last."""
+    return (prefix / "package-lock.json").is_file() and (prefix / "node_modules" / name).is_dir()

@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,23 @@ def test_what_is_installed_is_not_fetched_again(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "some-1" / "package-lock.json").write_text("{}")
     monkeypatch.setattr(export.npm.shutil, "which", lambda name: None)
     assert npm_package("some", "1", cache=tmp_path) == folder
+
+
+def test_two_that_install_a_package_at_once_leave_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text(
+        "#!/bin/sh\n"
+        'test -e "$3/node_modules" && { echo "ENOTEMPTY" >&2; exit 1; }\n'
+        'mkdir -p "$3/node_modules/some"; sleep 0.3\n'
+        'echo whole > "$3/node_modules/some/file"; echo {} > "$3/package-lock.json"\n'
+    )
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}:/usr/bin:/bin")
+    with ThreadPoolExecutor() as threads:
+        folders = set(threads.map(lambda _: npm_package("some", "1", cache=tmp_path / "cache"), range(3)))
+    (folder,) = folders
+    assert (folder / "file").read_text() == "whole\n"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["some-1"]
