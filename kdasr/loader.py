@@ -250,11 +250,12 @@ class Stream:
         return self.student.frames(int(np.median(self._frames)) - self._around)
 
     def locate(self, position: int) -> tuple[int, int]:
-        """Epoch and index within it of the `position`-th batch. All epochs have as many batches."""
+        """Epoch and index within it of the `position`-th batch."""
         return divmod(position, self.batches_per_epoch)
 
     @property
     def batches_per_epoch(self) -> int:
+        """All epochs have as many."""
         if self._batches_per_epoch == 0:
             self._batches_per_epoch = len(self.epoch_batches(0))
         return self._batches_per_epoch
@@ -392,8 +393,9 @@ class Stream:
                 clean.append(after_quiet(clean_tf, frames, seed))
             texts.append(text or "")
         if self._has_tail(row[-1].entry.key, epoch):
-            for parts in (heard, clean):
-                parts += [silence(TAIL_FRAMES)] if parts else []
+            heard.append(silence(TAIL_FRAMES))
+            if clean:
+                clean.append(silence(TAIL_FRAMES))
         return _Reading(
             "+".join(item.entry.key for item in row),
             " ".join(texts),

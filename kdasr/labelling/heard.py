@@ -30,6 +30,8 @@ _SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 # Of a frame in which a teacher is surer than this that nothing is said, there is nothing to tell.
 _SURE_OF_BLANK = 0.95
 _MOST_CLASSES = 4
+# Transcript, and source and offset.
+_Facts = tuple[str | None, tuple[str | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
             yield Heard(entry.key, seconds, text, score(item, measure), "", reference, at_once, *place)
 
 
-def _facts(audio: Place, shard: Shard) -> list[tuple[str | None, tuple[str | None, float | None]]]:
+def _facts(audio: Place, shard: Shard) -> list[_Facts]:
     """Transcript and place of each utterance; of audio at a URL, which is not fetched for them, none."""
     if is_url(audio):
         return [(None, (None, None))] * shard.count
@@ -108,23 +110,27 @@ def heard_frames(*, audio: Place, labels: Place, key: str) -> list[str]:
     units = load_units(labels)
     for shard, found in labelled_shards(audio, labels):
         check_units(found, units, labels)
-        numbers = [number for number, entry in enumerate(shard.entries) if entry.key == key]
-        for number in numbers:
+        keys = [entry.key for entry in shard.entries]
+        if key in keys:
             if failure := found.failures.get(key, ""):
                 raise ConfigError("this utterance has no labels", where=key, got=failure)
-            reference, (source, offset) = _facts(audio, shard)[number]
-            item, header = found.read(key), found.header
-            place = (
-                "" if source is None else f", {source}" + ("" if offset is None else f" at {offset:.1f} s")
-            )
-            lines = [
-                f"{key}: {duration(shard.entries[number].num_samples / SAMPLE_RATE_HZ)}{place}",
-                f"teacher: {header.teacher} ({header.teacher_hash[:12]}), codec {header.codec}",
-                *([] if reference is None else [f"transcript: {reference}"]),
-                f"best path: {heard_text(item, units)}",
-            ]
-            return lines + _frames(item, units, header.frame_shift_ms * header.subsampling / 1000)
+            facts = _facts(audio, shard)[keys.index(key)]
+            seconds = shard.entries[keys.index(key)].num_samples / SAMPLE_RATE_HZ
+            return _described(key, seconds, facts, found, units)
     raise ConfigError("there is no such utterance", where="--key", expected=f"a key in {audio}", got=key)
+
+
+def _described(key: str, seconds: float, facts: _Facts, found: LabelShard, units: Units) -> list[str]:
+    item, header, (reference, (source, offset)) = found.read(key), found.header, facts
+    place = "" if source is None else f", {source}"
+    place += "" if offset is None else f" at {offset:.1f} s"
+    return [
+        f"{key}: {duration(seconds)}{place}",
+        f"teacher: {header.teacher} ({header.teacher_hash[:12]}), codec {header.codec}",
+        *([] if reference is None else [f"transcript: {reference}"]),
+        f"best path: {heard_text(item, units)}",
+        *_frames(item, units, header.frame_shift_ms * header.subsampling / 1000),
+    ]
 
 
 def _frames(labels: SoftLabels, units: Units, frame_s: float) -> list[str]:

@@ -211,7 +211,7 @@ class CtcBrain(sb.Brain):
             self._say(f"goes on after step {self.optimizer_step}/{self.last_step}")
         self.progress.update(self.task, completed=self.optimizer_step)
         if begins and self.training.start is not None:
-            # What the steps have to improve on, and what is kept where none does.
+            # What the steps have to improve on, and what is kept where all they make is worse.
             self._fit_valid(self.dev, epoch=self.counter.current, enable=False)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:

@@ -152,9 +152,9 @@ class Training:
                 "params": count_parameters(cast(nn.Module, self.model)),
                 "left_out": {name: len(stream.left_out) for name, stream in self._all_streams().items()},
             }
-            learned_from = {name: _described_audio(stream) for name, stream in self._used_streams().items()}
-            about = {"training": facts, "learned_from": learned_from, **(card or {})}
             if ranks.first:
+                heard = {name: _described_audio(stream) for name, stream in self._used_streams().items()}
+                about = {"training": facts, "learned_from": heard, **(card or {})}
                 # No times in the card: the same training gives the same bytes, interrupted or not.
                 save_model(out, self.model, self.units, extra=about)
             ranks.wait()

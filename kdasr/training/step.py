@@ -180,10 +180,11 @@ def _outputs(student: Recorded, heard_btf: Sequence[Tensor], lengths_b: Tensor) 
 
 def asks_for_views(loss: Any) -> bool:
     """Whether a loss, or the function that a recipe gives it, compares two views of a batch."""
-    if isinstance(loss, functools.partial):
-        return asks_for_views(loss.func) or any(map(asks_for_views, loss.keywords.values()))
-    within = [part for part in vars(loss).values() if callable(part)] if isinstance(loss, nn.Module) else []
-    return getattr(loss, "asks_for_views", False) or any(map(asks_for_views, within))
+    is_partial = isinstance(loss, functools.partial)
+    within = [loss.func, *loss.keywords.values()] if is_partial else [getattr(loss, "loss", None)]
+    return getattr(loss, "asks_for_views", False) or any(
+        asks_for_views(one) for one in within if callable(one)
+    )
 
 
 def innermost(loss: Any) -> Any:
