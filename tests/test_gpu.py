@@ -163,7 +163,7 @@ def test_a_depthwise_convolution_in_bf16_is_that_of_float32(
     frames: int, width: int, kernel_frames: int, device: torch.device
 ) -> None:
     """Its values and its gradients in frames, weights and bias: those of kdasr's kernels, which are for CUDA.
-    Elsewhere the convolution is torch's own, whose gradients in bf16 are as exact as the processor lets them be.
+    Elsewhere it is torch's own, whose gradients in bf16 are as exact as the processor lets them be.
     """
     if device.type != "cuda":
         pytest.skip("kernels of convolutions are for CUDA")

@@ -259,24 +259,28 @@ class CtcBrain(sb.Brain):
         self.step_module.progress = step / self.last_step
         positions = self.steps.positions(step)
         sums = StepSums(self.names, self.device)
-        for number, (position, part) in enumerate(zip(positions, batch, strict=True)):
-            torch.manual_seed(step_seed(self.training.seed, position))
-            with self.training_ctx:
+        # One region for all batches, or autocast would turn the same weights into 16 bits for each of them.
+        with self.training_ctx:
+            for position, part in zip(positions, batch, strict=True):
+                torch.manual_seed(step_seed(self.training.seed, position))
                 outputs = self.compute_forward(part, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, part, sb.Stage.TRAIN)
-            self.scaler.scale(loss / self.optimisation.accumulate).backward()
-            sums.add(loss, outputs[1])
-            is_last = number == len(positions) - 1
-            if is_last:
-                keys = [key for one in batch for key in one.keys]
-                news = StepNews(step, keys, sums.values.clone())
-                self._add_up(sums)
-                self.optimizers_step()
-                news.steps_not_taken = self.steps_not_taken
-            self.on_fit_batch_end(part, outputs, loss, is_last)
+                with torch.autocast(self.device_type, enabled=False):
+                    self.scaler.scale(loss / self.optimisation.accumulate).backward()
+                loss = loss.detach()
+                sums.add(loss, outputs[1])
+                del outputs  # of every layer: else they stay until the next batch has its own
+        keys = [key for one in batch for key in one.keys]
+        news = StepNews(step, keys, sums.values.clone())
+        self._add_up(sums)
+        self.optimizers_step()
+        news.steps_not_taken = self.steps_not_taken
+        self.step_module.after_step()
+        if self.average is not None:
+            self.average.update()
         self.unread.append(news.with_sums(sums.values))
         self._read(keep=self.steps_unread)
-        return loss.detach()
+        return loss
 
     def optimizers_step(self) -> None:
         """As SpeechBrain's, which clips the gradients of the first parameter group alone: Muon has two.
@@ -316,12 +320,6 @@ class CtcBrain(sb.Brain):
             if not terms:
                 return self.training.dev_loss(output, batch)
         return torch.stack(list(terms.values())).sum()
-
-    def on_fit_batch_end(self, batch: Batch, outputs: Outputs, loss: Tensor, should_step: bool) -> None:
-        if should_step:
-            self.step_module.after_step()
-            if self.average is not None:
-                self.average.update()
 
     def update_average(self, loss: Tensor, avg_loss: float) -> float:
         """The mean so far; in training it is kept by `_read`, which may be a step behind."""

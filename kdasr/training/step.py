@@ -51,7 +51,8 @@ class Step(nn.Module):
         model: the student.
         losses: for each stream, loss functions and their weights by name.
         teachers: online teachers by name, attached to the student.
-        augment: features to features, in training only; or None.
+        augment: features to features, in training only, each utterance by chances of its own (two views of
+            a batch are heard as one batch); or None.
         decode: the ids of the student's units to text, for losses that count words.
 
     Attributes:
@@ -90,11 +91,19 @@ class Step(nn.Module):
         """
         losses = self._losses_of(stream)
         compares = self.training and any(asks_for_views(loss) for _, loss in losses.values())
-        heard_btf = [self._heard(batch) for _ in range(2 if compares else 1)]
-        output, *others = _outputs(self.student, heard_btf, batch.feature_lengths_b)
-        batch.teachers = WhenAsked[str](lambda name: self._teacher(name)(batch, heard_btf[0]))
+        features_btf, lengths_b, views = batch.features_btf, batch.feature_lengths_b, 1
+        if compares:  # in one pass: a GPU that waits for the host has room for another view
+            features_btf, lengths_b, views = features_btf.repeat(2, 1, 1), lengths_b.repeat(2), 2
+        heard_btf = self._heard(features_btf)
+        output, *others = _parts(self.student(heard_btf, lengths_b), views)
+        first_btf = heard_btf[: len(batch.keys)]
+        batch.teachers = WhenAsked[str](lambda name: self._teacher(name)(batch, first_btf))
         batch.views = WhenAsked[int](
-            lambda _: self.student(self._heard(batch), batch.feature_lengths_b) if self.training else output
+            lambda _: (
+                self.student(self._heard(batch.features_btf), batch.feature_lengths_b)
+                if self.training
+                else output
+            )
         )
         batch.views.update(enumerate(others))
         batch.decode = self._decode
@@ -159,21 +168,18 @@ class Step(nn.Module):
             )
         return self._teachers[name]
 
-    def _heard(self, batch: Batch) -> Tensor:
+    def _heard(self, features_btf: Tensor) -> Tensor:
         if not self.training or self.augment is None:
-            return batch.features_btf
-        augmented: Tensor = self.augment(batch.features_btf)
+            return features_btf
+        augmented: Tensor = self.augment(features_btf)
         return augmented
 
 
-def _outputs(student: Recorded, heard_btf: Sequence[Tensor], lengths_b: Tensor) -> list[ModelOutput]:
-    """What the student makes of several views of a batch, in one pass: a GPU that waits for the host has room
-    for another view."""
-    if len(heard_btf) == 1:
-        return [student(heard_btf[0], lengths_b)]
-    count = len(heard_btf)
-    both: ModelOutput = student(torch.cat([*heard_btf]), lengths_b.repeat(count))
-    tensors = (both.log_probs_btv, both.lengths_b, *both.layers_btd)
+def _parts(stacked: ModelOutput, count: int) -> list[ModelOutput]:
+    """Those of each of `count` views that went through the model together."""
+    if count == 1:
+        return [stacked]
+    tensors = (stacked.log_probs_btv, stacked.lengths_b, *stacked.layers_btd)
     parts = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
     return [ModelOutput(log_probs_btv, lengths, tuple(layers)) for log_probs_btv, lengths, *layers in parts]
 

@@ -24,6 +24,7 @@ from kdasr.students.conformer import ChunkConformer
 from kdasr.text import CharUnits
 from kdasr.training import Optimisation, Training
 from kdasr.training.brain import CtcBrain
+from kdasr.training.step import Step
 from tests.speech import shards
 
 STEPS = 13
@@ -109,13 +110,13 @@ def train_and_die(root: Path, out: Path, workers: int, at: str, count: int, eval
     _before(torch, "save", lambda *_, **__: die("save"))
     _before(Path, "replace", lambda path, *_: die("rename") if "CKPT" in path.name else None)
 
-    def read(brain: CtcBrain, batch: Batch, *_: Any) -> None:
+    def read(brain: CtcBrain, batches: list[Batch]) -> None:
         with (out / READ_FILE).open("a") as file:
-            file.write(json.dumps(batch.keys) + "\n")
-        die("step")
+            file.writelines(json.dumps(batch.keys) + "\n" for batch in batches)
 
     out.mkdir(exist_ok=True)
-    _before(CtcBrain, "on_fit_batch_end", read)
+    _before(CtcBrain, "fit_batch", read)
+    _before(Step, "after_step", lambda *_: die("step"))
     _before(CtcBrain, "on_stage_start", lambda _, stage, *__: die("look") if stage.name == "VALID" else None)
     training(root, out / "checkpoints", workers, eval_every).run(out / "model")
 

@@ -121,14 +121,11 @@ class Echo(nn.Module):
 
 
 class Louder(nn.Module):
-    """Adds to each reading of a batch another number."""
-
-    calls = 0.0
+    """Adds another number to each reading of an utterance."""
 
     def forward(self, features_btf: Tensor) -> Tensor:
-        self.calls += 1.0
         features_btf = features_btf.clone()
-        features_btf[:, :, 0] += self.calls
+        features_btf[:, :, 0] += 1.0 + torch.arange(len(features_btf))[:, None]
         return features_btf
 
 
@@ -152,8 +149,9 @@ def test_views_that_losses_ask_for_are_heard_in_one_pass(within: bool) -> None:
     if not within:
         first, second = seen
         assert first is output and second.lengths_b.tolist() == [4, 3]
-        for view, added in ((first, 1.0), (second, 2.0)):
-            loud_btv = torch.zeros(2, 4, 3).index_fill(2, torch.tensor([0]), added)
+        for view, added in ((first, [1.0, 2.0]), (second, [3.0, 4.0])):
+            loud_btv = torch.zeros(2, 4, 3)
+            loud_btv[:, :, 0] = torch.tensor(added)[:, None]
             torch.testing.assert_close(view.log_probs_btv, loud_btv.log_softmax(-1))
             torch.testing.assert_close(view.layers_btd, (loud_btv,))
     # Where nothing is augmented there is one view, however often it is asked for.
