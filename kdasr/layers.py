@@ -25,6 +25,9 @@ if _HAS_TRITON:
 SUBSAMPLING = 4
 # Feature frames before its own four that an output frame of `Subsampling` sees.
 SUBSAMPLING_CONTEXT = 9
+# On a GPU the frames of a batch are a multiple of so many: cuDNN plans attention and convolutions anew for
+# each shape it meets, in tens of milliseconds.
+_CUDA_FRAMES = 16
 
 
 class Normalise(nn.Module):
@@ -262,6 +265,13 @@ def _last(frames: Tensor, like: Tensor) -> Tensor:
 def output_lengths(feature_lengths_b: Tensor) -> Tensor:
     """Output frames (40 ms) of utterances of so many feature frames (10 ms)."""
     return torch.div(feature_lengths_b + SUBSAMPLING - 1, SUBSAMPLING, rounding_mode="floor")
+
+
+def whole_frames(frames: int, multiple: int, device: torch.device) -> int:
+    """Output frames that a batch of `frames` is given: the next multiple; on a GPU one of a few shapes."""
+    if device.type == "cuda":
+        multiple *= -(-_CUDA_FRAMES // multiple)
+    return -(-frames // multiple) * multiple
 
 
 def pad_features(features_btf: Tensor, lengths_b: Tensor, num_features: int) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdasr.errors import ConfigError
+from kdasr.interfaces import frames_inside
 from kdasr.layers import (
     Attention,
     ConformerLayer,
@@ -16,7 +17,11 @@ from kdasr.layers import (
     rotate,
     rotation,
     shared_rotation,
+    whole_frames,
 )
+from kdasr.students.conformer import ChunkConformer
+from kdasr.students.zipformer import Zipformer
+from kdasr.teachers.conformer import ConformerTeacher
 
 
 def norms(width: int) -> tuple[LayerNorm, nn.LayerNorm]:
@@ -92,3 +97,45 @@ def test_a_bin_that_never_changed_is_not_divided_by_zero() -> None:
 def test_heads_that_cannot_share_the_width_are_refused(width: int, num_heads: int) -> None:
     with pytest.raises(ConfigError, match=rf"a multiple of 2 \* num_heads = {2 * num_heads}; got {width}"):
         Attention(width, num_heads, dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("frames", "multiple", "on_cpu", "on_gpu"),
+    [(1, 1, 1, 16), (37, 1, 37, 48), (37, 8, 40, 48), (37, 25, 50, 50)],
+)
+def test_lengths_on_a_gpu_are_of_few_shapes(frames: int, multiple: int, on_cpu: int, on_gpu: int) -> None:
+    assert whole_frames(frames, multiple, torch.device("cpu")) == on_cpu
+    assert whole_frames(frames, multiple, torch.device("cuda")) == on_gpu
+
+
+@pytest.mark.parametrize("kind", ["teacher", "conformer", "zipformer", "whole"])
+def test_frames_beyond_a_batch_change_nothing_in_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {
+        "teacher": lambda: ConformerTeacher(
+            vocab_size=5, width=16, num_layers=2, num_heads=2, chunked_share=1.0
+        ),
+        "conformer": lambda: ChunkConformer(
+            vocab_size=5, width=16, num_layers=2, num_heads=2, chunk_frames=4
+        ),
+        "zipformer": lambda: Zipformer(vocab_size=5, chunk_frames=8),
+        "whole": lambda: ChunkConformer(vocab_size=5, width=16, num_layers=2, num_heads=2, chunk_frames=0),
+    }[kind]()
+    features_btf, lengths_b = torch.randn(2, 150, 80) - 8, torch.tensor([150, 71])
+
+    def heard(device: str) -> list[torch.Tensor]:
+        for module in ("kdasr.teachers.conformer", "kdasr.students.streaming"):
+            monkeypatch.setattr(
+                f"{module}.whole_frames",
+                lambda frames, multiple, _: whole_frames(frames, multiple, torch.device(device)),
+            )
+        torch.manual_seed(4)
+        model.train().zero_grad()
+        log_probs_btv, lengths_out_b = model.offline(features_btf, lengths_b)
+        log_probs_btv[frames_inside(lengths_out_b, log_probs_btv.shape[1])].square().sum().backward()
+        assert lengths_out_b.tolist() == [38, 18] and log_probs_btv.shape == (2, 38, 5)
+        return [log_probs_btv[0].detach(), log_probs_btv[1, :18].detach(), model.head.weight.grad.clone()]
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    torch.testing.assert_close(heard("cuda"), heard("cpu"))

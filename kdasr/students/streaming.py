@@ -19,6 +19,7 @@ from kdasr.layers import (
     Subsampling,
     output_lengths,
     pad_features,
+    whole_frames,
 )
 
 # As `chunk_frames`: one chunk that is the whole utterance. Such a student runs offline only.
@@ -138,8 +139,7 @@ class StreamingStudent(nn.Module, ABC):
         # Of the padded batch: to ask for the longest length would make the host wait for a GPU.
         longest = -(-features_btf.shape[1] // SUBSAMPLING)
         chunk = self._training_chunk() if self.training and self.dynamic_chunks else self.chunk_frames
-        multiple = chunk or self.chunk_multiple
-        frames = -(-longest // multiple) * multiple
+        frames = whole_frames(longest, chunk or self.chunk_multiple, features_btf.device)
         features = pad_features(features_btf, lengths_b, (frames + self.lookahead_frames) * SUBSAMPLING)
         features = functional.pad(self.normalise(features), (0, 0, SUBSAMPLING_CONTEXT, 0))
         x_btd = self.encode(self._look_ahead(self.subsample(features)), lengths_out, chunk)

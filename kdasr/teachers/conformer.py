@@ -17,6 +17,7 @@ from kdasr.layers import (
     output_lengths,
     pad_features,
     shared_rotation,
+    whole_frames,
 )
 
 
@@ -81,16 +82,17 @@ class ConformerTeacher(nn.Module):
         lengths_out = output_lengths(lengths_b)
         # Of the padded batch: to ask for the longest length would make the host wait for a GPU.
         longest = -(-features_btf.shape[1] // SUBSAMPLING)
-        features = self.normalise(pad_features(features_btf, lengths_b, longest * SUBSAMPLING))
+        frames = whole_frames(longest, 1, features_btf.device)
+        features = self.normalise(pad_features(features_btf, lengths_b, frames * SUBSAMPLING))
         x_btd = self.subsample(functional.pad(features, (0, 0, SUBSAMPLING_CONTEXT, 0)))
-        mask = frames_inside(lengths_out, longest)[:, None, None, :]
+        mask = frames_inside(lengths_out, frames)[:, None, None, :]
         if self.training and float(torch.rand(())) < self.chunked_share:
-            chunk_t = torch.arange(longest, device=x_btd.device) // self.chunk_frames
+            chunk_t = torch.arange(frames, device=x_btd.device) // self.chunk_frames
             mask = mask & (chunk_t <= chunk_t[:, None])
-        rotation_2tw = shared_rotation(self.layers, longest)
+        rotation_2tw = shared_rotation(self.layers, frames)
         for layer in self.layers:
             x_btd = layer(x_btd, mask, rotation_2tw)
-        return self.head(x_btd).float().log_softmax(dim=-1), lengths_out
+        return self.head(x_btd[:, :longest]).float().log_softmax(dim=-1), lengths_out
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
         """Mean and standard deviation of each mel bin over the training audio."""
