@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.batches import EpochBatches, FeatureCache, change_speed, collate, cut_epoch
-from kdasr.contract import StudentSide, label_symbols
+from kdasr.contract import Contract, StudentSide, label_symbols
 from kdasr.errors import ConfigError, ShardError, UnitsError
 from kdasr.features import (
     FRAME_SHIFT_MS,
@@ -32,7 +32,7 @@ from kdasr.features import (
     num_frames,
 )
 from kdasr.interfaces import Batch, SoftLabels, Utterance
-from kdasr.items import Item, Items, Joined
+from kdasr.items import Item, Items, Joined, LeftOut
 from kdasr.shards import Shard, ShardEntry, list_shards, open_shard, read_texts, read_utterance
 from kdasr.soft_labels import LabelFolder, concatenate
 from kdasr.surroundings import (
@@ -99,7 +99,7 @@ class Stream:
     lead_share: float = 0.0
     joined_share: float = 0.0
     items: Items = field(init=False)
-    left_out: dict[str, str] = field(init=False, default_factory=dict)
+    left_out: LeftOut = field(init=False, default_factory=LeftOut)
     _cache: FeatureCache = field(init=False)
     _frames: NDArray[np.int32] = field(init=False)
     _epochs: dict[int, EpochBatches] = field(init=False, default_factory=dict)
@@ -119,7 +119,8 @@ class Stream:
             raise ShardError(
                 "no utterance can be used",
                 where=", ".join(str(folder) for folder in self.folders),
-                got="; ".join(f"{key}: {reason}" for key, reason in list(self.left_out.items())[:3]) or None,
+                got="; ".join(f"{key}: {why}" for key, why in itertools.islice(self.left_out.items(), 3))
+                or None,
             )
         self._cache = FeatureCache(self.cache_bytes)
         if (self.labels and self.labels_have_times) or not (self.labels or self.units):
@@ -277,29 +278,46 @@ class Stream:
     def _usable_items(self) -> Items:
         items = Items()
         for folder, labels in itertools.zip_longest(self.folders, self.labels):
-            for path in list_shards(folder):
-                shard = open_shard(path)
-                joined = self._join(shard, labels) if labels is not None else None
+            for shard, joined in self._shards(folder, labels):
                 rows = {} if joined is None else joined.labels.rows()
                 texts = read_texts(shard) if self.units is not None else itertools.repeat(None)
-                usable = []
+                usable, reasons = [], dict[str, str]()
                 for entry, text in zip(shard.entries, texts, strict=False):
                     reason = self._unusable(entry)
                     if joined is not None and entry.key not in rows:
                         reason = _unlabelled(entry, joined)
                     if reason is None and self.units is not None:
                         if text is None:
-                            raise _no_transcript(path, entry.key)
-                        reason = self._misfit(path, entry, text, self.units)
+                            raise _no_transcript(shard.path, entry.key)
+                        reason = self._misfit(shard.path, entry, text, self.units)
                         self._spoken = self._spoken or text
                     if reason is not None:
-                        self.left_out[f"{folder}/{entry.key}"] = reason
+                        reasons[f"{folder}/{entry.key}"] = reason
                         continue
                     if joined is not None:
                         self._check_length(entry, joined, rows[entry.key])
                     usable.append(entry)
                 items.add(shard, joined, usable, [rows.get(entry.key, 0) for entry in usable])
+                self.left_out.add(reasons)
+                if joined is not None:
+                    joined.labels.forget_names()
         return items
+
+    def _shards(self, folder: Path, labels: LabelFolder | None) -> Iterator[tuple[Shard, Joined | None]]:
+        """The shards of a folder of audio, each with its soft labels if there are any."""
+        contract: Contract | None = None
+        for path in list_shards(folder):
+            shard = open_shard(path)
+            if labels is None:
+                yield shard, None
+                continue
+            found = labels.shard_for(shard.path, shard.sha256)
+            if contract is None and self.student is not None:
+                # One for all shards, for a folder is labelled in one way; a map of many classes is large.
+                where = labels.folder
+                contract = self.student.contract(found.header, label_symbols(where), str(where))
+            self._joined.append(Joined(found, contract))
+            yield shard, self._joined[-1]
 
     def _unusable(self, entry: ShardEntry) -> str | None:
         if num_frames(int(entry.num_samples / max(self.speeds))) == 0:
@@ -325,13 +343,6 @@ class Stream:
         if self.student is not None and joined.contract is not None:
             frames = self.student.frames(num_frames(entry.num_samples))
             joined.contract.check_length(joined.labels.num_frames_of_row(row), frames, entry.key)
-
-    def _join(self, shard: Shard, folder: LabelFolder) -> Joined:
-        labels, contract = folder.shard_for(shard.path, shard.sha256), None
-        if self.student is not None:
-            contract = self.student.contract(labels.header, label_symbols(folder.folder), str(folder.folder))
-        self._joined.append(Joined(labels, contract))
-        return self._joined[-1]
 
     def _soft_labels(self, item: Item) -> SoftLabels:
         assert item.joined is not None

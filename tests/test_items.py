@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdasr.items import Item, Items
+from kdasr.items import Item, Items, LeftOut
 from kdasr.shards import Shard, ShardEntry
 
 ENTRIES = [
@@ -77,3 +77,29 @@ def test_an_utterance_takes_a_hundred_bytes() -> None:
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken / len(items) < 100
+
+
+def test_what_is_left_out_is_found_by_name_and_in_order() -> None:
+    found = LeftOut()
+    assert not found and list(found.items()) == []
+    for reasons in ({"x/b": "too long", "x/a": "«leise»"}, {}, {"y/\udce4": "too long"}):
+        found.add(reasons)
+    expected = {"x/b": "too long", "x/a": "«leise»", "y/\udce4": "too long"}
+    assert len(found) == 3 and list(found.items()) == list(expected.items()) and found == expected
+    assert [found[name] for name in reversed(expected)] == ["too long", "«leise»", "too long"]
+    assert ("x/a", "«leise»") in found.items() and "x/c" not in found
+
+
+def test_what_is_left_out_takes_few_bytes() -> None:
+    """Every process of a training knows millions of utterances."""
+    found = LeftOut()
+    tracemalloc.start()
+    for shard in range(20):
+        numbers = range(500 * shard, 500 * shard + 500)
+        found.add(
+            {f"/data/audio/1089-{number:08d}": f"{number / 250:.3f} s are too long" for number in numbers}
+        )
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 10_000 and found["/data/audio/1089-00009999"] == "39.996 s are too long"
+    assert taken / len(found) < 20

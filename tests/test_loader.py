@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from kdasr import loader
 from kdasr.batches import FeatureCache, change_speed, collate, cut_epoch
-from kdasr.contract import StudentSide
+from kdasr.contract import LabelSymbols, StudentSide, label_symbols
 from kdasr.errors import ConfigError, DamagedShardError, LabelMismatchError, ShardError
 from kdasr.features import LOG_MEL_FLOOR, log_mel, num_frames
 from kdasr.interfaces import SoftLabels, Utterance
@@ -23,9 +25,10 @@ from kdasr.loader import Stream, feature_statistics, texts_of
 from kdasr.methods.mixing import Munge
 from kdasr.shards import ShardEntry, list_shards, open_shard, read_shard, write_shards
 from kdasr.soft_labels import Failure, Header, LabelFolder, TopP, label_file, write_label_shard
-from kdasr.symbols import TableUnits
+from kdasr.storage import Location
+from kdasr.symbols import FORMAT, VERSION, TableUnits
 from kdasr.targets import best_units
-from kdasr.text import CharUnits
+from kdasr.text import UNITS_FILE, CharUnits
 from tests.speech import shards, utterance
 
 LabelsOf = Callable[[ShardEntry], SoftLabels | Failure]
@@ -398,6 +401,48 @@ def test_several_folders_each_have_their_labels(tmp_path: Path) -> None:
         Stream(folders, 60.0, 1, labels=labels[:1])
     with pytest.raises(LabelMismatchError, match="two-labels.*another audio_sha256"):
         Stream(folders[:1], 60.0, 1, labels=[LabelFolder(tmp_path / "two-labels")])
+
+
+def test_no_names_of_labels_are_kept_once_they_are_joined(tmp_path: Path) -> None:
+    audio = shards(tmp_path / "audio", 23, with_text=False, per_shard=10)
+    source = Stream([audio], 60.0, 1, labels=[LabelFolder(label_all(audio, tmp_path / "labels"))])
+    names = [f"{audio}/audio-{number:04d}" for number in (2, 12, 22)]
+    assert source.left_out == dict.fromkeys(names, "it has no labels: nothing heard")
+    opened = {id(item.joined): item.joined.labels for item in source.items if item.joined is not None}
+    kept = [(len(one), one.keys, one.failures) for one in opened.values()]
+    assert kept == [(10, [], {}), (10, [], {}), (3, [], {})]
+    batch = source.batch(0)
+    assert batch.soft_labels is not None
+    assert best_units(batch.soft_labels)[:, 0].tolist() == [int(key[-1]) for key in batch.keys]
+
+
+def test_symbols_of_a_teacher_are_mapped_once_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio, units = shards(tmp_path / "audio", 30, with_text=False, per_shard=10), CharUnits()
+    symbols = [units.symbols[0], *reversed(units.symbols[1:])]
+    for name in ("one", "two"):
+        label_all(audio, tmp_path / name, units_hash=name)
+        card = {"format": FORMAT, "version": VERSION, "symbols": symbols, "hash": name}
+        (tmp_path / name / UNITS_FILE).write_text(json.dumps(card))
+    read: list[str] = []
+
+    def counted(folder: Location) -> LabelSymbols | None:
+        read.append(folder.name)
+        return label_symbols(folder)
+
+    monkeypatch.setattr(loader, "label_symbols", counted)
+    side = StudentSide(units, 4)
+    for name in ("one", "two"):
+        source = Stream([audio], 60.0, 1, labels=[LabelFolder(tmp_path / name)], student=side)
+        contracts = [item.joined.contract for item in source.items if item.joined is not None]
+        assert len({id(contract) for contract in contracts}) == 1
+        assert contracts[0] is not None and contracts[0].class_map == (0, *range(28, 0, -1))
+        batch = source.batch(0)
+        assert batch.soft_labels is not None
+        expected = [-int(key[-1]) % 29 for key in batch.keys]
+        assert best_units(batch.soft_labels)[:, 0].tolist() == expected
+    assert read == ["one", "two"]
 
 
 def test_labels_of_another_teacher_are_other_data(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdasr.augment import SpecAugment
 from kdasr.decoding import Token
@@ -612,6 +614,30 @@ def test_without_a_terminal_a_line_tells_now_and_then_how_far_it_is(
     assert [line.split()[2] for line in lines] == ["1/6", "2/6", "3/6", "3/6", "4/6", "5/6", "6/6", "6/6"]
 
 
+def test_in_bf16_weights_are_rounded_once_a_step_however_many_batches_it_has(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Casts(TorchDispatchMode):
+        weights = 0
+
+        def __torch_dispatch__(self, op: Any, types: Any, given: Any = (), settings: Any = None) -> Any:
+            if op is torch.ops.aten._to_copy.default and given[0].shape == (96, 32):
+                self.weights += settings["dtype"] == torch.bfloat16
+            return op(*given, **(settings or {}))
+
+    casts, take_step = Casts(), CtcBrain.fit_batch
+
+    def counted(trained: CtcBrain, batches: list[Batch]) -> Tensor:
+        with casts:
+            return take_step(trained, batches)
+
+    monkeypatch.setattr(CtcBrain, "fit_batch", counted)
+    made = training(data, tmp_path / "c", steps=2, accumulate=3, precision="bf16")
+    made.run(tmp_path / "m")
+    # Of queries, keys and values, in the one layer.
+    assert casts.weights == 2 and len(losses(tmp_path / "c")) == 3
+
+
 def test_the_share_that_idles_is_that_of_the_last_round() -> None:
     shares = {(1, 1): 0, (8, 8): 0, (16, 8): 0, (3, 2): 1 / 4, (12, 8): 1 / 4, (9, 8): 7 / 16}
     for (accumulate, count), share in shares.items():
@@ -624,7 +650,9 @@ def test_what_is_left_out_is_counted_and_named(
     limited = training(data, tmp_path / "c", steps=1)
     limited.streams["labelled"] = Stream([data / "labelled"], 8.0, 3, units=UNITS, exclude_longer_s=1.5)
     facts = limited.run(tmp_path / "model")
-    record = json.loads((tmp_path / "c" / "left_out.json").read_text())
+    text = (tmp_path / "c" / "left_out.json").read_text()
+    record = json.loads(text)
+    assert text == json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     count = record["labelled"]["count"]
     assert 0 < count < 60 and count + record["labelled"]["used"] == 60
     assert len(record["labelled"]["left_out"]) == count
@@ -635,6 +663,23 @@ def test_what_is_left_out_is_counted_and_named(
     assert load_model(tmp_path / "model").card["training"]["left_out"] == facts["left_out"]
     printed = capsys.readouterr().err
     assert f"tiny: {count} utterances of labelled left out" in printed and "of dev left" not in printed
+
+
+def test_millions_that_are_left_out_are_written_shard_by_shard(data: Path, tmp_path: Path) -> None:
+    made, source = training(data, tmp_path), Stream([data / "labelled"], 8.0, 3, units=UNITS)
+    made.streams["unlabelled"] = source
+    for shard in range(60):
+        numbers = range(500 * shard, 500 * shard + 500)
+        source.left_out.add({f"{data}/ä-{number:06d}": f"it takes {number / 7} frames" for number in numbers})
+    tracemalloc.start()
+    made._tell_what_is_left_out()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    (file,) = tmp_path.iterdir()
+    record = json.loads(file.read_text())["unlabelled"]
+    assert record == {"used": 60, "count": 30_000, "left_out": dict(source.left_out.items())}
+    assert record["left_out"][f"{data}/ä-000014"] == "it takes 2.0 frames"
+    assert most < file.stat().st_size / 5
 
 
 @pytest.mark.parametrize("said", ["blank", "a unit"])

@@ -78,9 +78,7 @@ def _prepare_split(
     remove_leftovers(folder)
     _clear_unfinished(folder, source)
     _commit(folder / PREPARING, {"source": source})
-    # Beside a record of what was once complete, a shard may be another one of the same name.
-    kept = [] if (folder / PREPARED).exists() else complete_shards(folder)
-    done = {entry.key: entry.num_samples for shard in kept for entry in shard.entries}
+    kept, done = _kept(folder)
     if kept:
         say(f"{folder}: {counted(len(done), 'utterance')} in {counted(len(kept), 'complete shard')} kept")
     dropped = Dropped(letters=letters)
@@ -93,13 +91,29 @@ def _prepare_split(
         description=f"{source['corpus']} {source['split']}",
         kept=kept,
     )
-    # Without their entries, which are too many for the memory of a small machine.
-    shards = [replace(open_shard(path), entries=()) for path in paths]
+    shards = [_without_entries(open_shard(path)) for path in paths]
     _commit(folder / DROPPED, dropped.as_json())
     _commit(folder / PREPARED, _summary(source, shards, dropped))
     (folder / PREPARING).unlink()
     _tell(folder, shards, dropped, clipped)
     return paths
+
+
+def _kept(folder: Path) -> tuple[list[Shard], dict[str, int]]:
+    """The complete shards that a folder begins with, without their entries, and the samples of each utterance
+    in them, whose keys `_following` lets through no second time."""
+    kept, done = list[Shard](), dict[str, int]()
+    # Beside a record of what was once complete, a shard may be another one of the same name.
+    if not (folder / PREPARED).exists():
+        for shard in complete_shards(folder):
+            done |= {entry.key: entry.num_samples for entry in shard.entries}
+            kept.append(_without_entries(shard))
+    return kept, done
+
+
+def _without_entries(shard: Shard) -> Shard:
+    """All entries of a split are too many for the memory of a small machine."""
+    return replace(shard, entries=())
 
 
 class Files(NamedTuple):

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -94,7 +94,7 @@ class LabelShard:
         self._blocks = BlockCache() if blocks is None else blocks
 
     def __len__(self) -> int:
-        return len(self._index.keys)
+        return len(self._index.starts) - 1
 
     def __contains__(self, key: object) -> bool:
         return key in self._rows
@@ -107,6 +107,12 @@ class LabelShard:
         """The number of each utterance that has labels, in order. Whoever keeps many shards had better keep
         these than ask by key, for which each shard would keep them all."""
         return {key: row for row, key in enumerate(self.keys) if key not in self.failures}
+
+    def forget_names(self) -> None:
+        """Drop keys and failures, which of millions of utterances take gigabytes: labels are found by their
+        numbers alone from now on."""
+        self.failures = {}
+        self._index = replace(self._index, keys=np.array([], np.bytes_), failures={})
 
     def num_frames_of_row(self, row: int) -> int:
         """Label frames of an utterance, by its number."""

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from kdasr.models import count_parameters, read_card, refuse_other_content, save
 from kdasr.ranks import Ranks, joined
 from kdasr.reasons import counted, duration
 from kdasr.schedule import ScheduledBatches
-from kdasr.storage import commit_bytes, commit_json
+from kdasr.storage import commit_bytes, commit_file, temporary_name
 from kdasr.text import Units
 from kdasr.training.compiled import compiled
 from kdasr.training.lock import LOCK_FILE, used_alone
@@ -301,11 +301,13 @@ class Training:
     def _tell_what_is_left_out(self) -> None:
         """Write and say which utterances of the streams are not used, and why."""
         path = self.checkpoints / LEFT_OUT_FILE
-        record = {
-            name: {"used": len(stream.items), "count": len(stream.left_out), "left_out": stream.left_out}
-            for name, stream in self._all_streams().items()
-        }
-        commit_json(path, record)
+        attempt = temporary_name(path)
+        try:
+            with attempt.open("w", encoding="utf-8") as file:
+                file.writelines(_left_out_json(self._all_streams()))
+            commit_file(attempt, path)
+        finally:
+            attempt.unlink(missing_ok=True)
         for name, stream in self._all_streams().items():
             if stream.left_out:
                 left_out = counted(len(stream.left_out), "utterance")
@@ -406,6 +408,23 @@ def _free_name(path: Path) -> Path:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _left_out_json(streams: Mapping[str, BatchSource]) -> Iterator[str]:
+    """JSON, piece by piece, of how many utterances each stream uses and the names of those that it does not:
+    there may be millions of them, whose JSON takes gigabytes in memory."""
+    before = "{"
+    for name, stream in streams.items():
+        counts = f'"used": {len(stream.items)},\n  "count": {len(stream.left_out)}'
+        yield f'{before}\n "{name}": {{\n  {counts},\n  "left_out": '
+        before = "{"
+        for pair in stream.left_out.items():
+            key, reason = (json.dumps(text, ensure_ascii=False) for text in pair)
+            yield f"{before}\n   {key}: {reason}"
+            before = ","
+        yield "\n  }\n }" if stream.left_out else "{}\n }"
+        before = ","
+    yield "\n}\n"
 
 
 def _described_audio(stream: Stream) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
-import socket
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,11 @@ from typing import Any
 import pytest
 
 from data_prep import corpora, prepare
+from data_prep.support import prepared
 from kdasr import audio
+from kdasr.interfaces import Utterance
+from kdasr.shards import write_shards
+from kdasr.storage import temporary_name
 from tests.data_prep.fakes import bytes_below, make_fsdd, write_tone
 from tests.librispeech_tree import make_recordings, make_tree
 
@@ -162,6 +165,21 @@ def test_what_is_complete_is_neither_made_nor_written_again(
     assert f"{3 * per_shard} utterances in 3 complete shards kept" in capsys.readouterr().err
 
 
+def test_of_the_shards_that_are_kept_no_entries_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are too many for the memory of a small machine, while the rest is prepared."""
+    settings, kept = librispeech(tmp_path / "corpus"), []
+
+    def seen(utterances: Iterator[Utterance], folder: Path, **further: Any) -> list[Path]:
+        kept.extend((shard.path.name, shard.count, shard.entries) for shard in further["kept"])
+        return write_shards(utterances, folder, **further)
+
+    with killed_at(11):
+        prepare("librispeech", out=tmp_path / "out", **settings)
+    monkeypatch.setattr(prepared, "write_shards", seen)
+    prepare("librispeech", out=tmp_path / "out", **settings)
+    assert kept == [("shard-000000.tar", 5, ()), ("shard-000001.tar", 5, ())]
+
+
 def test_after_the_last_shard_there_is_nothing_left_to_write(
     tmp_path: Path, counted: Callable[[Any, str], list[int]]
 ) -> None:
@@ -216,8 +234,8 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
     settings = librispeech(tmp_path / "corpus")
     prepare("librispeech", out=tmp_path / "whole", **settings)
     killed = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
-    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
-    half = tmp_path / f"again/train-clean-5/.preparing.json.{host}-{int(killed.stdout)}-0123456789ab.tmp"
+    own = temporary_name(tmp_path / "again/train-clean-5/preparing.json")
+    half = own.with_name(own.name.replace(f"-{os.getpid()}-", f"-{int(killed.stdout)}-"))
     half.parent.mkdir(parents=True)
     half.write_text('{"source": ')
     prepare("librispeech", out=tmp_path / "again", **settings)

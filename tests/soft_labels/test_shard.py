@@ -83,6 +83,17 @@ def test_an_utterance_is_read_by_its_number_too(tmp_path: Path) -> None:
     assert shard.lengths() == dict(zip(labels, LENGTHS, strict=True))
 
 
+def test_without_names_utterances_are_read_by_their_numbers(tmp_path: Path) -> None:
+    path, labels = write(tmp_path)
+    shard = open_label_shard(path)
+    rows = shard.rows()
+    shard.forget_names()
+    assert (len(shard), shard.keys, shard.failures, shard.rows()) == (5, [], {}, {})
+    for key, row in rows.items():
+        assert_same(shard.read_row(row), labels[key])
+        assert shard.num_frames_of_row(row) == labels[key].num_frames
+
+
 def test_an_open_shard_takes_few_bytes_for_an_utterance(tmp_path: Path) -> None:
     """A training keeps all shards of its audio open."""
     frame = TopP().encode(posteriors(1, seed=0), "frame")
