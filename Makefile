@@ -8,8 +8,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-# On all cores up to eight, the tests of a file in one process: what they share is made once.
-SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
+# On all cores up to eight, the tests of a file in one process: what they share is made once. In the order of
+# tests/conftest.py: xdist would begin with the files of most tests, and end with those that take minutes each.
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # What the demo needs, what the tests need besides, and what the tests of the web page need besides.
 DEMO_EXTRAS := synth,export,report
 DEV_EXTRAS := $(DEMO_EXTRAS),ray,hf,onnx-teacher,dev

@@ -33,6 +33,12 @@ with contextlib.suppress(ImportError):
     LazyModule.__file__ = None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: at the end, quick ones keep all processes busy."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     """Some million objects of torch and of the tests stay to the end: to look through them costs a fifth of a
     second, several times in a test of a run of stages."""
