@@ -5,14 +5,14 @@
 # PYTHON   the interpreter whose torch sees the GPU (python3)
 # OUT      where results go (runs/gpu)
 # FSDD     a checkout of the Free Spoken Digit Dataset; without it that recipe is left out
-# ONLY     some of: tests steps recipes label loader (all)
+# ONLY     some of: tests steps lengths recipes label loader (all)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scale=${1:-full}
 python=${PYTHON:-python3}
 out=${OUT:-runs/gpu}
-only=${ONLY:-tests steps recipes label loader}
+only=${ONLY:-tests steps lengths recipes label loader}
 case $scale in
     full) device=cuda ;;
     tiny) device=cpu ;;
@@ -64,6 +64,14 @@ part() {
 part steps "training steps and forward passes: hours of audio a second, memory, MFU" \
     "$python" -m benchmarks.gpu --device "$device" --scale "$scale" --kernels 20 --out "$out/steps.json" \
         ${SETTINGS:+--settings $SETTINGS}
+
+sizes=() steps=25
+[[ $scale == full ]] || sizes=(--set model.width=48 model.num_layers=1 batch_seconds=20) steps=1
+for recipe in student teacher; do
+    part lengths "steps of recipes/librispeech/100h/$recipe.yaml: batches of many lengths against one" \
+        "$python" -m benchmarks.recipe_steps "recipes/librispeech/100h/$recipe.yaml" --device "$device" \
+        --steps "$steps" --out "$out/lengths-$recipe.json" "${sizes[@]}"
+done
 
 if [[ $scale == full ]]; then
     # At GPU scale the recipes get a wider and deeper teacher and students, larger batches and bf16.

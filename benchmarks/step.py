@@ -6,7 +6,7 @@ What the loop adds (checkpoints, looks at the dev set, waiting for data) is what
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -20,40 +20,57 @@ from kdasr.interfaces import Batch
 from kdasr.losses import ctc
 from kdasr.training.compiled import compiled
 from kdasr.training.muon import make_optimiser
-from kdasr.training.step import Step
+from kdasr.training.step import Step, WeightedLosses
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
 class TrainingStep:
-    """Forward, CTC, backward, clipping and AdamW of one batch.
+    """Forward, losses, backward, clipping and AdamW.
 
     Args:
         model: what is trained, on `device` afterwards.
         device: where.
         precision: "fp32" or "bf16" (autocast).
         compile: whether its layers are compiled.
+        losses: for each stream, weights and losses by name; CTC alone if not given.
+        augment: SpecAugment with its defaults if not given.
     """
 
-    def __init__(self, model: Any, device: str, precision: str = "fp32", *, compile: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        device: str,
+        precision: str = "fp32",
+        *,
+        compile: bool = False,
+        losses: Mapping[str, WeightedLosses] | None = None,
+        augment: nn.Module | None = None,
+    ) -> None:
         self.device, self.dtype = torch.device(device), DTYPES[precision]
-        self.step = Step(model, {"labelled": {"ctc": (1.0, ctc)}}, {}, SpecAugment()).to(device).train()
+        losses = losses or {"labelled": {"ctc": (1.0, ctc)}}
+        self.step = Step(model, losses, {}, augment or SpecAugment()).to(device).train()
         self.optimiser = make_optimiser(self.step, "adamw", weight_decay=1e-2, betas=(0.9, 0.98))
         for group in self.optimiser.param_groups:
             group["lr"] = 1e-4
         self._open = ExitStack()
         self._open.enter_context(compiled(model, compile))
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """The loss, still on its device; nothing here waits for the device."""
+    def __call__(self, *batches: Batch) -> Tensor:
+        """The loss of a step of so many batches, still on its device; nothing here waits for the device."""
+        total = torch.zeros((), device=self.device)
         with self._autocast():
-            _, terms = self.step(batch.to(self.device, non_blocking=True), "labelled")
-            loss = terms["ctc"]
-        loss.backward()
+            for batch in batches:
+                stream = "labelled" if batch.tokens_bu is not None else "unlabelled"
+                _, terms = self.step(batch.to(self.device, non_blocking=True), stream)
+                loss = torch.stack(list(terms.values())).sum() / len(batches)
+                with torch.autocast(self.device.type, enabled=False):
+                    loss.backward()
+                total += loss.detach()
         nn.utils.clip_grad_norm_(self.step.parameters(), 5.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return loss.detach()
+        return total
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probs alone, as labelling needs them: no augmentation, no gradients."""

@@ -181,7 +181,7 @@ def train(
         units=units_built,
         streams=streams,
         schedule=blocks,
-        losses={stream: _weighted(terms) for stream, terms in losses.items()},
+        losses={stream: weighted(terms) for stream, terms in losses.items()},
         dev=_dev_stream(
             dev,
             units_built,
@@ -367,7 +367,8 @@ def _label_folders(folders: Sequence[str], teacher: str | None) -> list[LabelFol
     return [LabelFolder(Path(folder), expect=expect) for folder in folders]
 
 
-def _weighted(losses: Losses) -> dict[str, tuple[float | Fading, Any]]:
+def weighted(losses: Losses) -> dict[str, tuple[float | Fading, Any]]:
+    """Losses as a recipe has them, as weights and functions by name."""
     return {term: (_weight(entry), entry["loss"]) for term, entry in losses.items()}
 
 
