@@ -230,8 +230,27 @@ def test_shards_beyond_six_digits_are_shards(tmp_path: Path) -> None:
     assert list_shards(tmp_path) == [shard_path(tmp_path, number) for number in numbers]
 
 
+def test_of_many_missing_shards_three_are_named(folder: Path) -> None:
+    names = [f"shard-{number:06d}.tar" for number in range(100_000)]
+    (folder / "prepared.json").write_text(json.dumps({"shards": [{"name": name} for name in names]}))
+    several = "shard-000003.tar, shard-000004.tar, shard-000005.tar and 99,994 more missing"
+    with pytest.raises(ManifestError, match=rf"not those that were prepared: {several}\. Copy all") as told:
+        list_shards(folder)
+    assert len(str(told.value)) < 500
+    (folder / "prepared.json").write_text(json.dumps({"shards": [{"name": names[0]}]}))
+    with pytest.raises(ManifestError, match=r"shard-000001\.tar, shard-000002\.tar unknown\."):
+        list_shards(folder)
+
+
+def test_of_many_gaps_three_are_named(tmp_path: Path) -> None:
+    for number in range(10, 20):
+        (tmp_path / f"shard-{number:06d}.json").touch()
+    (gaps, *_) = verify_folder(tmp_path)
+    assert gaps.endswith("missing shard-000000, shard-000001, shard-000002 and 7 more")
+
+
 def test_a_shard_that_is_damaged_ends_those_that_are_complete(folder: Path) -> None:
-    assert len(complete_shards(folder)) == 3
+    assert len(list(complete_shards(folder))) == 3
     damaged = folder / "shard-000001.tar"
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1

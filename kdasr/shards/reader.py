@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from kdasr import audio
 from kdasr.errors import AudioError, DamagedShardError, ManifestError, ShardError
@@ -25,6 +25,9 @@ from kdasr.manifest import (
     sha256_of,
     shard_path,
 )
+from kdasr.storage import locate, with_patience
+
+_T = TypeVar("_T")
 
 SHARD_PATTERN = re.compile(r"shard-\d{6,}\.tar")
 
@@ -42,7 +45,7 @@ def list_shards(folder: Path) -> list[Path]:
         fix = "Check the name, or run `kdasr prepare` first."
         raise ShardError("there is no such folder of audio shards", where=folder, fix=fix)
     names = [path.name for path in folder.iterdir()]
-    return [folder / name for name in complete_tars(str(folder), names, (folder / PREPARED).read_bytes)]
+    return [folder / name for name in complete_tars(str(folder), names, locate(folder / PREPARED).read_all)]
 
 
 def complete_tars(folder: str, names: Collection[str], read_record: Callable[[], bytes]) -> list[str]:
@@ -99,8 +102,13 @@ def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes
         return f"the record of `kdasr prepare` cannot be read ({error!r})"
     found = {name for name in names if re.fullmatch(r"shard-.*\.tar", name)}
     missing, more = sorted(recorded - found), sorted(found - recorded)
-    parts = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{', '.join(more)} unknown"] * bool(more)
+    parts = [f"{_few(missing)} missing"] * bool(missing) + [f"{_few(more)} unknown"] * bool(more)
     return f"the shards are not those that were prepared: {'; '.join(parts)}" if parts else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def open_shard(path: Path, *, verify: bool = False) -> Shard:
@@ -111,9 +119,19 @@ def open_shard(path: Path, *, verify: bool = False) -> Shard:
     Raises:
         ManifestError: the manifest is missing, unreadable, or inconsistent in itself.
         DamagedShardError: the tar is missing or not the one that the manifest describes.
+        ShardError: the disk or its mount fails.
     """
     path = Path(path)
-    shard = read_manifest(path)
+    return _from_disk(path, lambda: _checked(path, verify))
+
+
+def _checked(path: Path, verify: bool) -> Shard:
+    try:
+        shard = read_manifest(path)
+    except ManifestError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None  # says nothing of what is in the manifest
+        raise
     if not path.is_file():
         raise DamagedShardError("the audio shard is missing", where=path)
     if path.stat().st_size != shard.bytes:
@@ -123,41 +141,54 @@ def open_shard(path: Path, *, verify: bool = False) -> Shard:
     return shard
 
 
-def complete_shards(folder: Path) -> list[Shard]:
+def complete_shards(folder: Path) -> Iterator[Shard]:
     """The shards that an unfinished folder begins with, up to the first that is missing, unfinished or
     damaged; each is read and hashed."""
-    shards: list[Shard] = []
     for number in itertools.count():
         try:
-            shards.append(open_shard(shard_path(folder, number), verify=True))
+            yield open_shard(shard_path(folder, number), verify=True)
         except ShardError:
-            break
-    return shards
+            return
 
 
 def read_utterance(shard: Shard, entry: ShardEntry) -> Utterance:
     """One utterance by its place in the tar, decoded.
 
     Raises:
-        DamagedShardError: the bytes there are not those that were written.
+        DamagedShardError: the tar is gone, or the bytes there are not those that were written.
+        ShardError: the disk or its mount fails.
     """
-    try:
+
+    def read() -> Utterance:
         with shard.path.open("rb") as file:
             return _read_entry(file, shard.path, entry)
+
+    return _from_disk(shard.path, read)
+
+
+def _from_disk(path: Path, read: Callable[[], _T]) -> _T:
+    """What `read` gives of the shard at `path`, tried again while the disk or its mount fails.
+
+    A ShardError where it still does, no StorageError: to labelling this is one shard of many, not the end.
+    """
+    try:
+        return with_patience(path, read)
+    except FileNotFoundError as error:
+        raise DamagedShardError("the audio shard cannot be read", where=path, got=error) from error
     except OSError as error:
-        raise DamagedShardError("the audio shard cannot be read", where=shard.path, got=error) from error
+        fix = "The shard may be good: look at the disk or its mount, and run the same again."
+        raise ShardError("the audio shard cannot be read", where=path, got=error, fix=fix) from error
 
 
 def read_shard(path: Path) -> Iterator[Utterance]:
     """All utterances of the shard at `path`, in order; it is hashed before the first one.
 
     Raises:
-        ManifestError, DamagedShardError: as `open_shard` and `read_utterance`.
+        ManifestError, DamagedShardError, ShardError: as `open_shard` and `read_utterance`.
     """
     shard = open_shard(path, verify=True)
-    with shard.path.open("rb") as file:
-        for entry in shard.entries:
-            yield _read_entry(file, shard.path, entry)
+    for entry in shard.entries:
+        yield read_utterance(shard, entry)
 
 
 def read_texts(shard: Shard) -> list[str | None]:
@@ -188,11 +219,17 @@ def read_places(shard: Shard) -> list[tuple[str | None, float | None]]:
     return [(meta.get("source"), meta.get("offset")) for meta in _metas(shard)]
 
 
-def _metas(shard: Shard) -> Iterator[dict[str, Any]]:
-    with shard.path.open("rb") as file:
-        for entry in shard.entries:
-            file.seek(entry.json_offset)
-            yield _parse_meta(file.read(entry.json_bytes), shard.path, entry.key)
+def _metas(shard: Shard) -> list[dict[str, Any]]:
+    def read() -> list[dict[str, Any]]:
+        with shard.path.open("rb") as file:
+            return [_meta(file, shard.path, entry) for entry in shard.entries]
+
+    return _from_disk(shard.path, read)
+
+
+def _meta(file: BinaryIO, path: Path, entry: ShardEntry) -> dict[str, Any]:
+    file.seek(entry.json_offset)
+    return _parse_meta(file.read(entry.json_bytes), path, entry.key)
 
 
 def _parse_meta(meta_json: bytes, path: Path, key: str) -> dict[str, Any]:
@@ -224,9 +261,9 @@ def verify_folder(folder: Path) -> list[str]:
     expected_stems = [f"shard-{number:06d}" for number in range(len(stems))]
     if stems != expected_stems:
         missing = sorted(set(expected_stems) - set(stems))
-        problems.append(f"{folder}: the numbering has gaps; missing {', '.join(missing)}")
+        problems.append(f"{folder}: the numbering has gaps; missing {_few(missing)}")
     names = [path.name for path in folder.iterdir()]
-    if problem := _differs_from_record(names, (folder / PREPARED).read_bytes):
+    if problem := _differs_from_record(names, locate(folder / PREPARED).read_all):
         problems.append(f"{folder / PREPARED}: {problem}")
     if (folder / PREPARING).exists():
         problems.append(f"{folder}: not completely prepared")

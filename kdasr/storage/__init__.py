@@ -17,7 +17,9 @@ from kdasr.storage.local import (
     refuse_file,
     remove_leftovers,
     sync_path,
+    take_lock,
     temporary_name,
+    with_patience,
 )
 from kdasr.storage.places import Location, Place, StorageError
 from kdasr.storage.remote import RemoteLocation
@@ -37,7 +39,9 @@ __all__ = [
     "remove_leftovers",
     "same_place",
     "sync_path",
+    "take_lock",
     "temporary_name",
+    "with_patience",
 ]
 
 

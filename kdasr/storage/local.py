@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import json
 import os
 import re
 import socket
+import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdasr.errors import ConfigError
-from kdasr.storage.places import compare
+from kdasr.storage.places import StorageError, compare, patiently
 
+_T = TypeVar("_T")
+
+# How long a disk, or the server behind a mount, may fail.
+_PATIENCE_S = 60.0
+_MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "EREMOTEIO", errno.EIO))
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
-_LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)-[0-9a-f]{12}\.tmp")
+# Older releases left names without the space.
+_LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9]+)-((?P<space>\d+)-)?(?P<pid>\d+)-[0-9a-f]{12}\.tmp")
+_LONG_AGO_S = 24 * 3600
 
 
 def commit_bytes(path: Path, data: bytes) -> None:
     """Put `data` at a local `path`, whole or not at all, surviving a crash at any moment.
 
     A temporary name of its own for every attempt, write, flush, fsync, read back and compare,
-    rename, fsync the folder. Two writers of the same bytes do each other no harm.
+    rename, fsync the folder. Two writers of the same bytes do each other no harm. A disk or mount that fails
+    is tried again.
 
     Raises:
-        StorageError: the disk gave back other bytes than were written.
+        StorageError: the disk gave back other bytes than were written, or still fails.
         OSError: the disk is full, the folder is not writable, …; no file is left behind.
     """
+    _stored(path, "the file cannot be written", lambda: _commit_once(path, data))
+
+
+def _commit_once(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     attempt = temporary_name(path)
     try:
@@ -44,6 +61,34 @@ def commit_bytes(path: Path, data: bytes) -> None:
     sync_path(path.parent)
 
 
+def with_patience(path: Path, action: Callable[[], _T]) -> _T:
+    """What `action` gives, which reads or writes `path`, tried again while the disk or its mount fails.
+
+    Raises:
+        OSError, or others: what `action` raised last.
+    """
+
+    def may_pass(error: Exception) -> bool:
+        return isinstance(error, OSError) and error.errno in _MAY_PASS
+
+    return patiently(action, may_pass, _PATIENCE_S, f"{path}: the disk")
+
+
+def _stored(path: Path, what: str, action: Callable[[], _T]) -> _T:
+    """As `with_patience`, with a StorageError for what has not passed."""
+    try:
+        return with_patience(path, action)
+    except OSError as error:
+        if error.errno not in _MAY_PASS:
+            raise
+        raise _storage_error(path, what, error) from error
+
+
+def _storage_error(path: Path, what: str, error: OSError) -> StorageError:
+    fix = "Look at the disk or its mount, and run the same again."
+    return StorageError(what, where=path, got=error, fix=fix)
+
+
 def commit_json(path: Path, content: Any) -> None:
     """`commit_bytes` of what people may want to read."""
     commit_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
@@ -52,7 +97,7 @@ def commit_json(path: Path, content: Any) -> None:
 def temporary_name(path: Path) -> Path:
     """Where to write `path` until it is whole and checked: hidden, in the same folder, another name for
     every attempt. `remove_leftovers` knows it, and whatever has a longer name that begins with it."""
-    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
+    return path.with_name(f".{path.name}.{_HOST}-{_pid_space()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
 
 
 def commit_file(temporary: Path, path: Path) -> None:
@@ -66,17 +111,39 @@ def commit_file(temporary: Path, path: Path) -> None:
 @contextlib.contextmanager
 def locked(folder: Path, *, busy: Exception | None = None) -> Iterator[None]:
     """One process of this machine at a time: others wait, or raise `busy`. The folder itself is the lock, so
-    that no file is left behind."""
+    that no file is left behind. On a file system without locks nobody is kept out."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            take_lock(descriptor, folder, wait=busy is None)
         except BlockingIOError:
             assert busy is not None
             raise busy from None
         yield
     finally:
         os.close(descriptor)
+
+
+def take_lock(descriptor: int, folder: Path, *, wait: bool) -> None:
+    """Lock an open file of a folder, or the folder; where the file system has no locks, say so and go on.
+
+    Raises:
+        BlockingIOError: another process has the lock, and not `wait`.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _tell_of_no_locks(folder, error.strerror)
+
+
+@functools.cache  # once for each folder
+def _tell_of_no_locks(folder: Path, why: str) -> None:
+    print(
+        f"{folder}: the file system has no locks ({why}): see to it that nothing else writes there",
+        file=sys.stderr,
+    )
 
 
 def refuse_file(folder: Path, what: str) -> None:
@@ -89,10 +156,32 @@ def refuse_file(folder: Path, what: str) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers of this machine left in a folder under a `temporary_name`."""
+    space = str(_pid_space())
     for path in folder.glob(".*.tmp*"):
         found = _LEFTOVER.search(path.name)
-        if found and found["host"] == _HOST and not is_running(int(found["pid"])):
+        if not found or found["host"] != _HOST:
+            continue
+        # Of processes of other containers nobody here can tell whether they run.
+        is_dead = not is_running(int(found["pid"])) if found["space"] == space else _is_old(path)
+        if is_dead:
             path.unlink(missing_ok=True)
+
+
+def _pid_space() -> int:
+    """Which numbers of processes this process sees: containers that share the host's name may have the same
+    number for different processes. 0 where the system has no such spaces."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
+def _is_old(path: Path) -> bool:
+    """Whether nobody has written to a file for a day."""
+    try:
+        return time.time() - path.stat().st_mtime > _LONG_AGO_S
+    except FileNotFoundError:
+        return False
 
 
 def is_running(pid: int) -> bool:
@@ -133,17 +222,23 @@ class LocalLocation:
 
     def size(self) -> int | None:
         try:
-            return self.path.stat().st_size
+            return _stored(self.path, "the file cannot be read", self.path.stat).st_size
         except FileNotFoundError:
             return None
 
     def read_range(self, start: int, num_bytes: int) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return file.read(num_bytes)
+        def read() -> bytes:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return file.read(num_bytes)
+
+        try:
+            return with_patience(self.path, read)
+        except OSError as error:
+            raise _storage_error(self.path, "the file cannot be read", error) from error
 
     def read_all(self) -> bytes:
-        return self.path.read_bytes()
+        return _stored(self.path, "the file cannot be read", self.path.read_bytes)
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kdasr.errors import KdasrError
+from kdasr.reasons import duration
 
 Place = Path | str
+_T = TypeVar("_T")
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 30.0
+# What people may wait for without a word.
+_SILENT_S = 10.0
 
 
 class StorageError(KdasrError):
@@ -18,7 +28,8 @@ class StorageError(KdasrError):
 class Location(Protocol):
     """A file or folder somewhere.
 
-    What goes wrong in a remote store is tried again, and then becomes a StorageError.
+    What may pass, such as a store or a mount that is gone for a while, is tried again, and what does not
+    becomes a StorageError.
     """
 
     @property
@@ -41,10 +52,16 @@ class Location(Protocol):
         ...
 
     def read_range(self, start: int, num_bytes: int) -> bytes:
-        """Up to `num_bytes` bytes from `start`; fewer at the end. FileNotFoundError if there is none."""
+        """Up to `num_bytes` bytes from `start`; fewer at the end.
+
+        Raises:
+            StorageError: there is no such file, or it cannot be read.
+        """
         ...
 
-    def read_all(self) -> bytes: ...
+    def read_all(self) -> bytes:
+        """The whole file. FileNotFoundError if there is none."""
+        ...
 
     def commit(self, data: bytes, *, create_only: bool = False) -> None:
         """Put `data` here, whole or not at all, and read it back.
@@ -60,6 +77,46 @@ class Location(Protocol):
     def remove(self) -> None:
         """Remove the file if there is one."""
         ...
+
+
+def patiently(
+    action: Callable[[], _T], may_pass: Callable[[Exception], bool], patience_s: float, who: str
+) -> _T:
+    """What `action` gives. While its errors may pass it is tried again, after pauses that double; people are
+    told if that takes long.
+
+    Args:
+        action: must do no harm when it is done twice.
+        may_pass: whether what an error says may be over soon.
+        patience_s: how long it is tried, in seconds.
+        who: does not answer meanwhile; for people.
+
+    Raises:
+        Exception: what `action` raised last.
+    """
+    began, pause_s, is_told = time.monotonic(), _FIRST_PAUSE_S, False
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            waited_s = time.monotonic() - began
+            left_s = patience_s - waited_s
+            if left_s <= 0 or not may_pass(error):
+                raise
+            pause_s = min(pause_s, left_s)
+            if not is_told and waited_s + pause_s > _SILENT_S:
+                print(
+                    f"{who} does not answer ({said(error)}): trying again for {duration(left_s)} more",
+                    file=sys.stderr,
+                )
+                is_told = True
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def said(error: Exception) -> str:
+    """What an error says, in one line; some, such as those of time-outs, have a name only."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def compare(found: bytes, wanted: bytes, where: str, what: str | None = None) -> None:

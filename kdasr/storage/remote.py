@@ -1,21 +1,31 @@
-"""Objects in a store that fsspec reaches: retried, compared, and created only once where asked."""
+"""Objects in a store that fsspec reaches: asked again, compared, and created only once where asked."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from kdasr.errors import MissingDependencyError
-from kdasr.storage.places import StorageError, compare
+from kdasr.storage.places import StorageError, compare, patiently, said
 
 _T = TypeVar("_T")
 
-_ATTEMPTS = 5
-_FIRST_PAUSE_S = 0.2
+# How long a store may be down: longer than it takes to start anew, or a network to find another way.
+_PATIENCE_S = 300.0
+# Of credentials and names that are none. By name, since the clients of stores (botocore, google-auth,
+# azure-core) need not be installed. A plain ValueError is of an address; its heirs may be of a broken answer.
+_HOPELESS = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "DefaultCredentialsError",
+    "ClientAuthenticationError",
+    "ParamValidationError",
+    "ValueError",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class RemoteLocation:
             except FileNotFoundError:
                 return []
 
-        return self._retried(listing)
+        return self._patiently(listing)
 
     def size(self) -> int | None:
         def info() -> int | None:
@@ -80,27 +90,32 @@ class RemoteLocation:
             except FileNotFoundError:
                 return None
 
-        return self._retried(info)
+        return self._patiently(info)
 
     def read_range(self, start: int, num_bytes: int) -> bytes:
         if num_bytes == 0:
             return b""
-        return bytes(self._retried(lambda: self.fs.cat_file(self.path, start=start, end=start + num_bytes)))
+        try:
+            return bytes(
+                self._patiently(lambda: self.fs.cat_file(self.path, start=start, end=start + num_bytes))
+            )
+        except FileNotFoundError as error:
+            raise StorageError("there is no such object", where=self.url) from error
 
     def read_all(self) -> bytes:
-        return bytes(self._retried(lambda: self.fs.cat_file(self.path)))
+        return bytes(self._patiently(lambda: self.fs.cat_file(self.path)))
 
     def remove(self) -> None:
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm_file(self.path)
 
-        self._retried(remove)
+        self._patiently(remove)
 
     def commit(self, data: bytes, *, create_only: bool = False) -> None:
         put = self._create if create_only else partial(self.fs.pipe_file, self.path)
         try:
-            self._retried(lambda: put(data))
+            self._patiently(lambda: put(data))
         except FileNotFoundError as error:
             raise StorageError("there is no such bucket", where=self.url, fix="Make it first.") from error
         what = "another writer put other bytes there first" if create_only else None
@@ -119,21 +134,27 @@ class RemoteLocation:
             if not self.fs.exists(self.path):
                 self.fs.pipe_file(self.path, data)
 
-    def _retried(self, action: Callable[[], _T]) -> _T:
-        """`action` with a few attempts: stores fail now and then, and every action is idempotent."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return action()
-            except FileNotFoundError:
-                raise
-            except Exception as error:
-                # Not only OSErrors: the clients of the stores (botocore, aiohttp, google-auth) have
-                # classes of their own for a server that is gone or credentials that are missing.
-                if isinstance(error, PermissionError) or attempt == _ATTEMPTS:
-                    raise StorageError(
-                        f"the store failed {attempt} times: {error}",
-                        where=self.url,
-                        fix="Check the address, the credentials and the network; then run it again.",
-                    ) from error
-                time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
-        raise AssertionError("unreachable")
+    def _patiently(self, action: Callable[[], _T]) -> _T:
+        """`action`, tried again while the store is down: every action is idempotent."""
+        try:
+            return patiently(action, _may_pass, _PATIENCE_S, f"{self.url}: the store")
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise StorageError(
+                f"the store failed: {said(error)}",
+                where=self.url,
+                fix="Check the address, the credentials and the network; then run it again.",
+            ) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a store that is asked again may answer otherwise.
+
+    Not only OSErrors may: the clients of the stores have classes of their own for a server that is gone.
+    """
+    if isinstance(error, FileNotFoundError | PermissionError | NotImplementedError):
+        return False
+    # Google's client says so of what is forbidden, and no more.
+    is_forbidden = str(error).startswith("Forbidden") or str(getattr(error, "code", "")) in ("401", "403")
+    return not is_forbidden and type(error).__name__ not in _HOPELESS

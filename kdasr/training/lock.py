@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -11,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdasr.errors import TrainingError
+from kdasr.storage import take_lock
 
 LOCK_FILE = "training.lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: set[int] = set()
 
 
@@ -22,7 +20,7 @@ def used_alone(folder: Path) -> Iterator[None]:
     """Keep other trainings out of `folder` while this lasts, wherever they run.
 
     The system lets go of the lock when this process ends, however it ends; the file stays, and means
-    nothing. On a file system without locks nobody is kept out.
+    nothing. On a file system without locks nobody is kept out, which is said on stderr.
 
     Raises:
         TrainingError: another training uses the folder.
@@ -45,7 +43,7 @@ def used_alone(folder: Path) -> Iterator[None]:
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(descriptor, folder, wait=False)
     except BlockingIOError:
         raise TrainingError(
             "another training uses this folder",
@@ -55,9 +53,6 @@ def _lock(descriptor: int, folder: Path) -> None:
             fix="Wait until that one has ended, or end it there; the same command then goes on from its last "
             "checkpoint. A training beside it needs another folder: --checkpoints, or --work-dir.",
         ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
 
 
 def _let_go_in_copies() -> None:

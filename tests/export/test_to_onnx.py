@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from export.to_onnx import OnnxFormat
 from export.transcribe import open_recogniser
 from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
 from kdasr.models import load_model, save_model
+from kdasr.storage import temporary_name
 from kdasr.streaming import StreamingSession, TorchChunkModel, silence_controls
 from kdasr.symbols import TableUnits
 from tests.export.small_models import STUDENTS, UNITS, RecurrentStudent, conformer, recurrent
@@ -293,7 +293,7 @@ def test_an_export_never_writes_over_files_of_other_programs(tmp_path: Path, nam
 def test_what_a_killed_export_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
     killed = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
     dead, living = int(killed.stdout), os.getppid()
-    host = "".join(c for c in socket.gethostname() if c.isalnum()) or "host"
+    own = temporary_name(Path("of"))
     names = (
         "model.onnx{}",
         "model.int8.onnx{}",
@@ -303,7 +303,8 @@ def test_what_a_killed_export_left_is_removed_and_what_another_writes_is_not(tmp
     )
 
     def left(process: int) -> set[str]:
-        return {f".{name.format(f'.{host}-{process}-0123456789ab.tmp')}" for name in names}
+        end = own.name.removeprefix(".of").replace(f"-{os.getpid()}-", f"-{process}-")
+        return {f".{name.format(end)}" for name in names}
 
     for name in (*left(dead), *left(living), ".mine.1.tmp"):
         (tmp_path / name).touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import threading
@@ -13,8 +14,12 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
+from kdasr.interfaces import Batch
 from kdasr.labelling import summary_text, verify_audio, verify_labels
-from kdasr.storage import RemoteLocation, StorageError, commit_bytes, local, locate, remote
+from kdasr.loader import Stream
+from kdasr.soft_labels import LabelFolder
+from kdasr.storage import RemoteLocation, StorageError, commit_bytes, local, locate, places, remote
+from kdasr.training.order import OneEpoch
 from tests.faults.label_job import NUM_SHARDS, label_files, run
 from tests.faults.object_stores import gs_bucket, s3_bucket
 
@@ -70,6 +75,7 @@ def test_a_folder_that_may_not_or_cannot_be_written_stops_the_job(
     audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """At its first shard: with each further one a teacher's time would be lost."""
+    monkeypatch.setattr(local, "_PATIENCE_S", 0.05)
     original = local._write_through
 
     def refuse(path: Path, data: bytes) -> None:
@@ -81,6 +87,67 @@ def test_a_folder_that_may_not_or_cannot_be_written_stops_the_job(
     summary = run(audio, tmp_path / "labels")
     assert len(summary["shards_not_tried"]) == NUM_SHARDS - 1
     assert os.strerror(number) in next(iter(summary["shards_failed"].values()))
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_labels_that_a_mount_refuses_for_a_moment_are_stored(
+    audio: Path, wanted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(places, "_FIRST_PAUSE_S", 0.0)
+    original, refused = local._write_through, []
+
+    def refuse(path: Path, data: bytes) -> None:
+        if path.name.startswith(".shard") and len(refused) < 3:
+            refused.append(path.name)
+            raise OSError(number, os.strerror(number), str(path))
+        original(path, data)
+
+    monkeypatch.setattr(local, "_write_through", refuse)
+    summary = run(audio, tmp_path / "labels")
+    assert summary["shards_failed"] == {} and len(set(refused)) == 3
+    assert label_files(tmp_path / "labels") == wanted
+
+
+def broken_opens(monkeypatch: pytest.MonkeyPatch, file: str, after: int = 0) -> None:
+    """Let the files of this name fail to open, but for so many times before."""
+    original, count = Path.open, itertools.count()
+
+    def opened(path: Path, *args: Any, **settings: Any) -> Any:
+        if path.name == file and next(count) >= after:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return original(path, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(local, "_PATIENCE_S", 0.05)
+
+
+@pytest.mark.parametrize("after", [0, 1])  # when it is hashed, when an utterance is read
+def test_one_audio_shard_that_cannot_be_read_does_not_stop_the_job(
+    audio: Path, wanted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    out = tmp_path / "labels"
+    with monkeypatch.context() as patched:
+        broken_opens(patched, "shard-000002.tar", after)
+        summary = run(audio, out)
+    ((name, reason),) = summary["shards_failed"].items()
+    assert name.endswith("shard-000002.tar") and summary["shards_labelled"] == NUM_SHARDS - 1
+    assert reason.startswith("ShardError: ") and "Stale file handle" in reason and "damage" not in reason
+    assert run(audio, out)["shards_labelled"] == 1
+    assert label_files(out) == wanted
+
+
+def test_labels_that_cannot_be_read_are_told_to_a_training_in_one_line(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(audio, tmp_path / "labels")
+    batches = OneEpoch(Stream([audio], 60.0, 1, labels=[LabelFolder(tmp_path / "labels")]))
+    file = tmp_path / "labels/shard-000002.kdsl"
+    with monkeypatch.context() as patched:
+        broken_opens(patched, file.name)
+        told = batches[0]
+    assert isinstance(told, StorageError)
+    assert str(told).startswith(f"{file}: the file cannot be read; got [Errno {errno.ESTALE}] Stale")
+    assert isinstance(batches[0], Batch) and len(batches[0].keys) == 2 * NUM_SHARDS
 
 
 def test_a_disk_that_gives_back_other_bytes_is_noticed(
@@ -207,7 +274,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
     s3: str, audio: Path, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(audio, f"{s3}/flaky/audio")
-    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(places, "_FIRST_PAUSE_S", 0.001)
     fs = locate(s3)
     assert isinstance(fs, RemoteLocation)
     failures = flaky(fs.fs, monkeypatch, every=3)
@@ -222,7 +289,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
 def test_a_store_that_is_down_stops_the_job_with_the_address(
     s3: str, audio: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(remote, "_PATIENCE_S", 0.05)
     fs = locate(s3)
     assert isinstance(fs, RemoteLocation)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,7 +17,16 @@ from typing import Any
 import pytest
 
 from kdasr.errors import DamagedShardError, ManifestError, ShardError
-from kdasr.shards import list_shards, open_shard, read_shard, read_utterance, verify_folder, write_shards
+from kdasr.shards import (
+    list_shards,
+    open_shard,
+    read_shard,
+    read_texts,
+    read_utterance,
+    verify_folder,
+    write_shards,
+)
+from kdasr.storage import local, places
 from tests.faults import shard_victim
 
 BLOCK = tarfile.BLOCKSIZE
@@ -138,6 +149,57 @@ def test_a_tar_that_vanishes_after_opening_is_named(shard_path: Path) -> None:
         read_utterance(shard, shard.entries[0])
     with pytest.raises(DamagedShardError, match=r"shard-000000\.tar: the audio shard is missing"):
         open_shard(shard_path)
+
+
+def broken_opens(monkeypatch: pytest.MonkeyPatch, suffix: str, number: int, times: int) -> None:
+    """Let files with this suffix fail to open so many times, from the third time on."""
+    original, count = Path.open, itertools.count()
+
+    def opened(path: Path, *args: Any, **settings: Any) -> Any:
+        if path.suffix == suffix and 2 <= next(count) < 2 + times:
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
+READS: list[Callable[[Path], list[Any]]] = [
+    lambda path: [u.text for s in [open_shard(path)] for u in [read_utterance(s, e) for e in s.entries]],
+    lambda path: [u.text for u in read_shard(path)],
+    lambda path: [text for _ in range(3) for text in read_texts(open_shard(path))],
+    lambda path: [shard.sha256 for _ in range(3) for shard in [open_shard(path, verify=True)]],
+]
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("suffix", [".tar", ".json"])
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN])
+def test_a_mount_that_fails_for_a_moment_does_no_harm(
+    shard_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[Path], list[Any]],
+    suffix: str,
+    number: int,
+) -> None:
+    monkeypatch.setattr(places, "_FIRST_PAUSE_S", 0.0)
+    wanted = read(shard_path)
+    broken_opens(monkeypatch, suffix, number, times=2)
+    assert read(shard_path) == wanted and len(wanted) >= 3
+
+
+def test_a_mount_that_stays_away_is_no_damage(shard_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_PATIENCE_S", 0.01)
+    shard = open_shard(shard_path)
+    wanted = "the audio shard cannot be read; got .*{}.*The shard may be good: look at the disk or its mount"
+    for suffix, number in ((".tar", errno.ESTALE), (".json", errno.EIO), (".tar", errno.EACCES)):
+        with monkeypatch.context() as patched:
+            broken_opens(patched, suffix, number, times=10**6)
+            with pytest.raises(ShardError, match=wanted.format(os.strerror(number))) as told:
+                for entry in shard.entries:
+                    open_shard(shard_path, verify=True)
+                    read_utterance(shard, entry)
+        assert type(told.value) is ShardError and str(told.value).startswith(f"{shard_path}: ")
+        assert isinstance(told.value.__cause__, OSError)  # by which labelling tells it from an utterance's
 
 
 def test_the_manifest_of_another_shard_is_found(shard_path: Path) -> None:

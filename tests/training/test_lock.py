@@ -96,7 +96,7 @@ def test_a_killed_process_keeps_nobody_out_though_its_copies_live(tmp_path: Path
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
 def test_a_file_system_without_locks_keeps_nobody_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     def fails(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -108,6 +108,8 @@ def test_a_file_system_without_locks_keeps_nobody_out(
     else:
         with used_alone(tmp_path), used_alone(tmp_path):
             pass
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{tmp_path}: the file system has no locks ({os.strerror(number)}): ")
 
 
 def test_where_the_first_process_is_refused_the_others_end(data: Path, tmp_path: Path) -> None:
