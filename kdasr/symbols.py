@@ -18,7 +18,7 @@ import sentencepiece
 
 from kdasr.errors import UnitsError
 from kdasr.interfaces import BLANK_ID
-from kdasr.storage import Location, Place, locate
+from kdasr.storage import Location, Place, commit_changed, locate
 
 BLANK_SYMBOL = "<blk>"
 WORD_START = "▁"
@@ -68,7 +68,7 @@ class SymbolUnits:
 
     def save(self, folder: Place | Location) -> None:
         text = json.dumps(self._card(), ensure_ascii=False, indent=1) + "\n"
-        locate(folder).child(UNITS_FILE).commit(text.encode())
+        commit_changed(locate(folder).child(UNITS_FILE), text.encode())
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -159,7 +159,7 @@ class TableUnits(SymbolUnits):
 
     def save(self, folder: Place | Location) -> None:
         if self.model_bytes is not None:
-            locate(folder).child(SENTENCEPIECE_FILE).commit(self.model_bytes)
+            commit_changed(locate(folder).child(SENTENCEPIECE_FILE), self.model_bytes)
         super().save(folder)
 
     def _card(self) -> dict[str, Any]:

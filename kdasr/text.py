@@ -24,7 +24,7 @@ import sentencepiece
 
 from kdasr.errors import UnitsError
 from kdasr.interfaces import BLANK_ID
-from kdasr.storage import Location, Place, commit_bytes, locate
+from kdasr.storage import Location, Place, commit_bytes, commit_changed, locate
 from kdasr.symbols import (
     BLANK_SYMBOL,
     FORMAT,
@@ -278,7 +278,7 @@ class SentencePieceUnits(SymbolUnits):
         return ids
 
     def save(self, folder: Place | Location) -> None:
-        locate(folder).child(SENTENCEPIECE_FILE).commit(self.model_bytes)
+        commit_changed(locate(folder).child(SENTENCEPIECE_FILE), self.model_bytes)
         super().save(folder)
 
 

@@ -6,10 +6,12 @@ import os
 import re
 import shlex
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from data_prep.manifest import Settings as ManifestSettings
 from kdasr.cli import _settings, build_parser
 from kdasr.pipeline import taken_keys
 from kdasr.recipe import load_recipe, run_stages
@@ -121,10 +123,13 @@ def test_slurm_trains_with_a_process_for_each_gpu(bin_folder: Path) -> None:
 
 def test_slurm_labels_by_an_array_and_by_ray(bin_folder: Path) -> None:
     *_, line = run(bin_folder, "label.sbatch", "recipes/mini/label.yaml", "--work-dir", "runs/x", **SLURM)
-    assert "--shard-index 3 --num-shards 16" in line and line.endswith("--work-dir runs/x")
+    assert line.endswith("--shard-index 3 --num-shards 16 --device cuda --work-dir runs/x")
     check_kdasr(line.split()[1:])
     *_, line = run(bin_folder, "label.sbatch", "recipes/mini/label.yaml", JOBS="64", **SLURM)
     assert "--shard-index 3 --num-shards 64" in line
+    without = {name: value for name, value in SLURM.items() if name != "SLURM_GPUS_ON_NODE"}
+    *_, line = run(bin_folder, "label.sbatch", "recipes/mini/label.yaml", **without)
+    assert line.endswith("--shard-index 3 --num-shards 16")
 
     lines = run(bin_folder, "label-ray.sbatch", "recipes/mini/label.yaml", **SLURM)
     parts = "--num-cpus=12 --num-gpus=4 --disable-usage-stats --block"
@@ -186,9 +191,50 @@ def test_a_file_is_whole_and_says_how_it_is_used(path: Path) -> None:
     assert path.name in (ROOT / "docs/clusters.md").read_text()
 
 
-def test_the_commands_of_the_page_can_be_run() -> None:
+def blocks_of_the_page() -> list[str]:
     text = (ROOT / "docs/clusters.md").read_text().replace("\\\n", " ")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+
+
+def test_a_corpus_in_parts_is_prepared_labelled_and_learnt_from(bin_folder: Path) -> None:
+    (block,) = [block for block in blocks_of_the_page() if "split --number" in block]
+    sbatch = """
+while [[ $1 == --* && $1 != --wrap ]]; do shift; done
+if [[ $1 == --wrap ]]; then SLURM_ARRAY_TASK_ID=7 bash -c "$2"; else echo label "${@:2}"; fi
+"""
+    for name, body in (("sbatch", sbatch), ("kdasr", 'echo "$@"')):
+        (bin_folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (bin_folder / name).chmod(0o755)
+    lines = [f'{{"audio_filepath": "clips/{number}.flac"}}\n' for number in range(1000)]
+    (bin_folder / "audio.jsonl").write_text("".join(lines))
+    path = f"{bin_folder}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", block], env={"PATH": path}, cwd=bin_folder, capture_output=True, text=True, check=True
+    )
+    names = [f"audio-{number:02d}" for number in range(64)]
+    parts = [bin_folder / f"parts/{name}.jsonl" for name in names]
+    assert [line for part in parts for line in part.read_text().splitlines(True)] == lines
+    prepare, *label, train = [
+        build_parser().parse_known_args(line.split()) for line in done.stdout.splitlines()
+    ]
+    settings = _settings(prepare[1])
+    assert (prepare[0].name, prepare[0].corpus, prepare[0].out) == (
+        "manifest", Path("parts"), Path("runs/big/shards"),
+    )  # fmt: skip
+    assert settings == {"audio_folder": "..", "split": "audio-07"}
+    assert settings.keys() <= {field.name for field in fields(ManifestSettings)}
+    assert [_settings(rest)["subset"] for _, rest in label] == names
+    assert _settings(train[1]) == {
+        "work_dir": "runs/big",
+        "unlabelled": [f"runs/big/shards/{name}" for name in names],
+        "labels": [f"runs/big/labels/{name}" for name in names],
+    }
+    for line in done.stdout.splitlines()[1:]:
+        check_kdasr(line.split())
+
+
+def test_the_commands_of_the_page_can_be_run() -> None:
+    blocks = [block for block in blocks_of_the_page() if "split --number" not in block]
     lines = [line for block in blocks for line in block.splitlines() if line]
     assert len(lines) >= 8
     for line in lines:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
+from kdasr.errors import ShardError
 from kdasr.labelling.audio_source import local_copy
-from kdasr.labelling.out_folder import why_not_done
+from kdasr.labelling.out_folder import labels_there
+from kdasr.labelling.progress import Totals
+from kdasr.labelling.settings import ShardResult, labelled_seconds
 from kdasr.manifest import read_manifest as read_audio_manifest
+from kdasr.reasons import counted
 from kdasr.soft_labels import Header, label_file
-from kdasr.storage import Place, is_url
+from kdasr.storage import Place
 
-#: Shards that are looked at together where they lie in a store.
+#: Shards that are looked at together: each takes journeys to a store, or to the server of a folder.
 _JOURNEYS = 16
-_FIX = "Give another `--out`, or `--overwrite true` to replace these labels."
+#: Shards that are looked at before what was found is counted, for what is found takes memory.
+_AT_A_TIME = 1000
+#: Shards of which it is said that they are looked at.
+_MANY = 1000
+FIX = "Give another `--out`, or `--overwrite true` to replace these labels."
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """What there is to do.
 
@@ -28,12 +37,21 @@ class Plan:
         done: audio shards that are labelled already.
         damaged: why labels that exist must be made again, by audio shard.
         seconds: audio in `todo`.
+        before: sums over the labels of `done`; nothing is known of their times and of what was heard.
     """
 
-    todo: list[str]
-    done: list[str]
-    damaged: dict[str, str]
+    todo: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    before: Totals = field(default_factory=lambda: Totals(0, 0))
+
+
+class _Found(NamedTuple):
+    """What is there of one audio shard: its labels, or what is wrong with them, "" if there are none."""
+
     seconds: float
+    labels: ShardResult | str
 
 
 def find_work(
@@ -42,35 +60,47 @@ def find_work(
     """Sort shards into done and to do.
 
     Done means: a manifest exists, it is of this configuration and this audio, and the file has the
-    manifest's size (with `verify`: its sha256, and every utterance decodes).
+    manifest's size (with `verify`: its sha256, and every utterance decodes). Audio whose manifest cannot
+    be read is to do: whoever labels it says what is wrong.
 
     Raises:
         LabelMismatchError: labels of another configuration or of other audio, unless `overwrite`.
     """
-    plan = Plan([], [], {}, 0.0)
-    seconds = 0.0
+    plan = Plan()
 
-    def look(audio: str) -> tuple[float, str | None]:
-        with local_copy(audio, manifest_only=True) as path:
-            shard = read_audio_manifest(path)
-        file = label_file(out, shard.path.name)
-        return shard.seconds, why_not_done(file, shard, expect, fix=_FIX, verify=verify, overwrite=overwrite)
+    def look(audio: str) -> _Found:
+        try:
+            with local_copy(audio, manifest_only=True) as path:
+                shard = read_audio_manifest(path)
+        except ShardError:
+            return _Found(0.0, "")
+        file = label_file(out, path.name)
+        found = labels_there(file, shard, expect, fix=FIX, verify=verify, overwrite=overwrite)
+        if isinstance(found, str):
+            return _Found(shard.seconds, found)
+        labelled_s = labelled_seconds(shard, found)
+        return _Found(shard.seconds, ShardResult(path.name, found, shard.seconds, labelled_s, 0.0))
 
-    for audio, (shard_s, problem) in zip(shards, each(look, shards, out), strict=True):
-        if problem is None:
+    for audio, (seconds, labels) in zip(shards, each(look, shards), strict=True):
+        if isinstance(labels, ShardResult):
             plan.done.append(audio)
+            plan.before.add_labels(labels)
             continue
         plan.todo.append(audio)
-        seconds += shard_s
-        if problem:
-            plan.damaged[audio] = problem
-    return Plan(plan.todo, plan.done, plan.damaged, seconds)
+        plan.seconds += seconds
+        if labels:
+            plan.damaged[audio] = labels
+    return plan
 
 
-def each(look: Callable[[str], _T], shards: Sequence[str], out: Place) -> Iterator[_T]:
-    """`look` at every shard; at many at once where each takes journeys to a store."""
-    if not (is_url(out) or (shards and is_url(shards[0]))):
-        yield from map(look, shards)
-        return
+def each(look: Callable[[str], _T], shards: Sequence[str]) -> Iterator[_T]:
+    """`look` at every shard, at many at once."""
     with ThreadPoolExecutor(_JOURNEYS) as pool:
-        yield from pool.map(look, shards)
+        for start in range(0, len(shards), _AT_A_TIME):
+            yield from pool.map(look, shards[start : start + _AT_A_TIME])
+
+
+def say_looking(shards: Sequence[str]) -> None:
+    """Tell people what is done first where it may take long."""
+    if len(shards) >= _MANY:
+        print(f"looking at {counted(len(shards), 'shard')}", file=sys.stderr)

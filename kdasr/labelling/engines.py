@@ -22,12 +22,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
-from kdasr.errors import ConfigError, KdasrError
+from kdasr.errors import ConfigError, KdasrError, ShardError
 from kdasr.labelling.audio_source import local_copy
 from kdasr.labelling.settings import Settings, ShardResult
 from kdasr.labelling.shard_job import label_shard, probe
 from kdasr.labelling.teachers import Teacher, TeacherSource
-from kdasr.storage import Place, StorageError
+from kdasr.storage import Place, StorageError, is_url
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _READY = "ready"
@@ -81,6 +81,7 @@ class Report(NamedTuple):
         result: of a shard that was labelled.
         reason: of a failure or death.
         fatal: the failure would meet every other shard too (a full disk, …).
+        may_pass: a store or a file system was out of reach, perhaps not for long.
     """
 
     task: Task
@@ -89,14 +90,17 @@ class Report(NamedTuple):
     result: ShardResult | None = None
     reason: str = ""
     fatal: bool = False
+    may_pass: bool = False
 
 
 class Crew(Protocol):
-    """Workers, numbered from 0; each has at most one task."""
+    """Workers, each with at most one task, who take tasks in the order in which they are given."""
 
     size: int
 
-    def submit(self, worker: int, task: Task) -> None: ...
+    def submit(self, task: Task) -> None:
+        """Give a task; at most `size` may be out."""
+        ...
 
     def wait(self) -> Report:
         """The next report; only called while tasks are out. A dead worker is replaced."""
@@ -125,7 +129,21 @@ def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
     except Exception as error:
         # A store that fails is the one of the labels: what cannot be fetched is a ShardError.
         fatal = isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FATAL)
-        return Report(task, worker, "failed", reason=f"{type(error).__name__}: {error}", fatal=fatal)
+        may_pass = _is_remote_outage(error, work.out) if fatal else _is_unfetched(error)
+        reason = f"{type(error).__name__}: {error}"
+        return Report(task, worker, "failed", reason=reason, fatal=fatal, may_pass=may_pass)
+
+
+def _is_unfetched(error: Exception) -> bool:
+    """Whether the audio could not be read at all, rather than read and found damaged."""
+    found = error.__cause__ if isinstance(error, ShardError) else error
+    return isinstance(found, OSError | StorageError)
+
+
+def _is_remote_outage(error: Exception, out: Place) -> bool:
+    """Whether labels could not be stored for a reason that passes by itself, as a full or broken disk and
+    missing rights do not."""
+    return is_url(out) and not isinstance(error.__cause__, PermissionError)
 
 
 def fetch_and_label(
@@ -164,7 +182,7 @@ class InlineCrew:
         set_threads(work.settings)
         self._tasks: deque[Task] = deque()
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, task: Task) -> None:
         self._tasks.append(task)
 
     def wait(self) -> Report:
@@ -195,7 +213,10 @@ class ProcessCrew:
         self._ready: set[int] = set()
         self._stillborn = 0
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, task: Task) -> None:
+        self._give(next(worker for worker in range(self.size) if worker not in self._tasks), task)
+
+    def _give(self, worker: int, task: Task) -> None:
         self._tasks[worker] = task
         # A worker may have died while idle; its death is reported by `wait`.
         with contextlib.suppress(OSError):
@@ -245,7 +266,7 @@ class ProcessCrew:
         self._stillborn += 1
         if self._stillborn >= MAX_STILLBORN:
             raise ConfigError(f"workers cannot start: {reason}", fix="Run `--engine inline` to see why.")
-        self.submit(worker, self._tasks[worker])
+        self._give(worker, self._tasks[worker])
         return None
 
     def _start(self, number: int) -> tuple[BaseProcess, Connection]:

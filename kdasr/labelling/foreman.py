@@ -1,8 +1,9 @@
-"""Gives shards to a crew and decides what follows when a worker dies.
+"""Gives shards to a crew and decides what follows when a worker dies or a store is out of reach.
 
 A shard whose worker dies is done again, from its beginning. One that has killed `_MAX_DEATHS`
 workers is searched: each of its utterances is tried alone, and those that kill are left out by name.
-If none does, the shard is put aside and reported.
+If none does, the shard is put aside and reported. A shard whose audio or labels were out of reach is done
+again once, after all others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from kdasr.errors import ShardError
 from kdasr.labelling.audio_source import local_copy
 from kdasr.labelling.engines import Crew, Report, Task
 from kdasr.labelling.settings import ShardResult
@@ -49,13 +51,14 @@ class _Case:
     probe_deaths: dict[str, int] = field(default_factory=dict)
     culprits: dict[str, str] = field(default_factory=dict)
     searched: bool = False
+    put_off: bool = False
 
 
 class Foreman:
     """Runs shards through a crew; `run` yields each shard's outcome as it comes.
 
-    After a failure that every other shard would meet too (a full disk), what is under way ends and
-    nothing more is begun.
+    After a failure that every other shard would meet too (a full disk; a store that does not take the labels
+    of more shards in a row than there are workers), what is under way ends and nothing more is begun.
     """
 
     def __init__(self, crew: Crew) -> None:
@@ -63,31 +66,35 @@ class Foreman:
         self._queue: deque[Task] = deque()
         self._cases: dict[str, _Case] = {}
         self._is_stopped = False
+        self._not_stored = 0  # shards since the last one that was
 
     def run(self, shards: Iterable[str]) -> Iterator[Outcome]:
         self._queue.extend(Task(audio) for audio in shards)
         self._cases = {task.audio: _Case() for task in self._queue}
-        idle = set(range(self._crew.size))
-        while self._queue or len(idle) < self._crew.size:
-            while self._queue and idle:
-                self._begin(idle.pop())
+        under_way = 0
+        while self._queue or under_way:
+            while self._queue and under_way < self._crew.size:
+                self._begin(self._queue.popleft())
+                under_way += 1
             report = self._crew.wait()
-            idle.add(report.worker)
+            under_way -= 1
             outcome = self._probed(report) if report.task.probe_key is not None else self._labelled(report)
             if self._is_stopped:
                 self._queue.clear()
             if outcome is not None:
                 yield outcome
 
-    def _begin(self, worker: int) -> None:
-        task = self._queue.popleft()
+    def _begin(self, task: Task) -> None:
         if task.probe_key is None:
             self._cases[task.audio].attempts += 1
-        self._crew.submit(worker, task)
+        self._crew.submit(task)
 
     def _labelled(self, report: Report) -> Outcome | None:
         task, case = report.task, self._cases[report.task.audio]
         if report.kind != "died":
+            if self._is_put_off(report):
+                self._queue.append(task)
+                return None
             if report.fatal:
                 self._is_stopped = True
             return Outcome(task.audio, report.result, report.reason, case.attempts)
@@ -97,8 +104,20 @@ class Foreman:
             return None
         if case.searched:
             return self._quarantined(task.audio)
-        self._search(task.audio)
+        try:
+            self._search(task.audio)
+        except ShardError as error:  # damaged, or out of reach now
+            return Outcome(task.audio, None, f"{report.reason}; {error}", case.attempts)
         return None
+
+    def _is_put_off(self, report: Report) -> bool:
+        """Whether a shard that failed is to be tried again after all others: once, where that may help."""
+        case = self._cases[report.task.audio]
+        self._not_stored = 0 if report.kind == "done" else self._not_stored + report.fatal
+        if not report.may_pass or case.put_off or self._not_stored > self._crew.size:
+            return False
+        case.put_off = True
+        return True
 
     def _search(self, audio: str) -> None:
         """Try every utterance alone."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,18 @@ from typing import Any
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, KdasrError, ShardError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.done import Plan, each, find_work
+from kdasr.labelling.done import FIX, Plan, find_work, say_looking
 from kdasr.labelling.engines import AUTO_DEVICE, Crew, InlineCrew, ProcessCrew, Work
 from kdasr.labelling.foreman import Foreman
-from kdasr.labelling.out_folder import open_whole, refuse_audio
+from kdasr.labelling.out_folder import open_whole, refuse_audio, refuse_other_labels
 from kdasr.labelling.planning import compare, plan_text, read_plan
 from kdasr.labelling.progress import Display, Totals, all_together
-from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
+from kdasr.labelling.settings import Settings, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
 from kdasr.manifest import read_manifest as read_audio_manifest
 from kdasr.ranks import Ranks, ranks
 from kdasr.reasons import counted, duration
-from kdasr.soft_labels import label_file, read_manifest
+from kdasr.soft_labels import label_file
 from kdasr.storage import Place, is_url, locate, remove_leftovers
 
 ENGINES = ("inline", "processes", "ray")
@@ -79,7 +78,7 @@ def label(
     """
     settings, job = settings or Settings(), sharing_ranks(engine=engine, num_shards=num_shards)
     check_job(engine=engine, workers=workers, shard_index=shard_index, num_shards=num_shards)
-    refuse_audio(out)
+    names = refuse_audio(out)
     if not job.alone:
         shard_index, num_shards = job.rank, job.count
     if engine == "ray":  # whose nodes may have what this machine lacks
@@ -94,7 +93,12 @@ def label(
     loaded = source.load(device if engine == "inline" else "cpu")
     _check_codec(loaded, settings)
     settings.check_windows(loaded.model.subsampling)
-    plan = find_work(shards, out, make_header(loaded, settings, "", ""), verify=verify, overwrite=overwrite)
+    expect = make_header(loaded, settings, "", "")
+    if not overwrite:
+        refuse_other_labels(out, names, expect, fix=FIX)
+    if job.first:
+        say_looking(shards)
+    plan = find_work(shards, out, expect, verify=verify, overwrite=overwrite)
     # Beside the labels, so that a student can be trained on these units or map them to its own.
     loaded.units.save(out)
     totals = Totals(len(shards), len(plan.done))
@@ -106,8 +110,7 @@ def label(
         crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
         log_path = _log_path(log, out, shard_index, num_shards)
         _run(crew, plan, totals, log_path, display)
-    for result in _previous(out, plan.done):
-        totals.add_labels(result)
+    totals = all_together([totals, plan.before])
     summary = all_together(job.gather(totals)).summary()
     summary["compared_with_plan"] = compare(out, summary)
     return summary
@@ -212,15 +215,3 @@ def _log_path(log: Path | None, out: Place, shard_index: int, num_shards: int) -
         return log
     part = f"-{shard_index}-of-{num_shards}" if num_shards > 1 else ""
     return Path(str(out)) / f"log{part}.jsonl"
-
-
-def _previous(out: Place, done: Sequence[str]) -> Iterator[ShardResult]:
-    """What became of shards in earlier runs; nothing is known of their times and of what was heard."""
-
-    def look(audio: str) -> ShardResult:
-        with local_copy(audio, manifest_only=True) as path:
-            shard = read_audio_manifest(path)
-        manifest = read_manifest(label_file(out, path.name))
-        return ShardResult(path.name, manifest, shard.seconds, labelled_seconds(shard, manifest), 0.0)
-
-    return each(look, done, out)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError
+from kdasr.errors import ConfigError, DamagedLabelsError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import SoftLabels
 from kdasr.manifest import Shard
 from kdasr.soft_labels import (
@@ -20,17 +20,41 @@ from kdasr.soft_labels import (
     read_manifest,
     write_label_shard,
 )
+from kdasr.soft_labels.shard import SUFFIX
 from kdasr.storage import Location, Place, is_url, locate, refuse_file
 
 
-def refuse_audio(out: Place) -> None:
-    """Raise ConfigError if `out` is a file, or holds audio shards: labels would replace their manifests."""
+def refuse_audio(out: Place) -> list[str]:
+    """The names of what is in `out`, sorted.
+
+    Raises:
+        ConfigError: it is a file, or holds audio shards: labels would replace their manifests.
+    """
     if not is_url(out):
         refuse_file(Path(str(out)), "labels go into a folder")
-    if any(name.endswith(".tar") for name in locate(out).names()):
+    names = locate(out).names()
+    if any(name.endswith(".tar") for name in names):
         raise ConfigError(
             "labels cannot lie in a folder of audio shards", where=str(out), fix="Give another `out`."
         )
+    return names
+
+
+def refuse_other_labels(out: Place, names: Iterable[str], expect: Header, *, fix: str) -> None:
+    """Raise LabelMismatchError if the first labels among the `names` in `out` are of another configuration.
+
+    One job of an array looks at its own shards alone, of which none may be labelled yet.
+    """
+    for name in names:
+        if name.endswith(SUFFIX):
+            file = locate(out).child(name)
+            try:
+                manifest = read_manifest(file)
+            except DamagedLabelsError:  # unfinished: its own job does it again
+                continue
+            if manifest.get("config_hash") != expect.config_hash:
+                _raise_difference(manifest, expect, str(file), fix)
+            return
 
 
 def write_labels(
@@ -49,16 +73,17 @@ def write_labels(
     """
     file = label_file(out, shard.path.name)
     if not overwrite:
-        why_not_done(file, shard, header, fix="Give another `out`.")
+        labels_there(file, shard, header, fix="Give another `out`.")
     return write_label_shard(file, header, items, extra={"seconds": round(shard.seconds, 3)})
 
 
-def why_not_done(
+def labels_there(
     file: Location, shard: Shard, expect: Header, *, fix: str, verify: bool = False, overwrite: bool = False
-) -> str | None:
-    """What is wrong with the labels of an audio shard; "" if there are none, None if they are as expected.
+) -> dict[str, Any] | str:
+    """The manifest of the labels of an audio shard, or what is wrong with them; "" if there are none.
 
-    With `verify` they are read whole.
+    What the manifest says is believed where the file has the size, since it was written last; with `verify`
+    the labels are read whole.
 
     Raises:
         LabelMismatchError: they are of another configuration or of other audio, and not to be overwritten.
@@ -75,15 +100,30 @@ def why_not_done(
         if overwrite:
             return "labelled with another configuration"
         _raise_difference(manifest, expect, str(file), fix)
+    if not verify and _audio_of(manifest) == shard.sha256:
+        file_bytes = file.size()
+        return manifest if file_bytes == manifest["bytes"] else _other_size(manifest, file_bytes)
     try:
         labels = open_whole(file) if verify else open_label_shard(file)
     except SoftLabelError as error:
         return str(error)
     if labels.header.audio_sha256 == shard.sha256:
-        return None
+        return manifest
     if not overwrite:
         _refuse_other_audio(labels, shard, str(file), fix)
     return "the audio is not what was labelled"
+
+
+def _audio_of(manifest: Mapping[str, Any]) -> object:
+    """The sha256 of the audio that a manifest speaks of."""
+    header = manifest.get("header")
+    return header.get("audio_sha256") if isinstance(header, dict) else None
+
+
+def _other_size(manifest: Mapping[str, Any], file_bytes: int | None) -> str:
+    if file_bytes is None:
+        return "there is a manifest without its labels"
+    return f"the labels have {file_bytes} bytes, and their manifest says {manifest['bytes']}"
 
 
 def open_whole(file: Location, expect: Mapping[str, object] | None = None) -> LabelShard:

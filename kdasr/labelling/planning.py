@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from kdasr.devices import usable_device
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, ShardError
 from kdasr.labelling.audio_source import list_audio, local_copy
-from kdasr.labelling.done import each, find_work
+from kdasr.labelling.done import each, find_work, say_looking
 from kdasr.labelling.engines import fetch_and_label, set_threads, settings_of_one
 from kdasr.labelling.settings import Settings, ShardResult, make_header
 from kdasr.labelling.teachers import FolderTeacher, Teacher, TeacherSource
@@ -99,18 +99,21 @@ def plan(
                 "a plan needs a sample and workers", where=name, expected="1 or more", got=value
             )
     shards = list_audio(audio)
-    seconds = list(each(_seconds, shards, out or ""))
+    say_looking(shards)
     sample = sorted({round(i) for i in np.linspace(0, len(shards) - 1, min(sample_shards, len(shards)))})
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     # As the job will: workers on one machine share its threads.
     settings = settings_of_one(settings, workers)
     loaded = source.load(device)
     done = 0
-    if out is not None:
+    if out is None:
+        seconds = sum(each(_seconds, shards))
+    else:
         # Labels of another teacher, say, are none: whether they may be replaced is for the job to tell.
-        done = len(find_work(shards, out, make_header(loaded, settings, "", ""), overwrite=True).done)
+        found = find_work(shards, out, make_header(loaded, settings, "", ""), overwrite=True)
+        done, seconds = len(found.done), found.seconds + found.before.seconds
     results = _label_sample(loaded, [shards[i] for i in sample], settings)
-    prediction = _extrapolate(results, sum(seconds), len(shards), workers, price_per_worker_hour)
+    prediction = _extrapolate(results, seconds, len(shards), workers, price_per_worker_hour)
     if out is not None:
         prediction = replace(prediction, shards_done=done)
         file = locate(out).child(PREDICTION_FILE)
@@ -223,8 +226,11 @@ def _extrapolate(
 
 
 def _seconds(shard: str) -> float:
-    with local_copy(shard, manifest_only=True) as path:
-        return read_manifest(path).seconds
+    try:
+        with local_copy(shard, manifest_only=True) as path:
+            return read_manifest(path).seconds
+    except ShardError:
+        return 0.0  # the job will say why it cannot be labelled
 
 
 def _number(value: float) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ import torch
 
 from kdasr.errors import ConfigError, MissingDependencyError
 from kdasr.labelling.engines import AUTO_DEVICE, MAX_STILLBORN, Report, Task, Work, execute, set_threads
+from kdasr.reasons import counted
+
+#: How long nothing may be heard until it is said that no worker is there.
+_PATIENCE_S = 60.0
 
 
 class RayCrew:
     """Actors with a teacher each; one that dies is created anew.
 
     Not ActorPool, which never replaces a dead actor, and not Ray Data, which retries for ever.
-    Tasks name shards and carry no audio; each actor reads and writes by itself.
+    Tasks name shards and carry no audio; each actor reads and writes by itself. A task is nobody's until an
+    actor is there for it: where a node is lost for good, the others do its shards.
 
     Args:
         work: what to do. Places in it must mean the same on every node. A device of `AUTO_DEVICE` is a
@@ -49,27 +55,50 @@ class RayCrew:
         self._stillborn = 0
         self._actors: dict[int, Any] = {}
         self._ready: set[int] = set()
-        # What each worker is to answer next: that it is ready, then its report.
+        # What each worker is to answer next, or answered last: that it is ready, then its report.
         self._answers: dict[int, Any] = {}
         self._tasks: dict[int, Task] = {}
+        self._waiting: deque[Task] = deque()
         for number in range(size):
             self._start(number)
 
-    def submit(self, worker: int, task: Task) -> None:
-        self._tasks[worker] = task
-        # To one that is known to be ready only, or a shard that kills at once looks like an actor that
-        # cannot start: Ray may lose the last answer of an actor that dies.
-        if worker in self._ready:
-            self._answers[worker] = self._actors[worker].execute.remote(task)
+    def submit(self, task: Task) -> None:
+        self._waiting.append(task)
 
     def wait(self) -> Report:
         while True:
-            workers = {self._answers[worker]: worker for worker in self._tasks}
-            answers, _ = self._ray.wait(list(workers), num_returns=1)
+            self._hand_out()
+            # A worker that has not started matters only where a task waits for one.
+            workers = {
+                answer: worker
+                for worker, answer in self._answers.items()
+                if worker in self._tasks or (self._waiting and worker not in self._ready)
+            }
+            answers, _ = self._ray.wait(list(workers), num_returns=1, timeout=_PATIENCE_S)
+            if not answers:
+                self._say_who_is_missing()
+                continue
             report = self._receive(answers[0], workers[answers[0]])
             if report is not None:
                 del self._tasks[report.worker]
                 return report
+
+    def _hand_out(self) -> None:
+        # To those that are known to be ready only: an actor whose node is lost may never start, and a shard
+        # that kills at once would look like one that cannot start, since Ray may lose the last answer of an
+        # actor that dies.
+        for worker in sorted(self._ready - self._tasks.keys())[: len(self._waiting)]:
+            self._tasks[worker] = task = self._waiting.popleft()
+            self._answers[worker] = self._actors[worker].execute.remote(task)
+
+    def _say_who_is_missing(self) -> None:
+        if self._tasks:
+            return  # a shard may take longer
+        print(
+            f"waiting for Ray: none of {counted(self.size, 'worker')} is ready, because its teacher is still "
+            "being loaded, or because the cluster has no room for it (`ray status`)",
+            file=sys.stderr,
+        )
 
     def _receive(self, answer: Any, worker: int) -> Report | None:
         try:
@@ -83,11 +112,10 @@ class RayCrew:
         if report is None:
             self._ready.add(worker)
             self._stillborn = 0
-            self.submit(worker, self._tasks[worker])
         return report
 
     def _check_room(self, gpus: int) -> None:
-        """Refuse more actors than fit: the shards of one that never starts would be waited for for ever."""
+        """Refuse more actors than fit, which would never start."""
         for kind, needed in (("CPU", self.size), ("GPU", self.size * gpus)):
             there = int(self._ray.cluster_resources().get(kind, 0))
             if there < needed:
@@ -101,7 +129,7 @@ class RayCrew:
                 )
 
     def _bury(self, worker: int, error: Exception) -> Report | None:
-        """Replace a dead actor; no report if it died before it was given its task."""
+        """Replace a dead actor; no report if it died before it was ready for a task."""
         # One that is only out of reach must not keep the room of its successor.
         self._ray.kill(self._actors[worker])
         was_ready = worker in self._ready

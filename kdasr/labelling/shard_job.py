@@ -71,7 +71,8 @@ def label_shard(
 
     The bytes written depend on the shard, the teacher and the settings alone. An utterance that
     cannot be labelled gets a placeholder with its reason; nothing is written before all are done.
-    Where the memory does not hold a batch, this one and all of the teacher's later ones are halved.
+    Where the memory does not hold a batch, or the codec's work on it, this one and all of the teacher's later
+    ones are halved.
 
     Args:
         exclude: keys not to be tried, with the reasons.
@@ -166,7 +167,7 @@ class _ShardRun:
         self._pieces: dict[int, dict[int, SoftLabels]] = {}
         self._num_segments: dict[int, int] = {}
         self._decoded = _Decoded()
-        self._encoding: deque[Future[None]] = deque()
+        self._encoding: deque[tuple[_Loaded, Future[None]]] = deque()
         self._codec_stream = _codec_stream(teacher.device)
         self._least_frames = int((teacher.max_seconds or 0) * 1000 / FRAME_SHIFT_MS)
         self.teacher_s = self.encode_s = self.padding = self._teacher_done = 0.0
@@ -185,7 +186,7 @@ class _ShardRun:
         ):
             for loaded in self._loaded(batches, decoder):
                 self._forward_all(loaded, encoder)
-            self._wait_for_encoder(0)
+            self._wait_for_encoder(0, encoder)
         self._check_teacher()
         return [
             (entry.key, self._outcome(number, entry.key)) for number, entry in enumerate(self._shard.entries)
@@ -314,11 +315,10 @@ class _ShardRun:
     def _forward_all(self, loaded: _Loaded, encoder: Executor) -> None:
         if not loaded.segments:
             return
-        count, room = len(loaded.segments), self._teacher.room
-        half, size = -(-count // 2), count
-        frames = count * max(self._least_frames, *(segment.frames for segment in loaded.segments))
-        if count > 1 and room.frames is not None and frames > room.frames:
-            self._forward_parts(loaded, half, encoder)
+        size = count = len(loaded.segments)
+        room = self._teacher.room.frames
+        if count > 1 and room is not None and self._frames(loaded) > room:
+            self._forward_parts(loaded, -(-count // 2), encoder)
             return
         try:
             heard = self._forward(loaded)
@@ -331,25 +331,46 @@ class _ShardRun:
             if count == 1:
                 self._fail(loaded.segments[0], f"the teacher raised {type(error).__name__}: {_reason(error)}")
                 return
-            size = 1  # one utterance must not take its batch with it
-            if out_of_memory:
-                self.halved += 1
-                size, room.frames = half, half * frames // count
+            # Or one by one: one utterance must not take its batch with it.
+            size = self._halve(loaded) if out_of_memory else 1
         if size < count:
             # Not above: an error that is at hand holds on to the memory of the pass that raised it.
             self._forward_parts(loaded, size, encoder)
             return
-        self._encoding.append(encoder.submit(self._store, loaded.segments, heard))
-        self._wait_for_encoder(_MAX_UNENCODED)
+        self._encoding.append((loaded, encoder.submit(self._store, loaded.segments, heard)))
+        del heard  # whose memory may be needed while another batch goes through the teacher again
+        self._wait_for_encoder(_MAX_UNENCODED, encoder)
 
     def _forward_parts(self, loaded: _Loaded, size: int, encoder: Executor) -> None:
         for part in loaded.parts(size):
             self._forward_all(part, encoder)
 
-    def _wait_for_encoder(self, most: int) -> None:
-        """Until at most so many batches are with the codec; its errors come up here."""
+    def _halve(self, loaded: _Loaded) -> int:
+        """How many utterances are half a batch that the memory does not hold; no later one will be larger."""
+        count, room = len(loaded.segments), self._teacher.room
+        half = -(-count // 2)
+        frames = half * self._frames(loaded) // count
+        room.frames = frames if room.frames is None else min(room.frames, frames)
+        self.halved += 1
+        return half
+
+    def _frames(self, loaded: _Loaded) -> int:
+        """Feature frames of a batch, padding included."""
+        longest = max(self._least_frames, *(segment.frames for segment in loaded.segments))
+        return len(loaded.segments) * longest
+
+    def _wait_for_encoder(self, most: int, encoder: Executor) -> None:
+        """Until at most so many batches are with the codec. What it had no memory for goes through the
+        teacher again, in halves; its other errors come up here."""
         while len(self._encoding) > most:
-            self._encoding.popleft().result()
+            loaded, stored = self._encoding.popleft()
+            error = stored.exception()
+            if error is None:
+                continue
+            if len(loaded.segments) == 1 or not _is_out_of_memory(error):
+                raise error
+            del error, stored  # they hold on to the memory of the batch
+            self._forward_parts(loaded, self._halve(loaded), encoder)
 
     def _forward(self, loaded: _Loaded) -> list[_Heard]:
         """What the teacher gives; an accelerator may still be at it, and gets the next batch meanwhile."""

@@ -21,7 +21,7 @@ from kdasr.storage.local import (
     temporary_name,
     with_patience,
 )
-from kdasr.storage.places import Location, Place, StorageError
+from kdasr.storage.places import Location, Place, StorageError, commit_changed
 from kdasr.storage.remote import RemoteLocation
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "RemoteLocation",
     "StorageError",
     "commit_bytes",
+    "commit_changed",
     "commit_file",
     "commit_json",
     "is_url",

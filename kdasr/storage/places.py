@@ -79,6 +79,16 @@ class Location(Protocol):
         ...
 
 
+def commit_changed(place: Location, data: bytes) -> None:
+    """Put `data` at `place` unless it is there: a store refuses many jobs that write one object at once."""
+    try:
+        if place.read_all() == data:
+            return
+    except FileNotFoundError:
+        pass
+    place.commit(data)
+
+
 def patiently(
     action: Callable[[], _T], may_pass: Callable[[Exception], bool], patience_s: float, who: str
 ) -> _T:

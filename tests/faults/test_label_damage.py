@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kdasr.errors import ManifestError, ShardError
+from kdasr import stages
+from kdasr.errors import ManifestError, ShardError, SoftLabelError
 from kdasr.labelling import summary_text
-from tests.faults.label_job import label_files, run
+from tests.faults.label_job import label_files, log_lines, run
 from tests.faults.test_shards_damage import DAMAGES
+from tests.labelling.tiny import TinySource
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,35 @@ def test_a_damaged_shard_is_named_and_labelled_once_it_is_whole(
     shutil.copy(pristine / path.name, path)
     again = run(shards, out)
     assert (again["shards_done_before"], again["shards_labelled"]) == (1, 1)
+    assert label_files(out) == wanted
+
+
+@pytest.mark.parametrize("damage", ["{", "", "[]", "another count"])
+def test_a_shard_whose_manifest_is_damaged_is_named_and_the_others_are_labelled(
+    pristine: Path,
+    shards: Path,
+    wanted: dict[str, bytes],
+    tmp_path: Path,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, out = shards / "shard-000000.json", tmp_path / "labels"
+    if damage == "another count":
+        damage = json.dumps({**json.loads(path.read_text()), "count": 99})
+    path.write_text(damage)
+    name, said = str(path.with_suffix(".tar")), f"ManifestError: {path}: the manifest cannot be used"
+    summary = run(shards, out)
+    assert list(summary["shards_failed"]) == [name] and summary["shards_labelled"] == 1
+    assert f"failed: {name}: {said}" in capsys.readouterr().err
+    assert f"shard failed: {name}: {said}" in summary_text(summary)
+    failed, labelled = sorted(log_lines(out), key=lambda line: str(line["event"]))
+    assert (failed["event"], failed["audio"], labelled["event"]) == ("failed", name, "labelled")
+    assert failed["reason"].startswith(said)
+    assert label_files(out) == {name: data for name, data in wanted.items() if "000000" not in name}
+    with pytest.raises(SoftLabelError, match=r"1 shards have no labels.*shard-000000.*manifest"):
+        stages.label(teacher=TinySource(), audio=str(shards), out=str(out))
+    shutil.copy(pristine / path.name, path)
+    assert run(shards, out)["shards_labelled"] == 1
     assert label_files(out) == wanted
 
 

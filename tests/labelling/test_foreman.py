@@ -18,16 +18,16 @@ from tests.labelling.tiny import TinySource, make_audio
 class Said:
     """Workers that do nothing but say what became of a task."""
 
-    def __init__(self, size: int, outcome: Callable[[Task, int], Report]) -> None:
+    def __init__(self, size: int, outcome: Callable[[Task], Report]) -> None:
         self.size, self._outcome = size, outcome
         self._reports: deque[Report] = deque()
         self.begun: list[str] = []
         self.tasks: list[Task] = []
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, task: Task) -> None:
         self.begun.append(task.audio)
         self.tasks.append(task)
-        self._reports.append(self._outcome(task, worker))
+        self._reports.append(self._outcome(task))
 
     def wait(self) -> Report:
         return self._reports.popleft()
@@ -36,10 +36,10 @@ class Said:
 
 
 def test_nothing_is_begun_after_a_failure_that_all_would_meet() -> None:
-    def outcome(task: Task, worker: int) -> Report:
+    def outcome(task: Task) -> Report:
         if task.audio == "a":
-            return Report(task, worker, "failed", reason="the disk is full", fatal=True)
-        return Report(task, worker, "died", reason="killed")
+            return Report(task, 0, "failed", reason="the disk is full", fatal=True)
+        return Report(task, 0, "died", reason="killed")
 
     crew = Said(2, outcome)
     outcomes = list(Foreman(crew).run(["a", "b", "c"]))
@@ -50,10 +50,10 @@ def test_nothing_is_begun_after_a_failure_that_all_would_meet() -> None:
 def test_a_shard_that_kills_without_a_culprit_is_put_aside_with_what_was_said_last(tmp_path: Path) -> None:
     (audio,) = make_audio(tmp_path, 3, per_shard=3)
 
-    def outcome(task: Task, worker: int) -> Report:
+    def outcome(task: Task) -> Report:
         if task.probe_key is None:
-            return Report(task, worker, "died", reason="exit status -9")
-        return Report(task, worker, "done")
+            return Report(task, 0, "died", reason="exit status -9")
+        return Report(task, 0, "done")
 
     crew = Said(1, outcome)
     (found,) = Foreman(crew).run([str(audio)])
@@ -65,14 +65,14 @@ def test_an_utterance_that_kills_is_left_out_by_name_and_the_rest_labelled(tmp_p
     (audio,) = make_audio(tmp_path, 3, per_shard=3)
     deaths_to_come = 1  # of the shard without the utterance that kills: by another misfortune
 
-    def outcome(task: Task, worker: int) -> Report:
+    def outcome(task: Task) -> Report:
         nonlocal deaths_to_come
         if task.exclude and deaths_to_come:
             deaths_to_come -= 1
-            return Report(task, worker, "died", reason="the machine was restarted")
+            return Report(task, 0, "died", reason="the machine was restarted")
         if task.probe_key == "utt-001" or (task.probe_key is None and not task.exclude):
-            return Report(task, worker, "died", reason="exit status -9")
-        return Report(task, worker, "done")
+            return Report(task, 0, "died", reason="exit status -9")
+        return Report(task, 0, "done")
 
     crew = Said(1, outcome)
     (found,) = Foreman(crew).run([str(audio)])
@@ -93,8 +93,8 @@ def test_where_every_utterance_kills_it_is_none_of_them(
     """The one utterance of a shard may still be the one that does."""
     (audio,) = make_audio(tmp_path, count, per_shard=count)
 
-    def outcome(task: Task, worker: int) -> Report:
-        return Report(task, worker, "done" if task.exclude else "died", reason="exit status -9")
+    def outcome(task: Task) -> Report:
+        return Report(task, 0, "done" if task.exclude else "died", reason="exit status -9")
 
     crew = Said(1, outcome)
     (found,) = Foreman(crew).run([str(audio)])
@@ -109,9 +109,9 @@ def test_where_every_utterance_kills_it_is_none_of_them(
 def test_a_shard_that_goes_on_to_kill_without_its_culprit_is_put_aside(tmp_path: Path) -> None:
     (audio,) = make_audio(tmp_path, 3, per_shard=3)
 
-    def outcome(task: Task, worker: int) -> Report:
+    def outcome(task: Task) -> Report:
         lives = task.probe_key in ("utt-000", "utt-002")
-        return Report(task, worker, "done" if lives else "died", reason="exit status -9")
+        return Report(task, 0, "done" if lives else "died", reason="exit status -9")
 
     (found,) = Foreman(Said(1, outcome)).run([str(audio)])
     assert found.reason == (
@@ -123,8 +123,8 @@ def test_a_shard_that_goes_on_to_kill_without_its_culprit_is_put_aside(tmp_path:
 def test_a_shard_is_searched_before_others_are_tried_again(tmp_path: Path) -> None:
     one, two = (str(path) for path in make_audio(tmp_path, 4, per_shard=2))
 
-    def outcome(task: Task, worker: int) -> Report:
-        return Report(task, worker, "done" if task.probe_key else "died", reason="exit status -9")
+    def outcome(task: Task) -> Report:
+        return Report(task, 0, "done" if task.probe_key else "died", reason="exit status -9")
 
     crew = Said(1, outcome)
     outcomes = list(Foreman(crew).run([one, two]))
@@ -133,6 +133,65 @@ def test_a_shard_is_searched_before_others_are_tried_again(tmp_path: Path) -> No
         (True, "utt-000"), (True, "utt-001"), (False, None), (False, "utt-002"), (False, "utt-003"),
     ]  # fmt: skip
     assert [(outcome.audio, outcome.attempts) for outcome in outcomes] == [(one, 3), (two, 3)]
+
+
+def test_a_shard_that_is_out_of_reach_is_tried_again_once_after_all_others() -> None:
+    lost = {"a": 1, "b": 2}  # how often they cannot be fetched
+
+    def outcome(task: Task) -> Report:
+        lost[task.audio] = lost.get(task.audio, 0) - 1
+        if lost[task.audio] >= 0:
+            return Report(task, 0, "failed", reason="it cannot be fetched", may_pass=True)
+        return Report(task, 0, "done")
+
+    crew = Said(1, outcome)
+    outcomes = [(one.audio, one.reason, one.attempts) for one in Foreman(crew).run("abcd")]
+    assert crew.begun == ["a", "b", "c", "d", "a", "b"]
+    assert outcomes == [("c", "", 1), ("d", "", 1), ("a", "", 2), ("b", "it cannot be fetched", 2)]
+
+
+def _not_stored(task: Task) -> Report:
+    return Report(task, 0, "failed", reason="not stored", fatal=True, may_pass=True)
+
+
+def test_labels_that_were_not_stored_stop_no_job_that_stores_others() -> None:
+    failing = ["a", "c"]
+
+    def outcome(task: Task) -> Report:
+        if task.audio in failing:
+            failing.remove(task.audio)
+            return _not_stored(task)
+        return Report(task, 0, "done")
+
+    crew = Said(1, outcome)
+    outcomes = [(one.audio, one.reason) for one in Foreman(crew).run("abcd")]
+    assert crew.begun == ["a", "b", "c", "d", "a", "c"]
+    assert outcomes == [(audio, "") for audio in "bdac"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_that_takes_no_labels_stops_the_job(workers: int) -> None:
+    """Once more shards in a row were not stored than there are workers, who may all fail at once."""
+    crew = Said(workers, _not_stored)
+    outcomes = [(one.audio, one.reason) for one in Foreman(crew).run("abcdefgh")]
+    stopped_by = "abc"[workers]
+    assert outcomes[0] == (stopped_by, "not stored")
+    # What was under way comes to its end, and nothing else is begun.
+    assert crew.begun == list("abcdefgh"[: 2 * workers])
+
+
+def test_a_shard_that_kills_and_cannot_be_searched_is_one_failed_shard(tmp_path: Path) -> None:
+    one, two = (str(path) for path in make_audio(tmp_path, 4, per_shard=2))
+    Path(one).with_suffix(".json").write_text("{")
+
+    def outcome(task: Task) -> Report:
+        return (
+            Report(task, 0, "died", reason="exit status -9") if task.audio == one else Report(task, 0, "done")
+        )
+
+    outcomes = {found.audio: found.reason for found in Foreman(Said(1, outcome)).run([one, two])}
+    assert outcomes[two] == ""
+    assert outcomes[one].startswith("exit status -9; ") and "the manifest cannot be used" in outcomes[one]
 
 
 def test_the_threads_of_a_label_job_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

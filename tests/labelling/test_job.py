@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from kdasr.labelling import job as job_module
 from kdasr.ranks import Ranks
 from kdasr.shards import open_shard
 from kdasr.soft_labels import TopK, TopP, open_label_shard
+from kdasr.storage import temporary_name
 from tests.labelling.tiny import TinySource, TinyTeacher, make_audio
 
 
@@ -232,9 +232,8 @@ def test_leftovers_of_a_killed_job_are_removed_and_those_of_a_living_one_are_not
 ) -> None:
     out = tmp_path / "labels"
     out.mkdir()
-    host = "".join(c for c in socket.gethostname() if c.isalnum()) or "host"
-    dead = out / f".shard-000000.kdsl.{host}-4194000-0123456789ab.tmp"
-    alive = out / f".shard-000000.kdsl.{host}-{os.getpid()}-0123456789ab.tmp"
+    alive = temporary_name(out / "shard-000000.kdsl")
+    dead = alive.with_name(alive.name.replace(f"-{os.getpid()}-", "-4194000-"))
     for path in (dead, alive):
         path.write_bytes(b"half")
     run(audio, out)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, ManifestError
 from kdasr.labelling import (
     Prediction,
     Settings,
@@ -171,6 +171,22 @@ def test_a_plan_says_how_much_is_labelled_already(tmp_path: Path) -> None:
     assert planned(None).shards_done == 0
     other = plan(teacher=TinySource(seed=1), audio=audio, out=out, sample_shards=1)
     assert other.shards_done == 0
+
+
+def test_a_shard_whose_manifest_is_damaged_is_planned_without(tmp_path: Path) -> None:
+    one, two, _ = make_audio(tmp_path / "audio", 6, per_shard=2)
+    out = tmp_path / "labels"
+    label(teacher=TinySource(), audio=tmp_path / "audio", out=out, shard_index=2, num_shards=3)
+    whole = plan(teacher=TinySource(), audio=tmp_path / "audio", sample_shards=1)
+    lost_s = json.loads(two.with_suffix(".json").read_text())["seconds"]
+    two.with_suffix(".json").write_text("{")
+    for folder, done in ((None, 0), (out, 1)):
+        found = plan(teacher=TinySource(), audio=tmp_path / "audio", out=folder, sample_shards=1)
+        assert 3600 * found.hours == pytest.approx(3600 * whole.hours - lost_s)
+        assert (found.shards, found.shards_done) == (3, done)
+    one.with_suffix(".json").write_text("{")
+    with pytest.raises(ManifestError, match="shard-000000"):  # a sample has to be labelled
+        plan(teacher=TinySource(), audio=tmp_path / "audio", sample_shards=1)
 
 
 def test_a_sample_predicts_the_hours_of_all(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,18 @@ import torch
 
 from kdasr import stages
 from kdasr.errors import ConfigError
-from kdasr.labelling import Settings
-from kdasr.labelling.engines import Work
+from kdasr.labelling import Settings, ray_engine
+from kdasr.labelling.engines import Report, Task, Work
+from kdasr.labelling.foreman import Foreman
 from kdasr.labelling.ray_engine import RayCrew
 from tests.labelling.tiny import TinySource, make_audio
 
 
 class _RayError(Exception):
+    pass
+
+
+class _RayTaskError(_RayError):
     pass
 
 
@@ -34,7 +40,7 @@ class _Cluster:
         actors: for each actor, the GPUs that it was given and the device of its teacher.
     """
 
-    exceptions = SimpleNamespace(RayTaskError=_RayError, RayError=_RayError)
+    exceptions = SimpleNamespace(RayTaskError=_RayTaskError, RayError=_RayError)
     #: None: it is there already. Else what joining raises.
     refusal: Exception | None = None
 
@@ -79,7 +85,7 @@ class _Cluster:
 
         return SimpleNamespace(remote=remote)
 
-    def wait(self, tasks: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+    def wait(self, tasks: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return tasks[:num_returns], tasks[num_returns:]
 
     def get(self, number: int) -> Any:
@@ -203,3 +209,86 @@ def test_a_cluster_that_wants_a_token_says_how_to_give_it(
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
         with pytest.raises(ConfigError, match=r"(connect|found)\. .*RAY_AUTH_MODE=token.*RAY_AUTH_TOKEN"):
             crew()
+
+
+class _Losing(_Cluster):
+    """The node of the last worker is lost while this has its second shard. There is no room for its successor
+    until nothing else was heard for `rounds` times.
+
+    Attributes:
+        begun: the shards, with the worker that had each.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__(0)
+        self.rounds, self.begun, self._begun_by, self._created = rounds, [], Counter[int](), Counter[int]()
+        self._pending: set[int] = set()
+
+    def remote(self, **_: Any) -> Any:
+        def start(work: Work, number: int, folder: Path) -> Any:
+            ready = self._at_once(lambda: None)
+            execute = self._at_once(lambda task: self._execute(task, number))
+            self._created[number] += 1
+            return SimpleNamespace(ready=self._held(ready, number), execute=execute)
+
+        return lambda kind: SimpleNamespace(remote=start)
+
+    def _held(self, ready: Any, number: int) -> Any:
+        def remote() -> Any:
+            answer = ready.remote()
+            if self._created[number] == 2:
+                self._pending.add(answer)
+            return answer
+
+        return SimpleNamespace(remote=remote)
+
+    def _execute(self, task: Task, number: int) -> Any:
+        self.begun.append((task.audio, number))
+        self._begun_by[number] += 1
+        last = number == self.resources["CPU"] - 1
+        return (
+            _RayError("node lost") if last and self._begun_by[number] == 2 else Report(task, number, "done")
+        )
+
+    def wait(self, tasks: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        assert timeout == ray_engine._PATIENCE_S
+        found = [task for task in tasks if task not in self._pending]
+        if not found:
+            self.rounds -= 1
+            assert self.rounds >= 0, "waits for ever"
+            if self.rounds == 0:
+                self._pending.clear()
+        # The last worker is as fast as the others: whoever was asked first answers first.
+        return sorted(found)[:1], []
+
+    def get(self, number: int) -> Any:
+        if isinstance(self.done[number], Exception):
+            raise self.done[number]
+        return self.done[number]
+
+
+def test_the_shards_of_a_node_that_is_lost_for_good_are_done_by_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = _Losing(rounds=0)
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    crew = RayCrew(Work(TinySource(), "labels", Settings(), "cpu"), 2)
+    outcomes = {one.audio: one.attempts for one in Foreman(crew).run([f"s{n}" for n in range(8)])}
+    # What the lost worker had is done again, by the other one, and nothing else is.
+    assert outcomes == {f"s{n}": 2 if n == 3 else 1 for n in range(8)}
+    assert [audio for audio, worker in cluster.begun if worker == 1] == ["s1", "s3"]
+    assert capsys.readouterr().err == ""
+
+
+def test_where_no_worker_is_ready_people_are_told_until_one_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = _Losing(rounds=3)
+    cluster.resources = {"CPU": 1.0}
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    monkeypatch.setattr(ray_engine, "_PATIENCE_S", 0.5)
+    crew = RayCrew(Work(TinySource(), "labels", Settings(), "cpu"), 1)
+    outcomes = [(one.audio, one.attempts) for one in Foreman(crew).run(["s0", "s1", "s2"])]
+    assert sorted(outcomes) == [("s0", 1), ("s1", 2), ("s2", 1)]
+    said = "waiting for Ray: none of 1 worker is ready"
+    assert capsys.readouterr().err.count(said) == 3

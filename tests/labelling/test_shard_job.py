@@ -195,6 +195,15 @@ def test_a_poison_utterance_is_named_and_its_neighbours_are_labelled(
     assert result.manifest["labelled"] == 5
 
 
+def half_seconds(folder: Path, count: int, per_shard: int) -> list[Path]:
+    """Shards of utterances of half a second, which make batches without padding."""
+    rng = np.random.default_rng(0)
+    items = [
+        Utterance(f"{n:02d}", (0.1 * rng.standard_normal(8_000)).astype(np.float32)) for n in range(count)
+    ]
+    return write_shards(items, folder, max_utterances=per_shard)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -206,9 +215,7 @@ def test_a_poison_utterance_is_named_and_its_neighbours_are_labelled(
 def test_batches_that_the_memory_does_not_hold_are_halved_and_so_are_those_after_them(
     tmp_path: Path, error: Exception
 ) -> None:
-    rng = np.random.default_rng(0)
-    items = [Utterance(f"{n:02d}", (0.1 * rng.standard_normal(8_000)).astype(np.float32)) for n in range(32)]
-    shards = write_shards(items, tmp_path / "audio", max_utterances=16)
+    shards = half_seconds(tmp_path / "audio", 32, per_shard=16)
     teacher = TinySource().load("cpu")
     model, calls = cast(Any, teacher.model), []
     offline = model.offline
@@ -228,6 +235,48 @@ def test_batches_that_the_memory_does_not_hold_are_halved_and_so_are_those_after
         whole = labels_for(shard, tmp_path / "whole")
         for key, labels in open_label_shard(tmp_path / "labels" / f"{shard.stem}.kdsl"):
             assert labels.log_probs == pytest.approx(whole.read(key).log_probs, abs=1e-4)
+
+
+class _ShortOfMemory(Full):
+    """A codec whose memory does not hold more than five utterances, nor any at all while `is_full`."""
+
+    def __init__(self) -> None:
+        self.tried: list[int] = []
+        self.is_full = False
+
+    def encode_many(self, log_probs: Any, keys: Any) -> Any:
+        self.tried.append(len(keys))
+        if self.is_full or len(keys) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().encode_many(log_probs, keys)
+
+
+def test_batches_for_which_the_codec_has_no_memory_are_halved_and_so_are_those_after_them(
+    tmp_path: Path,
+) -> None:
+    shards = half_seconds(tmp_path / "audio", 32, per_shard=16)
+    teacher, codec = TinySource().load("cpu"), _ShortOfMemory()
+    settings = Settings(codec=codec, batch_seconds=4.0)
+    results = [label_shard(teacher, shard, tmp_path / "labels", settings) for shard in shards]
+    # Two batches of 8 were with the codec before the first of them had failed.
+    assert codec.tried == [8, 8, 4, 4, 4, 4, *[4, 4, 4, 4]]
+    assert [result.halved for result in results] == [2, 0]
+    assert [result.batch_seconds for result in results] == [pytest.approx(4 * 0.5, abs=0.1)] * 2
+    for shard in shards:
+        wanted = labels_for(shard, tmp_path / "whole")
+        found = open_label_shard(tmp_path / "labels" / f"{shard.stem}.kdsl")
+        assert found.keys == wanted.keys and found.failures == {}
+        for key, labels in found:
+            assert labels.log_probs == pytest.approx(wanted.read(key).log_probs, abs=1e-4)
+
+
+def test_memory_that_the_codec_lacks_for_one_utterance_is_not_its_fault(tmp_path: Path) -> None:
+    (audio,) = half_seconds(tmp_path / "audio", 4, per_shard=4)
+    codec = _ShortOfMemory()
+    codec.is_full = True
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        label_shard(TinySource().load("cpu"), audio, tmp_path / "labels", Settings(codec=codec))
+    assert set(codec.tried) == {4, 2, 1} and not (tmp_path / "labels").exists()
 
 
 def test_an_utterance_that_cannot_be_decoded_is_named(
