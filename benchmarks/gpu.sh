@@ -65,12 +65,12 @@ part steps "training steps and forward passes: hours of audio a second, memory, 
     "$python" -m benchmarks.gpu --device "$device" --scale "$scale" --kernels 20 --out "$out/steps.json" \
         ${SETTINGS:+--settings $SETTINGS}
 
-sizes=() steps=25
-[[ $scale == full ]] || sizes=(--set model.width=48 model.num_layers=1 batch_seconds=20) steps=1
+steps=25 small=()
+[[ $scale == full ]] || steps=1 small=(--set model.width=48 model.num_layers=1 batch_seconds=20)
 for recipe in student teacher; do
     part lengths "steps of recipes/librispeech/100h/$recipe.yaml: batches of many lengths against one" \
         "$python" -m benchmarks.recipe_steps "recipes/librispeech/100h/$recipe.yaml" --device "$device" \
-        --steps "$steps" --out "$out/lengths-$recipe.json" "${sizes[@]}"
+        --steps "$steps" --out "$out/lengths-$recipe.json" "${small[@]}"
 done
 
 if [[ $scale == full ]]; then

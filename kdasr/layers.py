@@ -124,13 +124,13 @@ class Attention(nn.Module):
         return query, key, value
 
     def attend(
-        self, query_bqd: Tensor, key_bkd: Tensor, value_bkd: Tensor, mask: Tensor, rotation_2kw: Tensor
+        self, query_bqd: Tensor, key_bkd: Tensor, value_bkd: Tensor, mask: Tensor, rotation_2kd: Tensor
     ) -> Tensor:
         """Queries are the last Q of the K positions. `mask` broadcasts to (B, heads, Q, K), True =
-        may be seen; `rotation_2kw` is for the K positions. Returns (B, Q, D)."""
+        may be seen; `rotation_2kd` is for the K positions. Returns (B, Q, D)."""
         first_query = key_bkd.shape[1] - query_bqd.shape[1]
-        query = rotate(self._heads(query_bqd), rotation_2kw[:, first_query:])
-        key = rotate(self._heads(key_bkd), rotation_2kw)
+        query = rotate(self._heads(query_bqd), rotation_2kd[:, first_query:])
+        key = rotate(self._heads(key_bkd), rotation_2kd)
         mixed = _attention(query, key, self._heads(value_bkd), mask)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
@@ -149,17 +149,19 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tenso
 
 
 def rotation(count: int, inverse_wavelengths_w: Tensor) -> Tensor:
-    """(2, count, w) cosines and sines of the angles by which `rotate` turns so many positions, from 0 on."""
+    """(2, count, 2 w) cosines and sines of the angles by which `rotate` turns so many positions, from 0 on.
+    They are for both halves of a head: the sines of the first are negative."""
     position_t = torch.arange(count, device=inverse_wavelengths_w.device)
     angle_tw = position_t[:, None] * inverse_wavelengths_w
-    return torch.stack([angle_tw.cos(), angle_tw.sin()])
+    cosine_tw, sine_tw = angle_tw.cos(), angle_tw.sin()
+    return torch.stack([torch.cat([cosine_tw, cosine_tw], dim=-1), torch.cat([-sine_tw, sine_tw], dim=-1)])
 
 
-def rotate(x_bhtd: Tensor, rotation_2tw: Tensor) -> Tensor:
+def rotate(x_bhtd: Tensor, rotation_2td: Tensor) -> Tensor:
     """Queries or keys (B, heads, T, d) turned by their positions; d is twice the number of wavelengths."""
-    cosine, sine = rotation_2tw.to(x_bhtd.dtype)
+    cosine_td, sine_td = rotation_2td.to(x_bhtd.dtype)
     left, right = x_bhtd.chunk(2, dim=-1)
-    return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)
+    return x_bhtd * cosine_td + torch.cat([right, left], dim=-1) * sine_td
 
 
 def inverse_wavelengths(count: int) -> Tensor:
@@ -210,18 +212,18 @@ class ConformerLayer(nn.Module):
         self.after = FeedForward(width, expansion, dropout)
         self.norm = LayerNorm(width)
 
-    def forward(self, x_btd: Tensor, mask: Tensor, rotation_2tw: Tensor) -> Tensor:
+    def forward(self, x_btd: Tensor, mask: Tensor, rotation_2td: Tensor) -> Tensor:
         """Whole utterances, with silence before them. Padding behind them goes nowhere as long as the mask
         hides it: the convolution looks back only.
 
         Args:
             x_btd: (B, T, D) frames.
             mask: what each frame may attend to, broadcasts to (B, heads, T, T).
-            rotation_2tw: `shared_rotation` for T positions.
+            rotation_2td: `shared_rotation` for T positions.
         """
         x_btd = x_btd + 0.5 * self.before(x_btd)
         query, key, value = self.attention.project(x_btd)
-        x_btd = x_btd + self.attention.attend(query, key, value, mask, rotation_2tw)
+        x_btd = x_btd + self.attention.attend(query, key, value, mask, rotation_2td)
         gated = self.convolution.gated(x_btd)
         x_btd = x_btd + self.convolution.mix(functional.pad(gated, (0, 0, self.convolution.reach, 0)))
         return self.norm(x_btd + 0.5 * self.after(x_btd))
@@ -233,29 +235,29 @@ class ConformerLayer(nn.Module):
         values: Tensor,
         gated_context: Tensor,
         mask: Tensor,
-        rotation_2kw: Tensor,
+        rotation_2kd: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One chunk (B, C, D) with cached keys and values (B, L, D) and gated frames (B, K - 1, D);
-        `rotation_2kw` is `shared_rotation` for L + C positions.
+        `rotation_2kd` is `shared_rotation` for L + C positions.
 
         Returns the chunk's output and the three caches for the next one.
         """
         x_btd = x_btd + 0.5 * self.before(x_btd)
         query, key, value = self.attention.project(x_btd)
         key, value = torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1)
-        x_btd = x_btd + self.attention.attend(query, key, value, mask, rotation_2kw)
+        x_btd = x_btd + self.attention.attend(query, key, value, mask, rotation_2kd)
         gated = torch.cat([gated_context, self.convolution.gated(x_btd)], dim=1)
         x_btd = x_btd + self.convolution.mix(gated)
         out = self.norm(x_btd + 0.5 * self.after(x_btd))
         return out, _last(key, keys), _last(value, values), _last(gated, gated_context)
 
 
-def shared_rotation(layers: nn.ModuleList, num_positions: int) -> Tensor:
-    """The `rotation` of so many positions: one for all layers, for which it would take longer to
-    compute than to read."""
+def shared_rotation(layers: nn.ModuleList, num_positions: int, dtype: torch.dtype) -> Tensor:
+    """The `rotation` of so many positions in the type of the frames: one for all layers, for which it would
+    take longer to compute than to read."""
     first = layers[0]
     assert isinstance(first, ConformerLayer)
-    return rotation(num_positions, first.attention.inverse_wavelengths)
+    return rotation(num_positions, first.attention.inverse_wavelengths).to(dtype)
 
 
 def _last(frames: Tensor, like: Tensor) -> Tensor:

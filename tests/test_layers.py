@@ -61,9 +61,9 @@ def test_frames_stay_in_16_bits_from_layer_to_layer() -> None:
     seen: list[torch.dtype] = []
     for part in layer.modules():
         part.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
-    rotation_2tw = shared_rotation(nn.ModuleList([layer]), 5)
+    rotation_2td = shared_rotation(nn.ModuleList([layer]), 5, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        layer(torch.randn(2, 5, 16).bfloat16(), torch.ones(1, 1, 5, 5, dtype=torch.bool), rotation_2tw)
+        layer(torch.randn(2, 5, 16).bfloat16(), torch.ones(1, 1, 5, 5, dtype=torch.bool), rotation_2td)
     assert len(seen) > 10 and set(seen) == {torch.bfloat16}
 
 

@@ -94,19 +94,19 @@ class ChunkConformer(StreamingStudent):
             mask = frames_inside(lengths_b, x_btd.shape[1])[:, None, None, :]
         else:
             mask = chunk_mask(x_btd.shape[1], chunk_frames, self.left_context_frames, x_btd.device)
-        rotation_2tw = shared_rotation(self.layers, x_btd.shape[1])
+        rotation_2td = shared_rotation(self.layers, x_btd.shape[1], x_btd.dtype)
         for layer in self.layers:
-            x_btd = layer(x_btd, mask, rotation_2tw)
+            x_btd = layer(x_btd, mask, rotation_2td)
         return x_btd
 
     def encode_chunk(self, x_btd: Tensor, state: ConformerState) -> tuple[Tensor, ConformerState]:
         mask = cache_mask(state.processed, self.left_context_frames, self.chunk_frames)
-        rotation_2kw = shared_rotation(self.layers, mask.shape[-1])
+        rotation_2kd = shared_rotation(self.layers, mask.shape[-1], x_btd.dtype)
         caches: list[tuple[Tensor, Tensor, Tensor]] = []
         for n, layer in enumerate(self.layers):
             assert isinstance(layer, ConformerLayer)
             keys, values, gated = state.keys_bntd[:, n], state.values_bntd[:, n], state.gated_bntd[:, n]
-            x_btd, *cache = layer.step(x_btd, keys, values, gated, mask, rotation_2kw)
+            x_btd, *cache = layer.step(x_btd, keys, values, gated, mask, rotation_2kd)
             caches.append((cache[0], cache[1], cache[2]))
         keys, values, gated = (torch.stack(parts, dim=1) for parts in zip(*caches, strict=True))
         processed = torch.clamp(state.processed + self.chunk_frames, max=self.left_context_frames)

@@ -152,9 +152,9 @@ class AttentionWeights(nn.Module):
     def forward(self, x_btd: Tensor, context: Context) -> Tensor:
         """(B, T, D) to (B, heads, T, L + T) that sum to 1 over what may be heard."""
         key_bkd = context.attended(self.key(x_btd))
-        turns_2kw = rotation(key_bkd.shape[1], self.inverse_wavelengths)
-        query = rotate(self._heads(self.query(x_btd)), turns_2kw[:, key_bkd.shape[1] - x_btd.shape[1] :])
-        scores = (query * self.scale) @ rotate(self._heads(key_bkd), turns_2kw).transpose(-1, -2)
+        turns_2kd = rotation(key_bkd.shape[1], self.inverse_wavelengths)
+        query = rotate(self._heads(self.query(x_btd)), turns_2kd[:, key_bkd.shape[1] - x_btd.shape[1] :])
+        scores = (query * self.scale) @ rotate(self._heads(key_bkd), turns_2kd).transpose(-1, -2)
         return scores.masked_fill(~context.mask, -1e4).softmax(dim=-1)
 
     def _heads(self, x_btd: Tensor) -> Tensor:

@@ -89,9 +89,9 @@ class ConformerTeacher(nn.Module):
         if self.training and float(torch.rand(())) < self.chunked_share:
             chunk_t = torch.arange(frames, device=x_btd.device) // self.chunk_frames
             mask = mask & (chunk_t <= chunk_t[:, None])
-        rotation_2tw = shared_rotation(self.layers, frames)
+        rotation_2td = shared_rotation(self.layers, frames, x_btd.dtype)
         for layer in self.layers:
-            x_btd = layer(x_btd, mask, rotation_2tw)
+            x_btd = layer(x_btd, mask, rotation_2td)
         return self.head(x_btd[:, :longest]).float().log_softmax(dim=-1), lengths_out
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
