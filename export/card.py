@@ -24,7 +24,13 @@ from kdasr.features import (
 from kdasr.interfaces import BLANK_ID, StreamingModel
 from kdasr.models import EXPORT_FORMAT
 from kdasr.storage import commit_bytes
-from kdasr.streaming import TAIL_MS, WORD_PAUSE_S, TorchChunkModel, algorithmic_latency_ms
+from kdasr.streaming import (
+    TAIL_MS,
+    WORD_PAUSE_S,
+    TorchChunkModel,
+    algorithmic_latency_ms,
+    trained_chunks_ms,
+)
 from kdasr.text import BLANK_SYMBOL, WORD_START, Units
 
 if TYPE_CHECKING:
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 
 CARD_FILE = "model.json"
 CARD_VERSION = 1
+# What a card calls its files; whoever names the folder alone means the first that is there.
+PRECISIONS = ("float32", "int8")
 
 
 def build_card(
@@ -78,6 +86,7 @@ def build_card(
             "shift_feature_frames": student.shift,
             "window_feature_frames": student.window,
             "chunk_ms": student.chunk_frames * frame_ms,
+            "trained_chunks_ms": trained_chunks_ms(student),
             "lookahead_ms": student.lookahead_frames * frame_ms,
             "output_frame_ms": frame_ms,
             "latency_ms": algorithmic_latency_ms(TorchChunkModel(student)),
@@ -126,24 +135,12 @@ def write_card(card: dict[str, Any], path: Path) -> None:
     commit_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-class _Files(dict[str, Any]):
-    """What a card says of its files. An export may be passed on with its int8 file alone, and its card with
-    the facts of that alone; asking for those of float32 is then an error of the card."""
-
-    def __init__(self, facts: dict[str, Any], path: Path) -> None:
-        super().__init__(facts)
-        self._path = path
-
-    def __missing__(self, precision: str) -> Any:
-        raise _unusable(self._path, f"none of {precision}, but {sorted(self)}", "Name the file itself.")
-
-
 def read_export_card(folder: Path) -> dict[str, Any] | None:
     """The card of the export in `folder`; None where there is none. The files that it names may be missing.
+    An export may be passed on with its int8 file alone, and its card with the facts of that alone.
 
     Raises:
-        ModelError: there is one, and it cannot be read or is of another version; asking `files` of what is
-            returned for a precision that it does not name raises this, too.
+        ModelError: there is one, and it cannot be read or is of another version, or names no file.
     """
     path = folder / CARD_FILE
     try:
@@ -151,24 +148,20 @@ def read_export_card(folder: Path) -> dict[str, Any] | None:
         if card.get("format") != EXPORT_FORMAT:
             return None  # of a model folder
         files = {name: (facts["file"], facts["sha256"]) for name, facts in card["files"].items()}
-        known = card["version"] == CARD_VERSION and not {"float32", "int8"}.isdisjoint(files)
+        known = card["version"] == CARD_VERSION and not files.keys().isdisjoint(PRECISIONS)
         if known and isinstance(card["student"]["weights_sha256"], str):
-            return {**card, "files": _Files(card["files"], path)}
+            return card
         found = f"version {card['version']} with the files {sorted(files)}"
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         found = repr(error)
-    raise _unusable(path, found, "Export the model again, or copy the folder again.")
-
-
-def _unusable(path: Path, found: str, fix: str) -> ModelError:
-    return ModelError(
+    raise ModelError(
         "the card of the export cannot be used",
         where=path,
         expected=f"{EXPORT_FORMAT} version {CARD_VERSION} with the facts of its files",
         got=found,
-        fix=fix,
+        fix="Export the model again, or copy the folder again.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from export.card import read_export_card, refusal
+from export.card import PRECISIONS, read_export_card, refusal
 from export.contract import WAVE_FORMAT
 from export.publish import TOKENS_FILE
 from export.runtime import (
@@ -26,8 +26,8 @@ ExportedModel = OnnxChunkModel | OnnxWaveModel | ExecutorchModel
 
 
 def exported_file(path: Path) -> Path | None:
-    """The model file that `path` means: itself, or the float32 file of an export folder, which its
-    card names; None where it is neither.
+    """The model file that `path` means: itself, or of an export folder the float32 file that its card names,
+    and the int8 file where that alone is there; None where it is neither.
 
     Raises:
         ModelError: the card cannot be used.
@@ -35,7 +35,8 @@ def exported_file(path: Path) -> Path | None:
     if not path.is_dir():
         return path if path.suffix in (".onnx", ".pte") else None
     if (card := read_export_card(path)) is not None:
-        return path / str(card["files"]["float32"]["file"])
+        named = [path / str(card["files"][name]["file"]) for name in PRECISIONS if name in card["files"]]
+        return next((file for file in named if file.is_file()), named[0])
     names = (FLOAT_FILE, WAVE_FLOAT_FILE, EXECUTORCH_FILE)
     return next((path / name for name in names if (path / name).is_file()), None)
 

@@ -21,6 +21,7 @@ from kdasr.models import EXPORT_FORMAT, WEIGHTS_FILE, file_sha256
 from kdasr.storage import commit_file, refuse_file, remove_leftovers, temporary_name
 from kdasr.streaming import ChunkModel, TorchChunkModel, silence_controls
 from kdasr.symbols import FORMAT as UNITS_FORMAT
+from kdasr.symbols import SENTENCEPIECE_FILE
 from kdasr.text import UNITS_FILE, Units, write_tokens_txt
 
 TOKENS_FILE = "tokens.txt"
@@ -287,8 +288,9 @@ def _require_resemblance(agreement: Agreement) -> None:
 
 def _retire(out_dir: Path) -> None:
     """Takes away an export of any format, for the card will describe the new one alone. The card goes
-    first: a folder without one is not a finished export."""
-    for name in (CARD_FILE, *_MODEL_FILES, TOKENS_FILE):
+    first: a folder without one is not a finished export. Of the units, `units.json` is written over, but
+    not all units have a file beside it."""
+    for name in (CARD_FILE, *_MODEL_FILES, TOKENS_FILE, SENTENCEPIECE_FILE):
         (out_dir / name).unlink(missing_ok=True)
 
 

@@ -171,7 +171,7 @@ def _all_transcripts(
             if source == STANDARD_INPUT:
                 rate_hz = SAMPLE_RATE_HZ if request.rate_hz is None else request.rate_hz
                 pieces = pcm_pieces(stdin or _standard_input(), rate_hz=rate_hz)
-                yield from recogniser.listen(pieces, source, request.rules)
+                yield from recogniser.listen(pieces, source, request.rules, rate_hz=rate_hz)
             else:
                 yield from _file_transcripts(recogniser, request, source, err)
         except (AudioError, StorageError) as error:

@@ -1,4 +1,4 @@
-"""Where live audio comes from: pieces of 16 kHz samples from a pipe or a microphone."""
+"""Where live audio comes from: pieces of samples from a pipe or a microphone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Samples = NDArray[np.float32]
 T = TypeVar("T")
 
 # How much audio is taken at a time: the text of live audio may come so much later than it could.
-PIECE_MS = 100
+PIECE_MS = 20
 _BYTES_PER_SAMPLE = 2
 # What it takes to tell a container from samples: two frames of an MP3 are the longest.
 _HEAD_BYTES = 1_536
@@ -45,7 +45,7 @@ _MP3_KBITS = (
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 _MP3_RATES_HZ = (44_100, 48_000, 32_000)
-# Of a microphone that gives a piece ten times a second: some drivers tell nobody that theirs is gone.
+# Of a microphone that gives a piece every `PIECE_MS`: some drivers tell nobody that theirs is gone.
 _GONE_AFTER_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -78,14 +78,12 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[S
     At most `PIECE_MS` are read at a time; what is there is taken without waiting for more.
 
     Args:
-        rate_hz: its sample rate; other rates than 16 kHz are resampled on the way.
+        rate_hz: its sample rate, and that of the pieces: `Recogniser.listen` is to be told of it, too.
 
     Raises:
         AudioError: the stream ends without a sample, or begins like a WAV or another audio file instead of
-            raw samples, or its rate is one that `kdasr.resampling.check_rates` refuses.
-        ConfigError: a rate that is not positive.
+            raw samples.
     """
-    resampler = StreamingResampler(rate_hz)
     size = _piece_samples(PIECE_MS, rate_hz) * _BYTES_PER_SAMPLE
     read = getattr(stream, "read1", stream.read)
     rest, checked = b"", False
@@ -97,7 +95,7 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[S
                 checked = len(rest) >= _HEAD_BYTES
             # Samples wait until it is certain that they are samples.
             whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE if checked else 0
-            yield resampler.accept(_to_float(rest[:whole]))
+            yield _to_float(rest[:whole])
             rest = rest[whole:]
         whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE
         if data is not None and not checked and not whole:
@@ -107,8 +105,7 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[S
                 expected="mono 16-bit little-endian PCM",
                 got=counted(len(rest), "byte"),
             )
-        yield resampler.accept(_to_float(rest[:whole]))
-        yield resampler.flush()
+        yield _to_float(rest[:whole])
     if len(rest) > whole:
         _log.warning("the PCM stream ended in the middle of a sample: its last byte was left out")
 
@@ -151,9 +148,9 @@ def _mp3_frame_bytes(data: bytes) -> int:
 def microphone_pieces(
     *, device: str | int | None = None, on_open: Callable[[], None] = lambda: None
 ) -> Iterator[Samples | Gap]:
-    """The microphone, until Ctrl-C or until it is gone, which is warned of, in pieces of `PIECE_MS`: what was
-    heard before that is complete. Samples that are no numbers are silence, which is warned of once. A `Gap`
-    stands where the driver lost what nobody fetched in time.
+    """The microphone at 16 kHz in pieces of `PIECE_MS`, until Ctrl-C or until it is gone, which is warned of:
+    what was heard before that is complete. Samples that are no numbers are silence, which is warned of once.
+    A `Gap` stands where the driver lost what nobody fetched in time.
 
     Args:
         device: name or number as `python -m sounddevice` lists them; None for the default.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -116,7 +117,7 @@ class Recogniser:
         return self.chunk_model
 
     def session(
-        self, *, rate_hz: int = SAMPLE_RATE_HZ, keep_log_probs: bool = False, where: str = "audio stream"
+        self, *, rate_hz: float = SAMPLE_RATE_HZ, keep_log_probs: bool = False, where: str = "audio stream"
     ) -> StreamingSession:
         """A new stream of audio at this sample rate. Raises ModelError as `streaming_model` does."""
         return StreamingSession(
@@ -179,20 +180,20 @@ class Recogniser:
         source: str,
         rules: EndpointRules | None = None,
         *,
-        rate_hz: int = SAMPLE_RATE_HZ,
+        rate_hz: float = SAMPLE_RATE_HZ,
     ) -> Iterator[Transcript]:
         """Partial and final transcripts of audio as it arrives.
 
         Args:
             pieces: samples, any number at a time; a gap ends a segment.
             source: what to call the audio.
-            rules: cut it into segments at pauses; None gives one final transcript at the end,
-                even an empty one.
+            rules: cut it into segments at pauses; None gives one final transcript at the end, and one at
+                each gap, or an empty one where nothing was heard at all.
             rate_hz: sample rate of the pieces.
 
         Raises:
-            AudioError: bad samples (see `kdasr.streaming.check_samples`), after the final transcript of what
-                was heard before them.
+            AudioError: bad samples (see `kdasr.streaming.check_samples`). This, and whatever `pieces` raises,
+                comes after the final transcript of what was heard before.
         """
         session = EndpointingSession(
             self.streaming_model(),
@@ -202,22 +203,30 @@ class Recogniser:
             decoder=self.decoder,
             rate_hz=rate_hz,
         )
-        before = ""
-        for piece in pieces:
-            try:
+        before, heard = "", False
+        try:
+            for piece in pieces:
                 segments = session.gap(piece.seconds) if isinstance(piece, Gap) else session.accept(piece)
-            except AudioError:
-                yield from _finals(source, session.finish())
-                raise
-            yield from _finals(source, segments)
-            before = "" if segments else before  # after them nothing is on show any more
-            if session.partial != before:
-                before = session.partial
-                yield Transcript(source, before, [], False)
+                heard = heard or bool(segments)
+                yield from _finals(source, segments)
+                before = "" if segments else before  # after them nothing is on show any more
+                if session.partial != before:
+                    before = session.partial
+                    yield Transcript(source, before, [], False)
+        except Exception:
+            yield from _finals(source, _rest(session))
+            raise
         segments = session.finish()
         yield from _finals(source, segments)
-        if rules is None and not segments:
+        if rules is None and not heard and not segments:
             yield Transcript(source, "", [], True)
+
+
+def _rest(session: EndpointingSession) -> list[Segment]:
+    """What was heard before an error; nothing where the model is what failed, and fails again."""
+    with suppress(Exception):
+        return session.finish()
+    return []
 
 
 def _finals(source: str, segments: Iterable[Segment]) -> Iterator[Transcript]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +310,7 @@ def _said(value: Any) -> str:
 
 
 def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
-    from kdasr.pipeline import run_recipe
+    from kdasr.pipeline import load_arguments, run_recipe
     from kdasr.stages import export, refused_files
 
     names = ("model", "out", "format", "chunk_ms", "max_wer_rise", "name")
@@ -320,18 +320,34 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     if arguments.dev is not None:
         given["dev"] = _listed(arguments.dev, "--dev")
     if arguments.recipe is not None:
-        result = run_recipe(arguments.recipe, {**settings, **given}, expected_stage="export")
+        settings = {**settings, **given}
+        if arguments.max_wer_rise is not None:
+            _check_gate(load_arguments(arguments.recipe, settings, expected_stage="export"))
+        result = run_recipe(arguments.recipe, settings, expected_stage="export")
     elif not {"model", "out"} <= set(given):
         raise ConfigError("what to export is missing", expected="a recipe, or --model DIR --out DIR")
     elif settings:
         raise ConfigError(f"unknown option --{next(iter(settings))}", fix="See kdasr export --help.")
     else:
+        if arguments.max_wer_rise is not None:
+            _check_gate(given)
         result = export(**given)
     for path, figures in result["files"].items():
         print(f"{path}\t{figures}", flush=True)
     for line in refused_files(result):
         print(f"kdasr: {line}", file=sys.stderr)
     return 1 if result["refused"] else 0
+
+
+def _check_gate(export: Mapping[str, Any]) -> None:
+    """What `--max-wer-rise` limits has to be there. A recipe that has the key may be told to do without."""
+    if not export.get("int8", True) or not export.get("dev"):
+        raise ConfigError(
+            "a setting that nothing here uses",
+            where="--max-wer-rise",
+            expected="an int8 file, and --dev SHARDS to measure what it costs",
+            got="no int8 file" if not export.get("int8", True) else "no development shards",
+        )
 
 
 def _listed(texts: Sequence[str], option: str) -> Sequence[str]:

@@ -1,12 +1,13 @@
 // The page: buttons, text and figures. Computing is in worker.js.
 
-import { decodeFile, encodeWav, openMicrophone, play, RATE } from "./audio.js";
+import { countSamples, decodeFile, encodeWav, openMicrophone, play, RATE } from "./audio.js";
 import { Bars, loudness, percentile } from "./meters.js";
 
-const PIECE = RATE / 10;
+const PIECE = RATE / 10; // of a file; those of a microphone are shorter
+const BAR_SAMPLES = RATE / 10; // of a bar of loudness
 // What is kept of a stream that may run for hours: for the figures, and for "Save".
 const KEPT_CHUNKS = 1000;
-const KEPT_PIECES = 6000; // ten minutes
+const KEPT_SAMPLES = 600 * RATE; // ten minutes
 // Characters after which a new paragraph begins: of what is not final yet, browsers lay out the last alone.
 const PARAGRAPH = 500;
 const PRECISIONS = { int8: "8 bit", float32: "32 bit" };
@@ -56,7 +57,7 @@ function setStop(end) {
 }
 
 function begin(name, rules) {
-  recording = { heard: [], shortened: false, chunkTimes: [], computed: 0, failed: false };
+  recording = { heard: [], kept: 0, shortened: false, unshown: [], chunkTimes: [], computed: 0, failed: false };
   Object.assign(recording, { doing: null, paused: null, spoilt: false, troubles: [] }); // what is said of it
   levels.clear();
   times.clear();
@@ -99,10 +100,25 @@ function mend(target, samples) {
 function feed(target, samples) {
   if (!isLive(target)) return;
   mend(target, samples);
-  target.heard.push(samples);
-  if (target.heard.length > KEPT_PIECES) target.shortened = Boolean(target.heard.shift());
-  levels.push(loudness(samples));
+  keep(target, samples);
+  showLoudness(target, samples);
   worker.postMessage({ type: "samples", samples });
+}
+
+function keep(target, samples) {
+  target.heard.push(samples);
+  target.kept += samples.length;
+  while (target.kept > KEPT_SAMPLES) {
+    target.kept -= target.heard.shift().length;
+    target.shortened = true;
+  }
+}
+
+function showLoudness(target, samples) {
+  target.unshown.push(samples);
+  if (countSamples(target.unshown) < BAR_SAMPLES) return;
+  levels.push(loudness(target.unshown));
+  target.unshown = [];
 }
 
 function finish(target) {

@@ -7,7 +7,7 @@ export const RATE = 16000;
 // An audio thread that was halted may never say that it stopped.
 const PATIENCE_MS = 1000;
 
-// Calls onSamples(Float32Array) every 100 ms, onGone() where the microphone is taken away, and onPause(why) where
+// Calls onSamples(Float32Array) every 20 ms, onGone() where the microphone is taken away, and onPause(why) where
 // it gives nothing for a while: null where it gives again. Returns a function that stops and waits for the rest.
 export async function openMicrophone({ onSamples, onGone, onPause }) {
   if (!navigator.mediaDevices) throw new Error("browsers give it to https and localhost pages only");
@@ -109,9 +109,13 @@ export function play(buffer) {
   return () => source.stop();
 }
 
+export function countSamples(pieces) {
+  return pieces.reduce((sum, piece) => sum + piece.length, 0);
+}
+
 // A WAV file of 32-bit floats: exactly what the model heard.
 export function encodeWav(pieces) {
-  const count = pieces.reduce((sum, piece) => sum + piece.length, 0);
+  const count = countSamples(pieces);
   const view = new DataView(new ArrayBuffer(44 + 4 * count));
   const text = (at, string) => [...string].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
   text(0, "RIFF");

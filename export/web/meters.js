@@ -1,5 +1,7 @@
 // Small pictures of what goes on: the loudness that comes in, and how long each chunk took.
 
+import { countSamples } from "./audio.js";
+
 const BARS = 96;
 
 export class Bars {
@@ -45,11 +47,11 @@ export class Bars {
   }
 }
 
-// Loudness of a piece, 0 at -60 dB and 1 at full scale.
-export function loudness(samples) {
+// Loudness of some pieces of samples, 0 at -60 dB and 1 at full scale.
+export function loudness(pieces) {
   let sum = 0;
-  for (const sample of samples) sum += sample * sample;
-  const decibels = 10 * Math.log10(sum / Math.max(1, samples.length) + 1e-12);
+  for (const piece of pieces) for (const sample of piece) sum += sample * sample;
+  const decibels = 10 * Math.log10(sum / Math.max(1, countSamples(pieces)) + 1e-12);
   return Math.max(0, 1 + decibels / 60);
 }
 

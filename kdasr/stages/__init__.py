@@ -15,6 +15,8 @@ from typing import Any
 from kdasr.arguments import fitting
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, SoftLabelError
+from kdasr.features import FRAME_SHIFT_MS
+from kdasr.interfaces import StreamingModel
 from kdasr.labelling import Settings, TeacherSource, sharing_ranks, summary_text
 from kdasr.labelling import label as label_shards
 from kdasr.labelling import retokenise as retokenise_labels
@@ -25,7 +27,7 @@ from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
 from kdasr.stages.checks import check_folders, check_train, of_key
 from kdasr.stages.training import make_units, train
-from kdasr.streaming import set_chunk_ms
+from kdasr.streaming import set_chunk_ms, trained_chunks_ms
 
 __all__ = [
     "check_corpus",
@@ -230,6 +232,8 @@ def export(
         set_chunk_ms(loaded.model, chunk_ms)
     with of_key("dev"):
         shards = [path for folder in dev for path in list_shards(Path(folder))]
+    if told := _of_small_chunks(loaded.model):
+        print(told if shards else f"{told}; measure with --dev", file=sys.stderr)
     exported = export_student(
         loaded.model,
         loaded.units,
@@ -246,6 +250,18 @@ def export(
         "files": {str(Path(out) / figures["file"]): figures_text(figures) for figures in files},
         "refused": {str(Path(out) / figures["file"]): figures["reason"] for figures in refused},
     }
+
+
+def _of_small_chunks(student: StreamingModel) -> str | None:
+    """What to say of chunks that are smaller than all that the student was trained with."""
+    if not (trained_ms := trained_chunks_ms(student)):
+        return None
+    chunk_ms = student.chunk_frames * FRAME_SHIFT_MS * student.subsampling
+    if chunk_ms in trained_ms or any(0 < size_ms < chunk_ms for size_ms in trained_ms):
+        return None
+    sizes = ", ".join(str(size_ms) for size_ms in trained_ms if size_ms)
+    trained = f"chunks of {sizes} ms" if sizes else "full context"
+    return f"trained with {trained}: smaller ones cost accuracy"
 
 
 def refused_files(exported: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from kdasr.streaming.models import (
     algorithmic_latency_ms,
     set_chunk_ms,
     silence_controls,
+    trained_chunks_ms,
 )
 from kdasr.streaming.resampler import StreamingResampler
 from kdasr.streaming.session import StreamingSession, check_samples
@@ -45,6 +46,7 @@ __all__ = [
     "set_chunk_ms",
     "silence_controls",
     "text_of",
+    "trained_chunks_ms",
     "with_tail",
     "within_audio",
     "words_of",

@@ -84,7 +84,7 @@ class EndpointingSession:
         *,
         where: str = "audio stream",
         decoder: Callable[[], StreamDecoder] = GreedyStream,
-        rate_hz: int = SAMPLE_RATE_HZ,
+        rate_hz: float = SAMPLE_RATE_HZ,
     ) -> None:
         self._session = StreamingSession(model, units, where=where, decoder=decoder, rate_hz=rate_hz)
         self._rules = rules

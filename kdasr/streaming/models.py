@@ -154,3 +154,13 @@ def set_chunk_ms(student: StreamingModel, chunk_ms: int, *, or_whole: bool = Fal
             got=chunk_ms,
         )
     student.chunk_frames = chunk_ms // frame_ms
+
+
+def trained_chunks_ms(student: StreamingModel) -> list[int]:
+    """Milliseconds of the chunks that `student` was trained with, whatever it has now, in ascending order; 0
+    is full context. None of a student to which the size makes no difference, as to a recurrent one."""
+    config = student.config
+    if not {"chunk_frames", "dynamic_chunks"} <= config.keys():
+        return []
+    frames = config["dynamic_chunks"] or [config["chunk_frames"]]
+    return sorted({int(count) * FRAME_SHIFT_MS * student.subsampling for count in frames})

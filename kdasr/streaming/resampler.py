@@ -24,24 +24,24 @@ class StreamingResampler:
     last bit, and the same to the bit for pieces of every size.
 
     Args:
-        from_hz: sample rate of what arrives.
+        from_hz: sample rate of what arrives; as a float too, as audio libraries have it.
 
     Raises:
-        ConfigError: a rate that is not positive.
+        ConfigError: a rate that is not positive, or no whole number.
         AudioError: a rate that `kdasr.resampling.check_rates` refuses.
     """
 
-    def __init__(self, from_hz: int) -> None:
-        if from_hz < 1:
-            raise ConfigError("a sample rate is positive", expected=">= 1 Hz", got=from_hz)
+    def __init__(self, from_hz: float) -> None:
+        from_hz = _whole(from_hz)
         check_rates(from_hz, SAMPLE_RATE_HZ)
         divisor = math.gcd(from_hz, SAMPLE_RATE_HZ)
         self._from_hz = from_hz
         # Blocks of so many input samples give a whole number of output samples.
         self._block_in, self._block_out = from_hz // divisor, SAMPLE_RATE_HZ // divisor
         self._step = math.ceil(from_hz * _STEP_MS / 1000 / self._block_in) * self._block_in
-        reach = math.ceil(_ZERO_CROSSINGS * from_hz / min(from_hz, SAMPLE_RATE_HZ))
-        self._context = math.ceil(reach / self._block_in) * self._block_in
+        # Ahead it waits for no more than the filter needs; behind it keeps whole blocks, to begin at one.
+        self._ahead = math.ceil(_ZERO_CROSSINGS * from_hz / min(from_hz, SAMPLE_RATE_HZ))
+        self._context = math.ceil(self._ahead / self._block_in) * self._block_in
         self.reset()
 
     def reset(self) -> None:
@@ -54,7 +54,7 @@ class StreamingResampler:
         if self._from_hz == SAMPLE_RATE_HZ:
             return samples
         self._history = np.concatenate([self._history, samples])
-        certain = len(self._history) - self._history_before - self._context
+        certain = len(self._history) - self._history_before - self._ahead
         steps = [self._emit(self._step, final=False) for _ in range(certain // self._step)]
         return np.concatenate([np.zeros(0, np.float32), *steps])
 
@@ -68,7 +68,7 @@ class StreamingResampler:
         if count_in == 0:
             return np.zeros(0, np.float32)
         start = self._history_before
-        end = len(self._history) if final else start + count_in + self._context
+        end = len(self._history) if final else start + count_in + self._ahead
         resampled = resample(self._history[:end], self._from_hz, SAMPLE_RATE_HZ)
         skip = start // self._block_in * self._block_out
         count_out = None if final else count_in // self._block_in * self._block_out
@@ -76,3 +76,11 @@ class StreamingResampler:
         self._history = self._history[keep_from:]
         self._history_before = start + count_in - keep_from
         return resampled[skip : None if count_out is None else skip + count_out]
+
+
+def _whole(from_hz: float) -> int:
+    if from_hz < 1:
+        raise ConfigError("a sample rate is positive", expected=">= 1 Hz", got=from_hz)
+    if not float(from_hz).is_integer():
+        raise ConfigError("a sample rate is a whole number", expected="whole Hz, such as 48000", got=from_hz)
+    return int(from_hz)

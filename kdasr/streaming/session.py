@@ -30,7 +30,7 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
     """Samples as (N,) float32, or an error that says what is wrong with them.
 
     Args:
-        samples: mono floating point samples in [-1, 1]; may be empty.
+        samples: (N,) or (N, 1) mono floating point samples in [-1, 1]; may be empty.
         where: what to name in an error.
 
     Raises:
@@ -38,13 +38,15 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
             plainly that of integer PCM.
     """
     array = np.asarray(samples)
+    if array.ndim == 2 and array.shape[1] == 1:  # as audio libraries give one channel
+        array = array[:, 0]
     if array.ndim != 1:
         raise AudioError(
             "the samples are not mono",
             where=where,
-            expected="one axis (N,)",
+            expected="(N,) or (N, 1)",
             got=f"shape {array.shape}",
-            fix="Mix the channels down, or read the file with kdasr.audio.load.",
+            fix="Of (N, channels) take piece[:, 0] or piece.mean(1), or read a file with kdasr.audio.load.",
         )
     if not np.issubdtype(array.dtype, np.floating):
         raise AudioError(
@@ -71,7 +73,7 @@ class StreamingSession:
         keep_log_probs: keep every output frame (needed for tests and alignments, not for text).
         where: what to name in errors about the audio.
         decoder: makes what turns output frames into tokens.
-        rate_hz: sample rate of the audio.
+        rate_hz: sample rate of the audio, a whole number.
 
     Raises:
         ConfigError, AudioError: see `kdasr.streaming.StreamingResampler`.
@@ -90,7 +92,7 @@ class StreamingSession:
         keep_log_probs: bool = False,
         where: str = "audio stream",
         decoder: Callable[[], StreamDecoder] = GreedyStream,
-        rate_hz: int = SAMPLE_RATE_HZ,
+        rate_hz: float = SAMPLE_RATE_HZ,
     ) -> None:
         if model.vocab_size != units.vocab_size:
             raise ModelError(
@@ -142,7 +144,7 @@ class StreamingSession:
         """Takes the next samples, runs every window that is complete, and gives the text so far.
 
         Args:
-            samples: (n,) float32 in [-1, 1] at the session's sample rate; any n, zero included.
+            samples: (n,) or (n, 1) float32 in [-1, 1] at the session's sample rate; any n, zero included.
 
         Raises:
             AudioError: bad samples (see `check_samples`), or the stream is finished. Nothing of

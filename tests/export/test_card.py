@@ -10,12 +10,15 @@ import pytest
 
 from export.card import CARD_FILE, read_export_card, refusal
 from export.load import exported_file, load_exported
+from export.parity import probe_sound
 from export.publish import export_student
 from export.runtime import FLOAT_FILE, INT8_FILE
 from export.transcribe import open_recogniser
 from kdasr.errors import ModelError
 from kdasr.scoreboard import check_model_of_row
-from tests.export.small_models import UNITS, recurrent
+from kdasr.streaming import set_chunk_ms
+from kdasr.text import UNITS_FILE, train_sentencepiece
+from tests.export.small_models import UNITS, conformer, recurrent
 
 FILES = {"float32": FLOAT_FILE, "int8": INT8_FILE}
 
@@ -65,9 +68,17 @@ def test_a_file_that_the_card_names_and_that_is_missing_is_said_so_where_it_is_a
         check_model_of_row("device", {"path": str(path)})
 
 
-def test_a_folder_without_its_float32_file_is_not_opened_by_another(folder: Path) -> None:
-    """int8 costs accuracy: whoever wants it names it."""
+def test_a_folder_means_its_float32_file_and_the_int8_file_where_that_alone_is_left(folder: Path) -> None:
+    """int8 costs accuracy: beside float32, whoever wants it names it."""
+    samples = probe_sound(40_000, 1)
+    texts = {name: open_recogniser(folder / name).transcribe(samples) for name in FILES.values()}
+    assert exported_file(folder) == folder / FLOAT_FILE and min(map(len, texts.values())) > 5
+    assert open_recogniser(folder).transcribe(samples) == texts[FLOAT_FILE]
     (folder / FLOAT_FILE).unlink()
+    assert exported_file(folder) == folder / INT8_FILE
+    assert open_recogniser(folder).transcribe(samples) == texts[INT8_FILE]
+    (folder / INT8_FILE).unlink()
+    assert exported_file(folder) == folder / FLOAT_FILE
     with pytest.raises(ModelError, match=r"model\.onnx: no such model file"):
         open_recogniser(folder)
 
@@ -78,14 +89,19 @@ def test_a_card_may_name_the_int8_file_alone(folder: Path) -> None:
     card = read_export_card(folder)
     assert card is not None and list(card["files"]) == ["int8"]
     load_exported(folder / INT8_FILE)
-    for opens in (exported_file, open_recogniser):
-        with pytest.raises(
-            ModelError, match=r"model\.json: .* cannot be used.*none of float32, but \['int8'\]"
-        ):
-            opens(folder)
+    assert exported_file(folder) == folder / INT8_FILE
+    assert len(open_recogniser(folder).transcribe(probe_sound(40_000, 1))) > 5
     assert refusal(folder / FLOAT_FILE) is None  # taken away: an error, and no row that is left out
     with pytest.raises(ModelError, match=r"model\.onnx: no such model file"):
         load_exported(folder / FLOAT_FILE)
+
+
+def test_a_card_that_names_a_missing_int8_file_alone_has_that_missed(folder: Path) -> None:
+    take_from_card(folder, "float32")
+    for name in FILES.values():
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match=r"model\.int8\.onnx: no such model file"):
+        open_recogniser(folder)
 
 
 def test_a_damaged_file_is_found_by_a_card_that_names_it_alone(folder: Path) -> None:
@@ -102,3 +118,20 @@ def test_a_card_that_names_no_file_cannot_be_used(folder: Path) -> None:
         take_from_card(folder, precision)
     with pytest.raises(ModelError, match=r"model\.json: .* cannot be used.*with the files \[\]"):
         read_export_card(folder)
+
+
+def test_the_card_keeps_the_chunks_of_the_training(tmp_path: Path) -> None:
+    student = conformer(chunk_frames=4)
+    set_chunk_ms(student, 80)
+    streaming = export_student(student, UNITS, tmp_path, int8=False).card["streaming"]
+    assert (streaming["chunk_ms"], streaming["trained_chunks_ms"]) == (80, [160])
+
+
+def test_an_export_leaves_no_units_of_an_earlier_one(tmp_path: Path) -> None:
+    pieces = train_sentencepiece(["one two three four five six seven eight nine ten"], 20)
+    export_student(conformer(vocab_size=pieces.vocab_size), pieces, tmp_path, int8=False)
+    assert (tmp_path / "units.model").exists()
+    export_student(recurrent(), UNITS, tmp_path, int8=False)
+    written = {FLOAT_FILE, CARD_FILE, UNITS_FILE, "tokens.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == written
+    assert load_exported(tmp_path / FLOAT_FILE)[1].hash == UNITS.hash

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import soundfile
@@ -20,7 +21,7 @@ from kdasr.cli import main
 from kdasr.interfaces import Utterance
 from kdasr.models import save_model
 from kdasr.shards import write_shards
-from tests.export.small_models import UNITS, conformer
+from tests.export.small_models import ALL, UNITS, conformer
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,20 @@ def test_phrases_among_words_are_told_of_by_every_command(
             ["export", "--model", "MODEL", "--out", "OUT", "--dev", "[a, 3]"],
             "--dev: the value cannot be used",
         ),
+        (
+            ["export", "--model", "MODEL", "--out", "OUT", "--max-wer-rise", "0.3"],
+            "--max-wer-rise: a setting that nothing here uses; expected an int8 file, and --dev SHARDS to "
+            "measure what it costs; got no development shards",
+        ),
+        (
+            ["export", "--model", "MODEL", "--out", "OUT", "--dev", "[]", "--max-wer-rise=0.3"],
+            "got no development shards",
+        ),
+        (
+            ["export", "--model", "MODEL", "--out", "OUT", "--dev", "a", "--no-int8", "--max-wer-rise=0.3"],
+            "--max-wer-rise: a setting that nothing here uses; expected an int8 file, and --dev SHARDS to "
+            "measure what it costs; got no int8 file",
+        ),
         (["bench", "device", "--model", "nowhere"], "there is no model in this folder"),
         (["demo-page", "--model", "ONNX"], "takes features, and a browser has none"),
     ],
@@ -152,6 +167,71 @@ def test_export_takes_lists_and_truths_as_recipes_do(place: Path, monkeypatch: p
     ):
         assert main(["export", "--model", str(place / "student"), "--out", "x", *words]) == 0
         assert calls.pop() == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-wer-rise", "0.3"], None),
+        (["--no-int8"], None),
+        (["--dev", "[]"], None),
+        (["--max-wer-rise", "0.3", "--no-int8"], "got no int8 file"),
+        (["--max-wer-rise", "0.3", "--dev", "[]"], "got no development shards"),
+    ],
+)
+def test_a_limit_of_a_recipe_may_be_left_unused_and_one_that_is_typed_may_not(
+    place: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_shards([Utterance("only", probe_sound(20_000, 1), text="one two")], tmp_path / "dev")
+    recipe = tmp_path / "export.yaml"
+    recipe.write_text(
+        f"stage: export\nwork_dir: {tmp_path}\nmodel: {place}/student\nout: {tmp_path}/out\n"
+        f"dev: [{tmp_path}/dev]\nmax_wer_rise: 1000\n"
+    )
+    assert main(["export", str(recipe), *words]) in ([0, 1] if message is None else [2])
+    assert (tmp_path / "out" / "model.onnx").exists() == (message is None)
+    assert message is None or message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "chunk_ms", "told"),
+    [
+        ({}, "80", "trained with chunks of 160 ms: smaller ones cost accuracy; measure with --dev\n"),
+        ({}, "160", ""),
+        ({}, "320", ""),
+        (
+            {"dynamic_chunks": [0, 2, 8]},
+            "40",
+            "trained with chunks of 80, 320 ms: smaller ones cost accuracy",
+        ),
+        ({"dynamic_chunks": [0, 2, 8]}, "160", ""),
+        ({"chunk_frames": 0}, "160", "trained with full context: smaller ones cost accuracy"),
+    ],
+)
+def test_chunks_smaller_than_those_of_the_training_are_told_of(
+    tmp_path: Path, changes: dict[str, Any], chunk_ms: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "student", conformer(**changes), UNITS)
+    arguments = ["export", "--model", str(tmp_path / "student"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--no-int8", "--chunk-ms", chunk_ms]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(told) and bool(err) == bool(told)
+    write_shards([Utterance("only", probe_sound(20_000, 1), text="one two")], tmp_path / "dev")
+    assert main([*arguments, "--no-int8", "--chunk-ms", chunk_ms, "--dev", str(tmp_path / "dev")]) == 0
+    assert capsys.readouterr().err == err.replace("; measure with --dev", "")
+
+
+def test_a_recurrent_student_is_as_good_in_chunks_of_any_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "student", ALL["lstm"](), UNITS)
+    arguments = ["export", "--model", str(tmp_path / "student"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--no-int8", "--chunk-ms", "40"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_export_without_its_int8_file_ends_with_status_1(

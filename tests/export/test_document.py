@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import export.sources
 from export.decoding_graph import write_decoding_graph
@@ -20,9 +22,12 @@ from export.publish import export_student
 from export.transcribe import open_recogniser
 from kdasr.audio import load
 from kdasr.streaming import EndpointRules
+from kdasr.students.conformer import ChunkConformer
 from tests.export.small_models import UNITS, conformer
+from tests.export.test_gate import spoken, trained
 from tests.streaming.scripted import silence
 
+__all__ = ["trained"]  # a fixture
 DOCUMENT = Path(__file__).parents[2] / "docs/streaming-export.md"
 WORDS = ["tea", "coffee", "milk", "water", "juice", "on", "off"]
 
@@ -81,15 +86,34 @@ def test_a_microphone_and_a_list_of_words(
     assert {line.split()[0] for line in lines} & {*WORDS} and any(line.startswith("…") for line in lines)
 
 
-def test_sherpa_with_a_graph_and_endpoints(place: Path) -> None:
-    """In a process of its own, as sherpa-onnx ends the one that it is in where it does not like a model."""
+def said_by_sherpa(place: Path, samples: np.ndarray) -> list[str]:
+    """What its program prints. In a process of its own, as sherpa-onnx ends the one that it is in where it
+    does not like a model."""
     write_decoding_graph(place / "OUT", [str(place / "words.txt")], place / "words.fst")
-    # Longer than the 20 s of its rule3: this model is not silent where the audio is.
-    np.save(place / "speech.npy", np.tile(speech(), 3))
-    pieces = "import numpy as np\npieces = np.array_split(np.load('speech.npy'), 210)\n"
+    np.save(place / "speech.npy", samples)
+    pieces = f"import numpy as np\npieces = np.array_split(np.load('speech.npy'), {len(samples) // 1_600})\n"
     command = [sys.executable, "-c", pieces + program("import numpy as np")]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
-    stretches = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_sherpa_with_a_graph_and_endpoints(place: Path) -> None:
+    # Longer than the 20 s of its rule3: this model is not silent where the audio is.
+    stretches = said_by_sherpa(place, np.tile(speech(), 3))
     assert len(stretches) >= 2 and {word for line in stretches for word in line.split()} <= {*WORDS}
     assert all(stretches[:2])
+
+
+def test_no_word_is_lost_with_a_graph_while_it_is_not_finished(
+    trained: ChunkConformer, tmp_path: Path
+) -> None:
+    """Of a student so unsure that it may have heard nothing yet, and of words of four seconds."""
+    unsure, word = copy.deepcopy(trained), "abcdefghabcdefghabcd"
+    with torch.no_grad():
+        unsure.head.weight *= 0.2
+        unsure.head.bias *= 0.2
+    export_student(unsure, UNITS, tmp_path / "OUT", int8=False)
+    (tmp_path / "words.txt").write_text(word)
+    samples = np.concatenate([np.zeros(6_400, np.float32), spoken(f"{word} {word}", 1)])
+    assert said_by_sherpa(tmp_path, samples) == [f"{word} {word}"]

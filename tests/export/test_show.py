@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from export.sources import Gap
 from export.transcribe import Recogniser, open_recogniser
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.models import save_model
+from kdasr.resampling import resample
 from kdasr.streaming import EndpointRules
 from tests.export.small_models import UNITS, conformer
 from tests.streaming.scripted import Scripted, silence, spell
@@ -96,6 +97,26 @@ def test_a_pipe_gives_the_text_of_the_file(place: Path) -> None:
     data = (soundfile.read(name, dtype="int16")[0]).astype("<i2").tobytes()
     out, _ = shown(Request(place / "onnx", ("-",), endpoint=False), stdin=io.BytesIO(data))
     assert out == [f"-\t{text(place, name)}"]
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 48_000])
+def test_a_pipe_of_another_rate_gives_the_text_of_its_resampled_samples(place: Path, rate_hz: int) -> None:
+    samples = resample(probe_sound(40_000, 1), 16_000, rate_hz)
+    data = np.rint(samples * 32_767).astype("<i2")
+    request = Request(place / "onnx", ("-",), endpoint=False, rate_hz=rate_hz)
+    out, _ = shown(request, stdin=io.BytesIO(data.tobytes()))
+    heard = resample((data / 32_768).astype(np.float32), rate_hz, 16_000)
+    expected = open_recogniser(place / "torch").transcribe(heard)
+    assert out == [f"-\t{expected}"] and len(expected) > 5
+
+
+def test_a_rate_that_cannot_be_is_refused_before_the_pipe_is_read(place: Path) -> None:
+    stdin = io.BytesIO(bytes(1_000))
+    with pytest.raises(ConfigError, match="a sample rate is positive.*got 0"):
+        shown(Request(place / "onnx", ("-",), rate_hz=0), stdin=stdin)
+    with pytest.raises(AudioError, match="cannot be resampled from.*got 44101 Hz"):
+        shown(Request(place / "onnx", ("-",), rate_hz=44_101), stdin=stdin)
+    assert stdin.tell() == 0
 
 
 def test_a_pipe_is_cut_at_pauses_by_itself_and_a_file_on_request(place: Path, tmp_path: Path) -> None:
@@ -272,6 +293,44 @@ def test_bad_samples_take_no_words_along(rules: EndpointRules | None) -> None:
             heard.append(transcript)
     assert [one.text for one in heard if one.final] == ["one two"]
     assert [word.text for word in heard[-1].words] == ["one", "two"]
+
+
+@pytest.mark.parametrize("rules", [None, EndpointRules()])
+def test_a_source_that_fails_takes_no_words_along(rules: EndpointRules | None) -> None:
+    def pieces() -> Iterator[Any]:
+        yield silence(17)
+        raise OSError("the device is lost")
+
+    heard = []
+    with pytest.raises(OSError, match="the device is lost"):
+        for transcript in scripted(spell("one two", 5)).listen(pieces(), "mine", rules):
+            heard.append(transcript)
+    assert [one.text for one in heard if one.final] == ["one two"] and heard[-1].final
+
+
+def test_a_model_that_fails_again_at_the_end_is_told_of_by_its_first_error() -> None:
+    class Failing(Scripted):
+        def step(self, features_btf: Any, state: Any) -> Any:
+            if state >= 16:
+                self.failures = getattr(self, "failures", 0) + 1
+                raise RuntimeError(f"failure {self.failures}")
+            return super().step(features_btf, state)
+
+    model = Failing(spell("one two", 5))
+    heard = []
+    with pytest.raises(RuntimeError, match="failure 1"):
+        for transcript in Recogniser(Path("failing"), UNITS, None, model).listen([silence(20)] * 2, "mine"):
+            heard.append(transcript)
+    assert heard == [] and model.failures == 2
+
+
+def test_an_empty_text_says_that_nothing_was_heard_at_all() -> None:
+    def finals(pieces: list[Any], script: dict[int, str]) -> list[str]:
+        return [one.text for one in scripted(script).listen(pieces, "pipe") if one.final]
+
+    assert finals([silence(20)], {}) == [""] and finals([silence(20), Gap(0.5)], {}) == [""]
+    assert finals([silence(20), Gap(0.5)], spell("one", 5)) == ["one"]
+    assert finals([silence(4), Gap(0.5), silence(20)], spell("one", 15)) == ["one"]
 
 
 @pytest.mark.parametrize("rules", [None, EndpointRules()])

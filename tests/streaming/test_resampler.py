@@ -59,9 +59,35 @@ def test_nothing_in_gives_nothing_out() -> None:
     assert len(resampler.accept(np.zeros(0, np.float32))) == 0 and len(resampler.flush()) == 0
 
 
-def test_a_rate_is_positive() -> None:
-    with pytest.raises(ConfigError, match="positive"):
-        StreamingResampler(0)
+@pytest.mark.parametrize(
+    ("from_hz", "at_most_ms"),
+    [(8_000, 21.0), (11_025, 40.7), (22_050, 20.5), (44_100, 20.5), (48_000, 20.5), (22_010, 100.5)],
+)
+def test_little_is_waited_for(from_hz: int, at_most_ms: float) -> None:
+    """A step of whole blocks, and what the filter needs behind it."""
+    resampler, heard, latest = StreamingResampler(from_hz), 0, 0.0
+    for count in range(1, 1_001):
+        heard += len(resampler.accept(np.zeros(from_hz // 1000, np.float32)))
+        latest = max(latest, 1000 * (count * (from_hz // 1000) / from_hz - heard / 16_000))
+    assert at_most_ms - 2 < latest < at_most_ms
+
+
+@pytest.mark.parametrize("from_hz", [48_000.0, np.float64(48_000), np.int64(48_000)])
+def test_a_rate_may_be_a_float(from_hz: float) -> None:
+    samples = probe_sound(9_000, 1)
+    resampler = StreamingResampler(from_hz)
+    heard = np.concatenate([resampler.accept(samples), resampler.flush()])
+    assert np.abs(heard - resample(samples, 48_000, 16_000)).max() < 1e-6
+    assert np.array_equal(StreamingResampler(16_000.0).accept(samples), samples)
+
+
+def test_a_rate_is_positive_and_whole() -> None:
+    for from_hz in (0, 0.5, -8_000):
+        with pytest.raises(ConfigError, match=f"a sample rate is positive.*got {from_hz}$"):
+            StreamingResampler(from_hz)
+    for from_hz in (48_000.5, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"a sample rate is a whole number.*got {from_hz}$"):
+            StreamingResampler(from_hz)
 
 
 def test_rates_without_a_simple_ratio_are_refused_before_any_audio() -> None:

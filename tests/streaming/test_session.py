@@ -23,11 +23,13 @@ from kdasr.streaming import (
     TorchChunkModel,
     algorithmic_latency_ms,
     check_samples,
+    set_chunk_ms,
+    trained_chunks_ms,
     with_tail,
     within_audio,
 )
 from kdasr.text import CharUnits
-from tests.export.small_models import STUDENTS, UNITS, conformer
+from tests.export.small_models import ALL, STUDENTS, UNITS, conformer
 from tests.streaming.scripted import Scripted, silence, spell
 
 
@@ -213,7 +215,10 @@ def test_clipped_and_overshooting_audio_is_decoded() -> None:
     [
         (np.array([0.0, np.nan, 0.0], np.float32), "NaN or infinity; got nan at 1"),
         (np.array([np.inf], np.float64), "NaN or infinity"),
-        (np.zeros((10, 2), np.float32), "not mono"),
+        (np.zeros((10, 2), np.float32), r"not mono.*\(10, 2\).* take piece\[:, 0\] or piece\.mean\(1\)"),
+        (np.zeros((10, 0), np.float32), "not mono"),
+        (np.zeros((10, 1, 1), np.float32), "not mono"),
+        (np.full((10, 1), np.nan, np.float32), "NaN or infinity; got nan at 0"),
         (np.zeros(10, np.int16), "not floating point"),
         (np.full(10, 12_000.0, np.float32), "not scaled"),
     ],
@@ -227,6 +232,23 @@ def test_bad_samples_are_refused_and_the_session_goes_on(bad: Any, message: str)
     assert session.finish() == _WHOLE.text
     assert session.num_samples == len(_SAMPLES), "a refused piece is no part of the stream"
     assert positions(session.tokens) == positions(_WHOLE.tokens)
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 48_000.0])
+def test_one_channel_may_have_an_axis_of_its_own(rate_hz: float) -> None:
+    """As every callback of sounddevice gives it, and the rate as a float."""
+    samples = resample(_SAMPLES, 16_000, int(rate_hz))
+    expected = StreamingSession(TorchChunkModel(_CONFORMER), UNITS, rate_hz=int(rate_hz)).hear(samples)
+    session = StreamingSession(TorchChunkModel(_CONFORMER), UNITS, rate_hz=rate_hz)
+    buffer = np.empty((960, 1), np.float32)
+    for start in range(0, len(samples), len(buffer)):
+        piece = samples[start : start + len(buffer), None]
+        buffer[: len(piece)] = piece
+        session.accept(buffer[: len(piece)])
+        buffer[:] = 9  # the library reuses its memory
+    assert session.finish() == expected and len(expected) > 5
+    assert session.num_samples == len(_SAMPLES)
+    assert check_samples(np.zeros((0, 1), np.float32)).shape == (0,)
 
 
 def test_read_only_samples_are_copied() -> None:
@@ -275,3 +297,21 @@ def test_the_first_frames_come_after_as_many_samples_as_the_latency_says(
     assert algorithmic_latency_ms(session.model) == session.num_samples / 16 == latency_ms
     assert list(windows.accept(np.zeros(session.num_samples - 1, np.float32))) == []
     assert len(list(windows.accept(np.zeros(1, np.float32)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected_ms"),
+    [
+        ({"chunk_frames": 8}, [320]),
+        ({"chunk_frames": 8, "dynamic_chunks": [0, 0, 24, 2, 8]}, [0, 80, 320, 960]),
+        ({"chunk_frames": 0}, [0]),
+    ],
+)
+def test_the_chunks_of_the_training_stay_known(changes: Any, expected_ms: list[int]) -> None:
+    student = conformer(**changes)
+    set_chunk_ms(student, 80)
+    assert trained_chunks_ms(student) == expected_ms
+
+
+def test_a_recurrent_student_is_trained_with_no_chunks() -> None:
+    assert trained_chunks_ms(ALL["lstm"]()) == []

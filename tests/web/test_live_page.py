@@ -349,12 +349,43 @@ def test_the_end_of_a_recording_that_failed_does_not_end_the_next(
     assert_heard(page, place, heard_by(page, tmp_path))
 
 
+def test_the_microphone_gives_50_pieces_a_second_and_10_bars_of_loudness(
+    browser: Browser, url: str, place: Path, tmp_path: Path
+) -> None:
+    """A piece that comes late makes the text later. With a small bound in place of ten minutes."""
+    page = browser.new_context(service_workers="block", permissions=["microphone"]).new_page()
+    script = (PAGE_FOLDER / "app.js").read_text()
+    assert "KEPT_SAMPLES = 600 * RATE" in script
+    script = script.replace("KEPT_SAMPLES = 600 * RATE", "KEPT_SAMPLES = RATE") + "window.levels = levels;"
+    page.route("**/app.js", lambda route: route.fulfill(body=script, content_type="text/javascript"))
+    page.goto(url)
+    wait_until(page, "ready")
+    page.evaluate(
+        """() => {
+          window.sizes = [];
+          const post = Worker.prototype.postMessage;
+          Worker.prototype.postMessage = function (message) {
+            if (message.samples) sizes.push(message.samples.length);
+            post.call(this, message);
+          };
+        }"""
+    )
+    page.click("#microphone")
+    page.wait_for_function("window.sizes.length >= 101", timeout=20_000)
+    sizes, bars = page.evaluate("[sizes.slice(), levels.values.slice()]")
+    assert set(sizes) == {320} and len(bars) == len(sizes) // 5
+    assert max(bars) > 0.3
+    kept, _ = soundfile.read(heard_by(page, tmp_path), dtype="float32")
+    assert 15_680 < len(kept) <= 16_000
+    page.context.close()
+
+
 def test_of_a_long_recording_the_end_is_kept(browser: Browser, url: str, place: Path, tmp_path: Path) -> None:
     """With small bounds in place of ten minutes and a thousand chunks."""
     page = browser.new_context(service_workers="block").new_page()
     script = (PAGE_FOLDER / "app.js").read_text()
     for before, after in [
-        ("KEPT_PIECES = 6000", "KEPT_PIECES = 20"),
+        ("KEPT_SAMPLES = 600 * RATE", "KEPT_SAMPLES = 2 * RATE"),
         ("KEPT_CHUNKS = 1000", "KEPT_CHUNKS = 5"),
     ]:
         assert before in script
