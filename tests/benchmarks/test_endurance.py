@@ -38,7 +38,7 @@ def test_nothing_drifts(tmp_path: Path, format: str) -> None:
 
 @pytest.mark.slow
 def test_nothing_drifts_or_grows_in_eight_hours(tmp_path: Path) -> None:
-    save_model(tmp_path, conformer(chunk_frames=25), UNITS)
+    save_model(tmp_path, conformer(chunk_frames=50), UNITS)
     # In a process of its own: here a leak might grow into what earlier tests freed.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         figures = process.submit(main, ["--model", str(tmp_path), "--hours", "8"]).result()
