@@ -111,12 +111,16 @@ def measure(
 
 
 def _timed(step: TrainingStep, shapes: list[list[Shape]], vocab: int, device: str) -> dict[str, Any]:
-    synchronise(device)
-    started = time.perf_counter()
+    spent = 0.0
+    if device != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
     for batches in shapes:
-        step(*(batch_of(shape, vocab, device) for shape in batches))
-    synchronise(device)
-    spent = time.perf_counter() - started
+        made = [batch_of(shape, vocab, device) for shape in batches]
+        synchronise(device)
+        started = time.perf_counter()
+        step(*made)
+        synchronise(device)
+        spent += time.perf_counter() - started
     every = [shape for batches in shapes for shape in batches]
     audio_s = sum(sum(shape.frames) for shape in every) * FRAME_SHIFT_MS / 1000
     return {

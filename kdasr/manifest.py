@@ -15,7 +15,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kdasr.errors import DamagedShardError, ManifestError
+from kdasr.errors import DamagedShardError, ManifestError, ShardError
+from kdasr.storage import with_patience
 
 FORMAT = "kdasr-audio-shard"
 VERSION = 1
@@ -84,15 +85,19 @@ def read_manifest(path: Path) -> Shard:
     """The manifest beside the tar at `path`, checked in itself; the tar is not looked at.
 
     Raises:
-        ManifestError: missing, unreadable or inconsistent.
+        ManifestError: missing, no manifest or inconsistent.
+        ShardError: the disk or its mount fails, and went on to fail when it was asked again.
     """
     manifest = manifest_path(path)
     try:
-        fields: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        text = with_patience(manifest, lambda: manifest.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = json.loads(text)
         found = (fields["format"], fields["version"])
     except FileNotFoundError:
         raise missing_manifest(path) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise _bad_manifest(manifest, "a JSON object with format and version", error) from error
     if found != (FORMAT, VERSION):
         raise _bad_manifest(manifest, f"{FORMAT} version {VERSION}", f"{found[0]} version {found[1]}")
@@ -146,6 +151,12 @@ def _check_consistency(manifest: Path, shard: Shard) -> None:
             raise _bad_manifest(manifest, f"keys of {KEY_PATTERN.pattern}", repr(entry.key))
         if max(entry.flac_offset + entry.flac_bytes, entry.json_offset + entry.json_bytes) > shard.bytes:
             raise _bad_manifest(manifest, f"members within {shard.bytes} bytes", entry.key)
+
+
+def unreadable(path: Path, error: OSError) -> ShardError:
+    """The error of a shard that the disk or its mount does not give."""
+    fix = "The shard may be good: look at the disk or its mount, and run the same again."
+    return ShardError("the audio shard cannot be read", where=path, got=error, fix=fix)
 
 
 def _bad_manifest(manifest: Path, expected: object, got: object) -> ManifestError:

@@ -198,9 +198,12 @@ def blocks_of_the_page() -> list[str]:
 
 def test_a_corpus_in_parts_is_prepared_labelled_and_learnt_from(bin_folder: Path) -> None:
     (block,) = [block for block in blocks_of_the_page() if "split --number" in block]
+    # Which says the number of a job of preparing, and takes jobs of labelling that wait for that one alone.
     sbatch = """
+for word in "$@"; do [[ $word != --dependency=* ]] || waits_for=${word#*=}; done
 while [[ $1 == --* && $1 != --wrap ]]; do shift; done
-if [[ $1 == --wrap ]]; then SLURM_ARRAY_TASK_ID=7 bash -c "$2"; else echo label "${@:2}"; fi
+if [[ $1 == --wrap ]]; then SLURM_ARRAY_TASK_ID=7 bash -c "$2" > prepare.txt && echo 77; fi
+if [[ $waits_for == afterok:77 ]]; then echo label "${@:2}"; fi
 """
     for name, body in (("sbatch", sbatch), ("kdasr", 'echo "$@"')):
         (bin_folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -214,9 +217,8 @@ if [[ $1 == --wrap ]]; then SLURM_ARRAY_TASK_ID=7 bash -c "$2"; else echo label 
     names = [f"audio-{number:02d}" for number in range(64)]
     parts = [bin_folder / f"parts/{name}.jsonl" for name in names]
     assert [line for part in parts for line in part.read_text().splitlines(True)] == lines
-    prepare, *label, train = [
-        build_parser().parse_known_args(line.split()) for line in done.stdout.splitlines()
-    ]
+    commands = [(bin_folder / "prepare.txt").read_text(), *done.stdout.splitlines()]
+    prepare, *label, train = [build_parser().parse_known_args(line.split()) for line in commands]
     settings = _settings(prepare[1])
     assert (prepare[0].name, prepare[0].corpus, prepare[0].out) == (
         "manifest", Path("parts"), Path("runs/big/shards"),
@@ -229,7 +231,7 @@ if [[ $1 == --wrap ]]; then SLURM_ARRAY_TASK_ID=7 bash -c "$2"; else echo label 
         "unlabelled": [f"runs/big/shards/{name}" for name in names],
         "labels": [f"runs/big/labels/{name}" for name in names],
     }
-    for line in done.stdout.splitlines()[1:]:
+    for line in done.stdout.splitlines():
         check_kdasr(line.split())
 
 

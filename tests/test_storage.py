@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError, ParamValidationError
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+)
 from gcsfs.retry import HttpError
+from s3fs.errors import translate_boto_error
 
 from kdasr.results import append_result, read_results
 from kdasr.storage import (
@@ -105,6 +112,7 @@ def test_a_short_outage_is_not_worth_a_word(
         (OSError(errno.EBUSY, "Please reduce your request rate"), "reduce your request rate"),
         (json.JSONDecodeError("no JSON", "<html>", 0), "no JSON"),
         (HttpError({"code": 503, "message": "Backend"}), "Backend"),
+        (HttpError({"code": 429, "message": "Too many"}), "Too many"),
         (TimeoutError(), "TimeoutError"),
     ],
 )
@@ -123,6 +131,11 @@ def test_a_store_that_stays_down_is_given_up_after_five_minutes(
         PermissionError(errno.EACCES, "Forbidden"),
         OSError("Forbidden: bucket/file"),  # as gcsfs says 403
         HttpError({"code": 401, "message": "Anonymous caller does not have access"}),
+        HttpError({"code": 400, "message": "Invalid bucket name: 'A_b'"}),
+        translate_boto_error(ClientError({"Error": {"Code": "InvalidBucketName"}}, "PutObject")),
+        translate_boto_error(ClientError({"Error": {"Code": "PermanentRedirect"}}, "GetObject")),
+        NoRegionError(),
+        OSError(errno.EROFS, "Read-only file system"),
         NoCredentialsError(),
         ParamValidationError(report="Invalid bucket name"),
         ValueError("Invalid endpoint: nowhere"),

@@ -92,10 +92,10 @@ class Foreman:
     def _labelled(self, report: Report) -> Outcome | None:
         task, case = report.task, self._cases[report.task.audio]
         if report.kind != "died":
-            if self._is_put_off(report):
+            if not self._is_stopped and self._is_put_off(report):
                 self._queue.append(task)
                 return None
-            if report.fatal:
+            if report.fatal and (not report.may_pass or self._not_stored > self._crew.size):
                 self._is_stopped = True
             return Outcome(task.audio, report.result, report.reason, case.attempts)
         case.deaths, case.last_death = case.deaths + 1, report.reason

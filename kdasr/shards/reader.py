@@ -24,6 +24,7 @@ from kdasr.manifest import (
     read_members,
     sha256_of,
     shard_path,
+    unreadable,
 )
 from kdasr.storage import locate, with_patience
 
@@ -44,7 +45,7 @@ def list_shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
         fix = "Check the name, or run `kdasr prepare` first."
         raise ShardError("there is no such folder of audio shards", where=folder, fix=fix)
-    names = [path.name for path in folder.iterdir()]
+    names = locate(folder).names()
     return [folder / name for name in complete_tars(str(folder), names, locate(folder / PREPARED).read_all)]
 
 
@@ -126,12 +127,7 @@ def open_shard(path: Path, *, verify: bool = False) -> Shard:
 
 
 def _checked(path: Path, verify: bool) -> Shard:
-    try:
-        shard = read_manifest(path)
-    except ManifestError as error:
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None  # says nothing of what is in the manifest
-        raise
+    shard = read_manifest(path)
     if not path.is_file():
         raise DamagedShardError("the audio shard is missing", where=path)
     if path.stat().st_size != shard.bytes:
@@ -176,8 +172,7 @@ def _from_disk(path: Path, read: Callable[[], _T]) -> _T:
     except FileNotFoundError as error:
         raise DamagedShardError("the audio shard cannot be read", where=path, got=error) from error
     except OSError as error:
-        fix = "The shard may be good: look at the disk or its mount, and run the same again."
-        raise ShardError("the audio shard cannot be read", where=path, got=error, fix=fix) from error
+        raise unreadable(path, error) from error
 
 
 def read_shard(path: Path) -> Iterator[Utterance]:

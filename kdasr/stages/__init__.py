@@ -257,11 +257,10 @@ def _of_small_chunks(student: StreamingModel) -> str | None:
     if not (trained_ms := trained_chunks_ms(student)):
         return None
     chunk_ms = student.chunk_frames * FRAME_SHIFT_MS * student.subsampling
-    if chunk_ms in trained_ms or any(0 < size_ms < chunk_ms for size_ms in trained_ms):
+    if not chunk_ms or any(0 < size_ms <= chunk_ms for size_ms in trained_ms):
         return None
-    sizes = ", ".join(str(size_ms) for size_ms in trained_ms if size_ms)
-    trained = f"chunks of {sizes} ms" if sizes else "full context"
-    return f"trained with {trained}: smaller ones cost accuracy"
+    sizes = ", ".join(f"{size_ms} ms" if size_ms else "full context" for size_ms in trained_ms)
+    return f"chunks of {chunk_ms} ms are smaller than those of the training ({sizes}), which costs accuracy"
 
 
 def refused_files(exported: Mapping[str, Any]) -> list[str]:

@@ -218,7 +218,10 @@ class LocalLocation:
         return self.path.is_dir()
 
     def names(self) -> list[str]:
-        return sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+        if not self.is_folder():
+            return []
+        entries = _stored(self.path, "the folder cannot be read", lambda: list(self.path.iterdir()))
+        return sorted(entry.name for entry in entries)
 
     def size(self) -> int | None:
         try:

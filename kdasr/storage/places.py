@@ -28,8 +28,8 @@ class StorageError(KdasrError):
 class Location(Protocol):
     """A file or folder somewhere.
 
-    What may pass, such as a store or a mount that is gone for a while, is tried again, and what does not
-    becomes a StorageError.
+    Listing, reading and committing are tried again while a store or a mount is gone; what does not pass is a
+    StorageError. What is wrong with a request of a local path is its OSError.
     """
 
     @property

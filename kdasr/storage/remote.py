@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,12 @@ _PATIENCE_S = 300.0
 # azure-core) need not be installed. A plain ValueError is of an address; its heirs may be of a broken answer.
 _HOPELESS = (
     "NoCredentialsError",
+    "NoRegionError",
+    "InvalidRegionError",
+    "ConfigNotFound",
+    "UnauthorizedSSOTokenError",
+    "SSOTokenLoadError",
+    "TokenRetrievalError",
     "PartialCredentialsError",
     "ProfileNotFound",
     "DefaultCredentialsError",
@@ -26,6 +33,20 @@ _HOPELESS = (
     "ParamValidationError",
     "ValueError",
 )
+# What s3fs makes of a redirect to another region, and of names that cannot be.
+_OTHER_REGION = 78
+_NEVER = (
+    _OTHER_REGION,
+    errno.EINVAL,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+# Answers of HTTP that ask for patience, among those that say that the request is wrong.
+_LATER = ("408", "409", "429")
 
 
 @dataclass(frozen=True)
@@ -155,6 +176,9 @@ def _may_pass(error: Exception) -> bool:
     """
     if isinstance(error, FileNotFoundError | PermissionError | NotImplementedError):
         return False
+    if isinstance(error, OSError) and error.errno in _NEVER:
+        return False
+    code = str(getattr(error, "status", getattr(error, "code", "")))
+    is_wrong = len(code) == 3 and code.startswith("4") and code not in _LATER
     # Google's client says so of what is forbidden, and no more.
-    is_forbidden = str(error).startswith("Forbidden") or str(getattr(error, "code", "")) in ("401", "403")
-    return not is_forbidden and type(error).__name__ not in _HOPELESS
+    return not (is_wrong or str(error).startswith("Forbidden") or type(error).__name__ in _HOPELESS)

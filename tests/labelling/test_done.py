@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections import Counter
@@ -151,3 +152,19 @@ def test_another_teacher_is_refused_by_the_labels_of_other_jobs(tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert run(0, 2, 4) == 2
     assert run(1, 3, 4, overwrite=True) == 2
+
+
+def test_a_mount_that_is_gone_for_a_moment_makes_no_work(
+    shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, failing = Path.read_text, set(shards)
+
+    def read(path: Path, *given: Any, **settings: Any) -> str:
+        if (tar := str(path.with_suffix(".tar"))) in failing:
+            failing.remove(tar)
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return original(path, *given, **settings)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    plan = find_work(shards, tmp_path / "labels", EXPECT)
+    assert not failing and plan.todo == [] and plan.done == shards

@@ -169,6 +169,21 @@ def test_labels_that_were_not_stored_stop_no_job_that_stores_others() -> None:
     assert outcomes == [(audio, "") for audio in "bdac"]
 
 
+def test_a_shard_that_is_not_stored_twice_leaves_the_others_their_second_time() -> None:
+    failing = ["a", "c", "e", "a"]
+
+    def outcome(task: Task) -> Report:
+        if task.audio in failing:
+            failing.remove(task.audio)
+            return _not_stored(task)
+        return Report(task, 0, "done")
+
+    crew = Said(1, outcome)
+    outcomes = [(one.audio, one.reason) for one in Foreman(crew).run("abcdef")]
+    assert crew.begun == list("abcdeface")
+    assert outcomes == [("b", ""), ("d", ""), ("f", ""), ("a", "not stored"), ("c", ""), ("e", "")]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_store_that_takes_no_labels_stops_the_job(workers: int) -> None:
     """Once more shards in a row were not stored than there are workers, who may all fail at once."""
