@@ -154,31 +154,28 @@ def _not_stored(task: Task) -> Report:
     return Report(task, 0, "failed", reason="not stored", fatal=True, may_pass=True)
 
 
-def test_labels_that_were_not_stored_stop_no_job_that_stores_others() -> None:
-    failing = ["a", "c"]
+def _stored_but(failing: str) -> Said:
+    """A crew of one whose shards fail to be stored as often as they are named."""
+    left = list(failing)
 
     def outcome(task: Task) -> Report:
-        if task.audio in failing:
-            failing.remove(task.audio)
+        if task.audio in left:
+            left.remove(task.audio)
             return _not_stored(task)
         return Report(task, 0, "done")
 
-    crew = Said(1, outcome)
+    return Said(1, outcome)
+
+
+def test_labels_that_were_not_stored_stop_no_job_that_stores_others() -> None:
+    crew = _stored_but("ac")
     outcomes = [(one.audio, one.reason) for one in Foreman(crew).run("abcd")]
     assert crew.begun == ["a", "b", "c", "d", "a", "c"]
     assert outcomes == [(audio, "") for audio in "bdac"]
 
 
 def test_a_shard_that_is_not_stored_twice_leaves_the_others_their_second_time() -> None:
-    failing = ["a", "c", "e", "a"]
-
-    def outcome(task: Task) -> Report:
-        if task.audio in failing:
-            failing.remove(task.audio)
-            return _not_stored(task)
-        return Report(task, 0, "done")
-
-    crew = Said(1, outcome)
+    crew = _stored_but("aace")
     outcomes = [(one.audio, one.reason) for one in Foreman(crew).run("abcdef")]
     assert crew.begun == list("abcdeface")
     assert outcomes == [("b", ""), ("d", ""), ("f", ""), ("a", "not stored"), ("c", ""), ("e", "")]
