@@ -39,6 +39,7 @@ from typing import NamedTuple
 from kdasr.errors import LabelMismatchError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import BLANK_ID, SoftLabels
+from kdasr.reasons import listed
 from kdasr.soft_labels import Header
 from kdasr.soft_labels.fit import centres, map_classes, pool_frames, take_frames
 from kdasr.storage import Location
@@ -215,8 +216,7 @@ def map_symbols(
     found[BLANK_ID] = BLANK_ID
     lacking = [symbol for symbol, unit in zip(symbols, found, strict=True) if unit is None]
     if lacking:
-        shown = ", ".join(symbol if _shows(symbol) else ascii(symbol) for symbol in lacking[:12])
-        shown += f" and {len(lacking) - 12} more" if len(lacking) > 12 else ""
+        shown = listed([symbol if _shows(symbol) else ascii(symbol) for symbol in lacking], most=12)
         ready = {**given, **dict.fromkeys(lacking)}
         more = f": unit_map: {_as_yaml(ready)}" if len(lacking) <= _MOST_STRUCK_OUT else "."
         raise _refusal(

@@ -54,6 +54,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3597 else f"{seconds / 3600:,.2f} h"
 
 
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """For people: the first `most` names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def lines_of(
     kinds: Sequence[Kind], what_happened: str, all_named: str = "the manifests have each"
 ) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -26,6 +26,7 @@ from kdasr.manifest import (
     shard_path,
     unreadable,
 )
+from kdasr.reasons import listed
 from kdasr.storage import locate, with_patience
 
 _T = TypeVar("_T")
@@ -103,13 +104,8 @@ def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes
         return f"the record of `kdasr prepare` cannot be read ({error!r})"
     found = {name for name in names if re.fullmatch(r"shard-.*\.tar", name)}
     missing, more = sorted(recorded - found), sorted(found - recorded)
-    parts = [f"{_few(missing)} missing"] * bool(missing) + [f"{_few(more)} unknown"] * bool(more)
+    parts = [f"{listed(missing)} missing"] * bool(missing) + [f"{listed(more)} unknown"] * bool(more)
     return f"the shards are not those that were prepared: {'; '.join(parts)}" if parts else ""
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def open_shard(path: Path, *, verify: bool = False) -> Shard:
@@ -256,7 +252,7 @@ def verify_folder(folder: Path) -> list[str]:
     expected_stems = [f"shard-{number:06d}" for number in range(len(stems))]
     if stems != expected_stems:
         missing = sorted(set(expected_stems) - set(stems))
-        problems.append(f"{folder}: the numbering has gaps; missing {_few(missing)}")
+        problems.append(f"{folder}: the numbering has gaps; missing {listed(missing)}")
     names = [path.name for path in folder.iterdir()]
     if problem := _differs_from_record(names, locate(folder / PREPARED).read_all):
         problems.append(f"{folder / PREPARED}: {problem}")
