@@ -8,7 +8,7 @@ where there are GPUs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,9 +77,21 @@ class Ranks:
 
     def add_up(self, values: Tensor) -> None:
         """Replace a tensor by the sum of those of all ranks, the same to the bit on each."""
-        if not self.alone:
+        self.adding_up(values)()
+
+    def adding_up(self, values: Tensor) -> Callable[[], None]:
+        """Begin what `add_up` does, and go on meanwhile. The answer waits for its end; until it is called,
+        the tensor must not be touched. All ranks begin their sums in the same order."""
+        if self.alone:
+            return lambda: None
+        with _telling_of_the_lost():
+            work = distributed.all_reduce(values, async_op=True)
+
+        def wait() -> None:
             with _telling_of_the_lost():
-                distributed.all_reduce(values)
+                work.wait()
+
+        return wait
 
 
 def ranks() -> Ranks:

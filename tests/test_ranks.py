@@ -26,7 +26,7 @@ from kdasr.ranks import Ranks, joined, ranks
 from kdasr.schedule import ScheduledBatches
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.training.order import RankSteps
-from kdasr.training.sums import StepSums, add_up, means
+from kdasr.training.sums import GradientSums, StepSums, means
 from tests.speech import shards
 from tests.test_training import UNITS, losses, training
 
@@ -117,7 +117,7 @@ def test_a_rank_that_ends_is_told_of() -> None:
 def broken_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Exception:
     """What comes of an error of torch in a sum over ranks."""
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(torch.distributed, "all_reduce", fail)
@@ -171,13 +171,61 @@ def test_sums_are_means_over_batches_and_ranks() -> None:
         parameters[0].grad = torch.tensor([1.0, 2.0])
         if job.rank == 1:
             parameters[1].grad = torch.tensor([5.0, 5.0])
-        add_up(parameters, sums.values, job)
+        with GradientSums(parameters, job) as gradients:
+            gradients.finish(sums.values)
         loss, terms = means(["a", "b", "c"], sums.values)
         return loss, terms, [None if p.grad is None else p.grad.tolist() for p in parameters]
 
     # Three batches in all; no batch has a term "c", and no rank a gradient of the third parameter.
     terms = {"a": pytest.approx(7 / 3), "b": 1.0}
     assert on_ranks(2, work) == [(3.0, terms, [[2.0, 4.0], [5.0, 5.0], None])] * 2
+
+
+def test_gradients_leave_while_the_last_backward_pass_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where ranks end with batches of which one does not use what the other does."""
+    monkeypatch.setattr("kdasr.training.sums._BUCKET", 1)  # each parameter by itself
+    said: list[str] = []
+
+    class Telling(Ranks):
+        def adding_up(self, values: Tensor) -> Callable[[], None]:
+            said.append(f"{values.numel()} sent")
+            return super().adding_up(values)
+
+    def work(job: Ranks) -> Any:
+        torch.manual_seed(1)
+        layers = [nn.Linear(size, size + 1, bias=False) for size in (1, 2, 3)]
+        parameters = [layer.weight for layer in layers]
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(lambda one: said.append(f"{one.numel()} made"))
+
+        def loss(rank: int, *used: int) -> Tensor:
+            x = torch.ones(1, 1)
+            for number, layer in enumerate(layers):
+                x = layer(x) * (rank + 1) if number in used else nn.functional.pad(x, (0, 1))
+            return x.sum()
+
+        every, last = (0, 1, 2), ((0, 1, 2), (0, 1))
+        with GradientSums(parameters, Telling(job.rank, job.count)) as gradients:
+            loss(job.rank, *every).backward()
+            gradients.send_as_made()
+            loss(job.rank, *last[job.rank]).backward()
+            said.append("end")
+            values = torch.ones(1, 2)
+            gradients.finish(values)
+            found = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+            loss(0, *every).backward()  # of the next step: nothing is sent before its last
+        total = sum(loss(rank, *used) for rank in range(2) for used in (every, last[rank]))
+        for one, expected in zip(found, torch.autograd.grad(total, parameters), strict=True):
+            torch.testing.assert_close(one, expected)
+        return values.tolist(), said
+
+    first = ["12 made", "6 made", "2 made"]
+    sent = ["12 made", "12 sent", "6 made", "6 sent", "2 made", "2 sent", "end", "5 sent"]
+    held = ["6 made", "2 made", "end", "12 sent", "6 sent", "2 sent", "5 sent"]
+    assert on_ranks(2, work) == [
+        ([[2.0, 2.0]], [*first, *sent, *first]),
+        ([[2.0, 2.0]], [*first, *held, *first]),
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

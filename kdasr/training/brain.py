@@ -30,7 +30,7 @@ from kdasr.training.muon import make_optimiser
 from kdasr.training.order import OneEpoch, RankSteps, StepSampler
 from kdasr.training.position import Position
 from kdasr.training.step import DEV, Step, step_seed
-from kdasr.training.sums import StepNews, StepSums, add_up, means
+from kdasr.training.sums import GradientSums, StepNews, StepSums, means
 from kdasr.training_log import LOG_FILE, TrainingLog
 
 if TYPE_CHECKING:
@@ -167,7 +167,11 @@ class CtcBrain(sb.Brain):
         )
         self.ranks.wait()
         shown = self.ranks.first and console.is_terminal
-        with Progress(*columns, console=console, transient=True, disable=not shown) as self.progress:
+        learning = [parameter for parameter in self.step_module.parameters() if parameter.requires_grad]
+        with (
+            Progress(*columns, console=console, transient=True, disable=not shown) as self.progress,
+            GradientSums(learning, self.ranks) as self.gradients,
+        ):
             self.task = self.progress.add_task(self.training.name, total=self.last_step)
             self.fit(self.counter, loader, self.dev)
 
@@ -265,6 +269,8 @@ class CtcBrain(sb.Brain):
                 torch.manual_seed(step_seed(self.training.seed, position))
                 outputs = self.compute_forward(part, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, part, sb.Stage.TRAIN)
+                if position == positions[-1]:
+                    self.gradients.send_as_made()
                 with torch.autocast(self.device_type, enabled=False):
                     self.scaler.scale(loss / self.optimisation.accumulate).backward()
                 loss = loss.detach()
@@ -272,7 +278,7 @@ class CtcBrain(sb.Brain):
                 del outputs  # of every layer: else they stay until the next batch has its own
         keys = [key for one in batch for key in one.keys]
         news = StepNews(step, keys, sums.values.clone())
-        self._add_up(sums)
+        self.gradients.finish(sums.values)
         self.optimizers_step()
         news.steps_not_taken = self.steps_not_taken
         self.step_module.after_step()
@@ -297,10 +303,6 @@ class CtcBrain(sb.Brain):
         self.steps_not_taken = 0 if is_finite else self.steps_not_taken + 1
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
-
-    def _add_up(self, sums: StepSums) -> None:
-        learning = [parameter for parameter in self.step_module.parameters() if parameter.requires_grad]
-        add_up(learning, sums.values, self.ranks)
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> Outputs:
         # Audio without transcripts is the other stream.

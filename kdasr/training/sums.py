@@ -1,4 +1,4 @@
-"""What the ranks of a training tell one another in a step: its gradients and losses, in one sum.
+"""What the ranks of a training tell one another in a step: its gradients and losses.
 
 Not torch's DistributedDataParallel: it reduces what the last of several accumulated batches touched,
 and here that batch may be of another stream, with other losses that learn, than those before it.
@@ -6,15 +6,16 @@ and here that batch may be of another stream, with other losses that learn, than
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from kdasr.ranks import Ranks
 
-# Numbers in one message: enough for the network to be busy, few enough to need little memory.
-_BUCKET = 1 << 25
+# Numbers in one message: enough for the network to be busy, few enough to leave early.
+_BUCKET = 1 << 21
 
 
 class StepSums:
@@ -80,32 +81,75 @@ def means(names: Sequence[str], values: Tensor) -> tuple[float, dict[str, float]
     return loss / batches, terms
 
 
-def add_up(parameters: Sequence[nn.Parameter], values: Tensor, ranks: Ranks) -> None:
-    """Replace the gradients, and the `values` of a `StepSums`, by their sums over all ranks.
+class GradientSums:
+    """The gradients of a step, added up over the ranks: those of the last layers are on their way while the
+    backward pass is still at the first, so that a slow network costs what it takes beyond that pass.
 
-    Those that have none on any rank keep none, as in training by one process: an optimiser would move the
-    weights of a gradient of zeros by its momentum and decay.
+    A context; outside of it nothing is left at the parameters. A process that is alone has nothing to do.
 
     Args:
         parameters: those that learn, in the same order on all ranks.
     """
-    if ranks.alone:
-        return
-    are_used = [parameter.grad is not None for parameter in parameters]
-    used = values.new_tensor([float(is_used) for is_used in are_used])
-    told = torch.cat([values.flatten(), used])
-    ranks.add_up(told)
-    values.copy_(told[: values.numel()].view_as(values))
-    for bucket in _buckets(parameters):
+
+    def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
+        self._parameters, self._ranks = list(parameters), ranks
+        # Backward passes begin with the last. All ranks send in this order, whatever their batches use.
+        self._buckets = _buckets(self._parameters[::-1])
+        self._sent: list[tuple[Tensor, Callable[[], None]]] = []
+        self._awaited: list[set[nn.Parameter]] = []
+
+    def __enter__(self) -> GradientSums:
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(functools.partial(self._made, number))
+            for number, bucket in enumerate([] if self._ranks.alone else self._buckets)
+            for parameter in bucket
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def send_as_made(self) -> None:
+        """From here on gradients are not added to any more: call it before the last backward pass."""
+        self._awaited = [set(bucket) for bucket in self._buckets]
+
+    def finish(self, values: Tensor) -> None:
+        """Replace the gradients, and the `values` of a `StepSums`, by their sums over all ranks.
+
+        Those that have none on any rank keep none, as in training by one process: an optimiser would move
+        the weights of a gradient of zeros by its momentum and decay.
+        """
+        if self._ranks.alone:
+            return
+        while len(self._sent) < len(self._buckets):
+            self._send_next()
+        are_used = [parameter.grad is not None for parameter in self._parameters]
+        told = torch.cat([values.flatten(), values.new_tensor([float(is_used) for is_used in are_used])])
+        self._ranks.add_up(told)
+        values.copy_(told[: values.numel()].view_as(values))
+        for bucket, (flat, wait) in zip(self._buckets, self._sent, strict=True):
+            wait()
+            sums = flat.split([parameter.numel() for parameter in bucket])
+            for parameter, total in zip(bucket, sums, strict=True):
+                parameter.grad = total.view_as(parameter)
+        if not all(are_used):  # only then does a GPU have to be waited for
+            for parameter, count in zip(self._parameters, told[values.numel() :].tolist(), strict=True):
+                if count == 0:
+                    parameter.grad = None
+        self._sent, self._awaited = [], []
+
+    def _made(self, number: int, parameter: nn.Parameter) -> None:
+        if not self._awaited:
+            return
+        self._awaited[number].discard(parameter)
+        while len(self._sent) < len(self._buckets) and not self._awaited[len(self._sent)]:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        bucket = self._buckets[len(self._sent)]
         flat = torch.cat([_gradient(parameter).flatten() for parameter in bucket])
-        ranks.add_up(flat)
-        sums = flat.split([parameter.numel() for parameter in bucket])
-        for parameter, total in zip(bucket, sums, strict=True):
-            parameter.grad = total.view_as(parameter)
-    if not all(are_used):  # only then does a GPU have to be waited for
-        for parameter, count in zip(parameters, told[values.numel() :].tolist(), strict=True):
-            if count == 0:
-                parameter.grad = None
+        self._sent.append((flat, self._ranks.adding_up(flat)))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
