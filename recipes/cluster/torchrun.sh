@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# A run (or one training) on this machine's GPUs, or on several machines without a scheduler.
+# A run (or one training stage) on this machine's GPUs, or on several machines without a scheduler.
 #   recipes/cluster/torchrun.sh recipes/mini --optimisation.accumulate 8
-# On several machines, the same line on each, with the address of one of them:
+# On several machines, run the same line on each, with the address of one of them:
 #   NODES=2 FIRST_NODE=node-a:29500 recipes/cluster/torchrun.sh recipes/mini --optimisation.accumulate 16
-# PROCESSES: for each machine; by default its GPUs (of CUDA_VISIBLE_DEVICES, where that is set), or one where
-# there are none.
+# PROCESSES: per machine; by default one per GPU (of CUDA_VISIBLE_DEVICES, if set), or one without GPUs.
 set -euo pipefail
 
 target=${1:?"usage: torchrun.sh FOLDER-OR-YAML [--key value ...]"}
@@ -14,16 +13,16 @@ verb=run
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
-# torch warns of names that cannot be looked up and of nodes that are done before others. WARNING here shows it,
-# and what a process says of one that it has lost.
+# torch warns of names that cannot be looked up and of nodes that finish before others. WARNING here shows this,
+# and what a process reports about one that it has lost.
 export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then  # which nvidia-smi does not heed
+if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then  # which nvidia-smi ignores
     visible=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^ *([0-9]|GPU-|MIG-)' || true)
     gpus=$((visible < gpus ? visible : gpus))
 fi
-# Else a torch that cannot use them would train on the CPU for days.
+# Otherwise a torch that cannot use them would train on the CPU for days.
 device=()
 ((gpus == 0)) || device=(--device cuda)
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
