@@ -86,10 +86,10 @@ def _masked(count: int, most: int, shape: tuple[int, int], device: torch.device)
     """
     batch, places = shape
     width, begin = torch.rand(2, count, batch, 1, device=device)
-    width = width * most
+    width = (width * (most + 1)).long()  # each width from 0 to `most` alike
     first = (begin * (places - width)).long()
     place = torch.arange(places, device=device)
-    return ((place >= first) & (place < first + width.long())).any(dim=0)
+    return ((place >= first) & (place < first + width)).any(dim=0)
 
 
 def warp_frequency(features_btf: Tensor, max_warp: float) -> Tensor:

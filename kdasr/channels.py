@@ -77,13 +77,12 @@ class WorseChannel:
     def __call__(self, samples: Samples, rng: np.random.Generator) -> Samples:
         """(N,) samples at `SAMPLE_RATE_HZ` to as many, each in the same place."""
         echo, noise, telephone = rng.uniform(size=3) < self.probabilities
-        level = rms(samples)
         if echo:
             samples = reverberate(samples, SAMPLE_RATE_HZ, rng.uniform(*self.echo_seconds), rng)
         if noise:
             kind = self.noise_kinds[rng.integers(len(self.noise_kinds))]
             background = make_noise(kind, rng, len(samples), SAMPLE_RATE_HZ)
-            samples = add_noise(samples, background, rng.uniform(*self.snr_db), level)
+            samples = add_noise(samples, background, rng.uniform(*self.snr_db), rms(samples))
         return over_telephone(samples) if telephone else samples
 
 

@@ -49,7 +49,8 @@ def moving_noise(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Sa
 
 
 def add_noise(speech: Samples, noise: Samples, snr_db: float, speech_rms: float) -> Samples:
-    """Speech over noise of unit RMS; the SNR is that of `speech_rms`, silences not counted."""
+    """Speech over noise of unit RMS, `snr_db` below `speech_rms`: that of the speech with or without its
+    pauses, as the caller measures it."""
     return speech + noise * np.float32(speech_rms * 10 ** (-snr_db / 20))
 
 

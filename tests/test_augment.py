@@ -46,6 +46,14 @@ def test_every_utterance_has_as_many_masks_as_are_asked_for_and_in_places_of_its
     assert int(begins.sum(1).max()) == 3
 
 
+def test_masks_of_all_widths_up_to_the_most_are_alike_often() -> None:
+    """Uniform from 0 to F, both included (arXiv 1904.08779, section 2)."""
+    features_btf = 1.0 - 2.0 * (torch.arange(4000) % 2)[:, None, None].expand(4000, 80, 80)
+    augment = SpecAugment(num_frequency_masks=0, num_time_masks=1, max_time_frames=3)
+    widths_b = (augment(features_btf).abs() < 0.5).any(dim=2).sum(1)
+    assert torch.bincount(widths_b).tolist() == pytest.approx([1000] * 4, abs=130)
+
+
 def test_a_gain_is_one_for_each_utterance_and_up_or_down_by_so_much_at_most() -> None:
     features_btf = torch.randn(64, 10, 80)
     augment = SpecAugment(num_frequency_masks=0, num_time_masks=0, max_gain_nats=0.5)

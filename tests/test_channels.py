@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from kdasr.channels import WorseChannel, over_telephone
 from kdasr.errors import ConfigError
+from kdasr.noise import rms
 
 QUIET = {"noise_probability": 0.0, "echo_probability": 0.0, "telephone_probability": 0.0}
 
@@ -43,6 +44,16 @@ def test_noise_lies_under_speech_at_its_ratio() -> None:
     samples = tone(500)
     noise = spoil(samples, np.random.default_rng(1)) - samples
     assert 20 * np.log10(level(samples) / level(noise)) == pytest.approx(10.0, abs=0.5)
+
+
+def test_an_echo_is_speech_to_the_ratio() -> None:
+    kinds = {"noise_kinds": ["white"], "snr_db": (10.0, 10.0), "echo_seconds": (0.5, 0.5)}
+    echo = WorseChannel(**{**QUIET, "echo_probability": 1.0}, **kinds)
+    both = WorseChannel(**{**QUIET, "echo_probability": 1.0, "noise_probability": 1.0}, **kinds)
+    for seed in range(5):
+        speech = tone(500, 2.0)
+        heard, spoilt = (spoil(speech, np.random.default_rng(seed)) for spoil in (echo, both))
+        assert 20 * np.log10(rms(heard) / rms(spoilt - heard)) == pytest.approx(10.0, abs=0.01)
 
 
 def test_an_echo_comes_after_the_sound_and_moves_nothing() -> None:

@@ -250,14 +250,22 @@ def test_symbols_that_the_student_lacks_can_be_read_and_the_map_that_strikes_the
 
 
 def test_classes_that_fall_together_are_added_and_struck_out_ones_go_to_blank() -> None:
-    # 1 and 2 are one class to the student, 3 is struck out.
+    # 1 and 2 are one class to the student, 3 is struck out, and 5 is somewhere in the tail.
     found = map_classes(
-        labels([{0: 0.1, 3: 0.2, 1: 0.25, 2: 0.3, 4: 0.05}, {0: 1.0}], [0.1, 0.0]), (0, 5, 5, 0, 2)
+        labels([{0: 0.1, 3: 0.2, 1: 0.25, 2: 0.3, 4: 0.05}, {0: 1.0}], [0.1, 0.0]), (0, 5, 5, 0, 2, 3)
     )
     assert found.kept_counts.tolist() == [3, 1]
     assert found.ids.tolist() == [0, 5, 2, 0]
     assert np.exp(found.log_probs).tolist() == pytest.approx([0.3, 0.55, 0.05, 1.0])
     assert np.exp(found.tail_log_probs).tolist() == pytest.approx([0.1, 0.0])
+
+
+def test_a_tail_of_nothing_but_struck_out_classes_goes_to_blank() -> None:
+    """Of a frame that kept every class of the student; cross-entropy would be 1e29 nats else."""
+    mapped = map_classes(labels([{0: 0.5, 1: 0.3, 2: 0.1}, {0: 0.6, 1: 0.3}], [0.1, 0.1]), (0, 2, 1, 0, 0))
+    assert mapped.ids.tolist() == [0, 2, 1, 0, 2] and mapped.kept_counts.tolist() == [3, 2]
+    assert np.exp(mapped.log_probs).tolist() == pytest.approx([0.6, 0.3, 0.1, 0.6, 0.3])
+    assert np.exp(mapped.tail_log_probs).tolist() == pytest.approx([0.0, 0.1])
 
 
 # To the student, 1 and 2 are 5, 3 is 6, and 4 is nothing.

@@ -97,7 +97,9 @@ class Flow(nn.Module):
 def flow(first_btm: Tensor, second_btn: Tensor, lengths_b: Tensor) -> Tensor:
     """(B, M, N) flow matrices of each utterance."""
     valid_bt1 = frames_inside(lengths_b, first_btm.shape[1])[..., None]
-    return (first_btm * valid_bt1).transpose(1, 2) @ second_btn / lengths_b.clamp_min(1)[:, None, None]
+    # Divided first: a sum over 20 s of frames is too much for fp16.
+    mean_btm = first_btm * valid_bt1 / lengths_b.clamp_min(1)[:, None, None]
+    return mean_btm.transpose(1, 2) @ second_btn
 
 
 def attention_transfer(

@@ -50,18 +50,28 @@ def map_classes(labels: SoftLabels, class_map: Sequence[int], *, timed: bool = T
 
 
 def _add_up(labels: SoftLabels, class_map: Sequence[int]) -> SoftLabels:
-    """Each frame over other classes, blank first, the others with the likeliest first."""
+    """Each frame over other classes, blank first, the others with the likeliest first.
+
+    Where a frame has kept every class that the map leads to, its tail can only be of classes that became one
+    of those: it goes to blank, as struck-out classes do. A loss would ask the student for probability that
+    none of its classes has left.
+    """
     frame = np.repeat(np.arange(labels.num_frames), labels.kept_counts)
     ids = np.asarray(class_map, np.int64)[labels.ids]
     width = int(max(class_map)) + 1
     places, inverse = np.unique(frame * width + ids, return_inverse=True)
     mass = np.bincount(inverse, np.exp(labels.log_probs.astype(np.float64)), minlength=len(places))
     new_frame, new_ids = places // width, places % width
+    counts = np.bincount(new_frame, minlength=labels.num_frames).astype(np.int64)
+    has_every = counts == len(set(class_map))
+    mass += np.where(
+        (new_ids == BLANK_ID) & has_every[new_frame], np.exp(labels.tail_log_probs[new_frame]), 0
+    )
     order = np.lexsort((-mass, new_ids != BLANK_ID, new_frame))
     with np.errstate(divide="ignore"):
         log_probs = np.log(mass[order]).astype(np.float32)
-    counts = np.bincount(new_frame, minlength=labels.num_frames).astype(np.int64)
-    return SoftLabels(counts, new_ids[order], log_probs, labels.tail_log_probs)
+    tails = np.where(has_every, np.float32(-np.inf), labels.tail_log_probs)
+    return SoftLabels(counts, new_ids[order], log_probs, tails)
 
 
 def _make_room(units: Ints, gaps: Ints) -> Ints:

@@ -64,6 +64,11 @@ def test_flow_by_hand() -> None:
     assert loss.item() == pytest.approx(25.0)
 
 
+def test_flow_over_many_frames_fits_fp16() -> None:
+    loud = torch.full((1, 500, 1), 12.0, dtype=torch.float16)
+    assert flow(loud, loud, torch.tensor([500])).item() == pytest.approx(144.0, rel=0.01)
+
+
 def test_flow_has_the_frames_of_each_model() -> None:
     """Four of the teacher's, (2 + 12) / 4 = 3.5, against the student's two."""
     zeros = torch.zeros(1, 2, 1)
