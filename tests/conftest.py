@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -31,6 +32,11 @@ with contextlib.suppress(ImportError):
     from speechbrain.utils.importutils import LazyModule
 
     LazyModule.__file__ = None
+
+
+def pytest_configure() -> None:
+    """No test pulls the plug, and some ten thousand files would be waited for until they are on the disk."""
+    os.fsync = lambda _: None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -73,6 +73,7 @@ def test_one_that_fails_ends_the_others(script: Path) -> None:
     assert "kdasr: no such thing" in said
 
 
+@pytest.mark.slow
 def test_they_do_not_outlive_a_parent_that_is_killed(script: Path) -> None:
     code = f"""
         import sys

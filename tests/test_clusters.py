@@ -196,6 +196,7 @@ def blocks_of_the_page() -> list[str]:
     return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_a_corpus_in_parts_is_prepared_labelled_and_learnt_from(bin_folder: Path) -> None:
     (block,) = [block for block in blocks_of_the_page() if "split --number" in block]
     # Which says the number of a job of preparing, and takes jobs of labelling that wait for that one alone.

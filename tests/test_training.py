@@ -134,7 +134,13 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "killed_at", "workers"),
-    [(training, 3, 0), (training, 9, 0), (training, 9, 2), (learning, 9, 0), (averaging, 9, 0)],
+    [
+        pytest.param(training, 3, 0, marks=pytest.mark.slow),
+        (training, 9, 0),
+        pytest.param(training, 9, 2, marks=pytest.mark.slow),
+        (learning, 9, 0),
+        (averaging, 9, 0),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     data: Path,

@@ -48,6 +48,7 @@ def test_words_in_noise_are_counted_by_kind_and_minute() -> None:
     assert 0 <= found["crackle"] < 12
 
 
+@pytest.mark.slow
 def test_a_silent_model_misses_every_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = conformer()
     with torch.no_grad():

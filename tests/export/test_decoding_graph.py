@@ -154,6 +154,7 @@ def best_path(graph: DecodingGraph, log_probs_tv: NDArray[np.float32]) -> list[i
     return collapse(max(one for state, one in found.items() if graph.final[state])[1])
 
 
+@pytest.mark.slow
 def test_sherpa_hears_words_of_the_graph_alone_or_others_at_their_cost(tmp_path: Path) -> None:
     words = ["tea", "coffee", "milk", "water", "juice", "on", "off"]
     (tmp_path / "words.txt").write_text("\n".join(words))

@@ -98,6 +98,7 @@ def test_its_features_are_those_of_kdasr(tmp_path: Path) -> None:
         assert theirs.shape == ours.shape and np.abs(theirs - ours).max() < 2e-3
 
 
+@pytest.mark.slow
 def test_a_copy_of_it_runs_beside_nothing_of_kdasr(tmp_path: Path) -> None:
     export_student(conformer(lead_nats=6.0), UNITS, tmp_path / "out", int8=False)
     (tmp_path / "out" / "units.json").unlink()

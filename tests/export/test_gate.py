@@ -60,6 +60,7 @@ def test_a_card_does_not_say_where_audio_lies_on_this_machine(
     assert gate(TorchChunkModel(conformer())).folders == told
 
 
+@pytest.mark.slow
 def test_an_export_is_gated_on_shards(tmp_path: Path) -> None:
     utterances = [Utterance("only", probe_sound(20_000, 1), text=hears(probe_sound(20_000, 1)))]
     gate = wer_gate(UNITS, write_shards(utterances, tmp_path / "dev"))
@@ -154,6 +155,7 @@ def words_with_h(count: int, folder: Path) -> Gate:
     return wer_gate(UNITS, write_shards(utterances, folder))
 
 
+@pytest.mark.slow
 def test_the_gate_passes_a_trained_student_that_quantises_well(
     trained: ChunkConformer, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def victim(context: Any, audio: Path, out: Path, step: str = "write", count: int
 CASES = [(step, count) for step in [*label_victim.STEPS, "half-write"] for count in (1, 2, 3, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "count"), CASES, ids=[f"{step}-{count}" for step, count in CASES])
 def test_killed_at_a_step_of_the_protocol_it_goes_on_where_it_was(
     forkserver: Any, audio: Path, wanted: dict[str, bytes], tmp_path: Path, step: str, count: int
@@ -61,6 +62,7 @@ def test_killed_at_a_step_of_the_protocol_it_goes_on_where_it_was(
     assert verify_labels(audio, out) == []
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_at_random_it_ends_with_the_same_bytes(
     forkserver: Any, audio: Path, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:

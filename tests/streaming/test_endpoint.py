@@ -228,6 +228,7 @@ def test_a_search_is_cut_between_words_too(piece: int) -> None:
     assert len(segments) == 3 and all(set(segment.text.split()) <= {"one", "two"} for segment in segments)
 
 
+@pytest.mark.slow
 def test_memory_of_an_endless_search_is_constant() -> None:
     script: dict[int, str] = {}
     for number in range(200):

@@ -18,6 +18,7 @@ from tests.speech import shards
 from tests.test_training import losses, training
 
 
+@pytest.mark.slow
 def test_commands_wait_neither_for_the_compiler_nor_for_speechbrain() -> None:
     script = "import sys, kdasr.cli, kdasr.pipeline; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
