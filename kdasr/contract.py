@@ -142,11 +142,7 @@ class StudentSide:
 
     def lacking(self, contract: Contract) -> list[str]:
         """The student's symbols, other than the likes of `<unk>`, that a teacher has no class for."""
-        if contract.class_map is None:
-            return []
-        known = {BLANK_ID, *contract.class_map}
-        symbols = enumerate(self.units.symbols)
-        return [symbol for unit, symbol in symbols if unit not in known and not stands_for_no_text(symbol)]
+        return [] if contract.class_map is None else self._untaught(contract.class_map)
 
     def _class_map(self, header: Header, symbols: LabelSymbols | None, where: str) -> tuple[int, ...] | None:
         if header.units_hash == self.units.hash and not self.unit_map:
@@ -169,7 +165,30 @@ class StudentSide:
                 got=f"{len(symbols.symbols)} symbols, hash {symbols.hash}",
                 fix="Two teachers' labels in one folder? Label again into a folder of its own.",
             )
-        return map_symbols(symbols.symbols, self.units, self.unit_map, where)
+        class_map = map_symbols(symbols.symbols, self.units, self.unit_map, where)
+        self._refuse_spelling(class_map, where)
+        return class_map
+
+    def _untaught(self, class_map: Sequence[int]) -> list[str]:
+        known = {BLANK_ID, *class_map}
+        symbols = enumerate(self.units.symbols)
+        return [symbol for unit, symbol in symbols if unit not in known and not stands_for_no_text(symbol)]
+
+    def _refuse_spelling(self, class_map: Sequence[int], where: str) -> None:
+        """Raise LabelMismatchError if labels spell in letters what transcripts have whole pieces for: the
+        student would learn two spellings of each word, and write neither."""
+        letters = {self.units.symbols[unit] for unit in class_map} | {WORD_START}
+        untaught = self._untaught(class_map)
+        if spelled := [symbol for symbol in untaught if len(symbol) > 1 and {*symbol} <= letters]:
+            most = max(spelled, key=len)
+            raise LabelMismatchError(
+                "the labels spell in letters what the student has whole pieces for",
+                where=where,
+                expected="one spelling in labels and transcripts",
+                got=f"{len(spelled)} such pieces, {most} among them, in the labels {' '.join(most)}",
+                fix="Write the labels in the student's pieces with `kdasr retokenise` (docs/teachers.md, "
+                '"The student"), or train the student with the units of the labels: --units LABELS.',
+            )
 
 
 def label_symbols(folder: Location) -> LabelSymbols | None:
@@ -273,5 +292,6 @@ def _refusal(field: str, where: str, expected: object, got: object, more: str = 
         expected=expected,
         got=got,
         fix="Teacher and student must use the same units, or such as can be mapped: train the student with "
-        f"the teacher's units.{more}",
+        "the teacher's units (--units LABELS), or write the labels in the student's with `kdasr retokenise` "
+        f'(docs/teachers.md, "The student").{more}',
     )

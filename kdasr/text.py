@@ -287,6 +287,9 @@ def train_sentencepiece(
 ) -> SentencePieceUnits:
     """Learn unigram pieces from normalised texts: same texts and settings, same bytes.
 
+    Every letter from a to z and the apostrophe gets a piece, even if the texts lack it, so that other texts
+    can be spelled; not in a vocabulary so small that these would be more than half of it.
+
     Args:
         texts: their order does not matter; empty ones are passed over.
         vocab_size: classes including blank.
@@ -301,6 +304,7 @@ def train_sentencepiece(
         raise UnitsError("no text to learn units from", fix="Give labelled shards with transcripts.")
     if len(chosen) > max_texts:
         chosen = sorted(random.Random(seed).sample(chosen, max_texts))
+    missing = {*ALPHABET} - {char for text in chosen for char in text}
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -309,6 +313,7 @@ def train_sentencepiece(
             model_type="unigram",
             vocab_size=vocab_size,
             character_coverage=1.0,
+            required_chars="".join(sorted(missing)) if vocab_size >= 2 * len(ALPHABET) else "",
             normalization_rule_name="identity",  # `normalise` has done it
             unk_id=BLANK_ID,
             unk_piece=BLANK_SYMBOL,

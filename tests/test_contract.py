@@ -20,7 +20,7 @@ from kdasr.recipe import parse_value
 from kdasr.soft_labels import Full, Header
 from kdasr.soft_labels.fit import map_classes, pool_frames, take_frames
 from kdasr.storage import locate
-from kdasr.text import CharUnits, TableUnits
+from kdasr.text import CharUnits, TableUnits, train_sentencepiece
 
 UNITS = CharUnits()
 
@@ -371,6 +371,23 @@ def test_a_symbol_that_stands_for_no_text_is_none_that_a_teacher_lacks() -> None
     foreign = header(units_hash="other", vocab_size=2)
     contract = side.contract(foreign, LabelSymbols(["<blk>", "a"], "other"), "labels")
     assert side.lacking(contract) == ["▁", "b"]
+
+
+def test_letters_for_words_that_the_student_writes_in_pieces_are_refused() -> None:
+    """It would learn two spellings of each word."""
+    pieces = train_sentencepiece(["one ten", "ten one one", "one net", "ten ten one"] * 4, 9)
+    side = StudentSide(pieces, 4)
+    letters = ["<blk>", "|", *"ENOT"]
+    foreign = header(units_hash="other", vocab_size=len(letters))
+    with pytest.raises(
+        LabelMismatchError, match=r"whole pieces.*, ▁one among them.*▁ o n e.*kdasr retokenise"
+    ):
+        side.contract(foreign, LabelSymbols(letters, "other"), "labels")
+    # A piece with a letter that the teacher has not is spelled by nobody but the transcripts.
+    few = StudentSide(TableUnits(["<blk>", "▁", "a", "b", "ab", "▁c"], None, False), 4)
+    symbols = LabelSymbols(["<blk>", "|", "A", "B", "ab"], "other")
+    contract = few.contract(header(units_hash="other", vocab_size=5), symbols, "labels")
+    assert few.lacking(contract) == ["▁c"]
 
 
 @pytest.mark.parametrize(

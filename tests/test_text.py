@@ -204,6 +204,22 @@ def test_training_gives_the_same_bytes_twice_in_any_order(pieces: SentencePieceU
     assert pieces.symbols[0] == "<blk>" and pieces.vocab_size == 26
 
 
+def test_pieces_spell_letters_that_their_texts_lack() -> None:
+    roots = (
+        "wander water north mother father summer winter butter letter number tender under thunder lantern "
+    )
+    roots += (
+        "pattern planet basin sand hand river silver ever forever turn burn return fortune moon noon spoon"
+    )
+    texts = [" ".join(random.Random(n).choices(roots.split(), k=6)) for n in range(200)]
+    units = train_sentencepiece(texts, 56)
+    assert not {"'", "q", "z", "x"} & {*"".join(texts)}
+    assert units.decode(units.encode("it's quick jazz")) == "it's quick jazz"
+    # A small vocabulary is for these texts alone.
+    with pytest.raises(UnitsError, match="""the character "'" is not among"""):
+        train_sentencepiece(texts, 50).encode("it's quick jazz")
+
+
 def test_the_seed_chooses_among_too_many_texts() -> None:
     texts = digit_strings(count=400)
     first, second, other = (train_sentencepiece(texts, 26, seed, max_texts=40) for seed in (1, 1, 2))

@@ -33,7 +33,7 @@ from kdasr.labelling.heard import Heard, heard, heard_frames, heard_summary
 from kdasr.labelling.job import ENGINES, check_job, label, sharing_ranks, verify_labels
 from kdasr.labelling.planning import Prediction, compare, plan, plan_text
 from kdasr.labelling.progress import summary_text
-from kdasr.labelling.retokenise import Retokenised, retokenise
+from kdasr.labelling.retokenise import Retokenised, heard_texts, retokenise
 from kdasr.labelling.selection import Selection, select
 from kdasr.labelling.settings import Settings, ShardResult
 from kdasr.labelling.shard_job import label_shard
@@ -66,6 +66,7 @@ __all__ = [
     "heard",
     "heard_frames",
     "heard_summary",
+    "heard_texts",
     "label",
     "label_shard",
     "own_scale",

@@ -9,6 +9,7 @@ the student's units cannot spell keeps its place with the reason, as what failed
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -72,6 +73,23 @@ def retokenise(
         failed |= dict(manifest["failed"])
     units.save(out)
     return Retokenised(labelled, failed)
+
+
+def heard_texts(audio: Place, labels: Place) -> Iterator[str]:
+    """What the teacher heard in each utterance that has labels, normalised with the letters of its units.
+
+    Raises:
+        UnitsError: the teacher's units are not beside its labels.
+        SoftLabelError: labels are missing, damaged or of other audio.
+    """
+    heard_in = load_units(labels)
+    letters = letters_in(heard_in.symbols)
+    for _, found in labelled_shards(audio, labels):
+        check_units(found, heard_in, labels)
+        for key in found.keys:
+            if key not in found.failures:
+                with contextlib.suppress(UnitsError):  # `retokenise` names it
+                    yield normalise(heard_text(found.read(key), heard_in), letters)
 
 
 def _items(found: LabelShard, heard_in: Units, units: Units) -> Iterator[tuple[str, SoftLabels | Failure]]:

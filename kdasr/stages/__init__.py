@@ -17,7 +17,7 @@ from kdasr.devices import usable_device
 from kdasr.errors import ConfigError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import StreamingModel
-from kdasr.labelling import Settings, TeacherSource, sharing_ranks, summary_text
+from kdasr.labelling import Settings, TeacherSource, heard_texts, sharing_ranks, summary_text
 from kdasr.labelling import label as label_shards
 from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.models import load_model
@@ -25,9 +25,10 @@ from kdasr.reasons import Kind, Reasons, counted, lines_of
 from kdasr.results import MISSING
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
-from kdasr.stages.checks import check_folders, check_train, of_key
+from kdasr.stages.checks import check_folders, check_train, check_units, of_key
 from kdasr.stages.training import make_units, train
 from kdasr.streaming import set_chunk_ms, trained_chunks_ms
+from kdasr.text import Units, train_sentencepiece
 
 __all__ = [
     "check_corpus",
@@ -180,17 +181,31 @@ def _compare_spikes(board: Any, teacher: str, student: str) -> None:
         print(f"no histogram of spikes: {error}", file=sys.stderr)
 
 
-def retokenise(*, audio: str, labels: str, out: str, units: Any, overwrite: bool = False) -> dict[str, Any]:
+def retokenise(
+    *,
+    audio: str,
+    labels: str,
+    out: str,
+    units: Any,
+    labelled: Sequence[str] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Write what a teacher heard in a student's units; see `kdasr.labelling.retokenise`.
 
-    `units` is a folder with units (of a model, or of labels), `{kind: characters}`, or a teacher. What was
-    made of other labels is replaced only with `overwrite`.
+    `units` is a folder with units (of a model, or of labels), a description of units, or a teacher. Word
+    pieces are learnt from the transcripts in the folders `labelled`; without any, from what the teacher
+    heard. What was made of other labels is replaced only with `overwrite`.
 
     Raises:
         SoftLabelError: not a single utterance has a label.
     """
     check_folders(urls=True, audio=[audio], labels=[labels])
-    units_made = make_units(units, [], 0)
+    check_folders(labelled=labelled)
+    check_units(units)
+    if isinstance(units, Mapping) and units["kind"] == "sentencepiece" and not labelled:
+        units_made: Units = train_sentencepiece(heard_texts(audio, labels), units["vocab_size"])
+    else:
+        units_made = make_units(units, [Path(folder) for folder in labelled], 0)
     found = retokenise_labels(audio=audio, labels=labels, out=out, units=units_made, overwrite=overwrite)
     for line in lines_of(Reasons(found.failed.items()).commonest(), "without labels"):
         print(line, file=sys.stderr)
@@ -199,7 +214,8 @@ def retokenise(*, audio: str, labels: str, out: str, units: Any, overwrite: bool
             "no utterance has a label in these units",
             where=out,
             got=f"{len(found.failed)} without",
-            fix="Look at what the teacher heard: it may hear no words in this audio.",
+            fix="The reasons are above. `kdasr heard` shows what the teacher heard: perhaps no word, or some "
+            "with letters that these units lack.",
         )
     return {"labelled": found.utterances, "without labels": len(found.failed)}
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdasr import stages
 from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import Utterance
-from kdasr.labelling import retokenise
+from kdasr.labelling import heard_texts, retokenise
 from kdasr.labelling.filters import confidence
 from kdasr.labelling.heard import heard_text
 from kdasr.labelling.out_folder import write_labels
@@ -20,7 +21,7 @@ from kdasr.shards import write_shards
 from kdasr.soft_labels import Failure, Full, Header, open_label_shard
 from kdasr.symbols import TableUnits
 from kdasr.teachers.base import spell
-from kdasr.text import CharUnits
+from kdasr.text import CharUnits, load_units
 
 # What was heard (None: nothing was), and how surely.
 SAID = [("café", 0.9), (None, 0.0), ("un", 0.6), ("xyz", 0.7), ("", 0.8)]
@@ -96,3 +97,22 @@ def test_labels_are_read_in_no_other_units_than_theirs(folders: tuple[Path, Path
         retokenise(audio=folders[0], labels=folders[1], out=tmp_path / "text", units=OURS)
     assert (told.value.expected, told.value.got) == (THEIRS.hash, CharUnits().hash)
     assert not list(tmp_path.glob("text/*.kdsl"))
+
+
+def test_pieces_are_learnt_from_transcripts_or_from_what_was_heard(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio, labels = folders
+    assert [*heard_texts(audio, labels)] == ["café", "un", "xyz", ""]
+    given = {"audio": str(audio), "labels": str(labels), "units": {"kind": "sentencepiece", "vocab_size": 11}}
+    found = stages.retokenise(**given, out=str(tmp_path / "heard"))
+    assert found == {"labelled": 3, "without labels": 2}
+    assert {*"caféunxyz"} < {*load_units(tmp_path / "heard").symbols}
+
+    items = [Utterance("said", np.zeros(1600, np.float32), "café un")]
+    write_shards(items, tmp_path / "said", max_utterances=1, description="test")
+    of_transcripts = {**given["units"], "vocab_size": 8}
+    given |= {"units": of_transcripts, "labelled": [str(tmp_path / "said")]}
+    assert stages.retokenise(**given, out=str(tmp_path / "text"))["labelled"] == 2
+    assert "utt-3: cannot be spelled in the student's units" in capsys.readouterr().err
+    assert not {*"xyz"} & {*load_units(tmp_path / "text").symbols}
