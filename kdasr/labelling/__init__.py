@@ -1,20 +1,20 @@
 """Labelling: audio shards and a teacher in, soft-label shards out.
 
-job            `label(...)`: what is to do, the engines, the log, the summary
+job            `label(...)`: finds the work, picks the engine, writes log and summary
 done           which shards are labelled already, and what is wrong with the others
-foreman        which shard is done when, and what follows when a worker dies
-engines        crews: this process, or processes of this machine
+foreman        schedules shards and handles the death of workers
+engines        crews: this process, or processes on this machine
 ray_engine     a crew of Ray actors
-shard_job      one shard: the idempotent function that every engine runs
+shard_job      labels one shard: the idempotent function that every engine runs
 batches        which utterances go through the teacher together
-teachers       teachers by description
-words          posteriors given that words were said
+teachers       picklable descriptions of teachers
+words          posteriors, given that words of a lexicon are said
 audio_source   audio shards at a path or a URL
-out_folder     what labels must never replace
+out_folder     the output folder: what labels must never replace
 progress       bar, log lines, summary
-selection      the surest hours of a folder of labels
-heard          what a teacher heard, read from its labels, and its error rate
-retokenise     what the teacher heard, in a student's units
+selection      the most confident hours of a folder of labels
+heard          the teacher's transcripts, read from its labels, and their error rate
+retokenise     the teacher's transcripts as labels in a student's units
 """
 
 from kdasr.labelling.audio_source import verify_audio

@@ -1,4 +1,4 @@
-"""Audio shards at a local path or a URL: list them, and have one on this machine."""
+"""Audio shards at a local path or a URL: list them, verify them, fetch one to this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def list_audio(folder: Place) -> list[str]:
     """The audio shards in a folder, sorted.
 
     Raises:
-        ShardError: no such folder, no shards in it, one without manifest, or not all that were prepared.
+        ShardError: there is no such folder, it holds no shards or not all that were prepared, or a shard has
+            no manifest.
     """
     if not is_url(folder):
         return [str(path) for path in list_shards(Path(folder))]
@@ -27,7 +28,7 @@ def list_audio(folder: Place) -> list[str]:
 
 
 def verify_audio(folder: Place) -> list[str]:
-    """Everything that is wrong with the audio shards in a folder, each read whole; empty if nothing is."""
+    """Read every audio shard in a folder in full and list all problems found."""
     if not is_url(folder):
         return verify_folder(Path(folder))
     problems: list[str] = []
@@ -47,7 +48,7 @@ def verify_audio(folder: Place) -> list[str]:
 
 @contextmanager
 def local_copy(audio: Place, *, manifest_only: bool = False) -> Iterator[Path]:
-    """A path to the audio shard on this machine: itself, or a copy that lives inside the `with`."""
+    """A local path to the audio shard: its own, or that of a copy that is deleted after the `with` block."""
     if not is_url(audio):
         yield Path(audio)
         return

@@ -1,7 +1,7 @@
 """Which parts of which utterances go through the teacher together: a pure function of their lengths.
 
-Utterances longer than a window are cut into overlapping windows, so an hour of audio needs no
-more memory than a minute; batches are cut from the windows sorted by length, so little is padding.
+Utterances longer than a window are cut into overlapping windows, so an hour of audio needs no more
+memory than a minute. Windows are sorted by length before they are batched, which keeps padding low.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ class Segment(NamedTuple):
     """A stretch of one utterance, in feature frames.
 
     Attributes:
-        number: which utterance (place in the shard).
-        first, last: the frames [first, last) that the teacher hears.
-        keep_first, keep_last: output frames [keep_first, keep_last) of the whole utterance that
-            are taken from this segment.
+        number: index of the utterance in the shard.
+        first, last: the teacher's input is frames [first, last).
+        keep_first, keep_last: output frames [keep_first, keep_last), counted from the start of the
+            utterance, are taken from this segment.
     """
 
     number: int
@@ -37,7 +37,7 @@ def cut_segments(
 ) -> list[Segment]:
     """The windows of an utterance of `frames` feature frames.
 
-    Neighbours share `overlap_frames`; each gives the output frames up to the middle of the overlap.
+    Neighbours share `overlap_frames`; each provides the output frames up to the middle of the overlap.
     Both sizes must be multiples of twice the subsampling, so that cuts fall between output frames.
     """
     assert window_frames > overlap_frames >= 0
@@ -58,11 +58,11 @@ def cut_segments(
 def make_batches(
     segments: Iterable[Segment], batch_frames: int, max_padding: float = 0.05, least_frames: int = 0
 ) -> list[list[Segment]]:
-    """Segments sorted by length, cut into batches of at most `batch_frames` with padding.
+    """Sort segments by length and cut them into batches of at most `batch_frames`, padding included.
 
-    In each batch at most the share `max_padding` is padding. A longer segment is a batch of its own. One of
-    less than `least_frames` counts as so many: there are teachers to which all are as long as that.
-    The longest come first, where batches are full: while the teacher is at one, the next can be decoded.
+    At most the share `max_padding` of a batch is padding. A segment longer than `batch_frames` is a batch of
+    its own. One shorter than `least_frames` counts as that long: some teachers pad every input to a fixed
+    length. The longest come first: their batches are full, so the next is decoded during a forward pass.
     """
     batches: list[list[Segment]] = []
     heard = 0

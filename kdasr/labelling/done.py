@@ -1,4 +1,4 @@
-"""Which audio shards are labelled already, and what there is to do of the others."""
+"""Which audio shards are labelled already, and which still have to be."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kdasr.reasons import counted
 from kdasr.soft_labels import Header, label_file
 from kdasr.storage import Place
 
-#: Shards that are looked at together: each takes journeys to a store, or to the server of a folder.
+#: Shards checked concurrently: each takes several round trips to an object store or a file server.
 _JOURNEYS = 16
-#: Shards that are looked at before what was found is counted, for what is found takes memory.
+#: Shards whose results are held in memory before they are added up.
 _AT_A_TIME = 1000
-#: Shards of which it is said that they are looked at.
+#: From this many shards on, a message says that they are being checked.
 _MANY = 1000
 FIX = "Give another `--out`, or `--overwrite true` to replace these labels."
 _T = TypeVar("_T")
@@ -30,14 +30,15 @@ _T = TypeVar("_T")
 
 @dataclass
 class Plan:
-    """What there is to do.
+    """The work of a job.
 
     Attributes:
         todo: audio shards without usable labels.
         done: audio shards that are labelled already.
-        damaged: why labels that exist must be made again, by audio shard.
+        damaged: why existing labels must be made again, by audio shard.
         seconds: audio in `todo`.
-        before: sums over the labels of `done`; nothing is known of their times and of what was heard.
+        before: sums over the labels of `done`, without processing times and `heard_seconds`, which are
+            not stored.
     """
 
     todo: list[str] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Plan:
 
 
 class _Found(NamedTuple):
-    """What is there of one audio shard: its labels, or what is wrong with them, "" if there are none."""
+    """The state of one audio shard: its labels, or what is wrong with them ("" if there are none)."""
 
     seconds: float
     labels: ShardResult | str
@@ -59,12 +60,12 @@ def find_work(
 ) -> Plan:
     """Sort shards into done and to do.
 
-    Done means: a manifest exists, it is of this configuration and this audio, and the file has the
-    manifest's size (with `verify`: its sha256, and every utterance decodes). Audio whose manifest cannot
-    be read is to do: whoever labels it says what is wrong.
+    A shard is done if its labels have a manifest for this configuration and this audio, and their file has
+    the size in the manifest (with `verify`: also the sha256, and every utterance decodes). A shard
+    whose audio manifest cannot be read is to do: the worker reports what is wrong.
 
     Raises:
-        LabelMismatchError: labels of another configuration or of other audio, unless `overwrite`.
+        LabelMismatchError: labels are of another configuration or of other audio, unless `overwrite`.
     """
     plan = Plan()
 
@@ -94,13 +95,13 @@ def find_work(
 
 
 def each(look: Callable[[str], _T], shards: Sequence[str]) -> Iterator[_T]:
-    """`look` at every shard, at many at once."""
+    """Call `look` on every shard in a thread pool; results come in the order of the shards."""
     with ThreadPoolExecutor(_JOURNEYS) as pool:
         for start in range(0, len(shards), _AT_A_TIME):
             yield from pool.map(look, shards[start : start + _AT_A_TIME])
 
 
 def say_looking(shards: Sequence[str]) -> None:
-    """Tell people what is done first where it may take long."""
+    """Say that shards are being checked if there are enough of them for it to take long."""
     if len(shards) >= _MANY:
         print(f"looking at {counted(len(shards), 'shard')}", file=sys.stderr)

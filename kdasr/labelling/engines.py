@@ -1,7 +1,7 @@
-"""Crews of workers that label shards: this process itself, or processes of this machine.
+"""Crews of workers that label shards: this process itself, or processes on this machine.
 
-A crew takes tasks and reports what became of each, its worker's death included; what follows from
-a death (again, look for the culprit, give up) is the foreman's business (`kdasr.labelling.foreman`).
+A crew takes tasks and reports the outcome of each, including the death of its worker. How to react to
+a death (retry, find the culprit, give up) is for the foreman to decide (`kdasr.labelling.foreman`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from kdasr.storage import Place, StorageError, is_url
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _READY = "ready"
-#: A device that Ray's cluster decides.
+#: A GPU if the Ray cluster has any, otherwise the CPU.
 AUTO_DEVICE = "auto"
-#: Workers in a row that die before they are ready, until the job gives up.
+#: The job gives up after this many workers in a row have died before they were ready.
 MAX_STILLBORN = 3
 
 
@@ -42,11 +42,11 @@ class Work:
     """What every worker of a job needs to know.
 
     Attributes:
-        teacher: how to get the teacher.
+        teacher: loads the teacher.
         out: where the labels go.
         settings: how to label.
         device: where the teacher runs.
-        overwrite: whether labels of another teacher or with other settings are replaced.
+        overwrite: whether to replace labels of another teacher or with other settings.
     """
 
     teacher: TeacherSource
@@ -58,12 +58,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Task:
-    """Something for one worker to do.
+    """A shard to label, or an utterance to try, for one worker.
 
     Attributes:
         audio: an audio shard.
-        probe_key: None to label the shard; a key to try this utterance alone and keep nothing.
-        exclude: keys not to be tried, with the reasons.
+        probe_key: None to label the shard, or the key of an utterance to label alone, keeping nothing.
+        exclude: keys to skip, with the reasons.
     """
 
     audio: str
@@ -72,16 +72,16 @@ class Task:
 
 
 class Report(NamedTuple):
-    """What became of a task.
+    """The outcome of a task.
 
     Attributes:
         task: the task.
-        worker: who had it.
-        kind: `done`; `failed` (an error, and the worker lives); `died` (the worker is gone).
-        result: of a shard that was labelled.
+        worker: number of the worker that had it.
+        kind: `done`; `failed` (an error, but the worker lives on); `died` (the worker is gone).
+        result: set if a shard was labelled.
         reason: of a failure or death.
-        fatal: the failure would meet every other shard too (a full disk, …).
-        may_pass: a store or a file system was out of reach, perhaps not for long.
+        fatal: every other shard would fail in the same way (a full disk, …).
+        may_pass: a store or file system was out of reach, perhaps only temporarily.
     """
 
     task: Task
@@ -94,26 +94,26 @@ class Report(NamedTuple):
 
 
 class Crew(Protocol):
-    """Workers, each with at most one task, who take tasks in the order in which they are given."""
+    """Workers with at most one task each; tasks are started in the order of submission."""
 
     size: int
 
     def submit(self, task: Task) -> None:
-        """Give a task; at most `size` may be out."""
+        """Submit a task; at most `size` may be unfinished at any time."""
         ...
 
     def wait(self) -> Report:
-        """The next report; only called while tasks are out. A dead worker is replaced."""
+        """Wait for the next report; only called while tasks are unfinished. A dead worker is replaced."""
         ...
 
     def stop(self) -> None: ...
 
 
 def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
-    """Do a task here and now; every error becomes a report.
+    """Do a task in this process; any other error becomes a report.
 
     Raises:
-        torch.AcceleratorError: the device is of no more use to this process, which should end.
+        torch.AcceleratorError: this process can no longer use the device and should end.
     """
     try:
         if task.probe_key is not None:
@@ -127,7 +127,7 @@ def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
     except torch.AcceleratorError:
         raise
     except Exception as error:
-        # A store that fails is the one of the labels: what cannot be fetched is a ShardError.
+        # A StorageError is about storing labels: audio that cannot be fetched raises ShardError.
         fatal = isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FATAL)
         may_pass = _is_remote_outage(error, work.out) if fatal else _is_unfetched(error)
         reason = f"{type(error).__name__}: {error}"
@@ -135,14 +135,14 @@ def execute(teacher: Teacher, work: Work, task: Task, worker: int) -> Report:
 
 
 def _is_unfetched(error: Exception) -> bool:
-    """Whether the audio could not be read at all, rather than read and found damaged."""
+    """Whether the audio could not be read at all, as opposed to being read and found damaged."""
     found = error.__cause__ if isinstance(error, ShardError) else error
     return isinstance(found, OSError | StorageError)
 
 
 def _is_remote_outage(error: Exception, out: Place) -> bool:
-    """Whether labels could not be stored for a reason that passes by itself, as a full or broken disk and
-    missing rights do not."""
+    """Whether labels could not be stored for a reason that may pass by itself, which rules out local disks
+    and missing permissions."""
     return is_url(out) and not isinstance(error.__cause__, PermissionError)
 
 
@@ -155,11 +155,11 @@ def fetch_and_label(
     exclude: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> ShardResult:
-    """`label_shard` for a shard at a path or a URL; what it took has the fetching in it, since a machine is
-    paid for while its worker waits for audio, too.
+    """`label_shard` for a shard at a path or a URL. `wall_s` includes fetching the audio, since a machine
+    also costs money while its worker waits.
 
     Raises:
-        ShardError: it cannot be fetched, or is damaged.
+        ShardError: the audio cannot be fetched, or is damaged.
         and whatever `label_shard` raises.
     """
     started = time.perf_counter()
@@ -194,12 +194,12 @@ class InlineCrew:
 
     def stop(self) -> None:
         self._tasks.clear()
-        # A training of the same run may follow in this process.
+        # The same process may go on to train a model.
         torch.set_num_threads(self._threads_before)
 
 
 class ProcessCrew:
-    """Processes of this machine, each with a teacher of its own; one that dies is started anew."""
+    """Processes on this machine, each with its own teacher; one that dies is replaced."""
 
     def __init__(self, work: Work, size: int) -> None:
         self.size, self._work = (
@@ -218,7 +218,7 @@ class ProcessCrew:
 
     def _give(self, worker: int, task: Task) -> None:
         self._tasks[worker] = task
-        # A worker may have died while idle; its death is reported by `wait`.
+        # A worker may have died while idle; `wait` handles its death.
         with contextlib.suppress(OSError):
             self._workers[worker][1].send(task)
 
@@ -254,7 +254,7 @@ class ProcessCrew:
                 process.join()
 
     def _bury(self, worker: int) -> Report | None:
-        """Replace a dead worker; no report if it died before it had begun its task."""
+        """Replace a dead worker; if it died before it was ready, its successor gets the task (no report)."""
         process, connection = self._workers[worker]
         connection.close()
         process.join()
@@ -280,7 +280,7 @@ class ProcessCrew:
 
 
 def _serve(work: Work, number: int, connection: Any) -> None:
-    """The life of a worker process: ends when its parent closes the pipe or dies."""
+    """Main loop of a worker process, which ends when the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     set_threads(work.settings)
@@ -296,15 +296,15 @@ def _serve(work: Work, number: int, connection: Any) -> None:
 
 
 def _device_of(device: str, worker: int) -> str:
-    """The device of a worker: "cuda" means all GPUs of this machine, taken in turns."""
+    """The device of a worker: "cuda" distributes workers round-robin over all GPUs of this machine."""
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     return f"cuda:{worker % gpus}" if gpus > 1 else device
 
 
 def _end_with_parent() -> None:
-    """End this process, in the middle of whatever it does, once the driver is gone.
+    """End this process at once when its parent is gone.
 
-    A worker that finished its shard first would write beside the driver that comes next.
+    If it finished its shard first, it could write at the same time as a job that was started next.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -313,9 +313,9 @@ def _end_with_parent() -> None:
 
 
 def settings_of_one(settings: Settings, workers: int) -> Settings:
-    """Settings with this process's threads shared out among the workers, unless they say how many.
+    """Settings with this process's threads divided among the workers, unless `threads` is set.
 
-    Processes that take all cores each slow one another down many times over.
+    Processes that each use all cores slow one another down many times over.
     """
     if settings.threads is not None:
         return settings
@@ -323,12 +323,12 @@ def settings_of_one(settings: Settings, workers: int) -> Settings:
 
 
 def on_one_machine(settings: Settings, workers: int, device: str) -> Settings:
-    """As `settings_of_one`, with the threads that decode shared out, too."""
+    """As `settings_of_one`, with the decoding threads divided as well."""
     decoders = settings.decoders_for(torch.device(device), workers)
     return replace(settings_of_one(settings, workers), decoders=decoders)
 
 
 def set_threads(settings: Settings) -> None:
-    """Give torch the number of threads that the settings ask for."""
+    """Set torch's number of threads if `settings` has one."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

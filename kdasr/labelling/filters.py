@@ -1,7 +1,7 @@
-"""Which utterances are worth learning from: each filter gives the reason why one is dropped, or None.
+"""Which utterances are worth learning from: a filter returns the reason for dropping one, or None.
 
-Filters see an utterance's length, its language if somebody said so when the shards were made, and its
-soft labels. What is known before labelling costs nothing to drop: it is not even decoded.
+Filters see an utterance's length, its language if the shards store one, and its soft labels.
+Utterances dropped by length or language cost nothing: their audio is not even decoded.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MEASURES: tuple[Measure, ...] = ("best_path", "spikes", "entropy")
 
 
 class Confidence(NamedTuple):
-    """How sure a teacher is of an utterance.
+    """How confident a teacher is about an utterance.
 
     Attributes:
         best_path: geometric mean of the best class's probability over all frames; 0 to 1.
         spikes: the same over the frames whose best class is not blank; 0 if there are none.
-        entropy: mean entropy of the stored posterior in nats (the tail counts as one class); 0 is
-            the surest.
+        entropy: mean entropy of the stored posteriors in nats (the tail counts as one class); 0 is
+            the most confident.
         num_spikes: frames whose best class is not blank.
     """
 
@@ -39,7 +39,7 @@ class Confidence(NamedTuple):
 
 
 def confidence(labels: SoftLabels) -> Confidence:
-    """How sure the teacher is; of labels without frames, not at all."""
+    """The teacher's confidence; the lowest possible for labels without frames."""
     if labels.num_frames == 0:
         return Confidence(0.0, 0.0, np.inf, 0)
     starts = np.cumsum(labels.kept_counts) - labels.kept_counts
@@ -60,33 +60,33 @@ def confidence(labels: SoftLabels) -> Confidence:
 
 
 def score(labels: SoftLabels, measure: Measure) -> float:
-    """A measure of confidence, larger for surer."""
+    """Confidence by `measure`; larger is more confident, so entropy is negated."""
     found = confidence(labels)
     return -found.entropy if measure == "entropy" else float(getattr(found, measure))
 
 
 def own_scale(score: float, measure: Measure) -> float:
-    """A score, of which larger is surer, as the measure itself has it and `MinConfidence` takes it."""
-    # Not "-score", which would show an entropy of nothing as -0.
+    """Convert what `score` returns back to the measure's own scale, which `MinConfidence` uses."""
+    # Not "-score", which would print an entropy of 0 as -0.
     return 0.0 - score if measure == "entropy" else score
 
 
 def bound(measure: Measure) -> str:
-    """What a threshold of a measure is for what it keeps."""
+    """Whether a threshold on `measure` is an upper or a lower bound, in words."""
     return "at most" if measure == "entropy" else "at least"
 
 
 def threshold(score: float, measure: Measure) -> float:
-    """The threshold, in thousandths, of a `MinConfidence` that keeps what scores `score` or is surer."""
-    # To the nearest it would drop, every other time, the very utterance that it was read from.
+    """The `MinConfidence` threshold, with three decimals, that keeps utterances of at least this `score`."""
+    # Rounded down: rounding to nearest would often drop the very utterance that has this score.
     return own_scale(math.floor(1000 * score) / 1000 if math.isfinite(score) else score, measure)
 
 
 class Filter:
-    """Keeps or drops utterances: a frozen dataclass of its parameters.
+    """Keeps or drops utterances; subclasses are frozen dataclasses of their parameters.
 
     Attributes:
-        name: how headers call it.
+        name: its name in the headers of labels.
         reads_language: whether `before` needs the language, which must be read from the shard.
     """
 
@@ -99,17 +99,17 @@ class Filter:
         return asdict(self)  # type: ignore[call-overload]
 
     def before(self, seconds: float, language: str | None = None) -> str | None:
-        """Why an utterance of this length and language is dropped unheard, or None."""
+        """Why to drop an utterance of this length and language before the teacher hears it, or None."""
         return None
 
     def after(self, labels: SoftLabels, seconds: float) -> str | None:
-        """Why an utterance with these labels is dropped, or None."""
+        """Why to drop an utterance with these labels, or None."""
         return None
 
 
 @dataclass(frozen=True)
 class DurationLimits(Filter):
-    """Drops what is shorter than `min_seconds` or longer than `max_seconds`."""
+    """Drops utterances shorter than `min_seconds` or longer than `max_seconds`."""
 
     name: ClassVar[str] = "duration"
     min_seconds: float = 0.0
@@ -132,11 +132,11 @@ class DurationLimits(Filter):
 
 @dataclass(frozen=True)
 class Languages(Filter):
-    """Drops what is spoken in another language than those in `keep`.
+    """Drops utterances in languages other than those in `keep`.
 
     Attributes:
         keep: tags such as `en` (which keeps `en-GB` too) or `pt-BR`.
-        keep_unknown: whether to keep what nobody gave a language.
+        keep_unknown: whether to keep utterances without a language.
     """
 
     name: ClassVar[str] = "language"
@@ -161,7 +161,7 @@ class Languages(Filter):
 
 @dataclass(frozen=True)
 class MinConfidence(Filter):
-    """Drops what the teacher is not sure of.
+    """Drops utterances of which the teacher is not confident enough.
 
     Attributes:
         threshold: smallest `best_path` or `spikes` (0 to 1), or largest `entropy` (nats).
@@ -188,7 +188,7 @@ class MinConfidence(Filter):
 
 @dataclass(frozen=True)
 class MinSpikes(Filter):
-    """Drops silence, noise and music: what has fewer than `per_second` non-blank frames a second.
+    """Drops silence, noise and music: utterances with fewer than `per_second` non-blank frames a second.
 
     Attributes:
         per_second: smallest rate.
@@ -208,8 +208,8 @@ class MinSpikes(Filter):
 class MaxUnitRate(Filter):
     """Drops what nobody could have spoken: more than `per_second` units a second on the teacher's best path.
 
-    Encoder-decoders such as Whisper sometimes say the same words again and again until they may not go on,
-    and are sure of them. English is spoken at some 15 characters a second, at 25 in haste.
+    Encoder-decoders such as Whisper sometimes repeat the same words, confidently, up to their length limit.
+    English is spoken at about 15 characters a second, 25 if fast.
 
     Attributes:
         per_second: largest rate.

@@ -1,9 +1,9 @@
-"""Gives shards to a crew and decides what follows when a worker dies or a store is out of reach.
+"""Gives shards to a crew and handles the death of workers and stores that are out of reach.
 
-A shard whose worker dies is done again, from its beginning. One that has killed `_MAX_DEATHS`
-workers is searched: each of its utterances is tried alone, and those that kill are left out by name.
-If none does, the shard is put aside and reported. A shard whose audio or labels were out of reach is done
-again once, after all others.
+A shard whose worker dies is labelled again from its beginning. After it has killed `_MAX_DEATHS`
+workers, each of its utterances is tried alone, and the shard is labelled without those that kill. If none
+does, or all do, the shard is put aside and reported. If a store was out of reach, the shard is tried once
+more after all others.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _PROBE_DEATHS = 2
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one shard.
+    """The final outcome of one shard.
 
     Attributes:
         audio: the audio shard.
         result: what was labelled, or None.
         reason: why there is no result.
-        attempts: how often it was begun.
+        attempts: how often its labelling was started.
     """
 
     audio: str
@@ -55,10 +55,10 @@ class _Case:
 
 
 class Foreman:
-    """Runs shards through a crew; `run` yields each shard's outcome as it comes.
+    """Runs shards through a crew; `run` yields the outcome of each shard as soon as it is known.
 
-    After a failure that every other shard would meet too (a full disk; a store that does not take the labels
-    of more shards in a row than there are workers), what is under way ends and nothing more is begun.
+    After a failure that would affect every other shard too (a full disk; a store that rejects the labels
+    of more shards in a row than there are workers), running tasks are finished and no more are started.
     """
 
     def __init__(self, crew: Crew) -> None:
@@ -66,7 +66,7 @@ class Foreman:
         self._queue: deque[Task] = deque()
         self._cases: dict[str, _Case] = {}
         self._is_stopped = False
-        self._not_stored = 0  # shards since the last one that was
+        self._not_stored = 0  # shards whose labels could not be stored, since the last success
 
     def run(self, shards: Iterable[str]) -> Iterator[Outcome]:
         self._queue.extend(Task(audio) for audio in shards)
@@ -111,7 +111,7 @@ class Foreman:
         return None
 
     def _is_put_off(self, report: Report) -> bool:
-        """Whether a shard that failed is to be tried again after all others: once, where that may help."""
+        """Whether to try a failed shard again after all others: at most once, and only if it may help."""
         case = self._cases[report.task.audio]
         self._not_stored = 0 if report.kind == "done" else self._not_stored + report.fatal
         if not report.may_pass or case.put_off or self._not_stored > self._crew.size:
@@ -120,7 +120,7 @@ class Foreman:
         return True
 
     def _search(self, audio: str) -> None:
-        """Try every utterance alone."""
+        """Queue a probe of each utterance alone."""
         with local_copy(audio, manifest_only=True) as path:
             keys = [entry.key for entry in read_manifest(path).entries]
         case = self._cases[audio]
@@ -140,7 +140,7 @@ class Foreman:
         case.probes_left -= 1
         if case.probes_left:
             return None
-        # If every one of them kills, it is not they: the machine, the memory, the teacher.
+        # If every utterance kills, the cause is not in the audio but the machine, its memory or the teacher.
         if not case.culprits or 1 < len(case.culprits) == len(case.probe_deaths) == case.num_keys:
             return self._quarantined(task.audio)
         case.deaths = 0

@@ -1,7 +1,7 @@
-"""What a teacher heard, read from its stored labels, and its error rate where somebody transcribed the audio.
+"""What a teacher heard, read from its stored labels, and its error rate if the audio has transcripts.
 
-The error rate is told for all that has labels and for the surest shares of it, each with the confidence
-at which that share begins: what a `MinConfidence` of a label job, or the hours of a selection, would buy.
+The error rate is reported for all labelled utterances and for the most confident shares of them, each with
+its lowest confidence. This shows the effect of a `MinConfidence` filter or of a selection by hours.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from kdasr.storage import Place, is_url
 from kdasr.text import Units, letters_in, load_units, normalise_by_word, not_normal_text
 
 _SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
-# Of a frame in which a teacher is surer than this that nothing is said, there is nothing to tell.
+# Frames whose blank probability is at least this are not listed.
 _SURE_OF_BLANK = 0.95
 _MOST_CLASSES = 4
-# Transcript, and source and offset.
+# Transcript, (source, offset).
 _Facts = tuple[str | None, tuple[str | None, float | None]]
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a teacher made of an utterance.
+    """What a teacher heard in an utterance.
 
     Attributes:
         key: of the utterance.
         seconds: of audio.
-        text: of the best path, normalised but for words that cannot be; None if there are no labels.
-        confidence: larger is surer, so of entropies the negative one (`kdasr.labelling.own_scale` turns it
+        text: of the best path, normalised except for words that cannot be; None if there are no labels.
+        confidence: larger is more confident, so entropy is negated (`kdasr.labelling.own_scale` converts it
             back); None if there are no labels.
         failure: why there are no labels; empty if there are.
-        reference: the transcript, empty where nothing is said, or None where the shard has none.
-        at_once: whether the labels have times, and a unit in the first frame.
-        source, offset: as in `kdasr.shards.Placed`; None where the shard has none.
+        reference: the transcript, empty if nothing is said; None if the shard has none.
+        at_once: whether the labels have times and a unit in the first frame.
+        source, offset: as in `kdasr.shards.Placed`; None if the shard has none.
     """
 
     key: str
@@ -62,21 +62,21 @@ class Heard:
 
 
 def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Iterator[Heard]:
-    """What the labels in folder `labels` say of each utterance of `audio`, in order.
+    """What the teacher heard in each utterance of `audio`, in order, by the labels in folder `labels`.
 
     Args:
-        audio: the audio shards that were labelled. Transcripts and places are read where they lie on this
-            machine.
-        labels: their labels, with the teacher's units beside them.
+        audio: the audio shards that were labelled. Transcripts, sources and offsets are read only if the
+            shards are on this machine.
+        labels: their labels, with the teacher's units in the same folder.
         measure: of confidence; see `kdasr.labelling.filters.Confidence`.
 
     Raises:
-        ConfigError: an unknown measure.
-        UnitsError: the teacher's units are not beside its labels, or not those of the labels.
+        ConfigError: the measure is unknown.
+        UnitsError: the folder of labels lacks the teacher's units, or has others.
         SoftLabelError: labels are missing, damaged or of other audio.
     """
     check_measure(measure)
-    LabelFolder(labels)  # says what is wrong where there are no labels at all
+    LabelFolder(labels)  # raises the right error if there are no labels at all
     units = load_units(labels)
     letters = letters_in(units.symbols)
     for shard, found in labelled_shards(audio, labels):
@@ -93,7 +93,7 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
 
 
 def _facts(audio: Place, shard: Shard) -> list[_Facts]:
-    """Transcript and place of each utterance; of audio at a URL, which is not fetched for them, none."""
+    """Transcript, source and offset of each utterance; all None for audio at a URL, which is not fetched."""
     if is_url(audio):
         return [(None, (None, None))] * shard.count
     opened = open_shard(shard.path)
@@ -101,7 +101,7 @@ def _facts(audio: Place, shard: Shard) -> list[_Facts]:
 
 
 def heard_frames(*, audio: Place, labels: Place, key: str) -> list[str]:
-    """For people: what the teacher believed of one utterance, in each frame that it was not sure is blank.
+    """A printable list of the likeliest classes in each frame of an utterance that is not clearly blank.
 
     Raises:
         ConfigError: no utterance of `audio` has this key, or it has no labels.
@@ -134,7 +134,7 @@ def _described(key: str, seconds: float, facts: _Facts, found: LabelShard, units
 
 
 def _frames(labels: SoftLabels, units: Units, frame_s: float) -> list[str]:
-    """Time (or, of labels without times, the number) and the likeliest classes of each frame of interest."""
+    """Time (frame number if the labels have no times) and likeliest classes of frames not clearly blank."""
     lines = []
     for frame, run in enumerate(split_run(labels, [1] * labels.num_frames)):
         order = np.argsort(-run.log_probs, kind="stable")[:_MOST_CLASSES]
@@ -147,7 +147,7 @@ def _frames(labels: SoftLabels, units: Units, frame_s: float) -> list[str]:
 
 
 def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
-    """For people: how much has labels, and the error rate of the surest of what has a transcript, too."""
+    """Printable: how much has labels, and error rates of the most confident shares with transcripts."""
     labelled = [item for item in found if item.text is not None]
     audio, all_audio = (duration(sum(item.seconds for item in items)) for items in (labelled, found))
     lines = [f"{len(labelled)} of {len(found)} utterances have labels, {audio} of {all_audio}"]
@@ -157,18 +157,18 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
             f"{at_once} of them begin with a unit in their first frame, heard or not, and would teach so "
             'frame by frame (docs/distillation.md, "The first unit")'
         )
-    # Known silence too: words heard in it are errors, as they are to `kdasr evaluate`.
+    # Including known silence: words heard in it are errors, as in `kdasr evaluate`.
     judged = [item for item in labelled if item.reference is not None]
     if not judged:
         return lines
     if not any(map(_has_words, judged)):
         return [*lines, f"no error rate: nothing is said in the {len(judged)} that have a transcript, too"]
     judged.sort(key=lambda item: -(item.confidence or 0.0))
-    # A teacher may write letters that the transcripts have lost.
+    # The teacher's units may have letters that the transcripts lack.
     letters = letters_in(item.reference for item in judged)
     texts, normal = zip(*(normalise_by_word(str(item.text), letters) for item in judged), strict=True)
     lines.append(f"WER of the {len(judged)} that have a transcript, too, by {measure}:")
-    # As a `MinConfidence` has it, which keeps what is equal: entropy up to, the others from.
+    # `MinConfidence` keeps what equals the threshold: "up to" for entropy, "from" for other measures.
     word = "up to" if measure == "entropy" else "from"
     lines.append(f"{'the surest':>12}  {word:>8}  {'hours':>7}  {'WER %':>6}")
     for share in _SHARES:
@@ -192,10 +192,10 @@ def _has_words(item: Heard) -> bool:
 
 
 def labelled_shards(audio: Place, labels: Place) -> Iterator[tuple[Shard, LabelShard]]:
-    """Each audio shard, by its manifest alone, and its labels.
+    """Pairs of an audio shard, of which only the manifest is read, and its labels.
 
     Raises:
-        ShardError, SoftLabelError: audio or labels are missing, damaged, or not of each other.
+        ShardError, SoftLabelError: audio or labels are missing or damaged, or do not belong together.
     """
     folder = LabelFolder(labels)
     for place in list_audio(audio):
@@ -205,7 +205,7 @@ def labelled_shards(audio: Place, labels: Place) -> Iterator[tuple[Shard, LabelS
 
 
 def check_units(found: LabelShard, units: Units, labels: Place) -> None:
-    """Raise UnitsError if labels are not over the units that lie beside them."""
+    """Raise UnitsError if labels have other units than those in their folder."""
     if found.header.units_hash != units.hash:
         raise UnitsError(
             "the units beside the labels are not those of the labels",
@@ -217,7 +217,7 @@ def check_units(found: LabelShard, units: Units, labels: Place) -> None:
 
 
 def heard_text(labels: SoftLabels, units: Units) -> str:
-    """What the best path over stored posteriors says."""
+    """The text of the best path through stored posteriors."""
     return units.decode(best_path(labels))
 
 

@@ -1,8 +1,8 @@
 """`kdasr label`: a folder of audio shards in, a folder of label shards out.
 
-    list shards → skip what is done → engine → one outcome per shard → log, progress, summary
+    list shards → skip those done → engine → one outcome per shard → log, progress, summary
 
-A job may be killed at any moment and run again: what was committed is not done again.
+A job may be killed at any moment and run again: finished shards are not labelled again.
 """
 
 from __future__ import annotations
@@ -51,25 +51,26 @@ def label(
 ) -> dict[str, Any]:
     """Label the audio shards in `audio` into `out`, except those that are labelled already.
 
-    Processes that `torchrun` has started share the shards where they can (`sharing_ranks`); the progress that
-    the first of them shows is that of its own.
+    Processes started by `torchrun` divide the shards among themselves if they can (`sharing_ranks`); the
+    first of them shows its own progress only.
 
     Args:
         teacher: a model folder, or a description of another kind of teacher.
         audio, out: folders or fsspec URLs; `out` must hold no audio shards.
         settings: how to label; see `Settings`.
         engine: `inline` (this process), `processes` or `ray`.
-        workers: processes or actors, each with a teacher of its own.
-        device: of the teachers, such as `cpu` or `cuda`; None is a GPU where there is one, with Ray of each.
-        shard_index, num_shards: do only every `num_shards`-th shard, beginning with number
-            `shard_index`, for arrays of cluster jobs.
-        verify: read every label that exists, whole, before believing that it is done.
+        workers: processes or actors, each with its own teacher.
+        device: of the teachers, such as `cpu` or `cuda`; None uses a GPU (with Ray, one for each actor) if
+            there is one.
+        shard_index, num_shards: label only every `num_shards`-th shard, starting at index `shard_index`,
+            for arrays of cluster jobs.
+        verify: read existing labels in full before counting them as done.
         overwrite: replace labels of another teacher, with other settings or of other audio.
-        log: where to append one JSON line per shard; `out/log.jsonl` if `out` is a local folder.
+        log: where to append one JSON line per shard; None means `out/log.jsonl` if `out` is a local folder.
         ray_address: of a Ray cluster.
 
     Returns:
-        The closing summary, of all ranks; see `kdasr.labelling.progress.Totals.summary`.
+        The final summary over all ranks; see `kdasr.labelling.progress.Totals.summary`.
 
     Raises:
         ConfigError: arguments that do not fit each other.
@@ -81,7 +82,7 @@ def label(
     names = refuse_audio(out)
     if not job.alone:
         shard_index, num_shards = job.rank, job.count
-    if engine == "ray":  # whose nodes may have what this machine lacks
+    if engine == "ray":  # its nodes may have devices that this machine lacks
         device = device or AUTO_DEVICE
     else:
         device = job.device(usable_device(device, touch=engine == "inline"))
@@ -99,13 +100,13 @@ def label(
     if job.first:
         say_looking(shards)
     plan = find_work(shards, out, expect, verify=verify, overwrite=overwrite)
-    # Beside the labels, so that a student can be trained on these units or map them to its own.
+    # Saved with the labels, so that a student can be trained on these units or map them to its own.
     loaded.units.save(out)
     totals = Totals(len(shards), len(plan.done))
     if plan.todo:
         display = Display(plan.seconds, quiet=not job.first)
         if prediction := read_plan(out):
-            # How many were done then is no news: how many are now comes next.
+            # Omit the number of shards done at planning time: the current one is shown next.
             display.note("the plan said:\n" + plan_text(replace(prediction, shards_done=0)))
         crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
         log_path = _log_path(log, out, shard_index, num_shards)
@@ -118,12 +119,12 @@ def label(
 
 def sharing_ranks(*, engine: str = "inline", num_shards: int = 1, **_: Any) -> Ranks:
     """The processes that share the shards of a job with these arguments of `label`: those that `torchrun` has
-    started, or this one alone where the job has other workers of its own or is one of an array."""
+    started, or this one alone if the job has workers of its own or is part of a job array."""
     return ranks() if engine == "inline" and num_shards == 1 else Ranks()
 
 
 def verify_labels(audio: Place, out: Place) -> list[str]:
-    """Everything that is wrong with the labels of a folder of audio shards; empty if nothing is."""
+    """Read all labels of a folder of audio shards and list every problem found."""
     problems, configurations = [], dict[str, str]()
     try:
         shards = list_audio(audio)
@@ -164,7 +165,7 @@ def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display:
 
 
 def _append(path: Path, line: dict[str, Any]) -> str | None:
-    """What is wrong with the log, if anything: labels are worth more than their log."""
+    """Append to the log; an error is returned, not raised, since labels are worth more than their log."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -187,7 +188,7 @@ def _crew(work: Work, loaded: Teacher, engine: str, workers: int, ray_address: s
 def check_job(
     *, engine: str = "inline", workers: int = 1, shard_index: int = 0, num_shards: int = 1, **_: Any
 ) -> None:
-    """Raise ConfigError where the arguments of `label` name no engine, or no part of the work."""
+    """Raise ConfigError if arguments of `label` name an unknown engine or are out of range."""
     if engine not in ENGINES:
         raise ConfigError("unknown engine", where="engine", expected=", ".join(ENGINES), got=engine)
     if workers < 1 or not 0 <= shard_index < num_shards:

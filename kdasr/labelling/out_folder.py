@@ -1,4 +1,4 @@
-"""The folder that labels go to: what is there already, and what of it labels must never replace."""
+"""The folder that labels are written to: what it holds already, and what labels must never replace."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from kdasr.storage import Location, Place, is_url, locate, refuse_file
 
 
 def refuse_audio(out: Place) -> list[str]:
-    """The names of what is in `out`, sorted.
+    """Check that labels may go into `out`, and list the names in it, sorted.
 
     Raises:
-        ConfigError: it is a file, or holds audio shards: labels would replace their manifests.
+        ConfigError: it is a file, or holds audio shards, whose manifests labels would replace.
     """
     if not is_url(out):
         refuse_file(Path(str(out)), "labels go into a folder")
@@ -43,14 +43,14 @@ def refuse_audio(out: Place) -> list[str]:
 def refuse_other_labels(out: Place, names: Iterable[str], expect: Header, *, fix: str) -> None:
     """Raise LabelMismatchError if the first labels among the `names` in `out` are of another configuration.
 
-    One job of an array looks at its own shards alone, of which none may be labelled yet.
+    Otherwise a job of an array would check only its own shards, none of which may have labels yet.
     """
     for name in names:
         if name.endswith(SUFFIX):
             file = locate(out).child(name)
             try:
                 manifest = read_manifest(file)
-            except DamagedLabelsError:  # unfinished: its own job does it again
+            except DamagedLabelsError:  # unfinished: the job it belongs to labels it again
                 continue
             if manifest.get("config_hash") != expect.config_hash:
                 _raise_difference(manifest, expect, str(file), fix)
@@ -65,11 +65,11 @@ def write_labels(
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the labels of an audio shard to `out`; their manifest.
+    """Write the labels of an audio shard to `out` and return their manifest.
 
     Raises:
-        LabelMismatchError: `out` holds labels with another configuration, or of other audio, in the place of
-            these, and not `overwrite`.
+        LabelMismatchError: `out` holds labels of this name with another configuration or of other audio,
+            and `overwrite` is not set.
     """
     file = label_file(out, shard.path.name)
     if not overwrite:
@@ -82,11 +82,11 @@ def labels_there(
 ) -> dict[str, Any] | str:
     """The manifest of the labels of an audio shard, or what is wrong with them; "" if there are none.
 
-    What the manifest says is believed where the file has the size, since it was written last; with `verify`
-    the labels are read whole.
+    The manifest is written last, so it is trusted if the file has the size it states; with `verify` the
+    labels are read in full.
 
     Raises:
-        LabelMismatchError: they are of another configuration or of other audio, and not to be overwritten.
+        LabelMismatchError: they are of another configuration or of other audio, unless `overwrite`.
     """
     try:
         manifest = read_manifest(file)
@@ -115,7 +115,7 @@ def labels_there(
 
 
 def _audio_of(manifest: Mapping[str, Any]) -> object:
-    """The sha256 of the audio that a manifest speaks of."""
+    """The sha256 of the audio in the manifest of labels."""
     header = manifest.get("header")
     return header.get("audio_sha256") if isinstance(header, dict) else None
 
@@ -127,7 +127,7 @@ def _other_size(manifest: Mapping[str, Any], file_bytes: int | None) -> str:
 
 
 def open_whole(file: Location, expect: Mapping[str, object] | None = None) -> LabelShard:
-    """Labels of which every byte was hashed and every label decoded."""
+    """Open labels, checking the hash of the file and decoding every label."""
     labels = open_label_shard(file, expect, verify=True)
     for _ in labels:
         pass
@@ -135,9 +135,9 @@ def open_whole(file: Location, expect: Mapping[str, object] | None = None) -> La
 
 
 def _refuse_other_audio(labels: LabelShard, shard: Shard, where: str, fix: str) -> None:
-    """Raise LabelMismatchError if not one utterance of the audio shard is among those of the labels.
+    """Raise LabelMismatchError if the labels share no utterance with the audio shard.
 
-    Audio that was prepared anew keeps the keys of what is still in it; another corpus has its own.
+    Audio that was prepared again keeps the keys of remaining utterances; another corpus has other keys.
     """
     keys = [entry.key for entry in shard.entries]
     if labels.keys and set(labels.keys).isdisjoint(keys):
@@ -151,7 +151,7 @@ def _refuse_other_audio(labels: LabelShard, shard: Shard, where: str, fix: str) 
 
 
 def _raise_difference(manifest: dict[str, Any], expect: Header, where: str, fix: str) -> None:
-    """Raise LabelMismatchError with the fields in which labels differ from those expected, and no others."""
+    """Raise LabelMismatchError with the header fields that differ from the expected ones."""
     header = manifest.get("header")
     found = _by_dotted_name(header) if isinstance(header, dict) else {}
     wanted = _by_dotted_name(json.loads(json.dumps(asdict(expect))))

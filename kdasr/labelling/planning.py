@@ -1,6 +1,6 @@
-"""What a labelling job will take: a sample of shards is labelled for real, the rest is arithmetic.
+"""Predict time, size and cost of a labelling job by labelling a sample of shards and extrapolating.
 
-The sample's labels are thrown away; the manifests of all shards are read for their hours.
+The sample's labels are discarded; the hours are read from the manifests of all shards.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ _BYTES_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a job will take.
+    """The predicted time, size and cost of a job.
 
     Attributes:
         shards: audio shards in all.
-        sampled_shards: shards that were labelled to find out.
+        sampled_shards: shards that were labelled for the prediction.
         hours: audio in all.
         frames: label frames.
         bytes: labels with their manifests.
-        bytes_per_frame: of the labels alone; 0 where the sample got none.
+        bytes_per_frame: of the labels alone; 0 if the sample got none.
         times_real_time: of one worker, over the audio that the teacher hears.
         worker_hours: time of all workers together, fetching audio included; GPU-hours if a worker is a GPU.
-        wall_hours: with `workers` of them.
-        cost: worker_hours times the price of one.
+        wall_hours: elapsed time with `workers` workers.
+        cost: `worker_hours` times the price of one.
         spread: relative standard error of the time, from the differences between the sampled
             shards; 0 if only one was sampled.
-        workers: how many will work.
-        hours_heard: audio that the teacher will hear, as filters leave it.
-        shards_done: of `shards`, labelled already in the folder where the job's labels will go: as predicted,
-            they are counted among all.
+        workers: number of workers.
+        hours_heard: audio that the teacher will hear, after filters on length and language.
+        shards_done: those of `shards` that are labelled already in the output folder; all other figures
+            include them.
     """
 
     shards: int
@@ -83,13 +83,13 @@ def plan(
     """Label `sample_shards` shards, spread over all, and predict the whole job from them.
 
     Args:
-        out: where the job's labels will go; the prediction is kept there, to be compared with the
-            facts when the job ends.
+        out: where the job's labels will go; the prediction is saved there and compared with the actual
+            figures when the job ends.
         price_per_worker_hour: in any currency.
 
     Raises:
-        ConfigError: nothing to sample.
-        ShardError: no audio shards, or a damaged one in the sample.
+        ConfigError: `sample_shards` or `workers` is less than 1.
+        ShardError: there are no audio shards, or one in the sample is damaged.
     """
     settings = settings or Settings()
     device = usable_device(device)
@@ -102,14 +102,14 @@ def plan(
     say_looking(shards)
     sample = sorted({round(i) for i in np.linspace(0, len(shards) - 1, min(sample_shards, len(shards)))})
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
-    # As the job will: workers on one machine share its threads.
+    # As in the job: workers on one machine share its threads.
     settings = settings_of_one(settings, workers)
     loaded = source.load(device)
     done = 0
     if out is None:
         seconds = sum(each(_seconds, shards))
     else:
-        # Labels of another teacher, say, are none: whether they may be replaced is for the job to tell.
+        # Labels of another teacher, say, do not count: the job decides whether they may be replaced.
         found = find_work(shards, out, make_header(loaded, settings, "", ""), overwrite=True)
         done, seconds = len(found.done), found.seconds + found.before.seconds
     results = _label_sample(loaded, [shards[i] for i in sample], settings)
@@ -122,23 +122,23 @@ def plan(
 
 
 def read_plan(out: Place) -> Prediction | None:
-    """The plan that is kept in `out`, if there is one of this release."""
+    """The plan saved in `out`; None if there is none, or it has other fields than this release writes."""
     try:
         return Prediction(**json.loads(locate(out).child(PREDICTION_FILE).read_all()))
     except (OSError, StorageError, ValueError, TypeError):
-        return None  # a comparison is worth no failure
+        return None  # not worth failing for
 
 
 def compare(out: Place, summary: dict[str, Any]) -> str | None:
-    """A sentence on how the plan kept in `out` compares with a job's summary; None if it cannot be."""
+    """A sentence that compares the plan saved in `out` with a job's summary; None if there is no plan."""
     predicted = read_plan(out)
     if predicted is None:
         return None
     facts: list[tuple[str, float, float, Callable[[float], str]]] = []
-    if summary["bytes_per_frame"]:  # where nothing has labels, they have no size
+    if summary["bytes_per_frame"]:  # 0 if nothing has labels
         facts.append(("bytes/frame", predicted.bytes_per_frame, summary["bytes_per_frame"], _number))
     if summary["shards_labelled"] == predicted.shards:
-        # All of it in this run: its time and price can be compared too.
+        # This run labelled all shards, so its time and price can be compared too.
         worker_s = 3600 * predicted.worker_hours, 3600 * summary["worker_hours"]
         speed = predicted.times_real_time * predicted.workers
         price = predicted.cost / worker_s[0]
@@ -149,7 +149,7 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
             ("× real time", speed, summary["times_real_time"], _number),
             ("cost", price * worker_s[0], price * worker_s[1], _number),
         ]
-    # What the plan said nothing of, such as bytes where its sample had no labels, cannot be compared.
+    # Skip figures of 0 in the plan, such as bytes if its sample got no labels.
     said = [
         f"{name} {text(fact)} (the plan said {text(plan)}: {round(fact / plan - 1, 2) + 0.0:+.0%})"
         for name, plan, fact, text in facts
@@ -159,7 +159,7 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
 
 
 def plan_text(prediction: Prediction) -> str:
-    """A prediction for people."""
+    """A prediction as printable text."""
     p = prediction
     heard = ""
     hours = duration(3600 * p.hours)
@@ -169,7 +169,7 @@ def plan_text(prediction: Prediction) -> str:
     labels = "none: not one utterance of the sample got any"
     if p.frames:
         labels = f"{_size(p.bytes)} ({p.bytes_per_frame:.2f} bytes a frame, {p.frames:,} frames)"
-    # One shard says nothing of how much shards differ.
+    # A single shard gives no estimate of the spread.
     spread = f" (± {p.spread:.0%})" if p.sampled_shards > 1 else ""
     lines = [
         f"{counted(p.shards, 'shard')}, {hours} of audio{heard} ({p.sampled_shards} labelled to find out)",
@@ -189,7 +189,7 @@ def plan_text(prediction: Prediction) -> str:
 def _label_sample(teacher: Teacher, shards: Sequence[str], settings: Settings) -> list[ShardResult]:
     set_threads(settings)
     with tempfile.TemporaryDirectory(prefix="kdasr-plan-") as folder:
-        # Warming up is paid for once in a whole job: not by the sample.
+        # Warm-up happens only once in a whole job, so keep it out of the sample.
         fetch_and_label(teacher, shards[0], Path(folder), settings)
         return [fetch_and_label(teacher, shard, Path(folder), settings) for shard in shards]
 
@@ -206,7 +206,7 @@ def _extrapolate(
     manifest_bytes = sum(len(json.dumps(result.manifest)) for result in results) / len(results)
     scale = seconds / sampled_s
     worker_hours = wall_s * scale / 3600
-    # Workers take whole shards: the last round is as long as any.
+    # Workers take whole shards: a last round that not all of them work in is as long as any other.
     rounds = math.ceil(shards / workers)
     return Prediction(
         shards=shards,
@@ -230,7 +230,7 @@ def _seconds(shard: str) -> float:
         with local_copy(shard, manifest_only=True) as path:
             return read_manifest(path).seconds
     except ShardError:
-        return 0.0  # the job will say why it cannot be labelled
+        return 0.0  # the job reports why it cannot be labelled
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What a labelling job has done so far: live on the terminal, a log line per shard, a summary."""
+"""Progress of a labelling job: live on the terminal, a log line per shard, a summary."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from kdasr.labelling.foreman import Outcome
 from kdasr.labelling.settings import ShardResult
 from kdasr.reasons import Kind, Reasons, counted, duration, lines_of
 
-#: Utterances without labels that are kept by name; the manifests have all.
+#: Utterances without labels that are listed by name; the manifests list all.
 MOST_NAMED = 1000
-#: Between two lines of progress where there is no terminal for a bar.
+#: Time between two lines of progress if there is no terminal for a bar.
 _QUIET_S = 60.0
 
 
 @dataclass
 class Totals:
-    """Sums over the shards of one run, and in the end what earlier runs did.
+    """Sums over the shards of one run, to which those of earlier runs are added at the end.
 
     Attributes:
-        shards: audio shards that this run looks after.
-        done_before: of these, labelled already when it began.
-        not_tried: shards that were not begun because the job stopped.
+        shards: audio shards assigned to this run.
+        done_before: those that were labelled already when it began.
+        not_tried: shards that were not started because the job stopped.
         tried: shards whose outcome is known.
-        worker_s: time that workers spent on the shards that got labels, fetching them included; not that
-            of starting up, of waiting for one another, and of what failed.
-        log_problem: why the log has no more lines.
+        worker_s: time that workers spent on shards that got labels, including fetching them; without
+            startup, idle time and shards that failed.
+        log_problem: why writing the log stopped.
         seconds, labelled_seconds, heard_seconds: audio in the shards; in utterances that got labels; in those
             that the teacher heard.
-        failed: utterances without labels and why, the first `MOST_NAMED` of them.
-        num_failed: all of them.
-        reasons: theirs, by kind.
-        halved: batches that were halved because the memory did not hold them.
+        failed: reasons by utterance without labels, for the first `MOST_NAMED` of them.
+        num_failed: number of all utterances without labels.
+        reasons: their reasons, by kind.
+        halved: batches that were halved because they did not fit into memory.
     """
 
     shards: int
@@ -67,7 +67,7 @@ class Totals:
 
     @property
     def times_real_time(self) -> float:
-        """Over what the teacher heard: what a filter drops unheard says nothing of its speed."""
+        """Speed over the audio that the teacher heard, which excludes utterances filtered out before."""
         return self.heard_seconds / self.wall_s if self.wall_s else 0.0
 
     @property
@@ -75,7 +75,7 @@ class Totals:
         return self.bytes / self.frames if self.frames else 0.0
 
     def add(self, outcome: Outcome, elapsed_s: float) -> dict[str, Any]:
-        """Count one shard in; returns its line for the log."""
+        """Add the outcome of one shard and return its log line."""
         self.tried.add(outcome.audio)
         self.wall_s = elapsed_s
         line = {"audio": outcome.audio, "attempts": outcome.attempts, "elapsed_s": round(elapsed_s, 3)}
@@ -112,7 +112,7 @@ class Totals:
         }
 
     def add_labels(self, result: ShardResult) -> None:
-        """Count the labels of a shard in, which an earlier run may have made."""
+        """Add the labels of a shard, which may come from an earlier run."""
         manifest = result.manifest
         self.seconds += result.seconds
         self.labelled_seconds += result.labelled_seconds
@@ -128,7 +128,7 @@ class Totals:
         """The run in figures.
 
         Counts of utterances, frames and bytes, `hours` of audio and `hours_labelled` include earlier runs;
-        `hours_heard`, which is what the teacher heard, and speeds are of this one.
+        `hours_heard` (by the teacher) and speeds are of this run alone.
         """
         return {
             "shards": self.shards,
@@ -159,7 +159,7 @@ class Totals:
 
 
 def all_together(parts: Sequence[Totals]) -> Totals:
-    """The totals of jobs that ran at the same time, each on shards of its own."""
+    """The combined totals of jobs that ran at the same time, each on its own shards."""
     whole = Totals(0, 0)
     for part in parts:
         for name in _SUMS:
@@ -175,13 +175,13 @@ def all_together(parts: Sequence[Totals]) -> Totals:
     return whole
 
 
-# What adds up; jobs that run at the same time take as long as the longest.
+# Fields that are summed; the wall time of concurrent jobs is that of the longest.
 _SUMS = [one.name for one in fields(Totals) if one.type in ("int", "float") and one.name != "wall_s"]
 
 
 class Display:
     """A progress bar over the hours of audio to label; without a terminal, a line now and then. If `quiet`,
-    only what went wrong is said."""
+    only problems are shown."""
 
     def __init__(self, seconds: float, quiet: bool) -> None:
         self._console = Console(stderr=True, quiet=quiet)
@@ -189,7 +189,7 @@ class Display:
         self._seconds, self._said_s = seconds, 0.0
         self._progress = Progress(
             TextColumn("labelling"),
-            BarColumn(20),  # with what follows it fits into 80 columns
+            BarColumn(20),  # so that the line fits into 80 columns
             TextColumn("{task.fields[so_far]}"),
             console=self._console,
             disable=quiet or not self._console.is_terminal,
@@ -206,15 +206,15 @@ class Display:
         self._progress.stop()
 
     def note(self, text: str, *, problem: bool = False) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         console = self._alarm if problem else self._console
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, totals: Totals, outcome: Outcome) -> None:
-        """Bring the bar up to date after a shard."""
+        """Update the bar after a shard."""
         if outcome.result is None:
             self.note(f"failed: {outcome.audio}: {outcome.reason}", problem=True)
-        elif 0 < outcome.result.halved == totals.halved:  # the first shard of which this is known
+        elif 0 < outcome.result.halved == totals.halved:  # the first shard with halved batches
             self.note(
                 "too little memory for the batches that were asked for: they are of at most "
                 f"{outcome.result.batch_seconds:.0f} s now",
@@ -228,20 +228,20 @@ class Display:
 
 
 def progress_text(totals: Totals, seconds: float) -> str:
-    """How far it is, how fast it goes and how long it will take, of `seconds` of audio in all.
+    """Audio done, speed and estimated time left, for `seconds` of audio in all.
 
-    Not by rich, whose estimate looks back half a minute: a shard may take longer.
+    Not computed by rich, whose estimate is over the last half minute: a shard may take longer.
     """
     text = f"{duration(totals.seconds)} of {duration(seconds)}, {totals.times_real_time:,.0f} × real time"
     if not totals.seconds:
         return text
-    # Of the shards as they are: what is left has as much that the teacher will not hear.
+    # Over all audio: assume that filters drop the same share of the rest.
     left_s = round(max(0.0, seconds - totals.seconds) * totals.wall_s / totals.seconds)
     return f"{text}, {timedelta(seconds=left_s)} left"
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """A summary for people."""
+    """A summary as printable text."""
     utterances = summary["labelled"] + summary["num_failed"]
     lines = [
         f"{counted(summary['shards_labelled'], 'shard')} labelled,"
@@ -254,7 +254,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if summary["shards_labelled"]:
         teacher, codec = summary["teacher_share"], summary["encode_share"]
         shares = f"teacher {teacher:.0%} of the time, codec {codec:.0%} beside it"
-        if summary["fetch_share"] >= 0.005:  # audio on this machine is there at once
+        if summary["fetch_share"] >= 0.005:  # about 0 for audio on this machine
             shares += f", fetching audio {summary['fetch_share']:.0%}"
         hours_heard = duration(3600 * summary["hours_heard"])
         heard = f"{summary['times_real_time']:,.0f} × real time over {hours_heard} heard"

@@ -17,22 +17,22 @@ from kdasr.errors import ConfigError, MissingDependencyError
 from kdasr.labelling.engines import AUTO_DEVICE, MAX_STILLBORN, Report, Task, Work, execute, set_threads
 from kdasr.reasons import counted
 
-#: How long nothing may be heard until it is said that no worker is there.
+#: Time without any answer after which a message says that no worker is ready.
 _PATIENCE_S = 60.0
 
 
 class RayCrew:
-    """Actors with a teacher each; one that dies is created anew.
+    """Actors with a teacher each; one that dies is replaced.
 
-    Not ActorPool, which never replaces a dead actor, and not Ray Data, which retries for ever.
-    Tasks name shards and carry no audio; each actor reads and writes by itself. A task is nobody's until an
-    actor is there for it: where a node is lost for good, the others do its shards.
+    Ray's ActorPool never replaces a dead actor, and Ray Data retries for ever, so neither is used. Tasks
+    name shards and carry no audio; actors read and write the data themselves. Tasks are assigned only to
+    actors that are ready: if a node is lost for good, actors on other nodes label its shards.
 
     Args:
-        work: what to do. Places in it must mean the same on every node. A device of `AUTO_DEVICE` is a
-            GPU for each actor where the cluster has any.
+        work: what to do. Its paths and URLs must be valid on every node. `AUTO_DEVICE` means a GPU for each
+            actor if the cluster has any.
         size: number of actors.
-        address: of a running cluster; None joins the one the environment names, or starts one here.
+        address: of a running cluster; None joins that in RAY_ADDRESS or on this machine, or starts one.
     """
 
     def __init__(self, work: Work, size: int, address: str | None = None) -> None:
@@ -45,17 +45,17 @@ class RayCrew:
         if self._started_here:
             _connect(ray, address, size)
         if work.device == AUTO_DEVICE:
-            # The cluster's to say: this machine may have no GPU, or be the only one that has.
+            # Ask the cluster: this machine may have no GPU, or be the only one that has.
             gpu_there = self._ray.cluster_resources().get("GPU", 0) >= 1
             self._work = replace(work, device="cuda" if gpu_there else "cpu")
         gpus = 1 if self._work.device.startswith("cuda") else 0
         self._check_room(gpus)
-        # No restarts or retries by Ray: the foreman counts deaths, and only it tries again.
+        # No restarts or retries by Ray: only the foreman counts deaths and retries.
         self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
         self._stillborn = 0
         self._actors: dict[int, Any] = {}
         self._ready: set[int] = set()
-        # What each worker is to answer next, or answered last: that it is ready, then its report.
+        # Each worker's pending or latest answer: first that of `ready`, then those of `execute`.
         self._answers: dict[int, Any] = {}
         self._tasks: dict[int, Task] = {}
         self._waiting: deque[Task] = deque()
@@ -68,7 +68,7 @@ class RayCrew:
     def wait(self) -> Report:
         while True:
             self._hand_out()
-            # A worker that has not started matters only where a task waits for one.
+            # Wait for a worker that is still starting only if a task is waiting for one.
             workers = {
                 answer: worker
                 for worker, answer in self._answers.items()
@@ -84,9 +84,8 @@ class RayCrew:
                 return report
 
     def _hand_out(self) -> None:
-        # To those that are known to be ready only: an actor whose node is lost may never start, and a shard
-        # that kills at once would look like one that cannot start, since Ray may lose the last answer of an
-        # actor that dies.
+        # Only to actors known to be ready: one whose node is lost may never start. Besides, Ray may lose the
+        # last answer of an actor that dies, so one killed at once by a shard would seem unable to start.
         for worker in sorted(self._ready - self._tasks.keys())[: len(self._waiting)]:
             self._tasks[worker] = task = self._waiting.popleft()
             self._answers[worker] = self._actors[worker].execute.remote(task)
@@ -107,7 +106,7 @@ class RayCrew:
             reason = f"{type(error.cause).__name__}: {error.cause}"
             return Report(self._tasks[worker], worker, "failed", reason=reason)
         except self._ray.exceptions.RayError as error:
-            # The actor is gone: killed, out of its node's memory, its node lost, or out of reach.
+            # The actor is gone: killed, out of memory, on a lost node, or out of reach.
             return self._bury(worker, error)
         if report is None:
             self._ready.add(worker)
@@ -115,7 +114,7 @@ class RayCrew:
         return report
 
     def _check_room(self, gpus: int) -> None:
-        """Refuse more actors than fit, which would never start."""
+        """Raise ConfigError if the cluster has no room for all actors: the others would never start."""
         for kind, needed in (("CPU", self.size), ("GPU", self.size * gpus)):
             there = int(self._ray.cluster_resources().get(kind, 0))
             if there < needed:
@@ -130,7 +129,7 @@ class RayCrew:
 
     def _bury(self, worker: int, error: Exception) -> Report | None:
         """Replace a dead actor; no report if it died before it was ready for a task."""
-        # One that is only out of reach must not keep the room of its successor.
+        # If it is only out of reach, it must not keep the resources that its successor needs.
         self._ray.kill(self._actors[worker])
         was_ready = worker in self._ready
         if not was_ready:
@@ -158,7 +157,7 @@ class RayCrew:
 
 class _Worker:
     def __init__(self, work: Work, number: int, folder: Path) -> None:
-        # Ray starts actors where the node was started, and recipes have relative paths.
+        # Ray starts actors in the node's working directory, but recipes have relative paths.
         with contextlib.suppress(OSError):
             os.chdir(folder)
         set_threads(work.settings)
@@ -166,17 +165,17 @@ class _Worker:
         self._work, self._number = work, number
 
     def ready(self) -> None:
-        """Answered once the teacher is loaded."""
+        """Return once the teacher is loaded."""
 
     def execute(self, task: Task) -> Report:
         try:
             return execute(self._teacher, self._work, task, self._number)
         except torch.AcceleratorError:
-            os._exit(1)  # the next actor gets a device that answers
+            os._exit(1)  # this process can no longer use its device; the next actor can
 
 
 def _connect(ray: Any, address: str | None, num_cpus: int) -> None:
-    """Join the cluster at `address`, or that of the environment, or one that runs here, or start one."""
+    """Join the cluster at `address`, in RAY_ADDRESS or on this machine, or else start one."""
     places = address, os.environ.get("RAY_ADDRESS")
     named = next((place for place in places if place and place != "auto"), None)
     target = named or _last_started_here()
@@ -193,7 +192,7 @@ def _connect(ray: Any, address: str | None, num_cpus: int) -> None:
 
 
 def _last_started_here() -> str:
-    """Where `ray start` keeps the address of its cluster, which stays when the cluster is killed."""
+    """The address that `ray start` last wrote to its file, which remains when the cluster is killed."""
     folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
     try:
         return (folder / "ray/ray_current_cluster").read_text().strip()
@@ -202,7 +201,7 @@ def _last_started_here() -> str:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError if nobody listens at HOST:PORT: Ray would try for a quarter of an hour."""
+    """Raise OSError if nothing listens at HOST:PORT: Ray would retry for a quarter of an hour."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()
@@ -212,8 +211,8 @@ def _unreachable(address: str, error: Exception) -> ConfigError:
     fix = (
         "Start one there (ray start --head), or give no address (RAY_ADDRESS, ray_address): one starts here."
     )
-    # AuthenticationError, or a ConnectionError whose cause speaks of InvalidAuthToken: Ray takes no token
-    # from the home folder for a cluster that is named by its address.
+    # AuthenticationError, or a ConnectionError whose cause mentions InvalidAuthToken: for a cluster given by
+    # its address, Ray does not use the token in the home folder.
     if "Auth" in f"{error!r} {error.__cause__!r}":
         fix = (
             "The cluster wants a token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN "

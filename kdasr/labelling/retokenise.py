@@ -2,9 +2,9 @@
 
     stored posteriors → best path → text in the teacher's units → normalised → the student's units
 
-The route for a student with other units than its teacher (Kim & Rush 2016, section 3.2, with one
-hypothesis): what is kept of the teacher is what it heard, not its doubts and not its times. A text that
-the student's units cannot spell keeps its place with the reason, as what failed does.
+This is for students whose units differ from their teacher's (Kim & Rush 2016, section 3.2, with one
+hypothesis). It keeps the teacher's transcript, but neither its uncertainty nor its times. A text that the
+student's units cannot spell is recorded as a failure with its reason.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from kdasr.storage import Place, same_place
 from kdasr.teachers.base import spell
 from kdasr.text import Units, letters_in, load_units, normalise
 
-# Of a path that spells a transcript, the unit and blank.
+# A path that spells a transcript has two classes per frame: the unit and blank.
 _CODEC = TopK(k=2)
 _LEAST_SCORE = 1e-30
 
 
 @dataclass(frozen=True)
 class Retokenised:
-    """What became of the labels.
+    """The result of `retokenise`.
 
     Attributes:
-        utterances: that have labels now.
-        failed: key and reason of each that has none.
+        utterances: number with labels in the student's units.
+        failed: reasons by key of the other utterances.
     """
 
     utterances: int
@@ -49,15 +49,15 @@ def retokenise(
 
     Args:
         audio: the audio shards that were labelled.
-        labels: their labels, with the teacher's units beside them.
+        labels: their labels, with the teacher's units in the same folder.
         out: another folder.
         units: the student's.
-        overwrite: replace what was made of other labels, or in other units.
+        overwrite: replace labels that were made from other labels or in other units.
 
     Raises:
         ConfigError: `out` is `labels` or holds audio.
-        UnitsError: the teacher's units are not beside its labels.
-        SoftLabelError: labels are missing, damaged or of other audio, or `out` holds others.
+        UnitsError: the folder of labels lacks the teacher's units, or has others.
+        SoftLabelError: labels are missing, damaged or of other audio, or `out` holds other labels.
     """
     if same_place(labels, out):
         fix = "Give another --out."

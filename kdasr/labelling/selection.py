@@ -1,8 +1,8 @@
-"""The best hours of many: label shards in, label shards out in which the rest is left out by name.
+"""Select the most confident hours: label shards in, label shards without the other labels out.
 
-Two passes over the stored labels and none over the audio: one to find the score at which the
-budget is reached, one to write. What was not chosen keeps its place with a reason, as what failed
-does, so a reader needs to know nothing about selections.
+This takes two passes over the stored labels and none over the audio: one to find the score at which the
+budget is reached, one to write. Utterances that are not chosen are recorded as failures with a reason, so
+readers need not know about selections.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from kdasr.text import load_units
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen.
+    """The result of `select`.
 
     Attributes:
         hours: audio chosen.
         hours_before: audio that had labels.
-        chosen, dropped: utterances.
-        threshold: of a `MinConfidence` of the same measure that keeps what was chosen.
+        chosen, dropped: numbers of utterances.
+        threshold: a `MinConfidence` of the same measure keeps the chosen utterances with this threshold.
     """
 
     hours: float
@@ -48,18 +48,18 @@ class Selection:
 def select(
     *, audio: Place, labels: Place, out: Place, hours: float, measure: Measure = "best_path"
 ) -> Selection:
-    """Write the labels of the surest `hours` hours of `audio` from folder `labels` to `out`.
+    """Write the most confident labels for `hours` hours of `audio` from folder `labels` to `out`.
 
     Args:
         audio: the audio shards that were labelled.
         labels: their labels.
         out: another folder.
-        hours: the budget; the last utterance that still fits is the last one chosen.
-        measure: what "sure" means; see `kdasr.labelling.filters.Confidence`.
+        hours: the budget; selection stops before the first utterance that does not fit.
+        measure: of confidence; see `kdasr.labelling.filters.Confidence`.
 
     Raises:
-        ConfigError: no positive budget, or one that holds nothing; an unknown measure; `out` is `labels`
-            or holds audio.
+        ConfigError: the budget is not positive, or too small for any utterance; the measure is unknown;
+            `out` is `labels` or holds audio.
         LabelMismatchError: `out` holds other labels, which are never replaced.
         SoftLabelError: labels are missing, damaged or of other audio.
     """
@@ -95,7 +95,7 @@ def select(
             hours,
         )
         done += count
-    # What another program wrote may have none.
+    # Labels written by another program may lack their units.
     with contextlib.suppress(UnitsError):
         load_units(labels).save(out)
     return Selection(
@@ -122,7 +122,7 @@ def _measure_all(
 def _choose(
     seconds: NDArray[np.float64], scores: NDArray[np.float64], budget_s: float
 ) -> tuple[NDArray[np.bool_], float]:
-    """The surest utterances that fit the budget; equal scores in the order of the shards."""
+    """The most confident utterances that fit the budget, and the lowest score; ties in shard order."""
     order = np.argsort(-scores, kind="stable")
     fits = np.cumsum(seconds[order]) <= budget_s
     chosen = np.zeros(len(scores), bool)

@@ -1,4 +1,4 @@
-"""How to label, what became of a shard, and the header that follows from both."""
+"""How to label, the result for a shard, and the header of its labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdasr.ranks import ranks
 from kdasr.soft_labels import Codec, Header, TopP
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# As trainings name them; labels keep the long names.
+# The names in training recipes; labels keep the long names.
 _SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -33,20 +33,20 @@ class Settings:
 
     Attributes:
         codec: what to keep of the posteriors.
-        batch_seconds: audio in one forward pass, padding included; less where the memory does not hold it.
+        batch_seconds: audio in one forward pass, padding included; less if it does not fit into memory.
         window_seconds: longer utterances are labelled in windows of this length …
         overlap_seconds: … that overlap by this much.
-        precision: of the forward pass (fp32, bf16 and fp16 are short for these); log-probs are always made
-            float32. float32 is exact on a GPU too, and several times slower there than bfloat16.
-        threads: CPU threads of the forward pass of one worker; None shares torch's own choice among
-            the workers.
-        decoders: threads that decode audio ahead of the teacher, and compute its features but for log-mel
-            on a GPU, which does that itself. One is enough for a teacher on the CPU (a core does 1,500 × real
-            time and more); None takes one there, and on an accelerator the machine's cores, at most 4, shared
-            by the workers of `engine: processes` or the processes that `torchrun` has started on it: threads
-            wait for one another (recipes/RESULTS-gpu.md).
-        filters: what not to keep; see `kdasr.labelling.filters`.
-        words: the posteriors given that words of a lexicon were said, instead of the teacher's own.
+        precision: of the forward pass (fp32, bf16 and fp16 are short names); log-probs are always converted
+            to float32. float32 is exact on a GPU too, but several times slower there than bfloat16.
+        threads: CPU threads for one worker's forward pass; None divides torch's default among the
+            workers.
+        decoders: threads that decode audio ahead of the teacher and compute its features (a GPU computes
+            log-mel features itself). One is enough for a teacher on the CPU (a core does 1,500 × real time
+            or more). None means one there; on an accelerator, the machine's cores divided among the workers
+            of `engine: processes` or the machine's `torchrun` processes, but at most 4, because threads wait
+            for one another (recipes/RESULTS-gpu.md).
+        filters: which utterances to drop; see `kdasr.labelling.filters`.
+        words: store posteriors given that words of a lexicon were said, instead of the teacher's own.
     """
 
     codec: Codec = field(default_factory=TopP)
@@ -77,15 +77,15 @@ class Settings:
             )
 
     def decoders_for(self, device: torch.device, workers: int | None = None) -> int:
-        """How many threads decode for each teacher on `device`, of so many on this machine; None: of one for
-        each process of the job."""
+        """Decoding threads for each of `workers` teachers on this machine, which run on `device`; None counts
+        the job's processes on this machine."""
         if self.decoders is not None:
             return self.decoders
         workers = ranks().local_count if workers is None else workers
         return 1 if device.type == "cpu" else max(1, min(4, usable_cores() // workers))
 
     def check_windows(self, subsampling: int) -> None:
-        """Raise ConfigError where a teacher of this subsampling gets no further from window to window."""
+        """Raise ConfigError if windows would not advance, after rounding to frames of this subsampling."""
         if self.window_frames(subsampling) <= self.overlap_frames(subsampling):
             raise ConfigError(
                 "windows and their overlap are equally many frames of this teacher",
@@ -101,7 +101,7 @@ class Settings:
         return _whole_frames(self.overlap_seconds, subsampling)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Inside, a forward pass on `device` has the precision."""
+        """A context in which forward passes on `device` run in this precision."""
         dtype = PRECISIONS[self.precision]
         return torch.autocast(device.type, dtype) if dtype is not None else exact_float32()
 
@@ -112,19 +112,19 @@ class Settings:
 
 @dataclass
 class ShardResult:
-    """What became of one audio shard.
+    """The result of labelling one audio shard.
 
     Attributes:
         audio: name of the audio shard.
         manifest: of the label shard.
         seconds: audio in the shard.
         labelled_seconds: of these, in utterances that got labels.
-        heard_seconds: of these, in utterances that the teacher heard, whatever came of it.
+        heard_seconds: of these, in utterances that the teacher heard, with or without success.
         wall_s, teacher_s, encode_s: time in all, in the forward pass, in the codec.
-        fetch_s: of the time in all, until the audio was on the worker's machine.
+        fetch_s: part of `wall_s` spent fetching the audio to the worker's machine.
         padding: share of the frames that were padding.
-        halved: batches that the memory did not hold.
-        batch_seconds: audio in a batch, at most, once all was done.
+        halved: batches that did not fit into memory.
+        batch_seconds: largest batch allowed after the shard, in seconds of audio.
     """
 
     audio: str
@@ -142,13 +142,13 @@ class ShardResult:
 
 
 def labelled_seconds(shard: Shard, manifest: Mapping[str, Any]) -> float:
-    """Seconds of the audio shard's utterances that have labels, by the manifest of its label shard."""
+    """Seconds of audio in the utterances that have labels, according to the label shard's manifest."""
     failed = {key for key, _ in manifest["failed"]}
     return sum(entry.num_samples for entry in shard.entries if entry.key not in failed) / SAMPLE_RATE_HZ
 
 
 def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha256: str) -> Header:
-    """The header of labels that `teacher` gives to an audio shard."""
+    """The header of the labels by `teacher` for an audio shard."""
     facts = {"teacher": dict(teacher.facts)} if teacher.facts else {}
     return Header(
         teacher=teacher.name,
@@ -175,6 +175,6 @@ def make_header(teacher: Teacher, settings: Settings, audio_file: str, audio_sha
 
 
 def _whole_frames(seconds: float, subsampling: int) -> int:
-    """Feature frames of `seconds`, up to a multiple of twice the subsampling."""
+    """Feature frames in `seconds`, rounded up to a multiple of twice the subsampling."""
     unit = 2 * subsampling
     return -(-int(seconds * 1000 / FRAME_SHIFT_MS) // unit) * unit

@@ -30,16 +30,16 @@ from kdasr.soft_labels import Failure, concatenate
 from kdasr.storage import Place, StorageError
 from kdasr.teachers.on_device import with_log_mel_on_its_device
 
-#: Batches that may wait for the codec: it is much faster than any teacher, unless it is disturbed.
+#: Batches that may wait for the codec, which is normally much faster than any teacher.
 _MAX_UNENCODED = 2
-#: Batches that are decoded before the teacher asks for them.
+#: Batches decoded ahead of the teacher.
 _BATCHES_AHEAD = 2
 _NO_SENTENCE = "no sentence of the lexicon's words was found in it"
 _NO_WORDS = "the teacher heard no words, or words without end"
 #: Share of a batch that may be padding.
 _MAX_PADDING = 0.05
-# What a GPU's libraries, which have memory and handles of their own, say as plain RuntimeErrors. Not that a
-# size is none that they support: that is the utterance's.
+# Errors of a GPU's libraries, with their own memory and handles, which torch raises as plain RuntimeErrors.
+# Errors about unsupported sizes are not listed: they are caused by the utterance.
 _NO_MEMORY = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -71,18 +71,18 @@ def label_shard(
 
     The bytes written depend on the shard, the teacher and the settings alone. An utterance that
     cannot be labelled gets a placeholder with its reason; nothing is written before all are done.
-    Where the memory does not hold a batch, or the codec's work on it, this one and all of the teacher's later
-    ones are halved.
+    If memory is too small for a batch, in the forward pass or in the codec, it is halved, and so are all
+    later batches of this teacher.
 
     Args:
-        exclude: keys not to be tried, with the reasons.
+        exclude: keys to skip, with the reasons.
         overwrite: replace labels of another teacher or with other settings.
 
     Raises:
-        LabelMismatchError: there are such labels, which another job may have written meanwhile.
+        LabelMismatchError: such labels exist (another job may have just written them) and not `overwrite`.
         ShardError: the audio shard is damaged or has no manifest.
-        SoftLabelError: the teacher failed on every utterance, so it is not the utterances.
-        torch.AcceleratorError, torch.OutOfMemoryError, MemoryError: nor is it with these.
+        SoftLabelError: the teacher failed on every utterance, so the utterances are not the cause.
+        torch.AcceleratorError, torch.OutOfMemoryError, MemoryError: nor are they the cause of these.
         StorageError: the labels could not be stored.
     """
     started = time.perf_counter()
@@ -93,7 +93,7 @@ def label_shard(
     try:
         manifest = write_labels(out_dir, shard, header, items, overwrite=overwrite)
     except OSError as error:
-        # A full disk or a lost mount meets every other shard too.
+        # A full disk or a lost mount affects every other shard too.
         raise StorageError("the labels could not be stored", where=str(out_dir), got=error) from error
     wall_s = time.perf_counter() - started
     return ShardResult(
@@ -112,10 +112,7 @@ def label_shard(
 
 
 def probe(teacher: Teacher, audio_path: Path, key: str, settings: Settings) -> None:
-    """Take one utterance through everything that labelling does, and keep nothing.
-
-    For finding out which utterance of a shard kills the process.
-    """
+    """Label one utterance and discard the result, to find out which one of a shard kills the process."""
     shard = open_shard(audio_path)
     others = {entry.key: "not asked for" for entry in shard.entries if entry.key != key}
     _ShardRun(teacher, shard, settings, others).label()
@@ -124,7 +121,7 @@ def probe(teacher: Teacher, audio_path: Path, key: str, settings: Settings) -> N
 class _Loaded(NamedTuple):
     """A padded batch ready for the teacher; `segments` lacks those whose audio could not be read.
 
-    `inputs` is what the teacher hears, features (B, T, F) or samples (B, N), and `lengths` counts rows.
+    `inputs` holds features (B, T, F) or samples (B, N), `lengths` their numbers of frames or samples.
     """
 
     segments: list[Segment]
@@ -132,7 +129,7 @@ class _Loaded(NamedTuple):
     lengths: list[int]
 
     def parts(self, size: int) -> list[_Loaded]:
-        """Batches of up to `size` of its segments."""
+        """Split the batch into batches of up to `size` segments."""
         starts = range(0, len(self.segments), size)
         return [self._part(slice(start, start + size)) for start in starts]
 
@@ -142,8 +139,9 @@ class _Loaded(NamedTuple):
 
 
 class _Heard(NamedTuple):
-    """What a teacher gave to a batch: (B, T', V) log-probs and (B,) frames, perhaps not computed yet; when it
-    was asked, when an answer (on a CPU: the answer) was promised, and what a GPU says once it is there."""
+    """A teacher's output for a batch: (B, T', V) log-probs and (B,) frame counts, which an accelerator may
+    still be computing; when the forward pass began and when its call returned; on a GPU, an event that is
+    recorded after it."""
 
     log_probs_btv: Tensor
     frames_b: Tensor
@@ -153,8 +151,8 @@ class _Heard(NamedTuple):
 
 
 class _ShardRun:
-    """The labelling of one shard: decoding, and features but for log-mel on a GPU, in one thread or several,
-    the codec in another, the teacher in this one, which has nothing else to do."""
+    """The labelling of one shard: one or several threads decode audio and compute features (log-mel for a GPU
+    is computed there), another thread runs the codec, and this one only runs the teacher."""
 
     def __init__(self, teacher: Teacher, shard: Shard, settings: Settings, failures: dict[str, str]) -> None:
         on_cpu = teacher.device.type == "cpu"
@@ -174,7 +172,7 @@ class _ShardRun:
         self.halved = 0
 
     def label(self) -> list[tuple[str, SoftLabels | Failure]]:
-        # A teacher that hears the padding gets inputs of one length together.
+        # A teacher whose output padding would change gets batches of inputs of equal length.
         padding = _MAX_PADDING if self._teacher.pads else 0.0
         batches = make_batches(self._segments(), self._settings.batch_frames, padding, self._least_frames)
         self.padding = padding_share(batches, self._least_frames)
@@ -199,7 +197,7 @@ class _ShardRun:
         return sum(self._shard.entries[number].num_samples for number in numbers) / SAMPLE_RATE_HZ
 
     def _check_teacher(self) -> None:
-        """Raise if the teacher failed on all it heard: a shard of placeholders would count as done."""
+        """Raise if the teacher failed on all utterances: a shard of placeholders would count as done."""
         heard = self._num_segments.keys() - self._unreadable - self._wordless
         if len(heard) > 1 and heard <= self._broken.keys():
             raise SoftLabelError(
@@ -213,7 +211,7 @@ class _ShardRun:
         if key in self._failures:
             return Failure(self._failures[key])
         if number in self._broken:
-            # The first in the audio, not in time: which thread was faster must not show.
+            # The reason for the first failed segment in the audio, which does not depend on thread timing.
             return Failure(min(self._broken[number].items())[1])
         pieces = self._pieces[number]
         assert len(pieces) == self._num_segments[number], key
@@ -253,17 +251,17 @@ class _ShardRun:
     # -- audio ------------------------------------------------------------------------------
 
     def _loaded(self, batches: Iterable[list[Segment]], decoder: Executor) -> Iterator[_Loaded]:
-        """The batches in order, some of them decoded ahead, each by all threads: so an accelerator that waits
-        for the first one does not wait long."""
+        """The batches in order, some of them decoded ahead. All threads work on the same batch, so that an
+        accelerator gets the first one soon."""
         waiting: deque[Future[_Loaded]] = deque()
         for batch in batches:
-            # By utterance, since the windows of a long one are cut from what is decoded once; the last number
-            # first, as the batches come, so that the next one begins with what this one ends with.
+            # One part per utterance, as the windows of a long one are cut from audio that is decoded once.
+            # Highest number first, as in the batches: the next may begin with this one's last utterance.
             parts = [
                 decoder.submit(self._inputs, list(windows))
                 for _, windows in groupby(sorted(batch, reverse=True), key=lambda segment: segment.number)
             ]
-            # Threads take work in the order of submission: these parts are done, or being done, by then.
+            # Threads take work in order of submission: by then, these parts are finished or running.
             waiting.append(decoder.submit(self._joined, batch, parts))
             if len(waiting) > _BATCHES_AHEAD:
                 yield waiting.popleft().result()
@@ -271,13 +269,13 @@ class _ShardRun:
             yield waiting.popleft().result()
 
     def _inputs(self, windows: list[Segment]) -> dict[Segment, Tensor]:
-        """What the teacher hears of each window of one utterance; nothing if its audio is unusable."""
+        """The teacher's input for each window of one utterance; empty if its audio is unusable."""
         rows, beyond = self._teacher.front_end.rows_per_frame, self._teacher.front_end.rows_beyond
         try:
             whole = self._whole_input(windows[0].number)
         except (KdasrError, RuntimeError, ValueError) as error:
             if isinstance(error.__cause__, OSError) or _is_out_of_memory(error) or _is_of_the_machine(error):
-                raise  # the shard was whole when it was hashed: this is the disk's or the machine's
+                raise  # the shard's hash was right, so the cause is the disk or the machine
             for segment in windows:
                 self._fail(segment, f"unusable audio: {_reason(error)}")
             self._unreadable.add(windows[0].number)
@@ -295,7 +293,7 @@ class _ShardRun:
         in_order = [inputs[segment] for segment in segments]
         padded = pad_sequence(in_order, batch_first=True, padding_value=self._teacher.front_end.padding)
         if self._teacher.device.type == "cuda":
-            padded = padded.pin_memory()  # else the copy would wait for the passes begun before
+            padded = padded.pin_memory()  # or the copy would wait for earlier forward passes
         return _Loaded(segments, padded, [len(item) for item in in_order])
 
     def _ends(self, segment: Segment) -> bool:
@@ -303,7 +301,7 @@ class _ShardRun:
         return segment.last == num_frames(self._shard.entries[segment.number].num_samples)
 
     def _whole_input(self, number: int) -> Tensor:
-        # The windows of one long utterance come one after the other: decode it once.
+        # The windows of a long utterance follow one another: decode it once.
         if self._decoded.number != number:
             utterance = read_utterance(self._shard, self._shard.entries[number])
             self._decoded.input = self._teacher.front_end.compute(utterance.samples)
@@ -327,18 +325,18 @@ class _ShardRun:
                 raise
             out_of_memory = _is_out_of_memory(error)
             if count == 1 and out_of_memory:
-                raise  # says more of the machine, and who else is using it, than of the utterance
+                raise  # due to the machine, and what else uses its memory, rather than the utterance
             if count == 1:
                 self._fail(loaded.segments[0], f"the teacher raised {type(error).__name__}: {_reason(error)}")
                 return
-            # Or one by one: one utterance must not take its batch with it.
+            # After other errors one by one: a bad utterance must not make its whole batch fail.
             size = self._halve(loaded) if out_of_memory else 1
         if size < count:
-            # Not above: an error that is at hand holds on to the memory of the pass that raised it.
+            # Not in the `except` block: the error keeps the memory of the failed pass alive.
             self._forward_parts(loaded, size, encoder)
             return
         self._encoding.append((loaded, encoder.submit(self._store, loaded.segments, heard)))
-        del heard  # whose memory may be needed while another batch goes through the teacher again
+        del heard  # its memory may be needed when a batch is retried in halves below
         self._wait_for_encoder(_MAX_UNENCODED, encoder)
 
     def _forward_parts(self, loaded: _Loaded, size: int, encoder: Executor) -> None:
@@ -346,7 +344,7 @@ class _ShardRun:
             self._forward_all(part, encoder)
 
     def _halve(self, loaded: _Loaded) -> int:
-        """How many utterances are half a batch that the memory does not hold; no later one will be larger."""
+        """Half the number of segments in a batch that does not fit into memory; also limits later batches."""
         count, room = len(loaded.segments), self._teacher.room
         half = -(-count // 2)
         frames = half * self._frames(loaded) // count
@@ -360,8 +358,8 @@ class _ShardRun:
         return len(loaded.segments) * longest
 
     def _wait_for_encoder(self, most: int, encoder: Executor) -> None:
-        """Until at most so many batches are with the codec. What it had no memory for goes through the
-        teacher again, in halves; its other errors come up here."""
+        """Wait until at most `most` batches are with the codec. If it ran out of memory, the batch is run
+        again in halves; its other errors are raised here."""
         while len(self._encoding) > most:
             loaded, stored = self._encoding.popleft()
             error = stored.exception()
@@ -373,7 +371,7 @@ class _ShardRun:
             self._forward_parts(loaded, self._halve(loaded), encoder)
 
     def _forward(self, loaded: _Loaded) -> list[_Heard]:
-        """What the teacher gives; an accelerator may still be at it, and gets the next batch meanwhile."""
+        """Start the teacher's forward pass; an accelerator may still be computing when this returns."""
         if not self._teacher.pads and len(set(loaded.lengths)) > 1:
             return [heard for one in loaded.parts(1) for heard in self._forward(one)]
         started = time.perf_counter()
@@ -388,11 +386,11 @@ class _ShardRun:
         return [_Heard(log_probs_btv, frames_b, started, time.perf_counter(), computed)]
 
     def _rows(self, heard: _Heard) -> list[Tensor]:
-        """Log-probs (T', V) of each segment, once they are there."""
+        """Log-probs (T', V) of each segment, waiting until they are computed."""
         if heard.computed is not None:
             assert self._codec_stream is not None
             self._codec_stream.wait_event(heard.computed)
-            # Their memory is the teacher's stream's, which would use it again as soon as no one holds them.
+            # Their memory belongs to the teacher's stream, which could reuse it as soon as they are freed.
             for result in (heard.log_probs_btv, heard.frames_b):
                 if result.is_cuda:
                     result.record_stream(self._codec_stream)
@@ -415,7 +413,7 @@ class _ShardRun:
         kept, keys, owners = [], [], []
         for segment, log_probs_tv in zip(segments, log_probs, strict=True):
             if self._teacher.level == "sequence" and not len(log_probs_tv):
-                # Of the utterance, not of the teacher: a shard may be of silence.
+                # Not the teacher's failure: a shard may be all silence.
                 self._failures[self._shard.entries[segment.number].key] = _NO_WORDS
                 self._wordless.add(segment.number)
                 continue
@@ -448,7 +446,7 @@ class _ShardRun:
         return f"the teacher gave {frames} frames instead of {wanted}"
 
     def _kept(self, segment: Segment, log_probs_tv: Tensor, slack: int) -> Tensor:
-        """The frames of a segment that its utterance takes, and up to `slack` more."""
+        """The frames of a segment that are kept for its utterance, and up to `slack` more."""
         if self._teacher.level == "sequence":
             return log_probs_tv
         offset = segment.first // self._teacher.model.subsampling
@@ -461,41 +459,41 @@ class _ShardRun:
 
 @functools.cache
 def _codec_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A GPU's stream for the codec, which asks a dozen times for each batch: each answer would come behind
-    the passes that the teacher has begun since, and here it comes beside them, and first. One for all
-    shards, since torch keeps memory for each stream."""
+    """A high-priority GPU stream for the codec, which reads results back a dozen times for each batch: in the
+    teacher's stream it would wait each time for the forward passes started meanwhile. Shared by all shards,
+    since torch caches memory for each stream."""
     return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
 
 def _use_device(device: torch.device) -> None:
-    """What a new thread does first: its current GPU is the first one, whatever its teacher's is, and to pin
-    memory or to leave a stream would open a context there, which takes memory for nothing."""
+    """Make the teacher's GPU a new thread's current one, which would be the first GPU: pinning memory or
+    leaving a stream would create a context there, which wastes memory."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 class _Decoded(threading.local):
-    """What a thread has decoded last: the input of utterance `number`."""
+    """The input that a thread has decoded last, that of utterance `number`."""
 
     number = -1
     input: Tensor
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On CPUs torch says so in the text alone, and likewise where a GPU's library finds no memory.
+    # On CPUs, and for a GPU's libraries, torch says so only in the message.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         said in str(error) for said in _NO_MEMORY
     )
 
 
 def _is_of_the_machine(error: BaseException) -> bool:
-    """Whether an error would have met other utterances too, which must not be blamed for it."""
+    """Whether an error would affect other utterances too, so that none must be blamed for it."""
     said = any(said in str(error) for said in _BROKEN_DEVICE)
     return isinstance(error, torch.AcceleratorError) or (said and not _is_out_of_memory(error))
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says without naming places: labels must not depend on where the audio lies."""
+    """An error's message without paths, since labels must not depend on where the audio is."""
     if isinstance(error, KdasrError):
         inner = f": {_reason(error.got)}" if isinstance(error.got, BaseException) else ""
         return f"{error.what}{inner}"

@@ -32,7 +32,7 @@ class FolderTeacher:
         """The teacher on `device`.
 
         Raises:
-            ModelError: there is none, or it is damaged.
+            ModelError: the folder holds no model, or a damaged one.
         """
         loaded = load_model(self.folder, device=device)
         card = loaded.card

@@ -1,4 +1,4 @@
-"""Posteriors over anything that can be spelled in, posteriors over words that exist out."""
+"""Posteriors over arbitrary spellings in, posteriors over words of a lexicon out."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from kdasr.alignment import best_alignment, ctc_occupancy
 from kdasr.decoding import Hypothesis, check_nbest, prefix_beam
 from kdasr.lexicon import Lexicon
 
-# What the classes that none of the transcripts has in a frame share there, about, so that none is impossible.
+# Approximate mass shared by the classes that no transcript has in a frame, so that none is impossible.
 _REST = 1e-4
-# How much likelier the class of the best alignment is at least than any other.
+# Smallest ratio of the probability of the best alignment's class to that of any other.
 _LEAD = 1.0001
 
 
 @dataclass(frozen=True)
 class Words:
-    """A teacher's posteriors as far as they speak of words of a lexicon.
+    """A teacher's posteriors, restricted to words of a lexicon.
 
-    A CTC teacher in doubt mixes the letters of two words, and its best path is neither. Here its n best
-    transcripts are searched among words that exist, and each frame gets the probability of its classes
-    given that one of these was said: with w_h = p(h)^scale / sum over the n best, and γ_t^h the
-    probability that transcript h has a class in frame t (the forward-backward algorithm, Graves et al.
+    An uncertain CTC teacher mixes the letters of two words, and its best path is neither. Here a search finds
+    the n best transcripts made of words in the lexicon, and each frame gets the probabilities of its classes
+    given that one of these was said: with w_h = p(h)^scale / sum over the n best, and γ_t^h(k) the
+    probability that transcript h has class k in frame t (the forward-backward algorithm, Graves et al.
     2006, eq. 14),
 
         p_t(k) = sum over h of w_h γ_t^h(k)
 
-    Misspellings go; doubt about times stays, and with more than one transcript doubt between words. A model
-    that spells each unit by itself may learn that as doubt between letters: try one first. The labels are
-    posteriors like any others.
+    This removes misspellings and keeps uncertainty about times and, with more than one transcript, between
+    words. A model that spells each unit independently may learn the latter as uncertainty between letters:
+    try one transcript first. The labels are ordinary posteriors.
 
-    Where a teacher is unsure in which frame a unit belongs, that unit may be the likeliest class of none, and
-    the best path of the p_t, which students of `best_path_ctc` learn, no sentence. So each frame's likeliest
-    class is made that of the best alignment of the best transcript, by as little as it takes.
+    If the teacher is unsure in which frame a unit belongs, the unit may not be the likeliest class of any
+    frame; the best path of p_t, which `best_path_ctc` students learn, is then no sentence. So the best
+    alignment of the best transcript is made the best path, with the smallest changes needed.
 
     Attributes:
         lexicon: the words.
         nbest: transcripts for each utterance.
         beam: prefixes kept by the search.
-        scale: below 1 the transcripts are more equal.
+        scale: values below 1 make the transcripts' weights more equal.
     """
 
     lexicon: Lexicon
@@ -55,14 +55,14 @@ class Words:
 
     @property
     def params(self) -> dict[str, Any]:
-        """What decides the labels."""
+        """The parameters on which the labels depend."""
         return {"lexicon": self.lexicon.config, "nbest": self.nbest, "beam": self.beam, "scale": self.scale}
 
     def __call__(self, log_probs_tv: Tensor) -> Tensor | None:
-        """(T, V) log-probs of a teacher to as many; None where no words are found in them."""
+        """Restrict a teacher's (T, V) log-probs to words; returns (T, V), or None if no words are found."""
         log_probs_tv = log_probs_tv.detach().cpu().clone()
         if not log_probs_tv.isfinite().all():
-            return log_probs_tv  # the codec refuses them, and says so
+            return log_probs_tv  # the codec refuses them with an error
         found = prefix_beam(log_probs_tv, self.beam, self.nbest, self.lexicon)
         return self._given(log_probs_tv, found) if found else None
 
@@ -81,8 +81,7 @@ class Words:
 
 
 def _led_by(classes_t: Tensor, probs_tv: Tensor) -> Tensor:
-    """(T, V) probabilities, mixed with (T,) classes where these are not the likeliest, just so that they
-    are."""
+    """(T, V) probabilities, mixed with the one-hot (T,) classes just enough to make these the likeliest."""
     chosen_tv = torch.nn.functional.one_hot(classes_t, probs_tv.shape[1]).to(probs_tv)
     own_t = (probs_tv * chosen_tv).sum(1)
     wanted_t = _LEAD * (probs_tv * (1 - chosen_tv)).amax(1)
