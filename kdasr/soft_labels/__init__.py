@@ -1,12 +1,12 @@
-"""Soft labels: a teacher's posteriors in, a few bytes a frame on disk, and back.
+"""Soft labels: a teacher's posteriors, stored in a few bytes per frame and read back.
 
-    codecs      which classes of a posterior are kept, and how finely
-    runs        utterances joined to one run of frames, and cut again
+    codecs      which classes of a posterior are kept, and how precisely
+    runs        utterances joined to one run of frames, and split again
     planes      frames to bytes and back
     container   the file of one shard
-    header      what labels depend on
-    shard       open and verify one; the folder beside the audio
-    commit      write one, so that nobody ever sees half of it
+    header      everything that labels depend on
+    shard       open and verify a shard; the folder of labels for a folder of audio
+    commit      write a shard atomically
     batch       padded tensors for training
 
 The format is specified in docs/soft-labels.md.

@@ -1,4 +1,4 @@
-"""What all codecs have in common."""
+"""The base class of all codecs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels.planes import Layout
 from kdasr.soft_labels.runs import split_run
 
-#: How far from 1 the mass of a frame may be before it is called "not a distribution".
+#: Largest deviation of a frame's log-mass from 0 at which it still counts as a distribution.
 NORMALISATION_TOLERANCE_NATS = 1e-2
 
 
 class Codec:
-    """What to keep of a posterior, and how finely: a frozen dataclass of its parameters.
+    """What to keep of a posterior, and how precisely; subclasses are frozen dataclasses of their parameters.
 
     Attributes:
-        name: how headers call it.
+        name: its name in headers.
     """
 
     name: ClassVar[str]
@@ -35,21 +35,21 @@ class Codec:
         return asdict(self)  # type: ignore[call-overload]
 
     def layout(self, vocab_size: int) -> Layout:
-        """How its frames are stored."""
+        """How this codec's frames are stored."""
         raise NotImplementedError
 
     def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
-        """What is kept of a run of frames that joins `utterances` (key, frames)."""
+        """The classes kept for a run of frames, which joins `utterances` (key, frames)."""
         raise NotImplementedError
 
     def encode(self, log_probs_tv: NDArray[np.float32] | Tensor, key: str = "") -> SoftLabels:
-        """Posteriors of one utterance, (T, V) natural-log probabilities, to what a reader gets back.
+        """Encode an utterance's posteriors, (T, V) natural-log probabilities, to what readers will get back.
 
         Args:
-            key: the utterance's name; random codecs draw their seed from it.
+            key: the utterance's name, from which random codecs derive their seed.
 
         Raises:
-            SoftLabelError: NaN, or frames whose probabilities do not add up to 1.
+            SoftLabelError: the posteriors contain NaN, or frames that do not add up to 1.
         """
         result = self.encode_many([log_probs_tv], [key])[0]
         if isinstance(result, SoftLabelError):
@@ -59,18 +59,18 @@ class Codec:
     def encode_many(
         self, log_probs: Sequence[NDArray[np.float32] | Tensor], keys: Sequence[str]
     ) -> list[SoftLabels | SoftLabelError]:
-        """As `encode` for several utterances at once; an utterance's error takes its place."""
+        """`encode` for several utterances at once; for one that fails, the list has its error."""
         utterances = [torch.as_tensor(item).detach().float() for item in log_probs]
         for item in utterances:
             if item.ndim != 2:
                 raise SoftLabelError("log-probs must have axes (T, V)", got=tuple(item.shape))
         if not utterances:
             return []
-        # One pass over the frames of all utterances: each alone would spend its time in overhead.
+        # One pass over the frames of all utterances: separate passes would be mostly overhead.
         run, lengths = torch.cat(utterances), [len(item) for item in utterances]
         log_mass = torch.logsumexp(run, dim=1).cpu()
         problems: list[SoftLabelError | None] = [None] * len(utterances)
-        # NaN fails the comparison, so it is put the other way round.
+        # Not `> tolerance`, because comparisons with NaN are false.
         if not bool((log_mass.abs() <= NORMALISATION_TOLERANCE_NATS).all()):
             problems = [_posterior_problem(mass) for mass in log_mass.split(lengths)]
         good = [i for i, problem in enumerate(problems) if problem is None]

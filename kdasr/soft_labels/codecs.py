@@ -1,8 +1,8 @@
 """Which classes of a posterior are stored: dense log-probs (T, V) in, `SoftLabels` out.
 
-Every codec keeps blank in every frame and says what became of the rest: `top_p` and `top_k`
-keep the likeliest classes and the mass of all others (the tail, by logsumexp over the classes
-left out, never as 1 minus the kept ones, which cancels), `full` keeps all, `sampled` draws at
+Every codec keeps blank in every frame. Of the other classes, `top_p` and `top_k` keep the
+likeliest and the total mass of the rest (the tail; computed by logsumexp over the classes left
+out, since 1 minus the kept mass would lose precision), `full` keeps all, and `sampled` draws at
 random so that the expected target is the full posterior.
 """
 
@@ -26,16 +26,16 @@ from kdasr.soft_labels.planes import Layout
 
 @dataclass(frozen=True)
 class TopP(Codec):
-    """The likeliest classes until they hold `mass`, at most `cap` of them, and the tail's mass.
+    """Blank and the likeliest classes until they reach `mass`, at most `cap`, and the mass of the tail.
 
     Log-probs are stored in steps of `step_nats` below the frame's best class and renormalised
     when read, so a stored frame always sums to 1.
 
     Attributes:
-        mass: probability that the kept classes reach, unless `cap` stops them.
+        mass: probability that the kept classes reach, unless `cap` is reached first.
         cap: most classes kept in a frame, blank included.
         step_nats: quantisation step; 0 stores float32.
-        floor_nats: what lies further below the best class is stored as if it lay there.
+        floor_nats: log-probs are stored as at most this far below the best class.
     """
 
     name: ClassVar[str] = "top_p"
@@ -54,7 +54,7 @@ class TopP(Codec):
 
     def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
         blank = log_probs_tv[:, BLANK_ID]
-        # Where blank alone is enough (most frames of a sharp teacher) no class is searched for.
+        # No search in frames where blank alone reaches the mass (most frames of a peaky teacher).
         rows = torch.nonzero(blank.exp() < self.mass).flatten()
         others = log_probs_tv[:, 1:].clone()
         num_extra = min(self.cap - 1, others.shape[1])
@@ -65,7 +65,7 @@ class TopP(Codec):
 
 @dataclass(frozen=True)
 class TopK(Codec):
-    """Blank and the likeliest others, `k` classes in every frame, and the tail's mass.
+    """Blank and the likeliest others, `k` classes in every frame, and the mass of the tail.
 
     Attributes:
         k: classes kept in a frame, blank included.
@@ -95,7 +95,7 @@ class TopK(Codec):
 
 @dataclass(frozen=True)
 class Full(Codec):
-    """Every class, as float32, bit for bit: for exactness tests and small vocabularies."""
+    """Every class as exact float32: for tests of exactness and small vocabularies."""
 
     name: ClassVar[str] = "full"
 
@@ -114,16 +114,16 @@ class Full(Codec):
 
 @dataclass(frozen=True)
 class Sampled(Codec):
-    """`num_draws` random draws from each frame's posterior: the target's expectation is exact.
+    """`num_draws` random draws from each frame's posterior: in expectation, the target is exact.
 
-    Random sampling as in Sparse Logit Sampling (arXiv 2503.16870), with systematic draws (one
-    random offset, evenly spaced points of the cumulative distribution): unbiased like
+    Random sampling as in Sparse Logit Sampling (arXiv 2503.16870), with systematic draws (evenly
+    spaced points of the cumulative distribution with one random offset): unbiased like
     independent draws, and a class of probability p is drawn floor or ceil of p * num_draws
-    times. Blank is listed in every frame, with log-prob -inf where it was not drawn.
+    times. Blank is listed in every frame, with log-prob -inf if it was not drawn.
 
     Attributes:
         num_draws: draws for each frame.
-        seed: with the utterance's key it decides the offsets.
+        seed: determines the offsets, together with the utterance's key.
     """
 
     name: ClassVar[str] = "sampled"
@@ -166,10 +166,10 @@ CODECS: dict[str, type[Codec]] = {cls.name: cls for cls in (TopP, TopK, Full, Sa
 
 
 def make_codec(name: str, params: dict[str, Any]) -> Codec:
-    """The codec that a header names.
+    """The codec with the name and parameters in a header.
 
     Raises:
-        SoftLabelError: no such codec, or parameters it does not take.
+        SoftLabelError: there is no such codec, or it does not take these parameters.
     """
     if name not in CODECS:
         raise SoftLabelError(
@@ -188,7 +188,7 @@ def _assemble(
     blank: Tensor, others: Tensor, rows: Tensor, values: Tensor, indices: Tensor, keep: Tensor
 ) -> SoftLabels:
     """Labels from the chosen classes of `rows`; `others` (T, V-1) is overwritten."""
-    # The tail: what was chosen is masked out, and the rest summed in the log domain.
+    # Tail: mask out the chosen classes and sum the rest in the log domain.
     chosen_rows = rows[:, None].expand_as(indices)[keep]
     others[chosen_rows, indices[keep]] = -torch.inf
     tail = torch.logsumexp(others, dim=1)
@@ -219,7 +219,7 @@ def _check_steps(step_nats: float, floor_nats: float) -> None:
 
 
 def _require_classes(number: int, name: str, step_nats: float) -> None:
-    # Levels count from the likeliest class, which blank alone need not be.
+    # Levels are relative to the likeliest class, which must be kept but need not be blank.
     least = 2 if step_nats > 0 else 1
     _require(_is_int(number) and number >= least, name, f"an integer >= {least}", number)
 

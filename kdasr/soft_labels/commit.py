@@ -30,15 +30,15 @@ def write_label_shard(
     """Commit the labels of one audio shard, then their manifest.
 
     Args:
-        path: where to; ends in `.kdsl`.
-        items: key with labels or the reason why there are none, in the audio shard's order.
+        path: of the file to write; ends in `.kdsl`.
+        items: each key with labels or the reason why there are none, in the audio shard's order.
         extra: more for the manifest (seconds of audio, …); must not depend on time or machine.
 
     Returns:
         The manifest as written.
 
     Raises:
-        StorageError, OSError: it could not be stored; what was there before is still there.
+        StorageError, OSError: it could not be stored; no file is left half-written.
     """
     items, file = list(items), locate(path)
     layout = header.make_codec().layout(header.vocab_size)
@@ -64,11 +64,11 @@ def write_label_shard(
 
 
 def _commit(file: Location, data: bytes, manifest: bytes) -> None:
-    """Labels first, their manifest last; what is there already is left alone."""
+    """Write the labels, then their manifest; files with the same bytes are not written again."""
     manifest_file = manifest_of(file)
     found = _bytes_at(manifest_file)
     if found is not None and found != manifest:
-        # An old manifest must not vouch for new bytes, not even for a moment.
+        # An old manifest must never exist next to new labels, even briefly.
         manifest_file.remove()
     if _bytes_at(file) != data:
         file.commit(data)
@@ -84,14 +84,14 @@ def _bytes_at(file: Location) -> bytes | None:
 
 
 def _check_reads_back(where: str, data: bytes, items: list[tuple[str, SoftLabels | Failure]]) -> None:
-    """What is about to be stored must decode to the very labels that were given."""
+    """Raise SoftLabelError unless `data` decodes to exactly the labels in `items`."""
 
     def read(start: int, num_bytes: int) -> bytes:
         return data[start : start + num_bytes]
 
     shard = LabelShard(read, len(data), where)
     labels = {key: item for key, item in items if isinstance(item, SoftLabels)}
-    # All at once: a comparison for each utterance costs more than all the rest of a commit.
+    # All at once: comparing each utterance would take longer than the rest of a commit.
     frames = {key: item.num_frames for key, item in labels.items()}
     if shard.lengths() == frames and _equal(shard.run(), concatenate(list(labels.values()))):
         return

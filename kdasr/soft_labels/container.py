@@ -4,11 +4,11 @@
     header                          JSON
     block 0, block 1, …             zstd frames (planes of `kdasr.soft_labels.planes`)
     index                           zstd frame of JSON: blocks and utterances
-    footer                          56 bytes: where the index is, checksum, magic
+    footer                          56 bytes: position of the index, checksum, magic
 
-All utterances of a shard form one run of frames, in the order of the audio shard; blocks cut
-that run wherever they are full, so reading one utterance needs one or two blocks. Specified in
-docs/soft-labels.md. Everything read is treated as if a stranger had written it.
+All utterances of a shard form one run of frames, in the order of the audio shard. It is cut into
+blocks of a fixed number of frames, so reading an utterance usually needs one or two. Specified in
+docs/soft-labels.md. Everything read is validated like untrusted input.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MAX_RAW_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 1 << 20
 _ZSTD_LEVEL = 15
 
-#: Reads `num_bytes` from `start`: random access to the file, wherever it is.
+#: Reads `num_bytes` from `start`: random access to a local or remote file.
 ReadRange = Callable[[int, int], bytes]
 
 
@@ -57,14 +57,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Where everything is.
+    """Positions of blocks and utterances in the file.
 
     Attributes:
         blocks: (offset, compressed bytes, frames, entries) of each block.
-        first_frames: first frame of each block in the shard's run of frames, and the end.
+        first_frames: first frame of each block in the shard's run of frames, then the end of the run.
         keys: all keys in the order of the audio shard.
-        starts: first frame of each of them, and the end; of those without labels the next one's.
-        failures: key to reason, of those without labels.
+        starts: first frame of each utterance, then the end of the run; one without labels has no frames.
+        failures: reasons by key, for utterances without labels.
     """
 
     blocks: list[tuple[int, int, int, int]]
@@ -75,16 +75,16 @@ class Index:
 
 
 def build(header: dict[str, Any], layout: Layout, items: Iterable[tuple[str, SoftLabels | Failure]]) -> bytes:
-    """The whole file. The same header and items give the same bytes.
+    """The content of the whole file. The same header and items give the same bytes.
 
     Raises:
-        SoftLabelError: a key twice or against the pattern.
+        SoftLabelError: a key is repeated or does not match the pattern.
     """
     head = canonical_json(header)
     body = [_START.pack(MAGIC, FORMAT_VERSION, len(head)), head]
     rows, labels = _index_rows(items)
     cuts = list(_cut_blocks(labels, layout))
-    # Nine tenths of what a commit takes, while an accelerator waits for the next shard.
+    # Nine tenths of the time of a commit, during which an accelerator waits for the next shard.
     with ThreadPoolExecutor(min(4, usable_cores())) as pool:
         packed = list(pool.map(lambda run: _compress(layout.pack(run)), cuts))
     body += packed
@@ -104,7 +104,7 @@ def read_header(read: ReadRange, where: str) -> dict[str, Any]:
     """The header's JSON.
 
     Raises:
-        DamagedLabelsError, LabelMismatchError: no such file format, or a newer version of it.
+        DamagedLabelsError, LabelMismatchError: the file has another format, or another version of this one.
     """
     start = read(0, _START.size)
     if len(start) < _START.size or start[:8] != MAGIC:
@@ -166,7 +166,7 @@ def read_block(read: ReadRange, index: Index, number: int, layout: Layout, where
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON that is the same for equal values: sorted keys, no spaces, ASCII, no NaN."""
+    """JSON with the same bytes for equal values: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
@@ -221,7 +221,7 @@ def _digest(start_and_header: bytes, index: bytes) -> bytes:
 def _decompress(packed: bytes, raw_bytes: int, where: str) -> bytes:
     """The content of one zstd frame, which must have exactly `raw_bytes`."""
     try:
-        # The frame's own idea of its size is checked before anything of that size is allocated.
+        # Check the size that the frame states before memory for it is allocated.
         if zstandard.frame_content_size(packed) != raw_bytes:
             raise DamagedLabelsError("a compressed part has the wrong size", where=where, expected=raw_bytes)
         return zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(packed, allow_extra_data=False)

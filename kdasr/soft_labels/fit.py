@@ -1,4 +1,4 @@
-"""Labels in, the same labels over other classes or other frames out; see `kdasr.contract`."""
+"""Map labels to other classes or to other frames; see `kdasr.contract`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Ints = NDArray[np.int64]
 
 
 def map_classes(labels: SoftLabels, class_map: Sequence[int], *, timed: bool = True) -> SoftLabels:
-    """Labels over other classes: ids by `class_map`; what falls together in a frame is added up.
+    """Map labels to the classes in `class_map`; probabilities of merged classes are added in each frame.
 
     Blank stays first in each frame.
 
-    The best path spells what the teacher's own does, wherever adding up leaves the best class the best.
-    Where two classes that become one follow each other, CTC would hear them once: "née" would be "ne".
-    So a blank frame is put between them, and the nearest frame that can be spared is left out, a frame
-    of a run or a blank; those between the two move by one. Only an utterance with more units than
-    frames loses some.
+    The best path spells the same text as the teacher's, if adding does not change a frame's best class.
+    Two merged classes in a row would collapse to one unit under CTC: "née" would become "ne". So a
+    blank frame is inserted between them, and the nearest dispensable frame (a repeat or a blank) is
+    removed; the frames between the two move by one. Only an utterance with more units than frames
+    loses any.
 
     Args:
         class_map: (V of the teacher,) the new id of each class; blank stays blank.
-        timed: whether frames are times, so that there must be as many as before; a transcript without
+        timed: whether frames have times, so that their number must not change; a transcript without
             times becomes longer instead.
     """
     mapped = _add_up(labels, class_map)
@@ -50,11 +50,11 @@ def map_classes(labels: SoftLabels, class_map: Sequence[int], *, timed: bool = T
 
 
 def _add_up(labels: SoftLabels, class_map: Sequence[int]) -> SoftLabels:
-    """Each frame over other classes, blank first, the others with the likeliest first.
+    """Each frame over the new classes: blank first, the others from most to least likely.
 
-    Where a frame has kept every class that the map leads to, its tail can only be of classes that became one
-    of those: it goes to blank, as struck-out classes do. A loss would ask the student for probability that
-    none of its classes has left.
+    If a frame has kept every class in the map's range, its tail can only be of classes that became one of
+    those: it goes to blank, as struck-out classes do. Otherwise a loss would compare it with probability that
+    none of the student's classes has left.
     """
     frame = np.repeat(np.arange(labels.num_frames), labels.kept_counts)
     ids = np.asarray(class_map, np.int64)[labels.ids]
@@ -75,8 +75,8 @@ def _add_up(labels: SoftLabels, class_map: Sequence[int]) -> SoftLabels:
 
 
 def _make_room(units: Ints, gaps: Ints) -> Ints:
-    """The places of a path that stay when one is left out for each of its `gaps`: the nearest to the gap that
-    can be spared, the later of two; the gap itself where there is none."""
+    """The indices of a path that remain when one is removed for each of its `gaps`: the dispensable one
+    nearest to the gap (the later of two equally near), or the gap itself if none is dispensable."""
     stay = list(range(len(units)))
     for gap in gaps.tolist():
         here = stay.index(gap)
@@ -86,7 +86,7 @@ def _make_room(units: Ints, gaps: Ints) -> Ints:
 
 
 def _blanked(labels: SoftLabels, places: Ints) -> SoftLabels:
-    """The labels with blank the best class in these frames: the class that was has blank's probability."""
+    """The labels with blank as the best class of these frames: it swaps probabilities with the best one."""
     starts, log_probs = frame_starts(labels), labels.log_probs.copy()
     for first, end in zip(starts[places].tolist(), starts[places + 1].tolist(), strict=True):
         top = first + int(log_probs[first:end].argmax())
@@ -95,7 +95,7 @@ def _blanked(labels: SoftLabels, places: Ints) -> SoftLabels:
 
 
 def take_frames(labels: SoftLabels, chosen: Ints) -> SoftLabels:
-    """Labels whose frame s is frame `chosen[s]` of those given."""
+    """Labels whose frame s is frame `chosen[s]` of `labels`."""
     starts = frame_starts(labels)
     counts = labels.kept_counts[chosen]
     first = np.cumsum(counts) - counts
@@ -104,12 +104,12 @@ def take_frames(labels: SoftLabels, chosen: Ints) -> SoftLabels:
 
 
 def pool_frames(labels: SoftLabels, student_frames: int, ratio: Fraction) -> Ints:
-    """(student_frames,) which of a faster teacher's frames each student frame takes.
+    """(student_frames,) which frame of a teacher with a higher frame rate each student frame takes.
 
-    The best path over the frames taken collapses to the units of the teacher's own, in order: a spike
-    waits for the next student frame where its own is taken, two equal units keep a blank between
-    them, and where the utterance ends too soon, blank frames before give up their place. Only an
-    utterance with more units than student frames loses some.
+    The best path over these frames collapses to the same units as the teacher's: a spike is moved to
+    the next student frame if its own is taken, two equal units keep a blank between them, and if the
+    utterance ends too early for that, earlier blank frames are removed. Only an utterance with more
+    units than student frames loses any.
 
     Args:
         ratio: teacher frames for each student frame, more than 1.
@@ -136,7 +136,7 @@ def pool_frames(labels: SoftLabels, student_frames: int, ratio: Fraction) -> Int
 
 
 def _best_and_blank(labels: SoftLabels) -> tuple[Ints, NDArray[np.float32]]:
-    """Each frame's most probable class and its log-probability of blank."""
+    """Each frame's most probable class, and each frame's log-probability of blank."""
     blank = np.full(labels.num_frames, -np.inf, np.float32)
     is_blank = labels.ids == BLANK_ID
     blank[np.repeat(np.arange(labels.num_frames), labels.kept_counts)[is_blank]] = labels.log_probs[is_blank]
@@ -144,7 +144,7 @@ def _best_and_blank(labels: SoftLabels) -> tuple[Ints, NDArray[np.float32]]:
 
 
 def _peak(onset: int, last: int, best: Ints, blank: NDArray[np.float32]) -> int:
-    """The least blank frame of the spike that begins at `onset`, before frame `last`."""
+    """The frame with the least blank in the spike that begins at `onset`, before frame `last`."""
     end = onset + 1
     while end < last and best[end] == best[onset]:
         end += 1
@@ -152,14 +152,14 @@ def _peak(onset: int, last: int, best: Ints, blank: NDArray[np.float32]) -> int:
 
 
 def _blank_before(frame: int, best: Ints) -> int:
-    """The last frame before the spike that holds `frame` and is not of its unit."""
+    """The last blank frame before `frame`."""
     while best[frame] != BLANK_ID:
         frame -= 1
     return frame
 
 
 def _squeeze(taken: list[int], waiting: list[int], best: Ints) -> None:
-    """Give the spikes still waiting at the end the places of the last frames that can be spared."""
+    """Append the spikes still waiting at the end, each time removing the last dispensable frame."""
     for spike in waiting:
         again = best[taken[-1]] == best[spike]
         for frame in [_blank_before(spike, best), spike] if again else [spike]:
@@ -171,8 +171,8 @@ def _squeeze(taken: list[int], waiting: list[int], best: Ints) -> None:
 
 
 def _spare(units: list[int]) -> list[int]:
-    """The places between the first and the last unit, counted from the second, without which a path collapses
-    to the same: frames of a run, and blanks that part no equal units."""
+    """The dispensable places of a path, without its two ends and counted from the second: repeats, and blanks
+    that do not separate equal units. Without one of them, the path collapses to the same units."""
     return [
         place
         for place, (before, unit, after) in enumerate(zip(units, units[1:], units[2:], strict=False))
@@ -181,5 +181,5 @@ def _spare(units: list[int]) -> list[int]:
 
 
 def centres(count: int, scale: Fraction) -> Ints:
-    """(count,) floor((i + 1/2) * scale): which frame of a sequence `scale` times as long holds centre i."""
+    """(count,) floor((i + 1/2) * scale): the frame of a `scale` times longer sequence at the centre of i."""
     return (np.arange(count) * 2 + 1) * scale.numerator // (2 * scale.denominator)

@@ -1,4 +1,4 @@
-"""The header of a label shard: everything its labels depend on, and what to say when it differs."""
+"""The header of a label shard: everything its labels depend on, and the errors if it differs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Header:
         teacher_hash: sha256 of the teacher's weights.
         units_hash: hash of the units (tokenizer).
         vocab_size: classes including blank.
-        feature_hash: hash of the features that the teacher heard.
+        feature_hash: hash of the teacher's input features.
         frame_shift_ms: time between two feature frames.
         subsampling: feature frames for each label frame.
         codec: name of the codec.
@@ -32,7 +32,7 @@ class Header:
         audio_sha256: its sha256.
         blank_id: always 0.
         temperature: always 1.0: log-probs are stored untempered.
-        settings: whatever else the labels depend on (precision, batching, filters).
+        settings: whatever else the labels depend on (precision, windows, filters).
     """
 
     teacher: str
@@ -75,7 +75,7 @@ _REMEDIES = {
 
 
 def check_header(header: Header, expect: Mapping[str, object], where: str) -> None:
-    """Raise LabelMismatchError at the first field that is not as expected."""
+    """Raise LabelMismatchError for the first field that does not have the expected value."""
     for name, wanted in expect.items():
         found = getattr(header, name)
         if found != wanted:

@@ -1,8 +1,8 @@
 """Soft labels of a block of frames to bytes and back: byte planes, ready for zstd.
 
-Each quantity of a block lies in a plane of its own, 16-bit and 32-bit numbers split into one
-plane per byte: neighbours then look alike, which is worth about a third of the compressed size.
-docs/soft-labels.md specifies every plane; this file and that document must agree.
+Each quantity of a block has its own plane, and 16-bit and 32-bit numbers are split into one
+plane per byte. Neighbouring bytes are then similar, which saves about a third of the compressed
+size. docs/soft-labels.md specifies every plane; this file and that document must agree.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Layout:
     """How the frames of one shard are laid out in planes.
 
     Attributes:
-        kind: `levels` (log-probs in steps below the frame's best class), `floats` (float32 as
-            they are) or `draws` (counts out of `num_draws` random draws).
+        kind: `levels` (log-probs in steps below the frame's best class), `floats` (exact
+            float32) or `draws` (counts out of `num_draws` random draws).
         vocab_size: classes including blank.
         max_kept: most classes that a frame keeps, blank included.
         step_nats: size of one level; `levels` only.
@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def tail_bias(self) -> int:
-        """Levels added to a stored tail: the tail may outweigh the best class at most V-fold."""
+        """Levels added to a stored tail, whose mass may be up to V times that of the best class."""
         return math.ceil(math.log(self.vocab_size) / self.step_nats)
 
     @property
@@ -61,7 +61,7 @@ class Layout:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one stored value: 4 for floats, otherwise the fewest that hold the largest."""
+        """Bytes of one stored value: 4 for floats, otherwise as many as the largest value needs."""
         if self.kind == "floats":
             return 4
         largest = self.floor_level + self.tail_bias if self.kind == "levels" else self.num_draws
@@ -85,7 +85,7 @@ class Layout:
         return num_frames * per_frame + num_entries * (self.id_bytes + self.value_bytes)
 
     def quantise(self, labels: SoftLabels) -> SoftLabels:
-        """What a reader will get back once `labels` are stored."""
+        """The labels that readers will get back after `labels` were stored."""
         if self.kind != "levels":
             return labels
         parts = split_blank(labels)
@@ -176,13 +176,13 @@ class Layout:
     def _to_levels(self, parts: Parts) -> tuple[Ints, Ints, Ints]:
         best = parts.blank.astype(np.float64)
         has_extra = parts.extra_counts > 0
-        # reduceat over the starts of non-empty frames: empty ones would repeat their neighbour.
+        # Only the starts of non-empty frames: for an empty one, reduceat would return its neighbour's value.
         if parts.entries.size:
             best_entry = np.maximum.reduceat(parts.entries, parts.starts[has_extra]).astype(np.float64)
             best[has_extra] = np.maximum(best[has_extra], best_entry)
         blank = _not_best(self._level(best - parts.blank, 0), best > parts.blank)
         tail = self._level(best - parts.tail, -self.tail_bias) + self.tail_bias
-        tail[parts.extra_counts == self.vocab_size - 1] = 0  # nothing left out: no tail to speak of
+        tail[parts.extra_counts == self.vocab_size - 1] = 0  # no class is left out, so there is no tail
         best_of_entry = np.repeat(best, parts.extra_counts)
         entries = _not_best(self._level(best_of_entry - parts.entries, 0), best_of_entry > parts.entries)
         return blank, tail, entries
@@ -241,8 +241,8 @@ class Layout:
 
 
 def _not_best(levels: Ints, is_below: NDArray[np.bool_]) -> Ints:
-    """The levels, at least 1 for what is not the best of its frame: rounded to 0 it would tie with that, and
-    a reader, who takes the first of equals, would hear another unit than the teacher did."""
+    """The levels, at least 1 for classes that are not the best of their frame: rounded to 0 they would tie
+    with the best, and readers, which take the first of equals, might get another unit than the teacher."""
     return np.maximum(levels, is_below)
 
 
@@ -257,7 +257,7 @@ def _float_planes(values: Floats) -> bytes:
 
 
 class _Cursor:
-    """Reads planes one after the other."""
+    """Reads planes one after another."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw, self._offset = raw, 0

@@ -1,4 +1,4 @@
-"""Runs of frames: several utterances as one, cut again, and blank apart from the other classes."""
+"""Runs of frames: join utterances into one and split them again; separate blank from other classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Labels with blank apart from the other classes ("entries")."""
+    """Labels with blank separated from the other classes ("entries")."""
 
     blank: Floats
     tail: Floats
@@ -29,7 +29,7 @@ class Parts:
 
 
 def split_blank(labels: SoftLabels) -> Parts:
-    """Take blank, which is the first class of every frame, apart from the rest."""
+    """Separate blank, the first class of every frame, from the others."""
     counts = labels.kept_counts
     starts = np.cumsum(counts) - counts
     if counts.size and (int(counts.min()) < 1 or not np.all(labels.ids[starts] == BLANK_ID)):
@@ -77,7 +77,7 @@ def concatenate(items: Sequence[SoftLabels]) -> SoftLabels:
 
 
 def cut(run: SoftLabels, starts: Ints, first: int, last: int) -> SoftLabels:
-    """Frames `first` to `last` of a run whose frame t begins at entry `starts[t]`."""
+    """Frames [first, last) of a run whose frame t begins at entry `starts[t]`."""
     entries = slice(int(starts[first]), int(starts[last]))
     return SoftLabels(
         run.kept_counts[first:last], run.ids[entries], run.log_probs[entries], run.tail_log_probs[first:last]
@@ -85,12 +85,12 @@ def cut(run: SoftLabels, starts: Ints, first: int, last: int) -> SoftLabels:
 
 
 def frame_starts(run: SoftLabels) -> Ints:
-    """(T + 1,) first entry of every frame, and the end."""
+    """(T + 1,) first entry of every frame, then the number of entries."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(run.kept_counts)])
 
 
 def best_classes(run: SoftLabels) -> Ints:
-    """(T,) the most probable class of every frame, the first of equals."""
+    """(T,) the most probable class of every frame; of equally probable ones, the first."""
     if run.num_frames == 0:
         return np.zeros(0, np.int64)
     highest = np.maximum.reduceat(run.log_probs, frame_starts(run)[:-1])
@@ -101,13 +101,13 @@ def best_classes(run: SoftLabels) -> Ints:
 
 
 def best_path(run: SoftLabels) -> list[int]:
-    """The units of the best path: runs of a class are one, blank is none."""
+    """The units of the best path, with repeats merged and blanks removed."""
     best = best_classes(run)
     changes = np.flatnonzero(np.diff(best, prepend=BLANK_ID))
     return [unit for unit in best[changes].tolist() if unit != BLANK_ID]
 
 
 def split_run(run: SoftLabels, lengths: Sequence[int]) -> list[SoftLabels]:
-    """The inverse of `concatenate`, given the frames of each utterance."""
+    """The inverse of `concatenate`, given the number of frames of each utterance."""
     starts, edges = frame_starts(run), [0, *itertools.accumulate(lengths)]
     return [cut(run, starts, first, last) for first, last in itertools.pairwise(edges)]

@@ -1,7 +1,7 @@
-"""Soft-label shards on disk: open one, find the one beside an audio shard.
+"""Soft-label shards on disk: open one, find the one for an audio shard.
 
 `DIR/shard-000007.kdsl` holds the labels of the audio shard `shard-000007.tar`, and
-`DIR/shard-000007.json`, its manifest, is written last: a shard without manifest does not exist.
+`DIR/shard-000007.json`, its manifest, is written last: a shard without manifest is not labelled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kdasr.storage import Location, Place, locate
 
 SUFFIX = ".kdsl"
 MANIFEST_FORMAT = "kdasr-soft-labels"
-# Labels, and where each frame of them begins.
+# Labels, and the first entry of each frame (see `frame_starts`).
 Block = tuple[SoftLabels, np.ndarray[Any, Any]]
 
 
@@ -43,10 +43,10 @@ def open_label_shard(
     Args:
         expect: header fields and the values they must have, such as `units_hash`.
         verify: also hash the whole file.
-        blocks: where decoded blocks are kept, shared by several shards; None for one of its own.
+        blocks: a cache of decoded blocks, which shards may share; None creates one for this shard.
 
     Raises:
-        DamagedLabelsError: no manifest, or the file is not what the manifest says.
+        DamagedLabelsError: there is no manifest, or it does not match the file.
         LabelMismatchError: a field differs from `expect`; the message names it and the remedy.
     """
     file, manifest = locate(path), read_manifest(path)
@@ -75,12 +75,12 @@ def open_label_shard(
 
 
 class LabelShard:
-    """One label shard, read by key; opens lazily, keeps decoded blocks.
+    """One label shard, read by key; blocks are decoded on demand and cached.
 
     Attributes:
-        header: what the labels are.
-        keys: all keys in the audio shard's order, failed ones included.
-        failures: key to reason.
+        header: what the labels depend on.
+        keys: all keys in the audio shard's order, including those without labels.
+        failures: reasons by key, for utterances without labels.
     """
 
     def __init__(
@@ -104,22 +104,22 @@ class LabelShard:
         return [key.decode() for key in self._index.keys.tolist()]
 
     def rows(self) -> dict[str, int]:
-        """The number of each utterance that has labels, in order. Whoever keeps many shards had better keep
-        these than ask by key, for which each shard would keep them all."""
+        """The row number of each utterance that has labels, in order. With many shards open, keep only rows
+        and use `read_row`: `read` makes each shard keep a dictionary of all its keys."""
         return {key: row for row, key in enumerate(self.keys) if key not in self.failures}
 
     def forget_names(self) -> None:
-        """Drop keys and failures, which of millions of utterances take gigabytes: labels are found by their
-        numbers alone from now on."""
+        """Drop keys and failures, which take gigabytes for millions of utterances; from then on, labels can
+        only be read by row number."""
         self.failures = {}
         self._index = replace(self._index, keys=np.array([], np.bytes_), failures={})
 
     def num_frames_of_row(self, row: int) -> int:
-        """Label frames of an utterance, by its number."""
+        """Number of label frames of an utterance, by its row number."""
         return int(self._index.starts[row + 1] - self._index.starts[row])
 
     def lengths(self) -> dict[str, int]:
-        """Label frames of every utterance that has labels, in order."""
+        """Number of label frames of every utterance that has labels, in order."""
         return {key: self.num_frames_of_row(row) for key, row in self.rows().items()}
 
     def run(self) -> SoftLabels:
@@ -136,7 +136,7 @@ class LabelShard:
         return self.read_row(self._find(key))
 
     def read_row(self, row: int) -> SoftLabels:
-        """The labels of one utterance that has labels, by its number; see `rows`.
+        """The labels of one utterance that has labels, by its row number; see `rows`.
 
         Raises:
             DamagedLabelsError: the block is damaged.
@@ -178,8 +178,8 @@ class LabelShard:
 
 
 class BlockCache:
-    """Decoded blocks, the last used of them, of as many shards as share it: an epoch in random order
-    comes by every block of every shard, and a thousand hours of them decoded fill gigabytes."""
+    """The most recently used decoded blocks of one or more shards. An epoch in random order reads every block
+    of every shard, and the decoded blocks of a thousand hours take gigabytes, so not all are kept."""
 
     def __init__(self, max_blocks: int = 64) -> None:
         self._max_blocks = max_blocks
@@ -189,7 +189,7 @@ class BlockCache:
         return len(self._kept)
 
     def get(self, name: tuple[str, int], read: Callable[[], Block]) -> Block:
-        """The block of this name, read unless it is kept."""
+        """The block of this name; `read` is called if it is not cached."""
         if name not in self._kept:
             self._kept[name] = read()
         self._kept.move_to_end(name)
@@ -199,20 +199,20 @@ class BlockCache:
 
 
 class LabelFolder:
-    """A folder of label shards beside a folder of audio shards: of one teacher and one configuration, as a
-    relabelling that was killed does not leave it.
+    """The label shards for a folder of audio shards. All must be of one teacher and one configuration, which
+    is not so after a relabelling was killed.
 
     Args:
         folder: where `shard-*.kdsl` and their manifests are.
         expect: header fields and the values they must have in every shard.
 
     Raises:
-        SoftLabelError: no such folder.
+        SoftLabelError: there is no such folder.
     """
 
     def __init__(self, folder: Place, *, expect: Mapping[str, object] | None = None) -> None:
         self.folder, self._expect, self._blocks = locate(folder), dict(expect or {}), BlockCache()
-        self._first: dict[str, str] = {}  # for each configuration, a shard that has it
+        self._first: dict[str, str] = {}  # for each configuration, the first shard that has it
         if not self.folder.is_folder():
             raise SoftLabelError(
                 "no such folder of soft labels", where=str(folder), fix="Run `kdasr label` first."
@@ -223,7 +223,7 @@ class LabelFolder:
 
         Raises:
             DamagedLabelsError, LabelMismatchError: see `open_label_shard`; or a shard that was opened before
-                was labelled otherwise.
+                has another configuration.
         """
         file = label_file(self.folder, locate(audio_path).name)
         expect = {**self._expect, "audio_sha256": audio_sha256}
@@ -241,7 +241,7 @@ class LabelFolder:
 
 
 def label_file(folder: Place | Location, audio_name: str) -> Location:
-    """Where in `folder` the labels of the audio shard named `audio_name` are."""
+    """The location in `folder` of the labels of the audio shard named `audio_name`."""
     return locate(folder).child(audio_name.removesuffix(".tar") + SUFFIX)
 
 
@@ -255,8 +255,8 @@ def read_manifest(path: Place | Location) -> dict[str, Any]:
     """The manifest of the label shard `path`.
 
     Raises:
-        DamagedLabelsError: there is none, or it is none.
-        LabelMismatchError: it is of another format version.
+        DamagedLabelsError: there is none, or it is damaged.
+        LabelMismatchError: it has another format version.
     """
     file = manifest_of(path)
     manifest = str(file)
