@@ -1,17 +1,17 @@
-"""Utterances in, WebDataset audio shards out, and back: write, verify, read.
+"""WebDataset audio shards of utterances: write, verify, read.
 
     DIR/shard-000000.tar     KEY.flac KEY.json KEY.flac KEY.json ... (16 kHz mono, 16 bit)
     DIR/shard-000000.json    the manifest (kdasr/manifest.py), written last
     DIR/dropped.json         what `kdasr prepare` left out, and why
     DIR/prepared.json        what `kdasr prepare` made the folder from
 
-A damaged tar can give half of its members without any exception, so a tar is trusted only beside
-its manifest, and a tar without one is an unfinished shard. The manifest's byte offsets allow random
-access; its checksum for each utterance finds damage on lazy reads too.
+A damaged tar can yield half of its members without any exception, so a tar is trusted only with its
+manifest, and a tar without one is an unfinished shard. The manifest's byte offsets allow random
+access; its checksum of each utterance detects damage when single utterances are read.
 
-KEY.json has `key`, `duration` in seconds, `num_samples`, `sample_rate` and `speaker` (null: unknown); where
-they are known `text`, `language` and `source`, the audio file as the corpus names it; and, if the utterance
-is a part of that file, `offset`, the seconds before it.
+KEY.json has `key`, `duration` in seconds, `num_samples`, `sample_rate` and `speaker` (null: unknown); if
+known, `text`, `language` and `source` (the audio file as named in the corpus); and, if the utterance is
+part of that file, `offset`, the seconds before it.
 """
 
 from kdasr.manifest import Shard, ShardEntry

@@ -1,4 +1,4 @@
-"""A folder of audio shards in, utterances out; damage is found and named."""
+"""Read utterances from a folder of audio shards; damage is detected and reported."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def list_shards(folder: Path) -> list[Path]:
     """The tars of a folder, sorted.
 
     Raises:
-        ShardError: no such folder, no shards in it, or `kdasr prepare` has not finished with it.
-        ManifestError: a tar without manifest, a manifest without tar, or not the shards that
+        ShardError: there is no such folder, it holds no shards, or `kdasr prepare` has not finished it.
+        ManifestError: a tar has no manifest, a manifest has no tar, or the shards are not those that
             `kdasr prepare` recorded.
     """
     folder = Path(folder)
@@ -51,10 +51,10 @@ def list_shards(folder: Path) -> list[Path]:
 
 
 def complete_tars(folder: str, names: Collection[str], read_record: Callable[[], bytes]) -> list[str]:
-    """The tars among the `names` in a folder, at a path or a URL, sorted.
+    """The tars among the `names` in a folder at a path or a URL, sorted.
 
     Args:
-        read_record: gives what `kdasr prepare` recorded; FileNotFoundError where it recorded nothing.
+        read_record: returns the record of `kdasr prepare`; raises FileNotFoundError if there is none.
 
     Raises:
         ShardError, ManifestError: as `list_shards`.
@@ -62,7 +62,7 @@ def complete_tars(folder: str, names: Collection[str], read_record: Callable[[],
     if PREPARING in names:
         fix = "Run the same `kdasr prepare` again: it finishes what it began."
         raise ShardError("the corpus is not completely prepared", where=folder, fix=fix)
-    names = set(names)  # a million of them may be asked for
+    names = set(names)  # for fast look-ups: there may be a million
     tars = sorted((name for name in names if SHARD_PATTERN.fullmatch(name)), key=_in_order)
     for tar in tars:
         if manifest_path(Path(tar)).name not in names:
@@ -89,17 +89,17 @@ def complete_tars(folder: str, names: Collection[str], read_record: Callable[[],
 
 
 def _in_order(name: str) -> tuple[int, str]:
-    """Shards by their numbers, of which those behind 999999 are longer."""
+    """Sort key of shards by number, which has more than six digits after 999999."""
     return len(name), name
 
 
 def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes]) -> str:
-    """What `kdasr prepare` recorded and the folder lacks, or the other way round; nothing if all is well."""
+    """A description of how the folder differs from the record of `kdasr prepare`; empty if it does not."""
     try:
         record = json.loads(read_record())
         recorded = {str(shard["name"]) for shard in record["shards"]}
     except FileNotFoundError:
-        return ""  # a folder that was written by other means
+        return ""  # the folder was not written by `kdasr prepare`
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"the record of `kdasr prepare` cannot be read ({error!r})"
     found = {name for name in names if re.fullmatch(r"shard-.*\.tar", name)}
@@ -109,12 +109,12 @@ def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes
 
 
 def open_shard(path: Path, *, verify: bool = False) -> Shard:
-    """The shard at `path` with its manifest checked against the file.
+    """Read the manifest of the shard at `path` and check the tar against it.
 
     The size is always compared; `verify=True` reads the whole tar and compares its sha256 too.
 
     Raises:
-        ManifestError: the manifest is missing, unreadable, or inconsistent in itself.
+        ManifestError: the manifest is missing, unreadable or inconsistent.
         DamagedShardError: the tar is missing or not the one that the manifest describes.
         ShardError: the disk or its mount fails.
     """
@@ -134,8 +134,8 @@ def _checked(path: Path, verify: bool) -> Shard:
 
 
 def complete_shards(folder: Path) -> Iterator[Shard]:
-    """The shards that an unfinished folder begins with, up to the first that is missing, unfinished or
-    damaged; each is read and hashed."""
+    """The first shards of an unfinished folder, up to one that is missing, unfinished or damaged; each is
+    read and hashed."""
     for number in itertools.count():
         try:
             yield open_shard(shard_path(folder, number), verify=True)
@@ -144,10 +144,10 @@ def complete_shards(folder: Path) -> Iterator[Shard]:
 
 
 def read_utterance(shard: Shard, entry: ShardEntry) -> Utterance:
-    """One utterance by its place in the tar, decoded.
+    """Read and decode one utterance.
 
     Raises:
-        DamagedShardError: the tar is gone, or the bytes there are not those that were written.
+        DamagedShardError: the tar is missing, or the utterance's bytes are not those that were written.
         ShardError: the disk or its mount fails.
     """
 
@@ -159,9 +159,9 @@ def read_utterance(shard: Shard, entry: ShardEntry) -> Utterance:
 
 
 def _from_disk(path: Path, read: Callable[[], _T]) -> _T:
-    """What `read` gives of the shard at `path`, tried again while the disk or its mount fails.
+    """The result of `read`, which reads the shard at `path`; it is retried while the disk or its mount fails.
 
-    A ShardError where it still does, no StorageError: to labelling this is one shard of many, not the end.
+    If it keeps failing, this raises ShardError, not StorageError, which would end a labelling job.
     """
     try:
         return with_patience(path, read)
@@ -172,7 +172,7 @@ def _from_disk(path: Path, read: Callable[[], _T]) -> _T:
 
 
 def read_shard(path: Path) -> Iterator[Utterance]:
-    """All utterances of the shard at `path`, in order; it is hashed before the first one.
+    """All utterances of the shard at `path`, in order; its hash is checked first.
 
     Raises:
         ManifestError, DamagedShardError, ShardError: as `open_shard` and `read_utterance`.
@@ -183,29 +183,28 @@ def read_shard(path: Path) -> Iterator[Utterance]:
 
 
 def read_texts(shard: Shard) -> list[str | None]:
-    """The transcript of each utterance of an open shard, None where there is none; no audio is read.
+    """The transcript of each utterance of an open shard, or None; no audio is read.
 
     Raises:
-        DamagedShardError: the transcript of another utterance.
+        DamagedShardError: metadata is damaged or of another utterance.
     """
     return [meta.get("text") for meta in _metas(shard)]
 
 
 def read_languages(shard: Shard) -> list[str | None]:
-    """The language of each utterance of an open shard, None where unknown; no audio is read.
+    """The language of each utterance of an open shard, None if unknown; no audio is read.
 
     Raises:
-        DamagedShardError: the facts of another utterance.
+        DamagedShardError: metadata is damaged or of another utterance.
     """
     return [meta.get("language") for meta in _metas(shard)]
 
 
 def read_places(shard: Shard) -> list[tuple[str | None, float | None]]:
-    """Source and offset of each utterance of an open shard as `Placed` has them, None where unknown; no audio
-    is read.
+    """Source and offset of each utterance of an open shard as in `Placed`, None if unknown; no audio is read.
 
     Raises:
-        DamagedShardError: the facts of another utterance.
+        DamagedShardError: metadata is damaged or of another utterance.
     """
     return [(meta.get("source"), meta.get("offset")) for meta in _metas(shard)]
 
@@ -224,7 +223,7 @@ def _meta(file: BinaryIO, path: Path, entry: ShardEntry) -> dict[str, Any]:
 
 
 def _parse_meta(meta_json: bytes, path: Path, key: str) -> dict[str, Any]:
-    """What the JSON beside an utterance's audio says; it must be of that utterance."""
+    """Parse an utterance's JSON, which must have its key."""
     try:
         meta: dict[str, Any] = json.loads(meta_json)
         found = meta["key"]
@@ -236,10 +235,10 @@ def _parse_meta(meta_json: bytes, path: Path, key: str) -> dict[str, Any]:
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """Everything that is wrong with a folder of shards; an empty list if nothing is.
+    """Verify a folder of shards and list all problems found.
 
-    Each tar is hashed. Also found: missing manifests and tars, gaps in the numbering, the same key
-    in two shards, and temporary files that a killed writer left.
+    Each tar is hashed. This also finds missing manifests and tars, gaps in the numbering, keys that
+    occur in two shards, and temporary files that a killed writer left.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -270,7 +269,7 @@ def verify_folder(folder: Path) -> list[str]:
 
 
 def repeated_keys(shard: Shard, seen: dict[str, str]) -> list[str]:
-    """A line for each key of a shard that is in one before it; `seen` remembers keys and their tars."""
+    """A line for each key of a shard that occurs in an earlier one; `seen` collects keys and their tars."""
     name = shard.path.name
     return [
         f"the key {entry.key} is in {other} too"

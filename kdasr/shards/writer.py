@@ -1,4 +1,4 @@
-"""Utterances in, a folder of audio shards out: complete, checked and with the same bytes every time."""
+"""Write utterances to a folder of audio shards: atomically, checked, and with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from kdasr.storage import commit_bytes, commit_file, sync_path
 
 @dataclass(frozen=True, slots=True)
 class Placed(Utterance):
-    """An utterance that shards say the place of, so that people can listen to what is around it.
+    """An utterance with its place in the corpus, so that people can listen to the audio around it.
 
     Attributes:
-        source: the audio file as the corpus names it, or None where unknown.
-        offset: seconds of that file before the utterance; None: it is all of the file.
+        source: the audio file as named in the corpus, or None if unknown.
+        offset: seconds of that file before the utterance; None if it is the whole file.
     """
 
     source: str | None = None
@@ -56,21 +56,21 @@ def write_shards(
     description: str = "",
     kept: Sequence[Shard] = (),
 ) -> list[Path]:
-    """Utterances to `out_dir/shard-*.tar` with manifests; the paths of the tars, in order.
+    """Write utterances to `out_dir/shard-*.tar` with manifests and return the paths of the tars in order.
 
     The same utterances give the same bytes. A shard is closed once it holds `max_utterances` or
-    `max_seconds`. It gets its final name only when all its bytes are on disk and were read back,
-    so a killed writer leaves at most `*.tmp` and a tar without manifest; the same call made again
-    finishes the work. Other shards are never mixed in: where the folder already holds a complete
-    shard with other bytes, the call fails and changes nothing of it.
+    `max_seconds`. It gets its final name only after all its bytes are on disk and were read back,
+    so a killed writer leaves at most `*.tmp` and a tar without manifest; repeating the call finishes
+    the work. Shards of different content are never mixed: if the folder already holds a complete
+    shard with other bytes, the call fails and leaves that shard unchanged.
 
-    `kept` are complete shards that the folder begins with, see `complete_shards`: they stay as they are,
-    and `utterances` are those after theirs.
+    `kept` are the folder's first shards, complete already (see `complete_shards`): they are not changed,
+    and `utterances` are those that follow theirs.
 
     Raises:
-        ShardError: no utterances, a bad or repeated key, other shards are in the folder, or the disk
-            is full or not writable.
-        AudioError: an utterance without samples or with NaN/infinite samples.
+        ShardError: there are no utterances, a key is invalid or repeated, the folder holds other shards,
+            or the disk is full or not writable.
+        AudioError: an utterance has no samples, or NaN or infinite ones.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def _checked(
 def _up_to(
     first: Utterance, source: Iterator[Utterance], max_utterances: int, max_seconds: float
 ) -> Iterator[Utterance]:
-    """`first` and what follows it, until one shard is full."""
+    """`first` and the utterances after it, until the shard is full."""
     count, seconds, utterance = 0, 0.0, first
     while True:
         yield utterance
@@ -125,7 +125,7 @@ def _write_shard(utterances: Iterable[Utterance], path: Path, description: str) 
     try:
         with temporary.open("wb") as file:
             written = _write_tar(utterances, file)
-        sync_path(temporary)  # before it is read back: a disk may store other bytes
+        sync_path(temporary)  # before reading it back, in case the disk stores other bytes
         shard = _describe(temporary, path, written, description)
         if _holds_other(path, shard):
             raise _other_shard(path)
@@ -140,7 +140,7 @@ def _write_shard(utterances: Iterable[Utterance], path: Path, description: str) 
 
 
 def _holds_other(path: Path, shard: Shard) -> bool:
-    """Whether a complete shard with other bytes has this name already."""
+    """Whether a complete shard with other bytes already exists at `path`."""
     try:
         return path.exists() and read_manifest(path).sha256 != shard.sha256
     except ManifestError:
@@ -190,13 +190,13 @@ def _encode(utterance: Utterance) -> tuple[bytes, bytes]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # owner, group and time stay at their zero defaults: same bytes
+    info = tarfile.TarInfo(name)  # owner, group and time keep their zero defaults: reproducible bytes
     info.size, info.mode = len(data), 0o444
     tar.addfile(info, io.BytesIO(data))
 
 
 def _describe(temporary: Path, final: Path, written: list[_Written], description: str) -> Shard:
-    """The manifest of a tar just written, made from what is read back from the disk."""
+    """The manifest of a tar just written, from what is read back from disk."""
     members = _members_of(temporary)
     expected_names = [f"{item.key}.{kind}" for item in written for kind in ("flac", "json")]
     if [member.name for member in members] != expected_names:
@@ -221,10 +221,10 @@ def _describe(temporary: Path, final: Path, written: list[_Written], description
 
 
 def _members_of(path: Path) -> list[tarfile.TarInfo]:
-    """The members of a tar, found by walking it strictly to its very end.
+    """The members of a tar, read strictly up to its end.
 
     Raises:
-        DamagedShardError: a header is damaged or the file is cut.
+        DamagedShardError: a header is damaged or the file is truncated.
     """
     try:
         with tarfile.open(path, "r:", errorlevel=2) as tar:
@@ -251,7 +251,7 @@ def _other_shard(path: Path) -> ShardError:
 
 @contextmanager
 def _progress(description: str, kept: Sequence[Shard]) -> Iterator[Callable[[float], None]]:
-    """A line on a terminal's stderr that counts utterances and hours; nothing elsewhere."""
+    """Show the count of utterances and hours on stderr if it is a terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -1,7 +1,7 @@
-"""Bytes at a place (a local path or an fsspec URL), committed so that nobody ever sees half of them.
+"""Read and atomically write bytes at a place: a local path or an fsspec URL.
 
-A place is given as a `Path` or a string; `s3://…`, `gs://…`, `memory://…` and every other URL that
-fsspec knows work like a local path, which needs no fsspec and stays the fast way.
+A place is a `Path` or a string. `s3://…`, `gs://…`, `memory://…` and all other URLs that fsspec
+knows work like a local path; local paths do not need fsspec and are faster.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def locate(place: Place | Location) -> Location:
 
 
 def same_place(one: Place, other: Place) -> bool:
-    """Whether two paths or URLs name the same place, by whatever names."""
+    """Whether two paths or URLs mean the same place; symbolic links of local paths are resolved."""
     if is_url(one) or is_url(other):
         return str(locate(one)) == str(locate(other))
     return Path(one).resolve() == Path(other).resolve()

@@ -1,4 +1,4 @@
-"""Paths of this machine: files that appear whole or not at all."""
+"""Local paths: files are written atomically."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from kdasr.storage.places import StorageError, compare, patiently
 
 _T = TypeVar("_T")
 
-# How long a disk, or the server behind a mount, may fail.
+# How long to retry while a disk, or the server behind a mount, fails.
 _PATIENCE_S = 60.0
 _MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "EREMOTEIO", errno.EIO))
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
-# Older releases left names without the space.
+# Names from older releases lack the PID namespace ("space").
 _LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9]+)-((?P<space>\d+)-)?(?P<pid>\d+)-[0-9a-f]{12}\.tmp")
 _LONG_AGO_S = 24 * 3600
 
 
 def commit_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at a local `path`, whole or not at all, surviving a crash at any moment.
+    """Write `data` to a local `path` atomically, even if there is a crash at any moment.
 
-    A temporary name of its own for every attempt, write, flush, fsync, read back and compare,
-    rename, fsync the folder. Two writers of the same bytes do each other no harm. A disk or mount that fails
-    is tried again.
+    Each attempt writes to a temporary name of its own, flushes, calls fsync, reads back and compares,
+    renames, and calls fsync on the folder. Two writers of the same bytes do not disturb each other. If the
+    disk or mount fails, this is tried again.
 
     Raises:
-        StorageError: the disk gave back other bytes than were written, or still fails.
+        StorageError: the disk returned other bytes than were written, or keeps failing.
         OSError: the disk is full, the folder is not writable, …; no file is left behind.
     """
     _stored(path, "the file cannot be written", lambda: _commit_once(path, data))
@@ -62,7 +62,7 @@ def _commit_once(path: Path, data: bytes) -> None:
 
 
 def with_patience(path: Path, action: Callable[[], _T]) -> _T:
-    """What `action` gives, which reads or writes `path`, tried again while the disk or its mount fails.
+    """The result of `action`, which reads or writes `path`; it is retried while the disk or its mount fails.
 
     Raises:
         OSError, or others: what `action` raised last.
@@ -75,7 +75,7 @@ def with_patience(path: Path, action: Callable[[], _T]) -> _T:
 
 
 def _stored(path: Path, what: str, action: Callable[[], _T]) -> _T:
-    """As `with_patience`, with a StorageError for what has not passed."""
+    """As `with_patience`, but raises StorageError if the disk or its mount keeps failing."""
     try:
         return with_patience(path, action)
     except OSError as error:
@@ -90,19 +90,19 @@ def _storage_error(path: Path, what: str, error: OSError) -> StorageError:
 
 
 def commit_json(path: Path, content: Any) -> None:
-    """`commit_bytes` of what people may want to read."""
+    """`commit_bytes` of `content` as indented JSON."""
     commit_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def temporary_name(path: Path) -> Path:
-    """Where to write `path` until it is whole and checked: hidden, in the same folder, another name for
-    every attempt. `remove_leftovers` knows it, and whatever has a longer name that begins with it."""
+    """Where to write `path` until it is complete and checked: a hidden, unique name in the same folder.
+    `remove_leftovers` recognises it, also with something appended."""
     return path.with_name(f".{path.name}.{_HOST}-{_pid_space()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
 
 
 def commit_file(temporary: Path, path: Path) -> None:
-    """Give a complete and checked file its final name, surviving a crash at any moment: for files that
-    something else than `commit_bytes` wrote, under their `temporary_name`."""
+    """Atomically give a complete and checked file its final name: for files that something other than
+    `commit_bytes` wrote to their `temporary_name`."""
     sync_path(temporary)
     temporary.replace(path)
     sync_path(path.parent)
@@ -110,8 +110,8 @@ def commit_file(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, busy: Exception | None = None) -> Iterator[None]:
-    """One process of this machine at a time: others wait, or raise `busy`. The folder itself is the lock, so
-    that no file is left behind. On a file system without locks nobody is kept out."""
+    """Let one process of this machine in at a time: others wait, or raise `busy`. The lock is on the folder
+    itself, so that no file is left behind. On a file system without locks, all processes get in."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -125,10 +125,10 @@ def locked(folder: Path, *, busy: Exception | None = None) -> Iterator[None]:
 
 
 def take_lock(descriptor: int, folder: Path, *, wait: bool) -> None:
-    """Lock an open file of a folder, or the folder; where the file system has no locks, say so and go on.
+    """Lock an open folder, or an open file in it; if the file system has no locks, say so and continue.
 
     Raises:
-        BlockingIOError: another process has the lock, and not `wait`.
+        BlockingIOError: another process has the lock and `wait` is False.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -147,29 +147,28 @@ def _tell_of_no_locks(folder: Path, why: str) -> None:
 
 
 def refuse_file(folder: Path, what: str) -> None:
-    """Raise ConfigError where a file is in the place of a folder, or of one above it; `what` says what
-    belongs there."""
+    """Raise ConfigError if `folder` or one of its parents is a file; `what` says what belongs there."""
     there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if there.exists() and not there.is_dir():
         raise ConfigError(f"{what}, and this is a file", where=there, fix="Choose another --out.")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers of this machine left in a folder under a `temporary_name`."""
+    """Remove files with a `temporary_name` that killed writers of this machine left in a folder."""
     space = str(_pid_space())
     for path in folder.glob(".*.tmp*"):
         found = _LEFTOVER.search(path.name)
         if not found or found["host"] != _HOST:
             continue
-        # Of processes of other containers nobody here can tell whether they run.
+        # Whether a process in another container is running cannot be found out here, so go by age.
         is_dead = not is_running(int(found["pid"])) if found["space"] == space else _is_old(path)
         if is_dead:
             path.unlink(missing_ok=True)
 
 
 def _pid_space() -> int:
-    """Which numbers of processes this process sees: containers that share the host's name may have the same
-    number for different processes. 0 where the system has no such spaces."""
+    """Identifies this process's PID namespace: containers with the same host name may use the same PID for
+    different processes. 0 if the system has no namespaces."""
     try:
         return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
@@ -177,7 +176,7 @@ def _pid_space() -> int:
 
 
 def _is_old(path: Path) -> bool:
-    """Whether nobody has written to a file for a day."""
+    """Whether a file has not been written to for a day."""
     try:
         return time.time() - path.stat().st_mtime > _LONG_AGO_S
     except FileNotFoundError:
@@ -185,7 +184,7 @@ def _is_old(path: Path) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process of this number on this machine."""
+    """Whether a process with this PID is running on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -197,7 +196,7 @@ def is_running(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class LocalLocation:
-    """A path of this machine."""
+    """A local path."""
 
     path: Path
 
@@ -247,7 +246,7 @@ class LocalLocation:
         self.path.unlink(missing_ok=True)
 
     def commit(self, data: bytes, *, create_only: bool = False) -> None:
-        # Locally `create_only` needs nothing more: the last of two writers wins, whole.
+        # `create_only` makes no difference for local files: the last of two writers wins, atomically.
         commit_bytes(self.path, data)
 
 
@@ -259,7 +258,7 @@ def _write_through(path: Path, data: bytes) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Have the disk keep a file's content, or a folder's names, whatever happens next."""
+    """Call fsync on a file or folder, so that its content or its list of names survives a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a place is, and the error of storing things there."""
+"""What a place is, the error for storage there, and retrying."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _T = TypeVar("_T")
 
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 30.0
-# What people may wait for without a word.
+# Longer waits are announced.
 _SILENT_S = 10.0
 
 
 class StorageError(KdasrError):
-    """Bytes could not be stored or did not come back as they were written."""
+    """Bytes could not be stored or read, or were not the same when read back."""
 
 
 class Location(Protocol):
     """A file or folder somewhere.
 
-    Listing, reading and committing are tried again while a store or a mount is gone; what does not pass is a
-    StorageError. What is wrong with a request of a local path is its OSError.
+    Listing, reading and committing are retried while a store or mount is out of reach, and raise StorageError
+    if it stays so. Other errors with a local path are raised as OSError.
     """
 
     @property
@@ -44,11 +44,11 @@ class Location(Protocol):
     def is_folder(self) -> bool: ...
 
     def names(self) -> list[str]:
-        """What lies in this folder, sorted; empty if there is no such folder."""
+        """The names in this folder, sorted; empty if there is no such folder."""
         ...
 
     def size(self) -> int | None:
-        """Bytes of the file; None if there is none."""
+        """Size of the file in bytes; None if there is none."""
         ...
 
     def read_range(self, start: int, num_bytes: int) -> bytes:
@@ -64,13 +64,13 @@ class Location(Protocol):
         ...
 
     def commit(self, data: bytes, *, create_only: bool = False) -> None:
-        """Put `data` here, whole or not at all, and read it back.
+        """Write `data` here atomically, and read it back.
 
-        With `create_only`, a store that can refuse to overwrite does so; finding the same bytes
-        there already is success.
+        With `create_only`, stores that can refuse to overwrite an object do so; if it has the same
+        bytes already, that is a success.
 
         Raises:
-            StorageError: other bytes came back, or (`create_only`) others were there first.
+            StorageError: other bytes were read back, or (`create_only`) existed before.
         """
         ...
 
@@ -80,7 +80,7 @@ class Location(Protocol):
 
 
 def commit_changed(place: Location, data: bytes) -> None:
-    """Put `data` at `place` unless it is there: a store refuses many jobs that write one object at once."""
+    """Write `data` to `place` if it changed: stores reject writes of one object by many jobs at once."""
     try:
         if place.read_all() == data:
             return
@@ -92,14 +92,14 @@ def commit_changed(place: Location, data: bytes) -> None:
 def patiently(
     action: Callable[[], _T], may_pass: Callable[[Exception], bool], patience_s: float, who: str
 ) -> _T:
-    """What `action` gives. While its errors may pass it is tried again, after pauses that double; people are
-    told if that takes long.
+    """The result of `action`, which is retried while its errors may be temporary, with pauses that double; a
+    message says so if it takes long.
 
     Args:
-        action: must do no harm when it is done twice.
-        may_pass: whether what an error says may be over soon.
-        patience_s: how long it is tried, in seconds.
-        who: does not answer meanwhile; for people.
+        action: must be idempotent.
+        may_pass: whether an error may be temporary.
+        patience_s: how long to retry, in seconds.
+        who: what does not answer, for the message.
 
     Raises:
         Exception: what `action` raised last.
@@ -125,12 +125,12 @@ def patiently(
 
 
 def said(error: Exception) -> str:
-    """What an error says, in one line; some, such as those of time-outs, have a name only."""
+    """An error's message in one line; its class name if the message is empty, as with some time-outs."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def compare(found: bytes, wanted: bytes, where: str, what: str | None = None) -> None:
-    """Raise StorageError unless what was read back is what was written."""
+    """Raise StorageError unless the bytes read back equal those written."""
     if hashlib.sha256(found).digest() != hashlib.sha256(wanted).digest():
         raise StorageError(
             what or "the store gave back other bytes than were written",

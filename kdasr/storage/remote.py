@@ -1,4 +1,4 @@
-"""Objects in a store that fsspec reaches: asked again, compared, and created only once where asked."""
+"""Objects in stores that fsspec supports: requests are retried, and written bytes are read back."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from kdasr.storage.places import StorageError, compare, patiently, said
 
 _T = TypeVar("_T")
 
-# How long a store may be down: longer than it takes to start anew, or a network to find another way.
+# How long to retry while a store is down: longer than a restart, or than a network takes to reroute.
 _PATIENCE_S = 300.0
-# Of credentials and names that are none. By name, since the clients of stores (botocore, google-auth,
-# azure-core) need not be installed. A plain ValueError is of an address; its heirs may be of a broken answer.
+# Errors about invalid credentials and names, which retrying cannot solve. By name, since the stores' clients
+# (botocore, google-auth, azure-core) need not be installed. A plain ValueError is about an address; its
+# subclasses may be about a broken response.
 _HOPELESS = (
     "NoCredentialsError",
     "NoRegionError",
@@ -33,7 +34,7 @@ _HOPELESS = (
     "ParamValidationError",
     "ValueError",
 )
-# What s3fs makes of a redirect to another region, and of names that cannot be.
+# The errno that s3fs uses for a redirect to another region.
 _OTHER_REGION = 78
 _NEVER = (
     _OTHER_REGION,
@@ -45,13 +46,13 @@ _NEVER = (
     errno.EISDIR,
     errno.ENAMETOOLONG,
 )
-# Answers of HTTP that ask for patience, among those that say that the request is wrong.
+# The HTTP 4xx status codes after which a retry may succeed.
 _LATER = ("408", "409", "429")
 
 
 @dataclass(frozen=True)
 class RemoteLocation:
-    """A path in a store that fsspec reaches. A PUT there is atomic."""
+    """A path in a store that fsspec supports, where a PUT is atomic."""
 
     fs: Any
     path: str
@@ -67,7 +68,7 @@ class RemoteLocation:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
         try:
-            # Cached listings would hide what other writers have done.
+            # Cached listings would hide changes by other writers.
             fs, path = url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             raise MissingDependencyError(f"fsspec's support for {url.split('://')[0]}", "cloud") from error
@@ -143,20 +144,20 @@ class RemoteLocation:
         compare(self.read_all(), data, self.url, what)
 
     def _create(self, data: bytes) -> None:
-        """PUT unless something is there: If-None-Match on S3, its like elsewhere.
+        """PUT unless the object exists: If-None-Match on S3, the equivalent elsewhere.
 
-        What is there, if anything, is compared by the caller.
+        If it exists, the caller compares its content.
         """
         try:
             with contextlib.suppress(FileExistsError):
                 self.fs.pipe_file(self.path, data, mode="create")
         except (TypeError, ValueError, NotImplementedError):
-            # This store knows no conditional PUT: the nearest thing, with a gap between the steps.
+            # This store has no conditional PUT. Check first; another writer may still come in between.
             if not self.fs.exists(self.path):
                 self.fs.pipe_file(self.path, data)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
-        """`action`, tried again while the store is down: every action is idempotent."""
+        """The result of an idempotent `action`, which is retried while the store is down."""
         try:
             return patiently(action, _may_pass, _PATIENCE_S, f"{self.url}: the store")
         except FileNotFoundError:
@@ -170,9 +171,9 @@ class RemoteLocation:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether a store that is asked again may answer otherwise.
+    """Whether a retry may succeed.
 
-    Not only OSErrors may: the clients of the stores have classes of their own for a server that is gone.
+    This is not limited to OSErrors: the stores' clients have their own classes for unreachable servers.
     """
     if isinstance(error, FileNotFoundError | PermissionError | NotImplementedError):
         return False
@@ -180,5 +181,5 @@ def _may_pass(error: Exception) -> bool:
         return False
     code = str(getattr(error, "status", getattr(error, "code", "")))
     is_wrong = len(code) == 3 and code.startswith("4") and code not in _LATER
-    # Google's client says so of what is forbidden, and no more.
+    # Google's client marks what is forbidden only by this word in the message.
     return not (is_wrong or str(error).startswith("Forbidden") or type(error).__name__ in _HOPELESS)
