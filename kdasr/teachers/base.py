@@ -1,8 +1,7 @@
-"""What every teacher is to those who label with it, and what pretrained teachers share.
+"""The interface between teachers and labelling, and what pretrained teachers have in common.
 
-A teacher that was trained elsewhere hears what it was trained on (samples, or mel features of its own),
-has units of its own, and gives frames at a rate of its own. A `Teacher` says all that, so that labels
-can be written that describe themselves.
+A teacher that was trained elsewhere has its own input (samples, or its own kind of mel features), its own
+units and its own frame rate. `Teacher` describes them, so that labels can state what they depend on.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from kdasr.interfaces import BLANK_ID, AcousticModel
 from kdasr.symbols import TableUnits, blank_path
 from kdasr.text import Units
 
-# By how many frames, more or fewer, a pretrained teacher's count may differ from the audio's.
+# Largest difference between a pretrained teacher's frame count and the one expected from the audio.
 _SLACK_FRAMES = 2
-# A whole number of frames of 10, 20, 30, 40, 60, 80 and 120 ms.
+# Both are whole numbers of frames of 10, 20, 30, 40, 60, 80 and 120 ms.
 _PROBE_SECONDS = (0.96, 0.96 + 2.4)
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """What a teacher hears.
+    """Computes a teacher's input from audio.
 
     Attributes:
         name: for people; stored with the labels.
         hash: of the definition.
-        rows_per_frame: rows of what `compute` gives for each 10 ms: 1 for features, 160 for samples.
-        padding: what is put behind the shorter inputs of a batch.
+        rows_per_frame: rows of input for each 10 ms: 1 for features, 160 for samples.
+        padding: value that fills up the shorter inputs of a batch.
         compute: (N,) samples at 16 kHz to (rows, …).
-        rows_beyond: rows after those of its last frame that a piece of the audio needs.
+        rows_beyond: rows after its last frame's that a segment of the audio also needs.
     """
 
     name: str
@@ -65,10 +64,10 @@ WAVEFORM = FrontEnd(
 
 @dataclass
 class Room:
-    """What the memory of a teacher's device has turned out to hold.
+    """How large a batch fits into the memory of a teacher's device, as found while labelling.
 
     Attributes:
-        frames: the most feature frames of a batch, padding included; None while no batch was too large.
+        frames: most feature frames in a batch, padding included; None as long as no batch was too large.
     """
 
     frames: int | None = None
@@ -79,22 +78,22 @@ class Teacher:
     """A teacher that is ready to label.
 
     Attributes:
-        model: in eval mode, on `device`; its `offline` takes batches of what `front_end` gives and
+        model: in eval mode, on `device`; its `offline` takes batches of inputs from `front_end` and
             their lengths in rows. Blank is class 0.
         name: for people.
-        weights_hash: sha256 of its weights (and of whatever else decides its posteriors).
-        units: what its classes are; they are stored beside its labels.
+        weights_hash: sha256 of its weights (and of whatever else its posteriors depend on).
+        units: of its classes; stored with its labels.
         device: where it runs.
-        front_end: what it hears.
+        front_end: computes its input.
         pads: whether inputs of different lengths may share a batch without changing its posteriors.
-        slack_frames: by how many the frames of an utterance may differ from
+        slack_frames: largest difference of an utterance's frame count from
             `ceil(feature frames / subsampling)`.
         level: "frame": posteriors for each frame; "sequence": a transcript, spelled as the shortest
-            CTC path, which has no times, and no frame where there are no words.
-        max_seconds: the longest utterance a teacher of level "sequence" can take, which cannot be cut; every
-            shorter one costs it as much.
-        facts: what else labels should say of it; empty for kdasr's own models.
-        room: what fits its device; labelling finds out.
+            CTC path, without times; it has no frames if there are no words.
+        max_seconds: the longest utterance for a teacher of level "sequence", for which utterances cannot be
+            cut; shorter ones cost as much.
+        facts: other information to store with labels; empty for kdasr's own models.
+        room: which batches fit into its device's memory; determined while labelling.
     """
 
     model: AcousticModel
@@ -113,7 +112,7 @@ class Teacher:
 
 @runtime_checkable
 class TeacherSource(Protocol):
-    """Describes a teacher; cheap to send to another process."""
+    """Description of a teacher, cheap to send to another process."""
 
     def load(self, device: str) -> Teacher: ...
 
@@ -121,7 +120,7 @@ class TeacherSource(Protocol):
 class Pretrained(torch.nn.Module):
     """Base of the models behind pretrained teachers: an `AcousticModel` over samples or features.
 
-    Subclasses define `posteriors`, over the classes as the model has them; `offline` puts blank first.
+    Subclasses define `posteriors` with classes in the model's own order; `offline` moves blank to the front.
 
     Args:
         blank_id: class of blank in the model's own order.
@@ -134,7 +133,7 @@ class Pretrained(torch.nn.Module):
         self.vocab_size, self.subsampling = 0, 0
 
     def posteriors(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, …) inputs and (B,) rows to (B, T, V) log-probs, blank anywhere, and (B,) frames."""
+        """(B, L, …) inputs and (B,) rows to (B, T, V) log-probs, blank at `blank_id`, and (B,) frames."""
         raise NotImplementedError
 
     def offline(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,10 +142,10 @@ class Pretrained(torch.nn.Module):
         return blank_first(log_probs_btv, self.blank_id), frames_b
 
     def measure(self, compute: Callable[[NDArray[np.float32]], Tensor], device: torch.device) -> None:
-        """Find `vocab_size` and `subsampling` by listening to noise of two lengths.
+        """Determine `vocab_size` and `subsampling` by running the model on noise of two lengths.
 
         Raises:
-            ModelError: the frame shift is no multiple of 10 ms.
+            ModelError: the frame shift is not a multiple of 10 ms.
         """
         frames: list[int] = []
         for seconds in _PROBE_SECONDS:
@@ -167,7 +166,7 @@ class Pretrained(torch.nn.Module):
 
 
 def blank_first(log_probs_btv: Tensor, blank_id: int) -> Tensor:
-    """(…, V) with class `blank_id` moved to the front, all others in their order."""
+    """(…, V) with class `blank_id` moved to the front and the others in their order."""
     if blank_id == BLANK_ID:
         return log_probs_btv
     blank = log_probs_btv[..., blank_id : blank_id + 1]
@@ -186,17 +185,17 @@ def pretrained_teacher(
     pads: bool = True,
     model_bytes: bytes | None = None,
 ) -> Teacher:
-    """A `Teacher` from a model with its symbols in its own order; the model is measured first.
+    """A `Teacher` from a model and its symbols, in the model's order; runs `model.measure` first.
 
     Args:
         kind: of teacher, e.g. "Wav2Vec2ForCTC".
-        source: the public name of what was loaded; empty for a folder or a file, since labels must not
-            depend on where something lies.
-        model_bytes: the SentencePiece model behind the symbols, where there is one.
+        source: public name of the loaded model; empty for a folder or file, since labels must not
+            depend on paths.
+        model_bytes: the SentencePiece model of the symbols, if there is one.
 
     Raises:
-        ModelError: symbols and classes differ in number, or frames are at an odd rate.
-        UnitsError: a symbol comes twice.
+        ModelError: the numbers of symbols and classes differ, or the frame shift is no multiple of 10 ms.
+        UnitsError: a symbol is repeated.
     """
     model.eval().to(device).requires_grad_(False)
     model.measure(front_end.compute, torch.device(device))
@@ -234,8 +233,8 @@ def pretrained_teacher(
 def spell(ids: Sequence[int], score: float, vocab_size: int) -> Tensor:
     """Units of a transcript as (L, V) log-probs of the shortest CTC path that spells it.
 
-    Every unit has the probability exp(`score`), but at least twice that of any other, so that it stays
-    the best; the others share the rest.
+    The path's class has probability exp(`score`) in each frame, but at least twice that of any other, so
+    that it stays the best; the others share the rest equally.
     """
     path = torch.tensor(blank_path(ids), dtype=torch.int64)
     certain = min(max(math.exp(score), 2 / (vocab_size + 1)), 1 - 1e-6)
@@ -245,7 +244,7 @@ def spell(ids: Sequence[int], score: float, vocab_size: int) -> Tensor:
 
 
 def normalise_samples(samples_n: Tensor, epsilon: float) -> Tensor:
-    """(N,) samples with mean 0 and variance 1, as wav2vec 2.0 models of the large kind hear them."""
+    """(N,) samples scaled to mean 0 and variance 1, the input of large wav2vec 2.0 models."""
     return torch.nn.functional.layer_norm(samples_n, samples_n.shape, eps=epsilon)
 
 
@@ -255,7 +254,7 @@ def rows(inputs: Tensor, lengths_b: Tensor) -> list[Tensor]:
 
 
 def hash_files(paths: Sequence[Path], *options: object) -> str:
-    """sha256 of files and of the options that go with them."""
+    """sha256 of files and options."""
     digest = hashlib.sha256(repr(options).encode() if options else b"")
     for path in paths:
         with path.open("rb") as file:
@@ -264,14 +263,14 @@ def hash_files(paths: Sequence[Path], *options: object) -> str:
 
 
 def options_of(*configs: Any) -> dict[str, Any]:
-    """What transformers' configurations say, without where and with which release they were read."""
+    """The options in transformers' configurations, without the path and release they were read with."""
     said = {name: value for config in configs for name, value in config.to_dict().items()}
     return {name: said[name] for name in sorted(said.keys() - {"transformers_version", "_name_or_path"})}
 
 
 def not_in_cache(what: str, path: str | Path) -> ModelError:
-    """The error for `what` of a model that is neither a folder nor in the cache of the hub; of what can be no
-    name there, or begins like a path on this machine, it does not say how to fetch it."""
+    """The error if `what` of a model is neither in a folder nor in the hub's cache. If `path` cannot be a
+    name on the hub or begins like a local path, it does not say how to fetch the model."""
     if str(path).startswith((".", "/", "~")) or len(Path(path).parts) > 2:
         expected = "the folder of a model, or its name on the hub: OWNER/NAME"
         return ModelError("there is no such model folder", where=path, expected=expected, got="nothing there")
@@ -283,7 +282,7 @@ def not_in_cache(what: str, path: str | Path) -> ModelError:
 
 
 def not_there(what: str, where: str | Path, fetch: str) -> ModelError:
-    """The error for weights that are not on this machine; nothing is ever fetched unasked."""
+    """The error for weights that are not on this machine; kdasr never fetches any unasked."""
     return ModelError(
         f"{what} is not on this machine", where=where, fix=f"{fetch} Nothing is fetched unasked."
     )

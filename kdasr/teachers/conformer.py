@@ -1,4 +1,4 @@
-"""A full-context Conformer CTC teacher: whole utterances of log-mel in, log-probs out."""
+"""A full-context Conformer CTC teacher: log-mel features of whole utterances in, log-probs out."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from kdasr.layers import (
 class ConformerTeacher(nn.Module):
     """Every frame attends to the whole utterance.
 
-    In training, a share of the batches is masked in chunks, as a streaming student hears (two-pass
-    training, arXiv 2012.05481). A CTC model that always hears the future may spike
-    anywhere, 280 ms early for one, and otherwise at the end of an utterance than in its middle, and
-    such posteriors teach a streaming student nothing frame by frame. Weights that must also serve
-    chunks keep the spikes at the sounds. For the same reason the convolutions look back only.
+    In training, attention is masked to chunks in a share of the batches, as in a streaming student (two-pass
+    training, arXiv 2012.05481). A CTC model that always sees the future may place its spikes anywhere,
+    280 ms early for example, and differently at the end of an utterance than in its middle. A streaming
+    student learns nothing frame by frame from such posteriors. Weights that must also work on chunks
+    keep the spikes near the sounds. For the same reason the convolutions are causal.
 
     Args:
         vocab_size: classes including blank.
         width: D; a multiple of 2 * num_heads.
         num_layers, num_heads, expansion, kernel_frames, dropout: of the Conformer layers.
-        chunked_share: of the training batches that are masked in chunks of `chunk_frames`.
+        chunked_share: share of the training batches that are masked to chunks of `chunk_frames`.
         chunk_frames: output frames (40 ms) of such a chunk.
 
     Raises:
-        ConfigError: a chunk of no frames.
+        ConfigError: `chunk_frames` is less than 1.
     """
 
     subsampling = SUBSAMPLING
@@ -80,7 +80,7 @@ class ConformerTeacher(nn.Module):
     def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, 80) raw log-mel and (B,) feature frames to (B, T', V) log-probs and (B,) frames."""
         lengths_out = output_lengths(lengths_b)
-        # Of the padded batch: to ask for the longest length would make the host wait for a GPU.
+        # From the shape of the padded batch: reading the lengths would make the host wait for a GPU.
         longest = -(-features_btf.shape[1] // SUBSAMPLING)
         frames = whole_frames(longest, 1, features_btf.device)
         features = self.normalise(pad_features(features_btf, lengths_b, frames * SUBSAMPLING))

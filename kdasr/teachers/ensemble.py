@@ -20,11 +20,11 @@ class EnsembleTeacher(nn.Module):
         weights: one for each teacher, normalised to sum to 1; None for equal ones.
         average: `linear` averages probabilities; `log` averages log-probabilities and normalises
             (a product of experts, Hinton 2002), which is sharper where the teachers agree.
-        temperatures: one for each teacher, softening (> 1) or sharpening (< 1) it before the
-            average; None for 1.
+        temperatures: one for each teacher, softening (> 1) or sharpening (< 1) its posteriors before
+            averaging; None for 1.
 
     Raises:
-        ConfigError: teachers that do not fit each other, or wrong weights or temperatures.
+        ConfigError: the teachers do not fit each other, or weights or temperatures are invalid.
     """
 
     def __init__(

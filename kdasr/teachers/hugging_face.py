@@ -3,8 +3,8 @@
     teacher: !new:kdasr.teachers.hugging_face.HuggingFaceCTC
         path: facebook/wav2vec2-base-960h
 
-Wav2Vec2ForCTC, HubertForCTC, WavLMForCTC and their like hear samples, Wav2Vec2BertForCTC the features of
-its own extractor; what they hear is prepared by the model's own feature extractor. Needs `kdasr[hf]`.
+Wav2Vec2ForCTC, HubertForCTC, WavLMForCTC and similar models take samples, Wav2Vec2BertForCTC takes
+features; each model's own feature extractor prepares its input. Needs `kdasr[hf]`.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from kdasr.teachers.base import (
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
-# Models of samples that mask the padding in all they do, unless their configuration adds what does not.
+# Models of samples that mask padding everywhere, unless their configuration adds parts that do not.
 _MASKING = {"wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"}
-# Of SpecAugment in training alone: published weights lack it (facebook/wav2vec2-base-960h).
+# Used only by SpecAugment in training, and missing in published weights (facebook/wav2vec2-base-960h).
 _OF_TRAINING = "masked_spec_embed"
 
 
 @dataclass(frozen=True)
 class HuggingFaceCTC:
-    """A `…ForCTC` model: a folder as `save_pretrained` writes it, or a repository of the hub's cache.
+    """A `…ForCTC` model: a folder written by `save_pretrained`, or a repository in the hub's cache.
 
     Attributes:
         path: the folder, or the name of a repository that is in the cache on this machine.
-        revision: of the repository; None for the one that the cache calls main.
-        target_lang: which of its languages a model with adapters for many is to hear: `deu` of
+        revision: of the repository; None for the cached revision of `main`.
+        target_lang: language to recognise, for a model with an adapter for each language, such as `deu` for
             facebook/mms-1b-all.
     """
 
@@ -59,8 +59,8 @@ class HuggingFaceCTC:
 
         Raises:
             MissingDependencyError: transformers is not installed.
-            ModelError: the model is not on this machine, is none with a CTC head, or has adapters for
-                languages and not for `target_lang`.
+            ModelError: the model is not on this machine, has no CTC head, or has adapters for languages
+                but none for `target_lang`.
         """
         transformers = import_transformers()
         folder = find_folder(self.path, self.revision)
@@ -89,8 +89,8 @@ class HuggingFaceCTC:
 
 
 def _pads(network: Any, extractor: Any) -> bool:
-    """Whether a model is known to hear no padding. Norms over time hear it, and so do convolutions that do
-    not mask it; an extractor of features rounds lengths up when alone."""
+    """Whether a model is known to be unaffected by padding. Norms over time and unmasked convolutions are
+    affected by it, and a feature extractor rounds the length of a single input up."""
     config = network.config
     hears_samples = extractor.model_input_names[0] == "input_values"
     masks = config.model_type in _MASKING and getattr(config, "feat_extract_norm", None) == "layer"
@@ -128,24 +128,24 @@ def import_transformers() -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    # Its audio code imports torchaudio, which must come through the one place that can.
+    # Its audio code imports torchaudio, which works with every build of torch only if imported this way.
     import_torchaudio()
     try:
         import transformers
     except ImportError as error:
         raise MissingDependencyError("transformers", "hf") from error
-    # A bar for each worker that loads weights from the disk, in the midst of the job's own; and warnings of
-    # what the library passes to itself, and tables of weights, of which `load_network` tells what matters.
+    # Without these, each worker would show a progress bar for loading weights amid the job's own, warnings
+    # about the library's own calls, and tables of weights; `load_network` reports those that matter.
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers
 
 
 def find_folder(path: str | Path, revision: str | None) -> Path:
-    """The folder of a model: `path` itself, or where the hub's cache has the repository of that name.
+    """The folder of a model: `path` itself, or that of the repository of this name in the hub's cache.
 
     Raises:
-        ModelError: neither is there.
+        ModelError: neither exists.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -160,7 +160,7 @@ def find_folder(path: str | Path, revision: str | None) -> Path:
 
 
 def public_name(path: str | Path) -> str:
-    """The name of a repository; nothing for a folder."""
+    """The name of a repository; empty for a folder."""
     return "" if Path(path).is_dir() else str(path)
 
 
@@ -179,11 +179,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def load_network(kind: Any, folder: Path, **settings: Any) -> Any:
-    """The network of the library's class `kind` in `folder`, in float32 however it was saved: autocast makes
-    of it what labelling asks for.
+    """Load the network of the library's class `kind` in `folder` as float32, whatever it was saved as:
+    autocast applies the precision of labelling.
 
     Raises:
-        ModelError: weights are missing, which the library would draw at random.
+        ModelError: weights are missing, which the library would initialise at random.
     """
     network, found = kind.from_pretrained(
         folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **settings
@@ -199,12 +199,12 @@ def load_network(kind: Any, folder: Path, **settings: Any) -> Any:
 
 
 def _adapter(folder: Path, language: str | None) -> list[Path]:
-    """The weights of a language's adapter, which the library loads in place of some of the model's."""
+    """The file of a language's adapter, whose weights replace some of the model's."""
     return [] if language is None else [*folder.glob(f"adapter.{language}.*")]
 
 
 def _check_language(config: Any, folder: Path, language: str | None) -> None:
-    """Raise ModelError unless a model with adapters, and no other, is told which of them to take."""
+    """Raise ModelError unless `language` names an adapter of the model, or is None and there is no choice."""
     known = sorted({path.name.split(".")[1] for path in folder.glob("adapter.*.*")})
     has_adapters = getattr(config, "adapter_attn_dim", None) is not None
     if has_adapters and len(known) > 1 and language not in known:
@@ -237,7 +237,7 @@ def _load(transformers: Any, folder: Path, language: str | None) -> tuple[Any, A
             tokenizer.set_target_lang(language)
     except ModelError:
         raise
-    except Exception as error:  # the library raises all kinds for what is missing or of another kind
+    except Exception as error:  # the library raises many types of error for missing or unsuitable files
         raise ModelError(
             "not a model with a CTC head that transformers can load",
             where=folder,

@@ -1,4 +1,4 @@
-"""Log-mel where a teacher runs, in place of where its audio is decoded."""
+"""Compute log-mel features on a teacher's device instead of in the decoding threads."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _UNDER_WINDOWS = FrontEnd(
 
 
 def with_log_mel_on_its_device(teacher: Teacher) -> Teacher:
-    """The same teacher, whose log-mel is computed where it runs; one that hears anything else as it is.
+    """The same teacher with log-mel features computed on its device; teachers of other inputs unchanged.
 
-    Threads that compute log-mel want Python's interpreter a dozen times for each 2.5 seconds of audio, and
-    wait for one another (recipes/RESULTS-gpu.md): no GPU is kept busy so.
+    Threads that compute log-mel features need Python's interpreter lock a dozen times for each 2.5 seconds of
+    audio and wait for one another (recipes/RESULTS-gpu.md), which is too slow to keep a GPU busy.
     """
     if teacher.front_end != LOG_MEL:
         return teacher
@@ -40,16 +40,16 @@ def with_log_mel_on_its_device(teacher: Teacher) -> Teacher:
 
 
 class _HearsSamples:
-    """A model of log-mel that is given the samples under its windows."""
+    """Makes a model with log-mel input take the samples under the feature windows."""
 
     def __init__(self, model: AcousticModel) -> None:
         self._model = model
         self.config, self.vocab_size, self.subsampling = model.config, model.vocab_size, model.subsampling
 
     def offline(self, samples_bn: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """As the model's own, from samples and their numbers."""
-        # Whatever the precision of the pass: in fewer bits what is quiet would be lost, and labels would
-        # depend on what has been imported (SpeechBrain allows TensorFloat-32).
+        """The model's `offline` for (B, N) samples and (B,) sample counts."""
+        # Always exact float32: at lower precision quiet audio would be lost, and labels would depend on
+        # imports (SpeechBrain enables TensorFloat-32).
         with torch.autocast(samples_bn.device.type, enabled=False), exact_float32():
             features_btf = batch_log_mel(samples_bn)
         frames_b = (lengths_b - _UNDER_WINDOWS.rows_beyond) // HOP_SAMPLES

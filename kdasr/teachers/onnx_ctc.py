@@ -3,10 +3,10 @@
     teacher: !new:kdasr.teachers.onnx_ctc.OnnxCTC
         model: sherpa-onnx-nemo-fast-conformer-ctc/model.onnx
 
-The format is read from the metadata as sherpa-onnx reads it, and the features are its features: NeMo
-(mel with librosa's filters, normalised for each feature), zipformer (Kaldi's, which are kdasr's own),
-WeNet (the same of 16-bit samples), SenseVoice (stacked frames, given mean and variance), wav2vec 2.0
-(normalised samples). Needs `kdasr[onnx-teacher]`.
+The format is read from the metadata and the features are computed, both as in sherpa-onnx: NeMo (mel
+with librosa's filters, normalised per feature), zipformer (Kaldi's, as in kdasr), WeNet (the same for
+samples in the 16-bit range), SenseVoice (stacked frames, normalised with stored mean and variance),
+wav2vec 2.0 (normalised samples). Needs `kdasr[onnx-teacher]`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from kdasr.teachers.base import (
 )
 from kdasr.teachers.sherpa_features import Format, front_end, stack_frames
 
-# `model_type` of the metadata.
+# By `model_type` in the metadata.
 _FORMATS: dict[str, Format] = {
     "EncDecCTCModel": "nemo",
     "EncDecCTCModelBPE": "nemo",
@@ -49,7 +49,7 @@ _FORMATS: dict[str, Format] = {
 _INPUTS = {"nemo": 2, "zipformer": 2, "wenet": 2, "sense_voice": 4, "wav2vec2": 1}
 _BLANKS = ("<blk>", "<eps>", "<blank>", "<pad>", "[PAD]")
 _SENSE_VOICE = ("lfr_window_size", "lfr_window_shift", "neg_mean", "inv_stddev", "without_itn")
-# SenseVoice first says language, emotion, event and whether numbers are written out.
+# SenseVoice's first frames are for language, emotion, event and whether numbers are written out.
 _SENSE_VOICE_TAGS = 4
 
 
@@ -59,11 +59,11 @@ class OnnxCTC:
 
     Attributes:
         model: the .onnx file.
-        tokens: its tokens.txt; None for the one beside it.
-        format: None to take it from the metadata.
-        language: of SenseVoice: auto, zh, en, ja, ko or yue.
-        sentencepiece: the SentencePiece model that its tokens come from (bpe.model, tokenizer.model), so
-            that a student with these units cuts transcripts as the teacher's were cut.
+        tokens: its tokens.txt; None for the one in the same folder.
+        format: None to read it from the metadata.
+        language: for SenseVoice: auto, zh, en, ja, ko or yue.
+        sentencepiece: the SentencePiece model of its tokens (bpe.model, tokenizer.model), so that students
+            with these units split transcripts as in the teacher's training.
         pads: whether the model is known to ignore padding; several utterances then share a batch.
     """
 
@@ -80,7 +80,7 @@ class OnnxCTC:
         Raises:
             MissingDependencyError: onnxruntime or kaldi-native-fbank is not installed.
             ConfigError: onnxruntime cannot use the device.
-            ModelError: a file is missing, or the model is not of a format that is known.
+            ModelError: a file is missing, or the model's format is unknown.
         """
         path = Path(self.model)
         tokens_path = Path(self.tokens) if self.tokens is not None else path.with_name("tokens.txt")
@@ -189,7 +189,7 @@ class _Model(Pretrained):
         for out, item, length in zip(heard, samples_bn, lengths_b, strict=True):
             out[:length] = normalise_samples(torch.from_numpy(item[:length]), 1e-5).numpy()
         logits = self._run(heard)[0]
-        # Such a graph knows no lengths, so a shorter neighbour's frames are a share of all.
+        # The graph takes no lengths, so compute each input's share of the frames.
         return logits, np.ceil(lengths_b * logits.shape[1] / samples_bn.shape[1]).astype(np.int64)
 
 
@@ -211,11 +211,11 @@ def _open(path: Path, device: str) -> Any:
         )
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
-        # Without its number it would be the first GPU, whichever torch was told to use.
+        # Without an index onnxruntime would use the first GPU, whichever one torch uses.
         providers.insert(0, (provider, {"device_id": torch.device(device).index or 0}))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's own kinds, which it does not export
+    except Exception as error:  # onnxruntime does not export its types of error
         raise ModelError("onnxruntime cannot load the model", where=path, got=error) from error
 
 
@@ -267,7 +267,7 @@ def _num_mel_bins(session: Any, kind: Format) -> int:
 
 
 def _read_tokens(path: Path) -> list[str]:
-    """The symbols of a tokens.txt, `symbol id` a line; a line with an id alone is the space."""
+    """The symbols of a tokens.txt with lines of `symbol id`; a line with only an id is the space."""
     symbols: dict[int, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         *symbol, unit = line.rsplit(maxsplit=1) or [""]
@@ -293,7 +293,7 @@ def _floats(metadata: Mapping[str, str], name: str) -> NDArray[np.float32]:
 
 
 def _external(path: Path) -> list[Path]:
-    """Files in which the weights of large models lie: those beside the model whose names are in it."""
+    """Files with external weights of large models: those in the same folder whose names occur in it."""
     beside = sorted(one for one in path.parent.iterdir() if one.is_file() and one.suffix != ".onnx")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as graph:
         return [one for one in beside if graph.find(os.fsencode(one.name)) >= 0]

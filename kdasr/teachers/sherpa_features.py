@@ -1,4 +1,4 @@
-"""Samples in, the features that sherpa-onnx gives to its offline CTC models out."""
+"""The features that sherpa-onnx computes for its offline CTC models."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _16_BIT = 32768.0
 
 
 def front_end(kind: Format, num_mel_bins: int, metadata: Mapping[str, str]) -> FrontEnd:
-    """What a model of this format hears.
+    """The front end of models of this format.
 
-    WeNet's samples are those of 16-bit files; NeMo's mel filters are librosa's (a Slaney scale) over
-    Hann windows; SenseVoice has Hamming windows that lie within the audio.
+    WeNet's samples have the 16-bit range; NeMo uses librosa's mel filters (Slaney scale) and Hann
+    windows; SenseVoice uses Hamming windows that lie entirely within the audio.
     """
     if kind == "wav2vec2":
         return WAVEFORM
@@ -52,8 +52,8 @@ def front_end(kind: Format, num_mel_bins: int, metadata: Mapping[str, str]) -> F
 
 
 def stack_frames(features_tf: NDArray[np.float32], window: int, shift: int) -> NDArray[np.float32]:
-    """(T, F) to (ceil(T / shift), window * F): every `shift`-th frame with its neighbours, the frames at
-    the ends repeated beyond them (low frame rate, Pundak & Sainath 2016, as FunASR does it)."""
+    """(T, F) to (ceil(T / shift), window * F): every `shift`-th frame with its neighbours; the first and last
+    frame are repeated beyond the ends (low frame rate, Pundak & Sainath 2016, as in FunASR)."""
     first = np.arange(-(-len(features_tf) // shift))[:, None] * shift - (window - 1) // 2
     place = (first + np.arange(window)).clip(0, len(features_tf) - 1)
     return features_tf[place].reshape(len(place), -1)

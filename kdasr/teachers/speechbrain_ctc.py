@@ -3,9 +3,9 @@
     teacher: !new:kdasr.teachers.speechbrain_ctc.SpeechBrainCTC
         path: speechbrain/asr-wav2vec2-librispeech
 
-Its hyperparams.yaml builds the model, features and all, so it hears samples. That file is HyperPyYAML,
-which runs code: load models of people you trust only. Each utterance is heard alone, since SpeechBrain's
-convolutions and recurrences see what lies beyond a shorter neighbour's end.
+Its hyperparams.yaml builds the model including its features, so its input is samples. That file is
+HyperPyYAML, which runs code: load only models from people you trust. Batches hold utterances of equal
+length only, since padding would affect SpeechBrain's convolutions and recurrent layers.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from kdasr.teachers.base import Pretrained, Teacher, not_in_cache, not_there, pr
 
 @dataclass(frozen=True)
 class SpeechBrainCTC:
-    """An `EncoderASR`: a folder with its hyperparams.yaml, or a repository of the hub's cache.
+    """An `EncoderASR`: a folder with its hyperparams.yaml, or a repository in the hub's cache.
 
     Attributes:
         path: the folder, or the name of a repository that is in the cache on this machine.
         hparams_file: name of the YAML in it.
-        blank_id: class of blank; None for what the decoding function of the YAML says.
+        blank_id: class of blank; None to read it from the YAML or the tokenizer.
     """
 
     path: str | Path
@@ -46,7 +46,7 @@ class SpeechBrainCTC:
         """The teacher on `device`.
 
         Raises:
-            ModelError: the model is not on this machine, or is no CTC model.
+            ModelError: the model is not on this machine, or is not a CTC model.
         """
         asr, hparams = _load(str(self.path), self.hparams_file, device)
         rate = getattr(asr.hparams, "sample_rate", SAMPLE_RATE_HZ)
@@ -72,7 +72,7 @@ class _Model(Pretrained):
         self.asr = asr
 
     def posteriors(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        # All of one length: `pads` is false.
+        # All inputs have the same length, since `pads` is False.
         log_probs_btv = self.asr.encode_batch(inputs, torch.ones(len(inputs), device=inputs.device))
         frames_b = lengths_b.new_full((len(inputs),), log_probs_btv.shape[1])
         return log_probs_btv.float().log_softmax(-1), frames_b
@@ -85,10 +85,10 @@ def _load(path: str, hparams_file: str, device: str) -> tuple[Any, bytes]:
 
     offline = FetchConfig(allow_network=False)
     try:
-        # A folder that is not there would be taken for the name of a repository.
+        # SpeechBrain takes anything that is not a folder for the name of a repository.
         source = str(Path(path).absolute()) if Path(path).exists() else path
         hparams = Path(fetch(hparams_file, source, fetch_config=offline)).read_bytes()
-    except Exception as error:  # the library raises all kinds for a file that is not there
+    except Exception as error:  # the library raises many types of error for a missing file
         what = f"{hparams_file} of the model {path}"
         if Path(path).is_dir():
             raise not_there(what, path, "Fetch the whole model.") from error
@@ -98,7 +98,7 @@ def _load(path: str, hparams_file: str, device: str) -> tuple[Any, bytes]:
             asr = EncoderASR.from_hparams(
                 source, hparams_file=hparams_file, fetch_config=offline, run_opts={"device": device}
             )
-    except Exception as error:  # whatever the constructors named in the YAML raise
+    except Exception as error:  # the constructors in the YAML may raise anything
         raise ModelError(
             "SpeechBrain cannot load the model",
             where=path,
@@ -117,7 +117,7 @@ def _load(path: str, hparams_file: str, device: str) -> tuple[Any, bytes]:
 
 @contextmanager
 def _no_network() -> Iterator[None]:
-    """What a YAML names may want to fetch models of its own; the hub's library is told not to."""
+    """Keep the hub's library offline: objects in the YAML may try to fetch models of their own."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -130,8 +130,8 @@ def _no_network() -> Iterator[None]:
 
 @contextmanager
 def _not_found() -> Iterator[list[str]]:
-    """The weights for which SpeechBrain finds no value, and which it leaves random with no more than a line
-    in the log of the first process."""
+    """Collect the weights for which SpeechBrain finds no values: it leaves them random, with only a line in
+    the log of the first process."""
     missing: list[str] = []
     load = torch.nn.Module.load_state_dict
 
@@ -148,7 +148,7 @@ def _not_found() -> Iterator[list[str]]:
 
 
 def _symbols(tokenizer: Any, where: str) -> tuple[list[str], bytes | None]:
-    """The symbols of a CTCTextEncoder or a SentencePiece model, and the latter itself."""
+    """The symbols of a CTCTextEncoder or a SentencePiece model, and the serialised model of the latter."""
     if hasattr(tokenizer, "ind2lab"):
         return [str(tokenizer.ind2lab[unit]) for unit in range(len(tokenizer.ind2lab))], None
     if hasattr(tokenizer, "id_to_piece"):
@@ -163,7 +163,7 @@ def _symbols(tokenizer: Any, where: str) -> tuple[list[str], bytes | None]:
 
 
 def _blank(asr: Any) -> int:
-    """What the YAML says of blank, in one of the places where it may."""
+    """The class of blank, from the YAML (which has several places for it) or the tokenizer."""
     function = asr.hparams.decoding_function
     said: dict[str, Any] = dict(function.keywords) if isinstance(function, functools.partial) else {}
     said |= dict(getattr(asr.hparams, "test_beam_search", {}))
@@ -178,7 +178,7 @@ def _blank(asr: Any) -> int:
 
 
 def _hash(asr: Any, hparams: bytes) -> str:
-    """sha256 of the YAML and of all weights, wherever they were read from."""
+    """sha256 of the YAML and all weights, from whichever files they were read."""
     digest = hashlib.sha256(hparams)
     for name, tensor in sorted(asr.mods.state_dict().items()):
         digest.update(name.encode())

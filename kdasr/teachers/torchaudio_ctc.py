@@ -3,7 +3,7 @@
     teacher: !new:kdasr.teachers.torchaudio_ctc.TorchaudioCTC
         bundle: WAV2VEC2_ASR_BASE_960H
 
-hears samples and gives letters every 20 ms. torchaudio comes with kdasr; weights do not.
+takes samples and gives posteriors of letters every 20 ms. torchaudio comes with kdasr; weights do not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class TorchaudioCTC:
     Attributes:
         bundle: name of a bundle with letters in `torchaudio.pipelines`, e.g. WAV2VEC2_ASR_BASE_960H or
             HUBERT_ASR_LARGE.
-        weights: a state dict, .pt or .safetensors; None for the bundle's in torch.hub's cache.
+        weights: a state dict, .pt or .safetensors; None for the bundle's in torch.hub's cache, or for the
+            .safetensors file named like `architecture`.
         architecture: instead of a bundle, a JSON file: `{"model": "wav2vec2_model" or "wavlm_model",
             "parameters": {…}, "labels": […], "normalize_waveform": false}`; blank is the first label.
     """
@@ -54,7 +55,7 @@ class TorchaudioCTC:
         """The teacher on `device`.
 
         Raises:
-            ConfigError: neither bundle nor architecture, both, or no such bundle.
+            ConfigError: not exactly one of bundle and architecture is given, or there is no such bundle.
             ModelError: the weights are not on this machine or do not fit.
         """
         if (self.bundle is None) == (self.architecture is None):
@@ -69,7 +70,7 @@ class TorchaudioCTC:
         else:
             architecture = Path(str(self.architecture))
             network, labels, normalise, path, built_by = _from_architecture(architecture, self.weights)
-        # Group norm over time, and WavLM's attention, hear the padding.
+        # Padding affects group norm over time and WavLM's attention.
         pads = not any(isinstance(part, nn.GroupNorm) for part in network.feature_extractor.modules())
         pads = pads and not any(type(part).__name__ == "WavLMSelfAttention" for part in network.modules())
         return pretrained_teacher(
@@ -90,7 +91,7 @@ class _Model(Pretrained):
 
     def posteriors(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
         if self.normalise:
-            # Each alone: the library's own wrapper would normalise over the whole batch.
+            # One by one: the library's own wrapper would normalise over the whole batch.
             inputs = inputs.clone()
             for item in rows(inputs, lengths_b):
                 item.copy_(normalise_samples(item, 1e-5))
@@ -102,7 +103,7 @@ class _Model(Pretrained):
         return logits_btv.float().log_softmax(-1), frames_b
 
 
-# Network, labels, whether samples are normalised, weights, and what else than those decides the posteriors.
+# Network, labels, whether samples are normalised, file of weights, and what else the posteriors depend on.
 _Parts = tuple[Any, Sequence[str], bool, Path, tuple[str, ...]]
 
 
@@ -119,18 +120,18 @@ def _from_bundle(name: str, weights: str | Path | None) -> _Parts:
         raise not_there(
             f"the file with the weights of {name}",
             path,
-            # Not `import torchaudio`, which fails beside some builds of torch: kdasr.compat says which.
+            # Not `import torchaudio`, which fails with some builds of torch (see kdasr.compat).
             "Where there is a network, "
             f"`python -c 'import kdasr.compat as c; c.import_torchaudio().pipelines.{name}.get_model()'` "
             f"fetches {cached.name} into torch.hub's cache; or name a copy of it as `weights`.",
         )
-    # torch.hub takes the file that is there and fetches nothing.
+    # torch.hub uses the existing file and fetches nothing.
     where = {"model_dir": str(path.parent), "file_name": path.name, "map_location": "cpu"}
     try:
         network = bundle.get_model(dl_kwargs={**where, "weights_only": True})
-    except Exception as error:  # whatever a reader of pickles raises on strangers' bytes
+    except Exception as error:  # unpickling invalid files may raise anything
         raise ModelError("the weights cannot be read", where=path, got=repr(error)) from error
-    # Models that want normalised samples come wrapped.
+    # Models that need normalised samples come in a wrapper.
     normalise = bool(getattr(network, "normalize_waveform", False))
     return network.model if normalise else network, bundle.get_labels(), normalise, path, ()
 
@@ -167,7 +168,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever two formats' readers raise on strangers' bytes
+    except Exception as error:  # reading invalid files of either format may raise anything
         raise ModelError("the weights cannot be read", where=path, got=repr(error)) from error
     return state
 

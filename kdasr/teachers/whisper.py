@@ -3,13 +3,12 @@
     teacher: !new:kdasr.teachers.whisper.Whisper
         path: openai/whisper-small.en
 
-An encoder-decoder says what was spoken and not when. Its transcript is normalised, spelled in kdasr's
-characters, and stored as the shortest CTC path that spells it, with the model's mean log-probability of
-a token as that of every unit. A student learns from it by CTC (`kdasr.losses.best_path_ctc`); losses on
-frames refuse it. Tokens that cannot be normalised, digits among them, are suppressed, so that numbers come
-as words. Whisper sometimes says the same words again and again, and is sure of them: a transcript that has
-not ended where nobody would have spoken on is none. The speech is taken to be English where nothing else is
-said. Needs `kdasr[hf]`.
+An encoder-decoder gives the words but not their times. Its transcript is normalised, spelled in kdasr's
+characters, and stored as the shortest CTC path that spells it; every unit gets the mean log-probability of
+the model's tokens. Students learn from it with CTC (`kdasr.losses.best_path_ctc`); frame-level losses reject
+it. Tokens that cannot be normalised, such as digits, are suppressed, so that numbers are written as words.
+Whisper sometimes repeats the same words confidently: a transcript with more tokens than can be spoken in the
+time is discarded. The language is English by default. Needs `kdasr[hf]`.
 """
 
 from __future__ import annotations
@@ -38,21 +37,21 @@ from kdasr.teachers.hugging_face import (
 from kdasr.text import CharUnits, letters_in, normalise
 
 _MAX_SECONDS = 30.0
-# More tokens than anybody speaks: of English, some four a second.
+# More tokens than anybody speaks: English has about four a second.
 _TOKENS_PER_SECOND, _FIRST_TOKENS = 16, 16
 _PROMPT_TOKENS = 4
 
 
 @dataclass(frozen=True)
 class Whisper:
-    """A Whisper model: a folder as `save_pretrained` writes it, or a repository of the hub's cache.
+    """A Whisper model: a folder written by `save_pretrained`, or a repository in the hub's cache.
 
     Attributes:
         path: the folder, or the name of a repository that is in the cache on this machine.
-        revision: of the repository; None for the one that the cache calls main.
-        language: what is spoken, as Whisper abbreviates it.
-        letters: that the language has beyond a-z: `äöüß`, or `""` where it has none. None is for English
-            alone: without its letters another language would be written in English ones.
+        revision: of the repository; None for the cached revision of `main`.
+        language: Whisper's code of the spoken language.
+        letters: of the language beyond a-z, such as `äöüß`, or `""` if it has none. None is allowed for
+            English only: without its letters, another language would be written in a-z.
     """
 
     path: str | Path
@@ -65,8 +64,8 @@ class Whisper:
 
         Raises:
             MissingDependencyError: transformers is not installed.
-            ModelError: the model is not on this machine, is no Whisper, or does not know the language.
-            UnitsError: `letters` are something else, or not given.
+            ModelError: the model is not on this machine, is not Whisper, or does not know the language.
+            UnitsError: `letters` contains something else, or is missing.
         """
         if self.letters is None and self.language != "en":
             raise UnitsError(
@@ -86,7 +85,7 @@ class Whisper:
             processor = transformers.WhisperProcessor.from_pretrained(folder, local_files_only=True)
         except ModelError:
             raise
-        except Exception as error:  # the library raises all kinds for what is missing or of another kind
+        except Exception as error:  # the library raises many types of error for missing or unsuitable files
             raise ModelError(
                 "not a Whisper model that transformers can load",
                 where=folder,
@@ -137,18 +136,16 @@ class _Model(torch.nn.Module):
         )
 
     def offline(self, inputs: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) samples and (B,) lengths to (B, L, V) log-probs of spelled transcripts, and (B,) L: 0 where
-        there are no words.
-
-        """
+        """(B, N) samples and (B,) lengths to (B, L, V) log-probs of spelled transcripts and (B,) L, which is
+        0 if there are no words."""
         found = self.transcribe(rows(inputs, lengths_b))
         paths = [spell(self.units.encode(text), score, self.vocab_size) for text, score in found]
         padded = torch.nn.utils.rnn.pad_sequence(paths, batch_first=True).to(inputs.device)
         return padded, torch.tensor([len(path) for path in paths])
 
     def transcribe(self, samples: Sequence[Tensor]) -> list[tuple[str, float]]:
-        """The normalised transcript of each, and its mean log-probability of a token; no text where it does
-        not come to an end or holds a letter that the language lacks."""
+        """Normalised transcripts with their mean log-probability per token; one that does not end by itself,
+        or has a letter that the language lacks, is empty."""
         device = next(self.network.parameters()).device
         heard = self.processor.feature_extractor(
             [item.cpu().numpy() for item in samples],
@@ -177,13 +174,13 @@ class _Model(torch.nn.Module):
 
 
 class _Listener:
-    """Adds up the log-probabilities of the tokens that are chosen, greedily, and ends transcripts that do not
-    end by themselves. A logits processor, after all others: to keep the scores of all tokens would take
-    gigabytes.
+    """Sums the log-probabilities of the greedily chosen tokens and ends transcripts that do not end by
+    themselves. This is a logits processor, which runs after all others, because keeping the scores of all
+    tokens would take gigabytes.
 
     Args:
-        limits_b: (B,) tokens that each transcript may have before its end.
-        end: the token that ends one.
+        limits_b: (B,) most tokens of each transcript before its end.
+        end: the token that ends a transcript.
 
     Attributes:
         endless_b: (B,) whether a transcript was ended here.
@@ -210,12 +207,12 @@ class _Listener:
         return torch.where(too_many_b[:, None], ended, scores_bv)
 
     def means(self) -> Tensor:
-        """(B,) log-probability of a token on the mean, that of the end included."""
+        """(B,) mean log-probability per token, including the end token."""
         return self._sums_b / self._counts_b.clamp_min(1)
 
 
 def _asked(how: Any, language: str, where: Path) -> dict[str, str]:
-    """What a multilingual Whisper is asked for; others hear English."""
+    """The options of generation for a multilingual Whisper; none for an English one."""
     multilingual = bool(getattr(how, "is_multilingual", False))
     codes = how.lang_to_id if multilingual else ["en"]
     known = sorted(code.strip("<|>") for code in codes)
@@ -230,8 +227,8 @@ def _asked(how: Any, language: str, where: Path) -> dict[str, str]:
 
 
 def _unspoken(tokenizer: Any, letters: str) -> list[int]:
-    """Tokens whose text has no certain spoken form, such as digits. One that holds some bytes of a letter has
-    no text by itself, and is kept."""
+    """Tokens whose text has no definite spoken form, such as digits. Tokens with only some bytes of one of
+    `letters` have no valid text of their own and are not included."""
     spelled = [mark + case for letter in letters for mark in ("", " ") for case in (letter, letter.upper())]
     of_letters = {unit for text in spelled for unit in tokenizer(text, add_special_tokens=False).input_ids}
     vocabulary = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
@@ -242,7 +239,7 @@ def _unspoken(tokenizer: Any, letters: str) -> list[int]:
 
 
 def _normal(text: str, letters: str) -> str | None:
-    """The text as `normalise` has it; None where it cannot."""
+    """The normalised text; None if it cannot be normalised."""
     try:
         return normalise(text, letters)
     except UnitsError:
