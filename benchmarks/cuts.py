@@ -1,10 +1,10 @@
-"""How many words are cut in two where long audio becomes segments: at quiet places, and at equal lengths.
+"""How many words are cut in two when long audio is segmented: at quiet places, and at equal lengths.
 
     python -m benchmarks.cuts --corpus FSDD
 
 The recordings of each speaker of the Free Spoken Digit Dataset, which begin and end with their word, are
-joined to long files, with pauses of some length between them and noise over all. A cut is in a word if it is
-25 ms or more inside its recording.
+joined to long files, with pauses between them and noise added throughout. A cut counts as inside a word if
+it is more than 25 ms from both ends of its recording.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _count(
     options: argparse.Namespace,
     rng: np.random.Generator,
 ) -> tuple[int, int, int]:
-    """Cuts of one speaker's audio, those in a word, and those in a word had they been at equal lengths."""
+    """Cuts in one speaker's audio: their number, those inside a word, and those inside if equally spaced."""
     samples_n, words, rate_hz = _joined(files, pauses_s, 60 * options.minutes, rng)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.wav"
@@ -76,7 +76,7 @@ def _count(
 def _joined(
     files: Sequence[Path], pauses_s: tuple[float, float], seconds: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], list[tuple[int, int]], int]:
-    """(N,) samples, where words begin and end in them, and their rate."""
+    """(N,) samples, the first sample and the end of each word, and the sample rate."""
     parts: list[NDArray[np.float32]] = []
     words: list[tuple[int, int]] = []
     end, rate_hz = 0, int(soundfile.info(files[0]).samplerate)

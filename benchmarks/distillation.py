@@ -1,25 +1,25 @@
-"""The ways to distil, compared: the same student, steps and seeds, the same teacher and labels.
+"""Compare the ways to distil, with the same student, steps, seeds and teacher.
 
     python -m benchmarks.distillation --recipe recipes/mini --work-dir runs/mini --seeds 1 2 3
 
-The work folder is that of a finished `kdasr run` of the recipe: its shards and teacher are used as they are,
-and its labels by the arms that name them. All others learn from what the teacher heard, without a lexicon.
+The work folder is that of a finished `kdasr run` of the recipe. Its shards and teacher are used, and its
+labels by the arms that name them; all other arms use labels of the same teacher without a lexicon.
 Arms are listed in benchmarks/distillation.yaml; `--arms a,b` runs some of them (and
-labels_only, where a delay is to be measured with it). What is there already is not done again, so this
-can be stopped and continued, and once labels_only is there, arms can run beside one another.
+labels_only, if they need it to measure a delay). Finished arms are not run again, so this can be
+stopped and continued, and once labels_only is finished, arms can run in parallel.
 
     WORK_DIR/distillation/ARM-SEED/          the student
     WORK_DIR/distillation/ARM-SEED.json      its row; delete it to run the arm again
     WORK_DIR/distillation/ARM-SEED.jsonl     its training log
-    WORK_DIR/distillation/labels_as_heard/   the teacher's posteriors as they are
-    WORK_DIR/distillation/transcribed/       the shards again, with the transcripts of the unlabelled audio
+    WORK_DIR/distillation/labels_as_heard/   the teacher's unchanged posteriors
+    WORK_DIR/distillation/transcribed/       the shards again, with transcripts of the unlabelled audio
     WORK_DIR/distillation.json               all rows
 
-It prints a table in Markdown: WER on the test shards, how late spikes are against a forced alignment of
-the transcript by the teacher, and against the teacher's own spikes. Beside the arm `all_transcribed`, which
-learns from the true transcripts of the unlabelled audio too and for which a corpus of recordings needs
-`--corpus`, each arm also has its WER recovery rate: its gain over labels_only as a share of that arm's
-(Kahn et al., arXiv 1909.09116).
+It prints a table in Markdown: WER on the test shards, and the delay of spikes relative to the teacher's
+forced alignment of the transcript and relative to the teacher's own spikes. The arm `all_transcribed` also
+learns from the true transcripts of the unlabelled audio (a recorded corpus needs `--corpus` for that). If it
+is included, each arm has a WER recovery rate: its gain over labels_only as a share of that of
+`all_transcribed` (Kahn et al., arXiv 1909.09116).
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ from kdasr.training_log import LOG_FILE
 ARMS_FILE = Path(__file__).with_suffix(".yaml")
 REFERENCE = "labels_only"
 TOPLINE = "all_transcribed"
-# Those that can give unlabelled audio its transcripts, and whether they need a folder.
+# Corpora with transcripts of the unlabelled audio, and whether they need a folder.
 CORPORA = {"synth": False, "fsdd": True}
-# Hard pseudo-labels of the teacher as heard, the strongest simple rivals; an arm is compared with the best.
+# Hard pseudo-labels without a lexicon, the strongest simple rivals; arms are compared with the best of them.
 RIVALS = ("pseudo_labels", "pseudo_labels_two_views")
 FOLDER = "distillation"
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Train, measure, print; returns the rows of the arms and seeds asked for."""
+    """Train, measure, print; returns the rows of the requested arms and seeds."""
     parser = argparse.ArgumentParser(description="compare the ways to distil")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/mini"))
     parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run of the recipe")
@@ -106,14 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def _with_reference(chosen: Sequence[str], arms: Mapping[str, Any]) -> list[str]:
-    """The arms to run, in order: first the one that delays are measured with, where any is."""
+    """The arms to run, in order: first the one with which delays are measured, if that is needed."""
     needed = any("auto" in json.dumps(arms[name], default=str) for name in chosen)
     first = [REFERENCE] if needed or REFERENCE in chosen else []
     return first + [name for name in chosen if name != REFERENCE]
 
 
 def _labels_as_heard(recipe: Path, work_dir: Path) -> dict[str, Any]:
-    """The setting that names labels made without a lexicon; none where those of the recipe are."""
+    """The setting for labels made without a lexicon; empty if the recipe's labels are."""
     settings = load_recipe(recipe / "label.yaml", {"work_dir": str(work_dir)}).arguments.get("settings")
     if settings is None or settings.words is None:
         return {}
@@ -124,7 +124,7 @@ def _labels_as_heard(recipe: Path, work_dir: Path) -> dict[str, Any]:
 
 
 def _no_transcripts(work_dir: Path, corpus: Path | None) -> str | None:
-    """Why the unlabelled audio cannot be given its transcripts, or None."""
+    """Why transcripts of the unlabelled audio are not available, or None if they are."""
     record = work_dir / "shards" / "unlabelled" / PREPARED
     if not record.is_file():
         return f"there is no {record}"
@@ -135,10 +135,10 @@ def _no_transcripts(work_dir: Path, corpus: Path | None) -> str | None:
 
 
 def _transcribed(work_dir: Path, corpus: Path | None) -> Path:
-    """The folder of the unlabelled audio with its transcripts, prepared as the shards were.
+    """The folder of the unlabelled audio with its transcripts, prepared in the same way as the shards.
 
     Raises:
-        ConfigError: it cannot be, or is other audio than the shards.
+        ConfigError: transcripts are not available, or the audio is not that of the shards.
     """
     own = work_dir / "shards" / "unlabelled" / PREPARED
     if reason := _no_transcripts(work_dir, corpus):
@@ -148,7 +148,7 @@ def _transcribed(work_dir: Path, corpus: Path | None) -> Path:
     settings = {**source["settings"], "unlabelled_transcripts": True}
     prepare(source["corpus"], corpus=corpus, out=out, seed=source["seed"], **settings)
     after = json.loads((out / "unlabelled" / PREPARED).read_text())
-    for record in (before, after):  # the shards may have had them, too
+    for record in (before, after):  # the shards may have been made with transcripts, too
         record["source"]["settings"].pop("unlabelled_transcripts", None)
     if any(after[key] != before[key] for key in ("source", "count", "seconds")):
         raise ConfigError(
@@ -161,7 +161,7 @@ def _transcribed(work_dir: Path, corpus: Path | None) -> Path:
 
 
 def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The result of one arm and seed; from its file, if that is of these settings."""
+    """The result of one arm and seed; read from its file if that was made with these settings."""
     work_dir: Path = options.work_dir
     student = f"{FOLDER}/{name}-{seed}"
     settings: dict[str, Any] = {
@@ -175,7 +175,7 @@ def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: i
     if options.steps is not None:
         settings["optimisation.steps"] = options.steps
     recipe = options.recipe / "student.yaml"
-    # The same text wherever the work folder lies.
+    # The text must not depend on the path of the work folder.
     resolved = load_recipe(recipe, settings).text.replace(str(work_dir), "WORK_DIR")
     teacher = read_card(work_dir / "teacher")["weights_sha256"]
     measured = [teacher, resolved, str(options.delay_utterances)]
@@ -201,7 +201,7 @@ def _row(options: argparse.Namespace, name: str, arm: Mapping[str, Any], seed: i
 
 
 def _keep_log(checkpoints: Path, log: Path) -> None:
-    """Of what training leaves behind, its log: sixty arms' checkpoints would fill gigabytes."""
+    """Keep only the log of a training: the checkpoints of sixty runs would take gigabytes."""
     shutil.copyfile(checkpoints / LOG_FILE, log)
     shutil.rmtree(checkpoints)
 
@@ -254,11 +254,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _recovery(means: Mapping[str, float], name: str) -> str:
-    """The gain over transcripts alone as a share of what transcripts of all audio gain."""
+    """The gain over transcripts alone as a share of the gain from transcripts of all audio."""
     if name in (REFERENCE, TOPLINE) or not {REFERENCE, TOPLINE} <= means.keys():
         return "–"
     gained, possible = means[REFERENCE] - means[name], means[REFERENCE] - means[TOPLINE]
-    # A share of next to nothing says nothing.
+    # A share of a tiny gain would be meaningless.
     return f"{100 * gained / possible:.0f} %" if possible > 0.05 * means[REFERENCE] else "–"
 
 
@@ -268,7 +268,7 @@ def _ms(values: Sequence[float | None]) -> str:
 
 
 def _near(group: Sequence[Mapping[str, Any]]) -> str:
-    """Share of the matched spikes that are within one frame of 40 ms of the teacher's."""
+    """Share of matched spikes that are at most 40 ms (a frame) from the teacher's."""
     pairs = [
         pair
         for row in group

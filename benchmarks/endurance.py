@@ -1,10 +1,10 @@
-"""Hours of audio without a break through one stream: does anything drift or grow?
+"""Hours of audio without a break in one stream: do outputs drift, or does memory grow?
 
     python -m benchmarks.endurance --model PATH [--hours 8]
 
-PATH is a student's folder, an export folder or a file in it. About a minute of made-up sound, a
-whole number of chunks, comes again and again. Once the context is warm every turn has to give the
-same log-probabilities, and memory has to stay where it is.
+PATH is a student's folder, an export folder or a file in it. About a minute of synthetic sound, a
+whole number of chunks, is streamed over and over. Once the context has filled up, every repetition
+must give the same log-probabilities, and memory must not grow.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _WARM_TURNS = 2
 
 @dataclass(frozen=True)
 class Endurance:
-    """What many hours did.
+    """The result of `endure`.
 
     Attributes:
         hours: of audio.
-        turns: how often the minute was heard.
-        words: found in all segments.
-        drift: largest difference of any log-probability of any turn from the first warm one.
-        rise_mib: memory in the last tenth of the turns above that in the second tenth, medians.
-        rtf: seconds of processor time for each second of audio, features and decoding included.
+        turns: how often the minute was streamed.
+        words: recognised in all segments.
+        drift: largest difference of any log-probability from the first repetition after warm-up.
+        rise_mib: median memory in the last tenth of the turns minus that in the second tenth.
+        rtf: seconds of processor time for each second of audio, including features and decoding.
     """
 
     hours: float
@@ -56,7 +56,7 @@ class Endurance:
 
 
 class _Listener:
-    """A model that keeps the log-probs of the chunks since `take`."""
+    """Wraps a model to collect the log-probs of the chunks since the last `take`."""
 
     def __init__(self, model: ChunkModel) -> None:
         self._model = model
@@ -76,7 +76,7 @@ class _Listener:
 
 
 def endure(model: Path, hours: float) -> Endurance:
-    """Streams `hours` of audio through the model at `model`."""
+    """Stream `hours` of audio through the model at `model`."""
     recogniser = open_recogniser(model)
     listener = _Listener(recogniser.streaming_model())
     chunk_samples = listener.shift * HOP_SAMPLES
@@ -106,8 +106,8 @@ def endure(model: Path, hours: float) -> Endurance:
 
 
 def _held_kib() -> int:
-    """What the process holds. Not its peak: an earlier one would hide a leak."""
-    # What was freed may still lie in the heap, and a leak would grow into it unseen.
+    """Current memory of the process. Not its peak, since an earlier peak would hide a leak."""
+    # Return freed memory to the system first: a leak could grow into it unnoticed.
     with contextlib.suppress(AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
     return memory_kib("VmRSS")

@@ -1,15 +1,15 @@
-"""Whether models say the first unit of an utterance before it is heard, and what that costs.
+"""Whether models emit the first unit of an utterance before hearing it, and what that costs.
 
     python -m benchmarks.first_words --models runs/fsdd/teacher runs/fsdd/student_distilled \\
         --test runs/fsdd/shards/test
 
-For each model: in how many utterances the first unit is said in output frame 0 or 1, the median frame of
-the first unit, how many first words are wrong, and the errors in 100 of the others (words that were
-heard and not said count there). A model that says first units where it hears them has first words that are
-about as good as the others; docs/distillation.md, "The first unit", has figures.
+For each model: in how many utterances the first unit is emitted in output frame 0 or 1, the median frame of
+the first unit, how many first words are wrong, and the errors per 100 other words (including insertions). If
+a model emits first units when it hears them, its first words are about as good as the others;
+docs/distillation.md, "The first unit", has figures.
 
-Of several models, then, how much later than the first of them the others say the first, the fifth and the
-last unit: medians over the utterances of five units or more that all of them hear right.
+With several models, also how much later than the first model the others emit the first, fifth and last
+unit: medians over the utterances of five units or more that all models recognise correctly.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from kdasr.features import FRAME_SHIFT_MS
 from kdasr.shards import list_shards
 
 _AT_ONCE = 2
-# Units whose lateness is told, by their place in the utterance.
+# Units whose delay is reported, by their index in the utterance.
 _PLACES = {"first": 0, "fifth": 4, "last": -1}
 
 
 class Row(NamedTuple):
-    """What one model made of the first words.
+    """One model's results.
 
     Attributes:
         model: its folder.
-        utterances: how many have words.
-        at_once: of these, how many have their first unit in the first frames.
-        median_frame: of the first unit, in output frames; None where no unit was heard.
-        first_wrong: how many first words are wrong.
-        other_errors, other_words: of all words but the first.
-        wer: of all, in %.
+        utterances: number with words.
+        at_once: how many of these have their first unit in output frame 0 or 1.
+        median_frame: of the first unit, in output frames; None if no unit was recognised.
+        first_wrong: number of wrong first words.
+        other_errors, other_words: numbers for all words but the first.
+        wer: of all words, in %.
     """
 
     model: str
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
 
 
 def _spoken_ms(heard: Sequence[Heard], frame_ms: float) -> list[list[float]]:
-    """When each unit of each utterance is said; none of one that is not heard right."""
+    """Time of each unit of each utterance; empty if it is not recognised correctly."""
     return [
         [token.frame * frame_ms for token in one.tokens or []] if one.hypothesis == one.reference else []
         for one in heard
@@ -111,7 +111,7 @@ def _print_lateness(models: Sequence[str], spoken_ms: Sequence[Sequence[list[flo
 def _row(model: str, heard: Sequence[Heard], wer: float) -> Row:
     heard = [one for one in heard if one.reference.split()]
     aligned = jiwer.process_words([one.reference for one in heard], [one.hypothesis for one in heard])
-    # Words that are heard before the first one make it wrong, too.
+    # Words inserted before the first one also make it wrong.
     first = [
         any(part.type != "equal" and part.ref_start_idx == 0 for part in parts)
         for parts in aligned.alignments

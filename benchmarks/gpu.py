@@ -1,16 +1,16 @@
-"""What a training step and a forward pass make of an accelerator, for fp32, bf16 and compiled layers.
+"""How well training steps and forward passes use an accelerator, in fp32, bf16 and with compiled layers.
 
-fp32 is what training makes of it: products in TensorFloat-32, which SpeechBrain allows.
+fp32 is as in training: matrix products in TensorFloat-32, which SpeechBrain enables.
 
     python -m benchmarks.gpu --device cuda --scale full      prints the table, writes runs/gpu/steps.json
     python -m benchmarks.gpu --device cpu --scale tiny       the same in seconds, to see that it runs
-    python -m benchmarks.gpu --kernels 20                    and the 20 kernels that take most of each step
+    python -m benchmarks.gpu --kernels 20                    also the 20 kernels that take most of each step
 
-Batches are full: utterances of one length, random features. MFU is the share of what the device can do
-that the matrix products, convolutions and attention use (torch's FlopCounterMode counts those of the
-forward pass; a step is three of it): of the card's data sheet where the card is known, and of a large
-matrix product measured in the same run. The rest is what normalisation, activations, the loss and idle
-time cost.
+Batches are full: utterances of one length, random features. MFU is the share of the device's peak speed
+at which matrix products, convolutions and attention run (torch's FlopCounterMode counts their operations in
+a forward pass; a step has three times as many). The peak is that of the data sheet, if the card is known,
+and that of a large matrix product measured in the same run. The rest is lost to normalisation, activations,
+the loss and idle time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from kdasr.interfaces import Batch
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.conformer import ConformerTeacher
 
-# Dense TFLOP/s of the data sheets: (bf16, TensorFloat-32), without sparsity.
+# Peak TFLOP/s in the data sheets, without sparsity: (bf16, TensorFloat-32).
 DATA_SHEETS = {
     "H200": (989.0, 494.5),
     "H100": (989.0, 494.5),
@@ -54,7 +54,7 @@ DATA_SHEETS = {
 
 
 class Scale(NamedTuple):
-    """How large everything is."""
+    """Sizes of models, batches and measurements."""
 
     models: dict[str, Any]
     utterances: int
@@ -64,7 +64,7 @@ class Scale(NamedTuple):
 
 
 def scales() -> dict[str, Scale]:
-    """The sizes by name; 5,000 classes as of a SentencePiece model for the large one."""
+    """The scales by name; the full one has 5,000 classes, as with SentencePiece units."""
     teacher: dict[str, Any] = {"width": 512, "num_layers": 17, "num_heads": 8, "kernel_frames": 31}
     student: dict[str, Any] = {
         "width": 256,
@@ -74,7 +74,7 @@ def scales() -> dict[str, Scale]:
         "left_context_frames": 64,
     }
     tiny: dict[str, Any] = {"width": 32, "num_layers": 2, "num_heads": 2, "kernel_frames": 5}
-    # 24 layers of 1,024: a teacher as large as large ones are.
+    # A typical large teacher: 24 layers of width 1,024.
     large = {**teacher, "width": 1024, "num_layers": 24, "num_heads": 16}
     full = {
         "teacher": lambda: ConformerTeacher(vocab_size=5_000, **teacher),
@@ -108,13 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         scale = scale._replace(models={name: scale.models[name] for name in options.models})
     rows = []
     for row in measure(scale, options.device, options.settings):
-        # One by one: a later one may fail, or take longer than anybody waits.
+        # Print at once: a later one may fail or take too long.
         print(f"{row['model']}, {row['setting']}, {row['what']}: {row['ms']:.1f} ms", flush=True)
         rows.append(row)
     print_table(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"device": device_name(options.device), "rows": rows}, indent=1) + "\n")
-    # After all that is timed: a profiler that has looked once can slow down what follows.
+    # After all timing, since profiling once can slow down what follows.
     for row in rows if options.kernels else []:
         if row["what"] == "step":
             print(f"\n{row['model']}, {row['setting']}: a step of {row['ms']:.1f} ms", flush=True)
@@ -126,8 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def measure(scale: Scale, device: str, settings: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows: a training step of each model under each setting, and a forward pass under each but compiled."""
-    # As in training, where SpeechBrain allows it: float32 with TensorFloat-32 products.
+    """Rows of a training step of each model in each setting, and of a forward pass in each uncompiled one."""
+    # As in training, where SpeechBrain enables it: float32 with TensorFloat-32 products.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     peaks = {precision: matrix_tflops(device, precision, scale.matrix) for precision in DTYPES}
     print(f"{device_name(device)}; a product of {scale.matrix}² matrices, TFLOP/s: {peaks}", flush=True)
@@ -148,7 +148,7 @@ def measure(scale: Scale, device: str, settings: Sequence[str]) -> Iterator[dict
 
 
 def _rows_that_fit(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> list[dict[str, Any]]:
-    """The times of a setting with the batch of `scale`, halved until the device holds it."""
+    """The rows of a setting with the batch of `scale`, halved until it fits into the device's memory."""
     while True:
         try:
             return _rows(make, scale, device, setting)
@@ -162,7 +162,7 @@ def _rows_that_fit(make: Callable[[], Any], scale: Scale, device: str, setting: 
 def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> list[dict[str, Any]]:
     rows = []
     with _step_and_batch(make, scale, device, setting) as (step, batch):
-        # Layers are compiled for training alone.
+        # Layers are compiled only for training.
         works: list[tuple[str, Callable[[Batch], Any]]] = [("step", step)]
         works += [] if _compiles(setting) else [("forward", step.forward)]
         for what, work in works:
@@ -186,7 +186,7 @@ def _rows(make: Callable[[], Any], scale: Scale, device: str, setting: str) -> l
 def _step_and_batch(
     make: Callable[[], Any], scale: Scale, device: str, setting: str
 ) -> Iterator[tuple[TrainingStep, Batch]]:
-    # What a step before this one held: its hooks refer to it in circles.
+    # Free the memory of the step before this one: its hooks form reference cycles.
     gc.collect()
     torch.manual_seed(1)
     step = TrainingStep(make(), device, _precision(setting), compile=_compiles(setting))
@@ -199,7 +199,7 @@ def _step_and_batch(
 def print_kernels_of_step(
     make: Callable[[], Any], scale: Scale, device: str, setting: str, most: int
 ) -> None:
-    """Where the time of a training step goes; see `print_kernels`."""
+    """Print which kernels a training step spends its time in; see `print_kernels`."""
     with _step_and_batch(make, scale, device, setting) as (step, batch):
         for _ in range(_warm_up(setting)):
             step(batch)
@@ -207,8 +207,8 @@ def print_kernels_of_step(
 
 
 def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
-    """Where the time of `work` goes: its `most` longest kernels (on a CPU, operations), by torch's profiler
-    over two calls."""
+    """Print the `most` longest kernels (on a CPU, operations) of `work`, by torch's profiler over two
+    calls."""
     kind, times = torch.device(device).type, 2
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (kind == "cuda")
     with torch.profiler.profile(activities=kinds) as profiler:
@@ -218,7 +218,7 @@ def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
     spent: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events():
-        # Annotations of torch's own, such as an optimiser's step, lie over the kernels that they hold.
+        # Skip torch's own annotations, such as an optimiser's step: they include the kernels within them.
         if event.device_type.name.lower() == kind and (kind == "cpu" or not event.is_user_annotation):
             us = event.self_cpu_time_total if kind == "cpu" else event.time_range.elapsed_us()
             spent[event.name] += us / 1e3 / times
@@ -232,7 +232,7 @@ def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
 
 
 def _warm_up(setting: str) -> int:
-    # A teacher draws between two masks, each of which is another graph to compile.
+    # A teacher draws one of two masks, each of which needs its own compiled graph.
     return 12 if _compiles(setting) else 3
 
 
@@ -245,13 +245,13 @@ def _precision(setting: str) -> str:
 
 
 def _flops(make: Callable[[], Any], scale: Scale, device: str) -> dict[str, float]:
-    """Operations of a step and of a forward pass for each utterance. Counted without compiling: the
-    graph of a compiled layer hides its products from the counter."""
+    """Floating-point operations per utterance of a step and of a forward pass. Counted without compiling,
+    since the counter cannot see into compiled layers."""
     step = TrainingStep(make(), device, "bf16")
     forward = step.flops(_batch(step, scale._replace(utterances=1), device), step.forward)
     step.close()
-    # The counter takes the gradient of a depthwise convolution for that of a dense one; there are two
-    # products in the backward pass for each in the forward pass.
+    # Only the forward pass is counted, because the counter takes the gradient of a depthwise convolution for
+    # that of a dense one. The backward pass has two products for each in the forward pass.
     return {"step": 3 * forward, "forward": forward}
 
 
@@ -268,24 +268,24 @@ def matrix_tflops(device: str, precision: str, size: int) -> float:
 
 
 def peak_gib(device: str) -> float:
-    """The most memory that tensors took on the accelerator since it was last asked to forget."""
+    """Peak memory of tensors on the accelerator since its statistics were last reset."""
     return torch.accelerator.max_memory_allocated() / 2**30 if device != "cpu" else 0.0
 
 
 def device_name(device: str) -> str:
-    """What the maker calls it."""
+    """The manufacturer's name of the device."""
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
 def _of_data_sheet(device: str, precision: str, tflops: float) -> float:
-    """Per cent; NaN for a device that the table lacks."""
+    """Per cent of the data sheet's speed; NaN for a device that is not in DATA_SHEETS."""
     sheet = data_sheet(device_name(device))
     return float("nan") if sheet is None else 100 * tflops / sheet[0 if precision == "bf16" else 1]
 
 
 def data_sheet(card: str) -> tuple[float, float] | None:
-    """The row of DATA_SHEETS for what torch calls a card, word by word: an L40 is no L4."""
-    # "NVIDIA H100 80GB HBM3", "NVIDIA A100-PCIE-40GB": but for the A100, those for PCIe are slower.
+    """The row of DATA_SHEETS for torch's name of a card; whole words are compared, since an L40 is no L4."""
+    # "NVIDIA H100 80GB HBM3", "NVIDIA A100-PCIE-40GB": except for the A100, PCIe cards are slower.
     words = card.replace("-", " ").split()
     slower = {"NVL", "Laptop", "Ti", "D"} | (set() if "A100" in words else {"PCIe", "PCIE"})
     if slower & set(words):

@@ -1,4 +1,4 @@
-"""What a student's loss loses when the teacher's posteriors are stored in less than full."""
+"""How a student's loss changes if the teacher's posteriors are not stored in full."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _student(bank: Bank, number: int) -> Tensor:
 
 
 class _GradientError:
-    """Collects gradients of the loss by the student's logits: with full and with stored posteriors."""
+    """Compares the loss's gradients with respect to the student's logits for full and stored posteriors."""
 
     def __init__(self, vocab_size: int) -> None:
         self._square_error = self._square = 0.0
@@ -40,7 +40,7 @@ class _GradientError:
 
 
 def losses(stored: list[SoftLabels], bank: Bank) -> tuple[float, tuple[float, float]]:
-    """KL on the partition and gradient errors of the partition cross-entropy."""
+    """KL over kept classes and tail, and gradient errors of the cross-entropy over them."""
     errors, kl = _GradientError(bank.vocab_size), 0.0
     for number, labels in enumerate(stored):
         p_tv, q_tv = bank.teacher[number].double().exp(), _student(bank, number).exp()
@@ -55,7 +55,7 @@ def losses(stored: list[SoftLabels], bank: Bank) -> tuple[float, tuple[float, fl
 
 
 def _scattered(labels: SoftLabels, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which classes are kept (T, V), their probabilities (T, V), and the tail's (T,)."""
+    """Whether classes are kept (T, V), their probabilities (T, V), and those of the tail (T,)."""
     batch = pad_soft_labels([labels])
     ids_tk, log_probs_tk = batch.ids_btk[0], batch.log_probs_btk[0].double()
     target_tv = torch.zeros(len(ids_tk), vocab_size).double().scatter_add_(1, ids_tk, log_probs_tk.exp())
@@ -74,7 +74,7 @@ def _partition_kl(p_tv: Tensor, kept_tv: Tensor, target_tv: Tensor, tail_t: Tens
 
 
 def renormalised(log_probs_tv: Tensor, count: int) -> Tensor:
-    """The likeliest `count` classes, summing to 1 again, as fp16; -inf elsewhere."""
+    """The likeliest `count` classes, normalised to sum to 1 and rounded to fp16; -inf for the others."""
     values, indices = log_probs_tv.topk(count, dim=1)
     rest = torch.full_like(log_probs_tv, -torch.inf)
     return rest.scatter(1, indices, values.log_softmax(-1).half().float())
@@ -83,7 +83,7 @@ def renormalised(log_probs_tv: Tensor, count: int) -> Tensor:
 def dense_losses(
     stored: list[Tensor], bank: Bank, reverse: bool = False
 ) -> tuple[float, tuple[float, float]]:
-    """KL and gradient errors of dense targets; `reverse` for targets with zeros."""
+    """KL and gradient errors of dense targets; `reverse` swaps the KL's arguments, for targets with zeros."""
     errors, kl = _GradientError(bank.vocab_size), 0.0
     for number, item in enumerate(stored):
         p_log, t_log = bank.teacher[number].double(), item.double()

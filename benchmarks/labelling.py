@@ -3,23 +3,23 @@
     python -m benchmarks.labelling --work-dir runs/mini
 
 labels shards of WORK_DIR/shards/unlabelled with WORK_DIR/teacher (decode, log-mel, batches, forward,
-codec, commit) and compares with the forward passes alone on the same batches, features in memory,
-one after the other in turns. Three ratios, since three things are bought:
+codec, commit) and compares this, in alternating rounds, with only the forward passes on the same batches,
+with features in memory. There are three ratios, for three kinds of cost:
 
-    overhead_wall_percent      what somebody who waits notices. Meaningful where two cores are free:
-                               `load_average` says what else was running
-    overhead_teacher_percent   CPU time of the teacher's own thread: what is left when another core
-                               decodes and encodes. Other programs do not disturb it
-    overhead_cpu_percent       CPU time of all threads: what a machine pays that has no idle core.
-                               It is the teacher's speed over that of the rest, so it falls as
-                               teachers grow: `cpu_percent_of_real_time` is the rest alone
+    overhead_wall_percent      elapsed time. Meaningful if two cores are free: `load_average` says how
+                               busy the machine was
+    overhead_teacher_percent   CPU time of the teacher's own thread: the overhead if other cores
+                               decode and encode. Other programs do not disturb it
+    overhead_cpu_percent       CPU time of all threads: the overhead on a machine without idle cores.
+                               It falls as teachers grow, since the rest takes the same time:
+                               `cpu_percent_of_real_time` is the rest alone
 
-and audio shard to log-mel on one core, by CPU time. With `--workers N` so many processes label the same
-shards besides, each with a teacher of its own on the device, as `kdasr label --workers N` does: one decodes,
-encodes and commits while another's pass runs. `overhead_workers_percent` compares all their audio and the
-time until the last one is done with one bare pass. With `--decoders N` so many threads decode the shards
-besides, as ahead of a teacher on a GPU, and then compute log-mel too, as it was before such a teacher did so
-itself; they wait for one another as all threads do that share an interpreter.
+and the speed from audio shard to log-mel on one core, by CPU time. With `--workers N`, N processes also label
+the same shards, each with its own teacher on the device, as in `kdasr label --workers N`: one decodes,
+encodes and commits during the forward pass of another. `overhead_workers_percent` compares their speed (all
+their audio, until the last one is done) with that of the bare passes. With `--decoders N`, N threads also
+decode the shards, as they do for a teacher on a GPU, and then decode and compute log-mel, which such a
+teacher now computes itself; the threads wait for one another, as they share an interpreter.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _print(figures: dict[str, float]) -> None:
 
 
 class _Load(NamedTuple):
-    """How a process gets the teacher: that of the name, or else of the folder."""
+    """Loads the teacher in a process: an untrained one by name, or else that in the folder."""
 
     untrained: str | None
     folder: Path
@@ -114,7 +114,7 @@ class _Load(NamedTuple):
 
 
 def _untrained(name: str, device: str) -> Teacher:
-    """With random weights, and as sure of what it says as a trained one."""
+    """A teacher with random weights, whose posteriors are as peaky as those of a trained one."""
     torch.manual_seed(1)
     model = scales()["full"].models[name]()
     with torch.no_grad():
@@ -152,7 +152,7 @@ def measure(teacher: Teacher, shards: Sequence[Path], rounds: int, settings: Set
 
 
 def decoded_at_once(shards: Sequence[Path], threads: int, rounds: int) -> dict[str, float]:
-    """How many times real time `threads` threads decode, without and with log-mel; the best of the rounds."""
+    """Speed (times real time) of decoding in `threads` threads, without and with log-mel; best round."""
     opened = [open_shard(path) for path in shards]
     entries = [(shard, entry) for shard in opened for entry in shard.entries]
 
@@ -174,13 +174,13 @@ def decoded_at_once(shards: Sequence[Path], threads: int, rounds: int) -> dict[s
 def labelled_at_once(
     load: Callable[[], Teacher], shards: Sequence[Path], settings: Settings, workers: int
 ) -> float:
-    """How many times real time `workers` processes label, each all of the shards, once all are warm.
+    """Speed (times real time) of `workers` processes that each label all shards, after warm-up.
 
     Raises:
         RuntimeError: one of them failed.
     """
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what this process has measured with is theirs
+        torch.cuda.empty_cache()  # release the memory that this process used before
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe() for _ in range(workers)]
@@ -209,7 +209,7 @@ def labelled_at_once(
 def _wait_for(here: Connection, said: str) -> None:
     try:
         assert here.recv() == said
-    except EOFError as error:  # the worker is gone, and has said why on stderr
+    except EOFError as error:  # the worker has ended and printed the reason on stderr
         raise RuntimeError("a worker ended before it was done") from error
 
 
@@ -233,7 +233,7 @@ class _Spent(NamedTuple):
 
 
 def _timed(action: Callable[[], object]) -> _Spent:
-    """Time that `action` takes: the clock's, this thread's and all threads'."""
+    """Time that `action` takes: elapsed, CPU time of this thread, CPU time of all threads."""
     clocks = (time.perf_counter, time.thread_time, time.process_time)
     before = [clock() for clock in clocks]
     action()
@@ -241,7 +241,7 @@ def _timed(action: Callable[[], object]) -> _Spent:
 
 
 def _prepare(teacher: Teacher, shards: Sequence[Path], settings: Settings) -> tuple[float, Prepared]:
-    """CPU time of tar to log-mel, and the very batches that labelling makes, padded."""
+    """CPU time from tar to log-mel, and the padded batches that labelling makes."""
     spent, prepared = 0.0, []
     subsampling = teacher.model.subsampling
     window, overlap = settings.window_frames(subsampling), settings.overlap_frames(subsampling)

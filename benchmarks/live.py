@@ -1,16 +1,16 @@
-"""What a student mishears of a microphone that is on before the speech, after other speech, or farther off.
+"""Errors of students with an open microphone: audio before the speech, other speech, lower levels.
 
     python -m benchmarks.live --models runs/mini/student_mwer runs/mini/student_distilled \\
         --test runs/mini/shards/test
 
-Test sets are of utterances that begin where somebody cut them, at the level of their recording; an app
-hears whatever comes. For each model, the WER of the test set as it is cut; with so many seconds before each
-utterance of noise that is as loud as its quietest 100 ms, or of digital silence; in streams of ten
-utterances, one after the other, with so many seconds of such noise between them, where a pause of a second
-ends a word, as it ends a segment of a stream; and quieter by so many decibels, noise and all. At last how
-many words a minute it hears where nobody speaks: in generated noise of eleven kinds, on the mean and in the
-worst of them. Each in one pass over the whole audio, which is what a session gives chunk by chunk. Noise is
-drawn from one seed.
+Utterances of a test set are cut to the speech and have the level of their recording; an app gets whatever
+the microphone hears. For each model, this measures the WER of the test set as cut; with some seconds of
+noise as loud as the utterance's quietest 100 ms, or of digital silence, before each utterance; in streams of
+ten utterances in a row with some seconds of such noise between them, where a pause of a second ends a word,
+as it ends a segment of a stream; and with speech and noise some decibels quieter. Lastly it counts the words
+per minute recognised in generated noise without speech: the mean over eleven kinds, and the worst kind. Each
+is a single pass over the whole audio, with the same result as chunk by chunk. Noise is drawn with fixed
+seeds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kdasr.noise import NOISE_KINDS, make_noise, noise_before
 from kdasr.shards import list_shards, read_shard
 
 _TOGETHER = 10
-# Of noise alone, of each kind.
+# Clips of each kind of noise.
 _CLIPS, _CLIP_S = 12, 10
 _LEVELS_DBFS = (-55, -35)
 
@@ -42,7 +42,7 @@ Heard = Callable[[Samples], str]
 
 
 def before(utterances: Sequence[Utterance], seconds: float, *, zeros: bool = False) -> list[Utterance]:
-    """Each utterance with noise like its own, or zeros, before it."""
+    """Each utterance with noise at its own noise level, or zeros, before it."""
     rng = np.random.default_rng(1)
     leads = [noise_before(one.samples, seconds, SAMPLE_RATE_HZ, rng) * (not zeros) for one in utterances]
     return [
@@ -52,7 +52,7 @@ def before(utterances: Sequence[Utterance], seconds: float, *, zeros: bool = Fal
 
 
 def joined(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
-    """Streams of some utterances with pauses between them."""
+    """Streams of ten utterances each with pauses before them."""
     apart = before(utterances, seconds)
     groups = [apart[start : start + _TOGETHER] for start in range(0, len(apart), _TOGETHER)]
     return [
@@ -66,18 +66,18 @@ def joined(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
 
 
 def louder(utterances: Sequence[Utterance], decibels: float) -> list[Utterance]:
-    """The same at another level."""
+    """The utterances with their level changed by `decibels`."""
     gain = np.float32(10 ** (decibels / 20))
     return [Utterance(one.key, gain * one.samples, one.text) for one in utterances]
 
 
 def word_error_rate(hear: Heard, utterances: Sequence[Utterance]) -> float:
-    """In %, over all utterances together."""
+    """WER in % over all utterances together."""
     return count_errors([one.text or "" for one in utterances], [hear(one.samples) for one in utterances]).wer
 
 
 def words_in_noise(hear: Heard) -> dict[str, float]:
-    """Words a minute that are heard in each kind of noise, in two minutes of it."""
+    """Words per minute recognised in two minutes of each kind of noise."""
     found = {}
     for kind in NOISE_KINDS:
         words = 0

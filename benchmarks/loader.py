@@ -1,15 +1,15 @@
-"""Does training wait for data? How fast batches are made, against how fast a step takes them.
+"""Does training wait for data? Compares the speed of making batches with that of training steps.
 
     python -m benchmarks.loader --shards runs/mini/shards/labelled [--model runs/mini/teacher] [--device cuda]
 
-prints the speed of audio shard -> log-mel on one core by CPU time (decoding and features apart), that of
-whole batches, also at other --speeds and, of --unlabelled audio, with its soft labels; and for 0, 1 and 2
-workers: seconds for a batch from the loader alone, for a step on a batch in memory, and for both as training
-has them; `loader_to_step` below 1 means that a worker has time to spare, and `waiting_percent` is the share
-of training in which the step had nothing to do.
+prints, by CPU time on one core, the speed from audio shard to log-mel (also for decoding and features
+separately) and that of whole batches, optionally at other --speeds and for --unlabelled audio with its soft
+labels. For 0, 1 and 2 workers it prints the seconds for a batch from the loader alone, for a step on a batch
+in memory, and for both as in training. If `loader_to_step` is below 1, workers have time to spare;
+`waiting_percent` is the share of training time in which the step waits for data.
 
-Labels are drawn at random, as training draws them. Of a large corpus a block of them is decoded for next to
-every utterance; the blocks of a small one stay in memory.
+Labels are read in random order, as in training. With a large corpus, nearly every utterance needs a block of
+labels to be decoded; the blocks of a small one stay in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from kdasr.text import CharUnits
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write to --out where that is given; returns the figures."""
+    """Measure, print, and write to --out if given; returns the figures."""
     parser = argparse.ArgumentParser(description="the input pipeline against the training step")
     parser.add_argument("--shards", type=Path, required=True, help="a folder of labelled audio shards")
     parser.add_argument("--model", type=Path, help="a model folder; else a 4.5 M-parameter teacher")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def features_speed(folder: Path, seconds: float) -> dict[str, float]:
-    """How many times as fast as real time one core reads, decodes and computes features."""
+    """Speed (times real time) at which one core reads, decodes and computes features."""
     decode_s = features_s = audio_s = 0.0
     shards = (open_shard(path) for path in list_shards(folder))
     for shard, entry in ((opened, entry) for opened in shards for entry in opened.entries):
@@ -92,7 +92,7 @@ def features_speed(folder: Path, seconds: float) -> dict[str, float]:
 
 
 def batches_speed(options: argparse.Namespace) -> dict[str, float]:
-    """How many times as fast as real time one core makes batches, of each kind that is asked for."""
+    """Speed (times real time) at which one core makes batches of each requested kind."""
     make = partial(Stream, batch_seconds=options.batch_seconds, seed=1)
     streams = {"batches": make([options.shards])}
     if options.speeds is not None:
@@ -123,8 +123,8 @@ def waiting(options: argparse.Namespace) -> list[dict[str, float]]:
     else:
         units = CharUnits()
         model = ConformerTeacher(vocab_size=units.vocab_size)
-    # No cache: every batch comes from the audio, as in a corpus that is larger than memory.
-    # And as `kdasr train` reads it.
+    # No cache: every batch is made from the audio, as with a corpus larger than memory.
+    # Otherwise as in `kdasr train`.
     student = StudentSide(units, model.subsampling)
     stream = Stream(
         [options.shards],
@@ -171,7 +171,7 @@ def _batches(stream: Stream, options: argparse.Namespace, workers: int) -> Itera
 
 
 def _each(batches: Iterator[Batch], use: Any, options: argparse.Namespace) -> float:
-    """Seconds for a batch, from the third on: workers take their time to start."""
+    """Seconds for a batch, from the third on, since workers take time to start."""
     for _ in range(2):
         use(next(batches))
     synchronise(options.device)

@@ -1,15 +1,15 @@
-"""What distillation losses cost: their share of a student's training step, and the memory of kept + tail.
+"""What distillation losses cost: time relative to a training step, and memory of the kept + tail loss.
 
     python -m benchmarks.losses --seconds 40 --repeats 10
 
-A step is a batch of random features forwards and backwards through the 1.2 M-parameter student of
-recipes/mini with the CTC loss alone, its time the median of many. The cost of a loss is the median of
-computing it and its gradient in what the student gives, on the same batch, in ratio to that step. An online
-teacher's forward pass is a row of its own: it is not the loss's, and stored labels need none. The rows of
-recipes are what their student.yaml names under `unlabelled_losses`; where these learn from two views of the
-audio, so does the step: it is twice as long. All of it with one thread.
-Memory is the peak that PyTorch's allocator reports for one kept + tail loss forwards and backwards,
-for growing vocabularies and growing numbers of kept classes.
+A step is a forward and backward pass of a batch of random features through the 1.2 M-parameter student of
+recipes/mini with only the CTC loss; its time is a median over repeats. The cost of a loss is the median time
+for the loss and its gradient with respect to the student's outputs on the same batch, relative to that
+step. An online teacher's forward pass has a row of its own, since it is not part of the loss, and stored
+labels do not need it. The rows of recipes are the `unlabelled_losses` in their student.yaml; for losses on
+two views of the audio, the step is counted as twice as long. Everything runs in one thread.
+Memory is the peak reported by PyTorch's allocator for the forward and backward pass of one kept + tail
+loss, for growing vocabularies and numbers of kept classes.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ GRID = ((500, 8), (500, 64), (5_000, 8), (5_000, 64), (5_000, 512))
 
 
 def time_losses(seconds: float, repeats: int, vocab: int = 29) -> tuple[float, dict[str, float]]:
-    """Median seconds of a training step with CTC, and of each loss with its gradient; of a loss on two views
-    half of that, since a step with it is twice as long."""
+    """Median seconds of a training step with CTC, and of each loss with its gradient (half of that for a loss
+    on two views, since a step with it takes twice as long)."""
     student = Recorded(ChunkConformer(vocab_size=vocab, width=128, expansion=2, lookahead_frames=0))
     teacher = Recorded(ConformerTeacher(vocab_size=vocab, width=144, num_layers=4)).eval()
     batch = random_batch(seconds, vocab)
@@ -129,7 +129,7 @@ def time_losses(seconds: float, repeats: int, vocab: int = 29) -> tuple[float, d
     for name, make in {**LOSSES, **recipe_losses()}.items():
         loss = make()
         batch.views = WhenAsked[int](lambda _: _leaf(second))
-        loss(given, batch)  # draws the weights of adapters
+        loss(given, batch)  # initialises the weights of adapters
         passes = 1 + len(batch.views)
         run = functools.partial(_loss_and_gradient, loss, given, second, batch)
         found[name] = _median_seconds(run, repeats) / passes
@@ -137,7 +137,7 @@ def time_losses(seconds: float, repeats: int, vocab: int = 29) -> tuple[float, d
 
 
 def recipe_losses() -> dict[str, Callable[[], Loss]]:
-    """The losses of unlabelled audio in `RECIPES`; a delay that is measured counts as 2 frames."""
+    """The losses of unlabelled audio in `RECIPES`, with 2 frames for delays that are to be measured."""
     losses: dict[str, Callable[[], Loss]] = {}
     for recipe in RECIPES:
         path = Path(__file__).parents[1] / recipe / "student.yaml"
@@ -155,7 +155,7 @@ def _loss_and_gradient(loss: Loss, given: ModelOutput, second: ModelOutput, batc
 
 
 def _leaf(given: ModelOutput) -> ModelOutput:
-    """The same numbers, as something that gradients end in."""
+    """The same values as leaf tensors that require gradients."""
     layers = tuple(layer.detach().requires_grad_() for layer in given.layers_btd)
     return ModelOutput(given.log_probs_btv.detach().requires_grad_(), given.lengths_b, layers)
 
@@ -175,15 +175,15 @@ def random_batch(seconds: float, vocab: int = 29) -> Batch:
     size = max(2, int(seconds / UTTERANCE_SECONDS))
     batch = synthetic_batch(size, UTTERANCE_SECONDS, vocab, "cpu")
     labels = random_labels(size, int(UTTERANCE_SECONDS * 25), vocab, KEPT)
-    # Words of some four units.
+    # Words of about four units.
     symbols = [BLANK_SYMBOL, *(f"{'' if unit % 4 else WORD_START}{unit}" for unit in range(1, vocab))]
     return replace(batch, soft_labels=labels, decode=TableUnits(symbols).decode)
 
 
 def random_labels(size: int, frames: int, vocab: int, kept: int) -> SoftLabelBatch:
-    """The `kept` most probable classes of random posteriors, blank among them, and the tail."""
+    """The `kept` most probable classes of random posteriors, including blank, and the tail."""
     logits = torch.randn(size, frames, vocab) * 2
-    # Blank, and another class in every fifth frame.
+    # Blank is likeliest, except in every fifth frame.
     logits[..., 0] += 8.0
     spikes = torch.randint(1, vocab, (size, -(-frames // 5), 1))
     logits[:, ::5].scatter_add_(2, spikes, torch.full(spikes.shape, 12.0))
@@ -193,7 +193,7 @@ def random_labels(size: int, frames: int, vocab: int, kept: int) -> SoftLabelBat
 
 
 def peak_bytes(vocab: int, kept: int, frames: int = 100) -> int:
-    """Peak of what PyTorch allocates for one kept + tail loss and its gradient, inputs not counted."""
+    """Peak memory allocated by PyTorch for one kept + tail loss and its gradient, without the inputs."""
     labels = random_labels(1, frames, vocab, kept)
     log_probs_btv = torch.randn(1, frames, vocab).log_softmax(-1).requires_grad_()
     batch = replace(Batch(["utt"], torch.zeros(1, 1, 80), torch.tensor([1])), soft_labels=labels)
@@ -206,7 +206,7 @@ def peak_bytes(vocab: int, kept: int, frames: int = 100) -> int:
 
 
 def highest(profile: torch.profiler.profile) -> int:
-    """The highest sum of allocations less releases, in the order in which they happened."""
+    """The highest running sum of allocations minus releases, in chronological order."""
     results = profile.profiler.kineto_results if profile.profiler is not None else None
     assert results is not None
     events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())

@@ -1,17 +1,17 @@
-"""What each way to learn gains or costs: a recipe of recipes/methods, trained and tested, for each row.
+"""What each way to learn gains and costs: trains and tests the recipes in recipes/methods, a row for each.
 
     python -m benchmarks.methods --work-dir runs/mini --seeds 1 --steps 600 --only hints,flow
 
-The work folder is that of a finished `kdasr run recipes/mini`; its shards, teacher, labels and students are
-used as they are. What is there already is not done again, so this can be stopped and continued.
+The work folder is that of a finished `kdasr run recipes/mini`, whose shards, teacher, labels and students
+are used. Finished rows are not trained again, so this can be stopped and continued.
 
     WORK_DIR/methods/NAME-SEED/        the student
     WORK_DIR/methods/NAME-SEED.json    its row; delete it to train again
-    WORK_DIR/methods/test_spoilt/      the test shards through the worse channel of cross_channel.yaml
+    WORK_DIR/methods/test_spoilt/      the test shards through the degraded channel of cross_channel.yaml
     WORK_DIR/methods.json              all rows
 
-It prints a table in Markdown: WER on the test shards, against labels_only and against soft_labels, and
-through the worse channel.
+It prints a table in Markdown: WER on the test shards, its change from labels_only and from soft_labels, and
+WER through the degraded channel.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from kdasr.shards import list_shards, read_shard, write_shards
 RECIPES = Path("recipes/methods")
 FOLDER = "methods"
 LABELS_ONLY, SOFT_LABELS = "labels_only", "soft_labels"
-# Whose weights decide a row, besides its recipe.
+# Models that the rows depend on, besides the recipes.
 MODELS = ("teacher", "student_labelled_only", "student_distilled")
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Train, test, print; returns the rows asked for."""
+    """Train, test, print; returns the requested rows."""
     parser = argparse.ArgumentParser(description="compare the recipes of recipes/methods")
     parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run of recipes/mini")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
@@ -70,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def chosen(only: Sequence[str] | None) -> list[str]:
-    """Names of the recipes to train, the two that the others are compared with first.
+    """Names of the recipes to train, beginning with the two to which the others are compared.
 
     Raises:
-        ConfigError: a name that no recipe has.
+        ConfigError: no recipe has one of the names.
     """
     names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
     if only and (unknown := set(only) - set(names)):
@@ -83,7 +83,7 @@ def chosen(only: Sequence[str] | None) -> list[str]:
 
 
 def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
-    """The result of one recipe and seed; from its file, if that is of these settings."""
+    """The result of one recipe and seed; read from its file if that was made with these settings."""
     work_dir, student = options.work_dir, f"{name}-{seed}"
     recipe = RECIPES / f"{name}.yaml"
     settings: dict[str, Any] = {"work_dir": str(work_dir), "name": student, "seed": seed}
@@ -119,7 +119,7 @@ def _row(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 
 
 def spoilt_test(work_dir: Path) -> Path:
-    """The test shards through the worse channel that cross_channel.yaml trains for, always the same."""
+    """The test shards through the degraded channel of cross_channel.yaml, with fixed seeds."""
     folder, clean = work_dir / FOLDER / "test_spoilt", list_shards(work_dir / "shards" / "test")
     recipe = RECIPES / "cross_channel.yaml"
     spoil = load_arguments(recipe, {"work_dir": str(work_dir)}, expected_stage="train")["spoil"]
@@ -136,7 +136,7 @@ def spoilt_test(work_dir: Path) -> Path:
 
 
 def _inputs(recipe: Path, settings: Mapping[str, Any], work_dir: Path) -> str:
-    """A hash of the recipe, wherever the work folder lies, of the models it may use, labels and audio."""
+    """A hash of the recipe (without the work folder's path), the models it may use, labels and audio."""
     resolved = load_recipe(recipe, settings).text.replace(str(work_dir), "WORK_DIR")
     weights = [read_card(work_dir / name)["weights_sha256"] for name in MODELS]
     return hash_of_inputs(resolved, *weights, *manifests(work_dir))

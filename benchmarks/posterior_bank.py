@@ -1,4 +1,4 @@
-"""Dense posteriors of a real teacher (and student) over some minutes of real shards, to measure with."""
+"""Dense posteriors of a teacher (and a student) for some minutes of audio shards, as data for benchmarks."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _BATCH_FRAMES = 12_000
 
 @dataclass
 class Bank:
-    """Utterances with what the models say of them.
+    """Utterances with the models' posteriors.
 
     Attributes:
         keys: of the utterances.
         teacher: (T, V) log-probs of each.
-        teacher_bf16: the same of forward passes in bfloat16.
-        student: the same of a student, or None.
-        audio_s: length of the audio in all.
-        feature_s: time that decoding and log-mel took.
-        teacher_s: time of the teacher's bare forward passes.
+        teacher_bf16: the same from forward passes in bfloat16.
+        student: the same from a student, or None.
+        audio_s: total length of the audio.
+        feature_s: CPU time of decoding and log-mel.
+        teacher_s: CPU time of the teacher's bare forward passes.
     """
 
     keys: list[str]
@@ -53,7 +53,7 @@ class Bank:
 
 
 def fill(teacher_dir: Path, audio: Path, student_dir: Path | None, minutes: float) -> Bank:
-    """The first `minutes` of the shards in `audio` through teacher and student."""
+    """Run teacher and student on the first `minutes` of the shards in `audio`."""
     teacher = load_model(teacher_dir)
     started = time.process_time()
     keys, features, audio_s = _features(audio, minutes * 60)
@@ -90,7 +90,7 @@ def _utterances(audio: Path) -> Iterator[tuple[str, float, Tensor]]:
 def _posteriors(
     model: AcousticModel, features: list[Tensor], *, bf16: bool = False
 ) -> tuple[list[Tensor], float]:
-    """Log-probs (T, V) of each utterance, and the time of the forward passes."""
+    """Log-probs (T, V) of each utterance, and the CPU time of the forward passes."""
     found: list[Tensor] = [torch.empty(0)] * len(features)
     spent_s = 0.0
     whole = [

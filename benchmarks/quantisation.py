@@ -1,11 +1,11 @@
-"""One student quantised in every way that ONNX Runtime has for matrix products, side by side.
+"""Compare all ways of ONNX Runtime to quantise the matrix products of a student.
 
     python -m benchmarks.quantisation --model DIR --dev SHARDS --test SHARDS
 
-prints WER, frames whose class is that of float32, speed, size and memory of float32 and of each way.
-Static quantisation is calibrated on the development shards, with the state that the student then has.
-All run in turns, each in a process of its own on one core; the speed is that of the fastest round,
-with the processor time beside it, which a busy machine does not lengthen.
+prints WER, share of frames with the same class as in float32, speed, size and memory for float32 and each
+way. Static quantisation is calibrated on the dev shards, including the student's states.
+All take turns, each in its own process on one core; the speed is that of the fastest round,
+shown with its CPU time, which does not depend on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from kdasr.interfaces import Utterance
 from kdasr.models import load_model
 from kdasr.shards import list_shards, read_shard
 
-# From (float32 file, file to write, development utterances).
+# Takes (float32 file, file to write, dev utterances).
 Quantiser = Callable[[Path, Path, Sequence[Utterance]], None]
 
 SHIPPED = "dynamic, per channel"
-# Compute in float32, or quantise what comes in to 8 bits too (MatMulNBits, accuracy_level).
+# accuracy_level of MatMulNBits: compute in float32, or quantise activations to 8 bits too.
 _FLOAT, _INT8 = 1, 4
 
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
 
 
 def write_variants(model: Path, folder: Path, calibration: Sequence[Utterance]) -> dict[str, Path]:
-    """The student in float32 and quantised in every way, as files of one export folder."""
+    """Write the student in float32 and quantised in every way to one export folder."""
     loaded = load_model(model)
     exported = export_student(loaded.model, loaded.units, folder)
     if exported.int8_path is None:
@@ -86,8 +86,8 @@ def write_variants(model: Path, folder: Path, calibration: Sequence[Utterance]) 
 def measure(
     files: dict[str, Path], utterances: Sequence[Utterance], folder: Path, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """For each file `wer` and `wer_rise` in percent, `same_class` (the fraction of frames whose most
-    probable class is that of float32), `bytes`, and what `export.bench.time_engines` says."""
+    """For each file `wer` and `wer_rise` in percent, `same_class` (the fraction of frames with the same most
+    probable class as in float32), `bytes`, and the figures of `export.bench.time_engines`."""
     timed = time_engines(files, utterances, folder, rounds)
     heard = {name: _heard(path, utterances) for name, path in files.items()}
     float_wer, float_classes = heard["float32"]
@@ -120,15 +120,15 @@ def table(figures: dict[str, dict[str, Any]]) -> list[str]:
 
 def _dynamic(**settings: Any) -> Quantiser:
     def quantise(source: Path, target: Path, calibration: Sequence[Utterance]) -> None:
-        # As export.quantise, which says why.
+        # As in export.quantise, which gives the reasons.
         quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, reduce_range=True, **settings)
 
     return quantise
 
 
 def _static(method: CalibrationMethod) -> Quantiser:
-    """Activations too get their scales beforehand. Only products with constant weights, as in the
-    dynamic way: attention's products of two activations stay float32."""
+    """Activations have precomputed scales, too. As with dynamic quantisation, only products with constant
+    weights are quantised: attention's products of two activations stay float32."""
 
     def quantise(source: Path, target: Path, calibration: Sequence[Utterance]) -> None:
         prepared = target.with_suffix(".prepared.onnx")
@@ -149,7 +149,7 @@ def _static(method: CalibrationMethod) -> Quantiser:
 
 
 def _weight_only(bits: int, block: int, compute: int) -> Quantiser:
-    """Weights alone, one scale for `block` of them; `compute` is the accuracy level."""
+    """Only weights are quantised, with one scale per `block`; `compute` is the accuracy level."""
 
     def quantise(source: Path, target: Path, calibration: Sequence[Utterance]) -> None:
         quantiser = MatMulNBitsQuantizer(
@@ -175,7 +175,7 @@ VARIANTS: dict[str, Quantiser] = {
 
 
 class _Windows(CalibrationDataReader):
-    """The inputs that the float32 model sees over utterances, states included."""
+    """All inputs of the float32 model while streaming utterances, including states."""
 
     def __init__(self, model: Path, utterances: Sequence[Utterance]) -> None:
         self._inputs = self._all_inputs(OnnxChunkModel(model), utterances)

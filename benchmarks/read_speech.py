@@ -1,19 +1,18 @@
-"""A corpus of LibriSpeech's shape, to rehearse recipes/librispeech on two cores: espeak-ng reads a text.
+"""A corpus in LibriSpeech's format, to rehearse recipes/librispeech on two cores: espeak-ng reads a text.
 
     python -m benchmarks.read_speech --text kjv.txt --corpus corpora/read --hours train-clean-100=1.5 \\
         train-clean-360=5 train-other-500=5 dev-clean=0.1 dev-other=0.1 test-clean=0.3 test-other=0.3
     kdasr run recipes/librispeech/100h --corpus corpora/read
 
-The text is English, a verse or paragraph a line; ten hours take 116,000 words of it. Its sentences are cut
-or joined to 4 to 40 words, shuffled and dealt out, so that none is in two subsets; what has digits or other
-letters than English is left out. Voices are dealt out as well, those that are not human to the unlabelled
-subsets alone. A speaker has a voice, an accent, a pace and a pitch, a chapter a room and a noise; "clean" has
-little of these, "other" much, and dev and test have other noises than training. The same text, hours and seed
-make the same corpus, whatever the number of processes.
+The text is English, with a verse or paragraph per line; ten hours need 116,000 words. Its sentences are
+split or joined to 4 to 40 words, shuffled and distributed, so that none is in two subsets; those with digits
+or non-English letters are left out. Voices are distributed as well; non-human ones only to the unlabelled
+subsets. A speaker has a voice, an accent, a pace and a pitch; a chapter has a room and a noise. "clean" has
+little noise and no echo, "other" much of both, and dev and test have other noises than training. The corpus
+depends only on text, hours and seed, not on the number of processes.
 
-What it cannot show: how many ways people have to say a word. Its error rates are no estimate of
-LibriSpeech's, only of what long utterances of many words, word pieces and the losses of those recipes do
-together.
+It lacks the many ways in which people say a word, so its error rates do not estimate LibriSpeech's. They
+show how long utterances of many words, word pieces and the losses of those recipes work together.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.noise import Samples, add_noise, amplify, make_noise, reverberate, rms
 from kdasr.resampling import resample
 
-# Of the human voices, how many read in a subset; all others read in those that have no number.
+# Number of human voices in a subset; subsets without a number share all other voices.
 NUM_VOICES = {"test-clean": 5, "test-other": 5, "dev-clean": 3, "dev-other": 3, "train-clean-100": 12}
 SUBSETS = (*NUM_VOICES, "train-clean-360", "train-other-500")
 ROOT = "LibriSpeech"
@@ -47,12 +46,12 @@ WORDS_AN_HOUR = 11_600
 _TRAINING_NOISES = ("white", "pink", "hum", "brown", "fan")
 _OTHER_NOISES = ("engine", "wind", "crackle", "violet")
 _SENTENCE_ENDS = re.compile(r"(?<=[.;:?!])\s+")
-# What is spelled as it is spoken.
+# Text that is spelled as it is spoken.
 _READABLE = re.compile(r"[A-Za-z'’,.;:?!()\s-]*[A-Za-z][A-Za-z'’,.;:?!()\s-]*")
 
 
 class Chapter(NamedTuple):
-    """What one speaker reads at one sitting."""
+    """Sentences that one speaker reads in one room."""
 
     subset: str
     speaker: int
@@ -61,7 +60,7 @@ class Chapter(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Where it is read: a kind of noise, how loud, and the time in which an echo falls by 60 dB."""
+    """Recording conditions: kind of noise, SNR, and reverberation time (echo falls by 60 dB)."""
 
     noise: str
     snr_db: float
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def readable(text: str, seed: int) -> list[str]:
-    """Sentences of 4 to 40 words in a random order, each once; what cannot be spelled is left out."""
+    """Distinct sentences of 4 to 40 words in random order; text that is not `_READABLE` is left out."""
     sentences: list[str] = []
     words: list[str] = []
     for part in (part for line in text.splitlines() for part in _SENTENCE_ENDS.split(line.strip())):
@@ -105,7 +104,7 @@ def readable(text: str, seed: int) -> list[str]:
         while len(words) > MAX_WORDS:
             sentences.append(" ".join(words[: MAX_WORDS // 2]))
             words = words[MAX_WORDS // 2 :]
-        # The least length of the next one: all between the bounds alike.
+        # The minimum length of the next sentence varies evenly between the bounds.
         if len(words) >= MIN_WORDS + 7 * len(sentences) % (MAX_WORDS - MIN_WORDS):
             sentences.append(" ".join(words))
             words = []
@@ -114,7 +113,7 @@ def readable(text: str, seed: int) -> list[str]:
 
 
 def _chapters(subset: str, sentences: Iterator[str], num_words: int) -> Iterator[Chapter]:
-    """The chapters of a subset, of sentences that no other has; its speakers take turns."""
+    """The chapters of a subset, from sentences not used by other subsets; speakers take turns."""
     for number in count():
         chapter: list[str] = []
         while num_words > 0 and len(chapter) < CHAPTER_UTTERANCES:
@@ -128,7 +127,7 @@ def _chapters(subset: str, sentences: Iterator[str], num_words: int) -> Iterator
 
 
 def _voices(subset: str, seed: int) -> list[str]:
-    """The voices of a subset; the two that have no number share all that are left."""
+    """The voices of a subset; the two subsets without a number share the remaining ones."""
     human = sorted(set(espeak.VARIANTS) - espeak.TRAINING_ONLY)
     left = [human[index] for index in rng_for(seed, "read", "voices").permutation(len(human))]
     for name, number in NUM_VOICES.items():
@@ -139,7 +138,7 @@ def _voices(subset: str, seed: int) -> list[str]:
 
 
 def _read(corpus: Path, seed: int, chapter: Chapter) -> float:
-    """Write the recordings and transcripts of a chapter; returns its seconds."""
+    """Write the recordings and transcripts of a chapter; returns its length in seconds."""
     subset, voices = chapter.subset, _voices(chapter.subset, seed)
     rng = rng_for(seed, "read", subset, "speaker", chapter.speaker)
     voice = f"{rng.choice(espeak.ACCENTS)}+{voices[chapter.speaker % len(voices)]}"
@@ -169,7 +168,7 @@ def _room(subset: str, rng: np.random.Generator) -> Room:
 
 
 def _heard(speech: Samples, room: Room, rng: np.random.Generator) -> Samples:
-    """The speech in its room and noise, at a level of its own."""
+    """The speech with the room's echo and noise, at a random level."""
     speech_rms = rms(speech)
     if room.reverberation_s:
         speech = reverberate(speech, SAMPLE_RATE_HZ, room.reverberation_s, rng)
@@ -179,7 +178,7 @@ def _heard(speech: Samples, room: Room, rng: np.random.Generator) -> Samples:
 
 
 def _spelled(sentence: str) -> str:
-    """As LibriSpeech writes: upper case, no marks but the apostrophe."""
+    """The sentence in LibriSpeech's style: upper case, no punctuation but the apostrophe."""
     return " ".join(re.sub(r"[^A-Z' ]", " ", sentence.upper().replace("\u2019", "'")).split())
 
 

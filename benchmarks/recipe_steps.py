@@ -1,13 +1,13 @@
-"""The steps of a recipe on an accelerator: its model, losses and augmentation, on batches of many lengths.
+"""Times the training steps of a recipe (model, losses, augmentation) on batches of varying lengths.
 
     python -m benchmarks.recipe_steps recipes/librispeech/100h/student.yaml
     python -m benchmarks.recipe_steps recipes/librispeech/100h/teacher.yaml --set batch_seconds=500
 
-`benchmarks.gpu` times one full batch again and again. In training, hardly two batches in a row have one
-shape, and what a GPU's libraries plan for each shape they plan while it waits. So the same batches are timed
-twice: as new ones, and once all of their shapes are known; then batches of one shape. Features, transcripts
-and soft labels are random and made on the accelerator. Lengths are drawn as LibriSpeech's are spread (most
-near 14 s); batches are cut from them as `kdasr.batches` does, without speeds, pauses and what is before the
+`benchmarks.gpu` times one full batch repeatedly. In training, consecutive batches rarely have the same
+shape, and a GPU waits while its libraries plan for a new shape. So the same batches are timed twice, first
+with new shapes and then with known ones; after that, batches of one shape are timed. Features, transcripts
+and soft labels are random and made on the accelerator. Lengths are distributed as in LibriSpeech (most near
+14 s), and batches are made as in `kdasr.batches`, without changes of speed, pauses and audio before the
 speech.
 """
 
@@ -37,7 +37,7 @@ _KEPT_CLASSES = 8
 
 
 class Shape(NamedTuple):
-    """A batch: of which stream, and the feature frames of its utterances."""
+    """A batch's stream and the feature frames of its utterances."""
 
     stream: str
     frames: tuple[int, ...]
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def draw_shapes(given: Mapping[str, Any], steps: int) -> list[list[Shape]]:
-    """The batches of so many steps of a recipe."""
+    """The shapes of the batches in `steps` steps of a recipe."""
     rng = np.random.default_rng(given.get("seed", 1))
     near_14_s = rng.random(100_000) < 0.72
     seconds = np.where(near_14_s, rng.normal(14.2, 1.6, 100_000), rng.uniform(1.5, 14.0, 100_000))
@@ -88,7 +88,7 @@ def draw_shapes(given: Mapping[str, Any], steps: int) -> list[list[Shape]]:
 def measure(
     given: Mapping[str, Any], shapes: list[list[Shape]], device: str, vocab: int
 ) -> Iterator[dict[str, Any]]:
-    """A row for the steps as new ones, one when all shapes are known, and one for steps of one shape."""
+    """Rows for the steps with new shapes, with known shapes, and with one shape."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(1)
     losses = {stream: weighted(given[f"{stream}_losses"]) for stream in {one.stream for one in shapes[0]}}
@@ -102,7 +102,7 @@ def measure(
         augment=given.get("augment"),
     )
     try:
-        step(*(batch_of(Shape(one.stream, (200, 160)), vocab, device) for one in shapes[0]))  # what all need
+        step(*(batch_of(Shape(one.stream, (200, 160)), vocab, device) for one in shapes[0]))  # warm-up
         one_shape = [[Shape(one.stream, shapes[0][0].frames) for one in shapes[0]]] * len(shapes)
         for name, passed in (("new shapes", shapes), ("known shapes", shapes), ("one shape", one_shape)):
             yield {"pass": name, **_timed(step, passed, vocab, device)}

@@ -1,12 +1,12 @@
-"""What a beam search finds, and what it costs: word error rate and processor time for each width of the beam.
+"""Accuracy and cost of beam search: error rates and processor time for each beam width.
 
     python -m benchmarks.search --model runs/fsdd/student_distilled --test runs/fsdd/shards/test \\
         --lexicon runs/fsdd/shards/labelled
 
-Log-probabilities are computed once; each beam then searches all of them, with and without the lexicon. Time
-is processor time of the search alone, for each second of audio. With --sherpa and the folder of an ONNX
-export stock sherpa-onnx hears the same, greedily and by the decoding graph of the lexicon; its time is that
-of features and model as well.
+Log-probabilities are computed once and then searched with each beam width, with and without the lexicon.
+Time is processor time per second of audio, for the search alone. With --sherpa and the folder of an ONNX
+export, stock sherpa-onnx decodes the same audio, greedily and with the decoding graph of the lexicon; its
+time includes features and model.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _graphs(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _by_sherpa(model: Path, graph: str, audio: Sequence[Samples]) -> list[str]:
-    """The texts that stock sherpa-onnx gives."""
+    """The texts recognised by stock sherpa-onnx."""
     import sherpa_onnx
 
     recogniser = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(

@@ -1,13 +1,13 @@
-"""The word error rate of students that learn from differently stored labels of one teacher.
+"""The word error rates of students that learn from one teacher's labels, stored with different codecs.
 
     python -m benchmarks.soft_label_students --work-dir runs/mini --seeds 1 2 3
 
-WORK_DIR is that of a finished run, whose shards, teacher and labels-only student (which the delay is
-measured with) are used again. For each codec: label the unlabelled shards, then train the student of
+WORK_DIR is that of a finished run, whose shards, teacher and labels-only student (with which the delay is
+measured) are used. For each codec: label the unlabelled shards, then train the student of
 RECIPE with each seed, all else equal, and evaluate it on the test shards.
 
-What is there already is not done again, and a training that was interrupted goes on from its checkpoint.
-Students learn by cross-entropy to the stored posteriors unless `--recipe` names other losses; `--set`
+Finished rows are not made again, and an interrupted training continues from its checkpoint.
+Students learn by cross-entropy to the stored posteriors unless `--recipe` has other losses; `--set`
 changes the recipe for all of them.
 
     WORK_DIR/students_by_codec/CODEC-SEED/       the student
@@ -54,7 +54,7 @@ Run = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Run]:
-    """Label, train, evaluate, print; returns the rows asked for."""
+    """Label, train, evaluate, print; returns the requested rows."""
     options = _options(arguments)
     settings = dict(options.set)
     if options.steps is not None:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
     recipe = [load_recipe(options.recipe).text, json.dumps(settings, sort_keys=True)]
     inputs = hash_of_inputs(teacher, *recipe, *manifests(options.work_dir, SHARDS))
     rows: list[Run] = []
-    # Seed by seed, so that what was measured until somebody stops it can be compared.
+    # Seed by seed, so that codecs can be compared even if this is stopped early.
     for seed in options.seeds:
         for name in options.codecs:
             file = options.work_dir / FOLDER / f"{name}-{seed}.json"
@@ -144,7 +144,7 @@ def _print(runs: Sequence[Run]) -> None:
 
 
 def _difference(values: Sequence[float]) -> str:
-    """Mean and standard error."""
+    """Mean and standard error as text."""
     if not values:
         return ""
     error = f" ± {stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""

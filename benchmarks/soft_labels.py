@@ -2,17 +2,17 @@
 
     python -m benchmarks.soft_labels --work-dir runs/mini
 
-prints a table, one row for each codec and setting, beside the plain ways of storing posteriors and
+prints a table with a row for each codec and setting, for plain ways of storing posteriors and for
 the entropy bound, then throughputs; everything is also written to WORK_DIR/soft_labels.json.
 
-    bytes/frame    of the whole label file: header, index and checksums included
-    KL             KL(full || stored) in nats a frame, on the partition that the loss sees (kept
-                   classes and the tail); of a renormalised top-k KL(stored || full), the other
-                   way round is infinite
+    bytes/frame    of the whole label file, including header, index and checksums
+    KL             KL(full || stored) in nats per frame, over the classes that the loss uses (kept
+                   classes and the tail); for a renormalised top-k KL(stored || full), since the
+                   other direction is infinite
     gradient       error of the gradient of the student's loss with respect to its logits: root mean
                    square over frames, relative to the gradient with the full posterior
-    ×RT            times real time on one core, by the CPU's clock
-    bias           the same of the mean over all frames: what averaging over data does not cure
+    ×RT            times real time on one core, by CPU time
+    bias           error of the gradient's mean over all frames, which averaging does not remove
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _codec_row(codec: Codec, bank: Bank) -> Row:
     found, errors = losses(stored, bank)
     kl: float | None = found
     if isinstance(codec, Sampled):
-        kl = None  # one draw says nothing about the distribution it came from
+        kl = None  # draws in one frame are not meant to be close to the distribution
     params = ", ".join(f"{value:g}" for value in codec.params.values())
     row = _row(f"{codec.name}({params})", len(data), bank, sum(len(item.ids) for item in stored), kl, errors)
     row.encode_times_real_time = bank.audio_s / encode_s
@@ -168,7 +168,7 @@ def _plain_rows(bank: Bank) -> list[Row]:
     )
     count = min(20, bank.vocab_size)
     top = [renormalised(item, count) for item in bank.teacher]
-    # 16-bit id and fp16 value, as distillation kits store them.
+    # 16-bit id and fp16 value, as in other distillation toolkits.
     rows.append(
         _row(
             "top-20 id + fp16, renormalised",

@@ -1,6 +1,6 @@
-"""A training step on its own: the project's own Step, optimiser and precision, without the loop.
+"""A training step on its own: the project's own Step, optimiser and precision, without the training loop.
 
-What the loop adds (checkpoints, looks at the dev set, waiting for data) is what it is compared with.
+This is what the loop, with its checkpoints, dev set evaluations and waiting for data, is compared with.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class TrainingStep:
     """Forward, losses, backward, clipping and AdamW.
 
     Args:
-        model: what is trained, on `device` afterwards.
-        device: where.
+        model: the model to train, which is moved to `device`.
+        device: where the step runs.
         precision: "fp32" or "bf16" (autocast).
-        compile: whether its layers are compiled.
-        losses: for each stream, weights and losses by name; CTC alone if not given.
-        augment: SpecAugment with its defaults if not given.
+        compile: whether to compile the model's layers.
+        losses: for each stream, weights and losses by name; by default CTC alone.
+        augment: by default SpecAugment with its defaults.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TrainingStep:
         self._open.enter_context(compiled(model, compile))
 
     def __call__(self, *batches: Batch) -> Tensor:
-        """The loss of a step of so many batches, still on its device; nothing here waits for the device."""
+        """Do a step over `batches`; returns the loss on its device, without waiting for the device."""
         total = torch.zeros((), device=self.device)
         with self._autocast():
             for batch in batches:
@@ -73,7 +73,7 @@ class TrainingStep:
         return total
 
     def forward(self, batch: Batch) -> Tensor:
-        """Log-probs alone, as labelling needs them: no augmentation, no gradients."""
+        """Log-probs as in labelling: no augmentation, no gradients."""
         self.step.eval()
         with torch.inference_mode(), self._autocast():
             output = self.step.student(batch.features_btf, batch.feature_lengths_b)
@@ -83,7 +83,7 @@ class TrainingStep:
 
     @staticmethod
     def flops(batch: Batch, work: Callable[[Batch], Tensor]) -> float:
-        """Floating-point operations of the matrix products, convolutions and attention of `work`."""
+        """Floating-point operations of matrix products, convolutions and attention in `work`."""
         with FlopCounterMode(display=False) as counter:
             work(batch)
         return float(counter.get_total_flops())
@@ -99,7 +99,7 @@ class TrainingStep:
 def synthetic_batch(
     utterances: int, seconds: float, vocab_size: int, device: str, *, units_per_second: float = 5.0
 ) -> Batch:
-    """Utterances of one length (a full batch, without padding), with random features and transcripts."""
+    """Utterances of equal length (so without padding), with random features and transcripts."""
     frames, units = int(seconds * 1000 / FRAME_SHIFT_MS), max(1, int(seconds * units_per_second))
     batch = Batch(
         [f"u{number}" for number in range(utterances)],
@@ -117,7 +117,7 @@ def seconds_of(batch: Batch) -> float:
 
 
 def seconds_each(work: Callable[[], Any], device: str, *, times: int, warm_up: int = 2) -> float:
-    """Wall time of one of `times` calls in a row, after `warm_up` calls; the device is waited for."""
+    """Mean wall time over `times` calls in a row, after `warm_up` calls; this waits for the device."""
     for _ in range(warm_up):
         work()
     synchronise(device)
@@ -129,13 +129,13 @@ def seconds_each(work: Callable[[], Any], device: str, *, times: int, warm_up: i
 
 
 def synchronise(device: str) -> None:
-    """Wait until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished its work."""
     if device != "cpu":
         torch.accelerator.synchronize()
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Rows with the same keys, one line each."""
+    """Print rows with the same keys, one line each."""
     names = list(rows[0])
     cells = [names, *([_text(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(names))]

@@ -1,17 +1,17 @@
-"""How long a training on thousands of hours takes to begin, and what memory its list of utterances takes.
+"""Startup time and memory of a training on thousands of hours.
 
     python -m benchmarks.stream_scale --hours 960 [--folder DIR]
 
-Writes manifests, transcripts and soft labels as of so many hours in shards of 500 utterances; in the place
-of audio the tars have holes, since beginning reads none. Prints seconds of computing and MiB for each part,
-for label reads in random order, as an epoch makes them, and what a worker process of a DataLoader comes to
-have of its own in an epoch, when it has looked at every utterance. Linux only.
+Writes manifests, transcripts and soft labels for that many hours in shards of 500 utterances; the tars are
+sparse files without audio, which starting does not read. Prints CPU seconds and MiB for each part, for label
+reads in random order, as in an epoch, and the memory of its own that a DataLoader's worker process has after
+an epoch in which it has accessed every utterance. Linux only.
 
 9,600 hours (2.8 million utterances, those of 960 hours under ten names) on a core of an Intel Xeon: 37 s and
 207 MiB for the transcribed stream, 0.5 s for the batches of an epoch, 18 s and 270 MiB for the soft-labelled
-stream, of which a worker comes to have 87 MiB of its own, and 0.9 ms for a label read; 960 hours take a tenth
-of it. As objects instead of arrays (commit 1e854f9) the soft-labelled stream took 1,633 MiB, and 1,497 in
-each worker.
+stream, of which a worker has 87 MiB of its own in the end, and 0.9 ms for a label read; 960 hours take a
+tenth of that. With objects instead of arrays (commit 1e854f9) the soft-labelled stream took 1,633 MiB, and
+1,497 in each worker.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CLASSES, _SUBSAMPLING = 256, 4
 
 
 def write_corpus(folder: Path, hours: float) -> None:
-    """Audio manifests in `folder/audio`, soft labels of the same utterances in `folder/labels`."""
+    """Write audio manifests to `folder/audio` and soft labels of the same utterances to `folder/labels`."""
     (folder / "audio").mkdir(parents=True)
     rng = np.random.default_rng(0)
     labels = _labels_of_a_shard(rng)
@@ -89,7 +89,7 @@ def _header(shard: Shard) -> Header:
 
 @contextmanager
 def measured(what: str) -> Iterator[None]:
-    """Print what the block took."""
+    """Print the CPU time and memory that the block took."""
     before, started = _resident_mib(), time.process_time()
     yield
     print(f"{what:<44} {time.process_time() - started:7.2f} s  {_resident_mib() - before:+7.0f} MiB")
@@ -101,7 +101,7 @@ def _resident_mib() -> float:
 
 
 def _own_mib() -> float:
-    """Memory that this process shares with no other."""
+    """Memory that this process does not share with others."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
@@ -114,7 +114,7 @@ def _look_at_all(stream: Stream, reply: Connection) -> None:
 
 
 def worker_mib(stream: Stream) -> float:
-    """What a worker, forked as a DataLoader forks them, has of its own after an epoch of looking."""
+    """Growth of a worker's own memory over an epoch; it is forked as by a DataLoader."""
     reply, theirs = multiprocessing.Pipe(duplex=False)
     worker = multiprocessing.get_context("fork").Process(target=_look_at_all, args=(stream, theirs))
     worker.start()
@@ -124,7 +124,7 @@ def worker_mib(stream: Stream) -> float:
 
 
 def run(folder: Path) -> None:
-    """Measure the corpus that `write_corpus` made."""
+    """Measure with the corpus written by `write_corpus`."""
     with measured("a stream of transcribed audio"):
         labelled = Stream([folder / "audio"], 250.0, 1, units=CharUnits())
     print(f"  {len(labelled.items)} utterances")

@@ -1,18 +1,18 @@
-"""Students by size: what they cost to run, to keep in memory and to train, and how well they hear.
+"""Students by size: their cost in computing, memory and training, and their accuracy.
 
     python -m benchmarks.students [--sizes recipes/students/*.yaml] [--chunk-ms 320]
     python -m benchmarks.students --export executorch --sizes recipes/students/*-20m.yaml
     python -m benchmarks.students --train --work-dir runs/mini --steps 600 --seeds 1 2 3
 
-Every size is built with random weights and measured on one core, at one chunk size, over made-up sound.
---export adds the seconds that an export to a format takes, checks included (in an environment that has the
-format, on a machine that does nothing else).
-With --train it is also trained by the student recipe in the work folder of a finished run, whose
-shards, teacher and labels are used as they are, and evaluated on the test shards at each of
---wer-chunk-ms (0 is full context). What is trained already is not trained again, so this can be
+Every size is built with random weights and measured on one core, at one chunk size, on synthetic sound.
+--export adds the seconds for an export to a format, including checks (in an environment that supports the
+format, on an otherwise idle machine).
+With --train, each size is also trained with the student recipe in the work folder of a finished run, using
+its shards, teacher and labels, and evaluated on the test shards at each of
+--wer-chunk-ms (0 is full context). Trained students are not trained again, so this can be
 stopped and continued:
 
-    WORK_DIR/students/SIZE-SEED-…/  the student, by a hash of how it is trained; delete it to train it again
+    WORK_DIR/students/SIZE-SEED-…/  the student, with a hash of its training; delete it to train it again
     WORK_DIR/students.json          the rows of the last call
 
 It prints a table in Markdown.
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def measured(model: Any, chunk_ms: int) -> dict[str, Any]:
-    """What a student costs, with chunks of `chunk_ms`: see the keys."""
+    """The cost of a student with chunks of `chunk_ms`, by the keys below."""
     train_ms = train_step_ms(model)
     set_chunk_ms(model.eval(), chunk_ms)
     sound = probe_sound(10 * SAMPLE_RATE_HZ, 1)
@@ -110,7 +110,7 @@ def measured(model: Any, chunk_ms: int) -> dict[str, Any]:
     return {
         "parameters": count_parameters(model),
         "macs_per_second": round(macs_per_second(model)),
-        # Of the median chunk: other work on the machine disturbs some chunks, and these not at all.
+        # Of the median chunk: other work on the machine only disturbs some chunks.
         "rtf_torch": measure_chunks(TorchChunkModel(model), sound, min_chunks=100).p50_ms / chunk_ms,
         "rtf_int8": int8.p50_ms / chunk_ms,
         "int8_chunk_p95_ms": int8.p95_ms,
@@ -121,8 +121,8 @@ def measured(model: Any, chunk_ms: int) -> dict[str, Any]:
 
 
 def export_seconds(model: Any, chunk_ms: int, formats: Sequence[str]) -> dict[str, float]:
-    """Seconds of an export in float32 and int8 with its checks, by format, in the order given: what the
-    first one imports counts for it. Elapsed ones, for some formats keep two cores busy."""
+    """Seconds of an export in float32 and int8 with its checks, by format, in the given order: the first one
+    includes imports. This is elapsed time, since some formats keep two cores busy."""
     set_chunk_ms(model.eval(), chunk_ms)
 
     def export(name: str) -> float:
@@ -136,13 +136,13 @@ def export_seconds(model: Any, chunk_ms: int, formats: Sequence[str]) -> dict[st
 
 
 def macs_per_second(model: Any) -> float:
-    """Multiplications with additions for each second of audio, chunk by chunk: matrix products and
-    convolutions, those of the attention to the full left context among them."""
+    """Multiply-accumulate operations per second of audio, chunk by chunk: matrix products (including
+    attention to the full left context) and convolutions."""
     window = torch.zeros(1, model.window, NUM_MEL_BINS)
     counter = FlopCounterMode(display=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about settings of oneDNN that are not touched here
-        # Fused attention and fused LSTMs are not known to the counter; what they are made of is.
+        warnings.simplefilter("ignore")  # about oneDNN settings that are not changed here
+        # The counter does not know fused attention and fused LSTMs, but it knows their parts.
         with (
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
@@ -154,8 +154,8 @@ def macs_per_second(model: Any) -> float:
 
 
 def train_step_ms(model: Any, repeats: int = 5) -> float:
-    """Milliseconds of one core for a forward and a backward pass over 40 s of audio, a batch as the recipes
-    have it: the median of CPU times, so that other work on the machine counts little."""
+    """Milliseconds on one core for a forward and backward pass over 40 s of audio, the recipes' batch size:
+    the median of CPU times, so that other work on the machine has little influence."""
     batch = synthetic_batch(10, 4.0, _UNITS.vocab_size, "cpu", units_per_second=7.5)
 
     def step() -> None:
@@ -203,9 +203,9 @@ def _build(options: argparse.Namespace, path: Path) -> Any:
 
 
 def _wers(options: argparse.Namespace, path: Path, seed: int) -> dict[str, float]:
-    """WER in percent on the test shards by milliseconds of chunk, of a student trained if need be."""
+    """WER in percent on the test shards by chunk size in ms; trains the student unless it exists."""
     trained_by = [path.read_text(), load_recipe(options.recipe).text, options.steps, options.dynamic_chunks]
-    # Manifests of labels say whose they are.
+    # The manifests of labels identify the teacher.
     by = hash_of_inputs(json.dumps(trained_by), *manifests(options.work_dir))[:8]
     name = f"{FOLDER}/{path.stem}-{seed}-{by}"
     folder: Path = options.work_dir / name

@@ -1,12 +1,12 @@
-"""What labels over words that exist say of long audio, where a teacher is unsure which frame a letter is in.
+"""Quality of labels restricted to a lexicon for long audio, where teachers may be unsure of unit times.
 
     python -m benchmarks.words --teacher runs/mini/teacher --audio runs/mini/shards/test \\
         --words runs/mini/shards/labelled
 
-WER of transcribed audio as it is cut, and in rows of ten utterances: by the teacher's best path; by the best
-sentence of words that exist; by the likeliest class of each frame given that sentence (the forward-backward
-algorithm alone); and by the best path of the labels that `kdasr.labelling.Words` writes, which is what
-students of `best_path_ctc` learn. Utterances without such a sentence are counted, and left out of all four.
+WER of transcribed audio as cut, and joined in groups of ten utterances, for the teacher's best path; the
+best sentence of words in the lexicon; the likeliest class of each frame given that sentence (from the
+forward-backward algorithm alone); and the best path of the labels from `kdasr.labelling.Words`, which
+`best_path_ctc` students learn. Utterances without such a sentence are counted and left out of all four.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PAUSE_S = 0.2
 
 
 def read_ways(log_probs_tv: Tensor, words: Words) -> dict[str, list[int]] | None:
-    """The units that a teacher's (T, V) log-probs are read as in each way; None without a sentence."""
+    """The units found in a teacher's (T, V) log-probs in each way; None if no sentence is found."""
     found = prefix_beam(log_probs_tv, words.beam, 1, words.lexicon)
     labels_tv = words(log_probs_tv)
     if not found or labels_tv is None:
@@ -54,7 +54,7 @@ def read_ways(log_probs_tv: Tensor, words: Words) -> dict[str, list[int]] | None
 def measure(
     loaded: LoadedModel, words: Words, utterances: Sequence[Utterance]
 ) -> tuple[dict[str, float], int]:
-    """WER in % of each way, and how many utterances have no sentence."""
+    """WER in % of each way, and the number of utterances without a sentence."""
     read: dict[str, list[str]] = {}
     said: list[str] = []
     for one in utterances:
