@@ -12,7 +12,7 @@ from kdasr.soft_labels.runs import concatenate
 
 
 def pad_soft_labels(items: Sequence[SoftLabels]) -> SoftLabelBatch:
-    """Pad utterances to one batch, (B, T, K), where T is the largest frame count and K of kept classes.
+    """Pad utterances to one batch, (B, T, K): T is the most frames of any, K the most kept classes.
 
     A batch needs at least one utterance; K is at least 1 even if none has a frame.
     """

@@ -19,7 +19,7 @@ class EnsembleTeacher(nn.Module):
         teachers: what to average.
         weights: one for each teacher, normalised to sum to 1; None for equal ones.
         average: `linear` averages probabilities; `log` averages log-probabilities and normalises
-            (a product of experts, Hinton 2002), which is sharper where the teachers agree.
+            (a product of experts, Hinton 2002), which is sharper if the teachers agree.
         temperatures: one for each teacher, softening (> 1) or sharpening (< 1) its posteriors before
             averaging; None for 1.
 
