@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def version() -> str:
-    """kdasr's own, as it is installed; of a checkout that is not, this and where it lies."""
+    """kdasr's installed version; if it is not installed, a note of the checkout it runs from."""
     import importlib.metadata
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a YAML says in, what a function takes out; what does not fit is refused by its name."""
+"""Check values from YAML against what functions take; what does not fit is refused by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from kdasr.errors import ConfigError
 
-# Types of which a YAML writes values; objects of any other know themselves what they are made of.
+# Types whose values YAML can express; objects of other types check their own arguments.
 _KINDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -24,15 +24,15 @@ _KINDS: dict[Any, str] = {
     tuple: "a list",
     Mapping: "a mapping",
 }
-# In place of a number: it is measured before the loss is called.
+# Accepted instead of a number: the delay is measured before the loss is called.
 _MEASURED = ("delay_frames", "auto")
 
 
 def fitting(value: Any, hint: Any, where: str) -> Any:
-    """The value as an annotation asks for it: one text where texts are asked for is a list of one.
+    """The value, checked against an annotation; a single text becomes a list if texts are expected.
 
     Raises:
-        ConfigError: a value of another type.
+        ConfigError: the value has another type.
     """
     kinds = _alternatives(hint)
     if isinstance(value, str) and str not in kinds and Sequence[str] in kinds:
@@ -45,16 +45,16 @@ def fitting(value: Any, hint: Any, where: str) -> Any:
 def check_keywords(
     function: Callable[..., Any], keywords: Mapping[str, Any], where: str, *, positional: int | None = None
 ) -> None:
-    """Raise ConfigError where a function, or a class that is to be built, does not take `keywords`.
+    """Raise ConfigError if a function, or a class to be built, does not take `keywords`.
 
     Args:
-        positional: how many arguments come before them in a call that has no others; None where more
-            of any kind are given later.
+        positional: the number of positional arguments of a call with no other keywords; None if more
+            arguments of any kind are given later.
     """
     try:
         signature = inspect.signature(function)
     except ValueError:
-        return  # a built-in does not say what it takes
+        return  # some built-ins have no signature
     name = getattr(function, "__qualname__", str(function))
     parameters = signature.parameters.values()
     known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY] or list(signature.parameters)
@@ -74,20 +74,20 @@ def check_keywords(
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of what a function takes, or a class and those that it passes further settings on to."""
+    """The types of a function's arguments, or of a class's and its base classes' arguments."""
     made_by: list[Any] = [function]
     if isinstance(function, type):
         made_by = [one.__init__ for one in reversed(function.__mro__)]  # type: ignore[misc]
     hints: dict[str, Any] = {}
     for one in made_by:
-        # Types imported for type checkers only, or an object that is called.
+        # Fails for types imported only for type checkers, and for callable objects.
         with contextlib.suppress(NameError, TypeError):
             hints |= typing.get_type_hints(one)
     return hints
 
 
 def check_named(value: Any, where: str) -> None:
-    """Check the keywords of every function that a setting names (`!name:`), however deep it lies.
+    """Check the keywords of every function that a setting names (`!name:`), at any depth.
 
     Raises:
         ConfigError: as `check_keywords`.
@@ -105,7 +105,7 @@ def check_named(value: Any, where: str) -> None:
 
 
 def described(value: Any) -> Any:
-    """A setting as text that is the same in every process: a function by name, an object by its config."""
+    """A setting in a form that is the same in every process: functions by name, objects by their config."""
     if isinstance(value, functools.partial):
         return [described(value.func), {k: described(v) for k, v in value.keywords.items()}]
     return getattr(value, "__qualname__", getattr(value, "config", value))
@@ -123,7 +123,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     if plain is typing.Literal:
         return value in parts
     if plain not in _KINDS:
-        # Of a class of ours, where YAML's own values are not; but a text may stand for a path.
+        # For our own classes, accept anything but YAML's own values; a text may stand for a path.
         is_path = isinstance(value, str) and plain is Path
         return (
             is_path
@@ -142,12 +142,12 @@ def _is_instance(value: Any, kind: Any) -> bool:
         return True
     try:
         return isinstance(value, kind)
-    except TypeError:  # a protocol that only type checkers know
+    except TypeError:  # a protocol that cannot be checked at runtime
         return False
 
 
 def _is_list(value: Any, kinds: tuple[Any, ...], *, of_any_length: bool) -> bool:
-    """Whether a value is a list of elements of the first kind, or of one of each kind."""
+    """Whether a value is a list of the first kind, or has one element of each kind."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return False
     if of_any_length:

@@ -1,7 +1,7 @@
-"""Work that does not need one another, done side by side, each with its share of the cores.
+"""Run independent work in parallel, each part with its share of the cores.
 
-A small model keeps one core busy and hardly uses a second one, so two trainings beside each other take little
-longer than one; and what Python does with a graph keeps one busy whatever there is.
+A small model keeps one core busy and hardly uses a second one, so two training runs in parallel take little
+longer than one; and Python code that transforms a model graph never uses more than one.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None] = print) -> None:
-    """Run `kdasr` with each list of arguments, all at the same time, and wait for them.
+    """Run `kdasr` with each list of arguments in parallel, and wait for all.
 
     Args:
-        commands: arguments by the name of what they make.
-        say: takes each line that a command writes to stderr.
+        commands: the arguments, by the name of what they make.
+        say: called with each line that a command writes to stderr.
 
     Raises:
-        KdasrError: one of them failed; the others were ended, as they are if this process dies.
+        KdasrError: one of them failed; the others were terminated, as they are if this process dies.
     """
     threads = str(_threads_for_each(len(commands)))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -72,26 +72,26 @@ def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]
 
 @contextlib.contextmanager
 def begun_beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """While this lasts, a copy of this process does some work, on one thread.
+    """Inside the block, a forked copy of this process does some work, on one thread.
 
-    It is done when it is waited for instead where there is one core, where the system is not Linux and a
-    process with threads cannot safely be copied, or where there is a GPU: torch may ask it for its state,
-    which a copy cannot. Leaving this waits for the work too.
+    The work is done only when it is waited for if there is just one core, if the system is not Linux, where
+    a process with threads cannot safely be forked, or if there is a GPU, whose state torch cannot query in a
+    fork. Leaving the block also waits for the work.
 
     Args:
-        work: its effect must be outside of this process: files.
+        work: its effects must be outside this process, such as files.
 
     Yields:
         a function that waits for the work; it raises what the work raised.
 
     Raises:
-        KdasrError: (that function) the process was ended.
+        KdasrError: (that function) the process was killed.
     """
     if usable_cores() == 1 or not sys.platform.startswith("linux") or torch.cuda.is_available():
         yield work
         return
     fork = multiprocessing.get_context("fork")
-    # What goes to the initialiser of a copy need not be written down and read again.
+    # A forked initialiser's arguments need not be pickled.
     with ProcessPoolExecutor(1, fork, initializer=_keep, initargs=(work,)) as pool:
         future = pool.submit(_do)
 
@@ -113,7 +113,7 @@ _kept: list[Callable[[], None]] = []
 def _keep(work: Callable[[], None]) -> None:
     if (end_with_parent := _end_with_parent()) is not None:
         end_with_parent()
-    # Threads of the original are not in its copy: to wait for them would be to wait forever.
+    # The parent's threads do not exist in the fork: waiting for them would never end.
     torch.set_num_threads(1)
     _kept[:] = [work]
 
@@ -123,7 +123,7 @@ def _do() -> None:
 
 
 def _threads_for_each(count: int) -> int:
-    """Each one's share of the cores, or what the user allows if that is less."""
+    """Each process's share of the cores, or OMP_NUM_THREADS if that is less."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     share = max(1, usable_cores() // count)
     return min(share, int(allowed)) if allowed.isdigit() and int(allowed) > 0 else share
@@ -144,13 +144,13 @@ def _some_run(running: Mapping[str, subprocess.Popen[str]]) -> bool:
 def _say_all(child: subprocess.Popen[str], say: Callable[[str], None]) -> None:
     assert child.stderr is not None
     for line in child.stderr:
-        with contextlib.suppress(OSError):  # nobody reads: the pipe is emptied all the same
+        with contextlib.suppress(OSError):  # nobody reads our output; keep emptying the pipe
             say(line.rstrip("\n"))
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """What a child does first, where the system can: two runs must not write into one folder, which orphans
-    and the next run would do."""
+    """What a child calls first, on Linux, to end with its parent: an orphan and the next run would write into
+    the same folder."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl

@@ -15,9 +15,9 @@ from kdasr import version
 from kdasr.arguments import check_keywords, fitting
 from kdasr.errors import ConfigError, KdasrError, UnitsError
 
-# What the processes that `torchrun` starts may do together.
+# Verbs that the processes started by `torchrun` may run together.
 _FOR_ALL = ("run", "train", "label", "evaluate")
-# What leaves finished parts behind, from which it goes on when it is called again.
+# Verbs that resume from their finished parts when called again.
 _GO_ON = frozenset({"run", "prepare", "train", "label", "retokenise"})
 
 
@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     select.add_argument("--out", required=True, metavar="LABELS", help="folder for the labels that are kept")
     select.add_argument("--hours", type=float, required=True, help="the budget")
 
-    # All of its settings are named here: without a recipe, the value of an unknown one is taken for it.
+    # All its settings are declared here: argparse would take the value of another one for the recipe.
     export = verb("export", _export, "export a student for devices", settings=True)
     export.add_argument("recipe", type=Path, nargs="?", help="a recipe .yaml (or use --model and --out)")
     export.add_argument("--model", help="folder of a trained student")
@@ -161,8 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run_by_all(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
-    """Run the verb, in each of the processes that `torchrun` has started if it has."""
-    # Before torch, which imports it in C and drops what is raised there, a Ctrl-C too.
+    """Run the verb, in each process if `torchrun` has started several."""
+    # Before torch, whose C code imports numpy and drops exceptions raised meanwhile, even Ctrl-C.
     import numpy  # noqa: F401
 
     from kdasr.ranks import joined
@@ -178,8 +178,8 @@ def _run_by_all(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 
 def _with_dashes(word: str) -> str:
-    """An option with dashes in the place of underscores: recipes write chunk_ms, and so do people; in its
-    value ~/ is the home folder, which a shell does not see behind an equals sign."""
+    """The option with dashes instead of underscores, since recipes and users write chunk_ms, and with a
+    leading ~/ in its value expanded, which a shell does not do after an equals sign."""
     name, equals, value = word.partition("=")
     if not name.startswith("--"):
         return word
@@ -189,7 +189,7 @@ def _with_dashes(word: str) -> str:
 
 
 def _settings(rest: Sequence[str]) -> dict[str, Any]:
-    """`--key value` and `--key=value` pairs, the last of one key; dashes in a key stand for underscores."""
+    """The values of `--key value` and `--key=value`, the last one of each key; dashes become underscores."""
     from kdasr.recipe import parse_value
 
     settings: dict[str, Any] = {}
@@ -221,7 +221,7 @@ def _run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 
 def _transcribe_live(work_dir: Path) -> None:
-    """Show what the exported student makes of the example WAV, chunk by chunk as it is spoken."""
+    """Print what the exported student recognises in the example WAV, chunk by chunk."""
     from export.runtime import FLOAT_FILE, INT8_FILE
     from export.sources import pieces_of
     from export.transcribe import open_recogniser
@@ -248,7 +248,7 @@ class _CorpusHelp(argparse.Action):
 
 
 class _Version(argparse.Action):
-    """Asked for when it is shown: to look it up takes longer than to read a command line."""
+    """Looks the version up only when it is shown: that takes longer than parsing a command line."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(f"kdasr {version()}")
@@ -296,7 +296,7 @@ def _recipe(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.ranks import ranks
 
     result = run_recipe(arguments.recipe, settings, expected_stage=arguments.verb)
-    if not ranks().first or arguments.verb == "label":  # whose summary was printed when it ended
+    if not ranks().first or arguments.verb == "label":  # label prints its own summary
         return
     for name, value in result.items():
         if value is not None:
@@ -340,7 +340,7 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 
 def _check_gate(export: Mapping[str, Any]) -> None:
-    """What `--max-wer-rise` limits has to be there. A recipe that has the key may be told to do without."""
+    """Raise ConfigError if `--max-wer-rise` limits nothing; set in a recipe instead, it may go unused."""
     if not export.get("int8", True) or not export.get("dev"):
         raise ConfigError(
             "a setting that nothing here uses",
@@ -351,7 +351,7 @@ def _check_gate(export: Mapping[str, Any]) -> None:
 
 
 def _listed(texts: Sequence[str], option: str) -> Sequence[str]:
-    """The folders of an option that may be given several times, each time one or a list as in recipes."""
+    """The folders of an option that may be repeated, each time with one folder or a list as in recipes."""
     from kdasr.recipe import parse_value
 
     values = [parse_value(text) for text in texts]

@@ -1,11 +1,11 @@
-"""The one place that works round a broken dependency.
+"""The one place that works around a broken dependency.
 
-torchaudio's x86-64 wheel links the CUDA runtime. Beside a CPU build of torch its compiled
-extension cannot load and `import torchaudio` raises OSError; beside a torch of another CUDA version
-it loads and refuses itself with RuntimeError. Its pure-Python parts (which SpeechBrain imports) need
-none of it. `import_torchaudio` then puts a stand-in in place of
-`torchaudio._extension` and imports again. Where the extension loads, it changes nothing. Every
-module that needs torchaudio or SpeechBrain calls it first, so it holds in spawned workers too.
+torchaudio's x86-64 wheel links the CUDA runtime. With a CPU build of torch, its compiled extension cannot
+be loaded and `import torchaudio` raises OSError; with a torch for another CUDA version, it is loaded but
+raises RuntimeError. Its pure-Python parts (which SpeechBrain imports) do not need the extension. In these
+cases `import_torchaudio` replaces `torchaudio._extension` with a stub and imports again; otherwise it
+changes nothing. Every module that needs torchaudio or SpeechBrain calls it first, so that it also works in
+spawned workers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _stand_in() -> types.ModuleType:
 
 
 def import_torchaudio() -> types.ModuleType:
-    """torchaudio, with its compiled extension where that loads and without it elsewhere."""
+    """Import torchaudio, with its compiled extension if that can be loaded, else without."""
     try:
         return importlib.import_module("torchaudio")
     except (OSError, RuntimeError):

@@ -1,29 +1,29 @@
-"""Stored labels of a teacher and what a student is made of in; labels that fit the student out.
+"""A teacher's stored labels and a student's units and frame rate in; labels that fit the student out.
 
-The alignment contract. A teacher may have other output frames than its student (20 ms against 40) and
-the same units in another order or among others. What can be mapped is mapped by the rules below, when
-labels are read; what cannot is refused before the first step.
+The alignment contract. A teacher may have another frame shift than its student (20 ms against 40), and its
+units may be the student's in another order or among others. What can be mapped is mapped by the rules
+below, when labels are read; what cannot is refused before the first step.
 
-Frame rates: any rational ratio. Where the teacher is slower, each of its frames is repeated. Where it is
-faster, a student frame gets the posterior of one of the teacher frames whose centre it holds: a spike if
-there is one, else the least blank. Averaging would lose spikes, since most last one frame. A spike whose
-student frame is taken by another moves to the next one (see `pool_frames`).
+Frame rates: any rational ratio. If the teacher is slower, each of its frames is repeated. If it is faster,
+a student frame takes the posterior of one of the teacher frames whose centres lie in it: a spike if there
+is one, else the frame with the least blank. Averaging would lose spikes, since most last one frame. If
+another spike already occupies its student frame, a spike moves to the next (see `pool_frames`).
 
 A teacher that gives transcripts only (frame shift 0) has no times: its labels spell the transcript as a
-CTC path, whose length says nothing, and only losses that ask for no times can use them.
+CTC path whose length is meaningless, and only losses that need no times can use them.
 
-Lengths: the teacher's frames, counted in the student's (or in the slower of the two), may be one more or
-one less than the student's, or as many as the labels of a pretrained teacher say (`slack_frames`: a
-convolution without padding loses some). Instead of a missing last frame the one before comes again; what
-is too much belongs to the last frame or, where the teacher is slower, to none.
+Lengths: converted to the frames of the slower of the two, the teacher's and student's lengths may differ by
+one, or by what the labels of a pretrained teacher declare (`slack_frames`: a convolution without padding
+loses some). Missing frames at the end repeat the last one; surplus frames are pooled into the last student
+frame or, if the teacher is slower, dropped.
 
-Classes: symbols are matched as they are, then by alias (`|` for "▁"), then with case folded. A symbol
-that the student lacks goes to blank, which gives exactly the posterior of the transcript with it struck
-out; that is done unasked for the likes of `<s>` only. Several symbols may become one; where two such
-follow each other, a blank keeps them two (see `map_classes`). A class of the student that the teacher
-lacks is, to the teacher, never said: where labels leave no tail its target is 0 in every frame, where they
-do it shares the tail with all else that was not kept. Only transcripts teach it, against that; which
-classes these are is said before the first step.
+Classes: symbols are matched as they are, then by alias (`|` for "▁"), then case-folded. A symbol that the
+student lacks maps to blank, which gives exactly the posterior of the transcript without it; this is
+automatic only for symbols like `<s>`. Several symbols may map to one; if two of those are adjacent, a blank
+is inserted to keep them apart (see `map_classes`). A student class that the teacher lacks never occurs in
+its labels: its target is 0 in every frame or, if labels have a tail, a share of that, with everything else
+that was not kept. Only transcripts teach such classes, against these targets; they are listed before the
+first step.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from kdasr.storage import Location
 from kdasr.symbols import FORMAT, VERSION, stands_for_no_text
 from kdasr.text import UNITS_FILE, WORD_START, Units
 
-#: A map from a teacher's symbols to the student's; None strikes a symbol out.
+#: A map from a teacher's symbols to the student's; None removes a symbol.
 UnitMap = Mapping[str, str | None]
 
 _ALIASES = {"|": WORD_START, " ": WORD_START, "<space>": WORD_START}
 _TOLERANCE_FRAMES = 1
-# Of more it is no oversight that the student lacks them.
+# If the student lacks more symbols than this, no unit_map that removes them is suggested.
 _MOST_STRUCK_OUT = 40
 
 
@@ -60,10 +60,10 @@ class Contract:
     """How the labels of one shard become targets for one student.
 
     Attributes:
-        teacher_per_student: teacher frames for each student frame, a ratio; None where the labels are
-            transcripts without times.
-        class_map: (V of the teacher,) the student's id for each class; None where units are the same.
-        tolerance_frames: by how many frames of the slower of the two their lengths may differ.
+        teacher_per_student: teacher frames per student frame; None if the labels are transcripts without
+            times.
+        class_map: (V of the teacher,) the student's id for each class; None if units are the same.
+        tolerance_frames: how far lengths may differ, in frames of the slower of the two.
     """
 
     teacher_per_student: Fraction | None = Fraction(1)
@@ -71,7 +71,7 @@ class Contract:
     tolerance_frames: int = _TOLERANCE_FRAMES
 
     def check_length(self, teacher_frames: int, student_frames: int, where: str) -> None:
-        """Raise LabelMismatchError where too many frames are missing or too much."""
+        """Raise LabelMismatchError if lengths differ by more than the tolerance."""
         ratio = self.teacher_per_student
         if ratio is None:
             return
@@ -89,9 +89,9 @@ class Contract:
             )
 
     def apply(self, labels: SoftLabels, student_frames: int) -> SoftLabels:
-        """The labels over the student's classes, one frame for each of the student's."""
+        """Map the labels to the student's classes and frames."""
         ratio = self.teacher_per_student
-        # A blank between classes that fall together needs room: most there is where frames are shortest.
+        # Classes are mapped at the faster frame rate: blanks inserted between merged classes need room.
         if ratio is not None and ratio < 1:
             labels = take_frames(labels, centres(student_frames, ratio).clip(max=labels.num_frames - 1))
         if self.class_map is not None:
@@ -110,12 +110,12 @@ class LabelSymbols(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StudentSide:
-    """What a student asks of labels.
+    """What a student requires of labels.
 
     Attributes:
         units: its classes.
-        subsampling: feature frames for each of its output frames.
-        unit_map: symbols of the teacher that are not named as the student's, and whose they are.
+        subsampling: feature frames per output frame.
+        unit_map: for teacher symbols named differently, the student's symbols.
     """
 
     units: Units
@@ -123,17 +123,17 @@ class StudentSide:
     unit_map: UnitMap | None = None
 
     def frames(self, feature_frames: int) -> int:
-        """Output frames of audio with so many feature frames."""
+        """Output frames for this many feature frames."""
         return -(-feature_frames // self.subsampling)
 
     def contract(self, header: Header, symbols: LabelSymbols | None, where: str) -> Contract:
-        """How labels with this header join this student.
+        """How labels with this header are mapped to this student.
 
         Args:
-            symbols: the teacher's; needed only where its units are not the student's.
+            symbols: the teacher's; needed only if its units are not the student's.
 
         Raises:
-            LabelMismatchError: its classes cannot be mapped.
+            LabelMismatchError: the teacher's classes cannot be mapped.
         """
         teacher_ms = Fraction(header.frame_shift_ms).limit_denominator(1000) * header.subsampling
         ratio = Fraction(FRAME_SHIFT_MS * self.subsampling) / teacher_ms if teacher_ms > 0 else None
@@ -141,7 +141,7 @@ class StudentSide:
         return Contract(ratio, self._class_map(header, symbols, where), max(_TOLERANCE_FRAMES, slack))
 
     def lacking(self, contract: Contract) -> list[str]:
-        """The student's symbols, other than the likes of `<unk>`, that a teacher has no class for."""
+        """The student's symbols that the teacher has no class for, except those like `<unk>`."""
         return [] if contract.class_map is None else self._untaught(contract.class_map)
 
     def _class_map(self, header: Header, symbols: LabelSymbols | None, where: str) -> tuple[int, ...] | None:
@@ -192,7 +192,7 @@ class StudentSide:
 
 
 def label_symbols(folder: Location) -> LabelSymbols | None:
-    """The symbols that lie in a folder of labels; None where there are none.
+    """The teacher's symbols stored in a folder of labels; None if there are none.
 
     Raises:
         LabelMismatchError: the file is not a list of units of this version.
@@ -220,11 +220,11 @@ def label_symbols(folder: Location) -> LabelSymbols | None:
 def map_symbols(
     symbols: Sequence[str], units: Units, unit_map: UnitMap | None = None, where: str = "labels"
 ) -> tuple[int, ...]:
-    """The student's class of each of a teacher's symbols; 0, blank, for those that are struck out.
+    """The student's class for each of the teacher's symbols; 0, blank, for symbols that are removed.
 
     Raises:
-        LabelMismatchError: symbols that the student lacks and nobody has struck out, or names in
-            `unit_map` that neither side knows.
+        LabelMismatchError: the student lacks symbols that `unit_map` does not map or remove, or `unit_map`
+            has keys unknown to the teacher or values unknown to the student.
     """
     given = dict(unit_map or {})
     known = {symbol: unit for unit, symbol in enumerate(units.symbols)}
@@ -249,7 +249,7 @@ def map_symbols(
 
 
 def _student_class(symbol: str, known: Mapping[str, int], given: UnitMap) -> int | None:
-    """The class of one symbol, or None where the student has none for it."""
+    """The student's class for one symbol, or None if it has none."""
     if symbol in given:
         target = given[symbol]
         return BLANK_ID if target is None else known[target]
@@ -260,12 +260,12 @@ def _student_class(symbol: str, known: Mapping[str, int], given: UnitMap) -> int
 
 
 def _shows(symbol: str) -> bool:
-    """Whether a reader sees it, and not only a mark on what stands before it."""
+    """Whether the symbol is visible on its own, not as a mark on the character before it."""
     return symbol.isprintable() and unicodedata.category(symbol[:1] or " ")[0] != "M"
 
 
 def _as_yaml(unit_map: UnitMap) -> str:
-    """As it can be copied; what would not be seen by its code."""
+    """As YAML that can be copied; invisible symbols are escaped."""
 
     def quoted(symbol: str | None) -> str:
         return json.dumps(symbol, ensure_ascii=not _shows(symbol or " "))
@@ -279,7 +279,7 @@ def _some_symbols(units: Units) -> str:
 
 
 def _declared_slack(header: Header) -> int:
-    """By how many frames a pretrained teacher's count may be off, as its labels say."""
+    """The frames by which a pretrained teacher's length may be off, as its labels declare."""
     teacher = header.settings.get("teacher")
     slack = teacher.get("slack_frames") if isinstance(teacher, Mapping) else None
     return slack if isinstance(slack, int) else 0

@@ -1,4 +1,4 @@
-"""Which device does the work: the one that is asked for, else the GPU that torch can use, else the CPU."""
+"""Choose the device: the one requested, else a GPU that torch can use, else the CPU."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _GPU = Path("/dev/nvidia0")
 
 
 def usable_device(device: str | None, *, touch: bool = True) -> str:
-    """The device that is asked for, else the accelerator where there is one.
+    """The requested device, else the GPU if torch can use one, else the CPU.
 
-    Where a GPU is left idle because torch cannot use it, a line on stderr says so. To see that a device is
-    there this process makes itself a place on it, which takes memory of a GPU until it ends, and all of one
-    that serves one process alone: not where `touch` is False, for the driver of others that work there.
+    If a GPU is idle because torch cannot use it, a line on stderr says so. Unless `touch` is False, this
+    process checks a device by creating a context on it, which takes GPU memory until the process ends, and
+    blocks a GPU in exclusive mode; a process that only starts others there passes False.
 
     Raises:
         ConfigError: this machine has no such device.
@@ -48,14 +48,14 @@ def gpu_problem() -> str | None:
 
 
 def device_text(device: str) -> str:
-    """A device for people, a GPU by its name."""
+    """A device for display, a GPU with its name."""
     is_gpu = torch.device(device).type == "cuda"
     return f"{device} ({torch.cuda.get_device_name(device)})" if is_gpu else device
 
 
 def free_gpu_memory() -> None:
-    """Give back the memory of a GPU that this process no longer uses: torch keeps it for itself, and
-    objects that refer to one another keep it until the garbage collector comes, which counts no bytes."""
+    """Release GPU memory that this process no longer uses: torch caches it, and reference cycles hold it
+    until the garbage collector runs, which it does without regard to their size."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -63,7 +63,7 @@ def free_gpu_memory() -> None:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Hold torch to one thread inside the block."""
+    """Limit torch to one thread inside the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -73,7 +73,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def _refusal(device: str, touch: bool) -> str | None:
-    """What torch says against a device."""
+    """Torch's reason why a device cannot be used; None if it can."""
     try:
         named = torch.device(device)
         if not touch and named.type == "cuda" and (named.index or 0) < torch.cuda.device_count():
@@ -86,8 +86,8 @@ def _refusal(device: str, touch: bool) -> str | None:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, a GPU computes float32 in float32. With TensorFloat-32, which torch allows for convolutions and
-    SpeechBrain once it is imported for everything, ten bits of a number are left."""
+    """Inside the block, a GPU computes float32 in full precision. TensorFloat-32, which torch allows for
+    convolutions, and SpeechBrain (once imported) for everything, keeps only ten bits of the mantissa."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""This machine in, a list of what works on it out."""
+"""List which parts of kdasr work on this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PACKAGES = {
 
 
 def diagnosis() -> list[tuple[str, str]]:
-    """(what, how it is) for each part that kdasr can use."""
+    """(name, status) of each part that kdasr can use."""
     rows = [("kdasr", version()), ("python", platform.python_version())]
     rows += [(name, _version(name, extra)) for name, extra in _PACKAGES.items()]
     import_torchaudio()

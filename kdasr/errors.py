@@ -3,7 +3,7 @@
     KdasrError
     ├── ConfigError             a recipe, a command line or an argument is wrong
     │   ├── MissingDependencyError   an optional package is not installed
-    │   └── MissingLabelsError       a loss asks for stored labels of audio that has none
+    │   └── MissingLabelsError       a loss needs stored labels of audio that has none
     ├── CorpusError             a corpus folder is missing or not what it claims to be
     ├── AudioError              audio cannot be decoded or is empty
     ├── ShardError              an audio shard cannot be used
@@ -29,13 +29,13 @@ import shlex
 from pathlib import Path
 from typing import Any, Self
 
-# Extras that do not go with the others but need an environment of their own, and all that goes in there.
+# Extras that need an environment of their own, and all extras to install there.
 _APART = {"executorch": "export,executorch"}
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 class KdasrError(Exception):
-    """An error with the four things a reader needs: place, expectation, fact, remedy.
+    """An error with everything a user needs: what is wrong, where, what was expected and found, and the fix.
 
     Args:
         what: what is wrong, in one sentence without a full stop.
@@ -61,12 +61,12 @@ class KdasrError(Exception):
         if got is not None:
             parts.append(f"got {got}")
         message = "; ".join(parts)
-        # What came may be another error's message, with its own full stop.
+        # `got` may be another error's message, with its own full stop.
         super().__init__(f"{message.removesuffix('.')}. {fix}" if fix else message)
 
     def told_of(self, where: str, *, fix: str | None = None) -> Self:
-        """The same error, of another place and, if it is given, with another remedy; for errors that are made
-        from the arguments above."""
+        """The same error for another place and, if given, with another fix; only for errors constructed from
+        the arguments above."""
         return type(self)(
             self.what, where=where, expected=self.expected, got=self.got, fix=self.fix if fix is None else fix
         )
@@ -77,7 +77,7 @@ class ConfigError(KdasrError):
 
 
 class MissingDependencyError(ConfigError):
-    """An optional package is not installed; the message holds the pip line."""
+    """An optional package is not installed; the message gives the pip command."""
 
     def __init__(self, package: str, extra: str) -> None:
         self.package, self.extra = package, extra
@@ -86,13 +86,13 @@ class MissingDependencyError(ConfigError):
         super().__init__(f"the package {package!r} is not installed", fix=fix)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are made again from their message, which is not what this one is made from.
+        # By default, exceptions are unpickled from their message, which does not fit this constructor.
         return type(self), (self.package, self.extra)
 
 
 def install_line(extra: str) -> str:
-    """The command that installs an extra of pyproject.toml: in a checkout, from wherever it is typed, with
-    the versions that were tried, for pip would else take newer ones of all else too."""
+    """The command that installs an extra of pyproject.toml; for a checkout, it works from any folder and pins
+    the tested versions, since pip might otherwise upgrade other packages."""
     extras = _APART.get(extra, extra)
     own = _CHECKOUT / f"constraints-{extra}.txt"
     constraints = own if own.is_file() else _CHECKOUT / "constraints.txt"
@@ -104,7 +104,7 @@ def install_line(extra: str) -> str:
 
 
 class MissingLabelsError(ConfigError):
-    """A loss asks for stored labels of audio that has none."""
+    """A loss needs stored labels of audio that has none."""
 
 
 class CorpusError(KdasrError):

@@ -1,6 +1,6 @@
-"""The types that the parts of kdasr hand to one another.
+"""The types that the parts of kdasr exchange.
 
-Axes are named by suffix: b batch, t output frames, f feature bins or feature frames as said,
+Axes are named by suffix: b batch, t output frames (with f: feature frames), f feature bins,
 u units of a transcript, k kept classes, v vocabulary. Lengths are integers, never fractions.
 """
 
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# The class of CTC's blank in every model, list of units and soft label here; `kdasr.contract` brings the
-# classes of teachers from elsewhere to it.
+# The class of CTC's blank in all of kdasr's models, unit lists and soft labels; the classes of teachers from
+# elsewhere are mapped to match.
 BLANK_ID = 0
 
 
@@ -27,14 +27,14 @@ def frames_inside(lengths_b: Tensor, frames: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One piece of audio with what is known about it.
+    """A piece of audio and what is known about it.
 
     Attributes:
         key: unique name; letters, digits, `-`, `_` only (it becomes a tar member name).
         samples: (N,) float32 in [-1, 1] at `kdasr.audio.SAMPLE_RATE_HZ`, mono.
-        text: normalised transcript, or None where there is none.
-        speaker: who speaks, or None where unknown.
-        language: a tag such as `en` or `pt-BR` (BCP 47), or None where unknown.
+        text: normalised transcript, or None if there is none.
+        speaker: who speaks, or None if unknown.
+        language: a BCP 47 tag such as `en` or `pt-BR`, or None if unknown.
     """
 
     key: str
@@ -46,7 +46,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class SoftLabels:
-    """A teacher's posteriors over one utterance: kept classes and the mass of all others.
+    """A teacher's posteriors for one utterance: the kept classes, and the mass of all others.
 
     Frame t owns the next `kept_counts[t]` entries of `ids` and `log_probs`; blank is among them.
 
@@ -54,7 +54,7 @@ class SoftLabels:
         kept_counts: (T,) int64, classes kept in each output frame.
         ids: (sum of kept_counts,) int64 class ids.
         log_probs: (sum of kept_counts,) float32 natural-log probabilities at T = 1.
-        tail_log_probs: (T,) float32 log of the mass not kept; -inf where nothing was left out.
+        tail_log_probs: (T,) float32 log of the mass not kept; -inf if all of it was kept.
     """
 
     kept_counts: NDArray[np.int64]
@@ -73,7 +73,7 @@ class SoftLabelBatch(NamedTuple):
     Attributes:
         ids_btk: int64 class ids; 0 where padded.
         log_probs_btk: float32; -inf where padded.
-        tail_log_probs_bt: float32; -inf where nothing was left out or the frame is padding.
+        tail_log_probs_bt: float32; -inf if all mass was kept or the frame is padding.
         lengths_b: int64 frames of each utterance.
     """
 
@@ -91,13 +91,13 @@ class SoftLabelBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """What a model makes of a batch.
+    """A model's output for a batch.
 
     Attributes:
         log_probs_btv: (B, T, V) log-probabilities.
         lengths_b: (B,) int64 output frames.
-        layers_btd: what each of the model's `layers` gives, (B, T, D), at the rate of the output
-            frames; empty where a model has no layers to show.
+        layers_btd: the outputs (B, T, D) of the model's `layers`, at the output frame rate; empty if
+            the model exposes no layers.
     """
 
     log_probs_btv: Tensor
@@ -107,7 +107,7 @@ class ModelOutput:
 
 @dataclass(slots=True)
 class Batch:
-    """What one training or labelling step sees.
+    """The input of one training or labelling step.
 
     Attributes:
         keys: one key for each utterance.
@@ -115,13 +115,13 @@ class Batch:
         feature_lengths_b: (B,) int64 feature frames (10 ms each).
         tokens_bu: (B, U) int64 transcript units padded with 0, or None on unlabelled audio.
         token_lengths_b: (B,) int64, or None.
-        soft_labels: the teacher's stored posteriors, or None where there are none.
-        teacher_features_btf: what an online teacher hears where the student hears the same audio
-            spoilt, shaped as `features_btf`; None where both hear the same.
-        teachers: in training, what each online teacher makes of the batch; it runs when it is asked.
-        views: in training, what the student makes of the batch augmented anew, numbered from 0; made
-            when asked for.
-        decode: in training, the ids of units (collapsed, without blanks) to the text that they spell.
+        soft_labels: the teacher's stored posteriors, or None if there are none.
+        teacher_features_btf: the clean features for an online teacher when the student hears the same
+            audio spoilt, shaped as `features_btf`; None if both hear the same.
+        teachers: in training, each online teacher's output for the batch, computed on access.
+        views: in training, the student's outputs for new augmentations of the batch, numbered from 0;
+            computed on access.
+        decode: in training, maps unit ids (collapsed, without blanks) to the text they spell.
     """
 
     keys: list[str]
@@ -136,11 +136,11 @@ class Batch:
     decode: Callable[[Sequence[int]], str] | None = None
 
     def to(self, device: Any, *, non_blocking: bool = False) -> Self:
-        """Move everything; `non_blocking` is for a move to an accelerator, which may then overlap."""
+        """Move all tensors; with `non_blocking`, copying to an accelerator may overlap computation."""
         return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Put everything where a GPU can fetch it by itself; what a DataLoader calls."""
+        """Pin all tensors in memory, for asynchronous copies to a GPU; DataLoader calls this."""
         return self._each(lambda value: value.pin_memory())
 
     def _each(self, change: Callable[[Any], Any]) -> Self:
@@ -160,14 +160,14 @@ _ON_DEVICE = (
     "teacher_features_btf",
 )
 
-# What the student makes of a batch, and the batch, in; one scalar out. A loss that learns is an
-# nn.Module with the same call.
+# From the student's output for a batch, and the batch, to a scalar. A loss with parameters is an nn.Module
+# with the same call.
 Loss = Callable[[ModelOutput, Batch], Tensor]
 
 
 @runtime_checkable
 class AcousticModel(Protocol):
-    """A CTC acoustic model over whole utterances: every teacher, and every student offline.
+    """A CTC acoustic model for whole utterances: every teacher, and every student offline.
 
     Attributes:
         config: the constructor's keyword arguments, JSON-serialisable: class path + config +
@@ -181,25 +181,25 @@ class AcousticModel(Protocol):
     subsampling: int
 
     def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw log-mel (B, T, 80) and feature lengths to log-probs (B, T', V) and frame counts
-        `ceil(lengths / subsampling)`. What lies beyond a length never changes what lies before."""
+        """Map raw log-mel (B, T, 80) and feature lengths to log-probs (B, T', V) and frame counts
+        `ceil(lengths / subsampling)`. Padding never affects the frames before it."""
         ...
 
 
 class TrainableModel(AcousticModel, Protocol):
-    """An acoustic model that holds its own normalisation; an nn.Module."""
+    """An acoustic model, an nn.Module, that normalises its own input."""
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
-        """Mean and standard deviation (80,) of each mel bin over the training audio."""
+        """Set the mean and standard deviation (80,) of each mel bin over the training audio."""
         ...
 
 
 class BatchSource(Protocol):
-    """An endless source of batches, which the position decides.
+    """An endless source of batches, each determined by its position.
 
     Attributes:
         items: the utterances that are used.
-        left_out: names of those that are not, and why.
+        left_out: names of those that are not used, and why.
     """
 
     @property
@@ -213,20 +213,20 @@ class BatchSource(Protocol):
         ...
 
     def next_utterance(self, position: int) -> dict[str, Any]:
-        """Where the source stands before its `position`-th batch, for people and for checks."""
+        """The state of the source before its `position`-th batch, for logs and checks."""
         ...
 
     def fingerprint(self) -> list[Any]:
-        """What decides the batches."""
+        """Everything that determines the batches."""
         ...
 
 
 class OnlineTeacher(Protocol):
-    """A model that runs beside the student. One that changes while it trains is an nn.Module: its
-    state goes into the checkpoints, and its parameters are optimised where they require gradients.
+    """A teacher that runs beside the student during training. If it changes meanwhile, it is an nn.Module:
+    its state goes into the checkpoints, and parameters that require gradients are optimised.
 
     Attributes:
-        config: what decides what it teaches; part of the fingerprint of a training.
+        config: what determines its output; part of the fingerprint of a training run.
     """
 
     @property
@@ -236,10 +236,10 @@ class OnlineTeacher(Protocol):
         """Called once before the first step.
 
         Args:
-            student: whom to teach; its weights are the first ones.
-            units_hash: of the student's units.
-            statistics: for `set_statistics` of a model that is trained along. In a resumed run the state of
-                everything is loaded after this call.
+            student: the student to teach, with its initial weights.
+            units_hash: hash of the student's units.
+            statistics: arguments for `set_statistics` of a model trained alongside the student. When a run
+                resumes, all state is loaded after this call.
 
         Raises:
             LabelMismatchError: it cannot teach this student.
@@ -247,7 +247,7 @@ class OnlineTeacher(Protocol):
         ...
 
     def __call__(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
-        """What it makes of a batch; `student_features_btf` is what the student hears of it."""
+        """The teacher's output for a batch; `student_features_btf` is what the student hears of it."""
         ...
 
     def after_step(self, student: TrainableModel) -> None:
@@ -257,10 +257,10 @@ class OnlineTeacher(Protocol):
 
 @runtime_checkable
 class StreamingModel(AcousticModel, Protocol):
-    """A student: the same weights chunk by chunk, with explicit state.
+    """A student, which also runs chunk by chunk with the same weights and an explicit state.
 
-    A state is a NamedTuple of tensors, batch on axis 0 of every one: float32 tensors, and one
-    int64 tensor `processed` (B,), the count of valid left-context frames.
+    A state is a NamedTuple of tensors, each with the batch on axis 0: float32 tensors, and one
+    int64 tensor `processed` (B,), the number of valid left-context frames.
 
     Attributes:
         chunk_frames: output frames that one call emits (40 ms each).
@@ -285,6 +285,6 @@ class StreamingModel(AcousticModel, Protocol):
         ...
 
     def forward(self, features_btf: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One window (B, window, 80) of raw log-mel to log-probs (B, chunk_frames, V) and the
+        """Map one window (B, window, 80) of raw log-mel to log-probs (B, chunk_frames, V) and the
         next state. Call k sees feature frames [k * shift, k * shift + window)."""
         ...

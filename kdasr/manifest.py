@@ -1,4 +1,4 @@
-"""The manifest of an audio shard: what a tar must hold, and where each utterance lies in it.
+"""The manifest of an audio shard: what its tar must hold, and where each utterance is in it.
 
 {"format": "kdasr-audio-shard", "version": 1, "count": 2, "seconds": 4.5, "bytes": 81920,
  "sha256": "...", "description": "...",
@@ -20,14 +20,14 @@ from kdasr.storage import with_patience
 
 FORMAT = "kdasr-audio-shard"
 VERSION = 1
-# Beside the shards that `kdasr prepare` writes: the first while it works, the second when it is done.
+# Files that `kdasr prepare` writes beside its shards: the first while it runs, the second when it is done.
 PREPARING, PREPARED = "preparing.json", "prepared.json"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """Where one utterance lies in its tar: byte offsets of the member data, not of the headers.
+    """Where one utterance is in its tar: byte offsets of the member data, not of the headers.
 
     Attributes:
         crc32: zlib.crc32 of the flac bytes followed by the json bytes.
@@ -44,16 +44,16 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tar whose manifest has been read and checked against it.
+    """A shard as its manifest describes it.
 
     Attributes:
         path: the tar.
-        count: utterances.
-        seconds: audio in all.
+        count: number of utterances.
+        seconds: total duration of the audio.
         sha256: of the tar, in hex.
         bytes: size of the tar.
         entries: one for each utterance, in the order of the tar.
-        description: what the writer said that this is.
+        description: the writer's description of the audio.
     """
 
     path: Path
@@ -66,12 +66,12 @@ class Shard:
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """The tar of the shard `number`, counted from 0, in `folder`."""
+    """The path in `folder` of the tar of shard `number`, counted from 0."""
     return folder / f"shard-{number:06d}.tar"
 
 
 def manifest_path(shard_path: Path) -> Path:
-    """The manifest of the tar at `shard_path`."""
+    """The path of the manifest of the tar at `shard_path`."""
     return shard_path.with_suffix(".json")
 
 
@@ -82,11 +82,11 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest(path: Path) -> Shard:
-    """The manifest beside the tar at `path`, checked in itself; the tar is not looked at.
+    """Read the manifest of the tar at `path` and check it for consistency; the tar itself is not opened.
 
     Raises:
-        ManifestError: missing, no manifest or inconsistent.
-        ShardError: the disk or its mount fails, and went on to fail when it was asked again.
+        ManifestError: it is missing, not a manifest, or inconsistent.
+        ShardError: the disk or its mount failed, also when retried.
     """
     manifest = manifest_path(path)
     try:
@@ -119,7 +119,7 @@ def read_manifest(path: Path) -> Shard:
 
 
 def manifest_text(shard: Shard) -> str:
-    """The JSON that `read_manifest` turns into `shard` again; the same shard gives the same text."""
+    """The JSON from which `read_manifest` restores `shard`; the same shard gives the same text."""
     rows = ",\n  ".join(json.dumps(astuple(entry)) for entry in shard.entries)
     fields = {
         "format": FORMAT,
@@ -154,7 +154,7 @@ def _check_consistency(manifest: Path, shard: Shard) -> None:
 
 
 def unreadable(path: Path, error: OSError) -> ShardError:
-    """The error of a shard that the disk or its mount does not give."""
+    """The error for a shard that cannot be read from the disk or its mount."""
     fix = "The shard may be good: look at the disk or its mount, and run the same again."
     return ShardError("the audio shard cannot be read", where=path, got=error, fix=fix)
 
@@ -186,7 +186,7 @@ def read_members(file: BinaryIO, path: Path, entry: ShardEntry) -> tuple[bytes, 
     """The flac and the json bytes of one utterance from the open tar at `path`.
 
     Raises:
-        DamagedShardError: they are not the bytes that were written.
+        DamagedShardError: their checksum is wrong.
     """
     file.seek(entry.flac_offset)
     flac = file.read(entry.flac_bytes)

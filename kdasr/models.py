@@ -4,7 +4,7 @@
     DIR/units.json …        units (kdasr/text.py)
     DIR/model.json          the card, written last: class, config, hashes, how it was trained
 
-No pickle: a model from a stranger can be loaded without running anything of his.
+No pickle: loading a model from an untrusted source runs none of its code.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from kdasr.storage import refuse_file, sync_path
 from kdasr.text import SENTENCEPIECE_FILE, UNITS_FILE, Units, load_units
 
 FORMAT, VERSION = "kdasr-model", 1
-# Of the card that an export has under the same name.
+# The format of an export's card, which has the same file name.
 EXPORT_FORMAT = "kdasr-export"
 CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
-# Classes are named in a file, so only our own packages may be asked for them.
+# The class is named in a file, so only classes of our own packages are accepted.
 _CLASS_PREFIXES = ("kdasr.teachers.", "kdasr.students.")
 
 
@@ -47,10 +47,10 @@ class LoadedModel:
 
 
 def refuse_other_content(folder: Path) -> None:
-    """See that a model may be written to `folder`, and replace what is there.
+    """Check that a model may be written to `folder`, replacing its content.
 
     Raises:
-        ConfigError: it is a file, or holds anything but a model.
+        ConfigError: `folder` is a file, or holds anything but a model.
     """
     refuse_file(folder, "a model is a folder")
     own = {WEIGHTS_FILE, CARD_FILE, UNITS_FILE, SENTENCEPIECE_FILE}
@@ -66,14 +66,14 @@ def refuse_other_content(folder: Path) -> None:
 
 
 def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] | None = None) -> None:
-    """Write `model` (with `.config`) and its units into `folder`, which appears whole or not at all.
+    """Write `model` (with `.config`) and its units to `folder` atomically.
 
-    `extra` goes into the card: training settings, results, whatever a reader will ask.
+    `extra` goes into the card: training settings, results and the like.
 
     Raises:
         ConfigError: `folder` holds anything but a model.
     """
-    folder = Path(folder).absolute()  # of "." there is no name
+    folder = Path(folder).absolute()  # "." has no name
     refuse_other_content(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -93,10 +93,10 @@ def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] 
         **(extra or {}),
     }
     (temporary / CARD_FILE).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
-    # On the disk before it has its name, or a power cut leaves empty files under it.
+    # Synced before the rename, or a power cut could leave empty files under the final name.
     for written in (*temporary.iterdir(), temporary):
         sync_path(written)
-    # A folder cannot be replaced by another in one go; the old one is deleted when the new one has its name.
+    # One folder cannot replace another atomically; the old one is deleted once the new one is in place.
     old = temporary.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -107,15 +107,15 @@ def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] 
 
 
 def weights_file(path: Path) -> Path:
-    """The file with the weights of a model that is a folder, or a file."""
+    """The weights file of a model that is a folder; or the model itself if it is a file."""
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
 def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model in `folder`, in eval mode on `device`.
+    """Load the model in `folder`, in eval mode on `device`.
 
     Raises:
-        ModelError: no model there, a damaged or foreign one, or one of other features.
+        ModelError: there is no model, or it is damaged, foreign or trained on other features.
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -158,12 +158,12 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers in a model."""
+    """The number of parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def file_sha256(path: Path) -> str:
-    """`kdasr.manifest.sha256_of` of a file of a model.
+    """`kdasr.manifest.sha256_of` for a file of a model.
 
     Raises:
         ModelError: it cannot be read.
@@ -178,7 +178,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The card of the model in `folder`, without loading the model.
 
     Raises:
-        ModelError: there is no card of this version of kdasr, or it is that of an export.
+        ModelError: there is no card of this version of kdasr, or it is an export's.
     """
     path = folder / CARD_FILE
     try:

@@ -1,9 +1,9 @@
-"""A folder of recipes in, every stage run in order; a second call redoes nothing.
+"""Run every stage of a folder of recipes in order; a second call redoes nothing.
 
-A stage is done when its marker in WORK_DIR/.done holds the hash of what it depends on: its resolved
-recipe, but for its comments and its device, and those of the stages before it; and where none of the models
-that it was given from elsewhere has other weights by now. Delete a marker to run a
-stage again, and with it those after it, whose markers go when it runs.
+A stage is done if its marker in WORK_DIR/.done holds the hash of what it depends on (its resolved recipe,
+without comments and device, and those of the stages before it) and no model that it was given from outside
+the run has changed its weights. Delete a marker to run a stage again, and with it those after it, whose
+markers are deleted when it runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "export": stages.export,
     "evaluate": stages.evaluate,
 }
-# What can be said of a stage's arguments before it is its turn.
+# Checks of a stage's arguments that can be made before any stage runs.
 _CHECKS: dict[str, Callable[..., Any]] = {
     "prepare": stages.corpus_folder,
     "train": stages.check_train,
@@ -65,19 +65,19 @@ _DEVICE = re.compile(r"^device:.*\n?", re.MULTILINE)
 def run_recipe(
     path: Path, settings: Mapping[str, Any], *, expected_stage: str | None = None
 ) -> dict[str, Any]:
-    """Run one recipe, whether or not it has been run before (its verb may still find it done).
+    """Run one recipe, whether or not it has been run before (its verb may still find its work done).
 
-    Where `torchrun` has started several processes, they train and label together; for what else there
-    is to do they wait for the first of them.
+    Processes that `torchrun` has started train and label together; all other work is done by the first
+    while the others wait.
 
     Raises:
-        ConfigError: the recipe cannot be read, or is of another stage than `expected_stage`.
+        ConfigError: the recipe cannot be read, or its stage is not `expected_stage`.
     """
     return _call(_load(path, settings, expected_stage))
 
 
 def load_arguments(path: Path, settings: Mapping[str, Any], *, expected_stage: str) -> dict[str, Any]:
-    """What a recipe's verb would be called with.
+    """The arguments that a recipe's verb would be called with.
 
     Raises:
         ConfigError: as `run_recipe`.
@@ -101,20 +101,20 @@ def _load(path: Path, settings: Mapping[str, Any], expected_stage: str | None) -
 def run_folder(
     folder: Path, settings: Mapping[str, Any], only: str | None = None, until: str | None = None
 ) -> Path:
-    """Run every stage of the recipes in `folder` that is not done yet; the work folder.
+    """Run every stage of the recipes in `folder` that is not done yet; returns the work folder.
 
-    Stages that may run beside one another do so where there are cores for them and no GPU, whose memory
-    they would share. Processes that `torchrun` has started go through it together, as in `run_recipe`.
+    Stages that may run in parallel do so if there are enough cores and no GPU, whose memory they would
+    share. Processes that `torchrun` has started run the stages together, as in `run_recipe`.
 
     Args:
         settings: keys of the recipes by name; see `kdasr.recipe.run_stages`.
-        only: the one stage to run, whatever is done of the others; it counts as done where those before
+        only: the only stage to run, whether or not others are done; it is marked as done if those before
             it are.
-        until: the last stage to run; those after it are left as they are.
+        until: the last stage to run.
 
     Raises:
-        ConfigError: a recipe cannot be read, there is no such stage, or a folder that a stage needs.
-        ModelError: a pretrained teacher is not there.
+        ConfigError: a recipe cannot be read, or a stage or a folder that a stage needs is missing.
+        ModelError: a pretrained teacher is missing.
         KdasrError: a stage failed.
     """
     todo = _read_folder(Path(folder), settings)
@@ -144,8 +144,8 @@ def run_folder(
 
 
 class _Todo(NamedTuple):
-    """A stage, and how to know whether it is done: `marker` holds the hash `inputs` and, by the keys that
-    name them, those of the weights of models that no stage makes, `outside`."""
+    """A stage and its done-marker: once done, `marker` holds `inputs`, the hash of what the stage depends on,
+    and `outside`, the weight hashes of models that no stage makes, by the keys that name them."""
 
     stage: Stage
     recipe: Recipe
@@ -163,12 +163,12 @@ def _of_name(todo: Sequence[_Todo], name: str, folder: Path) -> _Todo:
 
 
 def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
-    """The stages in order, every one of them checked."""
+    """The stages in order, all checked."""
     listed = run_stages(folder, settings, taken_keys())
     recipes = [(stage, load_recipe(stage.path, stage.settings, taken_keys())) for stage in listed]
     for _, recipe in recipes:
         arguments = check_recipe(recipe)
-        # Not after what comes before it, which may take hours.
+        # Checked now: the stages before it may take hours.
         if check := _CHECKS.get(recipe.stage):
             check(**arguments)
     _check_outs(recipes)
@@ -176,7 +176,7 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     todo, inputs = [], ""
     made = {Path(str(recipe.arguments.get("out"))) for _, recipe in recipes}
     for stage, recipe in recipes:
-        # What GPUs have trained is not to be trained again where the next stage runs on a machine without.
+        # Without the device: what GPUs have trained is not retrained if a machine without them goes on.
         said = _without_comments(_DEVICE.sub("", recipe.text))
         inputs = hashlib.sha256(f"{inputs}\n{said}".encode()).hexdigest()
         todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs, _outside(recipe, made)))
@@ -184,14 +184,14 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
 
 
 def _outside(recipe: Recipe, made: Collection[Path]) -> dict[str, str]:
-    """The weights of the models whose folders a stage is given, however deep in a setting, and none makes; as
-    far as they are there."""
+    """Weight hashes of the models, among those that no stage makes, whose folders a stage's settings name at
+    any depth; missing models are skipped."""
     found = {}
     for key, text in _texts(YAML().load(recipe.text)):
         if text and not is_url(text) and not _is_under(text, made):
             with contextlib.suppress(
                 ModelError, OSError, ValueError, KeyError
-            ):  # all but a few are no folders
+            ):  # most texts are not paths of model folders
                 found[key] = str(read_card(Path(text))["weights_sha256"])
     return found
 
@@ -213,7 +213,7 @@ def _is_under(place: str, made: Collection[Path]) -> bool:
 
 
 def _check_outs(recipes: Sequence[tuple[Stage, Recipe]]) -> None:
-    """Raise ConfigError where two stages would write to one place; corpora may, each its own splits."""
+    """Raise ConfigError if two stages would write to one folder; corpora may, since their splits differ."""
     makers: dict[str, str] = {}
     for stage, recipe in recipes:
         out = recipe.arguments.get("out")
@@ -229,10 +229,10 @@ def _check_outs(recipes: Sequence[tuple[Stage, Recipe]]) -> None:
 
 
 def _check_shares(todo: list[_Todo]) -> None:
-    """See that the processes of the job can share the steps of every training that is not done.
+    """Check that the job's processes can share the steps of every training that is not done.
 
     Raises:
-        ConfigError: there are more of them than batches in a step.
+        ConfigError: there are more processes than batches in a step.
     """
     for one in todo:
         arguments = check_recipe(one.recipe)
@@ -242,13 +242,13 @@ def _check_shares(todo: list[_Todo]) -> None:
 
 
 def _check_there(todo: list[_Todo]) -> None:
-    """See that what no stage makes is on this machine: better now than after hours of work.
+    """Check that what no stage makes is on this machine, rather than fail after hours of work.
 
     Raises:
-        ConfigError: the folder of a corpus, a model or units is not there, a device cannot be used, or a
-            model would replace one that holds something else.
-        CorpusError: a corpus is not what it should be.
-        ModelError, MissingDependencyError: a pretrained teacher is not, or cannot be loaded.
+        ConfigError: the folder of a corpus, a model or units is missing, a device cannot be used, or a
+            model would replace a folder that holds something else.
+        CorpusError: a corpus is not as expected.
+        ModelError, MissingDependencyError: a pretrained teacher is missing or cannot be loaded.
     """
     made = {Path(str(one.recipe.arguments.get("out"))) for one in todo}
     loaded: list[TeacherSource] = []
@@ -271,25 +271,25 @@ def _check_there(todo: list[_Todo]) -> None:
                     got=value,
                     fix="Name another, or put it there: no stage of this run makes it.",
                 )
-        # All would find the same, and say it.
+        # Only the first process: all would report the same.
         if one.recipe.stage == "prepare" and ranks().first:
             stages.check_corpus(**check_recipe(one.recipe))
 
 
 def _check_device(recipe: Recipe) -> None:
-    """Raise ConfigError for a device that is asked for and that torch cannot use; Ray's nodes have others."""
+    """Raise ConfigError if torch cannot use the device asked for; Ray is exempt: its nodes have their own."""
     arguments = check_recipe(recipe)
     if arguments.get("device") is not None and arguments.get("engine") != "ray":
         usable_device(arguments["device"])
 
 
 def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Folders and teachers that a stage is given, with the keys that name them."""
+    """The folders and teachers that a stage needs, with the keys that name them."""
     arguments = check_recipe(recipe)
     if recipe.stage == "prepare":
         key = "unlabelled_corpus" if arguments.get("corpus") is None else "corpus"
         yield key, stages.corpus_folder(**arguments)
-        return  # to its other settings folders are parts of the corpus
+        return  # folders in its other settings are parts of the corpus
     unheard: set[str] = set()
     if recipe.stage == "train":
         streams = {stream for stream, _ in read_schedule(schedule_of(arguments.get("schedule")))}
@@ -303,7 +303,7 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 
 def _folders_in(value: Any) -> Iterator[Any]:
-    """The folders that a setting names: one, a list, or lists by name; a teacher from elsewhere as it is."""
+    """The folders that a setting names, singly, in a list or in lists by name; other teachers as they are."""
     if isinstance(value, Ensemble | FolderTeacher):
         folders = value.folders if isinstance(value, Ensemble) else [value.folder]
         yield from map(str, folders)  # which stages may make
@@ -317,7 +317,7 @@ def _folders_in(value: Any) -> Iterator[Any]:
 
 
 def _groups(todo: list[_Todo]) -> list[list[_Todo]]:
-    """Each stage with those after it that may run beside it."""
+    """Each stage with the later ones that may run in parallel with it."""
     groups: list[list[_Todo]] = []
     for one in todo:
         if one.stage.beside and groups and not _waits_for(one, groups[-1]):
@@ -328,14 +328,14 @@ def _groups(todo: list[_Todo]) -> list[list[_Todo]]:
 
 
 def _waits_for(one: _Todo, group: list[_Todo]) -> bool:
-    """Whether a delay is measured with a model that another stage of the group makes."""
+    """Whether the stage measures delays with a model that another stage of the group makes."""
     arguments = one.recipe.arguments
     makes_it = any(other.recipe.arguments.get("out") == arguments.get("delay_reference") for other in group)
     return makes_it and any(map(measured_delays, losses_of(arguments)))
 
 
 def _was_done(one: _Todo) -> bool:
-    # The first process decides: another might look when the marker has just been written.
+    # The first process decides: others might look only after it has written the marker.
     done = bool(ranks().from_first(_is_done(one)))
     if done:
         _console.print(f"[dim]{one.stage.name}: done before[/dim]")
@@ -347,7 +347,7 @@ def _may_share(count: int) -> bool:
 
 
 def _can_be_said(settings: Mapping[str, Any]) -> bool:
-    """Whether settings are the same after they went through a command line."""
+    """Whether settings survive being passed on a command line."""
     return all(parse_value(_said(value)) == value for value in settings.values())
 
 
@@ -363,11 +363,11 @@ def _command(folder: Path, settings: Mapping[str, Any], one: _Todo) -> list[str]
 def _run(one: _Todo, later: Sequence[_Todo], marks: bool = True) -> None:
     started, before = time.time(), _weights_made(one)
     if ranks().first and not _is_done(one):
-        # What it vouches for is about to be replaced, wholly or, if this fails, in part.
+        # The stage's results are about to be replaced, completely or, if this fails, in part.
         one.marker.unlink(missing_ok=True)
     result = _call(one.recipe)
     if ranks().first and not (one.recipe.stage == "train" and result.get("weights_sha256") == before):
-        for made in later:  # of what was there before
+        for made in later:  # made from the previous results
             made.marker.unlink(missing_ok=True)
     if one.recipe.stage == "export":
         for line in stages.refused_files(result):
@@ -377,23 +377,23 @@ def _run(one: _Todo, later: Sequence[_Todo], marks: bool = True) -> None:
 
 
 def _weights_made(one: _Todo) -> str | None:
-    """The hash of the model that a stage made when it was last done; None where it made none or that is not
-    known."""
+    """The weight hash of the model that a stage made when it was last done; None if there is none or it is
+    not known."""
     result = _record(one).get("result")
     return result.get("weights_sha256") if isinstance(result, dict) else None
 
 
 def _call(recipe: Recipe) -> dict[str, Any]:
-    """Run a recipe, once: what a training was built of is let go of."""
+    """Run a recipe; only once, since the objects that a training was built from are released."""
     arguments = check_recipe(recipe)
     if recipe.stage == "prepare":
-        stages.corpus_folder(**arguments)  # it knows which key the recipe has for it
+        stages.corpus_folder(**arguments)  # its error names the key that the recipe has
     job, result = ranks(), {}
     is_shared = recipe.stage == "train" or (recipe.stage == "label" and not sharing_ranks(**arguments).alone)
     if job.first or is_shared:
         result = VERBS[recipe.stage](**arguments)
     if recipe.stage == "train":
-        # Its teachers and losses are on the GPU now, where the next stage needs room.
+        # Its teachers and losses still occupy GPU memory that the next stage needs.
         arguments.clear()
         recipe.arguments.clear()
         free_gpu_memory()
@@ -401,8 +401,8 @@ def _call(recipe: Recipe) -> dict[str, Any]:
 
 
 def taken_keys() -> dict[str, dict[str, Any]]:
-    """For each stage, the keys that its verb takes and their defaults (`inspect.Parameter.empty`: none); of
-    `prepare`, the keys that every corpus has."""
+    """For each stage, the keys that its verb takes and their defaults (`inspect.Parameter.empty`: none); for
+    `prepare`, the keys common to all corpora."""
     named = inspect.Parameter.KEYWORD_ONLY
     return {
         stage: {one.name: one.default for one in _parameters(stage) if one.kind is named} for stage in VERBS
@@ -414,16 +414,16 @@ def _parameters(stage: str) -> list[inspect.Parameter]:
 
 
 def check_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The keys of the recipe as its verb takes them.
+    """The recipe's keys as arguments of its verb.
 
     Raises:
-        ConfigError: an unknown stage, a key that its verb does not take, one that it needs, or a value
-            of another type than the verb takes.
+        ConfigError: an unknown stage, a key that its verb does not take, a missing key, or a value of the
+            wrong type.
     """
     if recipe.stage not in VERBS:
         raise ConfigError("an unknown stage", where=recipe.path, expected=", ".join(VERBS), got=recipe.stage)
     parameters = _parameters(recipe.stage)
-    # prepare's further keys are those of the corpus, which refuses unknown ones itself.
+    # prepare's other keys are settings of the corpus, which refuses unknown ones itself.
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     named = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     accepted = [parameter.name for parameter in named]
@@ -450,7 +450,7 @@ def _work_dir(recipes: list[Recipe]) -> Path:
 
 
 def _without_comments(text: str) -> str:
-    """What a YAML says, one token a line: a better comment is no reason to train again."""
+    """The tokens of a YAML, one a line: editing a comment is no reason to train again."""
     parts = (
         f"{type(token).__name__} {getattr(token, 'value', '')!r} {getattr(token, 'plain', '')}"
         for token in YAML().scan(io.StringIO(text))
@@ -459,10 +459,10 @@ def _without_comments(text: str) -> str:
 
 
 def _is_done(one: _Todo) -> bool:
-    """Whether the marker is of these inputs, and what the stage made is still there and its own."""
+    """Whether the marker matches these inputs, and the stage's results still exist unchanged."""
     record = _record(one)
     try:
-        # What is not on this machine was used where the stage was done.
+        # Models missing on this machine are not compared: the stage may have been done on another.
         was = record.get("outside", {})
         same = all(was.get(key, weights) == weights for key, weights in one.outside.items())
         return record["inputs"] == one.inputs and same and _is_there(one.recipe, record["result"])
@@ -471,7 +471,7 @@ def _is_done(one: _Todo) -> bool:
 
 
 def _record(one: _Todo) -> dict[str, Any]:
-    """What the marker of a stage says; nothing where there is none that can be read."""
+    """The content of a stage's marker; empty if no marker can be read."""
     try:
         record = json.loads(one.marker.read_text())
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""The processes that work together on one job, as `torchrun` starts them: who is who, what they say.
+"""The processes (ranks) that `torchrun` starts for one job, and their communication.
 
-A process that `torchrun` did not start is alone, and everything here then costs nothing. Talk about
-the job (who is done, what was measured) goes over gloo and may wait for days; gradients go over NCCL
-where there are GPUs.
+A process that `torchrun` did not start is alone, and everything here then costs nothing. Control messages
+(who is done, what was measured) go over gloo and may wait for days; gradients go over NCCL if there are
+GPUs.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor, distributed
 from kdasr.errors import ConfigError, RankLostError
 
 Item = TypeVar("Item")
-# A stage that one rank does alone (preparing a corpus, say) may take this long.
+# A stage that one rank does alone (such as preparing a corpus) may take this long.
 _PATIENCE = timedelta(days=7)
 _joined: list[Ranks] = []
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the job.
+    """This process among the processes of the job.
 
     Attributes:
-        rank: its number, from 0, which is the one that writes files and talks to people.
-        count: processes in all.
-        local_rank: its number on this machine: which GPU it uses.
-        local_count: processes on this machine, which share its cores.
+        rank: its number; rank 0 writes files and prints messages.
+        count: number of processes.
+        local_rank: its number on this machine, and the number of its GPU.
+        local_count: number of processes on this machine, which share its cores.
     """
 
     rank: int = 0
@@ -55,15 +55,15 @@ class Ranks:
         return items[self.rank :: self.count]
 
     def device(self, name: str) -> str:
-        """The device of this rank where `name` says which kind: "cuda" is "cuda:1" on local rank 1."""
+        """The device of this rank, of the kind `name`: "cuda" becomes "cuda:1" on local rank 1."""
         return name if self.alone or name != "cuda" else f"cuda:{self.local_rank}"
 
     def wait(self) -> None:
-        """Go on when all ranks have come here."""
+        """Wait until all ranks have called this."""
         self.gather(None)
 
     def gather(self, value: Item) -> list[Item]:
-        """The values of all ranks, in their order; any picklable value of this program's own making."""
+        """The values of all ranks, in rank order; any picklable values, which must come from this program."""
         if self.alone:
             return [value]
         values: list[Any] = [None] * self.count
@@ -72,16 +72,16 @@ class Ranks:
         return values
 
     def from_first(self, value: Item) -> Item:
-        """What rank 0 has."""
+        """Rank 0's value."""
         return self.gather(value)[0]
 
     def add_up(self, values: Tensor) -> None:
-        """Replace a tensor by the sum of those of all ranks, the same to the bit on each."""
+        """Replace a tensor by the sum over all ranks, bit-identical on each."""
         self.adding_up(values)()
 
     def adding_up(self, values: Tensor) -> Callable[[], None]:
-        """Begin what `add_up` does, and go on meanwhile. The answer waits for its end; until it is called,
-        the tensor must not be touched. All ranks begin their sums in the same order."""
+        """Start `add_up` asynchronously. The returned function waits for its end; until then, the tensor
+        must not be touched. All ranks must start their sums in the same order."""
         if self.alone:
             return lambda: None
         with _telling_of_the_lost():
@@ -101,10 +101,10 @@ def ranks() -> Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the job that `torchrun` has started, if it has and if that is not done yet.
+    """Join the job if `torchrun` has started one and this process has not joined yet.
 
     Raises:
-        ConfigError: more processes on this machine than it has GPUs.
+        ConfigError: there are more processes than GPUs on this machine.
     """
     if _joined or int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield ranks()
@@ -126,10 +126,10 @@ def joined() -> Iterator[Ranks]:
     local_count = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     _joined.append(Ranks(rank, count, local_rank, local_count, control))
     try:
-        # Whoever went on and ended with an error would leave others looking for it: they meet here first.
+        # All ranks meet here first: if one failed earlier, others would still be looking for it.
         _joined[-1].wait()
         yield _joined[-1]
-        # Not after an error: another rank may be waiting for this one, and would be waited for here.
+        # Not after an error: this would wait for another rank that may be waiting for this one.
         distributed.destroy_process_group()
     finally:
         _joined.pop()
@@ -140,8 +140,8 @@ def _telling_of_the_lost() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise  # of this process's own GPU, which happened to be asked here
-    except RuntimeError as error:  # DistBackendError and DistNetworkError among them
+        raise  # an error of this process's own GPU that happened to surface here
+    except RuntimeError as error:  # including DistBackendError and DistNetworkError
         raise RankLostError(
             _what_failed(str(error)),
             where=f"rank {os.environ.get('RANK')}",
@@ -152,7 +152,7 @@ def _telling_of_the_lost() -> Iterator[None]:
 
 
 def _what_failed(text: str) -> str:
-    """NCCL fails for reasons of its own too; with another process's end it speaks of a remote one."""
+    """What an error means; NCCL reports the end of another process as a remote error, but also has others."""
     if "NCCL" in text and "ncclRemoteError" not in text:
         return (
             "NCCL, over which the GPUs talk, failed: another process of this job has ended, or it is the "
@@ -162,7 +162,7 @@ def _what_failed(text: str) -> str:
 
 
 def _first_and_last(text: str) -> str:
-    """The first line of an error, and what NCCL says at its end, where the reason is."""
+    """The first line of an error, and NCCL's last error at its end, which gives the reason."""
     head, _, reason = text.strip().partition("Last error:")
     first = next(iter(head.splitlines()), "")[:200]
     return f"{first}; last error: {' '.join(reason.split())[:500]}" if reason.strip() else first

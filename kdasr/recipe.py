@@ -8,9 +8,9 @@ folder of recipes has a `run.yaml` that lists its stages in order:
       - teacher.yaml
       - {recipe: student.yaml, name: student_labelled_only, set: {schedule: [[labelled, 1]]}}
 
-A recipe that differs little from another names it as its `base:`, a path beside its own; its keys replace
-those of the base, and dotted ones reach into them (`optimisation.steps: 600`, and into lists by number:
-`settings.filters.0.threshold: 0.5`).
+A recipe that differs little from another names it as its `base:`, a path relative to its own folder; its
+keys replace those of the base, and dotted keys reach into them (`optimisation.steps: 600`, or into lists by
+number: `settings.filters.0.threshold: 0.5`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from kdasr.errors import ConfigError
 
 RUN_FILE = "run.yaml"
 BASE = "base"
-# What stages do not differ in.
+# Keys of the run as a whole, which do not distinguish its stages.
 _OF_THE_RUN = ("work_dir", "seed", "device")
 
 
@@ -50,10 +50,10 @@ class Stage:
         name: what the stage makes, e.g. "student_distilled"; also the name of its done-marker.
         path: its YAML.
         settings: top-level keys that replace those of the YAML.
-        beside: whether it may run beside the stages before it up to the last that may not; it uses the
-            results of none of them.
-        bases: names of the recipes of other stages that its own is based on, directly or through others.
-        over_bases: the keys that its recipe has in the place of theirs.
+        beside: whether it may run in parallel with the stages before it, back to the last that may not; it
+            uses none of their results.
+        bases: names of other stages' recipes that its own is based on, directly or through others.
+        over_bases: the keys that its recipe sets instead of theirs.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Recipe:
     """A loaded recipe.
 
     Attributes:
-        stage: which verb runs it: prepare, train, label, export, evaluate.
+        stage: the verb that runs it: prepare, train, label, export, evaluate.
         arguments: every other top-level key, built.
         text: the YAML with all settings and references resolved, not yet built.
-        source: the YAML as it was read, its references too: the file may be edited while stages run.
-        path: where it came from.
+        source: the YAML as read, with its references: the file may be edited while stages run.
+        path: the file it was read from.
     """
 
     stage: str
@@ -88,12 +88,12 @@ def top_level_keys(path: Path) -> list[str]:
     return list(_parse(path))
 
 
-# The keys that a stage of each kind takes, whether or not a recipe has them.
+# For each kind of stage, the keys it takes, whether or not a recipe has them.
 Takes = Mapping[str, Collection[str]]
 
 
 def explained(path: Path, takes: Mapping[str, Mapping[str, Any]]) -> str:
-    """For a command line: the recipe with its base's settings, and what else its stage `takes`.
+    """Help text: the recipe with its base's settings, and the other keys that its stage `takes`.
 
     Raises:
         ConfigError: no such file, or bad YAML.
@@ -102,7 +102,7 @@ def explained(path: Path, takes: Mapping[str, Mapping[str, Any]]) -> str:
     taken = takes.get(str(content.get("stage")), {})
     further = [f"{key}: {_as_given(default)}" for key, default in taken.items() if key not in content]
     lines = [f"{path}, whose keys are --KEY, within a mapping --KEY.KEY and within a list --KEY.0:", ""]
-    # Its own header, not that of its base.
+    # The recipe's own header comment, not its base's.
     lines += itertools.takewhile(_is_comment, Path(path).read_text(encoding="utf-8").splitlines())
     text, bare = _dumped(content), _dumped(_bare(_parse(Path(path))))
     if _dumped(_bare(YAML().load(text))) != bare:  # see _bare
@@ -113,14 +113,14 @@ def explained(path: Path, takes: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _as_given(default: Any) -> str:
-    """A default as the command line takes it."""
+    """A default as it is written on the command line."""
     if default is inspect.Parameter.empty:
         return "(must be given)"
     return default if isinstance(default, str) else json.dumps(default)
 
 
 def explained_run(folder: Path) -> str:
-    """For a command line: the stages of a run, and the keys of each recipe.
+    """Help text: the stages of a run, and the keys of each recipe.
 
     Raises:
         ConfigError: as `run_stages`.
@@ -150,16 +150,16 @@ def _is_comment(line: str) -> bool:
 def load_recipe(
     path: Path, settings: Mapping[str, Any] | None = None, takes: Takes = MappingProxyType({})
 ) -> Recipe:
-    """Read the recipe at `path` with some of its top-level keys replaced, or added where its stage
+    """Read the recipe at `path` with some of its top-level keys replaced, or added if its stage
     `takes` them.
 
-    A dotted name reaches into a mapping, `model.width`, or a list, `settings.filters.0.threshold`. Where a
-    key holds a mapping, FILE.yaml as its value stands for the mapping of that name in FILE.yaml:
+    A dotted name reaches into a mapping, `model.width`, or a list, `settings.filters.0.threshold`. If a key
+    holds a mapping, the value FILE.yaml stands for the mapping of that name in FILE.yaml:
     `model: recipes/students/zipformer-2m.yaml`.
 
     Raises:
         ConfigError: no such file, bad YAML, an unknown key in `settings`, or an object that cannot
-            be built or is given what it does not take.
+            be built or is given an argument that it does not take.
     """
     path = Path(path)
     known = _parse(path)
@@ -171,12 +171,12 @@ def load_recipe(
         built = load_hyperpyyaml(io.StringIO(text), loader=_loader(path))
     except ConfigError:
         raise
-    except Exception as error:  # whatever a constructor named in the YAML raises
+    except Exception as error:  # constructors named in the YAML may raise anything
         raise ConfigError(
             "the recipe cannot be built", where=path, got=f"{type(error).__name__}: {error}"
         ) from error
     for name, value in built.items():
-        # Else it would show in the first call of what `!name:` names, which may be days away.
+        # Otherwise the error would appear only when the function that `!name:` names is first called.
         check_named(value, f"{path}: {name}")
     stage = built.pop("stage", None)
     if not isinstance(stage, str):
@@ -187,10 +187,10 @@ def load_recipe(
 
 
 def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
-    """The recipe's keys that its verb takes; keys that serve only as `<references>` are left out.
+    """The recipe's keys that its verb takes, without keys used only in `<references>`.
 
     Raises:
-        ConfigError: a key that is neither taken nor referred to, or a required one is missing.
+        ConfigError: a key is neither taken nor referred to, or a required one is missing.
     """
     for key in recipe.arguments:
         if key not in accepted and not re.search(rf"<{re.escape(key)}[>\[]", recipe.source):
@@ -208,16 +208,16 @@ def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[
 def run_stages(
     folder: Path, overrides: Mapping[str, Any], takes: Takes = MappingProxyType({})
 ) -> list[Stage]:
-    """The stages of a folder of recipes, with command-line settings given to those they concern.
+    """The stages of a folder of recipes, with command-line settings assigned to the stages they apply to.
 
-    `key` goes to every stage that has it or, where none has, to every one that `takes` it: a recipe that
-    lacks what others have may mean it. A stage for which run.yaml itself sets the key (`set:`), or whose
-    recipe sets it in the place of its base's, which is another stage's recipe, is what it is by that, and
-    keeps it. `stage.key` goes to the one stage of that name (or recipe), whatever else is set or given, and
-    to those based on that recipe where they have no value of their own.
+    `key` applies to every stage that has it or, if none has, to every stage that `takes` it: if some
+    recipes have a key, others may lack it on purpose. A stage keeps its value if run.yaml sets the key
+    for it (`set:`), or if its recipe overrides that of a base that is another stage's recipe: the value
+    is what makes the stage different. `stage.key` applies to the one stage of that name (or recipe),
+    whatever else is set, and to stages based on that recipe unless they have a value of their own.
 
     Raises:
-        ConfigError: no run.yaml, a stage without file, or a setting that no stage has, or only as its own.
+        ConfigError: no run.yaml, a stage without file, or a setting that no stage has or all keep.
     """
     run_file = Path(folder) / RUN_FILE
     if Path(folder).is_file():
@@ -265,7 +265,7 @@ def run_stages(
 
 
 def _with_bases(stage: Stage, recipes: Collection[Path]) -> Stage:
-    """The stage, and what it has in the place of those of the `recipes` that its own is based on."""
+    """The stage with `bases` and `over_bases`, considering only bases among the stages' `recipes`."""
     path, passed = stage.path, dict[str, None]()
     while BASE in (content := _read(path)):
         path = path.parent / str(content.pop(BASE))
@@ -280,7 +280,7 @@ def _target(stage: Stage, name: str) -> tuple[str, bool]:
     head, _, rest = name.partition(".")
 
     def is_named(*names: str) -> bool:
-        # A command line makes dashes underscores.
+        # The command line turns dashes into underscores.
         return bool(rest) and head.replace("-", "_") in {one.replace("-", "_") for one in names}
 
     if is_named(stage.name, stage.path.stem):
@@ -289,24 +289,24 @@ def _target(stage: Stage, name: str) -> tuple[str, bool]:
 
 
 def _keeps(stage: Stage, key: str, is_named: bool) -> bool:
-    """Whether a stage keeps a setting that is not meant for it alone: it is what it is by that."""
+    """Whether a stage keeps its own value of a key because the setting does not name this stage."""
     own = (*stage.settings, *stage.over_bases)
     return not is_named and any(f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in own)
 
 
 def parse_value(text: str) -> Any:
-    """A value from the command line, read as YAML: `3`, `0.5`, `true`, `[a, b]`, `text`. Texts that begin
-    with ~/ are of the home folder, which a shell puts in only where a word begins with it.
+    """A value from the command line, read as YAML: `3`, `0.5`, `true`, `[a, b]`, `text`. A leading ~/ in
+    any text is expanded; a shell does so only at the start of a word.
 
     Raises:
-        ConfigError: a tag, which only a file may have.
+        ConfigError: a YAML tag, which only a file may have.
     """
     if re.search(r"(^|[\s,\[{])!(ref|new|name|apply|module|copy|include|tuple)\b", text):
         fix = "Write it into a copy of the recipe."
         raise ConfigError("tags are for files, and the command line gives values", got=text, fix=fix)
     try:
         value = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError):  # a date of which there is none, for one
+    except (YAMLError, ValueError):  # e.g. an impossible date
         value = text
     return _at_home(value)
 
@@ -320,12 +320,12 @@ def _at_home(value: Any) -> Any:
 
 
 def _loader(path: Path) -> type[Loader]:
-    """A loader that looks whether a class (`!new:`) takes what it is given, before it is built."""
+    """A loader that checks whether a class (`!new:`) takes its arguments, before it is built."""
 
     class Checking(Loader):
         @classmethod
         def add_multi_constructor(cls, tag_prefix: str, multi_constructor: Callable[..., Any]) -> None:
-            # HyperPyYAML adds its own in every load.
+            # HyperPyYAML registers its constructors in every load.
             if tag_prefix == "!new:":
                 multi_constructor = _checked(multi_constructor, path)
             super().add_multi_constructor(tag_prefix, multi_constructor)
@@ -348,7 +348,7 @@ def _checked(construct: Callable[..., Any], path: Path) -> Callable[..., Any]:
 
 
 def _parse(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The YAML's top level without building anything, over that of its `base`.
+    """The YAML's top level, merged over that of its `base`, without building anything.
 
     Raises:
         ConfigError: it cannot be read, or it is its own base.
@@ -369,8 +369,8 @@ def _parse(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _bare(content: Any) -> Any:
-    """Without comments: with one before a list whose first item has a tag and keys (`- !new:…`), ruamel.yaml
-    writes tag and keys on one line, which is another document."""
+    """Remove comments: if one precedes a list whose first item has a tag and keys (`- !new:…`), ruamel.yaml
+    writes tag and keys on one line, which means something else."""
     if hasattr(content, Comment.attrib):
         delattr(content, Comment.attrib)
     for item in content.values() if isinstance(content, dict) else content:
@@ -410,10 +410,10 @@ def _check_texts(keys: Iterable[Any], where: Path) -> None:
 
 
 def _place(content: Any, name: str, takes: Takes) -> Any:
-    """The mapping or list that holds the dotted `name` or may hold it, or None if there is no such setting.
+    """The mapping or list that holds or may hold the dotted `name`, or None if there is no such setting.
 
-    A class that the YAML names may be given further arguments; whether it takes them shows when it is
-    built.
+    A class that the YAML names may be given further arguments; whether it takes them is checked when it
+    is built.
     """
     *parents, last = name.split(".")
     place = content
@@ -427,14 +427,14 @@ def _place(content: Any, name: str, takes: Takes) -> Any:
 
 
 def _item(place: Any, part: str) -> Any:
-    """What a mapping has by name or a list by number; None where it has not."""
+    """The item of a mapping by name or of a list by number; None if absent."""
     if isinstance(place, list):
         return place[int(part)] if part.isdecimal() and int(part) < len(place) else None
     return place.get(_own_name(place, part)) if isinstance(place, dict) else None
 
 
 def _own_name(place: Mapping[Any, Any], part: str) -> str:
-    """The key that a word of the command line means, where dashes have become underscores."""
+    """The key that a name from the command line means, whose dashes have become underscores."""
     same = (key for key in place if isinstance(key, str) and key.replace("-", "_") == part)
     return part if part in place else next(same, part)
 

@@ -1,11 +1,11 @@
-"""Result rows in, results.json out, and back: what every model of a work folder has reached.
+"""Result rows to results.json and back: the measurements of every model of a work folder.
 
-WORK_DIR/results.json                  one row for each (model, seed), and test set where there are several;
-                                       of a model that is not there, it says why in place of figures
-WORK_DIR/hypotheses/MODEL-SEED.jsonl   what was said and what was heard, utterance by utterance; in a
-                                       folder for each test set where there are several
-WORK_DIR/results.before.json           rows that were measured otherwise than those that took their place;
-                                       what was heard is in results.before/, where `hypotheses` says
+WORK_DIR/results.json                  one row for each (model, seed), and test set if there are several;
+                                       for a model that is missing, the reason instead of figures
+WORK_DIR/hypotheses/MODEL-SEED.jsonl   reference and hypothesis of each utterance; in a folder for each
+                                       test set if there are several
+WORK_DIR/results.before.json           replaced rows that were measured in another way than the current ones;
+                                       their hypotheses are in results.before/, named in `hypotheses`
 WORK_DIR/spike_offsets.json            see kdasr/spikes.py
 """
 
@@ -23,20 +23,20 @@ from kdasr.storage import commit_json, locked
 RESULTS_FILE = "results.json"
 HYPOTHESES_FOLDER = "hypotheses"
 MISSING = "missing"
-# Where nobody knows: of a pretrained teacher, or of a model that hears whole utterances.
+# Null if unknown, as for a pretrained teacher, or undefined, as the latency of a full-context model.
 _MAY_BE_NULL = ("params", "bytes", "rtf", "latency_ms")
 ROW_FIELDS = ("model", "wer", "cer", "params", "bytes", "rtf", "latency_ms", "seed", "train_steps")
 
 
 def hypotheses_file(results: Path, row: Mapping[str, Any]) -> Path:
-    """Where what was heard is, beside a results.json, for one of its rows."""
+    """The file of hypotheses, beside a results.json, of one of its rows."""
     folder = results.parent / HYPOTHESES_FOLDER
     return folder / str(row.get("test") or "") / f"{row['model']}-{row['seed']}.jsonl"
 
 
 def read_hypotheses(path: Path) -> list[dict[str, Any]]:
-    """For each utterance of a file of hypotheses: key, reference, hypothesis, and word errors as `errors`;
-    `speaker` where known. Older files have neither speakers nor the errors by kind.
+    """For each utterance of a file of hypotheses: key, reference, hypothesis, word errors as `errors`, and
+    `speaker` if known. Older files have neither speakers nor errors by kind.
 
     Raises:
         ConfigError: the file is something else.
@@ -54,7 +54,7 @@ def read_hypotheses(path: Path) -> list[dict[str, Any]]:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results.json; none where there is no such file.
+    """The rows of a results.json; none if there is no such file.
 
     Raises:
         ConfigError: the file is not a list of rows.
@@ -78,13 +78,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def append_result(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a results.json, in place of an older one of the same model, seed and test set.
+    """Add a row to a results.json, replacing any row of the same model, seed and test set.
 
     Args:
-        path: created where missing. Several processes may add to it at once.
-        row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` of the model on disk; those
-            of `_MAY_BE_NULL` None where there is none; `test` names the test set where there are several.
-            Of a model that is not there: `model`, `seed` and, as `missing`, the reason.
+        path: created if missing. Several processes may add to it at once.
+        row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` the size of the model on disk;
+            those in `_MAY_BE_NULL` may be None; `test` names the test set if there are several. For a
+            missing model: `model`, `seed` and, as `missing`, the reason.
 
     Raises:
         ConfigError: a field is missing or not a finite number, or the file is not one of results.
@@ -105,15 +105,15 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[str, Any]) -> Path | None:
-    """Take the rows of a test set that were not measured as `measured` says out of a results.json, and what
-    was heard away from beside it: one table of both would compare what cannot be compared.
+    """Move rows of a test set that were measured in another way than `measured`, with their hypotheses, out
+    of a results.json: in one table they would invite wrong comparisons.
 
     Args:
-        seed: of the rows to come; another one may have test audio of its own.
-        measured: their fields `decoder`, `words` and `test_audio`. Rows that lack one are left in.
+        seed: seed of the new rows; rows of another seed may have other test audio.
+        measured: fields `decoder`, `words` and `test_audio` of the new rows. Rows that lack one stay.
 
     Returns:
-        where they are kept, after those that were taken out before; None where there are none.
+        the file to which they were appended; None if there were none.
 
     Raises:
         ConfigError: the file is not one of results.
@@ -130,20 +130,20 @@ def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[
         for row in rows:
             if row not in own:
                 before.append(_with_hypotheses_moved(path, row, kept.with_suffix(""), len(before)))
-        # Kept first: a process that is killed in between leaves a row in both rather than in neither.
+        # `kept` first: a process killed in between leaves a row in both files rather than in neither.
         for file, content in ((kept, before), (path, own)):
             commit_json(file, content)
     return kept
 
 
 def _with_hypotheses_moved(results: Path, row: Mapping[str, Any], folder: Path, place: int) -> dict[str, Any]:
-    """The row with the new name of its file of hypotheses, which no other in the folder has."""
+    """Move the row's file of hypotheses to a unique name in `folder`; the row with that name."""
     file = hypotheses_file(results, row)
     moved = folder / f"{place}-{file.name}"
     if file.exists():
         folder.mkdir(exist_ok=True)
         file.replace(moved)
-    # It may have been moved by a process that was killed before it said so.
+    # A process that was killed before it recorded the move may have moved it already.
     return {**row, HYPOTHESES_FOLDER: f"{folder.name}/{moved.name}"} if moved.exists() else dict(row)
 
 

@@ -1,4 +1,4 @@
-"""What happened in training: one JSON line for each step, in train.jsonl beside the checkpoints."""
+"""The training log: one JSON line for each step, in train.jsonl beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOG_FILE = "train.jsonl"
 
 
 class TrainingLog:
-    """One JSON line for each step and each look at the dev set, in order, also after a resume."""
+    """One JSON line for each step and each dev set evaluation, in order, also after a resume."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -23,8 +23,8 @@ class TrainingLog:
             file.write(json.dumps(row) + "\n")
 
     def cut(self, last_step: int, *, with_look: bool) -> None:
-        """Forget what came after the checkpoint that training goes on from, which is of `last_step`, before
-        or (`with_look`) after its look at the dev set."""
+        """Remove everything after the checkpoint from which training resumes, which was written at
+        `last_step`, before or (`with_look`) after its dev set evaluation."""
         if self.path.exists():
             last = (last_step, with_look)
             kept = [line for line in self.path.read_text().splitlines() if _place(line) <= last]
@@ -32,7 +32,7 @@ class TrainingLog:
 
 
 def _place(line: str) -> tuple[float, bool]:
-    """The step of a row, and whether it is that of a look; later than any where a crash tore it."""
+    """The step of a row, and whether it is a dev set evaluation; later than any if a crash truncated it."""
     try:
         row = json.loads(line)
         return int(row["step"]), "dev_wer" in row
