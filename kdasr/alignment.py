@@ -1,7 +1,7 @@
-"""A transcript and a model's log-probabilities in, the frames of each unit out: CTC forced alignment.
+"""CTC forced alignment: find the frames of each unit of a transcript in a model's log-probabilities.
 
-The Viterbi path through the states of one transcript (Graves et al. 2006, section 4, with max in
-place of sum): blank, unit, blank, unit, …, blank. torchaudio's version needs a compiled part.
+The Viterbi path through the states of one transcript (Graves et al. 2006, section 4, with max instead
+of sum): blank, unit, blank, unit, …, blank. torchaudio's version needs its compiled extension.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from kdasr.interfaces import BLANK_ID, frames_inside
 
 
 def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") -> list[Token]:
-    """The most probable alignment of a transcript: each of its units as a decoder would have emitted it, in
-    the first of its frames, with its mean log-probability in them.
+    """The most probable alignment of a transcript: each unit in the first of its frames, as a decoder would
+    emit it, with its mean log-probability over its frames.
 
     Args:
         log_probs_tv: (T, V) natural log-probabilities of one utterance, valid frames only.
-        ids: its units, none of them blank.
-        where: what to name in errors.
+        ids: the transcript's units, none of them blank.
+        where: names the utterance in errors.
 
     Raises:
         UnitsError: more units than frames can hold (equal neighbours need a blank between them),
@@ -51,7 +51,7 @@ def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") ->
 
 
 def best_alignment(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
-    """(T,) classes, blanks among them, of the most probable path through a transcript that fits into (T, V)
+    """(T,) classes, including blanks, of the most probable path for a transcript that fits into (T, V)
     log-probs."""
     return _labels(ids)[_best_states(log_probs_tv.double(), ids)]
 
@@ -59,20 +59,20 @@ def best_alignment(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
 def ctc_occupancy(
     scores_btv: Tensor, tokens_bu: Tensor, lengths_b: Tensor, counts_b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How probable transcripts are, and how probably each of their units is in each frame.
+    """The probability of transcripts, and the posterior of each class in each frame given its transcript.
 
-    torch's CTC takes for granted that its input is normalised and adds a softmax to the gradient; its
-    gradient without that is the probability of being in a state (Graves et al. 2006, eq. 16), negated.
+    torch's CTC assumes normalised input and includes the softmax in the gradient; without that, the
+    gradient is the negated state occupancy probability (Graves et al. 2006, eq. 16).
 
     Args:
         scores_btv: (B, T, V) log-probs, or any scores in nats; no gradient flows back to them.
         tokens_bu: (B, U) transcripts without blanks.
-        lengths_b, counts_b: (B,) frames and units.
+        lengths_b, counts_b: (B,) numbers of frames and units.
 
     Returns:
-        (B,) - log of the sum over alignments, infinite where a transcript does not fit, and (B, T, V) the
-        share of the alignments that has each class in each frame; 0 beyond the lengths and where the
-        transcript does not fit.
+        (B,) negative log of the sum over alignments, infinite if a transcript does not fit, and (B, T, V)
+        the share of the alignments with each class in each frame; 0 beyond the lengths and for transcripts
+        that do not fit.
     """
     with torch.enable_grad():
         leaf_btv = scores_btv.detach().requires_grad_()
@@ -97,7 +97,7 @@ def _best_states(log_probs_tv: Tensor, ids: Sequence[int]) -> Tensor:
     """(T,) states of the best path."""
     labels_s = _labels(ids)
     emissions_ts = log_probs_tv[:, labels_s]
-    # A blank may be left out between two units that differ.
+    # The blank between two different units may be skipped.
     may_skip_s = torch.zeros(len(labels_s), dtype=torch.bool)
     may_skip_s[3::2] = labels_s[3::2] != labels_s[1:-2:2]
     nothing = log_probs_tv.new_tensor(-torch.inf)

@@ -1,4 +1,4 @@
-"""Encoded audio bytes in, mono float32 samples at 16 kHz out; and 16-bit FLAC back."""
+"""Decode audio to mono float32 samples at 16 kHz, and encode such samples as 16-bit FLAC."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from kdasr.storage import StorageError
 
 SAMPLE_RATE_HZ = 16_000
 _PCM16_SCALE = 32_768.0
-# A stream written to a pipe does not know its length: its header holds 0 or, whatever wrote it, some
-# number from here on (0x7FFFF000 by sox, 0x80000000 by arecord, 0xFFFFFFFF by ffmpeg).
+# A WAV written to a pipe has an unknown length: its header holds 0 or, depending on the program, a number
+# from here on (0x7FFFF000 by sox, 0x80000000 by arecord, 0xFFFFFFFF by ffmpeg).
 _UNKNOWN_BYTES = 0x7FFF0000
 _UNKNOWN_FRAMES = 2**62
 _BLOCK_SECONDS = 60.0
-# Of a segment, where it may be cut off: of 20 s the last 2.5.
+# The share of a segment, at its end, in which it may be cut: the last 2.5 of 20 s.
 _SLACK_SHARE = 0.125
-# Before a cut so much is decoded, since a frame of mp3 or opus needs some of those before; and to a cut that
-# begins so soon after the last one the file is read on.
+# Decoding starts this long before a cut, since frames of mp3 or opus depend on earlier ones. If a cut begins
+# at most _READ_ON_SECONDS after the last one, the file is read on rather than sought in.
 _LEAD_SECONDS = 1.0
 _READ_ON_SECONDS = 30.0
 _PASSED_FRAMES = 1 << 20
-# A cut may end that far behind the audio, and then ends with it: lists round.
+# A cut may end this far beyond the audio, and then ends with it: times in lists are rounded.
 _OVERSHOOT_SECONDS = 0.1
-# Audio that is not read, so that whoever has it hears of it.
+# Audio formats that are not decoded; known here so that users are told.
 _NOT_DECODED = (".3gp", ".aac", ".amr", ".m4a", ".mp4", ".sph", ".webm", ".wma")
-# And what libsndfile knows: it serves where a single file is named, and is no format of a corpus.
+# With formats that libsndfile decodes: they work if a single file is named, but not in a corpus.
 OTHER_AUDIO = (*_NOT_DECODED, ".aif", ".aiff", ".au", ".caf")
 NOT_READ = "a format that is not read: convert it to wav or flac"
 _COPY_AGAIN = "Copy the file again from its source."
-# What the system says of a file itself. All else (a lost mount, a bad disk, too many open files) may pass.
+# Errors of the file itself. All others (a lost mount, a bad disk, too many open files) may be temporary.
 _OF_THE_FILE = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP,
     errno.EINVAL,
@@ -52,12 +52,12 @@ _Source = Union[BinaryIO, "_OnDisk"]
 
 
 class Decoded(NamedTuple):
-    """Decoded audio, and the sample rate and channels that it was stored with.
+    """Decoded audio, with the sample rate and number of channels of the file.
 
     Attributes:
-        samples: (N,) float32 in [-1, 1], mono, at the rate that was asked for.
-        source_rate_hz: the rate of the file; another one means that it was resampled.
-        source_channels: the channels of the file; more than one means that they were averaged.
+        samples: (N,) float32 in [-1, 1], mono, at the requested rate.
+        source_rate_hz: the rate of the file; if it differs, the samples were resampled.
+        source_channels: the number of channels of the file; if more than one, they were averaged.
     """
 
     samples: NDArray[np.float32]
@@ -70,7 +70,7 @@ class Cut(NamedTuple):
 
     Attributes:
         start_seconds: where it begins.
-        seconds: how long it is; None: to the end.
+        seconds: its duration; None: to the end.
     """
 
     start_seconds: float = 0.0
@@ -84,9 +84,9 @@ class Promised(NamedTuple):
     """What the header of a file says.
 
     Attributes:
-        samples: at the reader's rate; 0 if it does not know.
-        num_segments: that `AudioReader.segments` gives; 0 if it does not know.
-        source_rate_hz: of the file.
+        samples: number of samples at the reader's rate; 0 if unknown.
+        num_segments: number of segments that `AudioReader.segments` gives; 0 if unknown.
+        source_rate_hz: the rate of the file.
     """
 
     samples: int
@@ -99,46 +99,46 @@ _PEAK_OF_UNSCALED_PCM = 100.0
 
 
 def decode(data: bytes, where: str) -> NDArray[np.float32]:
-    """A whole audio file's bytes to (N,) float32 samples in [-1, 1], mono, 16 kHz.
+    """Decode a whole audio file's bytes to (N,) float32 samples in [-1, 1], mono, 16 kHz.
 
     Reads what libsndfile reads (wav, flac, ogg, mp3, opus). Channels are averaged and other
     sample rates resampled. `where` names the audio in errors.
 
     Raises:
-        AudioError: no bytes, not decodable, cut short (as far as the format tells: ogg does not),
+        AudioError: no bytes, not decodable, truncated (if the format reveals it: ogg does not),
             no samples, NaN/infinite samples, or a rate that `check_rates` refuses.
     """
     return decode_with_rate(data, where).samples
 
 
 def decode_with_rate(data: bytes, where: str) -> Decoded:
-    """As `decode`, telling also which sample rate and channels the audio had."""
+    """As `decode`, with the sample rate and channels of the audio."""
     with _opened(io.BytesIO(data), where, SAMPLE_RATE_HZ) as file:
         return _joined(_blocks(file, where), file.samplerate, SAMPLE_RATE_HZ)
 
 
 def load(path: Path) -> NDArray[np.float32]:
-    """The audio file at `path` as `decode` gives it.
+    """The audio file at `path`, decoded as by `decode`.
 
     Raises:
-        AudioError: as `decode`, or there is no such file that may be read.
+        AudioError: as `decode`, or the file does not exist or may not be read.
         StorageError: the disk or its mount failed.
     """
     return load_with_rate(path).samples
 
 
 def load_with_rate(path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> Decoded:
-    """As `load`, at `rate_hz`, telling also which sample rate and channels the file had."""
+    """As `load`, at `rate_hz`, with the sample rate and channels of the file."""
     with AudioReader(path, rate_hz) as reader:
         return reader.load()
 
 
 class AudioReader:
-    """An audio file that stays open while it is read in cuts. Those in order cost one decoding of the file
-    at most; to get to a distant place in an mp3, the headers of all frames before are passed over, once.
+    """An audio file that stays open while cuts of it are read. In order, they cost at most one decoding of
+    the file; to reach a distant place in an mp3, all frame headers before it are scanned, once.
 
-    A cut begins and ends at the frames of the file that are nearest, and is resampled by itself: nothing of
-    what lies around it is heard in it.
+    A cut begins and ends at the nearest frames of the file and is resampled by itself, so that no audio
+    around it leaks into it.
     """
 
     def __init__(self, path: Path, rate_hz: int = SAMPLE_RATE_HZ) -> None:
@@ -149,7 +149,7 @@ class AudioReader:
 
     @property
     def channels(self) -> int:
-        """Of the file, which are averaged; 0 before anything of it was read."""
+        """Number of channels of the file, which are averaged; 0 before the first read."""
         return 0 if self._file is None else int(self._file.channels)
 
     def load(self, cut: Cut = WHOLE) -> Decoded:
@@ -162,22 +162,21 @@ class AudioReader:
             return _joined(_blocks(file, str(self._path), cut), file.samplerate, self._rate_hz)
 
     def segments(self, max_seconds: float, cut: Cut = WHOLE) -> Iterator[Decoded]:
-        """The same in about equal segments of at most `max_seconds`, each cut off where it is quietest
-        towards its end, so that few words are cut in two. Two at a time are held in memory.
+        """A cut in about equal segments of at most `max_seconds`, each cut off at the quietest place
+        towards its end, so that few words are split. At most two are held in memory.
 
         Raises:
-            AudioError, StorageError: as `load`; of a file that is cut short, the segments before that come
-                first.
+            AudioError, StorageError: as `load`; a truncated file gives its segments before the error.
         """
         with self._reading() as file:
             for frames_nc in _segments(file, max_seconds, str(self._path), cut):
                 yield _joined([frames_nc], file.samplerate, self._rate_hz)
 
     def promised(self, cut: Cut = WHOLE, max_seconds: float = math.inf) -> Promised:
-        """What the header says of a cut, undecoded, and of its `segments`.
+        """What the header says of a cut and of its `segments`, without decoding.
 
         Raises:
-            AudioError, StorageError: as `load`, as far as the header tells.
+            AudioError, StorageError: as `load`, for what the header reveals.
         """
         with self._reading() as file:
             start, end = _ends(file, str(self._path), cut)
@@ -189,7 +188,7 @@ class AudioReader:
     @contextmanager
     def _reading(self) -> Iterator[_Forward]:
         try:
-            # A file that does not know its length cannot seek back.
+            # A file of unknown length cannot seek back.
             if self._file is None or self._file.frames >= _UNKNOWN_FRAMES:
                 self._close.close()
                 with ExitStack() as opened:
@@ -199,9 +198,9 @@ class AudioReader:
             assert self._disk is not None
             with _decoding(str(self._path), self._disk.num_bytes):
                 yield self._file
-            self._check_disk()  # a file that does not know its length seems to end there
+            self._check_disk()  # in a file of unknown length, a disk error looks like the end
         except AudioError:
-            # What is left of its state after a fault is not for the next cut.
+            # The state after an error is unusable: the next cut opens the file again.
             self._file = None
             self._check_disk()
             raise
@@ -219,10 +218,10 @@ class AudioReader:
 
 
 def check_scale(samples: NDArray[np.float32], where: str) -> None:
-    """Refuses floating point samples of whatever shape whose scale is plainly that of integer PCM.
+    """Refuse floating point samples, of any shape, that are plainly on the scale of integer PCM.
 
     Raises:
-        AudioError: they are such samples.
+        AudioError: the samples are on that scale.
     """
     if samples.size and (peak := float(np.abs(samples).max())) > _PEAK_OF_UNSCALED_PCM:
         raise AudioError(
@@ -235,9 +234,9 @@ def check_scale(samples: NDArray[np.float32], where: str) -> None:
 
 
 def encode_flac(samples: NDArray[np.float32]) -> bytes:
-    """(N,) samples at 16 kHz to 16-bit FLAC; the same samples give the same bytes.
+    """Encode (N,) samples at 16 kHz as 16-bit FLAC; the same samples give the same bytes.
 
-    Values are rounded to multiples of 2^-15 and clipped, so that decoding gives back exactly
+    Values are rounded to multiples of 2^-15 and clipped, so that decoding returns exactly
     `round(samples * 32768) / 32768`.
 
     Raises:
@@ -253,10 +252,10 @@ def encode_flac(samples: NDArray[np.float32]) -> bytes:
 
 
 class _Forward(soundfile.SoundFile):
-    """Not seekable for soundfile, which would seek to the end: a FLAC that does not know its length cannot.
+    """Appears not seekable to soundfile, which would seek to the end: a FLAC of unknown length cannot.
 
     Attributes:
-        position: the frame that is read next.
+        position: the next frame to be read.
     """
 
     position = 0
@@ -276,8 +275,8 @@ class _Forward(soundfile.SoundFile):
 
 @contextmanager
 def _opened(stream: _Source, where: str, rate_hz: int) -> Iterator[_Forward]:
-    """libsndfile's view of a stream that is not empty, not cut and holds samples that can be brought to
-    `rate_hz`."""
+    """Open a stream with libsndfile, checking that it is not empty or truncated and has samples that can be
+    resampled to `rate_hz`."""
     num_bytes = stream.seek(0, os.SEEK_END)
     if num_bytes == 0:
         raise AudioError("the audio is empty", where=where, expected="an audio file", got="0 bytes")
@@ -293,11 +292,11 @@ def _opened(stream: _Source, where: str, rate_hz: int) -> Iterator[_Forward]:
 
 @contextmanager
 def _decoding(where: str, num_bytes: int) -> Iterator[None]:
-    """Turn libsndfile's errors into AudioError; any other RuntimeError is the machine's, not the file's."""
+    """Turn libsndfile's errors into AudioError; other RuntimeErrors are not the file's fault."""
     try:
         yield
     except soundfile.SoundFileError as error:
-        # Its message names the object that it read from, and that the path; `where` says what it was.
+        # Without the message's prefix, which names the stream object: `where` already names the file.
         said = getattr(error, "error_string", None) or error
         if where.lower().endswith(_NOT_DECODED):
             raise AudioError(NOT_READ, where=where, got=f"{num_bytes} bytes ({said})") from error
@@ -313,11 +312,11 @@ def _decoding(where: str, num_bytes: int) -> Iterator[None]:
 def _segments(
     file: _Forward, max_seconds: float, where: str, cut: Cut = WHOLE
 ) -> Iterator[NDArray[np.float32]]:
-    """(n, channels) frames, segment after segment, each but the last cut off at a quiet place."""
+    """(n, channels) frames, segment by segment, each but the last cut off at a quiet place."""
     start, end = _ends(file, where, cut)
     count, part, slack = _parts(file, max_seconds, end - start)
     longest = part + slack
-    # A file that does not know its end is read in small steps: up to the longest segment it is not cut.
+    # A file of unknown length is read in small steps: only beyond the longest segment is it cut.
     blocks = _blocks(file, where, cut, part if count else max(1, slack))
     held_nc: NDArray[np.float32] | None = None
     try:
@@ -336,22 +335,22 @@ def _segments(
 
 
 def _parts(file: soundfile.SoundFile, max_seconds: float, num_frames: int) -> tuple[int, int, int]:
-    """How many segments there are, how many frames each takes from the file, and how many of these it may
-    leave to the next one."""
+    """How many segments there are (0: unknown), how many frames each reads from the file, and how many of
+    these it may leave to the next one."""
     longest = max(1, int(min(max_seconds * file.samplerate, _UNKNOWN_FRAMES)))
     if num_frames <= longest:
         return 1, num_frames, 0
     slack = int(longest * _SLACK_SHARE)
     if num_frames >= _UNKNOWN_FRAMES:
         return 0, longest - slack, slack
-    # Equal parts: a last one of a few samples would be of no use.
+    # Equal parts: a last one of a few samples would be useless.
     count = math.ceil(num_frames / (longest - slack))
     return count, math.ceil(num_frames / count), slack
 
 
 def _quietest(frames_nc: NDArray[np.float32], first: int, rate_hz: int) -> int:
-    """The middle of the quietest 100 ms behind frame `first`, the last of equally quiet ones; the end where
-    there are no 100 ms."""
+    """The middle of the quietest 100 ms after frame `first`, the last of equally quiet ones; the end if there
+    are less than 100 ms."""
     hop = max(1, rate_hz // 100)
     mono_n = frames_nc[first:].mean(axis=1, dtype=np.float64)
     power_h = np.square(mono_n[: len(mono_n) // hop * hop]).reshape(-1, hop).mean(axis=1)
@@ -364,7 +363,7 @@ def _quietest(frames_nc: NDArray[np.float32], first: int, rate_hz: int) -> int:
 def _blocks(
     file: _Forward, where: str, cut: Cut = WHOLE, num_frames: int | None = None
 ) -> Iterator[NDArray[np.float32]]:
-    """(n, channels) frames, block after block, to the end."""
+    """(n, channels) frames, block by block, to the end of the cut."""
     start, end = _ends(file, where, cut)
     _go_to(file, start)
     num_frames = num_frames or int(_BLOCK_SECONDS * file.samplerate)
@@ -389,8 +388,8 @@ def _blocks(
 
 
 def _read(file: _Forward, num_frames: int) -> NDArray[np.float32]:
-    """(n, channels) frames, as many as there are up to `num_frames`: soundfile would allocate for all of
-    these, however many."""
+    """(n, channels) frames, as many as there are up to `num_frames`, read in blocks since soundfile would
+    allocate memory for all of `num_frames`."""
     blocks, most = [], int(_BLOCK_SECONDS * file.samplerate)
     while num_frames > 0:
         blocks.append(file.read(min(num_frames, most), dtype="float32", always_2d=True))
@@ -399,8 +398,8 @@ def _read(file: _Forward, num_frames: int) -> NDArray[np.float32]:
 
 
 def _ends(file: soundfile.SoundFile, where: str, cut: Cut) -> tuple[int, int]:
-    """First frame of a cut, and the one after its last: some huge number where nobody knows the end."""
-    # Each end by itself, so that of two cuts in a row none has a frame that the other has, and none is lost.
+    """First frame of a cut, and the one after its last: a huge number if the end is unknown."""
+    # Each end is rounded by itself, so that adjacent cuts neither share nor lose a frame.
     start = round(cut.start_seconds * file.samplerate)
     end = file.frames
     if cut.seconds is not None:
@@ -434,7 +433,7 @@ def _joined(blocks: Iterable[NDArray[np.float32]], from_hz: int, to_hz: int) -> 
 
 
 class _OnDisk:
-    """An open file for libsndfile, to which an error of the disk is but the end of the file: it is kept."""
+    """An open file that keeps disk errors, which libsndfile would take for the end of the file."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -473,8 +472,8 @@ def _not_read(path: Path, error: OSError) -> AudioError | StorageError:
 
 
 def _whole_wav(stream: _Source, num_bytes: int, where: str) -> _Source | _Unclosed:
-    """The stream with all samples that are there, whatever a WAV header says of a length unknown to it;
-    one that knows it and is cut is refused, for libsndfile reads it without a word."""
+    """The stream, made readable to its end if it is a WAV whose header does not give the length; a WAV
+    shorter than its header says is refused, since libsndfile reads it without an error."""
     stream.seek(0)
     head = stream.read(12)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
@@ -490,7 +489,7 @@ def _whole_wav(stream: _Source, num_bytes: int, where: str) -> _Source | _Unclos
                 raise AudioError(
                     "the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN
                 )
-            # Behind data that are truly empty other chunks may lie, within the length of the RIFF.
+            # If the data are truly empty, other chunks may follow within the length of the RIFF.
             empty = position + 8 < int.from_bytes(head[4:8], "little") + 8 <= num_bytes
             return stream if size or empty else _Unclosed(stream, position + 4)
         position += 8 + size + size % 2
@@ -498,8 +497,8 @@ def _whole_wav(stream: _Source, num_bytes: int, where: str) -> _Source | _Unclos
 
 
 class _Unclosed:
-    """A WAV whose length at `position` was left 0, which libsndfile takes for no samples: it reads as
-    0xFFFFFFFF here."""
+    """A WAV whose data length, at `position`, was left 0: read here as 0xFFFFFFFF, since libsndfile takes 0
+    for no samples."""
 
     def __init__(self, stream: _Source, position: int) -> None:
         self._stream, self._position = stream, position

@@ -1,7 +1,7 @@
-"""Features of a batch in, harder features out: what only training sees.
+"""Augment the features of a batch, in training only.
 
-Everything here leaves the time axis alone, so that soft labels stay aligned with their audio. Random
-numbers come from torch's global generator, which training seeds anew for each step.
+The time axis is left alone, so that soft labels stay aligned with their audio. Random numbers come from
+torch's global generator, which training reseeds at each step.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class SpecAugment(nn.Module):
     frequency axis (vocal tract length perturbation, Jaitly & Hinton 2013).
 
     Args:
-        num_frequency_masks, max_frequency_bins: masks of up to so many mel bins.
-        num_time_masks, max_time_frames: masks of up to so many feature frames (10 ms) …
-        max_time_share: … and of no more than this share of the batch's frames each, so that short
-            utterances are not masked whole (arXiv 1912.05533).
-        max_warp: bins are read at up to (1 +- max_warp) times their place; 0 for no warp.
-        max_gain_nats: a constant of up to +- so much is added (loudness and its mel tilt).
+        num_frequency_masks, max_frequency_bins: number of masks, and their largest width in mel bins.
+        num_time_masks, max_time_frames: number of masks, and their longest in feature frames (10 ms).
+        max_time_share: longest time mask as a share of the batch's frames, so that short utterances are
+            not masked completely (arXiv 1912.05533).
+        max_warp: bins are read at up to (1 +- max_warp) times their position; 0 for no warp.
+        max_gain_nats: a random constant of up to +- this is added to all bins (loudness).
 
     Raises:
         ConfigError: a number is out of range.
@@ -74,15 +74,15 @@ class SpecAugment(nn.Module):
         device = features_btf.device
         masked_bt = _masked(self.num_time_masks, most_frames, (batch, frames), device)
         masked_bf = _masked(self.num_frequency_masks, self.max_frequency_bins, (batch, bins), device)
-        # The average sound: what is masked says nothing.
+        # Masked values become the batch mean, which carries no information.
         return torch.where(masked_bt[:, :, None] | masked_bf[:, None, :], features_btf.mean(), features_btf)
 
 
 def _masked(count: int, most: int, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """(B, N) bool: in each row, `count` stretches of 0 to `most` places that begin anywhere.
+    """(B, N) bool: in each row, `count` stretches of 0 to `most` positions that begin anywhere.
 
-    Drawn together, since a GPU waits for the host to launch kernels: torchaudio's masks, one after the other,
-    were 126 of 3,600 in a step of `recipes/librispeech/100h`, for each view.
+    Drawn together, since a GPU waits for the host to launch kernels: torchaudio's masks, drawn one by one,
+    took 126 of the 3,600 kernels in a step of `recipes/librispeech/100h`, for each view.
     """
     batch, places = shape
     width, begin = torch.rand(2, count, batch, 1, device=device)
@@ -93,13 +93,13 @@ def _masked(count: int, most: int, shape: tuple[int, int], device: torch.device)
 
 
 def warp_frequency(features_btf: Tensor, max_warp: float) -> Tensor:
-    """(B, T, 80) with each utterance's bins read at a random factor of their place, linearly
-    interpolated: longer and shorter vocal tracts."""
+    """(B, T, 80) with each utterance's bins read at a random multiple of their position, linearly
+    interpolated, which simulates longer and shorter vocal tracts."""
     factor_b = 1.0 + _uniform(features_btf, max_warp)
     bins = torch.arange(NUM_MEL_BINS, device=features_btf.device)
     place_bf = (bins * factor_b[:, None]).clamp(0, NUM_MEL_BINS - 1)
     weights_bff = (1.0 - (place_bf[:, None, :] - bins[None, :, None]).abs()).clamp_min(0.0)
-    # Under bf16, autocast would round log-mel to two or three digits, which the model then normalises.
+    # With bf16 autocast, log-mel would be rounded to two or three digits before the model normalises it.
     with torch.autocast(features_btf.device.type, enabled=False):
         return features_btf @ weights_bff
 

@@ -1,8 +1,8 @@
-"""Audio in, the same audio through a worse channel out: for a student that hears what its teacher does not.
+"""Degrade audio as a worse channel does, for a student that hears worse audio than its teacher.
 
-Cross-channel distillation: the teacher hears clean wide-band audio and the student the same audio noisy,
-far away or over a telephone, frame for frame (Li et al. 2014 and 2017, "Large-scale domain adaptation via
-teacher-student learning").
+Cross-channel distillation: the teacher hears clean wide-band audio, and the student the same audio, frame
+by frame, with noise, far-field or over a telephone (Li et al. 2014 and 2017, "Large-scale domain adaptation
+via teacher-student learning").
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class WorseChannel:
     """A random mixture of echo, noise and telephone, each with its probability.
 
     Args:
-        noise_probability, noise_kinds, snr_db: noise of a kind that `kdasr.noise` generates, and the range of
-            its ratio.
+        noise_probability, noise_kinds, snr_db: noise of one of these kinds (see `kdasr.noise`), and the
+            range of the SNR.
         echo_probability, echo_seconds: far-field speech; the range of the reverberation time.
-        telephone_probability: 300 to 3,400 Hz, 8 kHz, and 8 bits on the μ-law of ITU-T G.711.
+        telephone_probability: 300 to 3,400 Hz, 8 kHz, and 8-bit μ-law as in ITU-T G.711.
 
     Raises:
-        ConfigError: an unknown kind of noise, or what is no probability.
+        ConfigError: an unknown kind of noise, or a value out of range.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class WorseChannel:
         self.probabilities = (echo_probability, noise_probability, telephone_probability)
         if not all(0.0 <= probability <= 1.0 for probability in self.probabilities):
             raise ConfigError("probabilities lie between 0 and 1", where="spoil", got=self.probabilities)
-        noise_kinds = tuple(noise_kinds or ())  # null where there is to be no noise
+        noise_kinds = tuple(noise_kinds or ())  # null: no noise
         if noise_probability and not noise_kinds:
             raise ConfigError("noise of no kind", where="spoil.noise_kinds", expected=", ".join(NOISE_KINDS))
         check_kinds(noise_kinds, "spoil.noise_kinds")
@@ -75,7 +75,7 @@ class WorseChannel:
         self.noise_kinds, self.snr_db, self.echo_seconds = list(noise_kinds), snr_db, echo_seconds
 
     def __call__(self, samples: Samples, rng: np.random.Generator) -> Samples:
-        """(N,) samples at `SAMPLE_RATE_HZ` to as many, each in the same place."""
+        """(N,) samples at `SAMPLE_RATE_HZ` to (N,) samples at the same times."""
         echo, noise, telephone = rng.uniform(size=3) < self.probabilities
         if echo:
             samples = reverberate(samples, SAMPLE_RATE_HZ, rng.uniform(*self.echo_seconds), rng)
@@ -93,7 +93,7 @@ def _is_range(value: object, least: float, most: float) -> bool:
 
 
 def over_telephone(samples: Samples) -> Samples:
-    """(N,) samples at `SAMPLE_RATE_HZ` as a telephone would pass them on."""
+    """(N,) samples at `SAMPLE_RATE_HZ` as transmitted by a telephone."""
     low_hz, high_hz = TELEPHONE_BAND_HZ
     band = shape_spectrum(
         samples, SAMPLE_RATE_HZ, lambda hz: ((hz >= low_hz) & (hz <= high_hz)).astype(np.float64)

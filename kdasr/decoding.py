@@ -1,4 +1,4 @@
-"""CTC log-probabilities in, class ids out: greedy and prefix beam search, whole or chunk by chunk.
+"""Decode CTC log-probabilities to class ids: greedy and prefix beam search, whole or chunk by chunk.
 
 Blank is id 0. A *spike* is the first frame of a run of one non-blank class.
 """
@@ -18,9 +18,9 @@ from kdasr.errors import ConfigError
 from kdasr.interfaces import BLANK_ID, frames_inside
 
 DEFAULT_BEAM = 16
-# Text that all prefixes share, from 64 units on, leaves the beam once they are longer than 128, or frames
-# would cost more the longer the text; beyond 1,024 units, a minute of speech in letters, the older half is
-# taken from the best prefix.
+# Once prefixes exceed 128 units, text that all share, if at least 64 units, leaves the beam; otherwise the
+# cost of a frame would grow with the text. Beyond 1,024 units (a minute of speech in letters), 512 units of
+# the best prefix are settled.
 _LONG_PREFIX, _LONGEST_PREFIX = 128, 1024
 
 
@@ -43,7 +43,7 @@ class Hypothesis(NamedTuple):
 
     Attributes:
         ids: class ids without blanks.
-        log_prob: natural log of the summed probability of all its alignments that survived.
+        log_prob: natural log of the summed probability of its surviving alignments.
     """
 
     ids: tuple[int, ...]
@@ -51,19 +51,19 @@ class Hypothesis(NamedTuple):
 
 
 class Grammar(Protocol):
-    """What transcripts a search may find; `kdasr.lexicon.Lexicon` is one."""
+    """The transcripts that a search may find; `kdasr.lexicon.Lexicon` is one."""
 
     def next_costs(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.float64]:
-        """(V,) nats that each unit costs that may follow, and infinity for those that may not; `after_pause`,
-        that words came before the prefix."""
+        """(V,) cost in nats of each unit as the next one, infinite if it may not follow; `after_pause`: words
+        came before the prefix."""
         ...
 
     def end_cost(self, prefix: tuple[int, ...]) -> float:
-        """Nats that it costs that a transcript ends here, infinite where it may not."""
+        """Cost in nats of ending the transcript here, infinite if it may not end."""
         ...
 
     def last_word_start(self, prefix: tuple[int, ...]) -> int:
-        """From which place on `prefix` decides what may follow it."""
+        """The index in `prefix` from which on it determines what may follow."""
         ...
 
 
@@ -79,7 +79,7 @@ def greedy(
 
     Args:
         log_probs_btv: (B, T, V), on any device.
-        lengths_b: (B,) valid frames; what lies beyond is not looked at.
+        lengths_b: (B,) valid frames; frames beyond are ignored.
 
     Returns:
         One list of tokens for each utterance.
@@ -100,10 +100,10 @@ def greedy(
 
 
 class StreamDecoder(Protocol):
-    """Frames in, piece by piece; the tokens so far out.
+    """Takes frames piece by piece and gives the tokens so far.
 
     Attributes:
-        num_fixed: of the tokens so far, how many stay as they are until they are taken.
+        num_fixed: how many of the first tokens can no longer change.
     """
 
     @property
@@ -111,43 +111,43 @@ class StreamDecoder(Protocol):
 
     @property
     def tokens(self) -> list[Token]:
-        """The tokens so far that were not taken."""
+        """The tokens so far that have not been taken."""
         ...
 
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
-        """Take the next (T, V) frames; whether the tokens are others now."""
+        """Process the next (T, V) frames; returns whether the tokens changed."""
         ...
 
     def cut(self, count: int) -> int:
-        """The last place at or before `count` tokens where they may be cut in two."""
+        """The last place at or before `count` where the tokens may be split."""
         ...
 
     def settle(self) -> None:
-        """Nothing is said for a while: a transcript ends here, and what is heard next begins another."""
+        """End the transcript at a pause: what is heard next begins another."""
         ...
 
     def finish(self) -> None:
-        """Here the transcript ends."""
+        """End the transcript."""
         ...
 
     def take(self, count: int) -> None:
-        """Go on without the first `count` tokens, which are final from now on."""
+        """Remove the first `count` tokens, which are final from now on."""
         ...
 
 
 def decode_whole(decoder: StreamDecoder, log_probs_tv: NDArray[np.float32] | Tensor) -> list[Token]:
-    """What a fresh decoder makes of the (T, V) frames of a whole utterance."""
+    """The tokens that a fresh decoder finds in the (T, V) frames of a whole utterance."""
     decoder.feed(log_probs_tv)
     decoder.finish()
     return decoder.tokens
 
 
 class GreedyStream:
-    """`greedy` of one utterance, chunk by chunk: any cut gives the tokens of the whole.
+    """`greedy` for one utterance, chunk by chunk: any division into chunks gives the same tokens.
 
     Attributes:
-        tokens: the tokens so far that were not taken; they only grow.
-        last_id: class of the last frame seen; it decides whether the next frame begins a new unit.
+        tokens: the tokens so far that have not been taken; they only grow.
+        last_id: class of the last frame; it determines whether the next frame begins a new unit.
         frames_seen: frames fed so far.
     """
 
@@ -158,11 +158,11 @@ class GreedyStream:
 
     @property
     def num_fixed(self) -> int:
-        """All of them."""
+        """All tokens."""
         return len(self.tokens)
 
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
-        """Take the next (T, V) frames; whether tokens began in them."""
+        """Process the next (T, V) frames; returns whether they add tokens."""
         log_probs = np.asarray(log_probs_tv)
         if len(log_probs) == 0:
             return False
@@ -182,13 +182,13 @@ class GreedyStream:
         return count
 
     def settle(self) -> None:
-        """Nothing: what was heard is what was heard."""
+        """Do nothing: greedy tokens are final."""
 
     def finish(self) -> None:
-        """Nothing: what was heard is what was heard."""
+        """Do nothing: greedy tokens are final."""
 
     def take(self, count: int) -> None:
-        """Forget the first `count` tokens."""
+        """Remove the first `count` tokens."""
         self.tokens = self.tokens[count:]
 
 
@@ -196,7 +196,7 @@ class _Prefix(NamedTuple):
     """A prefix of the beam.
 
     Attributes:
-        ids: its units; the first of them may be taken already.
+        ids: its units; the first ones may have been taken already.
         tokens: each with the frame of its likeliest spike.
     """
 
@@ -205,12 +205,12 @@ class _Prefix(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """What a beam of prefixes is like, whatever is heard.
+    """What depends only on the prefixes of a beam, not on the frames.
 
     Attributes:
-        last: (prefixes,) the last unit of each; blank of the empty one.
-        children, parents: (pairs,) rows of prefixes that are one unit longer than another one, and of those.
-        costs: (prefixes, V) nats of what may follow, infinite for what may not.
+        last: (prefixes,) the last unit of each; blank for the empty prefix.
+        children, parents: (pairs,) rows of prefixes that extend another one by a unit, and of the other one.
+        costs: (prefixes, V) cost in nats of each next unit, infinite if it may not follow.
     """
 
     last: NDArray[np.intp]
@@ -220,9 +220,9 @@ class _Layout(NamedTuple):
 
 
 class BeamStream:
-    """`prefix_beam` of one utterance, chunk by chunk: any cut gives the text of the whole.
+    """`prefix_beam` for one utterance, chunk by chunk: any division into chunks gives the same text.
 
-    The best text may change while more is heard: what was shown is not final before it is taken.
+    The best text may change as more is heard; tokens become final when they are taken.
 
     Args:
         beam: prefixes kept after each frame.
@@ -233,7 +233,7 @@ class BeamStream:
     """
 
     _prefixes: list[_Prefix]
-    _taken: int  # units at the start of each prefix that are among the settled or taken tokens
+    _taken: int  # units at the start of each prefix that have been taken or moved to the head
     _ends_blank: NDArray[np.float64]
     _ends_unit: NDArray[np.float64]
     _layout: _Layout | None
@@ -243,17 +243,17 @@ class BeamStream:
         self.frames_seen = 0
         self._beam, self._grammar = beam, grammar
         self._settled = self._after_pause = False
-        self._head: list[Token] = []  # tokens that all prefixes share, but for those taken
+        self._head: list[Token] = []  # tokens that all prefixes share, without those taken
         self._begin(_Prefix((), ()), taken=0)
 
     @property
     def tokens(self) -> list[Token]:
-        """Tokens of the best prefix that were not taken; the last word may be unfinished."""
+        """Tokens of the best prefix that have not been taken; the last word may be incomplete."""
         return self._head + self._tail
 
     @property
     def num_fixed(self) -> int:
-        """Those that all prefixes share, as far as they were moved to the head."""
+        """The number of tokens moved to the head."""
         return len(self._head)
 
     @property
@@ -265,17 +265,17 @@ class BeamStream:
         return self._prefixes[int(np.argmax(np.logaddexp(self._ends_blank, self._ends_unit)))]
 
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
-        """Take the next (T, V) frames; whether the best text is another now."""
+        """Process the next (T, V) frames; returns whether the best text changed."""
         before, fixed_before = self._tail, len(self._head)
         self._settled = self._settled and len(log_probs_tv) == 0
         for frame_v in np.asarray(log_probs_tv, dtype=np.float64):
             self._advance(frame_v)
             self.frames_seen += 1
-        # Not all tokens: of an hour they are many, and the head only grows.
+        # Only new tokens of the head are compared: it only grows, and an hour has many.
         return self._head[fixed_before:] + self._tail != before
 
     def cut(self, count: int) -> int:
-        """`count`, or the start of the word that a cut there would halve."""
+        """`count`, or the start of the word that a cut there would split."""
         taken = () if self._head else self._best.ids[: self._taken]
         known, end = (*taken, *(token.id for token in self.tokens)), len(taken) + count
         if self._grammar is None or end >= len(known):
@@ -284,7 +284,7 @@ class BeamStream:
         return max(0, start - len(taken))
 
     def hypotheses(self, nbest: int) -> list[Hypothesis]:
-        """The best `nbest` transcripts that may end here, the best first."""
+        """The `nbest` best transcripts that may end here, best first."""
         totals = np.logaddexp(self._ends_blank, self._ends_unit) - self._end_costs()
         order = np.argsort(-totals, kind="stable")
         head = [token.id for token in self._head]
@@ -294,13 +294,13 @@ class BeamStream:
         ]
 
     def settle(self) -> None:
-        """As `finish`; when the tokens are taken, the next word is the first of a transcript of its own."""
-        if self._grammar is not None:  # without one, whatever was heard may go on
+        """As `finish`; once the tokens are taken, the next word begins a new transcript."""
+        if self._grammar is not None:  # without a grammar, any text may go on
             self.finish()
             self._settled = True
 
     def finish(self) -> None:
-        """Keep the transcripts that may end here; where there are none, the whole words of the best."""
+        """Keep the transcripts that may end here; if there are none, the complete words of the best."""
         costs = self._end_costs()
         if np.isfinite(costs).any():
             self._ends_blank, self._ends_unit = self._ends_blank - costs, self._ends_unit - costs
@@ -314,7 +314,7 @@ class BeamStream:
                 self._begin(_Prefix((), ()), taken=0)
 
     def take(self, count: int) -> None:
-        """Go on without the first `count` tokens, and without the prefixes that differ in them."""
+        """Remove the first `count` tokens, and the prefixes that differ in them."""
         if count == 0:
             return
         if self._settled and count == len(self.tokens):
@@ -330,8 +330,8 @@ class BeamStream:
             self._forget(end)
 
     def _forget(self, end: int) -> None:
-        """Go on without the first `end` units, which all prefixes share, but for those that matter yet."""
-        # The last unit decides whether the next one is a new one, the last word what may follow.
+        """Drop the first `end` units, which all prefixes share, except those that still matter."""
+        # The last unit determines whether the next one is new, the last word what may follow.
         first = end - 1
         if self._grammar is not None:
             first = min(first, self._grammar.last_word_start(self._prefixes[0].ids[:end]))
@@ -339,9 +339,9 @@ class BeamStream:
         self._taken, self._layout = end - first, None
 
     def _settle_head(self) -> None:
-        """Move what all prefixes share to the head, or each frame would cost more the longer the text."""
+        """Move what all prefixes share to the head: otherwise the cost of a frame grows with the text."""
         best, ids = self._best, [prefix.ids for prefix in self._prefixes]
-        lowest, highest = min(ids), max(ids)  # what these two share all of them do
+        lowest, highest = min(ids), max(ids)  # what these two share, all share
         pairs = enumerate(zip(lowest, highest, strict=False))
         end = next((place for place, (one, other) in pairs if one != other), min(map(len, ids)))
         if len(best.ids) > _LONGEST_PREFIX:
@@ -352,15 +352,15 @@ class BeamStream:
             self._forget(end)
 
     def _begin(self, prefix: _Prefix, taken: int) -> None:
-        """Go on from one prefix alone, of whose units the first `taken` are taken."""
+        """Restart from a single prefix, whose first `taken` units have been taken."""
         self._prefixes, self._taken = [prefix], taken
         self._next_costs: dict[tuple[int, ...], NDArray[np.float64]] = {}
         self._layout = None
-        # Log-probability of each prefix over the alignments that end in blank, and in its last unit.
+        # Log-probability of each prefix, summed over its alignments that end in blank or in its last unit.
         self._ends_blank, self._ends_unit = np.zeros(1), np.full(1, -np.inf)
 
     def _end_costs(self) -> NDArray[np.float64]:
-        """(prefixes,) nats."""
+        """(prefixes,) cost in nats of ending at each."""
         if self._grammar is None:
             return np.zeros(len(self._prefixes))
         return np.array([self._grammar.end_cost(prefix.ids) for prefix in self._prefixes])
@@ -371,7 +371,7 @@ class BeamStream:
         self._layout = None
 
     def _advance(self, frame_v: NDArray[np.float64]) -> None:
-        """One frame of the search: every prefix stays or grows by one unit; the best remain."""
+        """Search one frame: every prefix stays or grows by one unit, and the best are kept."""
         prefixes, totals = self._prefixes, np.logaddexp(self._ends_blank, self._ends_unit)
         if self._layout is None:
             self._layout = self._laid_out(len(frame_v))
@@ -382,7 +382,7 @@ class BeamStream:
         # The same unit again needs a blank in between.
         grow[np.arange(len(prefixes)), last] = self._ends_blank + frame_v[last]
         grow -= costs
-        # A prefix that grows into another one of the beam adds to it instead of standing twice.
+        # A prefix that grows into another one of the beam adds to its probability; none appears twice.
         grown = grow[parents, last[children]]
         likeliest = grown > np.maximum(stay_blank, stay_unit)[children]
         stay_unit[children] = np.logaddexp(stay_unit[children], grown)
@@ -392,7 +392,7 @@ class BeamStream:
             stays[row] = self._grown(prefixes[parent], int(last[row]), frame_v)
         scores = np.logaddexp(stay_blank, stay_unit)
         if len(stays) == self._beam and grow.max() < scores.min():
-            # As in most frames, nothing new is good enough.
+            # In most frames, no new prefix is good enough.
             self._prefixes, self._ends_blank, self._ends_unit = stays, stay_blank, stay_unit
             return
         scores, beam = np.concatenate([scores, grow.ravel()]), self._beam
@@ -400,7 +400,7 @@ class BeamStream:
         best = best[scores[best] > -np.inf]
         self._ends_blank = np.concatenate([stay_blank, np.full(grow.size, -np.inf)])[best]
         self._ends_unit = np.concatenate([stay_unit, grow.ravel()])[best]
-        # In `scores` first come those that stay, then row by row those that grow.
+        # `scores` holds the prefixes that stay, then those that grow, row by row.
         places = (divmod(int(index) - len(stays), len(frame_v)) for index in best)
         self._prefixes = [
             stays[index] if index < len(stays) else self._grown(prefixes[row], unit, frame_v)
@@ -418,7 +418,7 @@ class BeamStream:
         costs = np.zeros((len(ids), vocab_size))
         if self._grammar is not None:
             known = self._next_costs
-            # A prefix that stays is asked about once.
+            # Costs of prefixes that stay are reused.
             self._next_costs = {
                 one: known[one] if one in known else self._grammar.next_costs(one, self._after_pause)
                 for one in ids
@@ -435,7 +435,7 @@ class BeamStream:
 
 
 def check_nbest(nbest: int, beam: int, scale: float, where: str) -> None:
-    """Raise ConfigError where a beam cannot give an n-best list, or its `scale` cannot weigh one."""
+    """Raise ConfigError if a beam cannot give an n-best list, or `scale` is not a valid weight for one."""
     if not 1 <= nbest <= beam or scale < 0:
         raise ConfigError(
             "no n-best list",
@@ -454,17 +454,17 @@ def prefix_beam(
     """CTC prefix beam search (Hannun et al. 2014, "First-Pass Large Vocabulary Continuous Speech
     Recognition using Bi-Directional Recurrent DNNs", algorithm 1, without a language model).
 
-    Unlike `greedy` it sums over the alignments of a text, and never scores below it for a beam
-    that keeps the greedy text.
+    Unlike `greedy`, it sums over the alignments of a text; if the beam keeps the greedy text, the result
+    scores no lower.
 
     Args:
         log_probs_tv: (T, V) of one utterance, valid frames only.
         beam: prefixes kept after each frame.
-        nbest: how many to return; fewer come back where the beam holds fewer.
+        nbest: how many to return; fewer if the beam holds fewer.
         grammar: only its transcripts are found.
 
     Returns:
-        The best first. An utterance of no frames has one hypothesis: the empty one, at log 1. With a
+        The hypotheses, best first. An utterance without frames has one: the empty one, at log 1. With a
         grammar there may be none.
     """
     assert nbest >= 1, nbest

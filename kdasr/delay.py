@@ -1,8 +1,8 @@
-"""A teacher's posteriors and a streaming model in, by how many frames the teacher is ahead of it out.
+"""Measure how many frames a teacher's spikes are ahead of a streaming model's.
 
-A CTC model that hears the whole utterance may spike anywhere around a sound: trained twice, the same
-teacher was once level with a streaming student's natural spikes and once 280 ms ahead of them. A
-fixed delay that fits one teacher starves the student of the next, so the delay is measured.
+A CTC model that hears the whole utterance may spike anywhere around a sound: in two training runs, the same
+teacher was once level with a streaming student's natural spikes and once 280 ms ahead of them. A delay
+fixed for one teacher may be too short for the next, so it is measured.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def measure_offsets(
     max_batches: int = 12,
     device: torch.device | str = "cpu",
 ) -> SpikeHistogram:
-    """Where the spikes of `reference` fall against those of the labels in `stream`, or of an online teacher.
+    """The offsets of the spikes of `reference` from those of the labels in `stream` or an online teacher.
 
     Args:
-        stream: audio, with soft labels where there is no `teacher`.
-        reference: a streaming model of the student's kind that was trained on transcripts alone; it
-            spikes where such a student does of its own accord.
-        teacher: one that hears clean audio and has the reference's units and output frames.
-        max_batches: batches to look at, the first ones.
-        device: where the reference is.
+        stream: audio, with soft labels if there is no `teacher`.
+        reference: a streaming model of the student's kind, trained on transcripts alone, which spikes
+            where such a student naturally does.
+        teacher: an online teacher with the reference's units and output frames; it hears clean audio.
+        max_batches: number of batches used, from the first.
+        device: the device of the reference.
     """
     pairs: list[tuple[list[Token], list[Token]]] = []
     for position in range(min(max_batches, len(stream.epoch_batches(0)))):
@@ -58,12 +58,12 @@ def measure_offsets(
 
 @dataclass(frozen=True, slots=True)
 class OffsetWatch:
-    """Where a student's spikes fall against its teacher's while it learns: a fact for the training log.
+    """Measures the offsets of a student's spikes from its teacher's during training, for the log.
 
     Attributes:
-        stream: audio, with soft labels where there is no `teacher`.
+        stream: audio, with soft labels if there is no `teacher`.
         teacher: an online teacher that draws no random numbers; see `measure_offsets`.
-        max_batches: batches to look at, always the same.
+        max_batches: number of batches used, always the same ones.
     """
 
     stream: Stream
@@ -86,12 +86,12 @@ def teacher_tokens(labels: SoftLabelBatch) -> list[list[Token]]:
 
 
 def delay_from(histogram: SpikeHistogram, margin_frames: int) -> int:
-    """The delay in output frames: the median offset, and `margin_frames` more, at least 0.
+    """The delay in output frames: the median offset plus `margin_frames`, at least 0.
 
-    The margin gives the frames at the end of a chunk, which hear no future, time to hear the sound.
+    The margin gives frames at the end of a chunk, which see no future, time to hear the sound.
 
     Raises:
-        ConfigError: too few spikes of the reference match any of the teacher's.
+        ConfigError: too few spikes of the reference match the teacher's.
     """
     if histogram.median_ms is None or histogram.matched < _MIN_MATCHED:
         raise ConfigError(

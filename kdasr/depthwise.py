@@ -1,8 +1,8 @@
-"""Depthwise convolution over time for GPUs: frames with channels last, as a Conformer keeps them.
+"""Depthwise convolution over time for GPUs, with channels last, as in a Conformer.
 
-cuDNN has no fast kernel for one dimension (recipes/RESULTS-gpu.md). These read each frame from memory once
-for all taps, and sum in float32 (float64 for float64) in an order that depends on the shapes alone, so
-results are the same from run to run.
+cuDNN has no fast kernel for one dimension (recipes/RESULTS-gpu.md). These kernels read each frame from
+memory once for all taps and sum in float32 (float64 for float64), in an order that depends only on the
+shapes, so results are reproducible.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Frames and channels of a program of the convolution, and of one of the weights' gradient.
+# Frames and channels per program, for the convolution and for the gradient of its weights.
 _CONVOLVED, _CORRELATED = (32, 128), (128, 64)
 
 
@@ -24,7 +24,7 @@ def _convolve(
     x, weight, out, frames_in, frames_out, channels, first,
     TAPS: tl.constexpr, FRAMES: tl.constexpr, CHANNELS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    # out[t] = sum over k of weight[k] * x[t + first + k], zeros where x has no such frame.
+    # out[t] = sum over k of weight[k] * x[t + first + k], with zeros outside x.
     t = tl.program_id(1) * FRAMES + tl.arange(0, FRAMES)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
@@ -47,7 +47,7 @@ def _correlate(
     TAPS: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, CHANNELS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     # partial[k] = sum over the t of this program of gradient[t] * x[t + k].
-    # ROWS is TAPS up to a power of two.
+    # ROWS is TAPS rounded up to a power of two.
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     k = tl.arange(0, ROWS)
     inside = (k < TAPS)[:, None] & (channel < channels)[None, :]
@@ -75,7 +75,7 @@ def _launch(x_btd: Tensor, weight_kd: Tensor, frames_out: int, first: int) -> Te
     out = x_btd.new_empty(batch, frames_out, channels)
     frames_each, channels_each = _CONVOLVED
     grid = (triton.cdiv(channels, channels_each), triton.cdiv(frames_out, frames_each), batch)
-    with torch.cuda.device_of(x_btd):  # Triton launches where the process is, not where the tensor is
+    with torch.cuda.device_of(x_btd):  # Triton launches on the current device, not the tensor's
         _convolve[grid](
             x_btd, weight_kd, out, frames_in, frames_out, channels, first,
             TAPS=weight_kd.shape[0], FRAMES=frames_each, CHANNELS=channels_each,
@@ -133,9 +133,9 @@ _forward.register_autograd(_gradients, setup_context=_remember)
 _tried: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 
-@torch.compiler.assume_constant_result  # where layers are compiled, this is asked and not compiled
+@torch.compiler.assume_constant_result  # when layers are compiled, this is called, not compiled
 def kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether they run on a GPU: it takes a C compiler, and a GPU that Triton knows. Warns if they do not."""
+    """Whether the kernels run on a GPU, for which Triton needs a C compiler; warns if they do not."""
     if (device, dtype) not in _tried:
         _tried[device, dtype] = _try(device, dtype)
     return _tried[device, dtype]
@@ -146,7 +146,7 @@ def _try(device: torch.device, dtype: torch.dtype) -> bool:
         with torch.inference_mode(False), torch.enable_grad():
             x_btd = torch.zeros(1, 4, 16, device=device, dtype=dtype, requires_grad=True)
             depthwise(x_btd, torch.zeros(16, 1, 3, device=device), None).sum().backward()
-    except Exception as error:  # compilers, drivers and Triton itself fail in ways of their own
+    except Exception as error:  # compilers, drivers and Triton may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
             f"Triton cannot compile for {device} ({reason}): convolutions take several times as long. "
@@ -158,15 +158,15 @@ def _try(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def depthwise(x_btd: Tensor, weight_d1k: Tensor, bias_d: Tensor | None) -> Tensor:
-    """Each channel's own filter over time: `torch.nn.functional.conv1d` with a group for each channel.
+    """Filter each channel over time: `torch.nn.functional.conv1d` with one group per channel.
 
     Args:
         x_btd: (B, T + K - 1, D) frames with their context, on a GPU.
-        weight_d1k: (D, 1, K) filters, as `nn.Conv1d` keeps them; of any precision.
+        weight_d1k: (D, 1, K) filters, as in `nn.Conv1d`; of any precision.
         bias_d: (D,) or None.
 
     Returns:
-        (B, T, D) frames in the type of `x_btd`.
+        (B, T, D) frames in the dtype of `x_btd`.
     """
     mixed: Tensor = _forward(x_btd, weight_d1k.squeeze(1).t().to(x_btd.dtype))
     return mixed if bias_d is None else mixed + bias_d.to(mixed.dtype)

@@ -1,4 +1,4 @@
-"""Samples in, Kaldi-compatible 80-bin log-mel out.
+"""Compute Kaldi-compatible 80-bin log-mel features from samples.
 
 The definition is Kaldi's fbank as sherpa-onnx computes it: 25 ms Povey windows every 10 ms, DC
 removal, preemphasis 0.97, 512-point power spectrum, 80 triangular mel bins from 20 to 7,600 Hz,
@@ -29,21 +29,21 @@ LOW_HZ, HIGH_HZ = 20.0, 7600.0
 FFT_SIZE = 512
 PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
-# The silence that a streaming model hears after the end of the audio; see kdasr.streaming.tail.
+# The silence that a streaming model is fed after the end of the audio; see kdasr.streaming.tail.
 TAIL_MS = 320
 LOG_MEL_FLOOR = math.log(torch.finfo(torch.float32).eps)
 
-# Samples of a frame that lie before the 160 samples it stands for.
+# Samples of a frame's window that precede the frame's own 160 samples.
 _LEFT_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
-# Frames worked on at a time: the temporaries stay in the cache, which is 3-4 times faster than
-# one pass over a whole utterance.
+# Frames processed at a time: temporaries stay in the cache, which is 3-4 times faster than one pass
+# over a whole utterance.
 _BLOCK_FRAMES = 256
-# A GPU wants more at a time; this is 17 MB of spectra.
+# A GPU needs more at a time; this is 17 MB of spectra.
 _GPU_BLOCK_FRAMES = 8_192
 
 
 def feature_hash() -> str:
-    """A name for this definition of the features; labels and models made with another differ."""
+    """A hash of this definition of the features, which tells apart labels and models made with another."""
     definition = {
         "kind": "kaldi-fbank",
         "sample_rate_hz": SAMPLE_RATE_HZ,
@@ -61,7 +61,7 @@ def feature_hash() -> str:
 
 
 def num_frames(num_samples: int) -> int:
-    """Feature frames of `num_samples` samples."""
+    """The number of feature frames of `num_samples` samples."""
     return (num_samples + HOP_SAMPLES // 2) // HOP_SAMPLES
 
 
@@ -74,24 +74,24 @@ def log_mel(samples: Tensor | NDArray[np.float32]) -> Tensor:
 
 
 def samples_under_windows(samples: Tensor | NDArray[np.float32]) -> Tensor:
-    """(N,) samples to the (160 T + 240,) on which the windows of their T = num_frames(N) > 0 frames lie, the
-    edges mirrored: those of frames [t, u) are [160 t, 160 u + 240)."""
+    """From (N,) samples, the (160 T + 240,) samples covered by the windows of their T = num_frames(N) > 0
+    frames, with mirrored edges; frames [t, u) cover [160 t, 160 u + 240)."""
     samples_n = torch.as_tensor(samples, dtype=torch.float32)
     return _mirrored(samples_n, -_LEFT_SAMPLES, _end_sample(num_frames(len(samples_n))))
 
 
 def log_mel_under_windows(samples_n: Tensor) -> Tensor:
-    """(160 T + 240,) samples as `samples_under_windows` gives them to (T, 80) raw log-mel."""
+    """From (160 T + 240,) samples, as given by `samples_under_windows`, to (T, 80) raw log-mel."""
     windows = samples_n.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES)
     return torch.cat([_block_log_mel(block) for block in windows.split(_BLOCK_FRAMES)])
 
 
 def batch_log_mel(samples_bn: Tensor) -> Tensor:
-    """(B, 160 T + 240) samples as `samples_under_windows` gives them, padded with anything, to (B, T, 80) raw
-    log-mel where they lie: for a GPU. The frames of the padding mean nothing."""
+    """From (B, 160 T + 240) samples, as given by `samples_under_windows` and padded with anything, to (B, T,
+    80) raw log-mel on the same device, for a GPU. Frames of the padding are meaningless."""
     windows_btw = samples_bn.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)
     windows_nw = windows_btw.flatten(0, 1)
-    # Blocks of one size, the last one padded: a GPU's Fourier transform is planned for each size anew.
+    # Blocks of one size, the last one padded: a GPU plans the Fourier transform anew for each size.
     missing = -len(windows_nw) % _GPU_BLOCK_FRAMES
     blocks = functional.pad(windows_nw, (0, 0, 0, missing)).split(_GPU_BLOCK_FRAMES)
     features_nf = torch.cat([_block_log_mel(block) for block in blocks])
@@ -99,12 +99,12 @@ def batch_log_mel(samples_bn: Tensor) -> Tensor:
 
 
 def spectrum(windows_nw: Tensor) -> Tensor:
-    """(N, 400) windows of samples to their (N, 257) complex spectra: DC removal, preemphasis, the
-    Povey window and the Fourier transform. It is linear, so its rows for the identity are a matrix
+    """From (N, 400) windows of samples to their (N, 257) complex spectra: DC removal, preemphasis, the
+    Povey window and the Fourier transform. It is linear: applied to the identity, it gives a matrix
     that does the same."""
     centred = windows_nw - windows_nw.mean(1, keepdim=True)
     padded = centred.new_zeros(len(centred), FFT_SIZE)
-    # The window is 0 at its first sample, so that the predecessor which this lacks does not matter.
+    # The window is 0 at its first sample, whose missing predecessor therefore does not matter.
     inside = padded[:, 1:WINDOW_SAMPLES]
     povey_w, _ = _constants(windows_nw.device)
     torch.sub(centred[:, 1:], centred[:, :-1], alpha=PREEMPHASIS, out=inside).mul_(povey_w[1:])
@@ -121,13 +121,13 @@ def _end_sample(frames: int) -> int:
 
 
 def _mirrored(samples_n: Tensor, start: int, end: int) -> Tensor:
-    """Samples [start, end), mirrored (edge sample repeated) where that leaves the signal."""
+    """Samples [start, end), mirrored (edge sample repeated) beyond the ends of the signal."""
     size = len(samples_n)
     before, after = max(-start, 0), max(end - size, 0)
     if not before and not after:
         return samples_n[start:end]
     if max(before, after) <= size:
-        # Copies in runs: to gather a whole utterance by index costs a third of its log-mel.
+        # Contiguous copies: gathering a whole utterance by index costs a third of its log-mel.
         inside = samples_n[max(start, 0) : min(end, size)]
         return torch.cat([samples_n[:before].flip(0), inside, samples_n[size - after :].flip(0)])
     index = torch.arange(start, end) % (2 * size)
@@ -146,7 +146,7 @@ def _povey_window() -> Tensor:
 
 
 def _kaldi_mel_filters() -> Tensor:
-    """(257, 80) triangles that are straight lines on the mel axis, as Kaldi makes them."""
+    """(257, 80) triangular filters, linear on the mel axis, as Kaldi makes them."""
 
     def mel(hz: Tensor | float) -> Tensor:
         return 1127.0 * torch.log1p(torch.as_tensor(hz, dtype=torch.float64) / 700.0)

@@ -1,8 +1,8 @@
 """Conformer parts that teachers and students share: frames of width D in, frames of width D out.
 
-Everything here is indifferent to the batch: no BatchNorm, no statistics over time. What an
-utterance gets depends on its own frames alone, which makes streaming equal to offline and soft
-labels independent of the batch they were computed in.
+Nothing here depends on the rest of the batch: no BatchNorm, no statistics over time. The output for
+an utterance depends on its own frames alone, so that streaming equals offline, and soft labels do not
+depend on the batch they were computed in.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from kdasr.errors import ConfigError
 from kdasr.features import LOG_MEL_FLOOR, NUM_MEL_BINS
 from kdasr.interfaces import frames_inside
 
-# A CUDA build of torch brings it; for CPUs there is none.
+# Triton comes with CUDA builds of torch, not with CPU builds.
 _HAS_TRITON = find_spec("triton") is not None
 if _HAS_TRITON:
     from kdasr.depthwise import depthwise, kernels_work
 
 SUBSAMPLING = 4
-# Feature frames before its own four that an output frame of `Subsampling` sees.
+# Feature frames that an output frame of `Subsampling` sees before its own four.
 SUBSAMPLING_CONTEXT = 9
-# On a GPU the frames of a batch are a multiple of so many: cuDNN plans attention and convolutions anew for
-# each shape it meets, in tens of milliseconds.
+# On a GPU, batches are padded to a multiple of this many frames: cuDNN plans attention and convolutions
+# anew for each new shape, which takes tens of milliseconds.
 _CUDA_FRAMES = 16
 
 
 class Normalise(nn.Module):
-    """Global mean and variance normalisation, held by the model so that no one can forget it."""
+    """Global mean and variance normalisation, part of the model so that it cannot be forgotten."""
 
     mean_f: Tensor
     inverse_std_f: Tensor
@@ -67,10 +67,10 @@ class Subsampling(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm whose output has the type of its input; sums are in float32 all the same.
+    """LayerNorm whose output has the dtype of its input; sums are still in float32.
 
-    On GPUs torch's answers autocast with float32, so that all frames between two layers would lie, and move,
-    in 32 bits (recipes/RESULTS-gpu.md).
+    Under autocast on GPUs, torch's returns float32, so that all frames between layers would be stored and
+    moved in 32 bits (recipes/RESULTS-gpu.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class FeedForward(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with rotary positions (RoFormer, arXiv 2104.09864, eq. 34).
 
-    Positions are relative, so a window that slides over the audio needs no absolute clock.
+    Positions are relative, so a window that slides over the audio needs no absolute time.
     """
 
     inverse_wavelengths: Tensor
@@ -126,8 +126,8 @@ class Attention(nn.Module):
     def attend(
         self, query_bqd: Tensor, key_bkd: Tensor, value_bkd: Tensor, mask: Tensor, rotation_2kd: Tensor
     ) -> Tensor:
-        """Queries are the last Q of the K positions. `mask` broadcasts to (B, heads, Q, K), True =
-        may be seen; `rotation_2kd` is for the K positions. Returns (B, Q, D)."""
+        """Attend from the last Q of K positions to all K. `mask` broadcasts to (B, heads, Q, K), True =
+        visible; `rotation_2kd` is for the K positions. Returns (B, Q, D)."""
         first_query = key_bkd.shape[1] - query_bqd.shape[1]
         query = rotate(self._heads(query_bqd), rotation_2kd[:, first_query:])
         key = rotate(self._heads(key_bkd), rotation_2kd)
@@ -140,7 +140,7 @@ class Attention(nn.Module):
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        # In bf16 on a CPU, the backward pass of this alone takes longer than the rest of a layer.
+        # In bf16 on a CPU, the backward pass of attention alone takes longer than the rest of a layer.
         with torch.autocast("cpu", enabled=False):
             return functional.scaled_dot_product_attention(
                 query.float(), key.float(), value.float(), attn_mask=mask
@@ -149,8 +149,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tenso
 
 
 def rotation(count: int, inverse_wavelengths_w: Tensor) -> Tensor:
-    """(2, count, 2 w) cosines and sines of the angles by which `rotate` turns so many positions, from 0 on.
-    They are for both halves of a head: the sines of the first are negative."""
+    """(2, count, 2 w) cosines and sines of the angles by which `rotate` turns positions 0 to count - 1, for
+    both halves of a head: the sines of the first are negated."""
     position_t = torch.arange(count, device=inverse_wavelengths_w.device)
     angle_tw = position_t[:, None] * inverse_wavelengths_w
     cosine_tw, sine_tw = angle_tw.cos(), angle_tw.sin()
@@ -158,14 +158,14 @@ def rotation(count: int, inverse_wavelengths_w: Tensor) -> Tensor:
 
 
 def rotate(x_bhtd: Tensor, rotation_2td: Tensor) -> Tensor:
-    """Queries or keys (B, heads, T, d) turned by their positions; d is twice the number of wavelengths."""
+    """Rotate queries or keys (B, heads, T, d) by their positions; d is twice the number of wavelengths."""
     cosine_td, sine_td = rotation_2td.to(x_bhtd.dtype)
     left, right = x_bhtd.chunk(2, dim=-1)
     return x_bhtd * cosine_td + torch.cat([right, left], dim=-1) * sine_td
 
 
 def inverse_wavelengths(count: int) -> Tensor:
-    """(count,) radians for each frame, from one down to almost a thousandth."""
+    """(count,) radians per frame, from 1 down to almost a thousandth."""
     return 1.0 / 1_000.0 ** (torch.arange(count) / count)
 
 
@@ -174,7 +174,7 @@ class Convolution(nn.Module):
 
     def __init__(self, width: int, kernel_frames: int, dropout: float) -> None:
         super().__init__()
-        # It looks back so many frames, and ahead none.
+        # Frames that it looks back; it does not look ahead.
         self.reach = kernel_frames - 1
         self.norm = LayerNorm(width)
         self.gate = nn.Linear(width, 2 * width)
@@ -187,13 +187,13 @@ class Convolution(nn.Module):
         return functional.glu(self.gate(self.norm(x_btd)), dim=-1)
 
     def mix(self, gated_btd: Tensor) -> Tensor:
-        """(B, T + kernel - 1, D) gated frames with their context to (B, T, D)."""
+        """From (B, T + kernel - 1, D) gated frames with their left context to (B, T, D)."""
         mixed = _over_time(self.depthwise, gated_btd)
         return self.dropout(self.out(functional.silu(self.depthwise_norm(mixed))))
 
 
 def _over_time(convolution: nn.Conv1d, x_btd: Tensor) -> Tensor:
-    """A depthwise convolution: (B, T + kernel - 1, D) frames with their context to (B, T, D)."""
+    """A depthwise convolution from (B, T + kernel - 1, D) frames with their left context to (B, T, D)."""
     if not x_btd.is_cuda or not _HAS_TRITON or not kernels_work(x_btd.device, x_btd.dtype):
         return convolution(x_btd.transpose(1, 2)).transpose(1, 2)
     return depthwise(x_btd, convolution.weight, convolution.bias)
@@ -213,12 +213,12 @@ class ConformerLayer(nn.Module):
         self.norm = LayerNorm(width)
 
     def forward(self, x_btd: Tensor, mask: Tensor, rotation_2td: Tensor) -> Tensor:
-        """Whole utterances, with silence before them. Padding behind them goes nowhere as long as the mask
-        hides it: the convolution looks back only.
+        """Process whole utterances, with zeros as context before them. Padding after them has no effect if
+        the mask hides it: the convolution only looks back.
 
         Args:
             x_btd: (B, T, D) frames.
-            mask: what each frame may attend to, broadcasts to (B, heads, T, T).
+            mask: what each frame may attend to; broadcasts to (B, heads, T, T).
             rotation_2td: `shared_rotation` for T positions.
         """
         x_btd = x_btd + 0.5 * self.before(x_btd)
@@ -237,10 +237,10 @@ class ConformerLayer(nn.Module):
         mask: Tensor,
         rotation_2kd: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One chunk (B, C, D) with cached keys and values (B, L, D) and gated frames (B, K - 1, D);
+        """Process one chunk (B, C, D) with cached keys and values (B, L, D) and gated frames (B, K - 1, D);
         `rotation_2kd` is `shared_rotation` for L + C positions.
 
-        Returns the chunk's output and the three caches for the next one.
+        Returns the chunk's output and the three caches for the next chunk.
         """
         x_btd = x_btd + 0.5 * self.before(x_btd)
         query, key, value = self.attention.project(x_btd)
@@ -253,8 +253,8 @@ class ConformerLayer(nn.Module):
 
 
 def shared_rotation(layers: nn.ModuleList, num_positions: int, dtype: torch.dtype) -> Tensor:
-    """The `rotation` of so many positions in the type of the frames: one for all layers, for which it would
-    take longer to compute than to read."""
+    """The `rotation` of `num_positions` in the dtype of the frames, shared by all layers: computing it takes
+    longer than reading it."""
     first = layers[0]
     assert isinstance(first, ConformerLayer)
     return rotation(num_positions, first.attention.inverse_wavelengths).to(dtype)
@@ -265,20 +265,20 @@ def _last(frames: Tensor, like: Tensor) -> Tensor:
 
 
 def output_lengths(feature_lengths_b: Tensor) -> Tensor:
-    """Output frames (40 ms) of utterances of so many feature frames (10 ms)."""
+    """The numbers of output frames (40 ms) for these numbers of feature frames (10 ms)."""
     return torch.div(feature_lengths_b + SUBSAMPLING - 1, SUBSAMPLING, rounding_mode="floor")
 
 
 def whole_frames(frames: int, multiple: int, device: torch.device) -> int:
-    """Output frames that a batch of `frames` is given: the next multiple; on a GPU one of a few shapes."""
+    """The output frames to which a batch is padded: the next multiple; on a GPU, one of few shapes."""
     if device.type == "cuda":
         multiple *= -(-_CUDA_FRAMES // multiple)
     return -(-frames // multiple) * multiple
 
 
 def pad_features(features_btf: Tensor, lengths_b: Tensor, num_features: int) -> Tensor:
-    """(B, num_features, 80): all beyond each length is digital silence, as after the last sample
-    of a stream; frames past `num_features` are cut."""
+    """Pad or cut to (B, num_features, 80): frames beyond each length become digital silence, as after the
+    last sample of a stream."""
     cut = features_btf[:, :num_features]
     padded = functional.pad(cut, (0, 0, 0, num_features - cut.shape[1]), value=LOG_MEL_FLOOR)
     return padded.masked_fill(~frames_inside(lengths_b, num_features)[..., None], LOG_MEL_FLOOR)

@@ -1,8 +1,8 @@
-"""Words in, the units that may come next out: what keeps a search to words that exist.
+"""A lexicon, which restricts a search to known words: which units may come next.
 
-A teacher that doubts between `five` and `nine` writes `fine`; whoever searches among words alone hears one
-of the two. Self-training has long decoded its teacher with what is known of the language (Kahn, Lee &
-Hannun 2020, arXiv 1909.09116).
+A teacher that is unsure between `five` and `nine` may write `fine`; a search among known words finds one of
+the two. Self-training has long used knowledge of the language to decode its teacher (Kahn, Lee & Hannun
+2020, arXiv 1909.09116).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from kdasr.shards import list_shards, open_shard, read_texts
 from kdasr.symbols import control_ids
 from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
-# Whoever reads the words of a label recipe may never have named a file.
+# For users of a label recipe, which may name a lexicon that they did not choose.
 _LABELS_WITHOUT = "Labels can do without a lexicon: `--settings.words null`."
-# Of other words there is no end, and live audio may bring them for days.
+# The cache of costs is cleared at this size: other words are endless, and live audio may run for days.
 _MAX_COSTS = 4_096
 _log = logging.getLogger(__name__)
 
@@ -33,20 +33,18 @@ _log = logging.getLogger(__name__)
 class Lexicon:
     """The words of some transcripts, spelled in the units of a model.
 
-    Files are read when the first word is asked for, so that a recipe can name a model that is yet to be
-    trained.
+    Files are read on first use, so that a recipe can name a model that is yet to be trained.
 
     Args:
-        sources: folders of labelled audio shards, and text files: every word in them may be said.
+        sources: folders of labelled audio shards, and text files: all their words are in the lexicon.
         words: further words.
         units: the units, or the folder of a model that has them.
-        other_word_nats: what each unit of a word that is in none of these costs, in nats of a search; None
-            where no other word may be said. At 0 the words are no better than others; of a model in letters
-            about 1 serves.
-        without: for errors, how to do without a lexicon.
+        other_word_nats: the cost of each unit of any other word, in nats of a search; None if no other
+            word may be found. At 0, the lexicon has no effect; for a model of letters, about 1 works.
+        without: for error messages: how to do without a lexicon.
 
     Raises:
-        ConfigError: not a single word, a source that cannot be read, or a cost below 0.
+        ConfigError: no words, a source that cannot be read, or a cost below 0.
         UnitsError: the folder of a model has no units.
     """
 
@@ -72,12 +70,12 @@ class Lexicon:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """Every word that may be said."""
+        """Every word of the lexicon."""
         return frozenset(self._source_of)
 
     @cached_property
     def _source_of(self) -> dict[str, str]:
-        """Every word, and where it comes from."""
+        """Every word of the lexicon, and its source."""
         letters, without = letters_in(self._symbols), self._without
         texts = [(text, one) for one in self._sources for text in _texts_in(Path(one), letters, without)]
         texts += [(text, "words") for text in self._more_words]
@@ -93,7 +91,7 @@ class Lexicon:
 
     @cached_property
     def config(self) -> dict[str, str]:
-        """What decides what is found."""
+        """Everything that determines what a search finds."""
         text = "\n".join([*sorted(self.words), *self._symbols])
         config = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
         return (
@@ -103,9 +101,9 @@ class Lexicon:
         )
 
     def next_costs(self, prefix: tuple[int, ...], after_pause: bool = False) -> NDArray[np.float64]:
-        """(V,) what each unit costs in nats where a transcript begins with `prefix`, infinite for those with
-        which it may not go on; with `after_pause` a mark between words may come first, since there were words
-        before. A word costs nothing as long as it may become one of the lexicon."""
+        """(V,) cost in nats of each unit as the next one after `prefix`, infinite if it may not follow; with
+        `after_pause`, a word mark may come first, since there were words before. A word costs nothing as long
+        as it may become one of the lexicon."""
         word, is_first = self.state(prefix)
         key = word, is_first, after_pause, self._units_of_word(prefix)
         if key not in self._costs:
@@ -128,34 +126,34 @@ class Lexicon:
         return costs
 
     def _owed(self, prefix: tuple[int, ...]) -> float:
-        """Nats due when the last word leaves the lexicon: `other_word_nats` for each of its units so far; 0
-        if it left earlier and has paid."""
+        """Nats to add when the last word leaves the lexicon: `other_word_nats` for each of its units so far;
+        0 if it left earlier, since that cost is already included."""
         is_open = self._last_word(prefix) in self._beginnings
         return (self.other_word_nats or 0.0) * self._units_of_word(prefix) if is_open else 0.0
 
     def _units_of_word(self, prefix: tuple[int, ...]) -> int:
-        """Of the last one, a mark alone not counted."""
+        """Number of units of the last word, not counting a bare word mark."""
         start = self.last_word_start(prefix)
         has_mark = start < len(prefix) and self._symbols[prefix[start]] == WORD_START
         return len(prefix) - start - has_mark
 
     def end_cost(self, prefix: tuple[int, ...]) -> float:
-        """What it costs, in nats, that a transcript ends with `prefix`; infinite where it may not."""
+        """Cost in nats of ending a transcript after `prefix`; infinite if it may not end there."""
         if self.is_complete(prefix):
             return 0.0
         is_word = self.other_word_nats is not None and self._last_word(prefix) != ""
         return self._owed(prefix) if is_word else np.inf
 
     def units_after(self, prefix: tuple[int, ...], after_pause: bool = False) -> list[int]:
-        """The units with which words of the lexicon may go on, or begin."""
+        """The units that may continue or begin a word of the lexicon."""
         word, is_first = self.state(prefix)
         units = self.units_within(prefix)
         if is_first and not self.of_pieces and not after_pause:
-            return units  # letters have a mark between words, pieces one before each
+            return units  # letters have a mark between words, pieces before each word
         return units + self.starting_units if is_first or word in self.words else units
 
     def units_within(self, prefix: tuple[int, ...]) -> list[int]:
-        """The units with which the last word of `prefix` may go on."""
+        """The units that may continue the last word of `prefix`."""
         word, units, waiting = self._last_word(prefix), [], [""]
         while waiting:
             part = waiting.pop()
@@ -168,8 +166,8 @@ class Lexicon:
         return units
 
     def state(self, prefix: tuple[int, ...]) -> tuple[str, bool]:
-        """All that matters of `prefix` for what may follow: its last word so far, and whether it is the
-        first."""
+        """What determines which units may follow `prefix`: its last word so far, and whether `prefix` is
+        empty."""
         return self._last_word(prefix), not prefix
 
     def is_complete(self, prefix: tuple[int, ...]) -> bool:
@@ -177,7 +175,7 @@ class Lexicon:
         return not prefix or self._last_word(prefix) in self.words
 
     def last_word_start(self, prefix: tuple[int, ...]) -> int:
-        """Place of the last mark of a word start in `prefix`, 0 if there is none."""
+        """Index of the last word start in `prefix`, 0 if there is none."""
         starts = (place for place in reversed(range(len(prefix))) if self._starts_word(prefix[place]))
         return next(starts, 0)
 
@@ -190,17 +188,17 @@ class Lexicon:
 
     @cached_property
     def of_pieces(self) -> bool:
-        """Whether units may hold the mark of a word start and letters behind it."""
+        """Whether units are word pieces, with the word mark and letters in one unit."""
         return any(len(symbol) > 1 and symbol.startswith(WORD_START) for symbol in self._symbols)
 
     @cached_property
     def inner_units(self) -> list[int]:
-        """The units within words, whatever words."""
+        """The units without a word mark."""
         return [unit for unit in self._spoken if not self._starts_word(unit)]
 
     @cached_property
     def outer_units(self) -> list[int]:
-        """The units with the mark of a word start: of letters the mark alone."""
+        """The units with a word mark; in letter units, the mark alone."""
         return [unit for unit in self._spoken if self._starts_word(unit)]
 
     @cached_property
@@ -226,7 +224,7 @@ class Lexicon:
 
     @cached_property
     def starting_units(self) -> list[int]:
-        """The units with which a word of the lexicon may begin that has another one before it."""
+        """The units that may begin a word of the lexicon after another word."""
         return [
             unit
             for unit, symbol in enumerate(self._symbols)
@@ -235,7 +233,7 @@ class Lexicon:
 
     @cached_property
     def _letters_after(self) -> dict[str, str]:
-        """Of each beginning of a word, the letters that may come next."""
+        """For each beginning of a word, the letters that may come next."""
         letters: dict[str, str] = {}
         for beginning in sorted(self._beginnings - {""}):
             letters[beginning[:-1]] = letters.get(beginning[:-1], "") + beginning[-1]
@@ -275,14 +273,14 @@ def _texts_in(source: Path, letters: str, without: str) -> list[str | None]:
 
 
 def _tell_of_phrases(lines: Sequence[str], source: Path) -> None:
-    """Whoever writes `turn on` in a line of its own may think that the two words then come together."""
+    """Warn of lines of several words: users may expect `turn on` to be found only as a phrase."""
     if several := sum(" " in line for line in lines):
         have = "1 line has" if several == 1 else f"{several:,} lines have"
         _log.warning("%s: %s several words: each counts as a word of its own", source, have)
 
 
 def _normal(text: str, letters: str, source: Path) -> str:
-    """The text normalised, word by word, so that a word which cannot be is named."""
+    """The text normalised word by word, so that an error names the word."""
     words = []
     for word in text.split():
         try:

@@ -1,4 +1,4 @@
-"""Generated background noise by kind, how it is laid under speech at a given SNR, and echo."""
+"""Generate background noise of several kinds, mix it with speech at a given SNR, and add reverberation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _WITH_KNOCKS = 0.3
 
 
 def make_noise(kind: str, rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
-    """(num_samples,) of unit RMS. `kind` is one of `NOISE_KINDS`."""
+    """(num_samples,) noise of unit RMS. `kind` is one of `NOISE_KINDS`."""
     noise = NOISE_KINDS[kind](rng, num_samples, rate_hz).astype(np.float32)
     return noise / max(rms(noise), 1e-9)
 
 
 def noise_before(samples: Samples, seconds: float, rate_hz: int, rng: np.random.Generator) -> Samples:
-    """(seconds * rate_hz,) white noise as loud as the quietest 100 ms of audio that are not digital silence:
-    what a microphone hears before anybody speaks."""
+    """(seconds * rate_hz,) white noise as loud as the quietest 100 ms of audio that are not digital silence,
+    as a microphone picks up before speech."""
     block = rate_hz // 10
     blocks = samples[: len(samples) // block * block].reshape(-1, block)
     levels = np.sqrt(np.square(blocks, dtype=np.float64).mean(1))
@@ -33,8 +33,8 @@ def noise_before(samples: Samples, seconds: float, rate_hz: int, rng: np.random.
 
 
 def moving_noise(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
-    """(num_samples,) noise of one of `MOVING_KINDS` that swells and fades some times a second, now and then
-    with knocks: what is heard of a room in which nobody speaks."""
+    """(num_samples,) noise of one of `MOVING_KINDS` that swells and fades several times a second, sometimes
+    with knocks, as in a room in which nobody speaks."""
     noise = make_noise(str(rng.choice(MOVING_KINDS)), rng, num_samples, rate_hz)
     count = max(4, round(num_samples / rate_hz * rng.uniform(2, 10)) + 3)
     knots_nats = rng.normal(0, rng.uniform(0, 1), count)
@@ -49,18 +49,18 @@ def moving_noise(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Sa
 
 
 def add_noise(speech: Samples, noise: Samples, snr_db: float, speech_rms: float) -> Samples:
-    """Speech over noise of unit RMS, `snr_db` below `speech_rms`: that of the speech with or without its
-    pauses, as the caller measures it."""
+    """Add noise of unit RMS to speech, `snr_db` below `speech_rms`, which the caller measures with or without
+    the pauses of the speech."""
     return speech + noise * np.float32(speech_rms * 10 ** (-snr_db / 20))
 
 
 def amplify(samples: Samples, gain: float) -> Samples:
-    """`samples` times `gain`, or as loud as they can be without clipping."""
+    """`samples` times `gain`, or as loud as possible without clipping."""
     return samples * np.float32(min(gain, _PEAK / float(np.abs(samples).max())))
 
 
 def reverberate(speech: Samples, rate_hz: int, seconds: float, rng: np.random.Generator) -> Samples:
-    """The speech, and a tail of noise that falls by 60 dB in `seconds`."""
+    """The speech with reverberation: a noise tail that decays by 60 dB in `seconds`."""
     num_samples = int(seconds * rate_hz)
     decay = 10 ** (-3 * np.arange(num_samples) / num_samples)
     room = rng.standard_normal(num_samples) * decay
@@ -77,7 +77,7 @@ def rms(samples: Samples) -> float:
 
 
 def check_kinds(kinds: tuple[str, ...], setting: str, *more: str) -> None:
-    """Raises ConfigError unless every kind is one of `NOISE_KINDS` or `more`."""
+    """Raise ConfigError unless every kind is one of `NOISE_KINDS` or `more`."""
     known = (*NOISE_KINDS, *more)
     if unknown := [kind for kind in kinds if kind not in known]:
         raise ConfigError(f"unknown noise {', '.join(unknown)}", where=setting, expected=", ".join(known))
@@ -85,14 +85,14 @@ def check_kinds(kinds: tuple[str, ...], setting: str, *more: str) -> None:
 
 def shape_spectrum(samples: Samples, rate_hz: int, gain: GainOfHz) -> Samples:
     """`samples` with each frequency multiplied by `gain(frequency in Hz)`."""
-    padded = 1 << (len(samples) - 1).bit_length()  # a power of two: odd lengths can be 50 x slower
+    padded = 1 << (len(samples) - 1).bit_length()  # a power of two: other lengths can be 50 x slower
     frequencies_hz = np.fft.rfftfreq(padded, 1 / rate_hz).astype(np.float64)
     spectrum = np.fft.rfft(samples, padded) * gain(frequencies_hz)
     return np.fft.irfft(spectrum, padded)[: len(samples)].astype(np.float32)
 
 
 def _coloured(exponent: float, lowest_hz: float = 20.0) -> Noise:
-    """Noise whose power falls with frequency to the power of `exponent`: 1 pink, 2 brown, -2 violet."""
+    """Noise with power proportional to frequency ** -exponent: 1 pink, 2 brown, -2 violet."""
 
     def make(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
         white = rng.standard_normal(num_samples, dtype=np.float32)
@@ -110,7 +110,7 @@ def _seconds(num_samples: int, rate_hz: int) -> NDArray[np.float32]:
 
 
 def _hum(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
-    """Mains: a low tone with harmonics that fade."""
+    """Mains hum: a low tone with harmonics of falling strength."""
     base_hz = rng.choice([50.0, 60.0]) * rng.choice([1, 2])
     seconds, hum = _seconds(num_samples, rate_hz), np.zeros(num_samples, np.float32)
     for harmonic in range(1, 13):
@@ -140,7 +140,7 @@ def _engine(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples
 
 
 def _wind(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
-    """Low noise in gusts that come and go over a second or so."""
+    """Low-frequency noise in gusts of about a second."""
     low = _coloured(3.0, lowest_hz=60.0)(rng, num_samples, rate_hz)
     knots = np.exp(rng.normal(0, 0.8, size=num_samples // rate_hz * 2 + 3))
     gusts = np.interp(np.arange(num_samples), np.arange(len(knots)) * rate_hz / 2, knots)
@@ -160,7 +160,7 @@ def _crackle(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Sample
 
 
 def _chirps(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
-    """A tone that sweeps up and down, as of an alarm, over faint white noise."""
+    """A tone that sweeps up and down like an alarm, over faint white noise."""
     low_hz = rng.uniform(400, 900)
     sweep_hz = low_hz * rng.uniform(1.5, 2.5) - low_hz
     position = np.sin(2 * np.pi * rng.uniform(0.5, 3) * _seconds(num_samples, rate_hz) + rng.uniform(0, 6))
@@ -170,8 +170,8 @@ def _chirps(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples
 
 
 def _melody(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples:
-    """Notes with harmonics, as of music, telephones and alarms; in half of the melodies each glides into the
-    next."""
+    """Notes with harmonics, like music, telephones and alarms; in half of the melodies, notes glide into each
+    other."""
     count = 2 + round(num_samples / rate_hz * rng.uniform(1, 8))
     starts = np.sort(rng.integers(0, num_samples, count))
     starts[0] = 0
@@ -194,7 +194,7 @@ def _melody(rng: np.random.Generator, num_samples: int, rate_hz: int) -> Samples
 
 
 def _sines(radians: NDArray[np.float32], count: int) -> list[NDArray[np.float32]]:
-    """sin(x), sin(2x), … of which each follows from the two before."""
+    """sin(x), sin(2x), …, each computed from the two before it."""
     sines, twice_cosine = [np.zeros_like(radians), np.sin(radians)], 2 * np.cos(radians)
     for _ in range(count - 1):
         sines.append(twice_cosine * sines[-1] - sines[-2])
@@ -214,5 +214,5 @@ NOISE_KINDS: dict[str, Noise] = {
     "chirps": _chirps,
     "melody": _melody,
 }
-# Of these a model may hear in training what its test has not: `recipes/mini` keeps the others for that.
+# Kinds that training may use: `recipes/mini` keeps the others for its test set.
 MOVING_KINDS = ("white", "pink", "brown", "hum", "fan", "melody")

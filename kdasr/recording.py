@@ -1,4 +1,4 @@
-"""A model in, the same model out whose layers can be looked into: what feature losses compare."""
+"""Record the outputs of a model's layers, which feature losses compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Key = TypeVar("Key", str, int)
 
 
 class WhenAsked(dict[Key, ModelOutput]):
-    """Outputs that are made when they are asked for the first time."""
+    """Outputs that are computed on first access."""
 
     def __init__(self, make: Callable[[Key], ModelOutput]) -> None:
         super().__init__()
@@ -26,11 +26,11 @@ class WhenAsked(dict[Key, ModelOutput]):
 
 
 class Recorded(nn.Module):
-    """A model whose `forward` is `offline` and tells what its layers gave.
+    """A model whose `forward` is `offline` and also returns the outputs of its layers.
 
     Args:
-        model: an acoustic model; the outputs of its `layers`, where it has them, are recorded by
-            forward hooks and cut to the output frames.
+        model: an acoustic model; the outputs of its `layers`, if it has any, are recorded by forward
+            hooks and cut to the output frames.
     """
 
     def __init__(self, model: Any) -> None:
@@ -51,7 +51,7 @@ class Recorded(nn.Module):
         return ModelOutput(log_probs_btv, lengths_out_b, layers_btd)
 
     def close(self) -> None:
-        """Take the hooks off the model again."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 

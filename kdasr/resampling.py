@@ -1,4 +1,4 @@
-"""Audio from one sample rate to another, which is how its speed is changed, too."""
+"""Resample audio, which is also used to change its speed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from kdasr.compat import import_torchaudio
 from kdasr.errors import AudioError, ConfigError
 
-# The filter has a row for each output sample of a period, each as long as the period: 16 MB at most.
+# The filter has a row for each output sample of a period, each as long as the period: at most 16 MB.
 _MOST_WEIGHTS = 4_000_000
-# Input of one product of the filter: 16 MB.
+# Input values of one matrix product with the filter: 16 MB.
 _BLOCK_INPUTS = 1 << 22
 
 
@@ -32,14 +32,14 @@ def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[
     padded = np.pad(np.asarray(samples, dtype=np.float32), (before, before + stride))
     windows_tk = torch.from_numpy(padded).unfold(0, filters_pk.shape[1], stride)
     rows = max(1, _BLOCK_INPUTS // filters_pk.shape[1])
-    # In products of a few MB instead of torchaudio's convolution: that takes up to ten times as long,
-    # because every length is a new shape to it.
+    # Matrix products of a few MB instead of torchaudio's convolution, which takes up to ten times as long,
+    # since every length is a new shape to it.
     resampled = torch.cat([block @ filters_pk.T for block in windows_tk.split(rows)]).flatten()
     return np.asarray(resampled[: -(-len(samples) * to_hz // from_hz)].numpy(), dtype=np.float32)
 
 
 def check_rates(from_hz: int, to_hz: int, where: str = "audio") -> None:
-    """Refuses two rates whose ratio in lowest terms is of so large numbers (44,101 to 16,000) that the
+    """Refuse two rates whose ratio in lowest terms has such large numbers (44,101 to 16,000) that the
     filter between them would take gigabytes.
 
     Raises:
@@ -57,7 +57,7 @@ def check_rates(from_hz: int, to_hz: int, where: str = "audio") -> None:
 
 
 def check_speeds(speeds: Sequence[float]) -> None:
-    """Refuses factors on the speed of audio that nobody speaks at.
+    """Refuse speed factors that do not occur in speech.
 
     Raises:
         ConfigError: there are none, or one is not from 0.5 to 2.
@@ -69,7 +69,8 @@ def check_speeds(speeds: Sequence[float]) -> None:
 
 @lru_cache(maxsize=64)
 def _filters(from_hz: int, to_hz: int) -> tuple[torch.Tensor, int, int]:
-    """torchaudio's windowed-sinc filters, (phases, K), the input samples from one set of phases to the next,
-    and how far the first reaches back. Kept: to build them costs more than to apply them to an utterance."""
+    """torchaudio's windowed-sinc filters (phases, K), the stride in input samples from one set of phases to
+    the next, and how far the first reaches back. Cached: building them costs more than filtering an
+    utterance."""
     made = import_torchaudio().transforms.Resample(from_hz, to_hz)
     return made.kernel[:, 0], made.orig_freq // made.gcd, made.width

@@ -1,7 +1,7 @@
-"""Where a student's CTC spikes fall against its teacher's: lists of tokens in, a histogram out.
+"""A histogram of the offsets of a student's CTC spikes from its teacher's.
 
-A streaming student sees no future, so it tends to emit later than a teacher that does; frame-level
-distillation works only once the teacher is delayed to match (Kurata and Audhkhasi 2019).
+A streaming student sees no future, so it tends to emit later than its teacher; frame-level distillation
+works only if the teacher is delayed to match (Kurata and Audhkhasi 2019).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SPIKES_FILE = "spike_offsets.json"
 
 @dataclass(frozen=True, slots=True)
 class SpikeHistogram:
-    """Student minus teacher, over all spikes that both have.
+    """Spike times of the student minus those of the teacher, for all spikes that both have.
 
     Attributes:
-        frame_shift_ms: milliseconds of one output frame.
-        offsets_ms: every offset that occurs, ascending; positive where the student is later.
-        counts: spikes with each of these offsets.
-        teacher_spikes, student_spikes: spikes in all; those without a counterpart have no offset.
-        whose: which models, seed and test set these are of, for people.
+        frame_shift_ms: duration of an output frame in milliseconds.
+        offsets_ms: every offset that occurs, ascending; positive if the student is later.
+        counts: number of spikes with each offset.
+        teacher_spikes, student_spikes: total number of spikes; those without a counterpart have no offset.
+        whose: a description of the models, seed and test set.
     """
 
     frame_shift_ms: float
@@ -48,20 +48,20 @@ class SpikeHistogram:
 
     @property
     def median_ms(self) -> float | None:
-        """Median offset, or None where no spike matches."""
+        """Median offset, or None if no spikes match."""
         spread = [ms for ms, count in zip(self.offsets_ms, self.counts, strict=True) for _ in range(count)]
         return statistics.median(spread) if spread else None
 
 
 def spike_offsets(teacher: Sequence[Token], student: Sequence[Token], frame_shift_ms: float) -> list[float]:
-    """Student minus teacher in milliseconds, for each unit that both emitted.
+    """Student minus teacher spike time in milliseconds, for each unit that both emitted.
 
-    Units are matched by the alignment with the fewest edits between the two sequences of ids; only
-    equal ids count.
+    Units are matched by the minimum edit distance alignment of the two sequences of ids; only equal ids
+    count.
     """
     if not teacher or not student:
         return []
-    # jiwer aligns words: each id is written as one.
+    # jiwer aligns words, so each id is written as one.
     teacher_ids, student_ids = (" ".join(str(token.id) for token in tokens) for tokens in (teacher, student))
     (chunks,) = jiwer.process_words(teacher_ids, student_ids).alignments
     offsets = []
@@ -93,7 +93,7 @@ def spike_histogram(
 
 
 def draw(histogram: SpikeHistogram, *, width: int = 40, reach_frames: int = 10) -> list[str]:
-    """The histogram as lines of text; what lies beyond `reach_frames` is summed up at the ends."""
+    """The histogram as lines of text; offsets beyond `reach_frames` are added to the bins at the ends."""
     shift, reach_ms = histogram.frame_shift_ms, reach_frames * histogram.frame_shift_ms
     bins: Counter[float] = Counter()
     for ms, count in zip(histogram.offsets_ms, histogram.counts, strict=True):
@@ -114,13 +114,13 @@ def draw(histogram: SpikeHistogram, *, width: int = 40, reach_frames: int = 10) 
 
 
 def write_histogram(path: Path, histogram: SpikeHistogram) -> None:
-    """Write it as JSON, with its median for a reader who has no program at hand."""
+    """Write a histogram as JSON, including its median for human readers."""
     content = {**asdict(histogram), "median_ms": histogram.median_ms, "matched": histogram.matched}
     commit_json(path, content)
 
 
 def read_histogram(path: Path) -> SpikeHistogram:
-    """What `write_histogram` wrote.
+    """Read what `write_histogram` wrote.
 
     Raises:
         ConfigError: the file cannot be read or is something else.

@@ -1,7 +1,7 @@
-"""Lists of symbols as the units of a CTC model, and the table of symbols of a model from elsewhere.
+"""Lists of symbols as the units of a CTC model, and the symbol table of a model from elsewhere.
 
-What is below the units of kdasr/text.py: constants, the base class that they share, and
-`TableUnits`, which speaks the vocabulary of a teacher that was trained with other tools.
+The basis of the units in kdasr/text.py: constants, their common base class, and `TableUnits`, with the
+vocabulary of a teacher that was trained with other tools.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from kdasr.storage import Location, Place, commit_changed, locate
 
 BLANK_SYMBOL = "<blk>"
 WORD_START = "▁"
-# Part of the hash of units: to be renamed whenever `kdasr.text.normalise` gives another text than before.
+# Part of the hash of units: rename it whenever the output of `kdasr.text.normalise` changes.
 NORMALISATION = "english-1"
-# Of languages with "ı" I is the capital of that, and not of i.
+# In languages with "ı", I is its capital, not that of i.
 TURKISH_CAPITALS = str.maketrans({"I": "ı", "İ": "i"})
 
 UNITS_FILE = "units.json"
@@ -33,12 +33,12 @@ FORMAT, VERSION = "kdasr-units", 1
 
 # Classes that stand for no text: <s>, <unk>, [PAD], <|en|>.
 _CONTROL = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
-# What other tools write between words, or before a word.
+# What other tools write between or before words.
 _WORD_MARKS = ("|", " ", "▁")
 
 
 class SymbolUnits:
-    """What all units share: a list of symbols, and everything that follows from it."""
+    """What all units share: a list of symbols, and all that derives from it."""
 
     kind: str
 
@@ -82,15 +82,15 @@ class SymbolUnits:
 
 
 class TableUnits(SymbolUnits):
-    """The classes of a model from elsewhere, as its symbol table names them, blank first.
+    """The classes of a model from elsewhere, as in its symbol table but with blank first.
 
-    Text is cut into as few symbols as possible, longer ones first, unless the model's own
-    SentencePiece model is given: a teacher of word pieces was trained on its own cuts, and labelled
-    speech should be cut alike. Symbols in angle or square brackets stand for no text.
+    Text is split into as few symbols as possible, longer ones first, unless the model's own SentencePiece
+    model is given: a teacher with word pieces was trained on that segmentation, and transcripts should be
+    split in the same way. Symbols in angle or square brackets stand for no text.
 
     Args:
         symbols: in kdasr's spelling; see `from_foreign`.
-        model_bytes: the SentencePiece model whose pieces the symbols are, if there is one.
+        model_bytes: the SentencePiece model that has these pieces, if there is one.
         upper: whether the pieces of that model are upper-case.
     """
 
@@ -109,7 +109,7 @@ class TableUnits(SymbolUnits):
         silent = {BLANK_ID, *control_ids(symbols)}
         self._id_by_text = {symbol: unit for unit, symbol in enumerate(symbols) if unit not in silent}
         self._longest = max((len(symbol) for symbol in self._id_by_text), default=0)
-        # Word pieces begin with the mark; in a table of characters it stands between words.
+        # Word pieces begin with the word mark; in a table of characters it stands between words.
         self._pieces = any(len(s) > 1 and s.startswith(WORD_START) for s in self._id_by_text)
         self._processor = piece_processor(model_bytes) if model_bytes is not None else None
 
@@ -117,13 +117,13 @@ class TableUnits(SymbolUnits):
     def from_foreign(
         cls, symbols: Sequence[str], blank_id: int, model_bytes: bytes | None = None
     ) -> TableUnits:
-        """The units of a foreign table: blank comes first, all others keep their order.
+        """The units of a foreign table: blank first, all others in their order.
 
-        The word mark (`|`, a space) becomes "▁", and upper-case letters become lower-case where the
-        table has no lower-case ones, so that its texts are those of `kdasr.text.normalise`.
+        The word mark (`|`, a space) becomes "▁", and upper-case letters become lower-case if the table
+        has no lower-case ones, so that texts are spelled as by `kdasr.text.normalise`.
 
         Raises:
-            UnitsError: a symbol comes twice, or there is no blank.
+            UnitsError: a symbol occurs twice, or there is no blank.
         """
         if not 0 <= blank_id < len(symbols):
             raise UnitsError(
@@ -131,7 +131,7 @@ class TableUnits(SymbolUnits):
             )
         ordered = [symbols[blank_id], *symbols[:blank_id], *symbols[blank_id + 1 :]]
         texts = [symbol for symbol in ordered[1:] if not stands_for_no_text(symbol)]
-        # "ß" has no capital of its own.
+        # Letters without a single capital, such as "ß", do not count.
         lower_case = {char for s in texts for char in s if char != char.upper() and len(char.upper()) == 1}
         upper = any(s != s.lower() for s in texts) and not lower_case
         capitals = TURKISH_CAPITALS if "İ" in "".join(texts) else {}
@@ -178,7 +178,7 @@ class TableUnits(SymbolUnits):
         return [self._id_by_text[piece] for piece in spelled]
 
     def _cut(self, marked: str, text: str) -> list[int]:
-        """`marked` as the fewest symbols; of equally few, those whose first is the longest."""
+        """`marked` as the fewest symbols; of equally few, those with the longest first symbol."""
         fewest: list[tuple[int, str] | None] = [None] * len(marked) + [(0, "")]
         for start in range(len(marked) - 1, -1, -1):
             for end in range(min(start + self._longest, len(marked)), start, -1):
@@ -201,7 +201,7 @@ class TableUnits(SymbolUnits):
 
 
 def control_ids(symbols: Sequence[str]) -> list[int]:
-    """The classes that stand for no text, blank aside: those whose symbol is empty or in brackets."""
+    """The classes other than blank that stand for no text: their symbol is empty or in brackets."""
     return [unit for unit, symbol in enumerate(symbols) if unit != BLANK_ID and stands_for_no_text(symbol)]
 
 
@@ -211,7 +211,7 @@ def stands_for_no_text(symbol: str) -> bool:
 
 
 def blank_path(ids: Sequence[int]) -> list[int]:
-    """The shortest CTC path that spells `ids`: blank stands between equal neighbours only."""
+    """The shortest CTC path that spells `ids`: with blanks only between equal neighbours."""
     path: list[int] = []
     for unit in ids:
         if path and path[-1] == unit:
@@ -238,11 +238,11 @@ def piece_processor(model_bytes: bytes, where: Path | str | None = None) -> Any:
     """The SentencePiece model of these bytes; `where` names it in errors.
 
     Raises:
-        UnitsError: they are no such model.
+        UnitsError: the bytes are not such a model.
     """
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
-        processor.unk_id()  # no bytes at all are taken for no model yet
+        processor.unk_id()  # empty bytes are accepted above: this raises the error
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise UnitsError("not a SentencePiece model", where=where, got=str(error)) from error
     return processor

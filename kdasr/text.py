@@ -1,10 +1,10 @@
-"""Transcripts in, class ids out, and back: normalisation and the units of a CTC model.
+"""Convert transcripts to class ids and back: normalisation and the units of a CTC model.
 
 Id 0 is blank in every set of units. A symbol that begins a word carries "▁" (U+2581), as in
-SentencePiece. The alphabet is English, a-z and the apostrophe, with the further letters that a language is
-said to have.
+SentencePiece. The alphabet is English, a-z and the apostrophe, plus the letters listed for another
+language.
 
-Units live in a folder as `units.json`, beside `units.model` where they are SentencePiece units.
+Units are stored in a folder as `units.json`, with `units.model` if they are SentencePiece units.
 """
 
 from __future__ import annotations
@@ -66,32 +66,32 @@ __all__ = [
 ALPHABET = "'" + string.ascii_lowercase
 
 _APOSTROPHES = "’‘ʼ`´＇"
-# Beside punctuation, for that they are used as if they were some.
+# Treated as spaces, like punctuation, since they are used as if they were.
 _AS_SPACE = "~|<>"
 _TRANSLATION = str.maketrans({**dict.fromkeys(_APOSTROPHES, "'"), **dict.fromkeys(_AS_SPACE, " ")})
-# Punctuation for Unicode, and spoken.
+# Punctuation in Unicode, but spoken.
 _SPOKEN = {*"%&#@§¶‰\\"}
-# It draws Arabic words out, and is no letter.
+# Stretches Arabic words; not a letter.
 _TATWEEL = "ـ"
-# Invisible, and in some languages part of the spelling.
+# Invisible, but in some languages part of the spelling.
 _JOINERS = "\u200c\u200d"
 
 
 def normalise(text: str, letters: str = "") -> str:
-    """The form of a transcript that models are trained and scored on.
+    """Normalise a transcript to the form that models are trained and scored on.
 
-    Lower-case a-z, apostrophes and `letters`, words parted by single spaces. Punctuation of any script and
-    hyphens part words, accents are dropped but for those of `letters`, and so are invisible characters,
-    typographic apostrophes become plain ones; a word of nothing but apostrophes goes. With "ı" among the
-    letters, I is its capital and İ that of i, as in Turkish.
+    Lower-case a-z, apostrophes and `letters`, with words separated by single spaces. Punctuation of any
+    script and hyphens separate words; accents, except in `letters`, and invisible characters are dropped;
+    typographic apostrophes become plain ones; a word of nothing but apostrophes is dropped. With "ı" among
+    the letters, I is its capital and İ that of i, as in Turkish.
 
     Args:
-        letters: those that the language has beyond a-z, as `check_letters` takes them.
+        letters: the language's letters beyond a-z, as `check_letters` takes them.
 
     Raises:
         UnitsError: a character has no certain spoken form (a digit, `%`, `&`, `™`, a letter that is
-            neither a-z nor one of `letters`): "1984" may be read in several ways, and a guess would teach a
-            wrong one.
+            neither a-z nor one of `letters`): "1984" may be read in several ways, and a wrong guess would
+            be learned.
     """
     # Symbols and Roman numerals would decompose to letters: ™ to "tm", Ⅳ to "iv".
     if unspoken := [char for char in text if unicodedata.category(char) in ("So", "Nl")]:
@@ -111,7 +111,7 @@ def normalise(text: str, letters: str = "") -> str:
 
 def normalise_by_word(text: str, letters: str = "") -> tuple[str, bool]:
     """`normalise` for a text that is only compared with others: a word that cannot be normalised stays as it
-    is, an error by itself, and does not make errors of the capitals and commas beside it.
+    is and counts as an error, without affecting other words.
 
     Returns:
         the text, and whether all of it could be normalised.
@@ -128,13 +128,13 @@ def normalise_by_word(text: str, letters: str = "") -> tuple[str, bool]:
 
 
 def not_normal_text(count: int) -> str:
-    """A line for people, on texts of which `normalise_by_word` left words as they were."""
+    """A message on the number of texts in which `normalise_by_word` left words as they were."""
     return f"{count} texts hold words that could not be normalised; they count as errors"
 
 
 @functools.lru_cache(maxsize=4096)
 def _without_accent(char: str) -> str:
-    """The letters of a character that is none of a language's own; a space for punctuation."""
+    """The base letters of a character that is not one of the language's own; a space for punctuation."""
     kind = unicodedata.category(char)
     if kind == "Cf" or char == _TATWEEL:
         return ""
@@ -145,10 +145,10 @@ def _without_accent(char: str) -> str:
 
 
 def check_letters(letters: str) -> str:
-    """The letters that a language has beyond a-z, each once and sorted: "äöüß".
+    """A language's letters beyond a-z, such as "äöüß", each once and sorted.
 
     Raises:
-        UnitsError: something else than lower-case letters (or marks that belong to letters) beyond a-z.
+        UnitsError: anything but lower-case letters (or marks that belong to letters) beyond a-z.
     """
     composed = unicodedata.normalize("NFC", letters)
     for char in composed:
@@ -164,7 +164,7 @@ def check_letters(letters: str) -> str:
 
 
 def letters_in(texts: Iterable[str | None]) -> str:
-    """The letters beyond a-z of normalised texts, or of the symbols of some units; as `check_letters` has
+    """The letters beyond a-z in normalised texts or in the symbols of units, as `check_letters` returns
     them."""
     found = {char for text in texts if text for char in text.lower()} - {*ALPHABET}
     return "".join(sorted(filter(_may_be_letter, found)))
@@ -193,8 +193,8 @@ class Units(Protocol):
 
     Attributes:
         symbols: the symbol of each id; `symbols[0]` is blank.
-        hash: sha256 in hex of the symbols and the normalisation. Two models with the same hash
-            speak of the same classes.
+        hash: sha256 in hex of the symbols and the normalisation. Models with the same hash have the
+            same classes.
     """
 
     symbols: list[str]
@@ -206,7 +206,7 @@ class Units(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Normalised text to ids, none of them blank. UnitsError names what does not fit."""
+        """Normalised text to ids, none of them blank. UnitsError names what cannot be encoded."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -222,7 +222,7 @@ class CharUnits(SymbolUnits):
     """One class for each letter and the apostrophe; "▁" stands between words.
 
     Args:
-        letters: those beyond a-z.
+        letters: the letters beyond a-z.
 
     Raises:
         UnitsError: see `check_letters`.
@@ -245,8 +245,8 @@ class CharUnits(SymbolUnits):
 class SentencePieceUnits(SymbolUnits):
     """Word pieces of a SentencePiece model (Kudo 2018, "Subword Regularization").
 
-    SentencePiece insists on an unknown piece. It is given id 0 and doubles as blank: an id 0 from
-    the encoder is unknown text and refused, so that no class of the acoustic model lies idle.
+    SentencePiece requires an unknown piece. It gets id 0 and doubles as blank, so that no class of the
+    acoustic model is wasted: an id 0 from the encoder means unknown text and is refused.
 
     Args:
         model_bytes: a serialised model with unk id 0 and no bos, eos or pad pieces.
@@ -285,20 +285,20 @@ class SentencePieceUnits(SymbolUnits):
 def train_sentencepiece(
     texts: Iterable[str], vocab_size: int, seed: int = 0, *, max_texts: int = 1_000_000
 ) -> SentencePieceUnits:
-    """Learn unigram pieces from normalised texts: same texts and settings, same bytes.
+    """Learn unigram pieces from normalised texts; the same texts and settings give the same bytes.
 
     Every letter from a to z and the apostrophe gets a piece, even if the texts lack it, so that other texts
     can be spelled; not in a vocabulary so small that these would be more than half of it.
 
     Args:
-        texts: their order does not matter; empty ones are passed over.
+        texts: in any order; empty ones are skipped.
         vocab_size: classes including blank.
-        seed: chooses the texts where there are more than `max_texts`.
+        seed: chooses the texts if there are more than `max_texts`.
 
     Raises:
         UnitsError: no text, or a vocabulary that these texts cannot fill.
     """
-    # Sorted, because SentencePiece breaks ties by order and shards may be read in any.
+    # Sorted, because SentencePiece breaks ties by order, and shards may be read in any order.
     chosen = sorted(text for text in texts if text.strip())
     if not chosen:
         raise UnitsError("no text to learn units from", fix="Give labelled shards with transcripts.")
@@ -314,7 +314,7 @@ def train_sentencepiece(
             vocab_size=vocab_size,
             character_coverage=1.0,
             required_chars="".join(sorted(missing)) if vocab_size >= 2 * len(ALPHABET) else "",
-            normalization_rule_name="identity",  # `normalise` has done it
+            normalization_rule_name="identity",  # texts are already normalised
             unk_id=BLANK_ID,
             unk_piece=BLANK_SYMBOL,
             bos_id=-1,
@@ -325,7 +325,7 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except (RuntimeError, ValueError) as error:
-        # The library's own words hold the bound that was passed: "... set it to a value <= 57".
+        # The library's message gives the bound: "... set it to a value <= 57".
         reason = str(error).splitlines()[-1].rpartition("] ")[2].rstrip(".") or str(error)
         raise UnitsError(
             f"SentencePiece cannot make {vocab_size} units from {len(chosen)} texts",
@@ -336,7 +336,7 @@ def train_sentencepiece(
 
 
 def load_units(folder: Place | Location) -> Units:
-    """Read the units that `save` wrote, and check that they are still what was saved.
+    """Read the units that `save` wrote, and check that they are unchanged.
 
     Raises:
         UnitsError: a file is missing, damaged, of another version, or does not match its hash.
@@ -377,7 +377,7 @@ def write_tokens_txt(units: Units, path: Path) -> None:
 
 
 def tokens_text(units: Units) -> str:
-    """What is in tokens.txt: one `symbol id` a line, blank first."""
+    """The content of tokens.txt: one `symbol id` a line, blank first."""
     return "".join(f"{symbol} {unit}\n" for unit, symbol in enumerate(units.symbols))
 
 
