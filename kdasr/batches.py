@@ -1,4 +1,4 @@
-"""Parts of batches: lengths cut into batches, features kept, utterances padded into one batch."""
+"""Building blocks of batches: grouping utterances by length, caching features, padding."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kdasr.resampling import resample
 from kdasr.soft_labels import pad_soft_labels
 from kdasr.text import Units
 
-# Lengths are taken this much longer or shorter when an epoch is sorted, so that batches differ
-# between epochs; it is also about what padding costs.
+# Lengths are perturbed by up to this share when an epoch is sorted, so that batches differ between
+# epochs; it is also about the share of padding.
 _LENGTH_NOISE = 0.05
 
 
 class EpochBatches:
-    """The batches of an epoch: each the numbers of its utterances."""
+    """The batches of an epoch, each a list of utterance numbers."""
 
     def __init__(self, order: NDArray[np.int32], starts: NDArray[np.int64], turns: NDArray[np.int64]) -> None:
         self._order, self._starts, self._turns = order, starts, turns
@@ -40,11 +40,11 @@ class EpochBatches:
 
 
 def cut_epoch(frames: NDArray[np.signedinteger], batch_frames: int, seed: int, epoch: int) -> EpochBatches:
-    """The utterances, of so many frames each, in batches of at most `batch_frames`, padding included.
+    """Group utterances, of `frames` frames each, into batches of at most `batch_frames`, with padding.
 
     Utterances are sorted by length, with a little seeded noise so that batches differ between
     epochs, and cut into batches, which are then shuffled. The cuts depend on the sorted lengths
-    alone, so that every epoch has as many batches.
+    alone, so that every epoch has the same number of batches.
     """
     rng = np.random.default_rng([seed, epoch])
     starts = np.cumsum([0, *_batch_sizes(frames, batch_frames)])
@@ -55,7 +55,7 @@ def cut_epoch(frames: NDArray[np.signedinteger], batch_frames: int, seed: int, e
 
 
 def _batch_sizes(frames: NDArray[np.signedinteger], batch_frames: int) -> list[int]:
-    """How many utterances, from the shortest to the longest, are in each batch; at least one."""
+    """The number of utterances in each batch, at least 1, from the shortest to the longest utterances."""
     sizes, size = [], 0
     for length, count in zip(*(part.tolist() for part in np.unique(frames, return_counts=True)), strict=True):
         most, left = max(1, batch_frames // length), count
@@ -69,7 +69,7 @@ def _batch_sizes(frames: NDArray[np.signedinteger], batch_frames: int) -> list[i
 
 
 class FeatureCache:
-    """Features kept in memory until `max_bytes` are used; the longest unused go first."""
+    """An LRU cache of features of at most `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self._bytes = max_bytes, 0
@@ -98,7 +98,7 @@ def collate(
     texts: Sequence[str | None] | None = None,
     soft_labels: list[SoftLabels] | None = None,
 ) -> Batch:
-    """Utterances' features (each (T, 80)) and targets, padded to one batch."""
+    """Pad the features (each (T, 80)) and targets of utterances to one batch."""
     lengths = torch.tensor([len(feature) for feature in features])
     padded = pad_sequence(features, batch_first=True, padding_value=LOG_MEL_FLOOR)
     batch = Batch(keys, padded, lengths)
@@ -115,7 +115,7 @@ def collate(
 
 
 def change_speed(samples: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
-    """(N,) samples played `factor` times as fast, pitch and all (Ko et al. 2015)."""
+    """(N,) samples played `factor` times as fast, which also changes the pitch (Ko et al. 2015)."""
     if factor == 1.0:
         return samples
     return resample(samples, round(SAMPLE_RATE_HZ * factor), SAMPLE_RATE_HZ)

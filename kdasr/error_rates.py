@@ -1,5 +1,5 @@
-"""What was said and what was heard in; word and character errors out (Levenshtein alignment, by jiwer), and
-how far a difference between two models may be chance."""
+"""Word and character errors of hypotheses (Levenshtein alignment, by jiwer), and how far a difference
+between two models may be chance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ErrorCounts(NamedTuple):
 
     @property
     def errors(self) -> int:
-        """Words that are wrong, missing or too many."""
+        """Substitutions, deletions and insertions of words."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
@@ -40,11 +40,11 @@ class ErrorCounts(NamedTuple):
 
 
 def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    """Errors over all pairs together. An empty reference (silence) is one: every word heard there is
-    an insertion.
+    """Errors over all pairs together. An empty reference (silence) is valid: every word recognised there
+    is an insertion.
 
     Raises:
-        ConfigError: the references hold no word at all, so there is no rate.
+        ConfigError: the references contain no words, so there is no error rate.
     """
     assert len(references) == len(hypotheses), (len(references), len(hypotheses))
     if not any(reference.split() for reference in references):
@@ -66,8 +66,8 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorC
 
 
 def misheard_words(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """For each utterance its word errors, in their order, as (said, heard); "" is heard of a word that was
-    deleted, and was said where one was inserted."""
+    """For each utterance, its word errors in order, as (said, heard), with "" for heard in a deletion and for
+    said in an insertion."""
     aligned = jiwer.process_words(list(references), list(hypotheses))
     return [
         [
@@ -97,15 +97,15 @@ def counts_by_kind(misheard: Iterable[tuple[str, str]]) -> dict[str, int]:
 def gain_interval(
     errors_before: Sequence[int], errors_after: Sequence[int], words: Sequence[int], *, draws: int = 2000
 ) -> tuple[float, float]:
-    """Between what values the gain in WER lies, in percentage points (more is better), with 95 %
-    probability, as far as the utterances tell: the percentile bootstrap of two models on the same utterances
-    (Bisani & Ney, ICASSP 2004), always with the same draws. Utterances count as independent, which those of
-    one speaker are not; and of another training it says nothing.
+    """The 95 % confidence interval of the gain in WER, in percentage points (more is better): the percentile
+    bootstrap of two models on the same utterances (Bisani & Ney, ICASSP 2004), always with the same draws.
+    Utterances are assumed to be independent, although those of one speaker are not, and the variation
+    between training runs is not included.
 
     Args:
-        errors_before, errors_after: word errors of the two models, utterance by utterance.
-        words: of the reference of each utterance; some has one.
-        draws: test sets drawn from the utterances, with replacement.
+        errors_before, errors_after: word errors of the two models in each utterance.
+        words: reference words in each utterance; not all 0.
+        draws: number of test sets drawn from the utterances, with replacement.
     """
     counts_3n = np.asarray([errors_before, errors_after, words])
     assert counts_3n.ndim == 2 and counts_3n[2].any(), counts_3n.shape

@@ -1,7 +1,7 @@
-"""A recogniser and labelled shards in; error rates, hypotheses and speed out.
+"""Measure error rates, hypotheses and speed of a recogniser on labelled shards.
 
 A recogniser is either an acoustic model, which is run in padded batches (`evaluate`), or any function
-from an utterance to its text (`evaluate_transcriber`): a stream, an exported model, a person.
+from an utterance to its text (`evaluate_transcriber`), such as a stream or an exported model.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Transcriber = Callable[[Utterance], str]
 
 
 class Heard(NamedTuple):
-    """One utterance of a test set.
+    """The result for one utterance of a test set.
 
     Attributes:
-        key, reference, hypothesis: the utterance, what was said, what was heard.
-        tokens: the spikes of the best path, whichever the decoder, those in the tail too; None where no
-            model was seen.
-        speaker: who said it, where known.
+        key, reference, hypothesis: the utterance, its transcript, and what was recognised.
+        tokens: the spikes of the best path, whatever the decoder, including those in the tail; None
+            from `evaluate_transcriber`.
+        speaker: who spoke, if known.
     """
 
     key: str
@@ -56,13 +56,13 @@ class Heard(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a recogniser made of a test set.
+    """A recogniser's results on a test set.
 
     Attributes:
-        errors: counts over all utterances together.
+        errors: counts over all utterances.
         heard: every utterance, in the order of the shards.
-        without_transcript: utterances passed over because nobody knows what is said in them.
-        not_normal: hypotheses with words that could not be normalised; these stay, and are errors.
+        without_transcript: utterances skipped because they have no transcript.
+        not_normal: hypotheses with words that could not be normalised; these words count as errors.
     """
 
     errors: ErrorCounts
@@ -91,21 +91,21 @@ def evaluate(
     front_end: FrontEnd = LOG_MEL,
     spells_as_we_do: bool = True,
 ) -> Result:
-    """Error rates of an acoustic model over whole utterances, in padded batches. A streaming one hears each
-    with its tail (`kdasr.streaming.tail`), as it does chunk by chunk.
+    """Error rates of an acoustic model over whole utterances, in padded batches. A streaming model is fed the
+    tail after each (`kdasr.streaming.tail`), as when it runs chunk by chunk.
 
     Args:
         shards: tars of labelled audio shards.
         decoder: "greedy" or "beam" (prefix beam search).
         lexicon: the words that the beam search may find (`kdasr.lexicon.Lexicon`).
-        batch_utterances: utterances in one pass.
-        device: where the model lies.
-        front_end: what the model hears.
-        spells_as_we_do: whether its texts are normalised, as transcripts are; those of others are here, and a
-            line on stderr says how many have words that cannot be.
+        batch_utterances: utterances in one forward pass.
+        device: the device that the model is on.
+        front_end: computes the model's input from audio.
+        spells_as_we_do: whether the model's texts are normalised as transcripts are; if not, they are
+            normalised here, and a line on stderr says how many have words that cannot be.
 
     Raises:
-        ConfigError: an unknown decoder, or transcripts without a word.
+        ConfigError: an unknown decoder, or transcripts without words.
         ShardError: a damaged shard, or no transcripts.
     """
     check_decoder(decoder, lexicon)
@@ -129,7 +129,7 @@ def evaluate(
 
     def said(tokens: Sequence[Token], utterance: Utterance) -> str:
         nonlocal not_normal
-        if hears_tail(model):  # else a pause might be longer than to a session, and part words
+        if hears_tail(model):  # as in a session: times in the tail could make a pause that splits a word
             tokens = within_audio(tokens, len(utterance.samples), model.subsampling)
         text = text_of(tokens, units, frame_s)
         if not spells_as_we_do:
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def check_decoder(decoder: str, lexicon: object) -> None:
-    """Raise ConfigError for an unknown decoder, or one that a lexicon (None for none) is not for."""
+    """Raise ConfigError if the decoder is unknown, or cannot use the lexicon (None for none)."""
     if decoder not in DECODERS:
         raise ConfigError(
             "unknown decoder", where="decoder", expected=" or ".join(DECODERS), got=repr(decoder)
@@ -163,9 +163,9 @@ def evaluate_transcriber(transcribe: Transcriber, shards: Sequence[Path]) -> Res
 
 
 def measure_rtf(work: Callable[[], object], audio_seconds: float, *, repeats: int = 3) -> float:
-    """Real-time factor on one core: seconds of computing for each second of audio.
+    """Real-time factor on one core: seconds of computation per second of audio.
 
-    Runs `work` once to warm up, then `repeats` times, and takes the median. It must do all that a
+    Runs `work` once to warm up, then `repeats` times, and takes the median. `work` must do all that a
     user waits for: features, model and decoding of `audio_seconds` of audio.
     """
     assert audio_seconds > 0 and repeats >= 1, (audio_seconds, repeats)
@@ -180,8 +180,8 @@ def measure_rtf(work: Callable[[], object], audio_seconds: float, *, repeats: in
 
 
 def write_hypotheses(path: Path, result: Result) -> None:
-    """Write one JSON line for each utterance: key, speaker (where known), reference, hypothesis, word errors,
-    and these by their kind."""
+    """Write one JSON line for each utterance: key, speaker (if known), reference, hypothesis, and word
+    errors, in total and by kind."""
     heard_all = result.heard
     misheard = misheard_words([one.reference for one in heard_all], [one.hypothesis for one in heard_all])
     lines = []
@@ -206,7 +206,7 @@ def _run_batch(
         samples = [with_tail(one) for one in samples]
     heard = [front_end.compute(one) for one in samples]
     lengths_b = torch.tensor([len(one) for one in heard], device=device)
-    if not lengths_b.any():  # shorter than a frame, all of them
+    if not lengths_b.any():  # all are shorter than a frame
         return torch.zeros(len(heard), 0, model.vocab_size), lengths_b
     padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True, padding_value=front_end.padding)
     with torch.inference_mode():

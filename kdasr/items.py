@@ -1,7 +1,7 @@
-"""The utterances of a stream, in arrays: there may be millions, and every process of a training knows them.
+"""The utterances of a stream, in arrays: there may be millions, and every training process holds them.
 
-As Python objects each took some 700 bytes, and each worker of a DataLoader soon had them all again: who looks
-at an object changes its reference count, and so copies the page on which it lies.
+As Python objects, each would take some 700 bytes, and each DataLoader worker would soon have its own copy:
+reading an object changes its reference count, which copies its memory page.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _values = attrgetter(*_FIELDS)
 
 
 class Joined(NamedTuple):
-    """The soft labels of one audio shard, and how they become those of the student."""
+    """The soft labels of one audio shard, and how they are mapped to the student."""
 
     labels: LabelShard
     contract: Contract | None
@@ -38,10 +38,10 @@ class Item(NamedTuple):
     """An utterance.
 
     Attributes:
-        shard: where it lies; without its `entries`.
-        entry: where in it.
+        shard: the shard that holds it, without `entries`.
+        entry: its place in the shard.
         joined: the soft labels of its shard.
-        label_row: which of them are its own; see `LabelShard.rows`.
+        label_row: the row of its own labels in them; see `LabelShard.rows`.
     """
 
     shard: Shard
@@ -51,7 +51,7 @@ class Item(NamedTuple):
 
 
 class Items:
-    """Utterances in order, shard by shard; each is made anew when it is asked for."""
+    """Utterances in order, shard by shard; each `Item` is created on access."""
 
     def __init__(self) -> None:
         self._shards: list[tuple[Shard, Joined | None]] = []
@@ -61,7 +61,7 @@ class Items:
     def add(
         self, shard: Shard, joined: Joined | None, entries: Sequence[ShardEntry], label_rows: Sequence[int]
     ) -> None:
-        """Append those `entries` of a shard, and the row of its soft labels that belongs to each."""
+        """Append these `entries` of a shard, with the row of its soft labels for each."""
         longest = max((len(entry.key) for entry in entries), default=0)
         numbers = [(name, np.int64) for name in (*_FIELDS[1:], "label_row")]
         rows = [(*_values(entry), row) for entry, row in zip(entries, label_rows, strict=True)]
@@ -89,7 +89,7 @@ class Items:
         return map(self.__getitem__, range(len(self)))
 
     def only(self, numbers: NDArray[np.int64]) -> Items:
-        """Those of these `numbers`, which rise."""
+        """The utterances with these `numbers`, which must be ascending."""
         chosen, first = Items(), 0
         for (shard, joined), table, end in zip(self._shards, self._tables, self._ends, strict=True):
             inside = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, end)]
@@ -98,19 +98,19 @@ class Items:
         return chosen
 
     def num_samples(self) -> Iterator[int]:
-        """Of each utterance."""
+        """The number of samples of each utterance."""
         return (count for table in self._tables for count in table["num_samples"].tolist())
 
     def sha256(self) -> dict[Path, str]:
-        """Of each tar."""
+        """The sha256 of each tar."""
         return {shard.path: shard.sha256 for shard, _ in self._shards}
 
 
 class LeftOut(Mapping[str, str]):
-    """Names of utterances that are not used, and why. Go through them by `items()`: to find one by its name,
-    they are read from the first on.
+    """Names of utterances that are not used, and why. Iterate over `items()`: finding a single name scans
+    them from the first.
 
-    Every process of a training has all of them, and there may be millions. Compressed, shard by shard, they
+    Every training process holds all of them, and there may be millions. Compressed, shard by shard, they
     take 6 to 20 bytes each; in a dict they would take 200, twice as much as utterances that are used.
     """
 
@@ -119,14 +119,14 @@ class LeftOut(Mapping[str, str]):
         self._count = 0
 
     def add(self, reasons: Mapping[str, str]) -> None:
-        """Append those of a shard, name to reason."""
+        """Append those of one shard, as a map from name to reason."""
         if reasons:
-            # A higher level takes longer and hardly less room.
+            # A higher level takes longer and saves hardly any space.
             self._packed.append(zlib.compress(json.dumps(reasons).encode(), 1))
             self._count += len(reasons)
 
     def shards(self) -> Iterator[dict[str, str]]:
-        """As they were added."""
+        """The maps in the order in which they were added."""
         return (json.loads(zlib.decompress(packed)) for packed in self._packed)
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class LeftOut(Mapping[str, str]):
 
 
 class _LeftOutItems(ItemsView[str, str]):
-    """Names and reasons together, each shard unpacked once."""
+    """Pairs of name and reason; iteration unpacks each shard once."""
 
     _mapping: LeftOut
 

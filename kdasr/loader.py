@@ -1,7 +1,7 @@
 """Audio shards, joined by key with soft labels, in; training batches out, in an order fixed by a seed.
 
-Which utterances make up step n is a pure function of the manifests, the settings and the seed. So a
-position in the data is one number, resuming needs nothing else, and workers cannot change the order.
+The utterances of step n are a pure function of the manifests, the settings and the seed. So a position in
+the data is one number, resuming needs nothing else, and workers cannot change the order.
 """
 
 from __future__ import annotations
@@ -45,41 +45,42 @@ from kdasr.surroundings import (
 )
 from kdasr.text import Units
 
-# Utterances of a batch in which one row of padding more is little.
+# In batches of more utterances than this, one more row of padding costs little.
 _MANY = 8
 
 
 @dataclass(slots=True)
 class Stream:
-    """One endless source of batches: shards, cut into length-bucketed batches, epoch after epoch.
+    """An endless source of batches: shards, cut into length-bucketed batches, epoch after epoch.
 
     Args:
         folders: folders of audio shards.
         batch_seconds: audio in a batch, padding included.
-        seed: decides the batches and their order.
+        seed: determines the batches and their order.
         units: turns transcripts into tokens; None for unlabelled audio.
-        labels: soft labels for the audio, a folder of them for each of `folders`, or none.
-        student: whom the labels must fit (see `kdasr.contract`), which is checked at once for every
-            utterance; None to give them as they are.
+        labels: soft labels for the audio, one folder of them for each of `folders`, or none.
+        student: the student that the labels must fit (see `kdasr.contract`), which is checked for every
+            utterance on construction; None: labels are passed on as stored.
         speeds: speed perturbation: each reading of an utterance picks one of these factors.
-        max_utterances: use only so many utterances (the first of a seeded shuffle); None for all.
+        max_utterances: use only this many utterances (the first of a seeded shuffle); None for all.
         exclude_longer_s: utterances longer than this are left out.
-        spoil: (N,) samples and random numbers to as many samples: what the student hears instead.
-        clean_too: batches have what was spoilt as `teacher_features_btf`, for teachers beside the student.
-        mix: a batch and random numbers to a batch with other features; without soft labels and `spoil` only.
-        tail_share: of the readings of an utterance that are followed by the silence that streaming models
-            hear after the end of the audio (`kdasr.streaming.tail`): a student that has never heard it takes
-            it for speech. Audio with labels frame by frame never is, nor is audio without text or labels.
-        lead_share: of the batches that begin with up to 1.5 s of what is heard before anybody speaks: noise
-            as in the quietest 100 ms of the utterance, generated noise that moves, or digital silence. Models
-            that have never heard it mishear what does not begin as utterances are cut. Labels frame by frame
-            are blank there.
-        joined_share: of the batches in which every second utterance follows another one after up to 1 s of
-            the same, as in a stream; both may be twice as long as `exclude_longer_s`.
-        cache_bytes: memory for features that were computed already; small corpora fit whole.
+        spoil: from (N,) samples and a random generator, makes the (N,) samples that the student hears.
+        clean_too: give batches the unspoilt features as `teacher_features_btf`, for online teachers.
+        mix: from a batch and a random generator, makes a batch with other features; only without soft
+            labels and `spoil`.
+        tail_share: share of the readings of an utterance that are followed by the silence that streaming
+            models are fed after the audio (`kdasr.streaming.tail`): students never trained on it take it
+            for speech. 0 for audio with frame-by-frame labels, or with neither text nor labels.
+        lead_share: share of the batches that begin with up to 1.5 s of what is heard before speech: noise
+            like the quietest 100 ms of the utterance, generated noise that moves, or digital silence. Models
+            never trained on it misrecognise audio that does not start as utterances are cut. Frame-by-frame
+            labels are blank there.
+        joined_share: share of the batches in which every second utterance is appended to the one before,
+            after up to 1 s of the same, as in a stream; pairs may last twice `exclude_longer_s`.
+        cache_bytes: memory for features already computed; small corpora fit completely.
 
     Attributes:
-        left_out: "FOLDER/KEY" of each utterance that is not used, with the folder as it was given, and why.
+        left_out: "FOLDER/KEY", with the folder as given, of each utterance that is not used, and why.
     """
 
     folders: Sequence[Path]
@@ -125,13 +126,13 @@ class Stream:
         self._cache = FeatureCache(self.cache_bytes)
         if (self.labels and self.labels_have_times) or not (self.labels or self.units):
             self.tail_share = 0.0
-        # Not for each utterance: there may be many shards to ask.
+        # Looked up once, not for each utterance: there may be many shards.
         self._labels_timed = self.labels_have_times
         if self.labels and self.student is None:
-            self.lead_share = self.joined_share = 0.0  # whose frames are not known
+            self.lead_share = self.joined_share = 0.0  # the student's output frames are unknown
         if self.units is not None and not _spell_words_apart(self.units, self._spoken):
             self.joined_share = 0.0
-        # The slowest speed makes the longest audio; batches are cut for it, and for what is around it.
+        # Batches are cut for the longest audio, that at the slowest speed, and for what is added around it.
         slowest, tail = min(self.speeds), TAIL_FRAMES if self.tail_share else 0
         before = self.lead_share * LONGEST_LEAD_FRAMES / 2 + self.joined_share * LONGEST_PAUSE_FRAMES / 4
         around = round(before) + tail
@@ -140,7 +141,7 @@ class Stream:
         self._frames = np.fromiter(frames, np.int32, len(self.items))
 
     def _check(self) -> None:
-        """Raise ConfigError where settings do not fit each other."""
+        """Raise ConfigError if settings do not fit each other."""
         if not self.folders:
             raise ConfigError(
                 "no folder of audio is named",
@@ -188,7 +189,7 @@ class Stream:
             )
 
     def fingerprint(self) -> list[Any]:
-        """What decides the batches: the audio, the labels and the settings."""
+        """Everything that determines the batches: the audio, the labels and the settings."""
         labels = [joined.labels.header.config_hash for joined in self._joined]
         settings = [self.batch_seconds, self.seed, self.speeds, self.max_utterances, self.exclude_longer_s]
         unit_map = self.student.unit_map if self.student is not None and self.labels else None
@@ -202,12 +203,12 @@ class Stream:
 
     @property
     def fits_cache(self) -> bool:
-        """Whether an epoch's features are all kept, so that the next one need not compute them."""
+        """Whether all features of an epoch fit into the cache, so that the next need not recompute them."""
         return 4 * NUM_MEL_BINS * int(self._frames.sum()) * len(self.speeds) <= self.cache_bytes
 
     def cache_whole_or_nothing(self) -> None:
-        """Keep no features where they do not all fit: read in the same order every time, of a part nothing is
-        left when it is due."""
+        """Disable the cache unless all features fit: read in the same order every time, an entry would be
+        evicted before its next use."""
         if not self.fits_cache:
             self.cache_bytes, self._cache = 0, FeatureCache(0)
 
@@ -218,18 +219,18 @@ class Stream:
 
     @property
     def labels_have_times(self) -> bool:
-        """Whether the labels are posteriors frame by frame, not mere transcripts."""
+        """Whether the labels are frame-by-frame posteriors, not mere transcripts."""
         contracts = [joined.contract for joined in self._joined]
         return all(one is None or one.teacher_per_student is not None for one in contracts)
 
     @property
     def seconds(self) -> float:
-        """Of audio, in all utterances together."""
+        """Total duration of all utterances."""
         return sum(self.items.num_samples()) / SAMPLE_RATE_HZ
 
     @property
     def taught_by(self) -> list[dict[str, str]]:
-        """Whose labels these are and by which settings they were made, each once; see `Header`."""
+        """The teachers of the labels and the hashes of their settings, each once; see `Header`."""
         headers = {
             (one.teacher, one.teacher_hash, one.config_hash)
             for one in (joined.labels.header for joined in self._joined)
@@ -238,14 +239,14 @@ class Stream:
         return [dict(zip(names, found, strict=True)) for found in sorted(headers)]
 
     def untaught(self) -> list[str]:
-        """The student's symbols that a teacher of the labels has no class for; see `kdasr.contract`."""
+        """The student's symbols for which a teacher of the labels has no class; see `kdasr.contract`."""
         if self.student is None:
             return []
         contracts = {joined.contract for joined in self._joined if joined.contract is not None}
         return sorted({symbol for contract in contracts for symbol in self.student.lacking(contract)})
 
     def median_frames(self) -> int | None:
-        """Output frames of the student in half of the utterances or fewer; None without a student."""
+        """Median number of the student's output frames in an utterance; None without a student."""
         if self.student is None:
             return None
         return self.student.frames(int(np.median(self._frames)) - self._around)
@@ -256,13 +257,13 @@ class Stream:
 
     @property
     def batches_per_epoch(self) -> int:
-        """All epochs have as many."""
+        """The same for all epochs."""
         if self._batches_per_epoch == 0:
             self._batches_per_epoch = len(self.epoch_batches(0))
         return self._batches_per_epoch
 
     def next_utterance(self, position: int) -> dict[str, Any]:
-        """Where the stream stands before its `position`-th batch: what that batch begins with."""
+        """The state of the stream before its `position`-th batch: the first utterance of that batch."""
         epoch, index = self.locate(position)
         first = self.items[self.epoch_batches(epoch)[index][0]]
         place = {"next_shard": first.shard.path.name, "next_key": first.entry.key}
@@ -313,7 +314,7 @@ class Stream:
                 continue
             found = labels.shard_for(shard.path, shard.sha256)
             if contract is None and self.student is not None:
-                # One for all shards, for a folder is labelled in one way; a map of many classes is large.
+                # One for all shards: a folder is labelled in one way, and a map of many classes is large.
                 where = labels.folder
                 contract = self.student.contract(found.header, label_symbols(where), str(where))
             self._joined.append(Joined(found, contract))
@@ -327,8 +328,8 @@ class Stream:
         return None
 
     def _misfit(self, path: Path, entry: ShardEntry, text: str, units: Units) -> str | None:
-        """Why no alignment of a transcript is as short as its audio at the highest speed: CTC would have
-        nothing to learn from it."""
+        """Why a transcript is too long for any CTC alignment with its audio at the highest speed; None if it
+        is not."""
         try:
             ids = units.encode(text)
         except UnitsError as error:
@@ -353,7 +354,7 @@ class Stream:
 
     def _load(self, epoch: int, indices: Sequence[int]) -> Batch:
         items = [self.items[i] for i in indices]
-        # One length for a batch: others would be padded to the longest.
+        # One length for the whole batch: shorter ones would be padded to the longest.
         lead = self._pause(self.lead_share, epoch, f"{items[0].entry.key}/lead", LONGEST_LEAD_FRAMES)
         pause = self._pause(self.joined_share, epoch, f"{items[0].entry.key}/joined", LONGEST_PAUSE_FRAMES)
         rows = self._pairs(items) if pause else [[item] for item in items]
@@ -368,7 +369,7 @@ class Stream:
         return batch if self.mix is None else self.mix(batch, random)
 
     def _pause(self, share: float, epoch: int, name: str, most: int) -> int:
-        """Feature frames of a pause, whole output frames up to `most`; 0 but in a share of all cases."""
+        """Feature frames of a pause, whole output frames up to `most`, in a `share` of all cases; else 0."""
         if not self._happens(share, epoch, name):
             return 0
         return (1 + self._draw(epoch, f"{name} of") % (most // self._subsampling)) * self._subsampling
@@ -378,13 +379,13 @@ class Stream:
         return 1 if self.student is None else self.student.subsampling
 
     def _pairs(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Each utterance with the next one. One that is left over is padded as if it were two, which is
-        little among many; of a few all stay alone."""
+        """Pairs of successive utterances. A single one that is left over is padded to the length of a pair,
+        which costs little in a large batch; in a small one, all stay single."""
         size = 2 if len(items) % 2 == 0 or len(items) > _MANY else 1
         return [list(items[first : first + size]) for first in range(0, len(items), size)]
 
     def _reading(self, row: Sequence[Item], lead: int, pause: int, epoch: int) -> _Reading:
-        """The utterances of a row, `lead` feature frames before the first and `pause` before the next."""
+        """The utterances of a row, after `lead` feature frames, with `pause` frames between them."""
         heard: list[Tensor] = []
         clean: list[Tensor] = []
         texts: list[str] = []
@@ -393,7 +394,7 @@ class Stream:
         for item in row:
             heard_tf, clean_tf, text = self._heard(item, epoch)
             quiet = pause if heard else lead
-            # Labels begin with an output frame.
+            # Labels begin at an output frame.
             frames = quiet + (-len(heard[-1]) % self._subsampling if heard else 0)
             seed = self._draw(epoch, f"{item.entry.key}/quiet")
             if self.labels:
@@ -416,8 +417,8 @@ class Stream:
         )
 
     def _heard(self, item: Item, epoch: int) -> tuple[Tensor, Tensor | None, str | None]:
-        """(T, 80) what the student hears of an utterance, where it is spoilt another thing in every epoch;
-        what a teacher beside it hears then; and the transcript."""
+        """The (T, 80) features that the student hears, spoilt differently in every epoch; the clean ones for
+        an online teacher, if any; and the transcript."""
         speed = self._speed(item, epoch)
         if self.spoil is None:
             features_tf, text = self._features_and_text(item, speed)
@@ -430,11 +431,11 @@ class Stream:
         return self._happens(self.tail_share, epoch, f"{key}/tail")
 
     def _happens(self, share: float, epoch: int, name: str) -> bool:
-        """Whether what happens in a share of the readings does in this one."""
+        """Whether an event that happens in a `share` of all cases happens in this one."""
         return share > 0 and self._draw(epoch, name) < share * 2**56
 
     def _draw(self, epoch: int, name: str) -> int:
-        """A number that the seed, the epoch and a name decide."""
+        """A 56-bit number determined by the seed, the epoch and a name."""
         return int.from_bytes(hashlib.blake2b(f"{self.seed}/{epoch}/{name}".encode(), digest_size=7).digest())
 
     def _speed(self, item: Item, epoch: int) -> float:
@@ -459,14 +460,14 @@ class Stream:
 
 
 class _Reading(NamedTuple):
-    """What a batch has of one utterance, or of two in a row.
+    """One row of a batch: an utterance, or two in succession.
 
     Attributes:
-        key: of both.
-        text: of both; empty where there is none.
+        key: the key, or both joined by +.
+        text: the transcript of all; empty if there is none.
         heard: (T, 80) features that the student hears.
-        clean: (T, 80) what they were before they were spoilt, where that is asked for.
-        labels: as the student takes them, if there are any.
+        clean: (T, 80) features before spoiling, if requested.
+        labels: mapped to the student, if there are any.
     """
 
     key: str
@@ -477,7 +478,7 @@ class _Reading(NamedTuple):
 
 
 def _spell_words_apart(units: Units, text: str) -> bool:
-    """Whether units can say where one word ends and the next begins."""
+    """Whether the units can encode where one word ends and the next begins."""
     try:
         return bool(units.encode(f"{text} {text}")) or not text
     except UnitsError:
@@ -506,7 +507,7 @@ def texts_of(folders: Sequence[Path]) -> list[str]:
 
 
 def feature_statistics(stream: Stream, max_utterances: int = 500) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (80,) of each mel bin over (a seeded sample of) a stream."""
+    """Mean and standard deviation (80,) of each mel bin over a stream, or a seeded sample of it."""
     count, total, squares = 0, torch.zeros(80, dtype=torch.float64), torch.zeros(80, dtype=torch.float64)
     order = np.random.default_rng(stream.seed).permutation(len(stream.items))[:max_utterances]
     for i in order:

@@ -1,7 +1,7 @@
-"""The basic losses: what the student makes of a batch in, one scalar out (nats for each output frame).
+"""The basic losses: from the student's output for a batch to a scalar (nats per output frame).
 
 A loss is called as `loss(output, batch)`; a recipe names it and its weight under `labelled_losses:` or
-`unlabelled_losses:`. Nothing here has state or learns; `kdasr.methods` holds all other losses.
+`unlabelled_losses:`. These have no state and no parameters; `kdasr.methods` holds all other losses.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from kdasr.targets import at_least_float32, best_units, targets_of
 BlankPolicy = Literal["all", "eliminate", "symmetric", "downweight"]
 BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "downweight")
 _Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
-# Stands for log 0 where -inf would make NaN gradients.
+# Replaces log 0 where -inf would make NaN gradients.
 _LOG_ZERO = -1e30
-# From so many on CTC is computed on those of a transcript, a third of the time with 500.
+# From this vocabulary size on, CTC uses only the classes of a transcript, in a third of the time for 500.
 _MANY_CLASSES = 100
 
 
 def without_times(loss: _Loss) -> _Loss:
-    """Mark a loss that asks nothing of the frames of labels: it goes with mere transcripts, whose frames mean
-    nothing."""
+    """Mark a loss that does not depend on the times of labels: it also works with mere transcripts, whose
+    frames are meaningless."""
     loss.needs_times = False  # type: ignore[attr-defined]
     return loss
 
 
 def of_transcripts(loss: _Loss) -> _Loss:
-    """Mark a loss that scores units in their order and leaves it to the student when each is said: no label's
-    frames matter (`without_times`), and trainings add `silent_start` to it."""
+    """Mark a loss that scores the order of units and leaves their times to the student: the times of labels
+    do not matter (`without_times`), and training adds `silent_start` to it."""
     loss.leaves_times = True  # type: ignore[attr-defined]
     return without_times(loss)
 
@@ -52,7 +52,7 @@ def ctc(output: ModelOutput, batch: Batch) -> Tensor:
         batch: with `tokens_bu` and `token_lengths_b`.
 
     Returns:
-        -log p(transcripts) over the batch, in nats for each output frame.
+        -log p(transcripts) over the batch, in nats per output frame.
 
     Raises:
         ConfigError: the batch has no transcripts.
@@ -70,16 +70,16 @@ def ctc(output: ModelOutput, batch: Batch) -> Tensor:
 def transcript_nats(
     output: ModelOutput, tokens_nu: Tensor, counts_n: Tensor, row_n: Tensor | None = None
 ) -> Tensor:
-    """(N,) -log p of N transcripts, summed over alignments, in nats; 0 where one does not fit.
+    """(N,) -log p of N transcripts, summed over alignments, in nats; 0 for one that does not fit.
 
     Args:
-        tokens_nu, counts_n: (N, U) units, anything but blank, and (N,) how many of them there are.
-        row_n: (N,) which utterance of the output each is a transcript of; None for one of each.
+        tokens_nu, counts_n: (N, U) units, none of them blank, and (N,) how many each transcript has.
+        row_n: (N,) the utterance of the output to which each transcript belongs; None: one for each.
     """
     log_probs_btv, lengths_n = output.log_probs_btv, output.lengths_b
     if row_n is not None:
         lengths_n = lengths_n[row_n]
-    # torch's gradient on CPUs takes an exponential for each class, transcript by transcript.
+    # On CPUs, torch's gradient computes an exponential for each class and transcript.
     if log_probs_btv.device.type == "cpu" and log_probs_btv.shape[2] >= _MANY_CLASSES:
         tokens_nu = tokens_nu[:, : max(1, int(counts_n.max()))]
         row_n = torch.arange(len(tokens_nu)) if row_n is None else row_n
@@ -97,10 +97,10 @@ def transcript_nats(
 
 
 def _few_classes(log_probs_btv: Tensor, tokens_nu: Tensor, row_n: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs (N, T, U + 2) of blank, of each unit of a transcript, and of all other classes together; and
-    the transcripts (N, U) in these classes."""
+    """Log-probs (N, T, U + 2) of blank, each unit of a transcript, and all other classes together; and the
+    transcripts (N, U) in these classes."""
     frame_t, place_u = torch.arange(log_probs_btv.shape[1]), torch.arange(tokens_nu.shape[1])
-    # A unit that comes twice is one class, its first place; what is behind the end may look like blank.
+    # A repeated unit is one class, at its first place; padding may be 0, as blank is.
     first_nu = (tokens_nu[:, :, None] == tokens_nu[:, None, :]).int().argmax(2)
     is_spare_nu = (first_nu != place_u) | (tokens_nu == 0)
     units_ntu = at_least_float32(log_probs_btv[row_n[:, None, None], frame_t[:, None], tokens_nu[:, None]])
@@ -112,19 +112,19 @@ def _few_classes(log_probs_btv: Tensor, tokens_nu: Tensor, row_n: Tensor) -> tup
 
 @of_transcripts
 def best_path_ctc(output: ModelOutput, batch: Batch, *, teacher: str | None = None) -> Tensor:
-    """CTC against what the teacher heard: its best path, collapsed (sequence-level distillation with
-    one hypothesis, Kim & Rush 2016, section 3.2; pseudo-labels).
+    """CTC against the teacher's transcript, its collapsed best path (pseudo-labels; sequence-level
+    distillation with one hypothesis, Kim & Rush 2016, section 3.2).
 
-    It leaves the alignment to the student, which frame-level cross-entropy does not, and passes on
-    nothing of the teacher's doubt, which that does: the two go together.
+    Unlike frame-level cross-entropy, it leaves the alignment to the student, but passes on nothing of the
+    teacher's uncertainty: the two complement each other.
 
     Args:
         output: of the student.
         batch: with `soft_labels`, or with an online `teacher`.
 
     Returns:
-        -log p(best paths) over the batch, in nats for each output frame. An utterance in which the
-        teacher heard nothing asks for blanks alone.
+        -log p(best paths) over the batch, in nats per output frame. If the teacher recognised nothing in
+        an utterance, the target is all blanks.
 
     Raises:
         ConfigError: there is nothing to learn from.
@@ -136,24 +136,24 @@ def best_path_ctc(output: ModelOutput, batch: Batch, *, teacher: str | None = No
 
 @without_times
 def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tensor:
-    """Cross-entropy of the first output frames to blank: in full in the first, in each after it less.
+    """Cross-entropy of the first output frames to blank, with a weight that falls from 1 frame by frame.
 
-    CTC may say the first unit of every utterance in its first frame, which is like no other and in which the
-    model sees what follows: the rest of a streaming student's chunk, all of it in a teacher. Some trainings
-    begin so before they can hear, and never stop: a student guesses what is not in the chunk, and labels of
-    such a teacher tell it to (docs/distillation.md). Once units are said where they are heard they stay
-    there, so this may fade.
+    With CTC, a model may emit the first unit of every utterance in its first frame, which is easy to tell
+    apart and in which it sees what follows: the rest of a streaming student's chunk, or everything in a
+    teacher. Some models learn this before they can recognise anything, and never unlearn it: a student then
+    guesses what is beyond the chunk, and labels of such a teacher make it do so (docs/distillation.md).
+    Units once emitted where they are heard stay there, so this loss may fade out.
 
     Args:
         output: of the student.
         batch: only its audio matters.
-        frames: how many frames have a share, w_t = 1 - t / frames.
+        frames: how many frames have a weight, w_t = 1 - t / frames.
 
     Returns:
-        Σ_t -w_t log q_t(blank) over the batch, in nats for each output frame of it.
+        Σ_t -w_t log q_t(blank) over the batch, in nats per output frame.
 
     Raises:
-        ConfigError: no frames.
+        ConfigError: `frames` is less than 1.
     """
     if frames < 1:
         raise ConfigError("silence of no frames", where="frames", expected="1 or more", got=frames)
@@ -163,16 +163,16 @@ def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tenso
     return torch.where(inside_bt, nats_bt * weight_t, 0.0).sum() / output.lengths_b.sum()
 
 
-# It guides, and measures nothing: no part of the loss on a dev set.
+# It guides training and measures nothing, so it is not part of the loss on a dev set.
 silent_start.in_training_only = True  # type: ignore[attr-defined]
 
 
 def collapsed(units_bt: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T) a unit for each frame, 0 for blank: (B, T) the units without blanks and repetitions, 0 behind
-    the last, and (B,) how many there are."""
+    """From (B, T) the unit of each frame, 0 for blank, to (B, T) the units without blanks and repetitions,
+    padded with 0, and (B,) how many there are."""
     previous_bt = functional.pad(units_bt, (1, 0))[:, :-1]
     spikes_bt = (units_bt != 0) & (units_bt != previous_bt)
-    # As wide as there are frames, and one for what is no spike: to count them, a GPU is waited for.
+    # As wide as the frames, plus a column for non-spikes: to count spikes means waiting for a GPU.
     frames = units_bt.shape[1]
     place_bt = torch.where(spikes_bt, spikes_bt.cumsum(1) - 1, frames)
     tokens_bu = units_bt.new_zeros(len(units_bt), frames + 1).scatter_(1, place_bt, units_bt)
@@ -195,24 +195,24 @@ def soft_cross_entropy(
     that were not kept. On this partition the truncated target is unbiased, which renormalised or
     evenly spread top-k is not (arXiv 2503.16870).
 
-    A student that hears less future than its teacher has to spike later: student frame
+    A student that sees less future than its teacher has to spike later: student frame
     t + delay_frames learns from teacher frame t (arXiv 1904.01624 trains LSTM students on delayed
-    targets). The student's first `delay_frames` frames and the teacher's last ones have no partner.
+    targets). The student's first and the teacher's last `delay_frames` frames have no counterpart.
 
     Args:
         output: of the student.
         batch: with `soft_labels`, or with an online `teacher`, which keeps all classes.
         delay_frames: student frames that the student may lag behind the teacher.
-        blank_policy: which teacher frames count: "all"; "eliminate" those whose best class is
+        blank_policy: which teacher frames count: "all"; "eliminate" drops those whose best class is
             blank; "symmetric" keeps non-blank frames and `spike_margin_frames` around each
             (arXiv 2506.01503); "downweight" gives blank frames `blank_weight`.
 
     Returns:
-        Cross-entropy in nats for each frame that counts; 0 where none does.
+        Cross-entropy in nats per frame that counts; 0 if none does.
 
     Raises:
         ConfigError: an unknown blank policy, a negative delay or weight, or nothing to learn from.
-        LabelMismatchError: the labels of an utterance have another number of frames.
+        LabelMismatchError: the labels of an utterance differ in length from the output.
     """
     labels = targets_of(batch, teacher)
     weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)
@@ -227,16 +227,16 @@ def framewise(
     weights_bt: Tensor,
     delay_frames: int,
 ) -> Tensor:
-    """The weighted mean of a loss of single frames, student frame t + delay_frames against teacher frame t.
+    """The weighted mean of a frame-level loss, student frame t + delay_frames against teacher frame t.
 
     Args:
-        cross_entropy: (B, T - delay_frames, V) log-probs and labels of at least so many frames to (B,
-            T - delay_frames) losses.
-        weights_bt: of the teacher's frames.
+        cross_entropy: from (B, T - delay_frames, V) log-probs, and labels of at least as many frames, to
+            (B, T - delay_frames) losses.
+        weights_bt: weights of the teacher's frames.
 
     Raises:
         ConfigError: a negative delay.
-        LabelMismatchError: the labels of an utterance have another number of frames.
+        LabelMismatchError: the labels of an utterance differ in length from the output.
     """
     check_delay(delay_frames)
     log_probs_btv, lengths_b = output.log_probs_btv, output.lengths_b
@@ -250,28 +250,28 @@ def framewise(
 
 
 def check_delay(frames: int, name: str = "delay_frames") -> None:
-    """Raise ConfigError for a delay that is negative."""
+    """Raise ConfigError if a delay is negative."""
     if frames < 0:
         raise ConfigError("a negative delay", where=name, expected="0 or more", got=frames)
 
 
 def weighted_mean(value_bt: Tensor, weights_bt: Tensor) -> Tensor:
-    """The mean of (B, T) values under (B, T) weights; 0 where no frame counts."""
+    """The mean of (B, T) values with (B, T) weights; 0 if no frame has a weight."""
     total = weights_bt.sum()
     return (value_bt * weights_bt).sum() / torch.where(total > 0, total, 1.0)
 
 
 def partition_cross_entropy(log_probs_btv: Tensor, labels: SoftLabelBatch) -> Tensor:
-    """(B, T, V) student log-probs against the first T label frames: (B, T) cross-entropies.
+    """(B, T) cross-entropies of (B, T, V) student log-probs to the first T label frames.
 
-    Memory grows with V + k for each frame, never with V * k.
+    Memory per frame grows with V + k, never with V * k.
     """
     frames = log_probs_btv.shape[1]
     ids_btk = labels.ids_btk[:, :frames]
     kept_p = labels.log_probs_btk[:, :frames].exp()
     tail_p = labels.tail_log_probs_bt[:, :frames].exp()
     kept = (kept_p * log_probs_btv.gather(2, ids_btk)).sum(-1)
-    # Padded entries point at blank, which is always kept, so they mask nothing more.
+    # Padded entries point to blank, which is always kept, so they mask nothing else.
     others_btv = log_probs_btv.scatter(2, ids_btk, _LOG_ZERO)
     tail = torch.where(tail_p > 0, tail_p * others_btv.logsumexp(-1), torch.zeros_like(tail_p))
     return -(kept + tail)
@@ -283,7 +283,7 @@ def frame_weights(
     """(B, T) float weights of the teacher's frames under a blank policy.
 
     Raises:
-        ConfigError: there is no such policy, or the weight is negative.
+        ConfigError: an unknown policy, or a negative weight.
     """
     if policy not in BLANK_POLICIES:
         raise ConfigError(
@@ -304,10 +304,10 @@ def frame_weights(
 
 
 def check_frames(student_b: Tensor, teacher_b: Tensor, keys: list[str]) -> None:
-    """Raise LabelMismatchError, with the key, where (B,) frames of student and teacher differ.
+    """Raise LabelMismatchError, with the key, if the student's and teacher's frame counts (B,) differ.
 
-    On the CPU only: a GPU would have to be waited for, and whoever joins labels to audio
-    (`kdasr.contract`) has made sure of it.
+    Checked on the CPU only: on a GPU it would force a synchronisation, and `kdasr.contract` has already
+    checked lengths when labels were joined to audio.
     """
     if student_b.device.type != "cpu":
         return

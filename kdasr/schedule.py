@@ -1,6 +1,6 @@
-"""Streams of batches in, the steps of a training out: blocks of one stream and another, in any pattern.
+"""Interleave streams of batches into training steps: blocks of batches of each stream, in any pattern.
 
-Which batch a step reads is a pure function of its number, so the state of a schedule is that number.
+The batch of a step is a pure function of the step number, so that number is the schedule's only state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kdasr.interfaces import Batch, BatchSource
 
 
 def check_pattern(pattern: Sequence[tuple[str, int]], streams: Collection[str]) -> None:
-    """Raise ConfigError for no blocks, and for one of another stream than these or of no batches."""
+    """Raise ConfigError if there are no blocks, or one has an unknown stream or no batches."""
     if not pattern:
         expected = f"[[stream, batches], …] of {', '.join(sorted(streams))}"
         raise ConfigError("the schedule is empty", where="schedule", expected=expected)
@@ -29,11 +29,11 @@ def check_pattern(pattern: Sequence[tuple[str, int]], streams: Collection[str]) 
 
 
 class ScheduledBatches(Dataset[Batch]):
-    """Steps of training: step n is the next batch of the stream that the pattern names.
+    """Training steps: step n is the next batch of the stream that the pattern names.
 
     Args:
         streams: batches by name, e.g. "labelled" and "unlabelled".
-        pattern: blocks of (name, number of batches), repeated for ever: the million-hour system's
+        pattern: blocks of (name, number of batches), repeated forever: the million-hour system's
             interleaving of soft-target and labelled training (arXiv 1904.01624).
     """
 
@@ -43,17 +43,17 @@ class ScheduledBatches(Dataset[Batch]):
         self._pattern = [(name, count) for name, count in pattern]
 
     def place(self, step: int) -> tuple[str, int]:
-        """Which stream step `step` (from 0) reads, and which of its batches."""
+        """The stream that step `step` (from 0) reads, and the position of its batch in that stream."""
         name, before, _ = self._at(step)
         return name, before[name]
 
     def batches_before(self, step: int) -> dict[str, int]:
-        """How many batches of each stream are read before step `step`."""
+        """The number of batches of each stream that are read before step `step`."""
         return self._at(step)[1]
 
     def position(self, step: int) -> dict[str, Any]:
-        """Where training stands before step `step`: for each stream how many batches were read, and
-        the epoch, shard and utterance that its next batch begins with."""
+        """The position of training before step `step`: for each stream, how many batches were read, and
+        the epoch, shard and utterance with which its next batch begins."""
         name, before, left_in_block = self._at(step)
         streams = {
             stream: {"batches_read": read, **self.streams[stream].next_utterance(read)}
@@ -62,7 +62,7 @@ class ScheduledBatches(Dataset[Batch]):
         return {"step": step, "block": {"stream": name, "batches_left": left_in_block}, "streams": streams}
 
     def _at(self, step: int) -> tuple[str, dict[str, int], int]:
-        """The stream that `step` reads, the batches read of each before, and what is left of the block."""
+        """The stream of `step`, the batches of each stream read before, and the batches left in the block."""
         cycles, index = divmod(step, sum(count for _, count in self._pattern))
         before = dict.fromkeys((name for name, _ in self._pattern), 0)
         for name, count in self._pattern:

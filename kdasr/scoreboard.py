@@ -1,4 +1,4 @@
-"""Models and test shards in; rows of results.json, hypotheses, a spike histogram and an example out."""
+"""Measure models on test shards: rows of results.json, hypotheses, a spike histogram and an example."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, letters_in
 
 EXAMPLE_FILE = "example.wav"
-# Long enough to time a model, short enough not to be waited for.
+# Long enough to time a model, short enough not to take long.
 _TIMED_SECONDS = 60
 _SHOWN_WORDS = 10
 
 
 class Scoreboard:
-    """Rows of results for models that hear the same test shards.
+    """Rows of results for models evaluated on the same test shards.
 
     Args:
         shards: tars of labelled test shards.
-        results: the results.json to add rows to; hypotheses and the rest go beside it.
-        seed: of the run, for the rows.
+        results: the results.json to add rows to; other files are written beside it.
+        seed: the run's seed, for the rows.
         decoder: "greedy" or "beam".
-        lexicon: what `kdasr.lexicon.Lexicon` takes its words from, which the beam search may find; None
-            for anything.
-        test: name of the test set where there are several.
-        device: where pretrained teachers run; all else runs on the CPU.
+        lexicon: sources of the words that the beam search may find, as for `kdasr.lexicon.Lexicon`; None:
+            any words.
+        test: name of the test set if there are several.
+        device: where pretrained teachers run; everything else runs on the CPU.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Scoreboard:
             without = "A search needs no lexicon: `--lexicon null`."
             self.words = Lexicon(units=CharUnits(letters_in(texts)), sources=lexicon, without=without).words
             self.oov_words = _tell_oov(texts, self.words, test)
-        # What figures depend on besides the model: rows that differ in it are not of one table.
+        # What results depend on besides the model: rows that differ in it cannot be compared.
         self.measured = {
             "decoder": decoder,
             "words": None if self.words is None else _hash_of_words(self.words),
@@ -93,7 +93,7 @@ class Scoreboard:
         self.decoder, self.lexicon, self.device = decoder, lexicon, device
         self.heard: dict[str, Result] = {}
         self._frames_and_units: dict[str, tuple[int, str]] = {}
-        # Rows that heard whole utterances, by their path and chunk_ms.
+        # Names of rows measured on whole utterances, by path and chunk_ms.
         self._whole: dict[tuple[Path, int | None], str] = {}
         self.timed = self._timed_samples()
 
@@ -109,20 +109,20 @@ class Scoreboard:
     ) -> dict[str, Any]:
         """Measure the model at `path`, or a pretrained teacher, and write its row.
 
-        The row of a file that its export refused has no figures but the reason. A row chunk by chunk says how
-        many of its texts are not those of the row before it that heard whole utterances by the same model, if
-        there is one; where that is not 0, a line on stderr says so too.
+        The row of a file that its export refused has the reason instead of figures. A row measured chunk by
+        chunk counts the texts that differ from an earlier row of the same model on whole utterances, if there
+        is one; a line on stderr reports any.
 
         Args:
-            chunk_by_chunk: hear each utterance in a session.
+            chunk_by_chunk: stream each utterance through a session.
             trained: the folder of the model that was exported to `path`.
             chunk_ms: as in `open_recogniser`.
-            after_noise_s: of noise as loud as the quietest 100 ms of an utterance, before it; chunk by chunk,
-                as from a microphone that is on.
+            after_noise_s: seconds of noise, as loud as the quietest 100 ms of an utterance, before it, as
+                from an open microphone; only chunk by chunk.
 
         Raises:
-            ModelError: there is no model that can be used so.
-            ConfigError: a teacher that gives no posteriors, or is asked for what only students do.
+            ModelError: there is no model that can be used in this way.
+            ConfigError: a teacher without posteriors, or with settings that are for students only.
             ShardError: the test shards are damaged or have no transcripts.
         """
         if isinstance(path, TeacherSource):
@@ -160,18 +160,18 @@ class Scoreboard:
         return self._write(row, result)
 
     def _leave_out(self, name: str, reason: str) -> dict[str, Any]:
-        """The row of a model that is not there."""
+        """Write the row of a missing model."""
         return self._write({**self._identity(name), MISSING: reason}, None)
 
     def _add_teacher(self, name: str, source: TeacherSource) -> dict[str, Any]:
-        """The row of a pretrained teacher: it has no size on disk but that of its weights, and how fast it is
-        on one core is not measured. Its frames and units are its own, so its spikes cannot be compared."""
+        """Write the row of a pretrained teacher. Its size is that of its weights, and its speed is not
+        measured. Its spikes cannot be compared, since its frames and units are its own."""
         teacher = source.load(self.device)
         if teacher.level != "frame":
             raise ConfigError(
                 "only teachers that give posteriors can be measured", where=f"models.{name}", got=teacher.name
             )
-        # One at a time, since it may hear padding, and may be large.
+        # One utterance at a time: padding may affect a teacher, and it may be large.
         result = evaluate(
             teacher.model,
             teacher.units,
@@ -187,7 +187,7 @@ class Scoreboard:
         row = {
             **self._identity(name),
             **self._figures(result),
-            # Those of an ONNX model are its runtime's.
+            # The weights of an ONNX model belong to its runtime, and are not counted.
             "params": sum(weight.numel() for weight in weights) or None,
             "bytes": sum(weight.numel() * weight.element_size() for weight in weights) or None,
             "latency_ms": None,
@@ -200,7 +200,7 @@ class Scoreboard:
         """Write the histogram of the student's spikes against the teacher's on the test audio.
 
         Raises:
-            ConfigError: one of them has none, or they have other units or frames.
+            ConfigError: one of them has no spikes, or they differ in units or frames.
         """
         known = self._frames_and_units
         for name in (teacher, student):
@@ -225,7 +225,7 @@ class Scoreboard:
         write_histogram(self.results.parent / SPIKES_FILE, histogram)
 
     def write_example(self) -> Path:
-        """Keep one test utterance as WAV, to be transcribed live: one of several words, if there is one."""
+        """Write a test utterance, if possible one of three words or more, as WAV for a live demonstration."""
         utterances = (utterance for path in self.shards for utterance in read_shard(path))
         first = next(utterances)
         among = itertools.chain([first], utterances)
@@ -235,7 +235,7 @@ class Scoreboard:
         return path
 
     def _identity(self, name: str) -> dict[str, Any]:
-        """What a row is known by."""
+        """The fields that identify a row."""
         test = {"test": self.test} if self.test is not None else {}
         lexicon = {"lexicon": list(self.lexicon)} if self.lexicon is not None else {}
         return {"model": name, **test, "seed": self.seed, **self.measured, **lexicon}
@@ -254,13 +254,13 @@ class Scoreboard:
         }
 
     def _write(self, row: dict[str, Any], result: Result | None) -> dict[str, Any]:
-        """Write a row and what was heard. Only now, when there is something in their place, rows that were
-        measured otherwise are set aside."""
+        """Write a row and its hypotheses. Rows measured in another way are set aside only now that there is
+        a new one."""
         if kept := set_aside_others(self.results, self.test, self.seed, self.measured):
             print(f"rows of {self.results} that were measured otherwise are now in {kept}", file=sys.stderr)
         heard = hypotheses_file(self.results, row)
         if result is None:
-            heard.unlink(missing_ok=True)  # what an earlier model heard is not this one's
+            heard.unlink(missing_ok=True)  # an earlier model's hypotheses
         else:
             write_hypotheses(heard, result)
         append_result(self.results, row)
@@ -277,7 +277,7 @@ class Scoreboard:
             return evaluate(model, units, self.shards, decoder=self.decoder, lexicon=lexicon)
 
         def stream(utterance: Utterance) -> str:
-            # Drawn anew for each, and the same in every evaluation.
+            # Different noise for each utterance, but the same in every evaluation.
             rng = np.random.default_rng(list(utterance.key.encode()))
             noise = noise_before(utterance.samples, after_noise_s, SAMPLE_RATE_HZ, rng)
             return recogniser.session(where=utterance.key).hear(np.concatenate([noise, utterance.samples]))
@@ -288,7 +288,7 @@ class Scoreboard:
         samples = np.concatenate(self.timed)
         if recogniser.chunk_model is not None and (chunk_by_chunk or recogniser.offline_model is None):
             timing = measure_chunks(recogniser.chunk_model, samples, decoder=recogniser.decoder)
-            # Of the median chunk: other work on the machine disturbs some of them.
+            # From the median chunk: other work on the machine slows some chunks down.
             return {
                 "rtf": timing.p50_ms / timing.chunk_ms,
                 "chunk_p50_ms": timing.p50_ms,
@@ -298,7 +298,7 @@ class Scoreboard:
         return {"rtf": measure_rtf(lambda: [recogniser.transcribe(one) for one in self.timed], seconds)}
 
     def _same_text(self, name: str, whole: str | None) -> dict[str, int]:
-        """How many texts differ from the same student's over whole utterances, those of the row `whole`."""
+        """How many texts differ from those of the row `whole`, of the same student on whole utterances."""
         if whole is None:
             return {}
         pairs = list(zip(self.heard[name].heard, self.heard[whole].heard, strict=True))
@@ -322,7 +322,7 @@ class Scoreboard:
 
 
 def check_row(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError where `Scoreboard.add` does not take the settings of a row."""
+    """Raise ConfigError if `Scoreboard.add` does not take the settings of a row."""
     check_keywords(Scoreboard.add, settings, f"models.{name}", positional=2)
     _check_noise(name, settings.get("after_noise_s", 0.0), settings.get("chunk_by_chunk", False))
 
@@ -338,11 +338,11 @@ def _check_noise(name: str, after_noise_s: float, chunk_by_chunk: bool) -> None:
 
 
 def check_model_of_row(name: str, settings: Mapping[str, Any]) -> None:
-    """See that the model of a row is there, and can be measured by these settings.
+    """Check that the model of a row exists and can be measured with these settings.
 
     Raises:
-        ConfigError: it is an export, and something else is named than one of its files and its model.
-        ModelError: there is no such model, and no export says that it refused it.
+        ConfigError: it is an export, and the settings do not name one of its files and its model.
+        ModelError: there is no such model, nor an export that refused it.
     """
     for key in ("path", "trained"):
         place = settings.get(key)
@@ -365,7 +365,7 @@ def check_model_of_row(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_trained(recogniser: Recogniser, card: Mapping[str, Any], name: str, trained: str | None) -> None:
-    """Raise ModelError for a file that was exported from other weights than those that `trained` has now."""
+    """Raise ModelError if a file was exported from other weights than `trained` has now."""
     facts = getattr(recogniser.chunk_model, "facts", None)
     if facts is not None and facts.weights_sha256 != card["weights_sha256"]:
         raise ModelError(
@@ -378,15 +378,15 @@ def _check_trained(recogniser: Recogniser, card: Mapping[str, Any], name: str, t
 
 
 def _exceptions(result: Result) -> dict[str, int]:
-    """How many utterances have no transcript to score against, and how many texts hold words that could not
-    be normalised, where there are such."""
+    """The number of utterances without transcript, and of texts with words that could not be normalised, if
+    not 0."""
     counts = {"without_transcript": result.without_transcript, "not_normal": result.not_normal}
     return {name: count for name, count in counts.items() if count}
 
 
 def _tell_oov(texts: Iterable[str], words: frozenset[str], test: str | None) -> int:
-    """How many words of the transcripts are not in the lexicon, so that they cannot be heard; where there are
-    such, a line on stderr says which, the most frequent first."""
+    """The number of words in the transcripts that are not in the lexicon and so cannot be recognised; if
+    there are any, a line on stderr names the most frequent ones."""
     said = Counter(word for text in texts for word in text.split())
     absent = {word: count for word, count in said.most_common() if word not in words}
     if absent:
@@ -398,7 +398,7 @@ def _tell_oov(texts: Iterable[str], words: frozenset[str], test: str | None) -> 
 
 
 def _hash_of(shards: Sequence[Path]) -> str:
-    """Of the audio and transcripts in shards, wherever they lie."""
+    """A hash of the audio and transcripts in shards, independent of their location."""
     return hashlib.sha256(" ".join(read_manifest(path).sha256 for path in shards).encode()).hexdigest()[:16]
 
 

@@ -1,5 +1,5 @@
-"""What is heard around an utterance in use, where nobody cuts it: noise or silence before it, another one,
-silence after it; and what frame-level labels say there."""
+"""What surrounds an utterance in a real audio stream: noise, silence or another utterance before it, and
+silence after it; and the frame-level labels there."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from kdasr.soft_labels.runs import best_classes, split_run
 from kdasr.symbols import WORD_START
 
 TAIL_FRAMES = TAIL_MS // FRAME_SHIFT_MS
-# The longest that is heard before the speech: by then a streaming student's memory holds little else. And the
-# longest pause between utterances: after a longer one the segment of a stream has ended, and its last word.
+# The longest lead before speech: by then a streaming student's context holds little else. And the longest
+# pause between utterances: a longer one ends a segment of a stream, and so its last word.
 LONGEST_LEAD_FRAMES = 1500 // FRAME_SHIFT_MS
 LONGEST_PAUSE_FRAMES = 1000 // FRAME_SHIFT_MS
 _QUIET_FRAMES = 100 // FRAME_SHIFT_MS
-# Output frames from a word mark to the next unit where no utterance tells; teachers of 40 ms have 2 or 3.
+# Output frames from a word mark to the next unit if no utterance shows it; teachers at 40 ms have 2 or 3.
 _MARK_LEAD = 2
-# Shares of these leads and pauses: digital silence, as some programs put before what they hear; and noise
-# that moves, which models that never heard it alone take for words. The rest is drawn from the utterance.
+# Shares of leads and pauses with digital silence, which some programs put before audio, and with moving
+# noise, which models take for words if never trained on it alone. The rest is drawn from the utterance.
 _SILENT_LEADS, _MOVING_LEADS = 0.125, 0.5
-# Nats by which that may be louder than the quietest 100 ms of the utterance.
+# Range in nats of the level of moving noise relative to the quietest 100 ms of the utterance.
 _MOVING_LEVELS = (-0.5, 2.5)
 
 
 def after_quiet(features_tf: Tensor, frames: int, seed: int) -> Tensor:
-    """(frames + T, 80) log-mel: before the (T, 80) of an utterance frames drawn from its quietest 100 ms,
+    """(frames + T, 80) log-mel: the (T, 80) of an utterance after frames drawn from its quietest 100 ms,
     noise about as loud as these, or silence."""
     if not frames:
         return features_tf
@@ -61,15 +61,15 @@ def silence(frames: int) -> Tensor:
 def labels_after(
     before: Sequence[SoftLabels], frames: int | None, own: SoftLabels, symbols: Sequence[str]
 ) -> SoftLabels:
-    """Labels of an utterance behind those of what comes before it.
+    """The labels of an utterance with those of the pause before it.
 
-    Behind another utterance, its words are parted from the words of that one, in case they do not begin with
-    such a mark themselves: as long before the first unit as the teacher puts marks within utterances. At
-    the end of the pause, where the utterance was cut, no student could foresee it.
+    After another utterance, a word mark is inserted unless the utterance begins with one: as long before the
+    first unit as the teacher emits marks within utterances. The end of the pause, where the utterance was
+    cut, would be too early: no student could foresee the word there.
 
     Args:
-        before: labels of the utterances before it, none for the first.
-        frames: output frames between them and the utterance, which are blank; None of labels without times.
+        before: labels of the utterances before it; none for the first.
+        frames: output frames of the pause, which are blank; None for labels without times.
         own: labels of the utterance.
         symbols: the student's units.
     """
@@ -83,7 +83,7 @@ def labels_after(
 
 
 def _between_words(before: Sequence[SoftLabels], own: SoftLabels, symbols: Sequence[str]) -> int:
-    """The unit that parts words from those before them; blank where there is none, or no need of it."""
+    """The word mark if one is needed between the utterances; blank if the units have none or it is not."""
     first = next((unit for unit in best_classes(own).tolist() if unit != BLANK_ID), BLANK_ID)
     is_said = first != BLANK_ID and any(best_classes(one).any() for one in before)
     is_apart = is_said and WORD_START in symbols and not symbols[first].startswith(WORD_START)
@@ -91,8 +91,7 @@ def _between_words(before: Sequence[SoftLabels], own: SoftLabels, symbols: Seque
 
 
 def _mark_lead(utterances: Sequence[SoftLabels], mark: int) -> int:
-    """How many frames before its first unit a teacher says that a new word has begun: the median in some
-    utterances."""
+    """How many frames before the next unit a teacher emits a word mark: the median over these utterances."""
     leads = []
     for labels in utterances:
         units = best_classes(labels)
@@ -102,13 +101,13 @@ def _mark_lead(utterances: Sequence[SoftLabels], mark: int) -> int:
 
 
 def _with_unit(labels: SoftLabels, frame: int, unit: int) -> SoftLabels:
-    """Labels with a unit, without doubt, in place of what a frame had."""
+    """The labels with one frame replaced by a unit of probability 1."""
     before, _, behind = split_run(labels, [frame, 1, labels.num_frames - frame - 1])
     return concatenate([before, _certain(np.array([unit])), behind])
 
 
 def _certain(ids: NDArray[np.int64]) -> SoftLabels:
-    """Labels without doubt: one class a frame."""
+    """Labels with one class of probability 1 in each frame."""
     count = len(ids)
     nothing = np.full(count, -np.inf, np.float32)
     return SoftLabels(np.ones(count, np.int64), ids, np.zeros(count, np.float32), nothing)

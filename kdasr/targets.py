@@ -1,4 +1,4 @@
-"""What a loss learns from: stored soft labels, or what an online teacher makes of the batch."""
+"""The targets of a loss: stored soft labels, or an online teacher's output for the batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def targets_of(batch: Batch, teacher: str | None = None) -> SoftLabelBatch:
         teacher: name of an online teacher, which keeps all classes; None for the stored labels.
 
     Raises:
-        MissingLabelsError: stored labels are wanted and the batch has none.
+        MissingLabelsError: stored labels are needed and the batch has none.
         ConfigError: there is no such teacher, or it has other classes.
     """
     if teacher is None:
@@ -40,7 +40,7 @@ def targets_of(batch: Batch, teacher: str | None = None) -> SoftLabelBatch:
 
 
 def check_posteriors(output: ModelOutput, teacher: str) -> None:
-    """Raise ConfigError where what an online teacher gives are no posteriors over the student's units."""
+    """Raise ConfigError if an online teacher gives no posteriors over the student's units."""
     if output.log_probs_btv.shape[2] == 0:
         raise ConfigError(
             "a loss compares posteriors with those of a teacher of other units or another frame rate",
@@ -50,7 +50,7 @@ def check_posteriors(output: ModelOutput, teacher: str) -> None:
 
 
 def online(batch: Batch, teacher: str) -> ModelOutput:
-    """What the online teacher of this name makes of the batch, without gradients.
+    """The output of the online teacher of this name for the batch, without gradients.
 
     Raises:
         ConfigError: there is no such teacher.
@@ -62,7 +62,7 @@ def online(batch: Batch, teacher: str) -> ModelOutput:
 
 
 def heard_by(batch: Batch, teacher: str) -> ModelOutput:
-    """What the online teacher of this name makes of the batch, with the gradients that it has.
+    """The output of the online teacher of this name for the batch, with any gradients.
 
     Raises:
         ConfigError: there is no such teacher.
@@ -81,9 +81,10 @@ class Spikes(NamedTuple):
     """Runs of frames with the same best class, other than blank.
 
     Attributes:
-        run_bt: (B, T) the number of the run that a frame belongs to, S for none.
-        surest_bs: (B, S) its surest frame, the first of equals; 0 behind the last run.
-        counts_b: (B,) how many runs there are.
+        run_bt: (B, T) the number of the run that a frame belongs to; S if none.
+        surest_bs: (B, S) the frame of each run with the highest probability, the first if several; 0
+            after the last run.
+        counts_b: (B,) the number of runs.
     """
 
     run_bt: Tensor
@@ -113,13 +114,13 @@ def spikes_of(labels: SoftLabelBatch) -> Spikes:
 
 
 def best_units(labels: SoftLabelBatch) -> Tensor:
-    """(B, T) the teacher's most probable class in each frame, blank being 0, and so beyond an utterance,
-    which an online teacher may take for anything."""
+    """(B, T) the teacher's most probable class in each frame; 0, blank, in padding, for which an online
+    teacher may output anything."""
     best_bt1 = labels.log_probs_btk.argmax(-1, keepdim=True)
     units_bt = labels.ids_btk.gather(2, best_bt1).squeeze(2)
     return units_bt * frames_inside(labels.lengths_b, units_bt.shape[1])
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision made single; all else as it is."""
+    """Convert half precision to single; leave other types as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
