@@ -1,20 +1,20 @@
-"""A corpus in, a folder of audio shards for each of its splits out.
+"""Write a corpus as audio shards, in a folder for each of its splits.
 
     OUT/SPLIT/shard-000000.tar, shard-000000.json, ...    see kdasr/shards
     OUT/SPLIT/dropped.json     what was left out, and why
-    OUT/SPLIT/prepared.json    what it was made from; written last, so its presence means complete
+    OUT/SPLIT/prepared.json    what it was made from; written last, so that it marks a complete split
 
-One module of this folder is one corpus. It has
+Each module of this folder is one corpus. It has
 
     Settings                            a frozen dataclass; every field is a setting of `kdasr prepare`
     NEEDS_CORPUS                        whether it reads a folder
-    GENERATION                          to be raised when the same settings give other audio than before
+    GENERATION                          increased when the same settings give other audio than before
     splits(settings, corpus)            the names of its splits
     scope(settings, corpus, split)      the settings and the folder, or files, that this split depends on
     prepare(settings, corpus, *, split, seed, dropped, done)    its utterances, in a fixed order
 
-`done` has the keys of utterances that are written already and their samples at 16 kHz, for a corpus to
-spare itself the work; it may yield them all the same.
+`done` has the keys of utterances that are already written and their numbers of samples at 16 kHz, so that
+a corpus can skip them; it may still yield them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from kdasr.errors import ConfigError, CorpusError
 
 __all__ = ["check", "corpora", "explained", "prepare", "settings_of"]
 
-# Settings that older releases had not, and the values that change nothing: not recorded then, so that shards
-# from before are still those of the same settings.
+# Settings that older releases did not have, with the values that change nothing, which are not recorded: so
+# older shards still match the same settings.
 _LATER = {
     "audio_key": "audio_filepath",
     "delimiter": None,
@@ -53,7 +53,7 @@ _LATER = {
 
 
 def corpora() -> dict[str, str]:
-    """Name to module of every corpus: the files of this folder."""
+    """The modules of all corpora by name: the files of this folder."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return {file.stem: f"{__name__}.{file.stem}" for file in files if file.stem != "__init__"}
 
@@ -68,7 +68,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def explained(name: str) -> str:
-    """For a command line: what a corpus must look like, and its settings with their defaults and meanings.
+    """Help text: what a corpus must look like, and its settings with their defaults and meanings.
 
     Raises:
         ConfigError: there is no such corpus.
@@ -82,7 +82,7 @@ def explained(name: str) -> str:
 
 
 def _meanings(settings_class: type) -> Iterator[tuple[list[str], list[str]]]:
-    """Settings that are explained together, and the lines that explain them: those of a corpus first."""
+    """Groups of settings that are explained together, with their explanation; a corpus's own first."""
     for one in settings_class.__mro__:
         _, _, attributes = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")
         for entry in re.split(r"\n(?=    \w)", attributes.rstrip()) if attributes else ():
@@ -91,7 +91,7 @@ def _meanings(settings_class: type) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def _as_given(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as it is written on the command line."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value)) or "''"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
@@ -102,15 +102,15 @@ def prepare(
 ) -> dict[str, list[Path]]:
     """Write every split of a corpus as shards to `out/SPLIT`; returns the tars of each split.
 
-    The same corpus, settings and seed give the same bytes. A split that is complete is left as it
-    is, an unfinished one is finished; one made from something else is an error, never mixed in.
+    The same corpus, settings and seed give the same bytes. A complete split is left as it is, and an
+    unfinished one is completed; one made from something else is an error.
 
     Raises:
         ConfigError: an unknown corpus, an unknown or bad setting, or `out` is the corpus or was made with
-            others.
-        CorpusError: the corpus is missing or not what it should be.
+            other settings.
+        CorpusError: the corpus is missing or not as expected.
     """
-    # The command line asks this module for the names of the corpora: torch would take it a second.
+    # Imported here: the command line imports this module for the names of corpora, and torch takes a second.
     from data_prep.support.dropped import letters_hint
     from data_prep.support.prepared import fingerprint_of, prepare_split, say
     from kdasr.devices import one_torch_thread
@@ -122,7 +122,7 @@ def prepare(
     corpus = _checked_corpus(module, name, corpus)
     _check_apart(corpus, out)
     shards, letters = {}, set[str]()
-    # Utterances are too short to share among threads: on a busy machine that is 5 x slower.
+    # Utterances are too short for several threads: on a busy machine that is 5 x slower.
     with one_torch_thread():
         for split in module.splits(parsed, corpus):
             scope, files = module.scope(parsed, corpus, split)
@@ -142,17 +142,17 @@ def prepare(
                 max_utterances=parsed.max_shard_utterances,
                 letters=letters,
             )
-    # Once for all splits: of a small one not all may be found.
+    # Once for all splits: a small one may not contain all letters.
     if hint := letters_hint(letters, getattr(parsed, "letters", "")):
         say(hint)
     return shards
 
 
 def check(name: str, *, corpus: Path | None = None, out: Path | None = None, **settings: Any) -> None:
-    """See that `prepare` could begin with these settings, before it is its turn.
+    """Check, before its turn, that `prepare` could begin with these settings.
 
     Raises:
-        ConfigError, CorpusError: as `prepare`, of what shows without reading audio.
+        ConfigError, CorpusError: as `prepare`, as far as can be seen without reading audio.
     """
     module = _module_of(name)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
@@ -168,7 +168,7 @@ def _check_apart(corpus: Path | None, out: Path | None) -> None:
 
 
 def _recorded(settings: Any) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
+    """Settings after a round trip through JSON, as they are recorded."""
     found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
     return {name: value for name, value in found.items() if name not in _LATER or value != _LATER[name]}
 

@@ -1,8 +1,8 @@
 """Any folder of audio files: the split `unlabelled` or, with the transcripts beside them, `labelled`.
 
-wav, flac, ogg, opus and mp3 files are found in all folders below; hidden ones are passed over. A
-key is made from the path below the folder, so adding a file changes no other key. The transcript of
-NAME.wav is NAME.txt, all of it.
+wav, flac, ogg, opus and mp3 files are found in all subfolders; hidden ones are skipped. A key is
+made from the path within the folder, so adding a file changes no other key. The transcript of
+NAME.wav is the whole of NAME.txt.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ LABELLED = "labelled"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be set.
+    """The settings of this corpus.
 
     Attributes:
-        transcripts: whether to take NAME.txt for the transcript of NAME.wav; files without one are left out.
-        held_out_share: of the files with transcripts, this share goes into labelled-dev, and as much into
+        transcripts: whether NAME.txt is the transcript of NAME.wav; files without one are left out.
+        held_out_share: share of the files with transcripts that go to labelled-dev, and again to
             labelled-test.
-        max_seconds: longer files are cut into segments of at most that, or left out if they have
-            transcripts; none: neither.
+        max_seconds: longer files are cut into segments of at most this, or left out if they have
+            transcripts; none: no limit.
         min_seconds: shorter files are left out.
-        language: of the speech, such as en or pt-BR, for filters; none: unknown.
-        letters: that the language has beyond a-z, such as äöüß: transcripts keep them, and lose all other
-            accents. The units of a model must have them, too.
+        language: language of the speech, such as en or pt-BR, for filters; none: unknown.
+        letters: the language's letters beyond a-z, such as äöüß: transcripts keep them and lose all
+            other accents. The units of a model must also have them.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -69,11 +69,11 @@ class Settings:
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
-    """The one split, or labelled audio with what is held out of it.
+    """The one split, or labelled audio with its held-out parts.
 
     Raises:
         CorpusError: there is no audio file in the folder.
-        ConfigError: nothing falls into what is held out.
+        ConfigError: a held-out part would be empty.
     """
     if next(_files(corpus, EXTENSIONS), None) is None:
         unread = next(_files(corpus, OTHER_AUDIO), None)
@@ -92,7 +92,7 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
 
 
 def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path | Files]:
-    """All settings and the audio, transcripts to the byte."""
+    """All settings and the audio files; transcripts by their exact content."""
     texts = tuple(_files(corpus, (TEXT,))) if settings.transcripts else ()
     return settings, files_of(texts, list(_listed(settings, corpus, Dropped())))
 
@@ -100,7 +100,7 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path 
 def prepare(
     settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
 ) -> Iterator[Utterance]:
-    """The files, sorted by folder and name; of one at a time, one segment is in memory."""
+    """The files, sorted by folder and name; only one segment is in memory at a time."""
     limits = Limits(settings.min_seconds, settings.max_seconds)
     others = _counted(path for path in _others(corpus) if not path.name.lower().endswith(OTHER_AUDIO))
     first = split in ("unlabelled", LABELLED)
@@ -119,7 +119,7 @@ def prepare(
 
 
 def _listed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[Listed]:
-    """The files that are read; audio of other formats is dropped."""
+    """The files to be read; audio in other formats is dropped."""
     for path in _files(corpus, (*EXTENSIONS, *OTHER_AUDIO)):
         name = str(path.relative_to(corpus))
         if not name.lower().endswith(EXTENSIONS):
@@ -129,13 +129,13 @@ def _listed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[List
 
 
 def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[Listed]:
-    """The files with what the NAME.txt beside each says; of two with the same one the first."""
+    """The files, each with the NAME.txt beside it; of two with the same NAME, only the first."""
     texts = {path.with_suffix(""): path for path in _files(corpus, (TEXT,))}
     used: dict[Path, str] = {}
     for one in _listed(settings, corpus, dropped):
         stem = one.path.with_suffix("")
         if stem in used:
-            # The same recording in another format: it must not be trained on and tested with.
+            # The same recording in another format: it must not be in both training and test.
             dropped.add(one.name, f"a second audio of the transcript of {used[stem]}")
             continue
         if stem in texts:
@@ -149,12 +149,12 @@ def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator
 
 
 def _others(corpus: Path) -> Iterator[Path]:
-    """Files that may be audio and are not read."""
+    """Files that may be audio but are not read."""
     return (path for path in _files(corpus, ("",)) if not path.name.lower().endswith((*EXTENSIONS, *_TEXTS)))
 
 
 def _counted(paths: Iterable[Path]) -> str:
-    """For people: `120 .mkv, 4 .oga`, the commonest first."""
+    """Files by extension, most frequent first: `120 .mkv, 4 .oga`."""
     counts = Counter(path.suffix.lower() or "without an extension" for path in paths).most_common()
     shown = ", ".join(f"{count} {extension}" for extension, count in counts[:_MOST_SHOWN])
     return shown + (", …" if counts[_MOST_SHOWN:] else "")

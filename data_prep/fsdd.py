@@ -3,11 +3,11 @@
 `corpus` is any checkout of the dataset: recordings/{digit}_{speaker}_{number}.wav at 8 kHz
 (Jackson et al., https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0).
 
-Splits: `labelled`, `unlabelled` (no transcripts, unless they are asked for), `dev` (recordings of the
-labelled speakers that `labelled` never uses), `test`. Speakers are chosen by name, and a test speaker
-occurs nowhere else, but with `test_share` in `unlabelled`, by other recordings.
-`dev` and `test` are the recordings as they are, with pauses between them. `labelled` and
-`unlabelled` may be perturbed into new pseudo-speakers and joined by synthetic strings.
+Splits: `labelled`, `unlabelled` (without transcripts, unless requested), `dev` (recordings of the
+labelled speakers that `labelled` never uses), `test`. Speakers are chosen by name. A test speaker
+occurs nowhere else except, with `test_share`, in `unlabelled`, with other recordings.
+`dev` and `test` are unchanged recordings with pauses between them. `labelled` and `unlabelled` may be
+perturbed into new pseudo-speakers, and synthetic strings may be added.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NEEDS_CORPUS = True
 GENERATION = 2
 RATE_HZ = 8_000
 _EDGE_SECONDS = (0.05, 0.25)
-# Resampling is by whole percents: a filter for each ratio is built once.
+# Speeds are whole percents, since a resampling filter is built for each ratio.
 _SPEED_STEP_HZ = RATE_HZ // 100
 
 _LIMITS = (
@@ -55,29 +55,29 @@ _LIMITS = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be set.
+    """The settings of this corpus.
 
     Attributes:
         labelled_speakers, unlabelled_speakers, test_speakers: names, as in the file names.
         labelled_minutes, unlabelled_minutes, dev_minutes, test_minutes: audio made from recordings.
-        digits: range of the digits in a string.
+        digits: range of the number of digits in a string.
         pause_seconds: range of the pause between two digits.
         floor_db: level of the faint noise in pauses, relative to the speech of the string.
         dev_share: part of the labelled speakers' recordings kept for `dev`.
-        test_share: part of the test speakers' recordings that `test` may use. With less than 1 they can be
-            unlabelled speakers, too, and the other recordings are for `unlabelled`.
-        labelled_augment_probability, unlabelled_augment_probability: how many strings are perturbed
-            into a pseudo-speaker, each by its own draw from the ranges that follow.
+        test_share: part of the test speakers' recordings that `test` may use. If less than 1, they may
+            also be unlabelled speakers, and `unlabelled` uses the other recordings.
+        labelled_augment_probability, unlabelled_augment_probability: share of strings that are perturbed
+            into a pseudo-speaker, each with its own values from the following ranges.
         speed: factor on pitch and formants, by resampling.
-        tempo: factor on how fast the string is spoken in the end, whatever the speed.
+        tempo: factor on the final tempo of the string, whatever the speed.
         warp: factor on the formants alone.
         timbre_db: strength of a random smooth filter.
         gain_db: range of the change of level.
-        noise_probability, noise, snr_db: how many perturbed strings have noise, which kinds, and how loud.
+        noise_probability, noise, snr_db: share of perturbed strings with noise, its kinds, and the SNR.
         synthetic_minutes, synthetic_unlabelled_minutes: espeak-ng digit strings added to `labelled`
-            and to `unlabelled`, with different voices, cut off at the 4 kHz of the recordings.
-        unlabelled_transcripts: give `unlabelled` its transcripts after all, for a student that learns from
-            them to be compared with distillation.
+            and to `unlabelled`, with different voices, low-passed at 4 kHz like the recordings.
+        unlabelled_transcripts: keep the transcripts of `unlabelled`, to compare distillation with a
+            student that learns from them.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -163,7 +163,7 @@ def prepare(
     """The utterances of one split: real strings first, then synthetic ones.
 
     Raises:
-        CorpusError: none of the recordings can be used.
+        CorpusError: no recordings can be used.
     """
     seconds_left = 60 * getattr(settings, f"{split}_minutes")
     recordings = _load(settings, corpus, split, seed, dropped)
@@ -217,7 +217,7 @@ def _synthetic(settings: Settings, split: str, seed: int, done: Mapping[str, int
 
 
 def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Dropped) -> list[Recording]:
-    """The recordings that a split may use, decoded at 8 kHz; all of the dataset would be 20 MB."""
+    """The recordings that a split may use, decoded at 8 kHz; the whole dataset takes 20 MB."""
     found = find_recordings(corpus, dropped)
     paths: list[Path] = []
     for speaker in settings.speakers(split):
@@ -242,7 +242,7 @@ def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Drop
 
 
 def _part(paths: list[Path], share: float, inside: bool, seed: int, names: tuple[str, str]) -> list[Path]:
-    """A share of one speaker's recordings, or all others; the same share of each digit."""
+    """A share of one speaker's recordings, the same for each digit; or all others."""
     kept: list[Path] = []
     for digit in range(10):
         of_digit = [path for path in paths if path.name[0] == str(digit)]
@@ -256,7 +256,7 @@ def _part(paths: list[Path], share: float, inside: bool, seed: int, names: tuple
 def _strings(
     settings: Settings, recordings: list[Recording], rng: np.random.Generator
 ) -> Iterator[list[Recording]]:
-    """Endless strings of one speaker each. No recording comes again before all of its speaker have."""
+    """Endless strings of one speaker each, which repeat a recording only after all others of the speaker."""
     by_speaker: dict[str, list[Recording]] = defaultdict(list)
     for recording in recordings:
         by_speaker[recording.speaker].append(recording)
@@ -286,7 +286,7 @@ def _join(settings: Settings, string: list[Recording], rng: np.random.Generator)
 
 
 def _perturb(settings: Settings, samples: Samples, split: str, rng: np.random.Generator) -> Samples:
-    """(N,) at 8 kHz to 16 kHz, spoken by a pseudo-speaker; or as it is, by its probability."""
+    """(N,) at 8 kHz to 16 kHz, with the split's probability as spoken by a pseudo-speaker."""
     if rng.random() >= getattr(settings, f"{split}_augment_probability"):
         return resample(samples, RATE_HZ, SAMPLE_RATE_HZ)
     level = rms(samples)

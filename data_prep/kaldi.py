@@ -1,4 +1,4 @@
-"""Kaldi data folders: the corpus folder, or each folder in it, that has a wav.scp is a split.
+"""Kaldi data folders: the corpus folder or, if it has no wav.scp, each folder in it that has one is a split.
 
     wav.scp     RECORDING PATH                  PATH is absolute or relative to the folder
     segments    UTTERANCE RECORDING START END   optional: cuts, in seconds
@@ -37,7 +37,7 @@ _ONE_CHANNEL = (
 
 
 def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
-    # Not deeper: Kaldi leaves parts of a data folder in folders below it (split8/1/wav.scp).
+    # Not deeper: Kaldi keeps parts of a data folder in subfolders (split8/1/wav.scp).
     folders = [corpus] if (corpus / RECORDINGS).is_file() else sorted(corpus.iterdir())
     found = [folder for folder in folders if (folder / RECORDINGS).is_file()]
     if not found:
@@ -46,7 +46,7 @@ def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
             where=corpus,
             expected=f"{RECORDINGS} in the folder or in folders directly below it",
         )
-    # `.` and `..` have no name of their own; a link has, whatever it leads to.
+    # `.` and `..` have no name of their own; a link keeps its own name.
     named = {folder if folder.name not in ("", "..") else folder.resolve(): folder for folder in found}
     return {place.name: DataFolder(settings, folder) for place, folder in named.items()}
 
@@ -92,7 +92,7 @@ class DataFolder(AudioList):
         return found
 
     def _cuts(self, recordings: dict[str, str], dropped: Dropped) -> dict[str, tuple[str, Cut]]:
-        """Utterance to its recording and what it is of that."""
+        """For each utterance, its recording and the part of that."""
         if not (self.folder / SEGMENTS).is_file():
             return {recording: (recording, WHOLE) for recording in recordings}
         cuts = {}
@@ -124,7 +124,7 @@ class DataFolder(AudioList):
 
 
 def _cut(start_seconds: float, end_seconds: float) -> Cut:
-    """As Kaldi's extract-segments: an end below 0 is that of the recording."""
+    """As in Kaldi's extract-segments, a negative end means the end of the recording."""
     if not abs(start_seconds) + abs(end_seconds) < float("inf"):
         raise ValueError("a segment ends somewhere")
     return Cut(start_seconds, None if end_seconds < 0 else end_seconds - start_seconds)

@@ -1,4 +1,4 @@
-"""LibriSpeech and corpora of the same shape (mini LibriSpeech): each subset becomes a split, or two.
+"""LibriSpeech and corpora with the same layout (mini LibriSpeech): each subset becomes a split, or two.
 
     CORPUS/LibriSpeech/SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac       or CORPUS/SUBSET/...
     CORPUS/LibriSpeech/SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt       ID TRANSCRIPT
@@ -26,7 +26,7 @@ from kdasr.resampling import check_speeds
 NEEDS_CORPUS = True
 GENERATION = 1
 HALVES = ("-a", "-b")
-# Utterances in the subsets as they are published.
+# Numbers of utterances in the published subsets.
 _PUBLISHED = {
     "train-clean-100": 28_539,
     "train-clean-360": 104_014,
@@ -40,17 +40,17 @@ _PUBLISHED = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be set.
+    """The settings of this corpus.
 
     Attributes:
         subset: the subsets to write, such as train-clean-100; none: all that are found.
         unlabelled: those of them to write without transcripts.
-        halved: those of them whose speakers are parted, every other one, into two splits SUBSET-a and
-            SUBSET-b; for a corpus that has but one subset for development and test.
-        speeds: every utterance is written once at each of these speeds, pitch and all (Ko et al.
-            2015); the key of one at another speed than 1 ends in -sp and the percent. For audio that
-            is to be labelled by a teacher: its labels would not fit a speed chosen in training.
-        language: of the speech, such as en, for filters; none: left unsaid.
+        halved: those of them whose speakers are divided alternately into two splits SUBSET-a and
+            SUBSET-b; for a corpus that has only one subset for development and test.
+        speeds: every utterance is written once at each of these speeds, which also change the pitch (Ko
+            et al. 2015); at speeds other than 1, the key ends in -sp and the percentage. For audio that
+            a teacher will label: its labels would not fit a speed chosen in training.
+        language: language of the speech, such as en, for filters; none: not stored.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -77,10 +77,10 @@ class Settings:
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
-    """The subsets to write, halves apart; a line on stderr for each that is not whole.
+    """The subsets to write, with halves as separate splits; a line on stderr names incomplete ones.
 
     Raises:
-        CorpusError: the corpus has no subsets, or not those that are asked for.
+        CorpusError: the corpus has no subsets, or not the requested ones.
     """
     folders = _subsets(corpus)
     found = sorted(folders)
@@ -103,7 +103,7 @@ def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
 
 
 def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]:
-    """A subset does not depend on which others there are."""
+    """Only the subset's own settings and folder: it does not depend on other subsets."""
     subset = _subset_of(settings, split)
     own = dataclasses.replace(
         settings,
@@ -119,7 +119,7 @@ def prepare(
 ) -> Iterator[Utterance]:
     """The utterances of one split, chapter by chapter, sorted by path.
 
-    Of an unlabelled subset the transcripts are not looked at.
+    The transcripts of an unlabelled subset are not read.
     """
     subset = _subset_of(settings, split)
     labelled = subset not in settings.unlabelled
@@ -149,9 +149,9 @@ def _listed(
             dropped.add(f"{chapter.relative_to(corpus)}/{key}.flac", "transcript without audio")
 
 
-@functools.cache  # said once: a run looks at its corpora before the first stage, too
+@functools.cache  # printed once, although a run also checks its corpora before the first stage
 def _tell_if_not_whole(subset: Path) -> None:
-    """Before hours are spent on it. No error: who works with a part of a subset may mean it."""
+    """Warn of an incomplete subset before hours are spent on it; no error, since it may be intended."""
     count = sum(1 for _ in subset.glob("*/*/*.flac"))
     published = _PUBLISHED.get(subset.name, count)
     if count != published:
@@ -164,7 +164,7 @@ def _subset_of(settings: Settings, split: str) -> str:
 
 
 def _chapters(subset: Path, half: str) -> list[Path]:
-    """The chapters of a subset, or of every other of its speakers."""
+    """The chapters of a subset, or of every other speaker in it."""
     speakers = sorted(path for path in subset.iterdir() if path.is_dir())
     if half:
         speakers = speakers[HALVES.index(half) :: len(HALVES)]
@@ -190,7 +190,7 @@ def _has_chapters(subset: Path) -> bool:
 
 
 def _transcripts(chapter: Path, corpus: Path, dropped: Dropped) -> dict[str, str]:
-    """Key to transcript of one chapter."""
+    """The transcripts of a chapter by key."""
     texts: dict[str, str] = {}
     for path in sorted(chapter.glob("*.trans.txt")):
         key_lines(path, str(path.relative_to(corpus)), "transcript", texts, dropped)

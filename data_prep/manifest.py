@@ -1,10 +1,10 @@
-"""Lists of JSON lines, as NeMo has them: each NAME.jsonl or NAME.json in the corpus folder is a split NAME.
+"""Lists of JSON lines, as in NeMo: each NAME.jsonl or NAME.json in the corpus folder is a split NAME.
 
     {"audio_filepath": "clips/1.wav", "text": "it's a day"}
     {"audio_filepath": "/far/a.mp3", "offset": 12.5, "duration": 3.2, "text": "two", "speaker": "ann"}
 
-`audio_filepath` is absolute or relative to the list; `duration` and `offset`, in seconds, make a cut of the
-file; `lang` or `language` is a tag. A list of which no line has a `text` is one of unlabelled audio. Settings
+`audio_filepath` is absolute or relative to the list; `duration` and `offset`, in seconds, select a cut of the
+file; `lang` or `language` is a tag. A list in which no line has a `text` is unlabelled audio. Settings can
 name other keys.
 """
 
@@ -39,10 +39,10 @@ _NO_TAG = "with a language that is no tag such as en"
 
 @dataclass(frozen=True, slots=True)
 class Settings(ListSettings):
-    """What can be set beside what every kind of list has.
+    """The settings of this corpus, in addition to those of all lists.
 
     Attributes:
-        audio_key, text_key, speaker_key: the keys of the audio's path, of the transcript and of the speaker.
+        audio_key, text_key, speaker_key: the keys of the path of the audio, the transcript and the speaker.
     """
 
     audio_key: str = "audio_filepath"
@@ -102,7 +102,7 @@ class Manifest(AudioList):
         return [*dict.fromkeys(key for _, line in self._lines() for key in _fields(line) or {})]
 
     def _lines(self) -> Iterator[tuple[int, str]]:
-        """Number and text of the lines that are not empty."""
+        """The numbers and texts of lines that are not empty."""
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if text := line.decode("utf-8-sig", errors="replace").strip():
@@ -115,7 +115,7 @@ class Manifest(AudioList):
         cut = Cut(offset or 0.0, seconds)
         return Listed(
             name=f"{where} {name}",
-            # NeMo writes the duration of whole files, too, which is no part of their name.
+            # NeMo also writes the duration of whole files, which is not part of their key.
             key=key_of(audio) if offset is None else key_of(audio, cut),
             path=path,
             recording=name,
@@ -135,7 +135,7 @@ def _fields(line: str) -> dict[str, Any] | None:
 
 
 def _language_of(fields: dict[str, Any], dropped: Dropped) -> str | None:
-    """The tag of a line, `de_DE` as `de-DE`; one that cannot be a tag is counted, and none."""
+    """The language tag of a line, `de_DE` as `de-DE`; None, and counted, if it cannot be a tag."""
     try:
         tag = _text_of(fields, "lang") or _text_of(fields, "language")
         tag = tag.replace("_", "-") if tag else None
@@ -152,7 +152,7 @@ def _text_of(fields: dict[str, Any], key: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise CorpusError(f"the {key} is no text", got=repr(value))
-    # JSON can spell halves of characters, which no file can hold.
+    # JSON can encode lone surrogates, which UTF-8 cannot.
     return str(value).encode("utf-8", "replace").decode()
 
 

@@ -1,9 +1,9 @@
-"""Speech that espeak-ng speaks: digit strings and commands, in noise, with new voices in each split.
+"""Speech from espeak-ng: digit strings and commands, in noise, with other voices in each split.
 
-Splits: `labelled`, `unlabelled` (no transcripts, unless they are asked for), `dev` (voices of its own,
-the noises of `labelled`), `test` (voices and noises that occur nowhere else). A voice is a variant of
-espeak-ng; every voice speaks with any of the accents. Utterance i of a split depends on the seed, the
-settings and i alone.
+Splits: `labelled`, `unlabelled` (without transcripts, unless requested), `dev` (its own voices, the
+noises of `labelled`), `test` (voices and noises that occur nowhere else). A voice is a variant of
+espeak-ng; every voice speaks with any of the accents. Utterance i of a split depends only on the seed,
+the settings and i.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _BABBLE_SPEAKERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be set.
+    """The settings of this corpus.
 
     Attributes:
         labelled_minutes, unlabelled_minutes, dev_minutes, test_minutes: audio in each split.
         vocabulary: "commands" (half digit strings, half commands) or "digits".
-        oh_probability: how often a zero is called "oh".
+        oh_probability: how often a zero is pronounced "oh".
         labelled_voices, unlabelled_voices, dev_voices, test_voices: voices in each split, all different.
-        words_per_minute, pitch: ranges that each utterance draws from, in espeak-ng's units. Much
-            faster speech has words with fewer 40 ms frames than letters, which CTC cannot spell.
+        words_per_minute, pitch: ranges from which each utterance draws, in espeak-ng's units. In much
+            faster speech, some words have fewer 40 ms frames than letters, which CTC cannot spell.
         comma_probability: how often there is a pause between two digits.
-        labelled_noise, unlabelled_noise, dev_noise, test_noise: kinds of noise of each split, of
+        labelled_noise, unlabelled_noise, dev_noise, test_noise: kinds of noise in each split, from
             those in `kdasr.noise` and "babble" (other voices of the same split).
         labelled_snr_db, unlabelled_snr_db, dev_snr_db, test_snr_db: ranges of the SNR.
-        noise_probability: how many utterances have noise at all.
-        reverb_probability, reverb_seconds: how many are in a room, and its reverberation time.
-        level_db: range of the speech level in dB below full scale.
+        noise_probability: share of utterances with noise.
+        reverb_probability, reverb_seconds: share of utterances with reverberation, and its time.
+        level_db: range of the speech level in dB relative to full scale.
         edge_seconds: range of the silence before and after.
-        bandwidth_hz: what lies above is cut off; 4000 sounds like a telephone.
-        unlabelled_transcripts: give `unlabelled` its transcripts after all, for a student that learns from
-            them to be compared with distillation.
+        bandwidth_hz: higher frequencies are removed; 4000 sounds like a telephone.
+        unlabelled_transcripts: keep the transcripts of `unlabelled`, to compare distillation with a
+            student that learns from them.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -117,7 +117,7 @@ class Settings:
 
 
 def splits(settings: Settings, corpus: Path | None) -> tuple[str, ...]:
-    """The splits that have any minutes."""
+    """The splits with more than 0 minutes."""
     return tuple(split for split in SPLITS if getattr(settings, f"{split}_minutes") > 0)
 
 
@@ -150,9 +150,9 @@ def prepare(
 
 
 def voices_of(settings: Settings, split: str, seed: int) -> tuple[str, ...]:
-    """The variants that speak in one split; those of two splits never overlap, and those that are no
-    human voice, or another synthesiser's, speak only in `labelled` and `unlabelled`, where the others do
-    not suffice."""
+    """The variants that speak in one split; splits never share variants, and those that do not sound human,
+    or use another synthesiser, speak only in `labelled` and `unlabelled`, and only if the others do not
+    suffice."""
     shuffled = rng_for(seed, "synth", "voices").permutation(np.array(espeak.VARIANTS)).tolist()
     human = [voice for voice in shuffled if voice not in espeak.TRAINING_ONLY]
     heard_once = human[: settings.test_voices + settings.dev_voices]
@@ -233,7 +233,7 @@ class _Speaker:
         return mixed / np.float32(max(rms(mixed), 1e-9))
 
     def _babble_clip(self, number: int) -> Samples:
-        """Some seconds of one voice that speaks without a pause."""
+        """Some seconds of one voice that speaks without pauses."""
         rng = rng_for(self.seed, "synth", self.split, "babble", number)
         say = grammar.sentence(self.settings.vocabulary, self.settings.oh_probability)
         clip, _ = self._speak(" ".join(say(rng) for _ in range(4)), rng)
@@ -241,7 +241,7 @@ class _Speaker:
 
 
 def _with_pauses(text: str, probability: float, rng: np.random.Generator) -> str:
-    """A comma makes espeak-ng pause; within a command it would sound wrong."""
+    """Add commas between digits, which make espeak-ng pause; within a command that would sound wrong."""
     words = text.split()
     if not set(words) <= {*grammar.DIGITS, "oh"}:
         return text
@@ -249,7 +249,7 @@ def _with_pauses(text: str, probability: float, rng: np.random.Generator) -> str
 
 
 def _trimmed(speech: Samples) -> Samples:
-    """Without the silence that espeak-ng puts around: below 1 % of the peak."""
+    """Without the silence (below 1 % of the peak) that espeak-ng puts before and after."""
     loud = np.flatnonzero(np.abs(speech) > 0.01 * np.abs(speech).max())
     return speech[loud[0] : loud[-1] + 1]
 

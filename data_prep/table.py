@@ -1,11 +1,11 @@
 """Tables with a header: each NAME.tsv or NAME.csv in the corpus folder is a split NAME. As in Common Voice:
 
     CORPUS/train.tsv       client_id   path            sentence   …
-    CORPUS/clips/a.mp3     what the column `path` names
+    CORPUS/clips/a.mp3     named in the column `path`
 
-(Ardila et al., "Common Voice: A Massively-Multilingual Speech Corpus", LREC 2020.) Settings name other
-columns. Cells stand between tabs in a .tsv and between commas in a .csv, unless the header shows otherwise.
-Those of a .csv may be quoted; in a .tsv a quotation mark is one of the text, but not around a whole cell.
+(Ardila et al., "Common Voice: A Massively-Multilingual Speech Corpus", LREC 2020.) Settings can name other
+columns. Cells are separated by tabs in a .tsv and by commas in a .csv, unless the header shows otherwise.
+Cells of a .csv may be quoted; in a .tsv, quotation marks belong to the text unless they enclose a whole cell.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _OTHERS = ";\t|,"
 
 @dataclass(frozen=True, slots=True)
 class Settings(ListSettings):
-    """What can be set beside what every kind of list has. Without audio_folder, audio lies in `clips` if
-    there is such a folder beside the table.
+    """The settings of this corpus, in addition to those of all lists. Without audio_folder, audio is in
+    `clips` if there is such a folder beside the table.
 
     Attributes:
-        delimiter: what stands between cells, such as ; or tab; none: what the header shows.
-        audio_column: the column that names the audio.
-        text_column: the column of the transcripts; a list that is to be unlabelled needs none.
+        delimiter: the separator of cells, such as ; or tab; none: as the header shows.
+        audio_column: the column with the path of the audio.
+        text_column: the column of the transcripts; not needed for an unlabelled list.
         speaker_column: the column of the speakers; a table without client_id has none.
     """
 
@@ -76,7 +76,7 @@ splits, scope, prepare = _corpus.splits, _corpus.scope, _corpus.prepare
 
 @dataclass(frozen=True, slots=True)
 class Table(AudioList):
-    """A file of lines of cells, the first of which names the columns."""
+    """A file of lines of cells; the first line names the columns."""
 
     settings: Settings
     path: Path
@@ -130,9 +130,9 @@ class Table(AudioList):
         return self.path.open(encoding="utf-8-sig", errors="replace", newline="")
 
     def _lines(self, file: TextIO) -> Iterator[tuple[int, list[str]]]:
-        """Number and cells of the lines that are not empty."""
+        """The numbers and cells of lines that are not empty."""
         delimiter = self.settings.delimiter or self._delimiter(file)
-        # Common Voice quotes nothing: there, a quotation mark is one that the sentence has.
+        # Common Voice quotes nothing: a quotation mark there is part of the sentence.
         plain = delimiter == "\t" and self._is_tsv
         lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
         try:
@@ -153,7 +153,7 @@ class Table(AudioList):
         return self.path.suffix.lower() == ".tsv"
 
     def _delimiter(self, file: TextIO) -> str:
-        """That of the header; by the name of the table, where this has it or nothing else."""
+        """The usual delimiter for the file's extension, unless only others occur in the header."""
         expected = "\t" if self._is_tsv else ","
         header = next((line for line in file if line.strip()), "")
         file.seek(0)
@@ -179,7 +179,7 @@ class Table(AudioList):
 
 
 def _unquoted(cell: str) -> str:
-    """A cell without the quotation marks around all of it."""
+    """A cell without quotation marks that enclose all of it."""
     cell = cell.strip()
     quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
     return cell[1:-1].replace('""', '"') if quoted else cell

@@ -1,4 +1,4 @@
-"""A checkout of the Free Spoken Digit Dataset in, its recordings by speaker out."""
+"""Find and load the recordings of a checkout of the Free Spoken Digit Dataset."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Recording:
 
 
 def find_recordings(corpus: Path, dropped: Dropped) -> dict[str, list[Path]]:
-    """Speaker to files, sorted by name; files of another name are counted as dropped.
+    """The files of each speaker, sorted by name; files with other names are counted as dropped.
 
     Raises:
-        CorpusError: there are none.
+        CorpusError: there are no recordings.
     """
     folder = corpus / "recordings" if (corpus / "recordings").is_dir() else corpus
     found: dict[str, list[Path]] = defaultdict(list)
@@ -51,7 +51,7 @@ def find_recordings(corpus: Path, dropped: Dropped) -> dict[str, list[Path]]:
 
 
 def load_recordings(paths: Iterable[Path], corpus: Path, rate_hz: int, dropped: Dropped) -> list[Recording]:
-    """The files decoded at `rate_hz`; what cannot be decoded is counted as dropped."""
+    """The files decoded at `rate_hz`; files that cannot be decoded are counted as dropped."""
     recordings = []
     for path in paths:
         match = _NAME.fullmatch(path.name)

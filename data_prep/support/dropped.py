@@ -1,4 +1,4 @@
-"""What a corpus leaves out or changes on the way, counted and named."""
+"""Records what a corpus leaves out or changes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kdasr.errors import KdasrError, UnitsError
 from kdasr.reasons import Kind, Reasons
 from kdasr.symbols import shorten
 
-# More are no alphabet, but syllables or words.
+# More than these are not an alphabet, but syllables or words.
 _MOST_LETTERS = 200
-# Words in brackets, which are more often a tag than said.
+# Words in brackets, which are usually a tag rather than spoken.
 _TAG = re.compile(r"[\[({<]\s*\w[^\])}>]*[\])}>]")
 
 
@@ -26,9 +26,9 @@ class Dropped:
     Attributes:
         items: file or key of what was left out, and why.
         notes: what was done to kept audio, such as "resampled from 44100 Hz", with counts.
-        places: where some of the items lie; for people alone, since it depends on the machine.
-        letters: those beyond a-z of the texts that were refused, or that lost them; for people alone.
-        tagged: name and text of the first with words in brackets; for people alone.
+        places: paths of some of the items; for messages only, since they depend on the machine.
+        letters: letters beyond a-z in texts that were refused or lost them; for messages only.
+        tagged: name and text of the first transcript with words in brackets; for messages only.
     """
 
     items: list[tuple[str, str]] = field(default_factory=list)
@@ -38,36 +38,35 @@ class Dropped:
     tagged: str = ""
 
     def add(self, what: str, reason: str) -> None:
-        """`what` (a file relative to the corpus, or a key) is left out because of `reason`."""
-        # Names of files need not be UTF-8; what is written about them must be.
+        """Record that `what` (a file relative to the corpus, or a key) is left out because of `reason`."""
+        # File names need not be UTF-8, but the record must be.
         what, reason = (text.encode("utf-8", "replace").decode() for text in (what, reason))
         self.items.append((what, reason))
 
     def add_error(self, what: str, error: KdasrError, more: str = "") -> None:
-        """`what` is left out because of an error; its path is not repeated, so that the same corpus
+        """Record that `what` is left out because of an error; without its path, so that the same corpus
         in another place gives the same record."""
         facts = [error.what]
         facts += [f"expected {error.expected}"] if error.expected is not None else []
         facts += [f"got {error.got}"] if error.got is not None else []
         reason = "; ".join(facts) + more
-        # Of a transcript that cannot be used the error knows the text alone.
+        # For an unusable transcript, the error's `where` is only the text.
         is_text = isinstance(error, UnitsError)
         self.places[what] = f"{what}, {error.where}" if is_text else str(error.where or what)
         self.add(what, reason)
 
     def note_rate(self, source_rate_hz: int, expected_rate_hz: int) -> None:
-        """Count a file whose sample rate was not the expected one and which was resampled."""
+        """Count a file that was resampled because its sample rate was not the expected one."""
         if source_rate_hz != expected_rate_hz:
             self.notes[f"resampled from {source_rate_hz} Hz"] += 1
 
     def note_channels(self, channels: int) -> None:
-        """Count a file whose channels, maybe two speakers', were averaged into one."""
+        """Count a file whose channels, possibly with different speakers, were averaged."""
         if channels > 1:
             self.notes[f"averaged {channels} channels"] += 1
 
     def note_accents(self, text: str, normal_text: str) -> None:
-        """Count a transcript with letters that are not in what it became: it has lost its accents, which
-        English does without."""
+        """Count a transcript that lost accents in normalisation, which is harmless only in English."""
         composed = unicodedata.normalize("NFC", text)
         letters = {
             char for char in composed if not char.isascii() and unicodedata.category(char) in ("Lu", "Ll")
@@ -76,13 +75,13 @@ class Dropped:
             self.notes["without their accents"] += 1
 
     def note_tags(self, what: str, text: str) -> None:
-        """Count a transcript with words in brackets, which stay in it as if they were said."""
+        """Count a transcript with words in brackets, which are kept as if they were spoken."""
         if _TAG.search(text):
             self.notes["with words in brackets"] += 1
             self.tagged = self.tagged or f"{what}: {shorten(' '.join(text.split()))}"
 
     def advice(self) -> list[str]:
-        """Lines for people: what to do about tags, and about audio in formats that are not read."""
+        """Messages on what to do about tags, and about audio in formats that are not read."""
         lines = []
         if self.tagged:
             lines.append(
@@ -94,12 +93,12 @@ class Dropped:
         return lines
 
     def kinds(self) -> list[Kind]:
-        """The reasons why, the commonest first, each with how often and one place."""
+        """The reasons, most frequent first, each with a count and an example."""
         kinds = Reasons(self.items).commonest()
         return [kind._replace(what=self.places.get(kind.what, kind.what)) for kind in kinds]
 
     def as_json(self) -> dict[str, object]:
-        """For dropped.json."""
+        """The content of dropped.json."""
         return {
             "count": len(self.items),
             "dropped": [{"file": what, "reason": reason} for what, reason in self.items],
@@ -107,14 +106,14 @@ class Dropped:
 
 
 def conversion(name: str) -> str:
-    """For people: the command that converts all files of a folder that end as this one does."""
+    """A message with the command that converts all files in a folder with this one's extension."""
     end = PurePath(name).suffix
     command = f'for f in *{end}; do ffmpeg -i "$f" -ar 16000 -ac 1 "${{f%{end}}}.flac"; done'
     return f"to convert all {end} of a folder, in it: {command}"
 
 
 def letters_hint(found: set[str], own: str) -> str:
-    """For people: the setting that keeps the letters that were found beside a language's `own`; empty where
-    it would be of no use."""
+    """A message with the setting that keeps the letters found in addition to a language's `own`; empty if it
+    would not help."""
     useful = found - {*own} and len(found) <= _MOST_LETTERS
     return f"if the language has them: --letters {''.join(sorted(found | {*own}))}" if useful else ""

@@ -1,9 +1,9 @@
-"""Text and a voice in, speech out: espeak-ng through ctypes, the same samples for the same words.
+"""Speech synthesis with espeak-ng through ctypes, with the same samples for the same words.
 
-espeak-ng keeps state between utterances (the phase of its oscillators, its flutter and noise
-positions), so the same words come out a little different each time. The library is therefore loaded
-afresh for every utterance, which costs 2 ms. Variants with a `breath` line are left out: their noise
-depends on memory that the library never initialises.
+espeak-ng keeps state between utterances (the phase of its oscillators, its flutter and noise positions),
+so the same words sound slightly different each time. The library is therefore loaded anew for every
+utterance, which takes 2 ms. Variants with a `breath` line are left out: their noise depends on
+uninitialised memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdasr.errors import KdasrError, MissingDependencyError
 
 ESPEAK_RATE_HZ = 22_050
 ACCENTS = ("en-us", "en-us-nyc", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbcwmd", "en-029")
-# Left out besides the breathy ones: robots, and variants that speak a third faster than asked.
+# Also left out, besides the breathy ones: robots, and variants that speak a third too fast.
 # fmt: off
 VARIANTS = (
     "Alex", "Andy", "Annie", "AnxiousAndy", "Denis", "Diogo", "Gene", "Gene2", "Henrique", "Hugo",
@@ -35,14 +35,14 @@ VARIANTS = (
 )
 # fmt: on
 # Variants whose definition moves one of the first three formants to less than 75 or more than 130 % of
-# its place, beyond any vocal tract: good for variety in training, no measure of a recogniser.
+# its frequency, beyond any vocal tract: good for variety in training, but not for evaluation.
 # fmt: off
 NOT_HUMAN = frozenset({
     "Andy", "AnxiousAndy", "Jacky", "Lee", "Marco", "Michael", "Tweaky", "belinda", "boris", "gustave",
     "kaukovalta", "linda", "marcelo", "shelby", "travis", "zac",
 })
-# Variants whose definition asks for the Klatt synthesiser, another machine than the one that speaks all
-# the others: to a recogniser they differ from those as no two people do.
+# Variants that use the Klatt synthesiser, unlike all others: to a recogniser they differ from those more
+# than any two people do.
 KLATT = frozenset({
     "adam", "announcer", "benjamin", "david", "edward", "edward2", "klatt", "klatt2", "klatt3", "klatt4",
     "klatt5", "klatt6", "mike2",
@@ -57,13 +57,13 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 
 
 class SpeechSynthesisError(KdasrError):
-    """espeak-ng did not do what it was asked."""
+    """espeak-ng failed."""
 
 
 def speak(
     text: str, voice: str, *, words_per_minute: int = 160, pitch: int = 50, pitch_range: int = 50
 ) -> NDArray[np.float32]:
-    """`text` as (N,) float32 samples in [-1, 1] at `ESPEAK_RATE_HZ`.
+    """Speak `text` as (N,) float32 samples in [-1, 1] at `ESPEAK_RATE_HZ`.
 
     Args:
         voice: accent and variant, such as "en-us+m3".
@@ -119,7 +119,7 @@ def _fresh_library() -> Iterator[Any]:
         rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
         if rate_hz != ESPEAK_RATE_HZ:
             raise SpeechSynthesisError("espeak-ng did not start", expected=ESPEAK_RATE_HZ, got=rate_hz)
-        # Its noise comes from libc's rand(), which it seeds with the time of day.
+        # Its noise comes from libc's rand(), which it seeds with the time.
         ctypes.CDLL(None).srand(1)
         yield library
         library.espeak_Terminate()
@@ -128,7 +128,7 @@ def _fresh_library() -> Iterator[Any]:
 
 
 def _refuse_loaded(path: str) -> None:
-    """A copy that someone else holds open would bring its state along."""
+    """Refuse a library that is already loaded in this process, since it would keep its state."""
     try:
         handle = ctypes.CDLL(path, mode=os.RTLD_NOLOAD)._handle
     except OSError:

@@ -1,4 +1,4 @@
-"""What lies below a folder."""
+"""Find all files below a folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def files_below(corpus: Path, *, without: Path | None = None) -> Iterator[Path]:
-    """All files below a folder, by folder and name; hidden folders and `without` are left out.
+    """All files below a folder, sorted by folder and name; hidden folders and `without` are left out.
 
-    Linked folders are followed. One that was come by already is not entered again: links may lead in circles.
+    Links to folders are followed, but no folder is entered twice, since links may form cycles.
     """
     entered = {os.path.realpath(corpus)}
     if without is not None:

@@ -1,4 +1,4 @@
-"""A random generator in, something to say out: digit strings and short spoken commands."""
+"""Draw random digit strings and short spoken commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMMANDS: tuple[tuple[tuple[str, ...], ...], ...] = (
 
 
 def digit_string(rng: np.random.Generator, num_digits: tuple[int, int] = (3, 7), oh: float = 0.0) -> str:
-    """Digits in words, such as "four zero nine"; each zero is "oh" with probability `oh`."""
+    """Digits as words, such as "four zero nine"; each zero is "oh" with probability `oh`."""
     count = rng.integers(num_digits[0], num_digits[1], endpoint=True)
     words = [DIGITS[digit] for digit in rng.integers(0, 10, size=count)]
     return " ".join("oh" if word == "zero" and rng.random() < oh else word for word in words)
@@ -32,7 +32,7 @@ def command(rng: np.random.Generator) -> str:
 
 
 def sentence(vocabulary: str, oh: float) -> Callable[[np.random.Generator], str]:
-    """What to say: "digits" gives digit strings, "commands" half digit strings and half commands."""
+    """A function that draws sentences: digit strings for "digits", half of them commands for "commands"."""
 
     def draw(rng: np.random.Generator) -> str:
         if vocabulary == "digits" or rng.random() < 0.5:

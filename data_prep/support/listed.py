@@ -1,7 +1,7 @@
-"""Utterances as a list names them in (a file or a cut of it, text, speaker), audio with normalised text out.
+"""Read the utterances that a list names (a file or a cut of it, text, speaker) as audio and normalised text.
 
-What is wrong with one is named in `Dropped`, and the rest goes on. Audio with transcripts is taken whole
-or not at all; audio without may be cut into segments.
+Unusable ones are recorded in `Dropped`, and the others are still read. Audio with transcripts is used as a
+whole or not at all; audio without may be cut into segments.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from kdasr.manifest import KEY_PATTERN
 from kdasr.shards import Placed
 from kdasr.text import check_letters, normalise
 
-# What is held out of a list: the ends of the names of its splits.
+# The suffixes of the splits of a list, of which the last two are held out.
 PARTS = ("", "-dev", "-test")
 _MAX_NAME = 150
-# What stands in a text for bytes that are not UTF-8, as errors="replace" reads it.
+# The replacement of bytes that are not UTF-8, from errors="replace".
 _NOT_DECODED = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One utterance as its list has it.
+    """One utterance as described in its list.
 
     Attributes:
-        name: what dropped.json calls it.
-        key: of the utterance; keys of segments begin with it.
-        path: where the audio lies.
+        name: its name in dropped.json.
+        key: the key of the utterance; keys of segments begin with it.
+        path: the audio file.
         recording: the name of the audio in the list.
-        text: the transcript as it is written; None: there is none.
+        text: the transcript as written; None: there is none.
         speaker, language: as in `Utterance`.
-        cut: the part of the audio that it is.
+        cut: its part of the audio.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long an utterance may be; `max_seconds` None: as long as it likes."""
+    """The allowed durations of an utterance; `max_seconds` None: no upper limit."""
 
     min_seconds: float = 0.0
     max_seconds: float | None = None
@@ -76,15 +76,15 @@ def whole_utterances(
     written: Callable[[str], bool],
     letters: str | None = None,
 ) -> Iterator[Utterance]:
-    """One utterance of each, in order, as far as it is usable; texts are looked at where `labelled`, and keep
-    the `letters` that the language has beyond a-z (None: nobody can say such).
+    """One utterance for each usable entry, in order; texts are used only if `labelled`, and keep the
+    language's `letters` beyond a-z (None: the corpus has no such setting).
 
-    Of files of which all is `written` only the header is read, and nothing is yielded.
+    For files whose utterances are all `written`, only the header is read and nothing is yielded.
     """
     seen: set[str] = set()
     for path, group in _by_file(listed, seen, dropped):
         texts = _texts_of(group, dropped, letters) if labelled else [(one, None) for one in group]
-        # All cuts of a file or none: decoded after others, one may differ in its last bits.
+        # All cuts of a file or none: the last bits of a cut may depend on which ones were decoded before it.
         all_written = all(written(one.key) for one, _ in texts)
         with AudioReader(path) as reader:
             for one, text in texts:
@@ -107,7 +107,7 @@ def segments(
 ) -> Iterator[Utterance]:
     """Utterances without text: each of `listed` in segments of at most `limits.max_seconds`.
 
-    Their keys end in -0000, -0001, …. One segment is in memory at a time.
+    Their keys end in -0000, -0001, …. Only one segment is in memory at a time.
     """
     seen: set[str] = set()
     for path, group in _by_file(listed, seen, dropped):
@@ -126,7 +126,7 @@ def segments(
 def _by_file(
     listed: Iterable[Listed], seen: set[str], dropped: Dropped
 ) -> Iterator[tuple[Path, list[Listed]]]:
-    """Cuts that follow one another and are of one file, without those whose keys will not do."""
+    """Groups of consecutive cuts of the same file, without those with unusable keys."""
     group: dict[str, Listed] = {}
     for one in listed:
         if group and one.path != next(iter(group.values())).path:
@@ -138,7 +138,7 @@ def _by_file(
             dropped.add_error(one.name, error)
             continue
         group[one.key] = one
-        # The next one is not asked for before this is done: a corpus may have something to name in between.
+        # Yielded before the next is requested: the corpus may record something in between.
         if one.cut == WHOLE:
             yield _of_one_file(group)
             group = {}
@@ -152,7 +152,7 @@ def _of_one_file(group: dict[str, Listed]) -> tuple[Path, list[Listed]]:
 
 
 def _texts_of(listed: list[Listed], dropped: Dropped, letters: str | None) -> list[tuple[Listed, str | None]]:
-    """Those with usable transcripts, and these as they are trained on."""
+    """The entries with usable transcripts, each with its normalised text."""
     good: list[tuple[Listed, str | None]] = []
     for one in listed:
         given, text = one.text or "", ""
@@ -170,7 +170,7 @@ def _texts_of(listed: list[Listed], dropped: Dropped, letters: str | None) -> li
 
 def _letters_of(text: str) -> set[str]:
     """The letters beyond a-z, and their marks, as the setting `letters` takes them."""
-    # A Turkish İ in lower case is often an i with one dot more, which is no mark of the language.
+    # A lower-cased Turkish İ is often an i with a combining dot, which is not a mark of the language.
     composed = unicodedata.normalize("NFKC", text.lower().replace("i\u0307", "i"))
     found = set()
     for char in {*composed}:
@@ -180,14 +180,14 @@ def _letters_of(text: str) -> set[str]:
 
 
 def _written_rate(one: Listed, reader: AudioReader, limits: Limits, done: Mapping[str, int]) -> int | None:
-    """The rate of the file if all that its header promises is written already."""
+    """The rate of the file if all that its header promises is already written, else None."""
     if _segment_key(one, 0) not in done:
         return None
     try:
         promised = reader.promised(one.cut, limits.max_seconds or math.inf)
     except AudioError:
         return None
-    # A file that is cut short or damaged is read again, to be named again.
+    # A truncated or damaged file is read again, so that it is recorded again.
     written = [done.get(_segment_key(one, number), 0) for number in range(promised.num_segments)]
     # Each segment is resampled by itself, and rounded up.
     whole = all(written) and 0 <= sum(written) - promised.samples < max(1, len(written))
@@ -197,7 +197,7 @@ def _written_rate(one: Listed, reader: AudioReader, limits: Limits, done: Mappin
 def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Limits) -> Iterator[Utterance]:
     kept, longest, offset = 0, limits.max_seconds or math.inf, one.cut.start_seconds
     try:
-        # Equal parts of a long file may be shorter than a file may be.
+        # The equal parts of a long file may be shorter than min_seconds.
         least = limits.min_seconds if reader.promised(one.cut, longest).num_segments < 2 else 0.0
         for samples, rate_hz, _ in reader.segments(longest, one.cut):
             if kept == 0:
@@ -215,9 +215,9 @@ def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Lim
 def _placed(
     one: Listed, key: str, samples: NDArray[np.float32], text: str | None, offset: float | None
 ) -> Placed:
-    # Names of files need not be UTF-8; what is written about them must be.
+    # File names need not be UTF-8, but shards must be.
     source = one.recording.encode("utf-8", "replace").decode()
-    # Segments are rounded up to samples: what that adds up to in an hour is no matter of milliseconds.
+    # No finer: segments are rounded up to whole samples, which adds up over an hour.
     offset = None if offset is None else round(offset, 3)
     return Placed(key, samples, text, one.speaker, one.language, source=source, offset=offset)
 
@@ -227,7 +227,7 @@ def _segment_key(one: Listed, number: int) -> str:
 
 
 def _audio_of(one: Listed, reader: AudioReader, limits: Limits) -> Decoded:
-    """The whole of it, within the limits. One that is hours too long is not decoded if its header tells."""
+    """The whole utterance, checked against the limits; not decoded if its header shows it is too long."""
     if limits.max_seconds is not None:
         _check_not_long(reader.promised(one.cut).samples, limits.max_seconds)
     audio = reader.load(one.cut)
@@ -256,7 +256,7 @@ def _check_key(key: str, *seen: Container[str]) -> None:
 
 
 def _usable(text: str | None, letters: str) -> str:
-    """The normalised transcript; an error says why there is none."""
+    """The normalised transcript; raises an error if it is unusable."""
     if text is None:
         raise CorpusError("audio without transcript")
     if _NOT_DECODED in text:
@@ -271,10 +271,10 @@ def _usable(text: str | None, letters: str) -> str:
 
 
 def key_of(name: PurePath | str, cut: Cut = WHOLE) -> str:
-    """A key for the file `name`, or for a cut of it: readable, and different for different names.
+    """A readable key for the file `name` or a cut of it, different for different names.
 
-    What may not be in a key becomes `_`; the end is a hash of the name as it was, and the milliseconds
-    between which the cut lies.
+    Characters not allowed in keys become `_`; a hash of the original name follows and, for a cut, its start
+    and end in milliseconds.
     """
     key = _readable_key(os.path.splitext(name)[0], str(name))  # noqa: PTH122
     if cut == WHOLE:
@@ -284,7 +284,7 @@ def key_of(name: PurePath | str, cut: Cut = WHOLE) -> str:
 
 
 def key_of_id(name: str) -> str:
-    """The key of an utterance that has a name: that, or one like it where it cannot be a key."""
+    """The key of an utterance with a name: the name, or a similar key if the name cannot be one."""
     return name if KEY_PATTERN.fullmatch(name) else _readable_key(name, name)
 
 
@@ -294,22 +294,22 @@ def _readable_key(readable: str, name: str) -> str:
 
 
 def part_of(one: Listed, share: float) -> str:
-    """Which of `PARTS` an utterance belongs to: a `share` of the speakers each to the second and the third.
+    """The one of `PARTS` an utterance belongs to: a `share` of the speakers each go to the second and third.
 
-    A hash of the speaker's name decides, or of the recording's where nobody is named, so that none changes
-    its part when others come, and a greater share takes more from the first part alone.
+    A hash of the speaker's name decides, or of the recording's if no speaker is named, so that adding others
+    moves none to another part, and a larger share only moves some out of the first part.
     """
     place = _place_of(one)
     return PARTS[1] if place < share else PARTS[2] if place >= 1 - share else PARTS[0]
 
 
 def of_part(listed: Iterable[Listed], share: float, part: str) -> Iterator[Listed]:
-    """Those of one of `PARTS`; all where nothing is held out."""
+    """The utterances of one of `PARTS`; all if nothing is held out."""
     return (one for one in listed if not share or part_of(one, share) == part)
 
 
 def sides_of(listed: Iterable[Listed], share: float) -> dict[str, Counter[str]]:
-    """For each of `PARTS` who is in it, speakers or where they are not named recordings, with how many
+    """For each of `PARTS`, its speakers (or recordings if no speakers are named) with their numbers of
     utterances."""
     sides = {part: Counter[str]() for part in PARTS}
     for one in listed:
@@ -318,7 +318,7 @@ def sides_of(listed: Iterable[Listed], share: float) -> dict[str, Counter[str]]:
 
 
 def least_share(listed: Iterable[Listed]) -> float:
-    """From which share on, to a hundredth, something is held out for both parts."""
+    """The smallest share, in hundredths, for which neither held-out part is empty."""
     places = [_place_of(one) for one in listed]
     return (math.floor(100 * max(min(places), 1 - max(places))) + 1) / 100
 
@@ -329,7 +329,7 @@ def _place_of(one: Listed) -> float:
 
 
 def key_lines(path: Path, name: str, what: str, found: dict[str, str], dropped: Dropped) -> None:
-    """Read lines of KEY REST into `found`. A second `what` of a key is dropped, as a line of `name`."""
+    """Read lines of KEY REST into `found`; a second `what` for a key is a dropped line of `name`."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         key, *rest = line.decode("utf-8-sig", errors="replace").split(maxsplit=1) or [""]
         if key in found:

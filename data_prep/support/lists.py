@@ -1,7 +1,7 @@
 """Corpora that are lists of audio files: what `manifest`, `kaldi` and `table` have in common.
 
 A list NAME becomes the split NAME, or NAME, NAME-dev and NAME-test. A split depends on the bytes of its list
-and on the sizes of the audio that this names, wherever it lies, and on nothing else in the corpus folder.
+and on the sizes of the audio files named there, and on nothing else in the corpus folder.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class ListSettings:
-    """What can be set for every kind of list.
+    """The settings of every kind of list.
 
     Attributes:
         split: the lists to write, such as train; none: all that are found.
         unlabelled: those of them to write without transcripts, as is a list that has none at all.
-        held_out_share: of a single list NAME, this share of its speakers (of its files, where no speakers
-            are named) goes into NAME-dev, and as much into NAME-test. Nobody changes sides when it grows.
-        audio_folder: where relative names of audio begin, itself seen from the list; none: beside the list.
+        held_out_share: share of the speakers (or files, if no speakers are named) of a single list NAME
+            that go to NAME-dev, and again to NAME-test. As the list grows, none moves to another part.
+        audio_folder: folder, relative to the list, of relative audio paths; none: the folder of the list.
         min_seconds: shorter audio is left out.
         max_seconds: longer audio is left out if it has a transcript; none: no limit.
-        segment_seconds: audio without transcripts is cut into segments of at most that, and of at most
+        segment_seconds: audio without transcripts is cut into segments of at most this, and of at most
             max_seconds; none: of max_seconds.
-        language: of the speech, such as en or pt-BR, for filters, where the list does not say; none: unknown.
-        letters: that the language has beyond a-z, such as äöüß: transcripts keep them, and lose all other
-            accents. The units of a model must have them, too.
+        language: language of the speech, such as en or pt-BR, for filters, if not in the list; none: unknown.
+        letters: the language's letters beyond a-z, such as äöüß: transcripts keep them and lose all
+            other accents. The units of a model must also have them.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -92,37 +92,37 @@ class AudioList(ABC):
     @property
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
-        """What it is read from; their bytes decide what is made of it."""
+        """The files it is read from; the split depends on their bytes."""
 
     def fault(self) -> CorpusError | None:
-        """Why the file is no list of audio, if so."""
+        """Why the file is not a list of audio, or None."""
         return None
 
     def names(self) -> tuple[str, Sequence[str]]:
-        """What the parts of its lines are named by, such as column, and all names but that of the audio."""
+        """What the fields of its lines are called, such as column, and all their names but the audio's."""
         return "", ()
 
     @abstractmethod
     def read(self, dropped: Dropped) -> list[Listed]:
-        """Its utterances, in their order there; lines that cannot be understood are dropped."""
+        """Its utterances in order; lines that cannot be parsed are recorded as dropped."""
 
 
 class ListCorpus(Generic[SettingsT]):
-    """What a module of `data_prep` does for a corpus that consists of lists.
+    """The functions of a module of `data_prep` for a corpus that consists of lists.
 
     Args:
-        lists_in: the settings and the corpus folder to the lists there, by name.
+        lists_in: from the settings and the corpus folder, gives the lists by name.
     """
 
     def __init__(self, lists_in: Callable[[SettingsT, Path], Mapping[str, AudioList]]) -> None:
         self._lists_in = lists_in
 
     def splits(self, settings: SettingsT, corpus: Path) -> tuple[str, ...]:
-        """The splits to write. Files that are no lists of audio are passed over, and named.
+        """The splits to write. Files that are not lists of audio are skipped with a message.
 
         Raises:
-            CorpusError: a list that is asked for is not there or not one; or none is.
-            ConfigError: a part is to be held out of several lists, or nothing falls into one.
+            CorpusError: a requested list is missing or not a list of audio; or there is none.
+            ConfigError: a part is to be held out of several lists, or a part would be empty.
         """
         lists = self._lists_in(settings, corpus)
         if unknown := sorted({*settings.split, *settings.unlabelled} - set(lists)):
@@ -136,7 +136,7 @@ class ListCorpus(Generic[SettingsT]):
         if faults:
             say(f"{corpus}: passed over, for they are no lists of audio: {', '.join(faults)}")
         for fault in faults.values():
-            if fault.fix:  # a list it may well be
+            if fault.fix:  # it may still be meant as a list
                 say(f"  {fault}")
         names = tuple(name for name in names if name not in faults)
         for name in names if settings.letters or settings.held_out_share else ():
@@ -155,7 +155,7 @@ class ListCorpus(Generic[SettingsT]):
         return parts_of(names[0], settings.held_out_share, lists[names[0]].read(Dropped()))
 
     def scope(self, settings: SettingsT, corpus: Path, split: str) -> tuple[SettingsT, Files]:
-        """A split depends on its list alone."""
+        """Only the split's own list, and the settings that concern it."""
         lists = self._lists_in(settings, corpus)
         name, _ = _name_and_part(settings, lists, split)
         listed = lists[name].read(Dropped())
@@ -178,7 +178,7 @@ class ListCorpus(Generic[SettingsT]):
         """The utterances of a split, in the order of its list."""
         lists = self._lists_in(settings, corpus)
         name, part = _name_and_part(settings, lists, split)
-        # What is wrong with a line is told once.
+        # Faulty lines are recorded for one part only.
         listed = lists[name].read(dropped if part == PARTS[0] else Dropped())
         if settings.held_out_share and part == PARTS[0]:
             if not any(one.speaker for one in listed):
@@ -206,7 +206,7 @@ def _has_texts(listed: list[Listed]) -> bool:
 
 
 def _names_of(one: AudioList, part: str) -> str:
-    """For people: by which names a part of the lines may go, and how to say which."""
+    """A message with the names that a field of the lines might have, and the option that selects one."""
     kind, names = one.names()
     return f"; other {kind}s are {', '.join(names)} (--{part}_{kind} NAME)" if names else ""
 
@@ -221,7 +221,7 @@ def _check_texts(name: str, one: AudioList) -> None:
 
 
 def _joined(corpus: Path, faults: list[CorpusError]) -> CorpusError:
-    """One error for all, which shows the first few."""
+    """One error for all faults, which shows the first few."""
     if len(faults) == 1:
         return faults[0]
     shown = [f"{Path(fault.where or '').name} ({fault.got or fault.what})" for fault in faults[:5]]
@@ -234,10 +234,10 @@ def _joined(corpus: Path, faults: list[CorpusError]) -> CorpusError:
 
 
 def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
-    """The names of what the list `name` falls into.
+    """The names of the parts into which the list `name` is divided.
 
     Raises:
-        ConfigError: nothing falls into one of the parts.
+        ConfigError: a part would be empty.
     """
     listed = _with_texts(listed)
     sides = sides_of(listed, share)
@@ -245,7 +245,7 @@ def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
         count, least = sum(map(len, sides.values())), least_share(listed)
         what = f"{count} {'speakers' if any(one.speaker for one in listed) else 'files'}"
         would = sides_of(listed, least)
-        # Of few speakers the least share may leave next to nothing.
+        # With few speakers, the least share may leave almost nothing.
         other = f", or give it {least:.2f}: {_shown(name, would)}" if all(would.values()) else ""
         raise ConfigError(
             f"nothing falls into {' and '.join(empty)}",
@@ -258,8 +258,8 @@ def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
 
 
 def tell_shares(name: str, share: float, listed: list[Listed]) -> None:
-    """Say so where more than twice the share is held out of the list `name`: few speakers fall unevenly, and
-    some say more than others."""
+    """Print a message if more than twice the share of the list `name` is held out: few speakers divide
+    unevenly, and some have more utterances."""
     sides = sides_of(_with_texts(listed), share)
     counts = {part: side.total() for part, side in sides.items()}
     if max(counts[part] for part in PARTS[1:]) > 2 * share * sum(counts.values()):
@@ -267,12 +267,12 @@ def tell_shares(name: str, share: float, listed: list[Listed]) -> None:
 
 
 def _with_texts(listed: list[Listed]) -> list[Listed]:
-    """Those with transcripts, which alone are used; all where none has one."""
+    """The utterances with transcripts, since only these are used; all if none has one."""
     return [one for one in listed if one.text] or listed
 
 
 def _shown(name: str, sides: dict[str, Counter[str]]) -> str:
-    """For people: how many of the utterances are in each part, and whose."""
+    """A message on the share of utterances in each part, and their speakers."""
     in_all = sum(side.total() for side in sides.values())
     shown = (f"{name}{part} {side.total() / in_all:.0%} ({_named(side)})" for part, side in sides.items())
     return f"of {in_all} utterances {', '.join(shown)}"
@@ -284,12 +284,12 @@ def _named(side: Counter[str]) -> str:
 
 
 def files_of(lists: tuple[Path, ...], listed: list[Listed]) -> Files:
-    """What is made from these lists depends on."""
+    """The files on which the splits of these lists depend."""
     return Files(lists, {one.recording: one.path for one in listed})
 
 
 def _name_and_part(settings: ListSettings, lists: Mapping[str, AudioList], split: str) -> tuple[str, str]:
-    """The list that a split belongs to, and which of `PARTS` of it. A list may itself be called calls-dev."""
+    """The list and the one of its `PARTS` that a split is. A list may itself have a name like calls-dev."""
     if not settings.held_out_share:
         return split, PARTS[0]
     parts = {name: split.removeprefix(name) for name in settings.split or lists if split.startswith(name)}
@@ -298,10 +298,10 @@ def _name_and_part(settings: ListSettings, lists: Mapping[str, AudioList], split
 
 
 def lists_below(corpus: Path, extensions: tuple[str, ...], what: str) -> dict[str, Path]:
-    """Name to path of the files with these extensions in the folder itself, hidden ones left out.
+    """The files with these extensions directly in the folder, by name; hidden ones are left out.
 
     Raises:
-        CorpusError: there are none, or two of one name.
+        CorpusError: there are none, or two with the same name.
     """
     paths = sorted(
         path
@@ -322,7 +322,7 @@ def lists_below(corpus: Path, extensions: tuple[str, ...], what: str) -> dict[st
 
 
 def utf_16_fault(path: Path) -> CorpusError | None:
-    """That a list is of two bytes a character, as some spreadsheets write it, if it says so."""
+    """The error for a list with a UTF-16 byte order mark, as some spreadsheet programs write; else None."""
     with path.open("rb") as file:
         if file.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return None
@@ -331,8 +331,8 @@ def utf_16_fault(path: Path) -> CorpusError | None:
 
 
 def place_of(settings: ListSettings, folder: Path, audio: str, beside: str = "") -> tuple[str, Path]:
-    """The name and the path of the audio that a list in `folder` calls `audio`. Where that is not there, the
-    path is that of a file whose name is the same but for backslashes or the way accents are written.
+    """The name and path of the audio that a list in `folder` calls `audio`. If there is no such file, the
+    path is that of a file whose name differs only in backslashes or the encoding of accents, if any.
 
     Raises:
         CorpusError: no file can have such a name.
@@ -347,10 +347,10 @@ def place_of(settings: ListSettings, folder: Path, audio: str, beside: str = "")
 
 
 def _spelt(name: str, folder: Path) -> str:
-    """A name as the disk has it: other systems write other names for the same."""
+    """A name as it is spelled on the disk: other systems write the same name in another way."""
     slashed = name.replace("\\", "/")
     if slashed.isascii() and slashed == name:
-        return name  # and for most lists the disk is not asked
+        return name  # for most lists, without a look at the disk
     composed, parted = (unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))
     found = (spelling for spelling in (name, slashed, composed, parted) if os.path.exists(folder / spelling))  # noqa: PTH110  (too long a name is no error)
     return next(found, name)

@@ -1,4 +1,4 @@
-"""A recording in, the same words as of another speaker out: tempo, vocal tract, timbre."""
+"""Change the tempo, vocal tract and timbre of a recording, as if another speaker spoke."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WINDOW_SECONDS = 0.032
 
 
 def stretch_and_warp(samples: Samples, rate_hz: int, *, tempo: float = 1.0, warp: float = 1.0) -> Samples:
-    """(N,) to (about N / tempo,): faster by `tempo` at the same pitch, formants moved up by `warp`.
+    """(N,) to (about N / tempo,): `tempo` times as fast at the same pitch, with formants moved by `warp`.
 
     The vocal tract is warped by dividing each short-time spectrum by its cepstrally smoothed
     envelope and multiplying it by that envelope read at frequency / warp; the tempo is changed by a
@@ -38,7 +38,7 @@ def stretch_and_warp(samples: Samples, rate_hz: int, *, tempo: float = 1.0, warp
 
 
 def tilt_timbre(samples: Samples, rate_hz: int, max_db: float, rng: np.random.Generator) -> Samples:
-    """The samples through a random smooth filter of at most +-`max_db`, as of another microphone."""
+    """Apply a random smooth filter of at most +-`max_db`, like another microphone."""
     knots_hz = np.geomspace(60, rate_hz / 2, 6)
     gains_db = rng.uniform(-max_db, max_db, size=len(knots_hz))
 
@@ -58,5 +58,5 @@ def _warp_gain(magnitude_ft: Tensor, warp: float, num_cepstra: int) -> Tensor:
     below = position.long()
     share = position - below
     warped_tf = envelope_tf[:, below] * (1 - share) + envelope_tf[:, below + 1] * share
-    # A steep slope moved far would turn the noise floor into a whistle: at most 30 dB.
+    # Limited to 30 dB: a steep slope moved far would turn the noise floor into a whistle.
     return torch.exp(torch.clamp(warped_tf - envelope_tf, -3.5, 3.5)).T

@@ -1,4 +1,4 @@
-"""Utterances of one split in, its finished folder out; what is finished is not made again."""
+"""Write the utterances of one split to its folder; finished parts are not made again."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def prepare_split(
 ) -> list[Path]:
     """Write `utterances(dropped=..., done=...)` to `folder`, unless it holds them already; returns the tars.
 
-    Complete shards that a killed call with the same source has left are kept.
+    Complete shards left by a killed call with the same source are kept.
 
     Args:
-        source: JSON that tells what the utterances are made from: same source, same bytes. Its
-            `generation` tells apart releases that make other audio of the same settings.
-        letters: gets those that are found to be missed, see `Dropped`.
+        source: JSON that identifies what the utterances are made from: same source, same bytes. Its
+            `generation` distinguishes releases that make other audio from the same settings.
+        letters: receives the letters that transcripts lost or lacked, see `Dropped`.
 
     Raises:
         ConfigError: the folder was made from another source, or by something else.
@@ -56,7 +56,7 @@ def prepare_split(
         fix="Wait until it has ended, or name another folder with --out.",
     )
     try:
-        # Whoever finds all of it done writes nothing, and needs no other's leave.
+        # If all is done, nothing is written, and no lock is needed.
         if finished := _finished(folder, source):
             (folder / PREPARING).unlink(missing_ok=True)
             return finished
@@ -100,10 +100,10 @@ def _prepare_split(
 
 
 def _kept(folder: Path) -> tuple[list[Shard], dict[str, int]]:
-    """The complete shards that a folder begins with, without their entries, and the samples of each utterance
-    in them, whose keys `_following` lets through no second time."""
+    """The complete shards at the start of a folder, without their entries, and the number of samples of each
+    utterance in them by key; `_following` skips these keys."""
     kept, done = list[Shard](), dict[str, int]()
-    # Beside a record of what was once complete, a shard may be another one of the same name.
+    # If the folder was complete before, a shard may since have been replaced by another of the same name.
     if not (folder / PREPARED).exists():
         for shard in complete_shards(folder):
             done |= {entry.key: entry.num_samples for entry in shard.entries}
@@ -112,16 +112,16 @@ def _kept(folder: Path) -> tuple[list[Shard], dict[str, int]]:
 
 
 def _without_entries(shard: Shard) -> Shard:
-    """All entries of a split are too many for the memory of a small machine."""
+    """The shard without entries: those of a whole split are too many for the memory of a small machine."""
     return replace(shard, entries=())
 
 
 class Files(NamedTuple):
-    """What a split depends on that is not simply all that lies in a folder.
+    """The files that a split depends on, if not simply all files of a folder.
 
     Attributes:
-        read: files whose bytes decide, such as a list.
-        sized: names and paths of files whose sizes decide, such as the audio that the list names.
+        read: files that matter by content, such as a list.
+        sized: names and paths of files that matter by size, such as the audio that the list names.
     """
 
     read: tuple[Path, ...]
@@ -129,10 +129,10 @@ class Files(NamedTuple):
 
 
 def fingerprint_of(files: Path | Files | None, *, without: Path) -> dict[str, Any] | None:
-    """Count, size and a hash of the names and sizes of all files below a folder, contents unread; or of
-    `Files`, and of the contents of their lists.
+    """Count, total size and a hash of the names and sizes of all files below a folder, without reading them;
+    or of `Files`, including the content of their lists.
 
-    What lies in `without` is left out of a folder: shards may be written into the corpus itself.
+    The folder `without` is left out: shards may be written into the corpus itself.
     """
     if files is None:
         return None
@@ -154,18 +154,18 @@ def _named(corpus: Path, without: Path) -> Iterator[tuple[str, Path]]:
 def _size_of(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # not there, or no name that a file can have
+    except OSError:  # missing, or not a valid file name
         return -1
 
 
 def _following(utterances: Iterator[Utterance], done: Mapping[str, int]) -> Iterator[Utterance]:
-    """Those that are not written yet: the end of a file may be in another shard than its beginning."""
+    """The utterances that are not written yet; a file may be written in part, since it can span shards."""
     return (utterance for utterance in utterances if utterance.key not in done)
 
 
 def _clips_counted(utterances: Iterator[Utterance], clipped: Counter[str]) -> Iterator[Utterance]:
-    """As they are, counting those louder than 16 bits hold; mp3 of full scale decodes to such samples. It is
-    said and not recorded, for of shards that are kept nobody knows any more."""
+    """The utterances unchanged, counting those beyond the 16-bit range, as decoded from full-scale mp3. The
+    count is printed and not recorded, since it is unknown for kept shards."""
     for utterance in utterances:
         if utterance.samples.size and np.abs(utterance.samples).max() > 1:
             clipped["clipped at full scale"] += 1
@@ -175,7 +175,7 @@ def _clips_counted(utterances: Iterator[Utterance], clipped: Counter[str]) -> It
 def _some(
     utterances: Iterator[Utterance], folder: Path, dropped: Dropped, settings: Mapping[str, Any]
 ) -> Iterator[Utterance]:
-    """All of them; it is an error if there are none."""
+    """All utterances; raises CorpusError if there are none."""
     first = next(utterances, None)
     if first is None:
         _commit(folder / DROPPED, dropped.as_json())
@@ -216,7 +216,7 @@ def _finished(folder: Path, source: dict[str, Any]) -> list[Path]:
 
 
 def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:
-    """Make way for shards: leave those of the same source, remove those of an unfinished other one."""
+    """Keep unfinished shards of the same source, and remove those of another one."""
     leftovers = [path for path in folder.glob("shard-*") if path.suffix in (".tar", ".json", ".tmp")]
     if not leftovers or (folder / PREPARED).exists():
         return
@@ -255,7 +255,7 @@ def _summary(source: dict[str, Any], shards: list[Shard], dropped: Dropped) -> d
 
 
 def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[str]) -> None:
-    """A line on stderr for each split, and one for each reason why something was left out."""
+    """Print a line on stderr for the split, and one for each reason why something was left out."""
     count, audio = sum(shard.count for shard in shards), duration(sum(shard.seconds for shard in shards))
     parts = [f"{folder}: {counted(count, 'utterance')}, {audio}, {counted(len(shards), 'shard')}"]
     if dropped.items:
@@ -269,7 +269,7 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[
 
 
 def say(line: str) -> None:
-    """Tell the user, on stderr."""
+    """Print a message on stderr."""
     print(line, file=sys.stderr)
 
 
@@ -296,7 +296,7 @@ def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> C
 
 
 def _of_changed_corpus(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:
-    """Of what the corpus was, count, bytes and one hash are known."""
+    """The error for a changed corpus, of which only the former count, bytes and hash are known."""
     was, now = (f"{files['count']:,} files of {files['bytes']:,} bytes" for files in (old, new))
     differs = (
         "in a list or transcript, or in the name of a file"
@@ -311,7 +311,7 @@ def _of_changed_corpus(folder: Path, old: dict[str, Any], new: dict[str, Any]) -
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What two sources, flat, differ in."""
+    """The keys in which two flattened sources differ."""
     return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
 
 

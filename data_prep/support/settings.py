@@ -1,4 +1,4 @@
-"""Setting values from YAML or a command line in, a corpus's typed Settings out."""
+"""Convert setting values from YAML or a command line to a corpus's typed Settings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "
 
 
 def parse_settings(settings_class: type[SettingsT], values: Mapping[str, Any], where: str) -> SettingsT:
-    """An instance of the dataclass `settings_class`; what `values` leaves out keeps its default.
+    """An instance of the dataclass `settings_class`, with defaults for settings not in `values`.
 
-    Numbers may come as text, and lists as text with commas, as they do from a command line.
+    Numbers may be given as text, and lists as text with commas, as on a command line.
 
     Raises:
         ConfigError: an unknown setting, a value of the wrong type, or one that the class refuses.
@@ -38,11 +38,11 @@ def parse_settings(settings_class: type[SettingsT], values: Mapping[str, Any], w
 
 
 def check_numbers(settings: Any) -> None:
-    """Refuse numbers that cannot be what their names say; for `__post_init__` of a Settings.
+    """Refuse numbers that do not fit the names of their settings; for `__post_init__` of a Settings.
 
     Ranges (tuples of two) run from low to high; minutes, voices and seconds are not negative;
-    probabilities and shares lie between 0 and 1, and what is held out, twice, leaves something; a shard holds
-    at least one utterance.
+    probabilities and shares lie between 0 and 1; held_out_share, which is held out twice, is below 0.5; a
+    shard holds at least one utterance.
 
     Raises:
         ConfigError: naming the setting.
@@ -72,7 +72,7 @@ def check_numbers(settings: Any) -> None:
 
 
 def check_language(tag: str | None) -> None:
-    """Refuse what cannot be a language tag (BCP 47), so that a filter finds it again.
+    """Refuse anything but a language tag (BCP 47), so that filters can match it.
 
     Raises:
         ConfigError: for `English`, `en_GB`, …
@@ -83,12 +83,12 @@ def check_language(tag: str | None) -> None:
 
 
 def checked_letters(letters: str) -> str:
-    """The letters of a language beyond a-z, in order.
+    """A language's letters beyond a-z, in order.
 
     Raises:
-        ConfigError: something else is among them.
+        ConfigError: there are other characters among them.
     """
-    from kdasr.text import check_letters  # the help of the command line does without SentencePiece
+    from kdasr.text import check_letters  # command-line help works without importing SentencePiece
 
     try:
         return check_letters(letters) if letters else ""
@@ -97,10 +97,10 @@ def checked_letters(letters: str) -> str:
 
 
 def check_max_seconds(settings: Any) -> None:
-    """Refuse a `max_seconds` that nothing could pass, and segments of next to nothing.
+    """Refuse values of `max_seconds` and `segment_seconds` that are too short.
 
     Raises:
-        ConfigError: it is less than a second, or than `min_seconds`; a segment is less than a second.
+        ConfigError: `max_seconds` is below 1 s or `min_seconds`, or `segment_seconds` is below 1 s.
     """
     if (segment := getattr(settings, "segment_seconds", None)) is not None and segment < 1:
         raise ConfigError("segment_seconds is too short", expected="at least 1 s", got=segment)
