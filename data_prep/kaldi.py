@@ -92,7 +92,7 @@ class DataFolder(AudioList):
         return found
 
     def _cuts(self, recordings: dict[str, str], dropped: Dropped) -> dict[str, tuple[str, Cut]]:
-        """For each utterance, its recording and the part of that."""
+        """The recording of each utterance, and its part of the recording."""
         if not (self.folder / SEGMENTS).is_file():
             return {recording: (recording, WHOLE) for recording in recordings}
         cuts = {}

@@ -316,7 +316,7 @@ def _segments(
     start, end = _ends(file, where, cut)
     count, part, slack = _parts(file, max_seconds, end - start)
     longest = part + slack
-    # A file of unknown length is read in small steps: only beyond the longest segment is it cut.
+    # A file of unknown length is read in small steps, and cut only if it exceeds the longest segment.
     blocks = _blocks(file, where, cut, part if count else max(1, slack))
     held_nc: NDArray[np.float32] | None = None
     try:

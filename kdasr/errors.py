@@ -20,7 +20,7 @@
     ├── RankLostError           another process of the job has ended
     └── ExportError             an exported model does not agree with the original
 
-A message says what is wrong and where, what was expected, what came, and what to do.
+A message says what is wrong and where, what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _GPU_BLOCK_FRAMES = 8_192
 
 
 def feature_hash() -> str:
-    """A hash of this definition of the features, which tells apart labels and models made with another."""
+    """A hash of the definition of the features, to detect labels and models made with another one."""
     definition = {
         "kind": "kaldi-fbank",
         "sample_rate_hz": SAMPLE_RATE_HZ,

@@ -132,7 +132,7 @@ class Stream:
             self.lead_share = self.joined_share = 0.0  # the student's output frames are unknown
         if self.units is not None and not _spell_words_apart(self.units, self._spoken):
             self.joined_share = 0.0
-        # Batches are cut for the longest audio, that at the slowest speed, and for what is added around it.
+        # Batches are sized for the slowest speed, i.e. the longest audio, plus what is added around it.
         slowest, tail = min(self.speeds), TAIL_FRAMES if self.tail_share else 0
         before = self.lead_share * LONGEST_LEAD_FRAMES / 2 + self.joined_share * LONGEST_PAUSE_FRAMES / 4
         around = round(before) + tail

@@ -141,8 +141,9 @@ def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tenso
     With CTC, a model may emit the first unit of every utterance in its first frame, which is easy to tell
     apart and in which it sees what follows: the rest of a streaming student's chunk, or everything in a
     teacher. Some models learn this before they can recognise anything, and never unlearn it: a student then
-    guesses what is beyond the chunk, and labels of such a teacher make it do so (docs/distillation.md).
-    Units once emitted where they are heard stay there, so this loss may fade out.
+    guesses what follows its chunk, and the labels of such a teacher make any student guess
+    (docs/distillation.md). Once units are emitted where they are heard, they stay there, so this loss may
+    fade out.
 
     Args:
         output: of the student.

@@ -212,8 +212,8 @@ def run_stages(
 
     `key` applies to every stage that has it or, if none has, to every stage that `takes` it: if some
     recipes have a key, others may lack it on purpose. A stage keeps its value if run.yaml sets the key
-    for it (`set:`), or if its recipe overrides that of a base that is another stage's recipe: the value
-    is what makes the stage different. `stage.key` applies to the one stage of that name (or recipe),
+    for it (`set:`), or if its recipe overrides the key of a base that is another stage's recipe: the
+    value distinguishes the stage. `stage.key` applies to the one stage of that name (or recipe),
     whatever else is set, and to stages based on that recipe unless they have a value of their own.
 
     Raises:
@@ -348,7 +348,7 @@ def _checked(construct: Callable[..., Any], path: Path) -> Callable[..., Any]:
 
 
 def _parse(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The YAML's top level, merged over that of its `base`, without building anything.
+    """The YAML's top level, merged over its base's, without building anything.
 
     Raises:
         ConfigError: it cannot be read, or it is its own base.

@@ -164,7 +164,7 @@ class Scoreboard:
         return self._write({**self._identity(name), MISSING: reason}, None)
 
     def _add_teacher(self, name: str, source: TeacherSource) -> dict[str, Any]:
-        """Write the row of a pretrained teacher. Its size is that of its weights, and its speed is not
+        """Write the row of a pretrained teacher. Its size is its weights' size, and its speed is not
         measured. Its spikes cannot be compared, since its frames and units are its own."""
         teacher = source.load(self.device)
         if teacher.level != "frame":

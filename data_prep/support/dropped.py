@@ -21,7 +21,7 @@ _TAG = re.compile(r"[\[({<]\s*\w[^\])}>]*[\])}>]")
 
 @dataclass(slots=True)
 class Dropped:
-    """Filled by a corpus while it yields utterances; written beside the shards afterwards.
+    """What was left out or changed: filled while a corpus yields utterances, then written beside the shards.
 
     Attributes:
         items: file or key of what was left out, and why.

@@ -23,7 +23,7 @@ def parse_settings(settings_class: type[SettingsT], values: Mapping[str, Any], w
     Numbers may be given as text, and lists as text with commas, as on a command line.
 
     Raises:
-        ConfigError: an unknown setting, a value of the wrong type, or one that the class refuses.
+        ConfigError: an unknown setting, a value of the wrong type, or a value that the class refuses.
     """
     known = {field.name for field in dataclasses.fields(settings_class)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
