@@ -1,11 +1,10 @@
-"""Shards, a model, losses and a schedule in; the best checkpoint as a model folder out.
+"""Train a model on shards, with losses and a schedule, and write the best checkpoint as a model folder.
 
-One loop for teachers and students: what is trained, on which streams of batches, with which losses
-and online teachers all arrive as arguments. SpeechBrain's Brain runs the steps and keeps the
-checkpoints.
+Teachers and students share one loop: the model, the streams of batches, the losses and the online
+teachers are all arguments. SpeechBrain's Brain runs the steps and manages the checkpoints.
 
-Each step seeds torch from (seed, step) and reads the batch of that step number, so training that was
-killed and resumed gives the same losses, to the bit, as training that was not (with as many threads).
+Each step seeds torch from (seed, step) and reads the batch of that step number, so a run that was killed
+and resumed gives bit-identical losses to an uninterrupted one (with the same number of threads).
 """
 
 from kdasr.training.optimisation import Optimisation

@@ -1,4 +1,4 @@
-"""The weights of a training run in, their moving average beside them."""
+"""A moving average of a model's weights during training."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class WeightAverage(nn.Module):
-    """An exponential moving average of a model's parameters (Polyak & Juditsky 1992): a model of many
-    steps, without their noise, in place of that of the last step.
+    """An exponential moving average of a model's parameters (Polyak & Juditsky 1992), which averages out
+    the noise of single steps.
 
     Args:
-        model: on its device, with its first weights.
-        decay: of the average; in the first steps it is at most (1 + step) / (10 + step), so that the
-            first weights do not linger.
+        model: the model on its device, with its initial weights.
+        decay: decay of the average; in the first steps at most (1 + step) / (10 + step), so that the
+            initial weights are soon forgotten.
     """
 
     steps: Tensor
@@ -34,7 +34,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Called after each step of the optimiser."""
+        """Move the average towards the weights; called after each optimiser step."""
         self.steps += 1
         step = int(self.steps)
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -42,7 +42,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's weights and their average; twice is never."""
+        """Swap the model's weights and their average; a second call undoes the first."""
         for weight, average in zip(self._weights, self._averages, strict=True):
             before = weight.detach().clone()
             weight.copy_(average)

@@ -1,4 +1,4 @@
-"""SpeechBrain's loop around a step: optimiser, checkpoints, looks at the dev set, progress, log."""
+"""SpeechBrain's loop around a step: optimiser, checkpoints, dev set evaluation, progress, log."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ from speechbrain.utils.epoch_loop import EpochCounter  # noqa: E402
 
 logging.getLogger("speechbrain").setLevel(logging.WARNING)
 
-# Between two lines of progress where there is no terminal for a bar.
+# Interval between two progress lines if there is no terminal for a progress bar.
 QUIET_S = 60.0
-# Of the model that a training began with, in the meta of its checkpoint; "wer" is of what it learnt.
+# Checkpoint meta key for the dev WER of the initial model; that of trained weights is under "wer".
 _START_WER = "start_wer"
-# Of fp16's scale, which each gradient that overflows halves from 65,536: what still does then is no overflow.
+# Each overflowing gradient halves fp16's scale, initially 65,536; after so many, overflow is not the cause.
 _MOST_HALVINGS = 24
 Outputs = tuple[ModelOutput, dict[str, Tensor]]
 
 
 class _Mean:
-    """Of the losses that are finite; not a number where there is none, of which people read "–"."""
+    """The mean of the finite losses; NaN, printed as "–", if there are none."""
 
     def __init__(self, total: float = 0.0, count: int = 0) -> None:
         self.total, self.count = total, count
@@ -70,7 +70,7 @@ class _Mean:
 
 
 class _Loader(DataLoader[Any]):
-    """A DataLoader that raises what its workers came upon; torch would put their traceback before it."""
+    """A DataLoader that raises errors returned by its workers; torch would prepend a worker's traceback."""
 
     def __iter__(self) -> Any:
         for item in super().__iter__():
@@ -80,9 +80,9 @@ class _Loader(DataLoader[Any]):
 
 
 class CtcBrain(sb.Brain):
-    """The steps of a `Training`; an epoch is the interval between two looks at the dev set.
+    """The steps of a `Training`; an epoch is the interval between two dev set evaluations.
 
-    Each rank runs one of these over its part of every step; the first one writes and speaks.
+    Each rank runs its own instance on its part of every step; only rank 0 writes files and messages.
     """
 
     def __init__(self, training: Training, step: Step) -> None:
@@ -94,7 +94,7 @@ class CtcBrain(sb.Brain):
         self.ranks = ranks()
         self.names = [f"{stream}/{name}" for stream, terms in training.losses.items() for name in terms]
         self.unread: deque[StepNews] = deque()
-        self.steps_not_taken = 0  # in a row, up to the last one
+        self.steps_not_taken = 0  # consecutively, up to the latest step
         self.train_mean, self.dev_mean = _Mean(), _Mean()
         self.said_at = time.monotonic()
         super().__init__(
@@ -121,7 +121,7 @@ class CtcBrain(sb.Brain):
         if optimisation.ema_decay > 0:
             self.average = WeightAverage(step.student, optimisation.ema_decay)
             self.checkpointer.add_recoverable("average", self.average)
-        # Read a step late on a GPU: to ask for a loss is to wait until everything before it is done.
+        # On a GPU, losses are read one step late: reading one waits for all work queued before it.
         self.steps_unread = 1 if self.device_type == "cuda" else 0
 
     @property
@@ -130,8 +130,8 @@ class CtcBrain(sb.Brain):
         return (self.counter.current - 1) * self.interval
 
     def steps_to_look(self) -> range:
-        """From where the run stands to its next look at the dev set. None are left where it was killed
-        during the look, with a checkpoint of the step before."""
+        """Steps left until the next dev set evaluation; none if the run was killed during that evaluation
+        and its checkpoint is of the last step before it."""
         return range(self.epoch_start + self.step, min(self.epoch_start + self.interval, self.last_step))
 
     def train_on(self, batches: ScheduledBatches) -> None:
@@ -162,7 +162,7 @@ class CtcBrain(sb.Brain):
             one_epoch,
             batch_size=None,
             sampler=self.ranks.share(range(len(one_epoch))),
-            # Workers end with each look, and what they would keep with them.
+            # Workers end with each evaluation, and anything they have cached is lost.
             num_workers=0 if self.training.dev.fits_cache else self.training.num_workers,
         )
         self.ranks.wait()
@@ -176,8 +176,9 @@ class CtcBrain(sb.Brain):
             self.fit(self.counter, loader, self.dev)
 
     def _so_far(self) -> dict[str, float]:
-        """What a run that goes on has to know. Else it would tell the losses since then for those since the
-        last look, and a job that is begun again until it ends would pass as many bad steps more each time."""
+        """Counts that a resumed run needs: without them its mean loss would cover only the steps since the
+        checkpoint, and a job that is restarted until it ends could skip `nonfinite_patience` bad steps anew
+        after each restart."""
         mean = self.train_mean
         return {"steps_not_taken": self.steps_not_taken, "loss_total": mean.total, "losses": mean.count}
 
@@ -187,11 +188,11 @@ class CtcBrain(sb.Brain):
         self.train_mean = _Mean(so_far.get("loss_total", 0.0), int(so_far.get("losses", 0)))
 
     def recover_best(self) -> dict[str, Any]:
-        """Load the weights with the lowest dev WER (the later of equals); its facts.
+        """Load the weights with the lowest dev WER (the latest of equals) and return their checkpoint's meta.
 
-        Those that the training began with stay where all later ones have more errors by more than chance, a
-        standard error: of a dev set of a few hundred words, two errors more would decide against most
-        trainings that make fewer on a test.
+        The initial weights are kept only if all later ones have more errors by more than a standard error:
+        on a dev set of a few hundred words, two more errors would otherwise reject most runs that make
+        fewer errors on a test set.
         """
         checkpoint = self.checkpointer.find_checkpoint(min_key="wer")
         start = self.checkpointer.find_checkpoint(min_key=_START_WER)
@@ -207,7 +208,7 @@ class CtcBrain(sb.Brain):
         self._check_ranks()
         begins = self.optimizer_step == 0
         if self.ranks.first:
-            # In the middle of an epoch, or at its end, its look is still to come.
+            # Within an epoch, or at its end, its evaluation is still to come.
             self.log.cut(self.optimizer_step, with_look=self.step == 0 and not begins)
         if self.optimizer_step == self.last_step and self.step == 0:
             self._say(f"all {self.last_step} steps are done already")
@@ -215,34 +216,34 @@ class CtcBrain(sb.Brain):
             self._say(f"goes on after step {self.optimizer_step}/{self.last_step}")
         self.progress.update(self.task, completed=self.optimizer_step)
         if begins and self.training.start is not None:
-            # What the steps have to improve on, and what is kept where all they make is worse.
+            # The baseline that training has to improve on; it is kept if all later weights are worse.
             self._fit_valid(self.dev, epoch=self.counter.current, enable=False)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         self.hypotheses: list[str] = []
         self.references: list[str] = []
         self.said_at_once = 0
-        if stage == sb.Stage.TRAIN and self.step == 0:  # else the run goes on in the middle
+        if stage == sb.Stage.TRAIN and self.step == 0:  # else the run resumes within an epoch
             self.train_mean = _Mean()
         if stage == sb.Stage.VALID:
             self.dev_mean = _Mean()
-            # Not what the last step left: a run that is resumed here has made none.
+            # Set here, since a run resumed at this point has not run a step that sets it.
             self.step_module.progress = self.optimizer_step / self.last_step
             self._swap_average()
 
     def _swap_average(self) -> None:
-        """Exchange the weights and their average, which is what is measured and what becomes the model."""
+        """Swap the weights and their average: the average is evaluated and becomes the model."""
         if self.average is not None:
             self.average.swap()
 
     def fit_batch(self, batch: list[Batch]) -> Tensor:
-        """One step: this rank's batches, then the sum of the gradients of all ranks.
+        """One step: run this rank's batches, then sum the gradients over all ranks.
 
-        The loss of a step is the mean over its batches; each batch draws its random numbers from its
-        position, so it is the same step whichever ranks run its batches.
+        The loss of a step is the mean over its batches. Each batch is seeded by its position, so the step
+        is the same whichever ranks run its batches.
 
         Raises:
-            TrainingError: the memory of the device does not hold a batch.
+            TrainingError: a batch does not fit into the memory of the device.
         """
         try:
             return self._take_step(batch)
@@ -263,7 +264,7 @@ class CtcBrain(sb.Brain):
         self.step_module.progress = step / self.last_step
         positions = self.steps.positions(step)
         sums = StepSums(self.names, self.device)
-        # One region for all batches, or autocast would turn the same weights into 16 bits for each of them.
+        # One context for all batches, or autocast would cast the same weights to 16 bits for each batch.
         with self.training_ctx:
             for position, part in zip(positions, batch, strict=True):
                 torch.manual_seed(step_seed(self.training.seed, position))
@@ -275,7 +276,7 @@ class CtcBrain(sb.Brain):
                     self.scaler.scale(loss / self.optimisation.accumulate).backward()
                 loss = loss.detach()
                 sums.add(loss, outputs[1])
-                del outputs  # of every layer: else they stay until the next batch has its own
+                del outputs  # of every layer; else they use memory until the next batch replaces them
         keys = [key for one in batch for key in one.keys]
         news = StepNews(step, keys, sums.values.clone())
         self.gradients.finish(sums.values)
@@ -289,15 +290,15 @@ class CtcBrain(sb.Brain):
         return loss
 
     def optimizers_step(self) -> None:
-        """As SpeechBrain's, which clips the gradients of the first parameter group alone: Muon has two.
+        """As SpeechBrain's, but clip all parameter groups: it clips only the first, and Muon has two.
 
-        A step whose gradient is not finite is not taken. All ranks see the same sum, so all leave it out.
+        A step whose gradient is not finite is skipped. All ranks see the same sum, so all skip it.
         """
         parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimisation.max_gradient_norm)
         is_finite = bool(norm.isfinite())
-        if is_finite or self.scaler.is_enabled():  # the scaler of fp16 looks for itself, and learns from it
+        if is_finite or self.scaler.is_enabled():  # fp16's scaler checks for itself, to adapt its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.steps_not_taken = 0 if is_finite else self.steps_not_taken + 1
@@ -305,11 +306,11 @@ class CtcBrain(sb.Brain):
         self.optimizer_step += 1
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> Outputs:
-        # Audio without transcripts is the other stream.
+        # A batch's transcripts, or their absence, tell which stream it is from.
         stream = "labelled" if batch.tokens_bu is not None else "unlabelled"
         if stage != sb.Stage.TRAIN:
             stream = DEV
-            # Some losses draw: the same of each batch, whichever rank looks at it.
+            # Some losses draw random numbers: seed them so that a batch gets the same on any rank.
             seed = step_seed(self.training.seed, f"{DEV}/{self.optimizer_step}/{batch.keys[0]}")
             torch.manual_seed(seed)
         output, terms = self.modules["step"](batch.to(self.device, non_blocking=True), stream)
@@ -324,19 +325,19 @@ class CtcBrain(sb.Brain):
         return torch.stack(list(terms.values())).sum()
 
     def update_average(self, loss: Tensor, avg_loss: float) -> float:
-        """The mean so far; in training it is kept by `_read`, which may be a step behind."""
+        """The mean so far; in training `_read` updates it, which may be a step behind."""
         if self.modules.training:
             return self.train_mean.value
         self.dev_mean.add(float(loss))
         return self.dev_mean.value
 
     def _read(self, keep: int) -> None:
-        """Log the steps whose losses are due, and look whether they are finite."""
+        """Log all but the last `keep` steps, and check that their losses are finite."""
         while len(self.unread) > keep:
             news = self.unread.popleft()
             loss, terms = means(self.names, news.arrived())
             step = news.step + 1
-            # In fp16 a gradient may overflow, and the scale is halved; no step is lost by the audio's fault.
+            # An fp16 gradient may overflow, which halves the scale; the audio of such a step is not to blame.
             patience = _MOST_HALVINGS if self.scaler.is_enabled() else 0
             if math.isfinite(loss) and news.steps_not_taken <= patience:
                 self.train_mean.add(loss)
@@ -349,7 +350,7 @@ class CtcBrain(sb.Brain):
             self._say_now_and_then(step)
 
     def _say_now_and_then(self, step: int) -> None:
-        """Where there is no terminal for a bar, and no look at the dev set has said anything for a while."""
+        """Print a progress line if there is no terminal for a bar and nothing was printed for a while."""
         if self.progress.console.is_terminal or time.monotonic() - self.said_at < QUIET_S:
             return
         left_s = self.progress.tasks[0].time_remaining
@@ -358,15 +359,15 @@ class CtcBrain(sb.Brain):
 
     def _say(self, text: str) -> None:
         if self.ranks.first:
-            # Not broken at 80 columns where it goes into a file.
+            # Soft wrap, so that lines are not broken at 80 columns in a file.
             self.progress.console.print(f"{self.training.name}: {text}", markup=False, soft_wrap=True)
         self.said_at = time.monotonic()
 
     def _not_finite(self, news: StepNews, loss: float, terms: dict[str, float]) -> dict[str, Any]:
-        """What the log says of a step that was not taken.
+        """The log entry of a step that was skipped.
 
         Raises:
-            NonFiniteLossError: it is one too many in a row, or it was taken.
+            NonFiniteLossError: it is one too many in a row, or it was not skipped.
         """
         own_loss, _ = means(self.names, news.own_values.cpu())
         suspects = self.ranks.gather([] if math.isfinite(own_loss) else news.keys)
@@ -390,7 +391,7 @@ class CtcBrain(sb.Brain):
         return {"step": news.step + 1, "left_out": keys, "not_finite": not_finite}
 
     def _check_ranks(self) -> None:
-        """All ranks go on from the same step, which they do if they see the same checkpoints."""
+        """Check that all ranks start at the same step, as they do if they see the same checkpoints."""
         steps = self.ranks.gather(self.optimizer_step)
         if len(set(steps)) > 1:
             raise ConfigError(
@@ -401,14 +402,14 @@ class CtcBrain(sb.Brain):
             )
 
     def _wrap_distributed(self) -> None:
-        """Nothing: `kdasr.training.sums` says why."""
+        """Do nothing; `kdasr.training.sums` says why."""
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
-        """By steps alone, which all ranks count alike; SpeechBrain's would ask the first in each step."""
+        """By steps alone, which all ranks count alike; SpeechBrain's version asks rank 0 in each step."""
         return 0 < self.optimisation.checkpoint_every <= steps_since_ckpt
 
     def _save_intra_epoch_ckpt(self) -> None:
-        # What is not finite for too long ends the run, and must not be saved: every loss must be known.
+        # Read every loss first: a run that ends because losses are not finite must not save its weights.
         self._read(keep=0)
         if self.ranks.first:
             super()._save_intra_epoch_ckpt()
@@ -442,7 +443,7 @@ class CtcBrain(sb.Brain):
                 f"{early} of {count} dev utterances begin with a unit in their first output frame, heard "
                 'or not (docs/distillation.md, "The first unit")'
             )
-        # Kept are the best one, the latest one, to go on from, and what the training began with.
+        # Keep the best checkpoint, the latest, to resume from, and that of the initial model.
         name = "wer" if step else _START_WER
         meta = {name: wer, "errors": counts.errors, "step": step}
         self.checkpointer.save_and_keep_only(meta=meta, num_to_keep=1, min_keys=["wer", _START_WER])
@@ -458,7 +459,7 @@ class CtcBrain(sb.Brain):
 
 
 def _more_by_more_than_chance(errors: int, others: int) -> bool:
-    """Whether there are more errors than others by more than a standard error of two counts."""
+    """Whether `errors` exceeds `others` by more than the standard error of the difference of two counts."""
     return errors - others > math.sqrt(errors + others)
 
 

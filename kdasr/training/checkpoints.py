@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, whenever the process that writes them is killed."""
+"""Checkpoints that are written atomically, whenever the process that writes them is killed."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, ckpt_recency
 from speechbrain.utils.distributed import MainProcessContext  # noqa: E402
 
 _UNFINISHED = "unfinished+"
-# What torch says where the system did not take what it wrote; it names no reason.
+# torch's messages for a failed write; they name no reason.
 _NOT_WRITTEN = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 class WholeCheckpoints(Checkpointer):
-    """SpeechBrain's checkpoints, written under another name and then renamed, likewise before they are
-    deleted: SpeechBrain itself makes the file that says "here is a checkpoint" first.
+    """SpeechBrain's checkpoints, but written under a temporary name and then renamed, and renamed before
+    they are deleted: SpeechBrain itself writes the file that marks a checkpoint first.
 
     Only the first process of a job may call `save_and_keep_only`; the others need not wait for it.
     """
 
     def save_and_keep_only(self, *arguments: Any, **settings: Any) -> None:
-        """As SpeechBrain's, without a word to other processes."""
+        """As SpeechBrain's, without synchronising with other processes."""
         with MainProcessContext():
             super().save_and_keep_only(*arguments, **settings)
 
     def save_checkpoint(self, meta: Mapping[str, Any] | None = None, **settings: Any) -> Checkpoint:
-        """As SpeechBrain's; the checkpoint is on the disk before it has its name, and later than all
-        others, whatever the clock says.
+        """As SpeechBrain's, but the checkpoint is flushed to disk before it is renamed, and dated later than
+        all others, whatever the clock says.
 
         Raises:
-            TrainingError: it cannot be written, which is mostly a full disk; nothing of it is left.
+            TrainingError: it cannot be written, usually because the disk is full; nothing of it is left.
         """
         try:
             return self._save_whole(meta, **settings)
         except (OSError, RuntimeError) as error:
             if not isinstance(error, OSError) and not any(words in str(error) for words in _NOT_WRITTEN):
                 raise
-            # As it was when the disk refused: what is there of the checkpoint is not removed yet.
+            # Measured when the write failed, before the partial checkpoint is removed.
             free = _free_text(self.checkpoints_dir)
             with contextlib.suppress(OSError):
                 self.remove_unfinished()
@@ -70,7 +70,7 @@ class WholeCheckpoints(Checkpointer):
         return Checkpoint(whole, unfinished.meta, files)
 
     def remove_unfinished(self) -> None:
-        """Remove what killed processes left."""
+        """Remove partial checkpoints left by killed processes."""
         for folder in self.checkpoints_dir.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(folder)
 
@@ -86,7 +86,7 @@ class WholeCheckpoints(Checkpointer):
         ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
         **_: Any,
     ) -> None:
-        """Delete all but the `num_to_keep` best by each of `min_keys` and the latest as many."""
+        """Delete all but the `num_to_keep` best by each of `min_keys` and the `num_to_keep` latest."""
         orders = [{"importance_key": ckpt_recency}, *({"min_key": key} for key in min_keys)]
         listed: set[Path] = set()
         kept: set[Path] = set()
@@ -104,7 +104,7 @@ class WholeCheckpoints(Checkpointer):
 
 
 def _free_text(folder: Path) -> str:
-    """The room that is left for files in `folder`, for people."""
+    """The free disk space in `folder`, as text."""
     try:
         free_bytes = shutil.disk_usage(folder).free
     except OSError:

@@ -1,4 +1,4 @@
-"""A model's layers through torch.compile and back."""
+"""torch.compile for a model's layers, during training."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _FOR_FIXED_SHAPES = ("triton.coalesce_tiling_analysis", "triton.mix_order_reduct
 
 @contextmanager
 def compiled(model: Any, wanted: bool) -> Iterator[None]:
-    """Inside, the layers of `model` are compiled if that is wanted (of a model without `layers`, the whole).
+    """Compile the layers of `model` within the context if `wanted` (the whole model if it has no `layers`).
 
-    Layer by layer, since they share one graph, which is compiled in a fraction of the time of a whole
-    model and survives what a model decides in Python; hooks on the layers stay outside. Lengths are
-    dynamic, or each new one would be compiled anew. In training alone: a look at the dev set would cost
-    as many graphs again.
+    Layers are compiled one by one because they share one graph: it compiles in a fraction of the time of
+    the whole model and is not broken by the model's Python control flow; hooks on the layers stay outside.
+    Lengths are dynamic, or each new one would be compiled anew. Only training is compiled: evaluation
+    would need as many graphs again.
     """
     places = [(layer, "forward") for layer in getattr(model, "layers", ())] or [(model, "offline")]
     if not wanted:
         yield
         return
-    import torch._inductor.config  # takes a second, which only those should wait who compile
+    import torch._inductor.config  # takes a second, so only if it is needed
 
     for place, name in places:
         setattr(place, name, _in_training(place, getattr(place, name)))
     try:
-        # Masks of two shapes, batches of one utterance or more, and for a Zipformer its stacks and chunk
-        # sizes: after eight graphs torch would run everything else uncompiled. What is switched off is for
-        # fixed shapes only: with lengths that vary, torch 2.11 fails in both on a GPU.
+        # Two mask shapes, batches of one or several utterances, and a Zipformer's stacks and chunk sizes
+        # each need graphs: after eight, torch would run the rest uncompiled. The passes switched off are
+        # for fixed shapes only: with varying lengths, torch 2.11 fails in both on a GPU.
         known = torch._inductor.config.get_config_copy()
         fixed_shapes_only = {name: False for name in _FOR_FIXED_SHAPES if name in known}
         with (
@@ -52,7 +52,7 @@ def _in_training(place: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: Tensor, *others: Any) -> Any:
         if not place.training:
             return plain(x, *others)
-        # To the first layer frames come transposed, which would be another graph.
+        # The first layer's input is transposed in memory, which would need another graph.
         return fast(x.contiguous(), *others)
 
     return run

@@ -1,4 +1,4 @@
-"""A folder of checkpoints in, no other training in it: two would damage each other."""
+"""A lock on a checkpoint folder, since two trainings in one folder would damage each other."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _held: set[int] = set()
 
 @contextmanager
 def used_alone(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of `folder` while this lasts, wherever they run.
+    """Keep other trainings out of `folder` within the context, on whichever machine they run.
 
-    The system lets go of the lock when this process ends, however it ends; the file stays, and means
-    nothing. On a file system without locks nobody is kept out, which is said on stderr.
+    The system releases the lock when this process ends, however it ends; the file remains, but without
+    meaning. On a file system without locks no training is kept out; stderr says so.
 
     Raises:
         TrainingError: another training uses the folder.
-        OSError: the folder is not there or may not be written.
+        OSError: the folder does not exist or is not writable.
     """
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
@@ -56,8 +56,8 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _let_go_in_copies() -> None:
-    """Workers that load batches are copies of this process, and would hold its lock for some seconds after
-    it was killed."""
+    """Release the lock in forked DataLoader workers, which would hold it for some seconds after this process
+    was killed."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

@@ -1,7 +1,7 @@
-"""Parameters in, an optimiser out: Muon for the matrices of hidden layers, AdamW for the rest.
+"""Optimisers: Muon for the matrices of hidden layers, AdamW for the rest, or AdamW for all.
 
-On the recipes here Muon takes a fraction of AdamW's steps to the same error rate. Its small matrix products
-are a tenth of a step of a small model on a CPU, and next to nothing on a GPU.
+On kdasr's recipes Muon reaches the same error rate in a fraction of AdamW's steps. Its small matrix
+products take a tenth of the step time of a small model on a CPU, and next to nothing on a GPU.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ OptimiserKind = Literal["muon", "adamw"]
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon, which orthogonalises in float32 where there is a CPU.
+    """torch's Muon, but orthogonalising in float32 on a CPU.
 
-    torch rounds to bfloat16 whatever the device, with which small products take twice as long on a CPU,
-    even on one that has instructions for it.
+    torch rounds to bfloat16 on any device, which makes small matrix products take twice as long on a CPU,
+    even on one with bfloat16 instructions.
     """
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int = 5) -> Tensor:
-    """(M, N) with its singular values moved to about 1 by Newton-Schulz steps (Jordan et al. 2024)."""
+    """`matrix` (M, N) with singular values moved to about 1 by Newton-Schulz steps (Jordan et al. 2024)."""
     a, b, c = coefficients
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / wide.norm().clamp_min(1e-7)
@@ -62,19 +62,19 @@ def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int = 5
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) and AdamW, stepped as one, with one state.
+    """Muon (Jordan et al. 2024) and AdamW as one optimiser with one state.
 
-    Muon orthogonalises the momentum of a matrix, so that every direction of it learns at one rate;
-    its update is scaled to the root mean square of AdamW's (arXiv 2502.16982, eq. 4), and both
-    follow one learning rate.
+    Muon orthogonalises a matrix's momentum, so that all its directions learn at the same rate. Its update
+    is scaled to the root mean square of AdamW's (arXiv 2502.16982, eq. 4), and both share one learning
+    rate.
 
     Args:
         matrices: parameters of two axes, for Muon.
         others: biases, norms, convolutions, output layers, for AdamW.
         lr: learning rate of both.
-        weight_decay: of both, decoupled.
-        betas: of AdamW.
-        momentum: of Muon.
+        weight_decay: decoupled weight decay of both.
+        betas: AdamW's betas.
+        momentum: Muon's momentum.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        # The very dicts of the two, so that a learning rate set here reaches them.
+        # The same dict objects, so that a learning rate set here reaches both optimisers.
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both; `closure` recomputes the loss, as torch's optimisers allow."""
+        """One step of both; `closure`, if given, recomputes the loss as in torch's optimisers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -125,17 +125,17 @@ class MuonAdamW(torch.optim.Optimizer):
 def make_optimiser(
     modules: nn.Module, kind: OptimiserKind, *, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
-    """An optimiser for all parameters of `modules`, at learning rate 0: the schedule sets it.
+    """An optimiser for all trainable parameters of `modules`, at learning rate 0 until the schedule sets it.
 
-    Under "muon" the matrices of every Linear go to Muon, but for output layers (named `head`), whose
-    rows are classes and not directions of a hidden space.
+    With "muon", the matrix of every Linear goes to Muon, except for output layers (named `head`), whose
+    rows are classes rather than directions of a hidden space.
 
     Raises:
         ConfigError: there is no matrix for Muon.
     """
     every = [parameter for parameter in modules.parameters() if parameter.requires_grad]
     if kind == "adamw":
-        fused = every[0].is_cuda or None  # one kernel in place of a dozen
+        fused = every[0].is_cuda or None  # one kernel instead of a dozen
         return torch.optim.AdamW(every, lr=0.0, betas=betas, weight_decay=weight_decay, fused=fused)
     matrices = {
         module.weight

@@ -1,4 +1,4 @@
-"""How the weights move: step numbers in, learning rates out."""
+"""The settings of the optimisation, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdasr.training.muon import OptimiserKind
 from kdasr.training.phases import Phase, rate_in_phases, read_phases
 
 _PRECISIONS = ("fp32", "bf16", "fp16")
-# What must be a whole number, or where the least is a fraction any number, and the least it may be.
+# The least value of each numeric setting; a setting whose least value is an int must be a whole number.
 _LEAST: dict[str, float] = {
     "steps": 1,
     "eval_every": 1,
@@ -26,7 +26,7 @@ _LEAST: dict[str, float] = {
     "ema_decay": 0.0,
     "phase_decay": 0.0,
 }
-# What else they must be: said, and checked.
+# Further conditions: the text for error messages, and the check.
 _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "betas": (
         "two numbers from 0 to less than 1",
@@ -42,29 +42,29 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclass(slots=True, kw_only=True)
 class Optimisation:
-    """How the weights move.
+    """How the weights are optimised.
 
     Attributes:
         steps: training steps in all, of `accumulate` batches each.
-        eval_every: steps between two looks at the dev set, each with a checkpoint.
+        eval_every: steps between two dev set evaluations, each with a checkpoint.
         checkpoint_every: steps between two further checkpoints for resuming; 0 for none.
-        peak_learning_rate: reached after `warmup_steps`, linearly; then a cosine down to zero …
+        peak_learning_rate: reached linearly after `warmup_steps`, then a cosine down to zero …
         phases: … unless the learning rate goes through phases, `[{steps: 300, start: 0.003, end: 0.001,
-            shape: cosine}, …]` (see `kdasr.training.phases`), which come again until all steps are done …
-        phase_decay: … with rates so many times as high in each round as in the one before.
+            shape: cosine}, …]` (see `kdasr.training.phases`), repeated until all steps are done …
+        phase_decay: … with rates multiplied by this factor in each further round.
         optimiser: "adamw", or "muon" for the matrices of hidden layers and AdamW for the rest.
-        weight_decay: of all parameters, decoupled.
-        betas: of AdamW.
-        max_gradient_norm: gradients are scaled down to this norm.
-        nonfinite_patience: steps in a row whose gradient may be NaN or infinite: such a step is left out,
-            and the log names its utterances. One more ends the training.
+        weight_decay: decoupled weight decay of all parameters.
+        betas: AdamW's betas.
+        max_gradient_norm: gradients are scaled down to at most this norm.
+        nonfinite_patience: how many consecutive steps may have a NaN or infinite gradient. Such a step is
+            skipped, and the log names its utterances. One more ends the training.
         precision: "fp32", "bf16" or "fp16" (autocast).
         accumulate: batches whose mean gradient makes a step. The processes that `torchrun` starts
             share them, so the same recipe gives the same model on any number of GPUs up to this.
-        ema_decay: of a moving average of the weights, which is then what the dev set measures and what
+        ema_decay: decay of a moving average of the weights, which is then evaluated on the dev set and
             becomes the model; 0 for none.
         compile: run the model's layers through torch.compile: a minute or more at the beginning,
-            faster steps after it, on GPUs.
+            then faster steps, on GPUs.
     """
 
     steps: int
@@ -107,10 +107,10 @@ class Optimisation:
         self.phases = read_phases(self.phases)
 
     def check_shared_by(self, count: int, name: str) -> None:
-        """See that each of `count` processes has a part in every step of the training `name`.
+        """Check that each of `count` processes has a batch in every step of the training `name`.
 
         Raises:
-            ConfigError: a step has fewer batches than that.
+            ConfigError: a step has fewer than `count` batches.
         """
         if self.accumulate < count:
             raise ConfigError(
@@ -123,12 +123,12 @@ class Optimisation:
             )
 
     def idle_share(self, count: int) -> float:
-        """The part of the time of `count` processes that passes in waiting for those with one batch more."""
+        """The share of the time that `count` processes spend waiting for those with one batch more."""
         rounds = math.ceil(self.accumulate / count)
         return 1 - self.accumulate / (rounds * count)
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of step `step`, counted from 0."""
+        """The learning rate of step `step`, counted from 0."""
         if phases := read_phases(self.phases):
             return rate_in_phases(phases, self.phase_decay, step)
         if step < self.warmup_steps:

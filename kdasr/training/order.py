@@ -1,4 +1,4 @@
-"""Which batches make up which step, for which process, from where a run stands."""
+"""Which batches each process reads in each step, from the step at which a run starts or resumes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kdasr.schedule import ScheduledBatches
 
 
 class StepSampler(Sampler[int]):
-    """The numbers of the steps that are due, asked for anew in each epoch.
+    """The numbers of the remaining steps, determined anew in each epoch.
 
     Args:
-        steps: tells them.
+        steps: returns them.
     """
 
     def __init__(self, steps: Callable[[], range]) -> None:
@@ -31,17 +31,17 @@ class StepSampler(Sampler[int]):
 
 
 class RankSteps(Dataset[list[Batch] | KdasrError]):
-    """A rank's part of each step. Step n is made of the batches [n * accumulate, (n + 1) * accumulate),
+    """A rank's part of each step. Step n consists of the batches [n * accumulate, (n + 1) * accumulate),
     whatever the number of ranks; rank r of R has every R-th of them, from the r-th.
 
-    What is wrong with the data is given in their place: raised in a worker of a DataLoader it would come
-    with a traceback of torch's before it."""
+    Errors in the data are returned instead of batches: if they were raised in a DataLoader worker, torch
+    would prepend its traceback."""
 
     def __init__(self, batches: ScheduledBatches, accumulate: int, of: Ranks) -> None:
         self.batches, self.accumulate, self.of = batches, accumulate, of
 
     def positions(self, step: int) -> Sequence[int]:
-        """Which batches since the beginning of training."""
+        """This rank's batches in a step, counted from the beginning of training."""
         return self.of.share(range(step * self.accumulate, (step + 1) * self.accumulate))
 
     def __getitem__(self, step: int) -> list[Batch] | KdasrError:
@@ -52,7 +52,7 @@ class RankSteps(Dataset[list[Batch] | KdasrError]):
 
 
 class OneEpoch(Dataset[Batch | KdasrError]):
-    """The batches of a stream's first epoch, as a map-style dataset, or as above what is wrong."""
+    """The batches of a stream's first epoch, as a map-style dataset; returns errors as `RankSteps` does."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream

@@ -1,4 +1,4 @@
-"""Learning rates in phases, one after the other, for schedules in blocks."""
+"""Learning rates in consecutive phases, for schedules in blocks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Shape = Literal["linear", "exponential", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Some steps during which the learning rate goes from one value to another.
+    """Steps during which the learning rate goes from one value to another.
 
     Attributes:
         steps: how many.
         start: learning rate of the first step.
-        end: what it would be in the step after the last; None for `start` throughout.
-        shape: of the way: a line, equal factors, or half a cosine.
+        end: learning rate that the step after the last would have; None for `start` throughout.
+        shape: of the curve: linear, exponential (a constant factor per step), or half a cosine.
     """
 
     steps: int
@@ -41,7 +41,7 @@ class Phase:
             )
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of step `step` of this phase, from 0."""
+        """The learning rate of step `step` of this phase, counted from 0."""
         end = self.start if self.end is None else self.end
         share = step / self.steps
         if self.shape == "exponential":
@@ -69,8 +69,8 @@ def read_phases(entries: Sequence[Phase | Mapping[str, Any]]) -> tuple[Phase, ..
 
 
 def rate_in_phases(phases: Sequence[Phase], decay: float, step: int) -> float:
-    """Learning rate of step `step`: the phases in order, again and again, `decay` times as high in
-    each round as in the one before (arXiv 1904.01624 lowers it from block to block)."""
+    """The learning rate of step `step`: the phases repeat in order, and each round multiplies the rates by
+    `decay` (arXiv 1904.01624 lowers them from block to block)."""
     rounds, step = divmod(step, sum(phase.steps for phase in phases))
     for phase in phases:
         if step < phase.steps:

@@ -1,4 +1,4 @@
-"""Where a training stands in its data, written into every checkpoint and compared when it goes on."""
+"""A training's position in its data, written into every checkpoint and checked on resuming."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from kdasr.schedule import ScheduledBatches
 
 
 class Position:
-    """The steps done, and the shard and utterance that come next in each stream.
+    """The number of steps done, and the next shard and utterance of each stream.
 
-    The schedule finds all of it from the number of steps; it is written for people, and to notice when
-    the data under a checkpoint is no longer the same.
+    All of it follows from the number of steps; it is written for people to read, and to detect that the
+    data has changed since the checkpoint was written.
 
     Args:
         batches: the schedule.
-        batches_per_step: how many of them make a step.
+        batches_per_step: the number of batches in a step.
     """
 
     def __init__(self, batches: ScheduledBatches, batches_per_step: int) -> None:
         self._batches, self._batches_per_step = batches, batches_per_step
 
     def save(self, path: Path, steps_done: int, so_far: Mapping[str, float]) -> None:
-        """Write it as JSON, with what the loop has counted `so_far`."""
+        """Write the position as JSON, with the loop's counts `so_far`."""
         written = {**self._after(steps_done), "so_far": dict(so_far)}
         path.write_text(json.dumps(written, indent=1) + "\n")
 
     def check(self, path: Path) -> dict[str, float]:
-        """Compare what was written with where the schedule is after as many steps.
+        """Compare the stored position with that of the schedule after as many steps.
 
         Returns:
-            What the loop had counted by then; nothing in a checkpoint that does not say.
+            The loop's counts at that step; empty if the checkpoint has none.
 
         Raises:
-            TrainingError: the schedule goes on with other utterances than it would have then.
+            TrainingError: the schedule now continues with other utterances.
         """
         written = json.loads(path.read_text())
         so_far: dict[str, float] = written.get("so_far", {})
@@ -48,7 +48,7 @@ class Position:
                 where=path,
                 expected=written["streams"],
                 got=found["streams"],
-                # With other audio or settings the training would have begun anew.
+                # Other audio or settings cannot be the cause: the training would have started anew.
                 fix="Another release of kdasr or NumPy orders the same audio otherwise, or labels made anew "
                 "lack other utterances: bring those back, or train into another folder of checkpoints.",
             )

@@ -1,4 +1,4 @@
-"""A `Training` is all that decides a run; its `run` trains and writes the model."""
+"""`Training`: everything that determines a training run, and the method that runs it."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from kdasr.training_log import LOG_FILE
 FINGERPRINT_FILE = "fingerprint.txt"
 LEFT_OUT_FILE = "left_out.json"
 _OLD_LOG_FILE = f"{LOG_FILE}.old"
-# Settings of the optimisation with which the same steps are taken.
+# Settings of the optimisation that do not change the steps taken.
 _NO_MATTER = ("compile", "nonfinite_patience", "checkpoint_every")
-# What a folder of checkpoints holds, and no other.
+# All that a folder of checkpoints may hold.
 _OWN_FILES = (LOCK_FILE, FINGERPRINT_FILE, LEFT_OUT_FILE, f"{LOG_FILE}*", "CKPT*", "unfinished*", ".*")
 
 Watch = Callable[[AcousticModel, torch.device | str], dict[str, Any]]
@@ -47,27 +47,27 @@ Watch = Callable[[AcousticModel, torch.device | str], dict[str, Any]]
 
 @dataclass(slots=True, kw_only=True)
 class Training:
-    """Everything a training run is made of; `run` trains and writes the model.
+    """Everything that determines a training run; `run` trains and writes the model.
 
     Attributes:
-        name: of the model, for people.
-        model, units: what is trained and its classes.
+        name: of the model, for people to read.
+        model, units: the model to train, and its classes.
         streams: "labelled", "unlabelled" or both; features are normalised by the first of these.
         schedule: blocks of (stream, batches), repeated; see `ScheduledBatches`.
-        losses: for each stream, loss functions and their weights by name; those of "labelled" that ask for no
-            stored labels also measure the dev set, whether or not the schedule uses that stream.
-        dev: folder stream with transcripts, for selection.
-        dev_loss: measures the dev set where none of the losses does.
-        optimisation: how the weights move.
-        teachers: models that run beside the student, for the losses that ask for them by name.
-        augment: features to features, on training batches only; or None.
-        start: what the model's weights are, where it comes trained: its normalisation is left as it is, and
-            where every look at the dev set finds more errors by more than chance, so are its weights.
-        watch: the model and its device to more facts for the training log, at every look at the dev
-            set; it must draw no random numbers.
+        losses: for each stream, loss functions and their weights by name; those of "labelled" that need no
+            stored labels are also computed on the dev set, whether or not the schedule uses that stream.
+        dev: folder stream with transcripts, for selecting the best checkpoint.
+        dev_loss: computed on the dev set if none of the losses is.
+        optimisation: how the weights are optimised.
+        teachers: models that run beside the student, for the losses that request them by name.
+        augment: maps features to features, on training batches only; or None.
+        start: identifies the weights of a model that is already trained, else None. Its normalisation is
+            kept, and so are its weights if every dev set evaluation finds more errors by more than chance.
+        watch: maps the model and its device to further facts for the training log, at every dev set
+            evaluation; it must not draw random numbers.
         seed: of everything random.
         checkpoints: folder for checkpoints, the training log, and the names of utterances not used.
-        num_workers: processes that load batches beside training; 0 for none.
+        num_workers: processes that load batches during training; 0 for none.
         device: e.g. "cpu" or "cuda".
     """
 
@@ -90,9 +90,9 @@ class Training:
     device: str = "cpu"
 
     def run(self, out: Path, *, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Train (or go on where a killed run stopped) and write the model folder `out`.
+        """Train (or resume a killed run) and write the model folder `out`.
 
-        Processes that `torchrun` has started train together, and the first of them writes.
+        Processes started by `torchrun` train together; only rank 0 writes.
 
         Returns:
             Facts about the run: steps, dev WER, parameters.
@@ -101,10 +101,10 @@ class Training:
             RankLostError: another process of this training has ended.
             NonFiniteLossError: the loss or its gradient stayed NaN or infinite; checkpoints are kept.
             ConfigError: the schedule, the losses and the data do not fit each other.
-            TrainingError: another training uses the folder of checkpoints, the disk is full, or the memory
-                does not hold a batch.
+            TrainingError: another training uses the folder of checkpoints, the disk is full, or a batch
+                does not fit into memory.
         """
-        # Brings SpeechBrain in, for whose two seconds no other command should wait.
+        # Imported here because it imports SpeechBrain, which takes two seconds.
         from kdasr.training.brain import CtcBrain
 
         with joined() as ranks, contextlib.ExitStack() as held:
@@ -117,7 +117,7 @@ class Training:
             _check_apart(self.checkpoints, out)
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
-            # Before losses have weights, of which their text may tell.
+            # Before losses have weights, since a loss's description may depend on them.
             found, fingerprint = None, self.fingerprint()
             _check_all_alike(ranks.gather(fingerprint), self.name)
             if ranks.first:
@@ -125,7 +125,7 @@ class Training:
                 self._tell_what_is_heard(batches)
                 found = self._lock_checkpoints(held)
             ranks.wait()
-            # What is refused here has moved no checkpoints yet.
+            # An error raised here comes before any checkpoints are moved.
             step = self._first_step()
             try:
                 if ranks.first:
@@ -155,18 +155,19 @@ class Training:
             if ranks.first:
                 heard = {name: _described_audio(stream) for name, stream in self._used_streams().items()}
                 about = {"training": facts, "learned_from": heard, **(card or {})}
-                # No times in the card: the same training gives the same bytes, interrupted or not.
+                # The card has no times, so that the same training gives the same bytes, interrupted or not.
                 save_model(out, self.model, self.units, extra=about)
             ranks.wait()
             weights_sha256 = ranks.from_first(read_card(out)["weights_sha256"] if ranks.first else "")
         return {**facts, "weights_sha256": weights_sha256, "model": str(out)}
 
     def fingerprint(self) -> str:
-        """A hash of all that decides the course of training; checkpoints of another are not resumed."""
+        """A hash of everything that determines the course of training; only checkpoints with the same one
+        are resumed."""
         content = {
             "model": [type(self.model).__qualname__, self.model.config],
             "units": self.units.hash,
-            # The dev set too: it decides which checkpoint becomes the model.
+            # Includes the dev set, which decides which checkpoint becomes the model.
             "streams": {name: stream.fingerprint() for name, stream in self._all_streams().items()},
             "schedule": [list(block) for block in self.schedule],
             "losses": {name: _described(terms) for name, terms in self.losses.items()},
@@ -183,8 +184,8 @@ class Training:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def _first_step(self) -> Step:
-        """Everything that learns, with its first weights; a resumed run loads others over them."""
-        # A generated stream is never alone, for it says nothing of what audio is like.
+        """Everything that learns, with its initial weights, which a resumed run overwrites."""
+        # A generated stream, which says nothing about the statistics of audio, is never used alone.
         known = self.streams.get("labelled", self.streams.get("unlabelled"))
         statistics = feature_statistics(cast(Stream, known))
         if self.start is None:
@@ -199,7 +200,7 @@ class Training:
         return step
 
     def _tell_what_begins(self, ranks: Ranks) -> None:
-        """Say what is trained on which device, and how long the processes of a step wait for one another."""
+        """Print what is trained, on which device, and the time that processes spend waiting in each step."""
         parameters = count_parameters(cast(nn.Module, self.model))
         facts = [f"on {device_text(self.device)}", self.optimisation.precision, f"{parameters:,} parameters"]
         used = sorted({stream for stream, _ in self.schedule})
@@ -220,7 +221,7 @@ class Training:
             )
 
     def _tell_what_is_heard(self, batches: ScheduledBatches) -> None:
-        """Say how much audio each stream has, how often it is heard, and whose labels it has."""
+        """Print each stream's amount of audio, its number of passes, and its teachers if it has several."""
         read = batches.batches_before(self.optimisation.steps * self.optimisation.accumulate)
         for name, stream in self._used_streams().items():
             audio = f"{duration(stream.seconds)} in {counted(len(stream.items), 'utterance')}"
@@ -234,13 +235,13 @@ class Training:
                 )
 
     def _used_streams(self) -> dict[str, Stream]:
-        """Those of the schedule that are of audio."""
+        """The streams in the schedule that read audio."""
         used = {name: self.streams[name] for name in sorted({name for name, _ in self.schedule})}
         return {name: stream for name, stream in used.items() if isinstance(stream, Stream)}
 
     def _lock_checkpoints(self, held: contextlib.ExitStack) -> str | None:
-        """Keep other trainings out of a folder of checkpoints that is there, as long as `held` lasts; the
-        fingerprint of what it holds, None where it holds nothing."""
+        """Lock the folder of checkpoints, if it exists, for as long as `held` lasts, and return the
+        fingerprint of its checkpoints; None if it has none."""
         _check_not_nested(self.checkpoints)
         if not self.checkpoints.exists():
             return None
@@ -254,12 +255,12 @@ class Training:
     def _take_checkpoints(
         self, found: str | None, fingerprint: str, out: Path, held: contextlib.ExitStack
     ) -> None:
-        """See that what is in the folder of checkpoints, `found` when it was locked, belongs to the settings
-        and data of `fingerprint`."""
+        """Make the folder of checkpoints, whose fingerprint was `found` when it was locked, one for the
+        settings and data of `fingerprint`."""
         from kdasr.training.checkpoints import WholeCheckpoints
 
         if found is not None and found != fingerprint:
-            self._set_aside(found, fingerprint, out)  # and the lock with it
+            self._set_aside(found, fingerprint, out)  # the lock moves with it
         if not self.checkpoints.exists():
             self._take_back(fingerprint)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -269,10 +270,10 @@ class Training:
         WholeCheckpoints(self.checkpoints).remove_unfinished()
 
     def _set_aside(self, found: str, fingerprint: str, out: Path) -> None:
-        """Move checkpoints of other settings, which are `found`, out of the way of those of `fingerprint`."""
+        """Move checkpoints of other settings, with fingerprint `found`, out of the way of `fingerprint`'s."""
         aside = _free_name(self._aside(found))
         self.checkpoints.replace(aside)
-        # Under another name, for the report would take it for another training's.
+        # Rename the log, or the report would take it for the log of a further training.
         with contextlib.suppress(FileNotFoundError):
             (aside / LOG_FILE).replace(aside / _OLD_LOG_FILE)
         begins = "" if self._aside(fingerprint).exists() else "begins anew: "
@@ -283,7 +284,7 @@ class Training:
         )
 
     def _take_back(self, fingerprint: str) -> None:
-        """Move checkpoints of these settings back from where they were set aside."""
+        """Move checkpoints of these settings back if they were set aside earlier."""
         own = self._aside(fingerprint)
         if not own.exists() or self.checkpoints.exists():
             return
@@ -299,7 +300,7 @@ class Training:
         return {**self.streams, DEV: self.dev}
 
     def _tell_what_is_left_out(self) -> None:
-        """Write and say which utterances of the streams are not used, and why."""
+        """Write which utterances of the streams are not used and why, and print how many."""
         path = self.checkpoints / LEFT_OUT_FILE
         attempt = temporary_name(path)
         try:
@@ -329,8 +330,8 @@ class Training:
 
 
 def _check_all_alike(fingerprints: Sequence[str], name: str) -> None:
-    """Raise ConfigError where ranks would train on other data or with other settings than the first: a
-    machine may have another copy of the shards, or of the labels."""
+    """Raise ConfigError if ranks would train with other data or settings than rank 0: a machine may have
+    another copy of the shards or labels."""
     others = [str(rank) for rank, one in enumerate(fingerprints) if one != fingerprints[0]]
     if others:
         raise ConfigError(
@@ -343,8 +344,8 @@ def _check_all_alike(fingerprints: Sequence[str], name: str) -> None:
 
 
 def _check_apart(checkpoints: Path, out: Path) -> None:
-    """Raise ConfigError where a model and its checkpoints lie one in the other: the model is replaced as a
-    whole, checkpoints of other settings are moved away as a whole."""
+    """Raise ConfigError if one of a model's folder and its checkpoints' contains the other: each is replaced
+    or moved away as a whole."""
     inner, outer = checkpoints.resolve(), out.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise ConfigError(
@@ -356,8 +357,8 @@ def _check_apart(checkpoints: Path, out: Path) -> None:
 
 
 def _check_writable(folders: Sequence[Path], what: str, place: Path, key: str) -> None:
-    """Raise ConfigError now, and not after hours, where nothing can be written into the first of `folders`
-    that there is."""
+    """Raise ConfigError at the start, not after hours, if the first of `folders` that exists is not
+    writable."""
     there = next(folder for folder in folders if folder.exists())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
@@ -367,8 +368,8 @@ def _check_writable(folders: Sequence[Path], what: str, place: Path, key: str) -
 
 
 def _check_not_nested(checkpoints: Path) -> None:
-    """Raise ConfigError where checkpoints of two trainings lie one in the other: those of one would move with
-    the other's."""
+    """Raise ConfigError if the checkpoints of one training lie within another's: they would be moved together
+    with those."""
     folders = [
         *checkpoints.absolute().parents,
         *(path.parent for path in checkpoints.glob(f"*/{FINGERPRINT_FILE}")),
@@ -384,8 +385,8 @@ def _check_not_nested(checkpoints: Path) -> None:
 
 
 def _refuse_other_files(checkpoints: Path) -> None:
-    """Raise ConfigError where a folder without checkpoints holds anything else: it would be moved away with
-    them."""
+    """Raise ConfigError if a folder without checkpoints holds other files, which would later be moved away
+    with the checkpoints."""
     others = [
         path.name
         for path in sorted(checkpoints.iterdir())
@@ -401,7 +402,7 @@ def _refuse_other_files(checkpoints: Path) -> None:
 
 
 def _free_name(path: Path) -> Path:
-    """The path, or where there is one already with a number behind it."""
+    """`path`, or if it exists, `path` with the first free number appended."""
     numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
     return next(one for one in itertools.chain([path], numbered) if not one.exists())
 
@@ -411,8 +412,8 @@ def _say(line: str) -> None:
 
 
 def _left_out_json(streams: Mapping[str, BatchSource]) -> Iterator[str]:
-    """JSON, piece by piece, of how many utterances each stream uses and the names of those that it does not:
-    there may be millions of them, whose JSON takes gigabytes in memory."""
+    """Pieces of JSON: how many utterances each stream uses, and the names of those it does not. There may be
+    millions, whose JSON as a whole would take gigabytes of memory."""
     before = "{"
     for name, stream in streams.items():
         counts = f'"used": {len(stream.items)},\n  "count": {len(stream.left_out)}'
@@ -428,13 +429,13 @@ def _left_out_json(streams: Mapping[str, BatchSource]) -> Iterator[str]:
 
 
 def _described_audio(stream: Stream) -> dict[str, Any]:
-    """What a card says of a stream: how much audio, and whose labels."""
+    """The model card's entry for a stream: how much audio, and whose labels."""
     facts = {"utterances": len(stream.items), "hours": round(stream.seconds / 3600, 3)}
     return {**facts, "labels": stream.taught_by} if stream.taught_by else facts
 
 
 def _described(terms: WeightedLosses) -> dict[str, list[Any]]:
-    """Losses by what they are called with; two runs with the same description compute the same."""
+    """Losses as weight, function and settings; two runs with the same description compute the same."""
     entries: dict[str, list[Any]] = {}
     for name, (weight, loss) in terms.items():
         function: Any = loss

@@ -1,7 +1,7 @@
-"""One training step without its optimiser: a batch in, the terms of the loss out.
+"""One training step without its optimiser: the terms of the loss for a batch.
 
-Everything that learns lives in this one module, the losses and online teachers that learn among it,
-so that whatever wraps it for several processes sees all of it.
+Everything that learns is in this one module, including losses and online teachers that learn, so that
+a wrapper for several processes sees all of it.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from kdasr.recording import Recorded, WhenAsked
 
 @dataclass(frozen=True, slots=True)
 class Fading:
-    """The weight of a loss that helps a training to begin.
+    """The weight of a loss that helps only in the first part of training.
 
     Attributes:
-        first: at the first step.
-        until: share of the training after which it is 0, having fallen in a line.
+        first: weight at the first step.
+        until: share of the training after which it is 0, having fallen linearly.
     """
 
     first: float
     until: float
 
     def at(self, progress: float) -> float:
-        """The weight where `progress` of all steps are done."""
+        """The weight when the share `progress` of all steps is done."""
         return self.first * max(0.0, 1.0 - progress / self.until)
 
 
-# The dev set, where a stream is named: it has transcripts, and never stored labels.
+# The dev set's name as a stream; it has transcripts and never stored labels.
 DEV = "dev"
 
 WeightedLosses = Mapping[str, tuple[float | Fading, Loss]]
 
 
 class Step(nn.Module):
-    """The student, what it hears, and what it is told.
+    """The student with its augmentation, losses and online teachers.
 
     Args:
         model: the student.
         losses: for each stream, loss functions and their weights by name.
         teachers: online teachers by name, attached to the student.
-        augment: features to features, in training only, each utterance by chances of its own (two views of
-            a batch are heard as one batch); or None.
-        decode: the ids of the student's units to text, for losses that count words.
+        augment: maps features to features, in training only, drawing independently for each utterance
+            (two views of a batch go through as one batch); or None.
+        decode: maps ids of the student's units to text, for losses that count words.
 
     Attributes:
         learned: the losses and teachers that have parameters or state, by name.
@@ -83,16 +83,16 @@ class Step(nn.Module):
         self._losses, self._teachers, self._decode = losses, teachers, decode
 
     def forward(self, batch: Batch, stream: str) -> tuple[ModelOutput, dict[str, Tensor]]:
-        """What the student makes of a batch on the module's device, and each weighted loss of its stream; of
-        `DEV` those of "labelled" that ask for no stored labels and measure something, which may be none.
+        """The student's output for a batch on the module's device, and each weighted loss of its stream; for
+        `DEV`, those of "labelled" that need no stored labels and are not for training only, possibly none.
 
         Raises:
-            MissingLabelsError: a loss asks for stored labels, and the stream has none.
+            MissingLabelsError: a loss needs stored labels, and the stream has none.
         """
         losses = self._losses_of(stream)
         compares = self.training and any(asks_for_views(loss) for _, loss in losses.values())
         features_btf, lengths_b, views = batch.features_btf, batch.feature_lengths_b, 1
-        if compares:  # in one pass: a GPU that waits for the host has room for another view
+        if compares:  # both views in one pass: small batches leave a GPU idle
             features_btf, lengths_b, views = features_btf.repeat(2, 1, 1), lengths_b.repeat(2), 2
         heard_btf = self._heard(features_btf)
         output, *others = _parts(self.student(heard_btf, lengths_b), views)
@@ -115,12 +115,12 @@ class Step(nn.Module):
                 if stream != DEV:
                     where = f"{stream}_losses.{name}"
                     raise MissingLabelsError(error.what, where=where, fix=error.fix) from error
-        # They hold the batch, which holds them: memory that would wait for the garbage collector.
+        # Break the reference cycle with the batch, whose memory would wait for the garbage collector.
         batch.teachers, batch.views = {}, {}
         return output, terms
 
     def _losses_of(self, stream: str) -> dict[str, tuple[float, Loss]]:
-        """What a stream's output is measured by at present: losses that have faded cost no time any more."""
+        """A stream's losses and their present weights, without those that have faded, to save time."""
         found = {}
         for name, (weight, loss) in self._losses["labelled" if stream == DEV else stream].items():
             if isinstance(weight, Fading) and self.progress >= weight.until:
@@ -131,16 +131,16 @@ class Step(nn.Module):
         return found
 
     def after_step(self) -> None:
-        """Tell the teachers that the student has moved."""
+        """Notify the teachers that the student's weights have changed."""
         for teacher in self._teachers.values():
             teacher.after_step(self.student.model)
 
     def initialise(self, seed: int, batches: Iterable[tuple[str, Batch]], dev_batch: Batch) -> None:
-        """Draw the weights of the losses that learn, with the widths that (stream, batch) show, and see that
-        every loss can be computed, on the dev set too: better now than when its block or its look begins.
+        """Draw the weights of the losses that learn, with the widths that `batches` of (stream, batch) need,
+        and check that every loss can be computed, also on the dev set, before training begins.
 
         Raises:
-            ConfigError: a loss that learns is never used, or asks for what its stream has not.
+            ConfigError: a loss that learns is never used, or needs something that its stream lacks.
         """
         learned = [part for name, part in self.learned.items() if not name.startswith("teachers/")]
         torch.manual_seed(seed)
@@ -149,7 +149,7 @@ class Step(nn.Module):
                 reset()
         was_training = self.training
         self.eval()
-        for stream, batch in batches:  # some are learned themselves, so they are made with gradients
+        for stream, batch in batches:  # made with gradients, since some streams learn themselves
             with torch.no_grad():
                 self(batch, stream)
         for name, part in self.learned.items():
@@ -176,7 +176,7 @@ class Step(nn.Module):
 
 
 def _parts(stacked: ModelOutput, count: int) -> list[ModelOutput]:
-    """Those of each of `count` views that went through the model together."""
+    """The output of each of `count` views that went through the model as one batch."""
     if count == 1:
         return [stacked]
     tensors = (stacked.log_probs_btv, stacked.lengths_b, *stacked.layers_btd)
@@ -185,7 +185,7 @@ def _parts(stacked: ModelOutput, count: int) -> list[ModelOutput]:
 
 
 def asks_for_views(loss: Any) -> bool:
-    """Whether a loss, or the function that a recipe gives it, compares two views of a batch."""
+    """Whether a loss, or a loss that it wraps, compares two views of a batch."""
     is_partial = isinstance(loss, functools.partial)
     within = [loss.func, *loss.keywords.values()] if is_partial else [getattr(loss, "loss", None)]
     return getattr(loss, "asks_for_views", False) or any(
@@ -194,15 +194,15 @@ def asks_for_views(loss: Any) -> bool:
 
 
 def innermost(loss: Any) -> Any:
-    """The function of a loss that a recipe names with its settings, and of one that is given another loss
-    (two views, say) that of the other."""
+    """The function of a loss without the settings of the recipe; for a loss that wraps another one (such as
+    `both_views`), the function of the inner one."""
     while isinstance(loss, functools.partial):
         loss = loss.keywords.get("loss", loss.func)
     return loss
 
 
 def _modules_of(loss: Any, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """What learns in a loss, by its place: it may be within what the loss is given."""
+    """The modules of a loss that learn, with their paths; they may be among its arguments."""
     if isinstance(loss, nn.Module):
         yield name, loss
     elif isinstance(loss, functools.partial):
@@ -211,5 +211,5 @@ def _modules_of(loss: Any, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def step_seed(seed: int, step: int | str) -> int:
-    """The seed of what is random in a step (or in what else has a name)."""
+    """The seed for a step (or for something else with a name)."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest())

@@ -1,7 +1,7 @@
-"""What the ranks of a training tell one another in a step: its gradients and losses.
+"""Gradients and losses of a step, summed over the ranks of a training.
 
-Not torch's DistributedDataParallel: it reduces what the last of several accumulated batches touched,
-and here that batch may be of another stream, with other losses that learn, than those before it.
+torch's DistributedDataParallel is not used: it reduces the parameters used by the last of several
+accumulated batches, which may be from another stream than the others, with other losses that learn.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from torch import Tensor, nn
 
 from kdasr.ranks import Ranks
 
-# Numbers in one message: enough for the network to be busy, few enough to leave early.
+# Numbers in one message: enough to use the network well, few enough to be sent early.
 _BUCKET = 1 << 21
 
 
 class StepSums:
-    """The losses of one step, added up over its batches and then over the ranks.
+    """The losses of one step, summed over its batches and then over the ranks.
 
     Args:
-        names: of all terms that the loss of a batch may have.
-        device: where the losses are.
+        names: the names of all terms that the loss of a batch may have.
+        device: the device of the losses.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device | str) -> None:
         self._names = names
-        # The loss and the number of batches, then the sum and the number of each term.
+        # First row: sum of the losses, number of batches; then sum and count of each term.
         self.values = torch.zeros(len(names) + 1, 2, device=device)
         self._none, self._one = torch.zeros((), device=device), torch.ones((), device=device)
 
     def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        """A batch's loss and the terms it is the sum of."""
+        """Add a batch's loss and the terms that it is the sum of."""
         found = [loss.detach().float(), self._one]
         for name in self._names:
             found += [terms[name].detach().float(), self._one] if name in terms else [self._none, self._none]
-        # All at once: on a GPU, a step of a small model takes as long as it takes to launch its kernels.
+        # All in one kernel: on a GPU, launching kernels dominates the step time of a small model.
         self.values += torch.stack(found).view_as(self.values)
 
 
 class StepNews:
-    """What became of a step, on its way from the GPU.
+    """The results of a step, which may still be on their way from the GPU.
 
     Attributes:
         step: its number, from 0.
-        keys: the utterances that this rank had in it.
-        own_values: what a `StepSums` held before it was added up over the ranks.
-        steps_not_taken: how many steps in a row, this one the last, had a gradient that is not finite.
+        keys: the utterances that this rank had in the step.
+        own_values: the values of a `StepSums` before they were summed over the ranks.
+        steps_not_taken: consecutive steps, up to this one, whose gradient was not finite.
     """
 
     steps_not_taken = 0
@@ -57,7 +57,7 @@ class StepNews:
         self.step, self.keys, self.own_values = step, keys, own_values
 
     def with_sums(self, values: Tensor) -> StepNews:
-        """Send the values of a `StepSums` to the CPU, without waiting for them."""
+        """Start copying the values of a `StepSums` to the CPU, without waiting."""
         self._values, self._sent = values, None
         if values.is_cuda:
             self._values = torch.empty_like(values, device="cpu", pin_memory=True)
@@ -67,25 +67,25 @@ class StepNews:
         return self
 
     def arrived(self) -> Tensor:
-        """The values, once they are here."""
+        """The values; waits until they have arrived."""
         if self._sent is not None:
             self._sent.synchronize()
         return self._values
 
 
 def means(names: Sequence[str], values: Tensor) -> tuple[float, dict[str, float]]:
-    """The mean loss of the batches that were added up in `values` (of a `StepSums`), and of each term
-    the mean over the batches that have it."""
+    """The mean loss of the batches summed in `values` (of a `StepSums`), and the mean of each term over the
+    batches that have it."""
     (loss, batches), *rest = values.tolist()
     terms = {name: total / count for name, (total, count) in zip(names, rest, strict=True) if count}
     return loss / batches, terms
 
 
 class GradientSums:
-    """The gradients of a step, added up over the ranks: those of the last layers are on their way while the
-    backward pass is still at the first, so that a slow network costs what it takes beyond that pass.
+    """The gradients of a step, summed over the ranks: those of the last layers are sent while the backward
+    pass is still at the first, so that a slow network costs only the time beyond that pass.
 
-    A context; outside of it nothing is left at the parameters. A process that is alone has nothing to do.
+    A context manager, which removes its hooks from the parameters on exit. A single process needs nothing.
 
     Args:
         parameters: those that learn, in the same order on all ranks.
@@ -93,7 +93,7 @@ class GradientSums:
 
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         self._parameters, self._ranks = list(parameters), ranks
-        # Backward passes begin with the last. All ranks send in this order, whatever their batches use.
+        # Backward passes begin with the last layers. All ranks send in this order, whatever batches use.
         self._buckets = _buckets(self._parameters[::-1])
         self._sent: list[tuple[Tensor, Callable[[], None]]] = []
         self._awaited: list[set[nn.Parameter]] = []
@@ -111,14 +111,14 @@ class GradientSums:
             hook.remove()
 
     def send_as_made(self) -> None:
-        """From here on gradients are not added to any more: call it before the last backward pass."""
+        """Send gradients as soon as they are computed; call it before the last backward pass of a step."""
         self._awaited = [set(bucket) for bucket in self._buckets]
 
     def finish(self, values: Tensor) -> None:
         """Replace the gradients, and the `values` of a `StepSums`, by their sums over all ranks.
 
-        Those that have none on any rank keep none, as in training by one process: an optimiser would move
-        the weights of a gradient of zeros by its momentum and decay.
+        A parameter without a gradient on any rank keeps None, as in a single process: with a gradient of
+        zeros, an optimiser's momentum and weight decay would move it.
         """
         if self._ranks.alone:
             return
@@ -133,7 +133,7 @@ class GradientSums:
             sums = flat.split([parameter.numel() for parameter in bucket])
             for parameter, total in zip(bucket, sums, strict=True):
                 parameter.grad = total.view_as(parameter)
-        if not all(are_used):  # only then does a GPU have to be waited for
+        if not all(are_used):  # only then wait for the GPU
             for parameter, count in zip(self._parameters, told[values.numel() :].tolist(), strict=True):
                 if count == 0:
                     parameter.grad = None
@@ -157,7 +157,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The parameters in order, cut where a message would grow too long or the type changes."""
+    """The parameters in order, split where a message would get too long or the dtype changes."""
     buckets: list[list[nn.Parameter]] = []
     size = 0
     for parameter in parameters:
