@@ -1,4 +1,4 @@
-"""A discriminator that tells the student's features from the teacher's, and a student that deceives it."""
+"""A discriminator that tells the student's features from the teacher's; the student learns to deceive it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Reversal(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, factor: float = 1.0) -> Tensor:
-    """`x` forwards, `-factor` times its gradient backwards (Ganin & Lempitsky 2015, arXiv 1409.7495)."""
+    """`x` unchanged, its gradient multiplied by `-factor` (Ganin & Lempitsky 2015, arXiv 1409.7495)."""
     reversed_: Tensor = _Reversal.apply(x, factor)
     return reversed_
 
@@ -36,17 +36,17 @@ class Discriminator(Hint):
     (arXiv 1406.2661, eq. 1) between a discriminator D and the student's features, as in distillation
     with adversarial networks (Xu et al. 2018, arXiv 1709.00513).
 
-    One loss trains both: it is D's loss, and the gradient is reversed on its way into the student (and
-    into the adapter that brings its features to the teacher's width). At balance it is 2 log 2.
+    One loss trains both: it is D's loss, and its gradient is reversed before it reaches the student (and
+    the adapter that maps the student's features to the teacher's width). At equilibrium it is 2 log 2.
 
     Args:
         width: hidden units of D, which sees `context_frames` frames at a time.
         context_frames: an odd number.
-        reversal: the student's gradient is so many times D's, reversed.
-        further: as of `Hint`.
+        reversal: factor of the student's reversed gradient.
+        further: as for `Hint`.
 
     Raises:
-        ConfigError: frames that have no middle one, or no hidden units.
+        ConfigError: an even number of context frames, or no hidden units.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Discriminator(Hint):
         )
 
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
-        """In nats, the mean over the frames."""
+        """The loss in nats, averaged over the frames."""
         pairs = self.pairs(output, batch)
         valid_bt1 = pairs.valid_bt[..., None]
         student_bt = self._logits(reverse_gradient(pairs.student_btd, self.reversal) * valid_bt1)

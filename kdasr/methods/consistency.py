@@ -1,4 +1,4 @@
-"""Two augmented views of the same audio, which a model should read alike."""
+"""Consistency between a model's outputs for two augmented views of the same audio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
 
 
 def with_views(loss: _Loss) -> _Loss:
-    """Say of a loss that it asks for another view of each batch, which is then made along with the first."""
+    """Mark a loss as using a second view of each batch, which is then computed along with the first."""
     loss.asks_for_views = True  # type: ignore[attr-defined]
     return loss
 
@@ -31,13 +31,13 @@ def consistency(output: ModelOutput, batch: Batch) -> Tensor:
         L_CR = 1/2 sum over t of KL(sg(z_b,t) || z_a,t) + KL(sg(z_a,t) || z_b,t)
 
     The paper trains on 1/2 (CTC(z_a) + CTC(z_b)) + 0.2 L_CR, with 2.5 times the usual time masking;
-    `both_views` of `kdasr.losses.ctc` is its first part. L_CR itself needs no transcript.
+    `both_views` with `kdasr.losses.ctc` is the first part. L_CR itself needs no transcript.
 
     Args:
-        output: the first view; the second is the batch augmented anew.
+        output: the student's output for the first view; the second is augmented independently.
 
     Returns:
-        L_CR in nats for each output frame; 0 where nothing is augmented.
+        L_CR in nats per output frame; 0 if nothing is augmented.
     """
     other = batch.views[0]
     valid_bt = frames_inside(output.lengths_b, output.log_probs_btv.shape[1])
@@ -48,7 +48,7 @@ def consistency(output: ModelOutput, batch: Batch) -> Tensor:
 
 @with_views
 def both_views(output: ModelOutput, batch: Batch, *, loss: Loss) -> Tensor:
-    """Any loss on both views: their mean."""
+    """The mean of any loss over both views."""
     return 0.5 * (loss(output, batch) + loss(batch.views[0], batch))
 
 

@@ -1,4 +1,4 @@
-"""Frame-level distillation into a student that spikes later, by as much as suits each utterance."""
+"""Frame-level distillation into a student that spikes later, with a delay for each utterance or frame."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdasr.losses import (
 )
 from kdasr.targets import at_least_float32, targets_of
 
-# The least that the classes that were not kept are taken to have where only an order is asked for.
+# Floor of the mass of the classes that were not kept, in cross-entropies that are only compared.
 _LEAST_MASS = 1e-6
 
 
@@ -32,30 +32,30 @@ def windowed_cross_entropy(
     spike_margin_frames: int = 1,
     teacher: str | None = None,
 ) -> Tensor:
-    """Cross-entropy to the teacher at the delay within a buffer at which the two agree best.
+    """Cross-entropy to the teacher at the delay, within a window, at which the two agree best.
 
     After Delayed-KD (arXiv 2505.22069), whose temporal alignment buffer allows the student the delays
-    D = {0, …, d} against a teacher that hears everything. Here each utterance takes
+    D = {0, …, d} relative to a full-context teacher. Here each utterance takes
 
         d* = argmin over d in D of sum over t of w_t H(p_t, q_{t+d}),
 
-    summed over the teacher's frames that have a partner at every delay, and the loss is that of
-    `kdasr.losses.soft_cross_entropy` with delay d*, over all frames that have a partner there. No
-    gradient flows through the choice. An utterance of no more than `max_delay_frames` frames takes the
-    smallest delay.
+    summed over the teacher frames that have a student frame at every delay. The loss is
+    `kdasr.losses.soft_cross_entropy` with delay d*, over all teacher frames that have a student frame
+    there. No gradient flows through the choice. An utterance of at most `max_delay_frames` frames takes
+    the smallest delay.
 
     Args:
         output: of the student.
         batch: with `soft_labels`, or with an online `teacher`.
-        min_delay_frames, max_delay_frames: ends of the buffer, in student frames.
+        min_delay_frames, max_delay_frames: ends of the window, in student frames.
         blank_policy, blank_weight, spike_margin_frames: which teacher frames count; see
             `kdasr.losses.soft_cross_entropy`.
 
     Returns:
-        Cross-entropy in nats for each frame that counts; 0 where none does.
+        Cross-entropy in nats per frame that counts; 0 if none does.
 
     Raises:
-        ConfigError: a window that is none.
+        ConfigError: an invalid window.
         LabelMismatchError: the labels of an utterance have another number of frames.
     """
     if not 0 <= min_delay_frames <= max_delay_frames:
@@ -69,7 +69,7 @@ def windowed_cross_entropy(
     log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
     frames = log_probs_btv.shape[1]
-    if frames <= min_delay_frames:  # nothing of it is heard so late
+    if frames <= min_delay_frames:  # no teacher frame has a student frame so late
         return log_probs_btv.sum() * 0.0
     weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
     frame_t = torch.arange(frames, device=lengths_b.device)
@@ -90,13 +90,13 @@ def spikewise_cross_entropy(
     spike_margin_frames: int = 1,
     teacher: str | None = None,
 ) -> Tensor:
-    """Cross-entropy to the teacher, each of its frames at the delay at which the student agrees best.
+    """Cross-entropy to the teacher, for each of its frames at the delay at which the student agrees best.
 
         L = sum over t of w_t min over d in 0 … D of H(p_t, q_{t+d}) / sum over t of w_t
 
-    With w_t = 1 where the teacher spikes it passes on what the teacher took a sound for and what else it
-    may have been, and leaves to CTC when the student says so: a student that is made to spike in one
-    frame, and is not sure which, spreads its probability over two, and in each of them blank wins.
+    With w_t = 1 where the teacher spikes, it conveys what the teacher took a sound for and the
+    alternatives, and leaves the time of emission to CTC: a student that must spike in one given frame but
+    is not sure which spreads its probability over two, and blank wins in both.
 
     Args:
         output: of the student.
@@ -132,13 +132,13 @@ def _rough_cross_entropies(log_probs_btv: Tensor, labels: SoftLabelBatch, first:
     """(B, T, D) cross-entropies of label frame t and student frame t + d, for d from `first` to `last`; 0
     where there is no such frame.
 
-    They are there to be compared: what the classes that were not kept have is 1 less what the others have,
-    which spares a pass over all classes for each delay, and is rough below one in a million.
+    They only serve for comparison: the student's tail mass is 1 minus that of the kept classes, which
+    spares a pass over all classes for each delay, and is inaccurate below one in a million.
     """
     frames = log_probs_btv.shape[1]
     kept_p, tail_p = labels.log_probs_btk.exp(), labels.tail_log_probs_bt.exp()
     is_kept_btk = labels.log_probs_btk.isfinite()
-    # Blank is always kept, though no entry of its own may say so.
+    # Blank counts as kept even if it has no entry.
     blank_apart_bt = ~((labels.ids_btk == 0) & is_kept_btk).any(2)
     rough_btd = log_probs_btv.new_zeros(*log_probs_btv.shape[:2], last - first + 1)
     for place, delay in enumerate(range(first, last + 1)):
@@ -155,8 +155,8 @@ def _rough_cross_entropies(log_probs_btv: Tensor, labels: SoftLabelBatch, first:
 def _at_delays(
     log_probs_btv: Tensor, lengths_b: Tensor, labels: SoftLabelBatch, weights_bt: Tensor, delay_bt: Tensor
 ) -> Tensor:
-    """The mean cross-entropy of label frames and the student's, each (B, T) or utterance (B, 1) at a delay of
-    its own; of the frames that have a partner there."""
+    """The mean cross-entropy of the student to label frames that have a student frame at their delay, which
+    is given for each frame (B, T) or utterance (B, 1)."""
     frames = log_probs_btv.shape[1]
     partner_bt = torch.arange(frames, device=lengths_b.device) + delay_bt
     place_bt1 = partner_bt.clamp_max(frames - 1)[:, :, None]

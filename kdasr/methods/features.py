@@ -1,7 +1,7 @@
-"""Distillation of what happens inside: hints, cosines, flow between layers, attention over time.
+"""Distillation of hidden layers: hints, cosines, flow between layers, attention over time.
 
-All of them compare layers, which nobody stores, so they need an online teacher. The learned adapters
-map the student's width to the teacher's; frames are matched by `kdasr.methods.pairing`.
+All of them compare layers, which are not stored, so they need an online teacher. Learned adapters map
+the student's width to the teacher's; `kdasr.methods.pairing` matches frames.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from kdasr.targets import online
 
 
 class Hint(nn.Module):
-    """½ |u_h(x) - r(v_g(x))|² between a hidden layer of the teacher and one of the student through a
-    learned regressor r (FitNets, Romero et al. 2015, arXiv 1412.6550, eq. 3), for each dimension.
+    """½ |u_h(x) - r(v_g(x))|² per dimension, between a hidden layer of the teacher and one of the student
+    mapped by a learned regressor r (FitNets, Romero et al. 2015, arXiv 1412.6550, eq. 3).
 
     Args:
         teacher: an online teacher.
@@ -38,7 +38,7 @@ class Hint(nn.Module):
         self.adapter = WidthAdapter()
 
     def pairs(self, output: ModelOutput, batch: Batch) -> FramePairs:
-        """The student's frames in the teacher's width beside the teacher's."""
+        """The student's frames, mapped to the teacher's width, paired with the teacher's."""
         heard = online(batch, self.teacher)
         teacher_btd = layer_of(heard, self.layers[1], f"teacher {self.teacher}")
         student_btd = self.adapter(layer_of(output, self.layers[0], "the student"), teacher_btd.shape[-1])
@@ -51,8 +51,8 @@ class Hint(nn.Module):
 
 
 class HiddenCosine(Hint):
-    """1 - cos between hidden states (DistilBERT, Sanh et al. 2019, arXiv 1910.01108, section 2), the third
-    of its triple loss beside the task's and the soft targets'. Arguments as of `Hint`."""
+    """1 - cos between hidden states, the third part of DistilBERT's triple loss (Sanh et al. 2019, arXiv
+    1910.01108, section 2). Arguments as for `Hint`."""
 
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
         """The mean over frames, 0 to 2."""
@@ -61,12 +61,12 @@ class HiddenCosine(Hint):
 
 
 class Flow(nn.Module):
-    """|G_T - G_S|² between the flow matrices G = (1 / T) Σ_t F1_t F2_tᵀ of two depths (FSP, Yim et al. 2017,
-    eq. 1 and 2), for each of their elements. The sum runs over time, so frame rates need not match.
+    """|G_T - G_S|² per element, between the flow matrices G = (1 / T) Σ_t F1_t F2_tᵀ of two layers (FSP, Yim
+    et al. 2017, eq. 1 and 2). The sum runs over time, so frame rates need not match.
 
     Args:
         teacher: an online teacher.
-        student_layers, teacher_layers: two depths each.
+        student_layers, teacher_layers: two layers each.
     """
 
     def __init__(
@@ -113,25 +113,25 @@ def attention_transfer(
     delay_frames: int = 0,
 ) -> Tensor:
     """|Q_S / |Q_S| - Q_T / |Q_T||₂ between maps of squared activations Q_t = Σ_d A_td² (Zagoruyko & Komodakis
-    2017, arXiv 1612.03928, eq. 2), here over time: where in the utterance a layer is busy.
+    2017, arXiv 1612.03928, eq. 2), here over time: where in the utterance a layer is active.
 
-    A map has one number for each frame whatever the width, so nothing is learned. Layers that end in a
-    LayerNorm give every frame the same length, so by default the map is of departures from the
-    utterance's mean frame.
+    A map has one number per frame whatever the width, so no adapter is needed. Layers that end in a
+    LayerNorm give every frame the same norm, so by default the utterance's mean frame is subtracted
+    first.
 
     Args:
         output: of the student.
         batch: with `teachers`.
         teacher: an online teacher.
         student_layers, teacher_layers: layers to compare, in pairs.
-        centred: subtract the mean frame first; False for the maps of the paper.
+        centred: subtract the mean frame first; False for the paper's maps.
         delay_frames: student frames that the student may lag behind the teacher.
 
     Returns:
         The mean over utterances and pairs of layers.
 
     Raises:
-        ConfigError: there is no such teacher or layer, or the layers are no pairs.
+        ConfigError: there is no such teacher or layer, or the layers do not form pairs.
     """
     if len(student_layers) != len(teacher_layers) or not student_layers:
         raise ConfigError(
@@ -155,13 +155,13 @@ def attention_transfer(
             functional.normalize((x_bt1 * pairs.valid_bt[..., None]).squeeze(-1), dim=-1, eps=1e-6)
             for x_bt1 in (pairs.student_btd, pairs.teacher_btd)
         ]
-        # The root has no gradient at 0, where the maps are equal.
+        # The square root has no gradient at 0, where the maps are equal.
         distances.append((maps[0] - maps[1]).square().sum(-1).add(1e-12).sqrt().mean())
     return torch.stack(distances).mean()
 
 
 def _activity(x_btd: Tensor, lengths_b: Tensor, centred: bool) -> Tensor:
-    """(B, T, 1) squared activations of each frame."""
+    """(B, T, 1) sums of the squared activations of each frame."""
     if centred:
         x_btd = x_btd - pooled(x_btd, lengths_b)[:, None]
     return x_btd.square().sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A model whose spikes fall where those of another do: what makes posteriors of two CTC models comparable."""
+"""Guided CTC: a model learns to spike where another does, which makes their posteriors comparable."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def guided_spikes(
 
     The mask M is 1 at the guide's best class of each frame, and 0 everywhere in frames where that is
     blank; P is the student's posterior. The paper adds it to CTC with weight 1 and sums both over the
-    frames; here both are means over them, which keeps the proportion. The guide may be the teacher
-    (its spikes are told to the student), or, while a teacher is trained, a student of the kind it is
-    to teach (`teacher: guide`): then the teacher spikes where such students can, and frame-level
+    frames; here both are means over frames, which keeps the proportion. The guide may be the teacher,
+    whose spikes the student then follows. While a teacher is trained, it may be a student of the kind to
+    be distilled (`teacher: guide`): the teacher then spikes where such students can, and frame-level
     distillation needs no delay.
 
     Args:
@@ -28,7 +28,7 @@ def guided_spikes(
         delay_frames: the student's frame t + delay_frames is guided by frame t.
 
     Returns:
-        The negated mean over all output frames of the probability given to the guide's spikes.
+        The negated mean, over all output frames, of the probability given to the guide's spikes.
 
     Raises:
         ConfigError: a negative delay.

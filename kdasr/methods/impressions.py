@@ -1,7 +1,8 @@
-"""A teacher in, features that it takes for speech out: training data where there is none.
+"""Features that a teacher takes for speech, generated from the teacher alone: training without audio.
 
-Zero-shot distillation (ZSKD, Nayak et al. 2019, arXiv 1905.08114): sample what the teacher might answer,
-and change its input until it does. Here an answer is a sequence of frames, and its input log-mel.
+Zero-shot distillation (ZSKD, Nayak et al. 2019, arXiv 1905.08114): sample a plausible output of the
+teacher, and optimise its input until it gives that output. Here outputs are sequences of frames, and the
+input is log-mel.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from kdasr.storage import commit_bytes
 
 
 class Impressions:
-    """A stream of impressions of a teacher, without labels: let the teacher answer online.
+    """A stream of impressions of a teacher, without labels: use the teacher online.
 
-    A sampled answer has a random class in a frame every `unit_frames` or so and blank between. Its
-    posterior is `certainty` of that class and a Dirichlet draw for the rest, whose concentration is
+    A sampled output has a random unit in about every `unit_frames`-th frame, and blank in the others. Its
+    posterior is `certainty` for that class and a Dirichlet draw for the rest, whose concentration is
     `scale` times the class's similarity to the others, the cosine of their weights in the teacher's
     last layer (section 3.2). The teacher's input begins as noise with the mean and standard deviation
-    of its normalisation and moves down the cross-entropy to the answer, with a price on departing
-    from noise of unit variance and on change from frame to frame.
+    of its normalisation. Gradient descent then lowers the cross-entropy to the sampled output, with
+    penalties on the energy of the normalised input and on its changes from frame to frame.
 
     Args:
-        teacher: a model folder; a model with `head` and `normalise`, as kdasr's own.
-        cache: a file to keep the impressions in, so that they are made once.
-        utterances, frames: how many, and output frames of each.
+        teacher: a model folder; a model with `head` and `normalise`, such as kdasr's own.
+        cache: a file for the impressions, so that they are made only once.
+        utterances, frames: number of utterances, and output frames of each.
         batch_size: utterances in a batch, whatever the `batch_seconds` of audio.
         steps, learning_rate: of Adam, for each batch.
         unit_frames, certainty, scale, smoothness: see above.
         seed: of everything random.
 
     Raises:
-        ConfigError: numbers that make no sense.
+        ConfigError: numbers out of range.
     """
 
     def __init__(
@@ -94,22 +95,22 @@ class Impressions:
         return divmod(position, -(-self.utterances // self.batch_size))
 
     def epoch_batches(self, epoch: int) -> list[list[int]]:
-        """Impressions of each batch of an epoch."""
+        """The impressions in each batch of an epoch."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.utterances).tolist()
         return [order[n : n + self.batch_size] for n in range(0, self.utterances, self.batch_size)]
 
     def next_utterance(self, position: int) -> dict[str, Any]:
-        """Where the stream stands before batch `position`."""
+        """The stream's position before batch `position`."""
         epoch, index = self.locate(position)
         first = self.epoch_batches(epoch)[index][0]
         return {"epoch": epoch, "batch_in_epoch": index, "next_key": f"impression-{first:05d}"}
 
     def fingerprint(self) -> list[Any]:
-        """What decides the batches."""
+        """Everything that determines the batches."""
         return [{**self.config, "teacher": read_card(self.teacher)["weights_sha256"]}]
 
     def features(self) -> Tensor:
-        """(utterances, T, 80) raw log-mel; made, or read from the cache if it is of these settings."""
+        """(utterances, T, 80) raw log-mel, from the cache if it has these settings, else made now."""
         if self._made is None:
             self._made = self._cached()
         if self._made is None:
@@ -146,10 +147,10 @@ class Impressions:
         return torch.cat(made)
 
     def _answers(self, size: int, similarity_vv: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, T, V) posteriors that the teacher might give."""
+        """(B, T, V) sampled posteriors, such as the teacher might give."""
         vocab_size = len(similarity_vv)
         spikes_bt = torch.rand(size, self.frames, generator=generator) < 1 / self.unit_frames
-        # A spike beside a spike would often be one repeated, which CTC counts once.
+        # Adjacent spikes could have the same class, which CTC would merge.
         spikes_bt[:, 1:] &= ~spikes_bt[:, :-1]
         units_bt = torch.randint(1, vocab_size, (size, self.frames), generator=generator) * spikes_bt
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
@@ -161,7 +162,7 @@ class Impressions:
         return self.certainty * functional.one_hot(units_bt, vocab_size) + (1 - self.certainty) * rest_btv
 
     def _imagine(self, model: Any, answer_btv: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, T, 80) log-mel to which the model answers so."""
+        """(B, T, 80) log-mel, optimised until the model's output is close to `answer_btv`."""
         size, num_frames = len(answer_btv), self.frames * model.subsampling
         noise_btf = torch.randn(size, num_frames, NUM_MEL_BINS, generator=generator).requires_grad_()
         lengths_b = torch.full((size,), num_frames)
@@ -179,7 +180,7 @@ class Impressions:
 
 
 def class_similarity(weight_vd: Tensor) -> Tensor:
-    """(V, V) cosines between the classes' weights, each row scaled to 0 … 1 (ZSKD, section 3.2)."""
+    """(V, V) cosines between the classes' weights, each row rescaled to 0 … 1 (ZSKD, section 3.2)."""
     unit_vd = functional.normalize(weight_vd.detach().float(), dim=-1)
     cosine_vv = unit_vd @ unit_vd.T
     low_v1 = cosine_vv.min(-1, keepdim=True).values

@@ -1,4 +1,4 @@
-"""Losses at a layer in the middle, through a head of its own that is thrown away after training."""
+"""Losses at an intermediate layer, through a head of its own that is discarded after training."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LAST_LAYER = "last_layer"
 
 
 class IntermediateHead(nn.Module):
-    """Any loss on what a linear head makes of a hidden layer.
+    """Any loss on the output of a linear head on a hidden layer.
 
     With CTC it is intermediate CTC (Lee & Watanabe 2021, arXiv 2102.03216); with soft labels, their
-    distillation into the lower layers; with an online teacher named `last_layer` it is
-    self-distillation, the deepest layer teaching a shallower one (Zhang et al. 2019, arXiv 1905.08094).
+    distillation into the lower layers; with `last_layer` as the online teacher, self-distillation from
+    the deepest layer into a shallower one (Zhang et al. 2019, arXiv 1905.08094).
 
     Args:
         layer: the hidden layer, counted from 0.
-        loss: a loss that learns nothing itself.
+        loss: a loss without parameters of its own.
     """
 
     def __init__(self, *, layer: int, loss: Loss) -> None:
@@ -35,7 +35,7 @@ class IntermediateHead(nn.Module):
         self.head = WidthAdapter()
 
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
-        """The loss on the layer's own log-probabilities."""
+        """The loss on the head's log-probabilities."""
         last = ModelOutput(output.log_probs_btv.detach(), output.lengths_b)
         heard = replace(
             batch,
@@ -45,7 +45,7 @@ class IntermediateHead(nn.Module):
         return self.loss(self._headed(output), heard)
 
     def _headed(self, output: ModelOutput) -> ModelOutput:
-        """What the head makes of the layer, in the place of what the model makes of the last one."""
+        """The output with the head's log-probabilities instead of the model's."""
         hidden_btd = layer_of(output, self.layer, "the student")
         log_probs_btv = self.head(hidden_btd, output.log_probs_btv.shape[-1]).log_softmax(-1)
         return replace(output, log_probs_btv=log_probs_btv)

@@ -1,4 +1,4 @@
-"""Pseudo-data for an online teacher to answer: features of a batch in, others like them out."""
+"""Pseudo-data for an online teacher to label: features derived from those of a batch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kdasr.methods.pairing import pooled
 class Munge:
     """MUNGE (Buciluǎ, Caruana & Niculescu-Mizil 2006, algorithm 1) on log-mel.
 
-    Each utterance is paired with its nearest neighbour in the batch. Every attribute, here a mel bin in a
-    block of time, is with probability p drawn from a normal distribution about the neighbour's value with
-    standard deviation |difference| / s: what is made has the marginals of real data and is no utterance
-    that anyone has said. So it has no transcript and no stored labels: only an online teacher can answer.
+    Each utterance is paired with its nearest neighbour in the batch. With probability p, each attribute,
+    here a mel bin in a block of time, is drawn from a normal distribution around the neighbour's value with
+    standard deviation |difference| / s. The result has about the marginals of real data but is no real
+    utterance, so it has neither a transcript nor stored labels: it needs an online teacher.
 
     Args:
         probability: p.
-        local_variance: s; larger is closer to the neighbour.
-        block_frames: feature frames (10 ms) of an attribute.
+        local_variance: s; larger values stay closer to the neighbour.
+        block_frames: length of an attribute in feature frames (10 ms).
 
     Raises:
         ConfigError: a probability outside 0 to 1, or s or a block that is not positive.
@@ -44,7 +44,7 @@ class Munge:
         self.probability, self.local_variance, self.block_frames = probability, local_variance, block_frames
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with other features, of the same lengths."""
+        """The batch with new features of the same lengths."""
         features_btf = batch.features_btf
         if len(features_btf) < 2:
             return batch
@@ -57,7 +57,7 @@ class Munge:
         drawn_btf = drawn_bkf.repeat_interleave(self.block_frames, 1)[:, : features_btf.shape[1]]
         spread_btf = (features_btf - neighbour_btf).abs() / self.local_variance
         normal_btf = torch.randn(features_btf.shape, generator=generator)
-        # Beyond the shorter utterance there is nothing to exchange.
+        # Exchange nothing beyond the end of the shorter utterance.
         shorter_b = torch.minimum(lengths_b, lengths_b[nearest_b])
         inside_bt = frames_inside(shorter_b, features_btf.shape[1])
         exchanged_btf = drawn_btf & inside_bt[..., None]
@@ -66,7 +66,7 @@ class Munge:
 
 
 def nearest(features_btf: Tensor, lengths_b: Tensor) -> Tensor:
-    """(B,) the nearest other utterance, by the mean log-mel of each."""
+    """(B,) the nearest other utterance of each, by mean log-mel."""
     mean_bf = pooled(features_btf, lengths_b)
     distance_bb = torch.cdist(mean_bf, mean_bf)
     return distance_bb.fill_diagonal_(torch.inf).argmin(1)

@@ -17,10 +17,10 @@ from kdasr.targets import check_posteriors, heard_by
 
 
 class Peer(nn.Module):
-    """A second model that is trained beside the student; it hears what the student hears.
+    """A second model, trained together with the student on the same augmented features.
 
     Args:
-        model: makes it, given `vocab_size`.
+        model: creates the peer, given `vocab_size`.
     """
 
     def __init__(self, model: Callable[..., Any]) -> None:
@@ -30,10 +30,10 @@ class Peer(nn.Module):
         self.config: dict[str, Any] = {"model": name, "settings": {**getattr(model, "keywords", {})}}
 
     def attach(self, student: TrainableModel, *, units_hash: str, statistics: tuple[Tensor, Tensor]) -> None:
-        """Build the peer, over the student's classes.
+        """Create the peer, with the student's classes.
 
         Raises:
-            ConfigError: the peer has other output frames than the student.
+            ConfigError: the peer has another output frame rate than the student.
         """
         peer = self.make(vocab_size=student.vocab_size)
         if peer.subsampling != student.subsampling:
@@ -44,29 +44,29 @@ class Peer(nn.Module):
         self.recorded = Recorded(peer)
 
     def forward(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
-        """What the peer makes of the batch, with gradients."""
+        """The peer's output for the batch, with gradients."""
         output: ModelOutput = self.recorded(student_features_btf, batch.feature_lengths_b)
         return output
 
     def after_step(self, student: TrainableModel) -> None:
-        """Nothing: the optimiser moves it."""
+        """Do nothing: the optimiser updates the peer."""
 
 
 def mutual_learning(
     output: ModelOutput, batch: Batch, *, teacher: str, supervised_weight: float = 1.0
 ) -> Tensor:
     """D_KL(p_2 || p_1) + D_KL(p_1 || p_2) + the peer's own CTC loss (Deep Mutual Learning, Zhang et al. 2018,
-    arXiv 1706.00384): the first moves the student, p_2 fixed, the others move the peer, p_1
-    fixed. The student's CTC loss is a term of its own.
+    arXiv 1706.00384): the first term trains the student with p_2 fixed, the others train the peer with
+    p_1 fixed. The student's CTC loss is a separate term.
 
     Args:
         output: of the student.
-        batch: with `teachers`, and with transcripts where it is labelled.
+        batch: with `teachers`, and with transcripts if it is labelled.
         teacher: the name of a `Peer`.
         supervised_weight: of the peer's CTC loss on labelled audio.
 
     Returns:
-        In nats, for each frame.
+        The loss in nats per frame.
 
     Raises:
         ConfigError: there is no such teacher, or its classes are not the student's.
@@ -81,7 +81,7 @@ def mutual_learning(
 
 
 def _divergence(target_btv: Tensor, output: ModelOutput) -> Tensor:
-    """D_KL(target || output), the mean over the frames."""
+    """D_KL(target || output), averaged over the frames."""
     divergence_btv = functional.kl_div(
         output.log_probs_btv.float(), target_btv.float(), reduction="none", log_target=True
     )

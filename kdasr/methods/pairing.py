@@ -1,7 +1,7 @@
-"""Two models' frames of the same audio in, frames that belong together out.
+"""Pairing of two models' frames of the same audio.
 
-Student and teacher may have other frame rates and other widths, and a student that hears no future
-answers later than its teacher: it may lag by `delay_frames` of its own frames.
+Student and teacher may have different frame rates and widths, and a student without future context
+emits later than its teacher: it may lag by `delay_frames` of its own frames.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from kdasr.losses import check_delay
 
 
 class FramePairs(NamedTuple):
-    """Frames side by side.
+    """Paired frames.
 
     Attributes:
-        student_btd, teacher_btd: (B, T, ·), frame t of one belongs to frame t of the other.
+        student_btd, teacher_btd: (B, T, ·); frame t of one corresponds to frame t of the other.
         valid_bt: (B, T) False where either has no such frame.
     """
 
@@ -33,7 +33,7 @@ class FramePairs(NamedTuple):
     valid_bt: Tensor
 
     def mean(self, value_bt: Tensor) -> Tensor:
-        """Mean over the valid frames of (B, T) values; 0 where there are none."""
+        """Mean of (B, T) values over the valid frames; 0 if there are none."""
         return value_bt.masked_fill(~self.valid_bt, 0.0).sum() / self.valid_bt.sum().clamp_min(1)
 
 
@@ -44,7 +44,7 @@ def pair_frames(
     teacher_lengths_b: Tensor,
     delay_frames: int = 0,
 ) -> FramePairs:
-    """Student frame t + delay_frames beside what the teacher has for student frame t.
+    """Pair student frame t + delay_frames with the teacher's output at the time of student frame t.
 
     Raises:
         ConfigError: a negative delay.
@@ -57,9 +57,9 @@ def pair_frames(
 
 
 def resample_frames(x_btd: Tensor, lengths_b: Tensor, to_lengths_b: Tensor, frames: int) -> Tensor:
-    """(B, T, D) frames at another rate: (B, frames, D), linearly interpolated between frame centres.
+    """(B, T, D) frames resampled to (B, frames, D), by linear interpolation between frame centres.
 
-    Each utterance's `lengths_b` frames become `to_lengths_b`; what lies beyond is its last frame again.
+    Each utterance's `lengths_b` frames become `to_lengths_b`; its last frame is repeated beyond.
     """
     if x_btd.shape[1] == frames and torch.equal(lengths_b, to_lengths_b):
         return x_btd
@@ -86,7 +86,7 @@ def pooled(x_btd: Tensor, lengths_b: Tensor) -> Tensor:
 
 
 def layer_of(output: ModelOutput, layer: int, whose: str) -> Tensor:
-    """(B, T, D) what a layer gave; negative numbers count from the last.
+    """(B, T, D) the output of a layer; negative numbers count from the last.
 
     Raises:
         ConfigError: the model has no such layer.
@@ -102,7 +102,7 @@ def layer_of(output: ModelOutput, layer: int, whose: str) -> Tensor:
 
 
 class WidthAdapter(LazyModuleMixin, nn.Module):
-    """A linear layer whose widths are those of its first input and of what it is compared with."""
+    """A linear layer whose input width is that of its first input, and whose output width that call gives."""
 
     weight: UninitializedParameter
     bias: UninitializedParameter
@@ -131,5 +131,5 @@ class WidthAdapter(LazyModuleMixin, nn.Module):
 
 
 def taken(x_btd: Tensor, frame_bs: Tensor) -> Tensor:
-    """(B, S, D) the frames of (B, T, D) whose numbers are in (B, S)."""
+    """(B, S, D) frames of `x_btd` (B, T, D), with the indices `frame_bs` (B, S)."""
     return x_btd.gather(1, frame_bs[..., None].expand(-1, -1, x_btd.shape[-1]))

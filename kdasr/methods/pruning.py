@@ -1,7 +1,7 @@
-"""A trained model in, the same model with most weights zero out, and kept zero while it is fine-tuned.
+"""Pruning: set weights of a trained model to zero, and keep them zero during fine-tuning.
 
-Magnitude pruning, and optimal brain damage (LeCun, Denker & Solla 1990). The file of a pruned model gets
-smaller when it is compressed; the arithmetic of the engines that kdasr exports to stays dense.
+Magnitude pruning, and optimal brain damage (LeCun, Denker & Solla 1990). A pruned model's file compresses
+better; the engines that kdasr exports to still compute with dense matrices.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Saliency = Literal["magnitude", "optimal_brain_damage"]
 
 
 class Pruning:
-    """What to prune. Biases and norms, which are few, stay.
+    """Which weights to prune. Biases and norms, which are few, are kept.
 
     Args:
-        share: of the weights of matrices and convolutions that become zero, over all layers together.
+        share: share of the weights of all matrices and convolutions together that become zero.
         saliency: "magnitude", |w|; or "optimal_brain_damage", ½ h w² with h the second derivative of the
-            CTC loss, the rise that removing the weight alone would cause.
+            CTC loss: the rise in loss that removing the weight alone would cause.
         batches: labelled batches to estimate h on.
 
     Raises:
-        ConfigError: no share, or no such saliency.
+        ConfigError: a share or number of batches out of range, or an unknown saliency.
     """
 
     def __init__(self, *, share: float, saliency: Saliency = "magnitude", batches: int = 8) -> None:
@@ -47,10 +47,10 @@ class Pruning:
         self.config: dict[str, Any] = {"share": share, "saliency": saliency, "batches": batches}
 
     def apply(self, model: nn.Module, labelled: Stream) -> dict[str, Any]:
-        """Zero the least salient weights of `model`, and let them learn no more.
+        """Set the least salient weights of `model` to zero, and keep them there.
 
-        The gradient of a zeroed weight is masked, so AdamW leaves it where it is: its moments stay zero,
-        and weight decay of zero is zero.
+        The gradient of a zeroed weight is masked, so AdamW keeps it at zero: its moments stay zero, and
+        weight decay does not change a zero.
 
         Returns:
             Facts for the model card.
@@ -82,9 +82,9 @@ def brain_damage(model: nn.Module, batches: Iterator[Batch]) -> dict[tuple[nn.Mo
     """½ h_kk w_k² of every prunable weight.
 
     For a negative log-likelihood, the diagonal of the Hessian without its terms in second derivatives of
-    the network, as LeCun et al. take it, is in expectation the square of the gradient. That is summed over
-    utterances and, as the loss is, divided by their output frames. (The square of the gradient of a mean
-    over frames would be too small by their number once more, most so for the longest utterances.)
+    the network, as LeCun et al. take it, is in expectation the squared gradient. It is summed over
+    utterances and divided by their output frames, as the loss is. (The squared gradient of a mean over
+    frames would be too small by a further factor of their number, most of all for the longest utterances.)
     """
     weights = prunable(model)
     parameters = [getattr(module, name) for module, name in weights]
@@ -124,7 +124,7 @@ def _hold(weight: Tensor) -> None:
     kept = [weight.detach() != 0]
 
     def held(gradient: Tensor) -> Tensor:
-        kept[0] = kept[0].to(gradient.device)  # once: to fetch it each time is to wait for it
+        kept[0] = kept[0].to(gradient.device)  # copied only once, since each copy would be waited for
         return gradient * kept[0]
 
     weight.register_hook(held)

@@ -1,6 +1,7 @@
-"""Distillation of how the utterances of a batch lie to one another, whatever the width of the models.
+"""Distillation of the relations between the utterances of a batch, whatever the width of the models.
 
-An utterance is the mean of a layer's frames. Nobody stores layers, so these need an online teacher.
+An utterance is represented by the mean of a layer's frames. Layers are not stored, so these losses need
+an online teacher.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from kdasr.targets import online
 def relational_distances(
     output: ModelOutput, batch: Batch, *, teacher: str, student_layer: int = -1, teacher_layer: int = -1
 ) -> Tensor:
-    """Huber loss between distances |x_i - x_j| / μ, μ their mean over the pairs of the batch (RKD-D, Park et
-    al. 2019, arXiv 1904.05068, section 3.2.1).
+    """Huber loss between the models' distances |x_i - x_j| / μ, with μ their mean over the pairs of the batch
+    (RKD-D, Park et al. 2019, arXiv 1904.05068, section 3.2.1).
 
     Args:
         output: of the student.
@@ -27,7 +28,7 @@ def relational_distances(
         student_layer, teacher_layer: layers to pool; negative numbers count from the last.
 
     Returns:
-        The mean over all ordered pairs, of which those of an utterance with itself are 0.
+        The mean over all ordered pairs; those of an utterance with itself add 0.
     """
     ours_bd, theirs_bd = _embeddings(output, batch, teacher, student_layer, teacher_layer)
     return functional.huber_loss(relative_distances(ours_bd), relative_distances(theirs_bd))
@@ -38,10 +39,10 @@ def relational_angles(
 ) -> Tensor:
     """Huber loss between the cosines of the angles i-j-k (RKD-A, Park et al. 2019, section 3.2.2).
 
-    Arguments as of `relational_distances`.
+    Arguments as for `relational_distances`.
 
     Returns:
-        The mean over all ordered triples, of which those that name an utterance twice are the same in both.
+        The mean over all ordered triples, including those with an utterance twice.
     """
     ours_bd, theirs_bd = _embeddings(output, batch, teacher, student_layer, teacher_layer)
     return functional.huber_loss(angles(ours_bd), angles(theirs_bd))
@@ -56,21 +57,21 @@ def relation_graph(
     teacher_layers: tuple[int, int] = (0, -1),
     transformation_weight: float = 0.5,
 ) -> Tensor:
-    """Instance relationship graphs (IRG, Liu et al. 2019): edges A_ij = |x_i - x_j|² of two depths, and how
-    the graph changes from one to the other, Λ_i = |x_i - x'_i|² for vertices and (A_ij - A'_ij)² for edges.
+    """Instance relationship graphs (IRG, Liu et al. 2019): edges A_ij = |x_i - x_j|² at two layers, and the
+    changes of the graph between them, Λ_i = |x_i - x'_i|² for vertices and (A_ij - A'_ij)² for edges.
 
     The paper compares models of equal width; here edges and vertex changes are divided by their mean,
-    which takes out width and scale. Its vertex term, the features themselves, is `features.Hint`.
+    which removes width and scale. Its vertex term, the features themselves, is `features.Hint`.
 
     Args:
         output: of the student.
         batch: with `teachers`.
         teacher: an online teacher.
-        student_layers, teacher_layers: two depths each; those of one model have the same width.
-        transformation_weight: of the changes, beside the edges.
+        student_layers, teacher_layers: two layers each, of the same width within a model.
+        transformation_weight: weight of the changes relative to the edges.
 
     Returns:
-        Mean squared differences between student and teacher.
+        Weighted sum of the mean squared differences between student and teacher.
     """
     ours, theirs = (
         [pooled(layer_of(model, layer, whose), model.lengths_b) for layer in layers]
@@ -90,8 +91,8 @@ def relation_graph(
 
 
 def relative_distances(x_bd: Tensor) -> Tensor:
-    """(B, B) distances divided by the mean of those between two different points."""
-    # The root has no gradient at 0, where a point meets itself or its like.
+    """(B, B) distances divided by their mean over pairs of different points."""
+    # The square root has no gradient at 0: a point paired with itself or an equal one.
     return _by_mean(_squared_distances(x_bd).clamp_min(1e-12).sqrt())
 
 
@@ -116,6 +117,6 @@ def _squared_distances(x_bd: Tensor) -> Tensor:
 
 
 def _by_mean(x: Tensor) -> Tensor:
-    """Divided by the mean of what is not 0 by construction (the diagonal of a matrix)."""
+    """`x` divided by its mean, for a matrix without the diagonal, which is 0."""
     count = len(x) * (len(x) - 1) if x.dim() == 2 else len(x)
     return x / (x.sum() / max(1, count)).clamp_min(1e-6)

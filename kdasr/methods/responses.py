@@ -1,4 +1,4 @@
-"""What a teacher answers, softened or as logits: losses on outputs, for stored labels or a teacher online."""
+"""Losses on a teacher's outputs, softened or as logits, from stored labels or an online teacher."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def soft_targets(
     """Cross-entropy to softened targets: -T² Σ ŷ_i(T) log y_i(T), the first term of Hinton, Vinyals &
     Dean 2015 (arXiv 1503.02531), section 2, with y(T) = softmax(z / T).
 
-    Before the factor T² its gradient in a logit z_i is (y_i(T) - ŷ_i(T)) / T, which for large T and
-    logits of zero mean becomes (z_i - v_i) / (V T²). The hard labels of their second term are a CTC
-    loss beside this one, with its own weight.
+    Without the factor T², its gradient with respect to a logit z_i is (y_i(T) - ŷ_i(T)) / T, which for
+    large T and logits of zero mean approaches (z_i - v_i) / (V T²). Their second term, on hard labels, is
+    here a separate CTC loss with its own weight.
 
-    Stored labels have lost the classes that were not kept, so for them the temperature is that of the
-    partition kept classes + tail, the same for both; with T = 1 that is `soft_cross_entropy`.
+    Stored labels lack the classes that were not kept, so the temperature applies to the partition kept
+    classes + tail, for both models; with T = 1 this is `soft_cross_entropy`.
 
     Args:
         output: of the student.
         batch: with `soft_labels`, or with `teachers`.
         teacher: an online teacher with the student's units; None for the stored labels.
         temperature: T.
-        delay_frames, blank_policy, blank_weight, spike_margin_frames: as of `soft_cross_entropy`.
+        delay_frames, blank_policy, blank_weight, spike_margin_frames: as for `soft_cross_entropy`.
 
     Returns:
-        T² times the cross-entropy in nats, for each frame that counts.
+        T² times the cross-entropy in nats, per frame that counts.
 
     Raises:
-        ConfigError: a temperature that is not positive, a negative delay, an unknown blank policy, or no
-            such teacher.
+        ConfigError: a temperature that is not positive, a negative delay, an unknown blank policy, or an
+            unknown teacher.
         LabelMismatchError: the labels of an utterance have another number of frames.
     """
     if temperature <= 0:
@@ -71,7 +71,7 @@ def logit_regression(
     """½ |z - v|² between logits of zero mean (Buciluǎ, Caruana & Niculescu-Mizil 2006; Ba & Caruana 2014,
     arXiv 1312.6184), the high-temperature limit of `soft_targets` times V.
 
-    Logits are known up to a constant for each frame, and log-probabilities less their mean over the
+    Logits are defined up to a constant for each frame; log-probabilities minus their mean over the
     classes are the logits of zero mean.
 
     Args:
@@ -81,10 +81,10 @@ def logit_regression(
         delay_frames: student frames that the student may lag behind the teacher.
 
     Returns:
-        The sum over the classes, the mean over the frames.
+        The loss, summed over the classes and averaged over the frames.
 
     Raises:
-        LabelMismatchError: stored labels that have not kept every class.
+        LabelMismatchError: stored labels that did not keep every class.
     """
     labels = targets_of(batch, teacher)
     check_frames(output.lengths_b, labels.lengths_b, batch.keys)
@@ -98,22 +98,22 @@ def logit_regression(
 def cells(log_probs_btv: Tensor, labels: SoftLabelBatch) -> tuple[Tensor, Tensor]:
     """(B, T, K + 1) log-probs of student and teacher over the same partition: kept classes and the tail.
 
-    Memory grows with V + k for each frame, never with V * k.
+    Memory per frame grows with V + k, never with V * k.
     """
     frames = log_probs_btv.shape[1]
     best_bt1 = best_units(labels)[:, :frames, None]
-    # Padding, and a blank that was listed but never drawn, is no cell of its own: its mass is the tail's.
+    # Padding, or a blank that was listed but never drawn, is no separate cell: its mass is in the tail.
     kept_btk = labels.log_probs_btk[:, :frames].isfinite()
     ids_btk = torch.where(kept_btk, labels.ids_btk[:, :frames], best_bt1)
     cells_btk = log_probs_btv.gather(2, ids_btk).masked_fill(~kept_btk, _LOG_ZERO)
     tail_bt1 = log_probs_btv.scatter(2, ids_btk, _LOG_ZERO).logsumexp(-1, keepdim=True)
     teacher_btc = torch.cat([labels.log_probs_btk, labels.tail_log_probs_bt[..., None]], dim=-1)[:, :frames]
-    # Frames beyond an utterance have no cell at all, and a softmax of nothing would be NaN.
+    # Frames beyond an utterance have no cells; without the clamp their softmax would be NaN.
     return torch.cat([cells_btk, tail_bt1], dim=-1), teacher_btc.clamp_min(_LOG_ZERO)
 
 
 def _dense(labels: SoftLabelBatch, vocab_size: int, where: str) -> Tensor:
-    """(B, T, V) the log-probs of labels that kept every class."""
+    """(B, T, V) log-probs of labels that kept every class."""
     kept_btk = labels.log_probs_btk.isfinite()
     inside_bt = frames_inside(labels.lengths_b, kept_btk.shape[1])
     kept_bt = torch.where(inside_bt, kept_btk.sum(-1), vocab_size)

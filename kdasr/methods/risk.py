@@ -1,4 +1,4 @@
-"""Fewer words misheard instead of likelier transcripts: the sequence training that follows distillation."""
+"""Sequence training after distillation: minimise expected word errors instead of maximising likelihood."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ def expected_word_errors(
     window_frames: int = 12,
     teacher: str | None = None,
 ) -> Tensor:
-    """The word errors that a model expects of itself (minimum word error rate training).
+    """The expected number of word errors under the model's own posteriors (minimum word error rate training).
 
         L = E[W(a)],  dL = E[sum over windows w of (W(a) - b_w) d log p(a_w)],  a ~ p(. | model)
 
-    Graves & Jaitly 2014, section 4, and Shannon 2017 (arXiv 1706.02776), who draw paths where others search
-    for the n best. CTC's frames are independent, so that drawing needs no search, and each window of frames
-    can be drawn anew while all others stay: what changes then is its own doing. Of whole paths that are drawn
-    apart, a long one's errors elsewhere would drown it. The baseline b_w is the mean W of the other draws of
-    the window.
+    Graves & Jaitly 2014, section 4, and Shannon 2017 (arXiv 1706.02776), who sample paths where others
+    search for the n best. CTC's frames are independent, so sampling needs no search, and each window of
+    frames can be resampled while all others stay fixed: only that window causes the change in errors. If
+    whole paths were sampled independently, errors elsewhere in a long path would drown its effect. The
+    baseline b_w is the mean W of the window's other samples.
 
-    It is for a trained model (`start`), beside CTC: where no path says a word, nothing here teaches it.
-    arXiv 1904.01624 ends with sequence training, on transcribed audio alone.
+    Use it on a trained model (`start`), together with CTC: it teaches nothing about a word that no path
+    contains. arXiv 1904.01624 ends with sequence training, on transcribed audio alone.
 
     Args:
         output: of the student.
-        batch: with transcripts; where there are none, W counts errors against the teacher's best path.
-        samples: how often each window is drawn.
-        window_frames: output frames, about those of a word.
+        batch: with transcripts; without them, W counts errors against the teacher's best path.
+        samples: how often each window is sampled.
+        window_frames: output frames, about as many as a word has.
 
     Returns:
-        L over the batch, in words for each output frame; not a number where the model's output is none. A
-        GPU is waited for: words are counted on the CPU.
+        L over the batch, in words per output frame; NaN if the model's output is. It waits for a GPU, since
+        words are counted on the CPU.
 
     Raises:
-        ConfigError: numbers out of range, or a batch that does not say what its units spell.
+        ConfigError: numbers out of range, or a batch without `decode`.
         MissingLabelsError: there are neither transcripts nor soft labels.
     """
     if samples < 2 or window_frames < 1:
@@ -78,15 +78,15 @@ def expected_word_errors(
     log_probs_sbt = log_probs_btv.gather(2, paths_sbt.permute(1, 2, 0)).permute(2, 0, 1)
     inside_bt = frames_inside(output.lengths_b, len(frame_t))
     blamed = torch.where(inside_bt, log_probs_sbt * blame_sbt, 0.0).sum()
-    # The value is that of the mean, the gradient that of the blame.
+    # The value is the mean of the errors, the gradient that of `blamed`.
     return (blamed - blamed.detach() + float(errors_wsb.mean((0, 1)).sum())) / output.lengths_b.sum()
 
 
 def _drawn_paths(log_probs_btv: Tensor, lengths_b: Tensor, samples: int) -> Tensor:
-    """(samples, B, T) classes drawn from each frame, from torch's global generator; blank in padding."""
+    """(samples, B, T) classes sampled in each frame with torch's global generator; blank in padding."""
     inside_bt1 = frames_inside(lengths_b, log_probs_btv.shape[1])[:, :, None]
     probs_btv = log_probs_btv.exp()
-    # torch refuses to draw from what is no distribution; a model that diverges is the training's to notice.
+    # torch cannot sample from non-finite values; detecting divergence is left to the training loop.
     may_draw_bt1 = inside_bt1 & probs_btv.isfinite().all(2, keepdim=True)
     probs_nv = torch.where(may_draw_bt1, probs_btv, 1.0).flatten(0, 1)
     paths_bts = torch.multinomial(probs_nv, samples, replacement=True).unflatten(0, probs_btv.shape[:2])
@@ -96,10 +96,10 @@ def _drawn_paths(log_probs_btv: Tensor, lengths_b: Tensor, samples: int) -> Tens
 def _errors_of_paths(
     paths_nt: Tensor, said: Sequence[Sequence[str]], decode: Callable[[Sequence[int]], str]
 ) -> Tensor:
-    """(N,) word errors of what paths say, of which the n-th is of utterance n % len(said)."""
+    """(N,) word errors of the paths, of which the n-th is of utterance n % len(said)."""
     ids = _without_padding(*collapsed(paths_nt))
     found = [(n % len(said), tuple(one)) for n, one in enumerate(ids)]
-    # Most draws change nothing, or the same.
+    # Most samples do not change the text, or change it in the same way.
     errors = {
         (row, one): Levenshtein.distance(said[row], decode(one).split()) for row, one in dict.fromkeys(found)
     }

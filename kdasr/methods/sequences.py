@@ -1,4 +1,4 @@
-"""What the teacher may have heard, as transcripts with weights."""
+"""Sequence-level distillation: CTC against the teacher's n best transcripts, or against sampled ones."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def nbest_ctc(
     scale: float = 1.0,
     teacher: str | None = None,
 ) -> Tensor:
-    """CTC against the teacher's n best transcripts, each as much as the teacher believes in it.
+    """CTC against the teacher's n best transcripts, weighted by their probability under the teacher.
 
         L = - sum over h of w_h log p(h | student),  w_h = p(h | teacher)^scale / sum over the n best
 
     Sequence-level distillation over an n-best list (Kim & Rush 2016, section 3.2; for CTC acoustic
     models Takashima, Li & Kawai 2018). With one hypothesis it differs from
-    `kdasr.losses.best_path_ctc` in that the search sums over alignments. Each utterance is searched
-    once and remembered; classes that were not kept are never hypothesised.
+    `kdasr.losses.best_path_ctc` in that the search sums over alignments. Each utterance's n-best list is
+    cached; classes that were not kept never occur in hypotheses.
 
     Args:
         output: of the student.
-        batch: with `soft_labels`, or with an online `teacher`, whose answers seldom come twice.
+        batch: with `soft_labels`, or with an online `teacher`, whose outputs seldom repeat.
         nbest: transcripts for each utterance.
         beam: prefixes kept by the search.
-        scale: below 1 the weights are more equal, at 0 they are equal.
+        scale: below 1 the weights are more equal; at 0 they are equal.
 
     Returns:
-        L over the batch, in nats for each output frame.
+        L over the batch, in nats per output frame.
 
     Raises:
         ConfigError: numbers out of range.
@@ -60,7 +60,7 @@ def nbest_ctc(
     tokens = [torch.tensor(one.ids, dtype=torch.int64, device=device) for found in lists for one in found]
     weights = [torch.tensor([one.log_prob for one in found]).mul(scale).softmax(0) for found in lists]
     counts = torch.tensor([len(ids) for ids in tokens], device=device)
-    # One column at least: all lists may be of the empty transcript.
+    # At least one column, since all transcripts may be empty.
     tokens_hu = functional.pad(pad_sequence(tokens, batch_first=True), (0, int(not counts.any())))
     loss_h = transcript_nats(output, tokens_hu, counts, rows)
     return (loss_h * torch.cat(weights).to(loss_h)).sum() / output.lengths_b.sum()
@@ -74,30 +74,30 @@ def sampled_ctc(
     sharpness: float = 1.0,
     teacher: str | None = None,
 ) -> Tensor:
-    """CTC against a transcript drawn from the teacher's posteriors, another one each time.
+    """CTC against a transcript sampled from the teacher's posteriors, anew each time.
 
         L = - log p(h | student),  h ~ the teacher
 
-    Its expectation is the cross-entropy of whole transcripts, sequence-level distillation without an
-    n-best list or a search (Kim & Rush 2016, eq. 5): what the teacher doubts is drawn now so, now so, and
-    when it is said is left to the student.
+    Its expectation is the cross-entropy of whole transcripts: sequence-level distillation without an
+    n-best list or a search (Kim & Rush 2016, eq. 5). Where the teacher is unsure the samples vary, and the
+    time of emission is left to the student.
 
-    Frames are not drawn one by one: of a sound whose probability lies half in one frame and half in the
-    next, a quarter of such draws would have nothing. Spikes are drawn systematically (Kitagawa 1996,
+    Frames are not sampled one by one: if a sound's probability lies half in one frame and half in the
+    next, a quarter of such samples would lack it. Spikes are sampled systematically (Kitagawa 1996,
     section A.2): there is one wherever the sum over the frames of 1 - p(blank) passes an integer,
-    counted from a random start. A run of frames with the same best class is one sound, as it is to CTC:
-    it comes at most once, as probably as in any of its frames, 1 - product of (1 - p), in the surest of
-    them. Each sound comes as often as the teacher says, and one that is divided among frames that the
-    teacher takes for blank comes once. The unit is drawn among those of the frame in which it comes.
+    counted from a random start. A run of frames with the same best class is one sound, as for CTC: it
+    occurs at most once, with probability 1 - product of (1 - p) over its frames, in the surest of them.
+    So each sound occurs as often as the teacher believes, and one divided among frames in which blank is
+    likeliest occurs once. The unit is sampled from those of the frame of the spike.
 
     Args:
         output: of the student.
         batch: with `soft_labels`, or with an online `teacher`.
-        sharpness: power of the probabilities of a frame before it is drawn from; above 1 the likely comes
-            more often than the teacher says.
+        sharpness: power applied to a frame's probabilities before sampling; above 1, likely units occur
+            more often than the teacher believes.
 
     Returns:
-        L over the batch, in nats for each output frame.
+        L over the batch, in nats per output frame.
 
     Raises:
         ConfigError: a sharpness that is not positive.
@@ -110,10 +110,10 @@ def sampled_ctc(
 
 
 def drawn_transcripts(labels: SoftLabelBatch, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(B, T) units and (B,) how many of them: a transcript of each utterance, drawn as `sampled_ctc` says.
+    """(B, T) units and (B,) their number: a transcript of each utterance, sampled as in `sampled_ctc`.
 
-    From torch's global generator. What the classes that were not kept have together is shared among those
-    that were.
+    Uses torch's global generator. The mass of the classes that were not kept is shared among those that
+    were.
     """
     probs_btk = at_least_float32(labels.log_probs_btk).mul(sharpness).softmax(2)
     frames = probs_btk.shape[1]
@@ -126,14 +126,14 @@ def drawn_transcripts(labels: SoftLabelBatch, sharpness: float = 1.0) -> tuple[T
     drawn_bt = passed_bt.diff(dim=1, prepend=torch.zeros_like(start_b1)) > 0
     place_bt = torch.multinomial((units_btk + 1e-20).flatten(0, 1), 1).view(-1, frames, 1)
     unit_bt = labels.ids_btk.gather(2, place_bt).squeeze(2).masked_fill(~drawn_bt, BLANK_ID)
-    # A run is drawn whole, so that the same unit just before or behind it does not come twice.
+    # Give all frames of a run its unit, so that the same unit just before or after it is not repeated.
     of_run_bs = functional.pad(unit_bt.gather(1, surest_bs), (0, 1))
     return collapsed(torch.where(run_bt < surest_bs.shape[1], of_run_bs.gather(1, run_bt), unit_bt))
 
 
 def _each_run_once(mass_bt: Tensor, labels: SoftLabelBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T) how probably a unit comes in each frame, that of a run in the surest of its frames; (B, T) the
-    runs and (B, S) these frames, as of `spikes_of`."""
+    """(B, T) the probability of a unit in each frame, for a run in the surest of its frames; the runs (B, T)
+    and these frames (B, S), as in `spikes_of`."""
     spikes = spikes_of(labels)
     width = spikes.surest_bs.shape[1]
     none_bs = mass_bt.new_zeros(len(mass_bt), width + 1).scatter_add(
@@ -158,11 +158,11 @@ _found: OrderedDict[bytes, list[Hypothesis]] = OrderedDict()
 
 
 def _remembered(ids_tk: np.ndarray, log_probs_tk: np.ndarray, nbest: int, beam: int) -> list[Hypothesis]:
-    # What a reading has before the speech differs from epoch to epoch, and nothing is said there.
+    # Drop leading frames of certain blank: the audio added before the speech differs from epoch to epoch.
     sure_t = (log_probs_tk == 0).any(1) & (ids_tk[:, 0] == BLANK_ID) & (np.isfinite(log_probs_tk).sum(1) == 1)
     begin = len(sure_t) if sure_t.all() else int(sure_t.argmin())
     ids_tk, log_probs_tk = ids_tk[begin:], log_probs_tk[begin:]
-    # Columns that are padding differ from batch to batch.
+    # The number of padding columns differs from batch to batch.
     kept_tk = np.isfinite(log_probs_tk)
     content = ids_tk[kept_tk].tobytes() + log_probs_tk[kept_tk].tobytes() + kept_tk.sum(1).tobytes()
     name = hashlib.blake2b(content + f"{nbest} {beam}".encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""CTC whose labels are distributions: the teacher's doubt, without the teacher's times."""
+"""CTC whose labels are distributions: the teacher's uncertainty, without its spike times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdasr.methods.pairing import taken
 from kdasr.targets import at_least_float32, best_units, spikes_of, targets_of
 
 Nearness = Literal["divergence", "mixture"]
-# The least of a probability, so that its logarithm is finite.
+# Floor of probabilities, so that their logarithms are finite.
 _LEAST = 1e-30
 
 
@@ -24,7 +24,7 @@ _LEAST = 1e-30
 def soft_ctc(
     output: ModelOutput, batch: Batch, *, nearness: Nearness = "divergence", teacher: str | None = None
 ) -> Tensor:
-    """CTC with the teacher's spikes for labels, each with all that the teacher took it for.
+    """CTC with the teacher's spikes as labels, each with the teacher's posteriors.
 
         L = - log sum over alignments π of exp(sum over t of s(π_t, t))
 
@@ -34,26 +34,26 @@ def soft_ctc(
         divergence:  s = - KL(p ‖ q_t) = sum over k of p_k (log q_t(k) - log p_k)
         mixture:     s = log sum over k of p_k q_t(k)
 
-    Frame-level distillation says when; a pseudo-label says nothing of what else it may have been. This
-    says what, how surely, and leaves to the student when: the gradient for the student's logits is the
-    sum over spikes of γ_t (q_t - p), cross-entropy wherever the alignment has the spike. Graphs with
-    weights in the place of a transcript are those of GTC (Moritz, Hori & Le Roux, arXiv 2010.15653) and
-    SoftCTC (Kišš et al., arXiv 2212.02135), which weigh hypotheses; here each label is a distribution.
-    With a teacher that has no doubts it is `kdasr.losses.best_path_ctc`.
+    Frame-level distillation fixes the time of emission; a pseudo-label has no alternatives. This loss
+    conveys units and their probabilities, and leaves the time to the student: the gradient for the
+    student's logits is the sum over spikes of γ_t (q_t - p), cross-entropy wherever the alignment has the
+    spike. GTC (Moritz, Hori & Le Roux, arXiv 2010.15653) and SoftCTC (Kišš et al., arXiv 2212.02135)
+    replace the transcript by a graph that weights hypotheses; here each label is a distribution. With a
+    teacher that is always certain it is `kdasr.losses.best_path_ctc`.
 
-    A spike is a run of frames with the same best class, and the surest of them speaks for it. Two spikes
-    in a row with the same best class share the posteriors of the first, so that CTC's rule applies, which
-    wants a blank between them.
+    A spike is a run of frames with the same best class, represented by the surest of them. Consecutive
+    spikes with the same best class share the posteriors of the first, so that CTC's rule applies, which
+    requires a blank between them.
 
     Args:
         output: of the student.
         batch: with `soft_labels`, or with an online `teacher`.
-        nearness: "divergence" makes the student as doubtful as its teacher, "mixture" lets it be sure of
-            any class that the teacher thought possible.
+        nearness: "divergence" makes the student as uncertain as its teacher; "mixture" lets it be certain
+            of any class that the teacher thought possible.
 
     Returns:
-        L over the batch, in nats for each output frame. An utterance that is too short for its spikes
-        counts as 0.
+        L over the batch, in nats per output frame. An utterance that is too short for its spikes counts
+        as 0.
 
     Raises:
         ConfigError: an unknown nearness.
@@ -65,7 +65,7 @@ def soft_ctc(
     labels = targets_of(batch, teacher)
     log_probs_btv = at_least_float32(output.log_probs_btv)
     spikes = _spikes_of(labels, log_probs_btv.shape[2])
-    # In half precision the products would round, and small probabilities be 0.
+    # Half precision would round the products, and small probabilities to 0.
     with torch.autocast(log_probs_btv.device.type, enabled=False):
         scores_bts = _scores(log_probs_btv, spikes, nearness)
     scores_btc = torch.cat([log_probs_btv[:, :, :1], scores_bts], 2)
@@ -74,14 +74,14 @@ def soft_ctc(
 
 
 class _Spikes(NamedTuple):
-    """The teacher's spikes, in order, padded to the most in a batch.
+    """The teacher's spikes in order, padded to the largest number in the batch.
 
     Attributes:
-        probs_bsv: (B, S, V) what the teacher took each for; 0 for classes that were not kept.
+        probs_bsv: (B, S, V) the teacher's posteriors of each; 0 for classes that were not kept.
         kept_bsv: (B, S, V) 1 for the classes that were.
-        tail_bs: (B, S) what it gave to the rest.
+        tail_bs: (B, S) the mass of the classes that were not.
         units_bs: (B, S) the most probable class.
-        counts_b: (B,) how many there are.
+        counts_b: (B,) the number of spikes.
     """
 
     probs_bsv: Tensor
@@ -107,9 +107,9 @@ def _spikes_of(labels: SoftLabelBatch, classes: int) -> _Spikes:
 
 
 def _scores(log_probs_btv: Tensor, spikes: _Spikes, nearness: Nearness) -> Tensor:
-    """(B, T, S) how near each output frame is to each spike, in nats, 0 at most."""
+    """(B, T, S) the score s of each spike at each output frame, in nats, at most 0."""
     probs_btv = log_probs_btv.exp()
-    # A sum of what is not kept; 1 less what is would leave nothing of it once the student is sure.
+    # Summed directly: 1 minus the kept mass would round to 0 once the student is certain.
     rest_bts = (probs_btv @ (1 - spikes.kept_bsv).to(probs_btv).transpose(1, 2)).clamp_min(_LEAST)
     target_bvs = spikes.probs_bsv.to(probs_btv).transpose(1, 2)
     tail_b1s = spikes.tail_bs.to(probs_btv)[:, None]
@@ -122,15 +122,15 @@ def _scores(log_probs_btv: Tensor, spikes: _Spikes, nearness: Nearness) -> Tenso
 
 
 def _tokens(spikes: _Spikes) -> Tensor:
-    """(B, S) for each spike the class of its scores: its place, or that of the first of those alike in a row,
-    so that CTC asks for a blank between them."""
+    """(B, S) the column of each spike's scores: its own, or for consecutive spikes of the same class that of
+    the first, so that CTC requires a blank between them."""
     place_s = torch.arange(1, spikes.units_bs.shape[1] + 1, device=spikes.units_bs.device)
     alike_bs = functional.pad(spikes.units_bs[:, 1:] == spikes.units_bs[:, :-1], (1, 0))
     return torch.where(alike_bs, 0, place_s).cummax(1).values
 
 
 def _ctc_of_scores(scores_btc: Tensor, tokens_bu: Tensor, lengths_b: Tensor, counts_b: Tensor) -> Tensor:
-    """- log of the sum over alignments of the product of any scores, over the batch."""
+    """- log of the sum over alignments of exp(sum of scores), summed over the batch."""
     nll_b, occupancy_btc = ctc_occupancy(scores_btc, tokens_bu, lengths_b, counts_b)
     linear = -(occupancy_btc * scores_btc).sum()
     return linear + (nll_b.nan_to_num(posinf=0.0).sum() - linear.detach())

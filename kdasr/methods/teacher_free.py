@@ -19,10 +19,10 @@ from kdasr.targets import at_least_float32
 @without_times
 def label_smoothing(output: ModelOutput, batch: Batch) -> Tensor:
     """KL(u || q) to the uniform distribution u (Szegedy et al. 2016, arXiv 1512.00567, section 7), which
-    for a CTC model can only be added frame by frame beside the CTC term.
+    for a CTC model can only be a frame-level term besides CTC.
 
     Returns:
-        -log V - (1 / V) Σ_v log q_v in nats, the mean over the frames.
+        -log V - (1 / V) Σ_v log q_v in nats, averaged over the frames.
     """
     vocab_size = output.log_probs_btv.shape[-1]
     divergence_bt = -math.log(vocab_size) - at_least_float32(output.log_probs_btv).mean(-1)
@@ -33,12 +33,12 @@ def label_smoothing(output: ModelOutput, batch: Batch) -> Tensor:
 def virtual_teacher(
     output: ModelOutput, batch: Batch, *, correct_probability: float = 0.95, temperature: float = 20.0
 ) -> Tensor:
-    """T² KL(p^d(T) || q(T)) to a teacher that is right with probability a and knows nothing else (Yuan et
-    al. 2019, arXiv 1909.11723, Tf-KD by regularisation: p^d = a for the correct class, (1 - a) / (V - 1)
-    for each other); as in Hinton 2015, T² keeps its gradient comparable over temperatures.
+    """T² KL(p^d(T) || q(T)) to a virtual teacher with p^d = a for the correct class and (1 - a) / (V - 1) for
+    each other (Yuan et al. 2019, arXiv 1909.11723, Tf-KD by regularisation); as in Hinton 2015, T² keeps
+    its gradient comparable across temperatures.
 
-    The correct class of a frame is the one that the student's own alignment of the transcript gives it:
-    the most probable under the CTC occupation probabilities γ (Graves et al. 2006, section 4.1). With
+    The correct class of a frame comes from the student's own alignment of the transcript: the most
+    probable class under the CTC occupation probabilities γ (Graves et al. 2006, section 4.1). With
     a = 1 / V this is label smoothing.
 
     Args:
@@ -48,7 +48,7 @@ def virtual_teacher(
         temperature: T.
 
     Returns:
-        In nats, the mean over the frames. An utterance that is too short for its transcript counts as 0.
+        The mean over the frames, in nats. An utterance that is too short for its transcript counts as 0.
 
     Raises:
         ConfigError: no transcripts, a probability outside 0 to 1, or a temperature that is not positive.
@@ -74,7 +74,7 @@ def virtual_teacher(
 
 
 def aligned_units(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, T) the class of each frame under the student's alignment of the transcripts, blank is 0; and (B,)
+    """(B, T) the class of each frame in the student's alignment of the transcripts (blank is 0), and (B,)
     whether a transcript fits into its frames at all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Online teachers: models that run beside the student and are heard by the losses that ask for them."""
+"""Online teachers: models that run beside the student, for the losses that request them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from kdasr.teachers.ensemble import EnsembleTeacher
 
 
 class FrozenTeacher:
-    """A trained model, or the average of several, heard as it is: without the student's augmentation.
+    """A trained model, or the average of several, frozen and run without the student's augmentation.
 
     Args:
         model: a model folder, or several of them.
-        weights, average: of several; see `kdasr.teachers.ensemble.EnsembleTeacher`. An average has no
-            layers to look into: for features of each, name each as a teacher of its own.
-        same_units: refuse a student of other units or another frame rate; False where only the
-            teacher's layers are used: its posteriors are then not given out where they differ.
+        weights, average: for several models; see `kdasr.teachers.ensemble.EnsembleTeacher`. An average
+            has no layers; to use the layers of each model, make each a separate teacher.
+        same_units: refuse a student with other units or another frame rate. Set it to False if only the
+            teacher's layers are used: its posteriors are then withheld if units or frame rate differ.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class FrozenTeacher:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The models by the hashes of their weights. Not read before they are needed: a recipe is built
-        before the recipes that train its teachers have run."""
+        """The models, as hashes of their weights, read only on access: a recipe is built before the recipes
+        that train its teachers have run."""
         config: dict[str, Any] = {"models": [read_card(folder)["weights_sha256"] for folder in self.folders]}
         if len(self.folders) > 1:
             config |= {"weights": list(self.weights or []), "average": self.average}
@@ -74,8 +74,8 @@ class FrozenTeacher:
         self._recorded = Recorded(together.eval().requires_grad_(False))
 
     def __call__(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
-        """What it makes of the clean audio of a batch, no gradients; of no class (V = 0) where its classes or
-        frames are not the student's."""
+        """The teacher's output for the clean audio of a batch, without gradients; V = 0 if its units or frame
+        rate are not the student's."""
         assert self._recorded is not None
         features_btf = clean_features(batch)
         with torch.no_grad():
@@ -85,15 +85,15 @@ class FrozenTeacher:
         return output if self._comparable else replace(output, log_probs_btv=output.log_probs_btv[..., :0])
 
     def after_step(self, student: TrainableModel) -> None:
-        """Nothing: it stays what it is."""
+        """Do nothing: a frozen teacher does not change."""
 
 
 class EmaTeacher(nn.Module):
-    """The student's own past: an exponential moving average of its weights (Tarvainen & Valpola 2017,
-    arXiv 1703.01780: θ' ← α θ' + (1 - α) θ), which hears the audio without augmentation.
+    """An exponential moving average of the student's own weights (Tarvainen & Valpola 2017, arXiv
+    1703.01780: θ' ← α θ' + (1 - α) θ), run without augmentation.
 
     Args:
-        decay: α; in the first steps it is at most step / (step + 1), which is the plain average.
+        decay: α; in the first steps at most step / (step + 1), which gives the plain average.
     """
 
     steps: Tensor
@@ -111,7 +111,7 @@ class EmaTeacher(nn.Module):
         self.average = Recorded(copy.deepcopy(student)).requires_grad_(False)
 
     def forward(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
-        """What the average makes of the clean audio of a batch; no gradients."""
+        """The averaged model's output for the clean audio of a batch, without gradients."""
         self.average.eval()
         with torch.no_grad():
             output: ModelOutput = self.average(clean_features(batch), batch.feature_lengths_b)
@@ -122,7 +122,7 @@ class EmaTeacher(nn.Module):
         """Move the average towards the student."""
         assert isinstance(student, nn.Module)
         self.steps += 1
-        # A tensor, since a number would have to be waited for on a GPU.
+        # A tensor, since converting it to a number would wait for the GPU.
         share = 1.0 - (self.steps / (self.steps + 1)).clamp_max(self.decay)
         here, there = self.average.model.state_dict(), student.state_dict()
         for name, value in here.items():
@@ -133,7 +133,7 @@ class EmaTeacher(nn.Module):
 
 
 def clean_features(batch: Batch) -> Tensor:
-    """(B, T, 80) features of the audio before anything that the student alone hears."""
+    """(B, T, 80) features of the audio without anything added for the student alone."""
     return batch.features_btf if batch.teacher_features_btf is None else batch.teacher_features_btf
 
 
