@@ -1,4 +1,4 @@
-"""A chunk-wise streaming Conformer: log-mel in windows with state in, log-probs with state out."""
+"""A chunk-wise streaming Conformer: maps windows of log-mel and a state to log-probs and the next state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdasr.students.streaming import FULL_CONTEXT, StreamingStudent, cache_mask,
 
 
 class ConformerState(NamedTuple):
-    """What one chunk hands to the next. Zeros before the first.
+    """The state passed from one chunk to the next. Zeros before the first.
 
     Attributes:
         features_bcf: (B, SUBSAMPLING_CONTEXT, 80) normalised features before the window.
@@ -35,7 +35,7 @@ class ChunkConformer(StreamingStudent):
     convolutions, and lookahead in one convolution after the subsampling.
 
     A frame sees its chunk, `left_context_frames` before the chunk, and `lookahead_frames` after
-    it, so the algorithmic latency is (chunk + lookahead) * 40 ms and 7.5 ms of window.
+    it, so the algorithmic latency is (chunk + lookahead) * 40 ms plus 7.5 ms of feature window.
 
     Args:
         vocab_size: classes including blank.

@@ -1,4 +1,4 @@
-"""A recurrent streaming student: log-mel in windows with state in, log-probs with state out."""
+"""A recurrent streaming student: maps windows of log-mel and a state to log-probs and the next state."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from kdasr.students.streaming import StreamingStudent
 
 
 class RecurrentState(NamedTuple):
-    """What one chunk hands to the next. Zeros before the first.
+    """The state passed from one chunk to the next. Zeros before the first.
 
     Attributes:
         features_bcf: (B, SUBSAMPLING_CONTEXT, 80) normalised features before the window.
         hidden_bnh, cell_bnh: (B, layers, hidden_width) of the LSTMs.
-        processed: (B,) int64, frames so far; the hidden states need no count, so it is for the
-            caller.
+        processed: (B,) int64, frames so far, for the caller; the LSTMs do not need it.
     """
 
     features_bcf: Tensor
@@ -28,8 +27,8 @@ class RecurrentState(NamedTuple):
 
 
 class RecurrentLayer(nn.Module):
-    """x + W LSTM(LayerNorm(x)): frames of width D in and out. The residual lets such layers be stacked, and
-    the projection lets the LSTM be wider than what runs between layers."""
+    """x + W LSTM(LayerNorm(x)), with frames of width D in and out. The residual allows stacking many layers,
+    and the projection W an LSTM wider than the frames between layers."""
 
     def __init__(self, width: int, hidden_width: int, dropout: float) -> None:
         super().__init__()
@@ -39,35 +38,35 @@ class RecurrentLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        """Whole utterances (B, T, D), from a state of zeros."""
+        """Process whole utterances (B, T, D), from a state of zeros."""
         hidden_bth, _ = self.recurrent(self.norm(x_btd))
         return x_btd + self.dropout(self.out(hidden_bth))
 
     def step(self, x_btd: Tensor, hidden_bh: Tensor, cell_bh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One chunk with the LSTM's state (B, H) to its output and the next state."""
+        """Process one chunk, given the LSTM's state (B, H); returns the output and the next state."""
         before = (hidden_bh[None].contiguous(), cell_bh[None].contiguous())
         hidden_bth, (hidden, cell) = self.recurrent(self.norm(x_btd), before)
         return x_btd + self.dropout(self.out(hidden_bth)), hidden[0], cell[0]
 
 
 class RecurrentStudent(StreamingStudent):
-    """Uni-directional LSTM CTC student, the kind that learned from a million hours (Parthasarathi
-    and Strom, "Lessons from building acoustic models with a million hours of speech", arXiv
-    1904.01624), with residuals and LayerNorm between its layers.
+    """Unidirectional LSTM CTC student, as in the million-hour system (Parthasarathi and Strom, "Lessons
+    from building acoustic models with a million hours of speech", arXiv 1904.01624), with residuals and
+    LayerNorm between its layers.
 
-    A frame hears all the past and `lookahead_frames` of the future, in chunks of any size: the log-probs
-    do not depend on `chunk_frames`, which only says how much audio is run at a time.
+    A frame sees all the past and `lookahead_frames` of the future, in chunks of any size: the log-probs
+    do not depend on `chunk_frames`, which only determines how much audio is run at a time.
 
     Args:
         vocab_size: classes including blank.
-        width: D, of the frames between layers.
-        num_layers: LSTMs.
+        width: D, the width of the frames between layers.
+        num_layers: number of LSTMs.
         hidden_width: of an LSTM; None for D.
         dropout: after the projection of each layer.
         chunk_frames, lookahead_frames: see `StreamingStudent`.
 
     Raises:
-        ConfigError: no layers, or as `StreamingStudent`.
+        ConfigError: no layers, or as for `StreamingStudent`.
     """
 
     def __init__(

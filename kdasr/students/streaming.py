@@ -1,4 +1,4 @@
-"""What all students share: a front end, lookahead, a head, and the chunk they hear at a time."""
+"""What all students share: front end, lookahead, head, and processing in chunks."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from kdasr.layers import (
     whole_frames,
 )
 
-# As `chunk_frames`: one chunk that is the whole utterance. Such a student runs offline only.
+# Value of `chunk_frames` for one chunk that is the whole utterance. Such a student runs offline only.
 FULL_CONTEXT = 0
-# A minute. A chunk has its text when it is over, and attention over it takes memory as its square.
+# A minute. Text appears only at the end of a chunk, and attention needs memory quadratic in its size.
 MAX_CHUNK_FRAMES = 1_500
 
 
 class StreamingStudent(nn.Module, ABC):
-    """Base of the students: log-mel to frames of width D, D to log-probs, whole or chunk by chunk.
+    """Base of the students: log-mel to frames of width D, D to log-probs, offline or chunk by chunk.
 
-    A subclass encodes frames (B, T, D) in two ways that must agree: `encode` over whole
-    utterances, and `encode_chunk` with the state of the chunks before. Its state is a NamedTuple with
+    A subclass encodes frames (B, T, D) in two ways that must agree: `encode` for whole
+    utterances, and `encode_chunk` with the state after the previous chunk. The state is a NamedTuple with
     `features_bcf` (B, SUBSAMPLING_CONTEXT, 80) first and `processed` (B,) int64 last.
 
     Args:
         vocab_size: classes including blank.
-        width: D of the frames that the encoder takes.
+        width: D, the width of the encoder's input frames.
         chunk_frames: output frames (40 ms) in a chunk, or FULL_CONTEXT. May be changed at any time.
         left_context_frames: output frames before its chunk that a frame may attend to.
         lookahead_frames: output frames of future audio beyond the chunk.
-        dynamic_chunks: chunk sizes that training draws from, one for each batch, so that the
-            student serves them all (U2, arXiv 2012.05481, which draws FULL_CONTEXT for half of the
-            batches: name it as often as all others together). Empty: always `chunk_frames`, and
-            no draw.
-        chunk_multiple: what chunks are multiples of.
+        dynamic_chunks: chunk sizes from which training draws one for each batch, so that the
+            student works with all of them (U2, arXiv 2012.05481, which draws FULL_CONTEXT for half of
+            the batches: list it as often as all others together). Empty: always `chunk_frames`.
+        chunk_multiple: chunk sizes must be multiples of this.
 
     Raises:
-        ConfigError: a chunk size that is not such a multiple, or more than MAX_CHUNK_FRAMES.
+        ConfigError: a negative context, or a chunk size that is not such a multiple or exceeds
+            MAX_CHUNK_FRAMES.
     """
 
     subsampling = SUBSAMPLING
@@ -86,17 +86,17 @@ class StreamingStudent(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x_btd: Tensor, lengths_b: Tensor, chunk_frames: int) -> Tensor:
-        """Whole utterances (B, T, D) of `lengths_b` valid frames, in chunks, to (B, T, width of the
-        head). T is whole chunks, or whole multiples of `chunk_multiple` under FULL_CONTEXT. Frames
-        beyond a length but in its last chunk may be attended to: chunk by chunk they are there too."""
+        """Encode whole utterances (B, T, D) of `lengths_b` valid frames, in chunks, to (B, T, input width
+        of the head). T is a multiple of the chunk size, or of `chunk_multiple` with FULL_CONTEXT. Padding
+        within an utterance's last chunk may be attended to, as it is chunk by chunk."""
 
     @abstractmethod
     def encode_chunk(self, x_btd: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One chunk to its encoding and the next state, in which `features_bcf` is still the old."""
+        """Encode one chunk; returns the encoding and the next state, with `features_bcf` not yet updated."""
 
     @abstractmethod
     def initial_state(self, batch_size: int = 1) -> Any:
-        """Zeros."""
+        """The state before the first chunk: zeros."""
 
     @property
     def chunk_frames(self) -> int:
@@ -118,25 +118,25 @@ class StreamingStudent(nn.Module, ABC):
         return (self.chunk_frames + self.lookahead_frames) * SUBSAMPLING
 
     def forward(self, features_btf: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One window (B, window, 80) of raw log-mel to (B, chunk_frames, V) log-probs and the
-        next state."""
+        """Map one window (B, window, 80) of raw log-mel to (B, chunk_frames, V) log-probs and the next
+        state."""
         features = torch.cat([state.features_bcf, self.normalise(features_btf)], dim=1)
         x_btd, state = self.encode_chunk(self._look_ahead(self.subsample(features)), state)
         context = features[:, self.shift : self.shift + SUBSAMPLING_CONTEXT]
         return self._log_probs(x_btd), state._replace(features_bcf=context)
 
     def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole utterances under a chunk mask; the same log-probs as chunk by chunk.
+        """Process whole utterances under a chunk mask; gives the same log-probs as chunk by chunk.
 
         Args:
             features_btf: (B, T, 80) raw log-mel.
             lengths_b: (B,) feature frames.
 
         Returns:
-            (B, T', V) log-probs and (B,) output frames; T' = those of the padded batch.
+            (B, T', V) log-probs and (B,) output frames; T' is that of the padded batch.
         """
         lengths_out = output_lengths(lengths_b)
-        # Of the padded batch: to ask for the longest length would make the host wait for a GPU.
+        # Length of the padded batch: reading the longest of `lengths_b` would wait for the GPU.
         longest = -(-features_btf.shape[1] // SUBSAMPLING)
         chunk = self._training_chunk() if self.training and self.dynamic_chunks else self.chunk_frames
         frames = whole_frames(longest, chunk or self.chunk_multiple, features_btf.device)
@@ -146,7 +146,7 @@ class StreamingStudent(nn.Module, ABC):
         return self._log_probs(x_btd[:, :longest]), lengths_out
 
     def set_statistics(self, mean_f: Tensor, std_f: Tensor) -> None:
-        """Mean and standard deviation of each mel bin over the training audio."""
+        """Set the mean and standard deviation of each mel bin over the training audio."""
         self.normalise.set_statistics(mean_f, std_f)
 
     def _training_chunk(self) -> int:
@@ -169,17 +169,17 @@ class StreamingStudent(nn.Module, ABC):
         return self.head.weight.new_zeros(batch_size, SUBSAMPLING_CONTEXT, NUM_MEL_BINS)
 
     def _look_ahead(self, x_btd: Tensor) -> Tensor:
-        """(B, T + lookahead, D) to (B, T, D); a residual keeps it harmless at the start."""
+        """Map (B, T + lookahead, D) to (B, T, D), with a residual, so that it does no harm initially."""
         ahead = functional.silu(self.lookahead(x_btd.transpose(1, 2))).transpose(1, 2)
         return x_btd[:, : ahead.shape[1]] + ahead
 
     def _log_probs(self, x_btd: Tensor) -> Tensor:
-        # Under bf16 too, log-probabilities near zero keep their digits.
+        # In float32 even under bf16, so that log-probabilities near zero keep their precision.
         return self.head(x_btd).float().log_softmax(dim=-1)
 
 
 def chunk_mask(num_frames: int, chunk_frames: int, left_context_frames: int, device: Any) -> Tensor:
-    """(T, T) bool: what each frame may attend to, its chunk and so many frames before the chunk."""
+    """(T, T) bool: each frame may attend to its chunk and `left_context_frames` before the chunk."""
     position = torch.arange(num_frames, device=device)
     chunk_start = position // chunk_frames * chunk_frames
     first, end = chunk_start - left_context_frames, chunk_start + chunk_frames
@@ -187,6 +187,6 @@ def chunk_mask(num_frames: int, chunk_frames: int, left_context_frames: int, dev
 
 
 def cache_mask(processed_b: Tensor, left_context_frames: int, chunk_frames: int) -> Tensor:
-    """(B, 1, 1, L + C) bool: which of the cached frames and of the chunk after them are real."""
+    """(B, 1, 1, L + C) bool: which of the cached frames and the chunk after them are real."""
     position = torch.arange(left_context_frames + chunk_frames, device=processed_b.device)
     return (position >= left_context_frames - processed_b[:, None])[:, None, None, :]

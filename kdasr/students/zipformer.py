@@ -1,4 +1,4 @@
-"""A streaming Zipformer: log-mel in windows with state in, log-probs with state out."""
+"""A streaming Zipformer: maps windows of log-mel and a state to log-probs and the next state."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kdasr.students.zipformer_layers import BiasNorm, Bypass, CachedContext, Con
 
 
 class ZipformerState(NamedTuple):
-    """What one chunk hands to the next. Zeros before the first.
+    """The state passed from one chunk to the next. Zeros before the first.
 
-    Layers have caches of different sizes, so those of all layers lie end to end.
+    Layers have caches of different sizes, so the flattened caches of all layers are concatenated.
 
     Attributes:
         features_bcf: (B, SUBSAMPLING_CONTEXT, 80) normalised features before the window.
@@ -36,9 +36,9 @@ class ZipformerState(NamedTuple):
 
 
 class ZipformerStack(nn.Module):
-    """Layers of one width at one frame rate: frames of 40 ms and any width in, frames of 40 ms and the
-    stack's width out (section 3.1). In between, `downsampling` frames are averaged into one with learnt
-    weights, and repeated again; a bypass carries what the slower frames cannot."""
+    """Layers of one width at one frame rate: 40 ms frames of any width in, 40 ms frames of the stack's width
+    out (section 3.1). In between, `downsampling` frames are averaged into one with learnt weights, and the
+    result is repeated as often; a bypass carries detail that the slower frames lose."""
 
     def __init__(self, width: int, downsampling: int, layers: Sequence[ZipformerLayer]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class ZipformerStack(nn.Module):
         self.bypass = Bypass(width) if downsampling > 1 else None
 
     def forward(self, x_btd: Tensor, contexts: Sequence[Context]) -> Tensor:
-        """`contexts` are those of the layers, at the stack's frame rate."""
+        """Run the layers; `contexts` has one for each, at the stack's frame rate."""
         x_btd = with_width(x_btd, self.width)
         y_btd = x_btd
         if self.average is not None:
@@ -65,8 +65,8 @@ class Zipformer(StreamingStudent):
     """Zipformer CTC student (Yao et al., arXiv 2310.11230): stacks of layers at several frame rates,
     attention weights shared by the modules of a layer, causal and chunk-wise convolutions.
 
-    Frames are of 40 ms at the fastest, where the paper's are of 20 ms: half the computing, and 80 ms
-    chunks for a stack at half the rate. Rates under that ask for longer chunks.
+    The fastest frames are 40 ms, instead of the paper's 20 ms: half the computation, and a stack at half
+    the rate needs chunks that are multiples of 80 ms. Lower rates need longer chunks.
 
     Args:
         vocab_size: classes including blank.
@@ -75,8 +75,8 @@ class Zipformer(StreamingStudent):
             multiples of all of these; left contexts are rounded down to whole frames of a stack.
         num_layers: layers of each stack.
         num_heads, query_dim, value_dim: of the attention; query_dim is even.
-        expansion: hidden width of the middle feed-forward over D; the others have 3/4 and 5/4 of it.
-        kernel_frames: of the convolutions within a chunk, odd; those that look back have half.
+        expansion: hidden width / D of the middle feed-forward; the others have 3/4 and 5/4 of it.
+        kernel_frames: of the convolutions within a chunk, odd; the causal ones have about half.
         dropout: at the end of each module.
         chunk_frames, left_context_frames, lookahead_frames, dynamic_chunks: see `StreamingStudent`.
 
@@ -216,14 +216,14 @@ class Zipformer(StreamingStudent):
 
 
 def with_width(x_btd: Tensor, width: int) -> Tensor:
-    """Channels cut off, or zeros added."""
+    """`x_btd` with its channels truncated or zero-padded to `width`."""
     missing = width - x_btd.shape[-1]
-    # Not a negative padding: ExecuTorch has none.
+    # ExecuTorch has no negative padding.
     return functional.pad(x_btd, (0, missing)) if missing > 0 else x_btd[..., :width]
 
 
 def widest(outputs: Sequence[Tensor]) -> Tensor:
-    """Every channel as the last stack that has it gives it (section 3.1)."""
+    """Each channel from the last stack that has it (section 3.1)."""
     joined = outputs[-1]
     for output in reversed(outputs[:-1]):
         if output.shape[-1] > joined.shape[-1]:

@@ -1,7 +1,7 @@
 """The parts of a Zipformer (Yao et al., arXiv 2310.11230): frames of width D in and out.
 
-Written so that the same code runs over whole utterances and chunk by chunk: what a module needs of
-earlier frames it asks a `Context` for, which pads offline and keeps a cache between chunks.
+The same code runs over whole utterances and chunk by chunk: modules get earlier frames from a `Context`,
+which pads offline and keeps a cache between chunks.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch.nn import functional
 
 from kdasr.layers import inverse_wavelengths, rotate, rotation
 
-# What a bypass may at least let through, so that no layer is switched off for good.
+# The least share of its layers that a bypass lets through, so that none is switched off for good.
 MIN_BYPASS = 0.2
-# The last matrix of each residual branch starts so much smaller: layers begin near the identity.
+# Initial scale of the last matrix of each residual branch, so that layers start near the identity.
 _INITIAL_SCALE = 0.2
 
 
 class Context:
-    """What the frames of a layer may see of one another, over whole utterances.
+    """Which frames of a layer may see which others, over whole utterances.
 
     Args:
-        mask: what each frame may attend to, broadcasts to (B, heads, T, T).
+        mask: which frames each frame may attend to; broadcasts to (B, heads, T, T).
         chunk_frames: frames in a chunk, at the rate of the layer; 0 for one chunk that holds all.
         valid_bt1: False where a frame is padding that a convolution could see, or None.
     """
@@ -33,20 +33,20 @@ class Context:
         self.mask, self.chunk_frames, self.valid_bt1 = mask, chunk_frames, valid_bt1
 
     def attended(self, x_btd: Tensor) -> Tensor:
-        """Frames with those before them that may be attended to: (B, L + T, D)."""
+        """The frames, preceded by earlier ones that may be attended to: (B, L + T, D)."""
         return x_btd
 
     def convolved(self, x_btd: Tensor, reach: int) -> Tensor:
-        """Frames with the `reach` frames before them: (B, reach + T, D)."""
+        """The frames, preceded by the `reach` frames before them: (B, reach + T, D)."""
         return functional.pad(x_btd, (0, 0, reach, 0))
 
 
 class CachedContext(Context):
-    """The same for one chunk, with the caches of the chunk before.
+    """The same for one chunk, with the caches left by the previous chunk.
 
     Args:
-        attended_blm: (B, L, M) frames that were attended to; the modules' channels side by side in
-            the order in which they ask.
+        attended_blm: (B, L, M) earlier frames that may be attended to; the modules' channels side by side,
+            in the order of their calls.
         convolved_bcrd: (B, convolutions, reach, D) inputs of the convolutions.
 
     Attributes:
@@ -72,7 +72,7 @@ class CachedContext(Context):
 
 
 class BiasNorm(nn.Module):
-    """x / RMS(x - bias) * exp(log_scale): keeps some of a frame's length (section 3.3)."""
+    """x / RMS(x - bias) * exp(log_scale), which keeps some information on a frame's norm (section 3.3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -85,12 +85,12 @@ class BiasNorm(nn.Module):
 
 
 def swoosh_l(x: Tensor) -> Tensor:
-    """For what is normally off, as in feed-forwards (section 3.4)."""
+    """The activation for normally-off modules, such as feed-forwards (section 3.4)."""
     return torch.sub(functional.softplus(x - 4.0), x, alpha=0.08) - 0.035
 
 
 def swoosh_r(x: Tensor) -> Tensor:
-    """For what follows a convolution (section 3.4)."""
+    """The activation after a convolution (section 3.4)."""
     return torch.sub(functional.softplus(x - 1.0), x, alpha=0.08) - 0.313261687
 
 
@@ -107,8 +107,8 @@ class Bypass(nn.Module):
 
 
 class _Within(torch.autograd.Function):
-    """A clamp to the range of a bypass that lets what is outside come back: where it only leads further out,
-    there is no gradient. Of torch's there is none outside at all, and a channel would stay there for good."""
+    """A clamp to a bypass's range that passes the gradient outside of it unless it leads further out.
+    torch's clamp has no gradient outside, so a channel would stay there for good."""
 
     @staticmethod
     def forward(ctx: Any, share: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class _Within(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (share,) = ctx.saved_tensors
-        # The optimiser goes against the gradient.
+        # The optimiser steps against the gradient.
         outward = ((share < MIN_BYPASS) & (gradient > 0)) | ((share > 1.0) & (gradient < 0))
         return gradient.masked_fill(outward, 0.0)
 
@@ -135,9 +135,9 @@ class FeedForward(nn.Module):
 
 
 class AttentionWeights(nn.Module):
-    """Who listens to whom: computed once for a layer, used by three of its modules (section 3.2).
+    """Attention weights, computed once for a layer and used by three of its modules (section 3.2).
 
-    Positions enter as rotations (arXiv 2104.09864), which a sliding window needs no clock for."""
+    Positions enter as rotations (arXiv 2104.09864), for which a sliding window needs no absolute time."""
 
     inverse_wavelengths: Tensor
 
@@ -150,7 +150,7 @@ class AttentionWeights(nn.Module):
         self.register_buffer("inverse_wavelengths", inverse_wavelengths(query_dim // 2), persistent=False)
 
     def forward(self, x_btd: Tensor, context: Context) -> Tensor:
-        """(B, T, D) to (B, heads, T, L + T) that sum to 1 over what may be heard."""
+        """Map (B, T, D) to weights (B, heads, T, L + T) that sum to 1 over the frames allowed by the mask."""
         key_bkd = context.attended(self.key(x_btd))
         turns_2kd = rotation(key_bkd.shape[1], self.inverse_wavelengths)
         query = rotate(self._heads(self.query(x_btd)), turns_2kd[:, key_bkd.shape[1] - x_btd.shape[1] :])
@@ -190,8 +190,8 @@ class NonlinearAttention(nn.Module):
 
 
 class ChunkConvolution(nn.Module):
-    """Gate, depthwise convolution, SwooshR. The convolution is the sum of one that looks back, across
-    chunks, and one that looks both ways, within the chunk: so it serves every chunk size."""
+    """Gate, depthwise convolution, SwooshR. The convolution is the sum of a causal one, across chunks, and
+    a centred one, within the chunk, so it works for every chunk size."""
 
     def __init__(self, width: int, kernel_frames: int, dropout: float) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class ZipformerLayer(nn.Module):
         self.forward_3 = FeedForward(width, hidden * 5 // 4, dropout)
         self.norm = BiasNorm(width)
         self.bypass = Bypass(width)
-        # Channels that `CachedContext` keeps of each frame: keys, non-linear attention, values.
+        # Channels that `CachedContext` keeps for each frame: keys, non-linear attention, values.
         self.attended_channels = num_heads * (query_dim + 2 * value_dim) + width * 3 // 4
 
     def forward(self, x_btd: Tensor, context: Context) -> Tensor:
@@ -259,14 +259,14 @@ class ZipformerLayer(nn.Module):
 
 
 def _depthwise(width: int, kernel_frames: int, padding: int) -> nn.Conv2d:
-    """Over the last axis of (B, D, chunks, frames). Two-dimensional, because with channels last that
-    is several times faster on a CPU than Conv1d, and because padding then parts the chunks."""
+    """A depthwise convolution over the last axis of (B, D, chunks, frames). A Conv2d, since with channels
+    last it is several times faster on a CPU than Conv1d, and since padding then separates the chunks."""
     convolution = nn.Conv2d(width, width, (1, kernel_frames), groups=width, padding=(0, padding))
     return convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _over_frames(convolution: nn.Conv2d, x_bntd: Tensor) -> Tensor:
-    """Each of n chunks for itself: (B, n, T, D) to (B, n, T', D)."""
+    """Convolve each of n chunks separately: (B, n, T, D) to (B, n, T', D)."""
     mixed: Tensor = convolution(x_bntd.permute(0, 3, 1, 2))
     return mixed.permute(0, 2, 3, 1)
 
