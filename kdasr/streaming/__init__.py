@@ -1,10 +1,10 @@
-"""PCM in, text out, chunk by chunk, as on a device.
+"""Streaming recognition, chunk by chunk, as on a device.
 
-models      ChunkModel, and torch students as such
-session     StreamingSession: pieces of audio in, the text so far out
+models      ChunkModel, and torch students as chunk models
+session     StreamingSession: takes pieces of audio, gives the text so far
 words       tokens to words with times
-tail        the silence that is heard after the end of the audio
-endpoint    EndpointingSession: a stream without an end, cut into segments at pauses
+tail        the silence that is appended to the audio
+endpoint    EndpointingSession: an endless stream, cut into segments at pauses
 resampler   StreamingResampler: other sample rates, piece by piece
 """
 

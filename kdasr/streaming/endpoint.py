@@ -1,4 +1,4 @@
-"""A stream without an end, cut into segments where the speaker pauses."""
+"""An endless stream, cut into segments where the speaker pauses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class EndpointRules:
     """When a segment ends.
 
     Attributes:
-        min_silence_s: seconds without a new unit after which a segment is over, and its last word with
-            it: what follows is another word, for text cannot wait for what is said next.
+        min_silence_s: seconds without a new unit after which a segment ends, and its last word with it:
+            the next unit starts another word, since text cannot wait for what is said next.
         max_segment_s: seconds after which a segment is cut, before its last word.
     """
 
@@ -44,8 +44,8 @@ class Segment:
     """What was said between two pauses.
 
     Attributes:
-        text: its words.
-        words: the same with times, in seconds from the start of the stream.
+        text: the words, joined by spaces.
+        words: the words with times, in seconds from the start of the stream.
     """
 
     text: str
@@ -61,18 +61,18 @@ class Segment:
 
 
 class EndpointingSession:
-    """A `StreamingSession` that hands over its text in segments, so that it can run for ever.
+    """A `StreamingSession` that returns its text in segments, so that it can run for ever.
 
-    The model's state runs on across the cuts: with greedy decoding all segments together are the units
-    of one uninterrupted session, and its words but for those that a pause parts. A search begins anew
-    after each pause. Where audio is missing, `gap` begins anew.
+    The model's state continues across the cuts: with greedy decoding, all segments together have the units
+    of one uninterrupted session, and its words except those split by a pause. A beam search restarts
+    after each pause. If audio is missing, `gap` restarts the model too.
 
     Args:
-        model: what to run.
+        model: the model to run.
         units: its units.
         rules: when a segment ends; None never ends one before the stream does.
-        where: what to name in errors about the audio.
-        decoder: makes what turns output frames into tokens.
+        where: the source to name in errors about the audio.
+        decoder: creates the decoder that turns output frames into tokens.
         rate_hz: sample rate of the audio.
     """
 
@@ -89,23 +89,23 @@ class EndpointingSession:
         self._session = StreamingSession(model, units, where=where, decoder=decoder, rate_hz=rate_hz)
         self._rules = rules
         self._frame_s = FRAME_SHIFT_MS * model.subsampling / 1000
-        self._start_s = 0.0  # where in the stream the session began: behind the last gap
+        self._start_s = 0.0  # the session's start in the stream: the end of the last gap
 
     def reset(self) -> None:
-        """Forgets everything: the next sample is the first of a new stream."""
+        """Resets everything: the next sample is the first of a new stream."""
         self._session.reset()
         self._start_s = 0.0
 
     def gap(self, seconds: float = 0.0) -> list[Segment]:
-        """Tells that audio is missing here: what was said before it ends, as by `finish`, and is given out,
-        and the next sample is heard as the first of a stream whose times go on. Joined, the two sides of a
-        gap are sound that nobody makes, and a model that remembers the one mishears the other.
+        """Marks missing audio: returns the segments before it, as `finish` does, and restarts the model;
+        times continue. Without a restart, the splice would not sound like speech, and the model's state from
+        before the gap would make it mishear what follows.
 
         Args:
             seconds: how much is missing, as far as it is known.
 
         Raises:
-            ConfigError: a negative time, or none.
+            ConfigError: a negative or non-finite time.
         """
         if not 0 <= seconds < math.inf:
             raise ConfigError("a gap is a time", where="gap", expected=">= 0 seconds", got=seconds)
@@ -116,17 +116,17 @@ class EndpointingSession:
 
     @property
     def partial(self) -> str:
-        """The text of the segment that is not over yet."""
+        """The text of the segment that has not ended yet."""
         return self._session.text
 
     def accept(self, samples: ArrayLike) -> list[Segment]:
-        """Takes the next samples and gives the segments that are over; see
+        """Takes the next samples and returns the segments that have ended; see
         `StreamingSession.accept` for the samples and the errors."""
-        # After every window, so that the cuts do not depend on the sizes of the pieces.
+        # Checked after every window, so that the cuts do not depend on the sizes of the pieces.
         return [segment for _ in self._session.steps(samples) for segment in self._over()]
 
     def finish(self) -> list[Segment]:
-        """Ends the stream and gives what is left."""
+        """Ends the stream and returns the remaining segments."""
         self._session.finish()
         return self._over() + self._segment(len(self._session.tokens))
 
@@ -134,21 +134,21 @@ class EndpointingSession:
         segments = []
         while (count := self._tokens_of_segment()) > 0:
             if count == len(self._session.tokens) and self._is_silent():
-                self._session.settle()  # which may find that other words were said
+                self._session.settle()  # may change the words
                 count = len(self._session.tokens)
             segments += self._segment(count)
         return segments
 
     def _is_silent(self) -> bool:
-        """Whether the last token was long ago."""
+        """Whether the last token was at least `min_silence_s` ago."""
         assert self._rules is not None
         frames = self._session.num_frames - self._session.tokens[-1].frame - 1
         return frames * self._frame_s >= self._rules.min_silence_s
 
     def _tokens_of_segment(self) -> int:
-        """How many of the waiting tokens make a segment that is over; 0 if none does.
+        """How many of the pending tokens make up a segment that has ended; 0 if none has.
 
-        Pauses are looked for between tokens too: a window may hold a pause and what follows it.
+        Pauses between tokens count too, since a window may contain a pause and what follows it.
         """
         tokens = self._session.tokens
         if self._rules is None or not tokens:
@@ -163,18 +163,18 @@ class EndpointingSession:
         return 0
 
     def _before_last_word(self, count: int) -> int:
-        """The cut at or before `count` that halves no word, or `count` where one word fills all."""
+        """The last word boundary before `count` tokens; `count` if there is only one word."""
         words = split_words(self._session.tokens[:count], self._session.units)
         return self._session.tokens.index(words[-1][0]) if len(words) > 1 else count
 
     def _segment(self, count: int) -> list[Segment]:
-        """Takes `count` tokens as a segment; none where they hold no word."""
+        """Takes `count` tokens as a segment; returns none if they contain no word."""
         audio_s = self._session.num_samples / SAMPLE_RATE_HZ
         words = words_of(self._session.take(count), self._session.units, self._frame_s, audio_s)
         words = [self._in_stream(word) for word in words]
         return [Segment(" ".join(word.text for word in words), words)] if words else []
 
     def _in_stream(self, word: Word) -> Word:
-        """A word of the session with its times in the stream."""
+        """A word of the session, with its times relative to the stream."""
         start_s, end_s = (round(self._start_s + time_s, 3) for time_s in (word.start_s, word.end_s))
         return word._replace(start_s=start_s, end_s=end_s)

@@ -1,4 +1,4 @@
-"""The models that a session can step: what they have in common, and those that torch runs."""
+"""The models that a session can step: their interface, and its implementation for torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kdasr.streaming.windows import FeatureWindows, FrontEnd
 from kdasr.symbols import control_ids
 from kdasr.text import Units
 
-# Half of the 25 ms analysis window less half of the 10 ms hop: the audio that a centred feature
+# Half of the 25 ms analysis window minus half of the 10 ms hop: the audio that a centred feature
 # frame needs beyond its own 10 ms (snip_edges=false).
 FEATURE_LOOKAHEAD_MS = 7.5
-# Far below any logit, and yet so small that float32 keeps the figure to 2e-5: exports are compared by it.
+# Far below any logit, yet small enough for float32 to represent it to 2e-5, since exports are compared by it.
 _NEVER_LOGIT = -200.0
 
 
@@ -29,7 +29,7 @@ class ChunkModel(Protocol):
     Attributes:
         shift: feature frames (10 ms) between the starts of two windows.
         window: feature frames that one call sees; `window - shift` of them are lookahead.
-        subsampling: feature frames for each output frame.
+        subsampling: feature frames per output frame.
         vocab_size: classes including blank (id 0).
     """
 
@@ -43,18 +43,17 @@ class ChunkModel(Protocol):
         ...
 
     def front_end(self) -> FrontEnd:
-        """What cuts one stream of samples into the windows that `step` takes."""
+        """A front end that cuts one stream of samples into the windows that `step` takes."""
         ...
 
     def step(self, window: Any, state: Any) -> tuple[NDArray[np.float32], Any]:
-        """One window, as `front_end` gives it (stacked along the batch axis for more streams than
-        one), to log-probs (B, shift / subsampling, V) and the next state. The state passed in is
-        not changed."""
+        """Map one window from `front_end` (stacked along the batch axis for several streams) to log-probs
+        (B, shift / subsampling, V) and the next state. The state passed in is not changed."""
         ...
 
 
 def algorithmic_latency_ms(model: ChunkModel) -> float:
-    """Milliseconds of audio that must exist before the first word of a window can be decoded:
+    """Milliseconds of audio that must have arrived before the first word of a window can be decoded:
     chunk + lookahead + the reach of the feature window."""
     return model.window * FRAME_SHIFT_MS + FEATURE_LOOKAHEAD_MS
 
@@ -105,13 +104,13 @@ class TorchChunkModel:
 
 
 def silence_controls(student: StreamingModel, units: Units) -> StreamingModel:
-    """`student` with a head that never emits a class that stands for no text (`<unk>`, `<s>` of a
-    foreign table of symbols); the same object where there is none.
+    """`student` with a head that never emits classes without text (such as `<unk>` or `<s>` in another
+    library's symbol table); the same object if there are none.
 
-    kdasr's units would leave such a class out of the text, but other runtimes print its symbol.
+    kdasr's units leave such classes out of the text, but other runtimes print their symbols.
 
     Raises:
-        ModelError: it has such classes, and no linear head.
+        ModelError: the student has such classes, but no linear head with a bias.
     """
     controls = control_ids(units.symbols)
     if not controls:
@@ -132,17 +131,17 @@ def silence_controls(student: StreamingModel, units: Units) -> StreamingModel:
 
 
 def set_chunk_ms(student: StreamingModel, chunk_ms: int, *, or_whole: bool = False) -> None:
-    """Changes how much audio `student` takes at a time; lookahead and left context stay.
+    """Changes how much audio `student` takes at a time; lookahead and left context remain.
 
-    A student that was trained with one chunk size runs with any, but is as good as its training
-    only near that size. One that was trained with `dynamic_chunks` serves all that it drew.
+    A student trained with one chunk size runs with any, but is at its best only near that size. One
+    trained with `dynamic_chunks` works with all of them.
 
     Args:
         chunk_ms: milliseconds, at least one output frame.
-        or_whole: take 0 too, for full context: the student then hears whole utterances, and runs only so.
+        or_whole: also allow 0, for full context: the student then processes only whole utterances.
 
     Raises:
-        ConfigError: not a multiple of one output frame, or not of what the student needs.
+        ConfigError: not a multiple of one output frame, or not a chunk size that the student can have.
     """
     frame_ms = FRAME_SHIFT_MS * student.subsampling
     if chunk_ms < (0 if or_whole else frame_ms) or chunk_ms % frame_ms:
@@ -157,8 +156,8 @@ def set_chunk_ms(student: StreamingModel, chunk_ms: int, *, or_whole: bool = Fal
 
 
 def trained_chunks_ms(student: StreamingModel) -> list[int]:
-    """Milliseconds of the chunks that `student` was trained with, whatever it has now, in ascending order; 0
-    is full context. None of a student to which the size makes no difference, as to a recurrent one."""
+    """The chunk sizes that `student` was trained with, in ms and ascending order, whatever its present one;
+    0 is full context. Empty if its output does not depend on the size, as for a recurrent student."""
     config = student.config
     if not {"chunk_frames", "dynamic_chunks"} <= config.keys():
         return []

@@ -1,4 +1,4 @@
-"""Samples at another rate in, samples at 16 kHz out, piece by piece."""
+"""Resampling to 16 kHz, piece by piece."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import ConfigError
 from kdasr.resampling import check_rates, resample
 
-# Input samples on either side that reach into an output sample: torchaudio's default filter is
-# six zero crossings wide, counted at the lower of the two rates; one more for rounding.
+# Half-width of the filter: torchaudio's default has six zero crossings on either side, counted at the
+# lower of the two rates; one more for rounding.
 _ZERO_CROSSINGS = 7
-# At least so much is resampled at a time, and always as much: the last bit of a product depends on its size,
-# and the result must not depend on the sizes of the pieces. A step costs 0.1 ms, whatever its length.
+# The amount resampled at a time, about, and always the same: the last bit of a matrix product depends on its
+# size, and results must not depend on the sizes of the pieces. A step takes 0.1 ms, whatever its length.
 _STEP_MS = 20
 
 
 class StreamingResampler:
-    """`kdasr.resampling.resample` for audio that arrives in pieces; equal to it over the whole but for the
-    last bit, and the same to the bit for pieces of every size.
+    """`kdasr.resampling.resample` for audio that arrives in pieces; equal to resampling the whole except for
+    the last bit, and bit-identical for pieces of any size.
 
     Args:
-        from_hz: sample rate of what arrives; as a float too, as audio libraries have it.
+        from_hz: sample rate of the pieces; a float is allowed, since some audio libraries use one.
 
     Raises:
-        ConfigError: a rate that is not positive, or no whole number.
+        ConfigError: a rate that is not positive, or not a whole number.
         AudioError: a rate that `kdasr.resampling.check_rates` refuses.
     """
 
@@ -36,21 +36,21 @@ class StreamingResampler:
         check_rates(from_hz, SAMPLE_RATE_HZ)
         divisor = math.gcd(from_hz, SAMPLE_RATE_HZ)
         self._from_hz = from_hz
-        # Blocks of so many input samples give a whole number of output samples.
+        # The smallest blocks of input samples that give a whole number of output samples.
         self._block_in, self._block_out = from_hz // divisor, SAMPLE_RATE_HZ // divisor
         self._step = math.ceil(from_hz * _STEP_MS / 1000 / self._block_in) * self._block_in
-        # Ahead it waits for no more than the filter needs; behind it keeps whole blocks, to begin at one.
+        # It waits for no more future samples than the filter needs, and keeps past ones in whole blocks.
         self._ahead = math.ceil(_ZERO_CROSSINGS * from_hz / min(from_hz, SAMPLE_RATE_HZ))
         self._context = math.ceil(self._ahead / self._block_in) * self._block_in
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything: the next sample is the first of a new stream."""
+        """Resets everything: the next sample is the first of a new stream."""
         self._history = np.zeros(0, np.float32)
-        self._history_before = 0  # samples of the history that have been given out already
+        self._history_before = 0  # samples of the history whose output has been returned already
 
     def accept(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n,) further samples to those (m,) at the new rate that are now certain; m may be 0."""
+        """Takes (n,) further samples and returns the (m,) resampled ones that are now final; m may be 0."""
         if self._from_hz == SAMPLE_RATE_HZ:
             return samples
         self._history = np.concatenate([self._history, samples])
@@ -59,7 +59,7 @@ class StreamingResampler:
         return np.concatenate([np.zeros(0, np.float32), *steps])
 
     def flush(self) -> NDArray[np.float32]:
-        """The rest: beyond the end there is silence."""
+        """The remaining samples, with silence assumed beyond the end."""
         if self._from_hz == SAMPLE_RATE_HZ:
             return np.zeros(0, np.float32)
         return self._emit(len(self._history) - self._history_before, final=True)

@@ -1,10 +1,10 @@
-"""PCM in, partial text out: a streaming student run chunk by chunk, as on the device.
+"""A streaming student run chunk by chunk, as on a device: takes PCM, gives partial text.
 
-`StreamingSession` turns ragged pieces of audio into feature windows, steps a `ChunkModel`
-over them, and decodes as it goes. At the end the audio gets its tail of silence (`kdasr.streaming.tail`);
-then the feature stream is padded with `LOG_MEL_FLOOR` rows to whole windows, and only the frames of audio
-and tail are kept. That is exactly what `StreamingModel.offline` computes of `with_tail(samples)`: the
-streamed text equals the offline text.
+`StreamingSession` turns pieces of audio of any size into feature windows, steps a `ChunkModel` over them,
+and decodes as it goes. At the end it appends a tail of silence (`kdasr.streaming.tail`) to the audio, pads
+the features with `LOG_MEL_FLOOR` rows to whole windows, and keeps only the output frames of audio and
+tail. `StreamingModel.offline` computes exactly the same from `with_tail(samples)`, so the streamed text
+equals the offline text.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
 
     Args:
         samples: (N,) or (N, 1) mono floating point samples in [-1, 1]; may be empty.
-        where: what to name in an error.
+        where: the source to name in an error.
 
     Raises:
         AudioError: more than one channel, integers, NaN or infinite values, or a scale that is
             plainly that of integer PCM.
     """
     array = np.asarray(samples)
-    if array.ndim == 2 and array.shape[1] == 1:  # as audio libraries give one channel
+    if array.ndim == 2 and array.shape[1] == 1:  # how audio libraries return one channel
         array = array[:, 0]
     if array.ndim != 1:
         raise AudioError(
@@ -56,7 +56,7 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
             got=array.dtype,
             fix="Divide 16-bit samples by 32768.",
         )
-    array = np.require(array, np.float32, ["W"])  # torch wants memory it may write to: pipes give none
+    array = np.require(array, np.float32, ["W"])  # torch needs writable memory; data from pipes is not
     if not np.isfinite(array).all():
         first = int(np.flatnonzero(~np.isfinite(array))[0])
         raise AudioError("the samples hold NaN or infinity", where=where, got=f"{array[first]} at {first}")
@@ -68,11 +68,11 @@ class StreamingSession:
     """One stream of audio: feed pieces of any size, read the text so far.
 
     Args:
-        model: what to run.
+        model: the model to run.
         units: the model's units.
         keep_log_probs: keep every output frame (needed for tests and alignments, not for text).
-        where: what to name in errors about the audio.
-        decoder: makes what turns output frames into tokens.
+        where: the source to name in errors about the audio.
+        decoder: creates the decoder that turns output frames into tokens.
         rate_hz: sample rate of the audio, a whole number.
 
     Raises:
@@ -81,7 +81,7 @@ class StreamingSession:
 
     Attributes:
         num_samples: samples at 16 kHz so far.
-        num_frames: output frames so far; those of the tail too, once the stream is finished.
+        num_frames: output frames so far, including those of the tail once the stream is finished.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class StreamingSession:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything: the next sample is the first of a new stream."""
+        """Resets everything: the next sample is the first of a new stream."""
         self.num_samples = self.num_frames = 0
         self._state = self.model.initial_state(1)
         self._resampler.reset()
@@ -122,8 +122,8 @@ class StreamingSession:
 
     @property
     def tokens(self) -> list[Token]:
-        """The tokens so far; `Token.frame` counts output frames from the start of the stream. What was said
-        in the tail is in the last frame of the audio."""
+        """The tokens so far; `Token.frame` counts output frames from the start of the stream. Tokens emitted
+        in the tail are given the last frame of the audio."""
         tokens = self._decoder.tokens
         return within_audio(tokens, self.num_samples, self.model.subsampling) if self._finished else tokens
 
@@ -134,34 +134,34 @@ class StreamingSession:
 
     @property
     def log_probs_tv(self) -> NDArray[np.float32]:
-        """(num_frames, V) log-probs of all output frames so far; asks for `keep_log_probs=True`."""
+        """(num_frames, V) log-probs of all output frames so far; needs `keep_log_probs=True`."""
         if not self._keep_log_probs:
             raise ModelError("log-probs were not kept", fix="Create the session with keep_log_probs=True.")
         empty = np.zeros((0, self.model.vocab_size), np.float32)
         return np.concatenate([empty, *self._log_probs])
 
     def accept(self, samples: ArrayLike) -> str:
-        """Takes the next samples, runs every window that is complete, and gives the text so far.
+        """Takes the next samples, runs every complete window, and returns the text so far.
 
         Args:
-            samples: (n,) or (n, 1) float32 in [-1, 1] at the session's sample rate; any n, zero included.
+            samples: (n,) or (n, 1) float32 in [-1, 1] at the session's sample rate; n may be 0.
 
         Raises:
-            AudioError: bad samples (see `check_samples`), or the stream is finished. Nothing of
-                a refused piece is used: the session goes on with the next one.
+            AudioError: bad samples (see `check_samples`), or the stream is finished. A refused piece is
+                ignored as a whole: the session can continue with the next one.
         """
         for _ in self.steps(samples):
             pass
         return self._text
 
     def steps(self, samples: ArrayLike) -> Iterator[None]:
-        """As `accept`, but stops after every window, for those who decide something there."""
+        """As `accept`, but yields after every window, so that the caller can act on it."""
         if self._finished:
             raise AudioError("the stream is finished", where=self.where, fix="Call reset() first.")
         yield from self._run(self._resampler.accept(check_samples(samples, self.where)))
 
     def finish(self) -> str:
-        """Ends the stream: runs what is left of the audio, and its tail, and gives the whole text."""
+        """Ends the stream: runs the rest of the audio and its tail, and returns the whole text."""
         if self._finished:
             return self._text
         for _ in self._run(self._resampler.flush()):
@@ -183,23 +183,23 @@ class StreamingSession:
             yield
 
     def hear(self, samples: ArrayLike) -> str:
-        """Takes an utterance that is there whole, or the rest of one, chunk by chunk to its end, and gives
-        the whole text. Raises AudioError as `accept` does."""
+        """Runs a whole utterance, or the rest of one, chunk by chunk to its end, and returns the whole text.
+        Raises AudioError as `accept` does."""
         self.accept(samples)
         return self.finish()
 
     def cut(self, count: int) -> int:
-        """The last place at or before `count` tokens where the decoder lets them be cut."""
+        """The largest number of tokens, at most `count`, after which the decoder allows a cut."""
         return self._decoder.cut(count)
 
     def settle(self) -> None:
-        """Tells the decoder that nothing is said for a while."""
+        """Tells the decoder that there is a pause."""
         self._decoder.settle()
         self._decode()
 
     def take(self, count: int | None = None) -> list[Token]:
-        """Hands over the first `count` tokens (all by default); the text goes on without them.
-        Neither the model's state nor the count of frames changes."""
+        """Removes and returns the first `count` tokens (all by default); the text continues without them.
+        Neither the model's state nor the frame count changes."""
         taken = self.tokens[:count]
         self._decoder.take(len(taken))
         self._known = (0, "")
@@ -207,12 +207,12 @@ class StreamingSession:
         return taken
 
     def _decode(self) -> None:
-        """Brings the text up to date: of tokens that stay as they are, the last word alone is spelt again."""
+        """Updates the text; of the tokens that are final, only those of the last word are decoded again."""
         tokens, (count, text) = self.tokens, self._known
         last = self._decoder.num_fixed - 1
         while last > count and not self.units.symbols[tokens[last].id].startswith(WORD_START):
             last -= 1
-        if last > count:  # what is before the last word is known from now on
+        if last > count:  # from now on the text before the last word is known
             count, text = self._known = last, self._joined(text, tokens[count:last])
         self._text = self._joined(text, tokens[count:])
 
@@ -221,7 +221,7 @@ class StreamingSession:
         return f"{text} {more}" if text and more else text or more
 
     def _step(self, window: Any, max_frames: int) -> None:
-        """Steps over one window, and counts at most `max_frames` of what comes out."""
+        """Steps the model over one window, and uses at most `max_frames` of its output frames."""
         log_probs_btv, self._state = self.model.step(window, self._state)
         log_probs_tv = log_probs_btv[0, :max_frames]
         self.num_frames += len(log_probs_tv)

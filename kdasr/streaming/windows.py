@@ -1,4 +1,4 @@
-"""Samples in pieces of any size in, the windows that a chunk model steps over out."""
+"""Cut pieces of audio of any size into the windows that a chunk model steps over."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from kdasr.features import HOP_SAMPLES, LOG_MEL_FLOOR, WINDOW_SAMPLES, log_mel_under_windows, num_frames
 
-# A feature frame is centred on its hop: so many samples of its window lie before it.
+# A feature frame's window is centred on its hop; this many of its samples are before the hop.
 LEFT_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
-# Samples of a window of features beyond 160 for each frame.
+# Samples that a window of features needs beyond 160 per frame.
 EXTRA_SAMPLES = WINDOW_SAMPLES - HOP_SAMPLES
 
 
@@ -22,25 +22,25 @@ class FrontEnd(Protocol):
 
     @property
     def num_features(self) -> int:
-        """Feature frames (10 ms) so far; once `finish` has begun, those of the whole stream."""
+        """Feature frames (10 ms) so far; once `finish` has been called, those of the whole stream."""
         ...
 
     def accept(self, samples: NDArray[np.float32]) -> Iterator[Any]:
-        """The windows that these further samples complete, each with a batch axis of 1."""
+        """The windows that the further `samples` complete, each with a batch axis of 1."""
         ...
 
     def finish(self) -> Iterator[Any]:
-        """The windows of what is left; beyond the end they hold digital silence."""
+        """The remaining windows, which contain digital silence beyond the end of the audio."""
         ...
 
 
 class SampleWindow(NamedTuple):
-    """The samples that a window of features is made from.
+    """The samples from which a window of features is computed.
 
     Attributes:
         samples_bn: (B, 160 * window + 240) float32.
-        valid_frames_b: (B,) float32, how many of the window's frames are of real audio; the model
-            takes the floor of the log-mel for the others.
+        valid_frames_b: (B,) float32, how many of the window's frames are real audio; the model sets the
+            others to the floor of the log-mel.
     """
 
     samples_bn: NDArray[np.float32]
@@ -48,7 +48,7 @@ class SampleWindow(NamedTuple):
 
 
 class SampleWindows:
-    """`SampleWindow`s for a model that makes its own features, `160 * shift` samples apart.
+    """`SampleWindow`s, `160 * shift` samples apart, for a model that computes its own features.
 
     Window k holds samples [160 * shift * k - 120, …): the audio is mirrored before its start and
     after its end, as `kdasr.features` does.
@@ -62,7 +62,7 @@ class SampleWindows:
         self._size = window * HOP_SAMPLES + EXTRA_SAMPLES
         self._pending = np.zeros(0, np.float32)
         self._num_samples = 0
-        self._started = False  # whether the mirrored start is in front of the pending samples
+        self._started = False  # whether the mirrored start has been prepended to the pending samples
         self._first = 0
 
     @property
@@ -78,13 +78,13 @@ class SampleWindows:
         while self._started and len(self._pending) >= self._size:
             yield self._pop(self._window)
         if self._pending.base is not None:
-            # A view would keep all of a long piece for as long as the next one does not come.
+            # A view would keep a long piece in memory until the next one arrives.
             self._pending = self._pending.copy()
 
     def finish(self) -> Iterator[SampleWindow]:
         if self.num_features == 0:
             return
-        # The last frame's window reaches so far past the end: half a window at most.
+        # The last frame's window reaches at most half a window past the end.
         self._pending = np.pad(
             self._pending, (0 if self._started else LEFT_SAMPLES, WINDOW_SAMPLES // 2), mode="symmetric"
         )
@@ -106,8 +106,8 @@ class SampleWindows:
 class FeatureWindows:
     """(1, window, 80) windows of log-mel, `shift` frames apart: the features of `SampleWindows`.
 
-    All features of a window are made at once. Made one or two at a time, as small pieces come, they cost
-    several times as much, and differ in their last bits with the pieces, which turns letters in int8.
+    All features of a window are computed at once. One or two at a time, as small pieces arrive, they would
+    cost several times as much, and their last bits would depend on the pieces, which changes letters in int8.
 
     Args:
         window, shift: feature frames.

@@ -1,4 +1,4 @@
-"""Tokens with frames in, words with times out."""
+"""Convert tokens with frames to words with times."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 from kdasr.decoding import Token
 from kdasr.text import WORD_START, Units
 
-# Seconds without a new unit after which a word is over, whatever comes next: a student may have forgotten it,
-# and not know whether "▁" is due.
+# Seconds without a new unit after which a word ends, whatever follows: after a pause a student may no longer
+# know whether a "▁" is due.
 WORD_PAUSE_S = 1.0
 
 
@@ -20,8 +20,8 @@ class Word(NamedTuple):
     Attributes:
         text: as in the transcript.
         start_s, end_s: seconds from the start of the stream, from the first unit's spike to the
-            end of the last unit's. A CTC model spikes where it is sure of a unit, which is some
-            tens of milliseconds after its sound began.
+            end of the last unit's. A CTC model spikes where it is sure of a unit, some tens of
+            milliseconds after the start of its sound.
         confidence: geometric mean of the probabilities of its units.
     """
 
@@ -32,8 +32,8 @@ class Word(NamedTuple):
 
 
 def split_words(tokens: Iterable[Token], units: Units, pause_frames: float = math.inf) -> list[list[Token]]:
-    """The tokens of each word, which ends where nothing is said in `pause_frames` output frames; a unit that
-    is the mark of a word start alone belongs to none."""
+    """The tokens of each word; a pause of `pause_frames` output frames also ends a word. A unit that is only
+    the word start mark belongs to no word."""
     words: list[list[Token]] = [[]]
     last = math.inf
     for token in tokens:
@@ -47,19 +47,19 @@ def split_words(tokens: Iterable[Token], units: Units, pause_frames: float = mat
 
 
 def text_of(tokens: Iterable[Token], units: Units, frame_s: float) -> str:
-    """What tokens say: the words of `words_of`, joined by spaces."""
+    """The text of tokens: the words of `words_of`, joined by spaces."""
     return " ".join(word.text for word in words_of(tokens, units, frame_s))
 
 
 def words_of(
     tokens: Iterable[Token], units: Units, frame_s: float = 0.04, audio_s: float = math.inf
 ) -> list[Word]:
-    """Words with times; joined by spaces they are `units.decode` of the tokens, but for words that a pause of
-    `WORD_PAUSE_S` parts.
+    """Words with times; joined by spaces they equal `units.decode` of the tokens, except for words split by a
+    pause of `WORD_PAUSE_S`.
 
     Args:
-        frame_s: seconds of an output frame.
-        audio_s: seconds of the audio, where its last frame is to end with it.
+        frame_s: duration of an output frame in seconds.
+        audio_s: duration of the audio in seconds, to which end times are limited.
     """
     return [
         Word(
@@ -69,7 +69,7 @@ def words_of(
             round(_mean_probability(word), 4),
         )
         for word in split_words(tokens, units, round(WORD_PAUSE_S / frame_s, 6))
-        if (text := units.decode([token.id for token in word]))  # some classes stand for no text
+        if (text := units.decode([token.id for token in word]))  # some classes have no text
     ]
 
 
