@@ -1,7 +1,7 @@
-"""The verbs as recipes call them: settings in, files in the work folder out.
+"""The stages of a recipe: functions that take settings and write files into the work folder.
 
-Each function here is one stage; its keyword arguments are the keys of its YAML. What they do is
-done elsewhere; here paths, units, streams and models are put together and checked.
+Each stage's keyword arguments are the keys of its YAML. The work itself is done elsewhere; the functions
+here assemble and check paths, units, streams and models.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def prepare(
     seed: int = 1,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Write a corpus as audio shards; `settings` are those of the corpus.
+    """Write a corpus as audio shards; `settings` are specific to the corpus.
 
-    A recipe of a run that reads two folders may call the one without transcripts `unlabelled_corpus`,
-    so that each can be given on the command line.
+    If a run reads two folders, its recipes may call the one without transcripts `unlabelled_corpus`, so
+    that each can be given on the command line.
     """
     folder = corpus_folder(name=name, corpus=corpus, unlabelled_corpus=unlabelled_corpus)
     from data_prep import prepare as prepare_corpus
@@ -68,12 +68,12 @@ def prepare(
 
 
 def corpus_folder(*, name: str, **keys: Any) -> str | None:
-    """Where `prepare` would find its corpus; None for one that has no folder.
+    """The folder of the corpus that `prepare` reads; None for a corpus without a folder.
 
-    `keys` are those of the recipe: of `corpus` and `unlabelled_corpus` it has the one that is to be given.
+    `keys` are those of the recipe, which has `corpus` or `unlabelled_corpus`, whichever is to be given.
 
     Raises:
-        ConfigError: nobody has said where.
+        ConfigError: no folder is given.
     """
     folders: list[str | None] = [keys.get(key) for key in ("corpus", "unlabelled_corpus")]
     folder = folders[0] if folders[0] is not None else folders[1]
@@ -86,11 +86,11 @@ def corpus_folder(*, name: str, **keys: Any) -> str | None:
 
 
 def check_corpus(*, name: str, out: str, seed: int = 1, **settings: Any) -> None:
-    """See that `prepare` could begin with these arguments, before it is its turn.
+    """Check in advance that `prepare` could start with these arguments.
 
     Raises:
         ConfigError: a bad setting, or no folder.
-        CorpusError: the folder is not what the corpus should be.
+        CorpusError: the folder does not contain the corpus.
     """
     from data_prep import check
 
@@ -115,13 +115,13 @@ def label(
     log: str | None = None,
     ray_address: str | None = None,
 ) -> dict[str, Any]:
-    """Write a teacher's soft labels beside unlabelled shards; see `kdasr.labelling.label`.
+    """Write a teacher's soft labels for unlabelled shards; see `kdasr.labelling.label`.
 
-    Processes that `torchrun` has started share the shards as the jobs of an array do.
+    Processes started by `torchrun` share the shards as the jobs of an array do.
 
     Raises:
-        SoftLabelError: some shards could not be labelled; they are named, all others are done. Or not one
-            utterance of the whole job got labels, whenever that was.
+        SoftLabelError: some shards could not be labelled; they are named, and all others are done. Or no
+            utterance of the whole job got labels, in this or an earlier call.
     """
     job = sharing_ranks(engine=engine, num_shards=num_shards)
     if not job.alone and job.first:
@@ -154,12 +154,12 @@ def label(
             got="; ".join(told),
             fix="Run the same command again once the cause is gone: what is done is not done again.",
         )
-    # One job of an array knows nothing of the others.
+    # A job of an array cannot tell what the others labelled.
     if num_shards == 1 and not summary["labelled"]:
         raise _nothing_labelled(out, summary["reasons"])
     if job.first:
         print(f"the labels are in {out}", file=sys.stderr)
-    # Who was left out is in the manifests, by name, and was said by kind above.
+    # The manifests name the utterances left out; the summary above counted them by reason.
     return {name: value for name, value in summary.items() if name not in ("failed", "reasons")}
 
 
@@ -174,7 +174,7 @@ def _nothing_labelled(out: str, kinds: Sequence[Kind]) -> SoftLabelError:
 
 
 def _compare_spikes(board: Any, teacher: str, student: str) -> None:
-    """Not worth a failure after all was measured: a histogram that cannot be is left out, and why is said."""
+    """Write the histogram of spikes, or print why not: after all measurements it should not raise."""
     try:
         board.compare_spikes(teacher, student)
     except ConfigError as error:
@@ -190,11 +190,11 @@ def retokenise(
     labelled: Sequence[str] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write what a teacher heard in a student's units; see `kdasr.labelling.retokenise`.
+    """Write a teacher's transcripts as labels in a student's units; see `kdasr.labelling.retokenise`.
 
     `units` is a folder with units (of a model, or of labels), a description of units, or a teacher. Word
-    pieces are learnt from the transcripts in the folders `labelled`; without any, from what the teacher
-    heard. What was made of other labels is replaced only with `overwrite`.
+    pieces are learnt from the transcripts in the folders `labelled` or, without any, from the teacher's
+    transcripts. Files made from other labels are replaced only with `overwrite`.
 
     Raises:
         SoftLabelError: not a single utterance has a label.
@@ -234,9 +234,9 @@ def export(
     """Export the student in folder `model` to `out`; see `export.publish.export_student`.
 
     `format` is one of `export.formats.FORMATS`; `chunk_ms` is the audio in a chunk, None for the
-    student's own. With `dev`, folders of labelled shards, an int8 file whose WER is `max_wer_rise`
-    points worse is refused. What comes back says of each of the `files` how exact it is, and of those
-    `refused` why; they are not there.
+    student's own. With `dev`, folders of labelled shards, an int8 file whose WER is more than
+    `max_wer_rise` points worse is refused. Returns how exact each of the `files` is, and why others were
+    `refused`, which are not written.
     """
     from export.card import figures_text
     from export.gate import wer_gate
@@ -269,7 +269,7 @@ def export(
 
 
 def _of_small_chunks(student: StreamingModel) -> str | None:
-    """What to say of chunks that are smaller than all that the student was trained with."""
+    """A warning if the student's chunks are smaller than all that it was trained with."""
     if not (trained_ms := trained_chunks_ms(student)):
         return None
     chunk_ms = student.chunk_frames * FRAME_SHIFT_MS * student.subsampling
@@ -280,12 +280,12 @@ def _of_small_chunks(student: StreamingModel) -> str | None:
 
 
 def refused_files(exported: Mapping[str, Any]) -> list[str]:
-    """Of what `export` gives back, or gave in an older release, a line for each file it did not write."""
+    """A line for each file that an export did not write; `exported` may be from an older release."""
     return [f"{path} was not written: {reason}" for path, reason in exported.get("refused", {}).items()]
 
 
 def check_export(*, format: str = "onnx", **_: Any) -> None:
-    """Raise ConfigError for a format that there is not, before there is anything to export."""
+    """Raise ConfigError for an unknown format, before there is anything to export."""
     from export.formats import format_class
 
     format_class(format)
@@ -302,17 +302,17 @@ def evaluate(
     spikes: Sequence[str] | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Measure models on test shards and add their rows to `results` (a results.json); of a file that its
-    export refused, the row says why there is none.
+    """Measure models on test shards and add their rows to `results` (a results.json); the row of a file that
+    its export refused gives the reason.
 
-    `test` is a list of folders, or one for each name of a test set. `models` maps a row's name to
+    `test` is a list of folders, or maps the name of each test set to a list. `models` maps a row's name to
     `{path: MODEL, chunk_by_chunk: false, trained: FOLDER, chunk_ms: 320, after_noise_s: 2.0}`: `path` is a
-    model folder, an .onnx file or a pretrained teacher, `chunk_ms` the audio in a chunk where it is not the
-    model's own (0 for full context), `trained` the folder it was exported from, `after_noise_s` the noise
-    before each utterance that is heard chunk by chunk. `decoder` is "greedy" or "beam"; the
-    beam is kept to the words of `lexicon`, text files or folders of labelled shards. `spikes` names two
+    model folder, an .onnx file or a pretrained teacher; `chunk_ms` the audio in a chunk, if not the
+    model's own (0 for full context); `trained` the folder it was exported from; `after_noise_s` seconds of
+    noise before each utterance, if run chunk by chunk. `decoder` is "greedy" or "beam"; the beam is
+    restricted to the words of `lexicon`, text files or folders of labelled shards. `spikes` names two
     rows, teacher and student, whose spikes to compare on the first test set, of which an utterance is
-    also kept as an example. `device` is for pretrained teachers: a GPU where there is one.
+    also kept as an example. `device` is for pretrained teachers; by default a GPU if there is one.
     """
     from kdasr.scoreboard import Scoreboard, check_model_of_row
 
@@ -343,10 +343,10 @@ def evaluate(
                 said += f", {passed_over} utterances without transcript passed over"
             title = f"{name}: {model}" if name else model
             summary[title] = said
-            # With the audio of LibriSpeech all rows take hours, and a log file shows no bar.
+            # All rows take hours on LibriSpeech, and a log file shows no progress bar.
             print(f"{title}: {said}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         if number == 0:
-            (Path(results).parent / SPIKES_FILE).unlink(missing_ok=True)  # that of before
+            (Path(results).parent / SPIKES_FILE).unlink(missing_ok=True)  # from an earlier evaluation
             if spikes:
                 _compare_spikes(board, *spikes)
             board.write_example()
@@ -362,10 +362,10 @@ def check_evaluation(
     lexicon: Sequence[str] | None = None,
     **_: Any,
 ) -> None:
-    """What is known before anything is measured, or even made, about the arguments of `evaluate`.
+    """Check the arguments of `evaluate` as far as possible before the models exist.
 
     Raises:
-        ConfigError: there is nothing to measure, or something that cannot be measured so.
+        ConfigError: there is nothing to measure, or a model cannot be measured with these settings.
     """
     from kdasr.evaluation import check_decoder
     from kdasr.scoreboard import check_row

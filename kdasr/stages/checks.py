@@ -1,4 +1,4 @@
-"""What a schedule and losses ask of their arguments and of stored labels, checked before the first step."""
+"""Checks of the arguments of `train`, and of losses against stored labels, before the first step."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from kdasr.teachers.base import TeacherSource
 from kdasr.training import Optimisation
 from kdasr.training.step import innermost
 
-# What a recipe has under `labelled_losses` or `unlabelled_losses`.
+# The value of `labelled_losses` or `unlabelled_losses` in a recipe.
 Losses = Mapping[str, Mapping[str, Any]]
 
 
-# The schedule where a recipe has none.
+# The schedule if a recipe has none.
 LABELLED_ALONE = (("labelled", 1),)
 UNITS_ARE = (
     "{kind: characters}, {kind: characters, letters: äöüß}, {kind: sentencepiece, vocab_size: N}, "
     "a folder of a model or of labels, or a teacher"
 )
-# What numbers of a training must be: said, and checked.
+# Conditions on the numeric settings of a training: the text for error messages, and the check.
 _NO_LESS_THAN_0 = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
 _NO_LESS_THAN_1 = ("1 or more, and finite", lambda value: 1 <= value < math.inf)
 _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -58,12 +58,12 @@ _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def check_train(**arguments: Any) -> None:
-    """See that `train` could begin with these arguments, as far as they tell before anything is read.
+    """Check that `train` could start with these arguments, as far as possible before reading any file.
 
     Raises:
-        ConfigError: a number is out of range; there is no model; an entry is no weight and loss, a loss is
-            given what it does not take, or asks for a delay that nobody measures; a model is to be pruned
-            that is not trained; the units or the schedule cannot be read.
+        ConfigError: a number is out of range; there is no model; an entry of the losses is not a weight and
+            a loss, a loss has an unknown argument or needs a delay that cannot be measured; an untrained
+            model is to be pruned; the units or the schedule cannot be read.
     """
     check_numbers(arguments)
     labels = arguments.get("labelled_soft_labels") or ()
@@ -89,8 +89,8 @@ def check_train(**arguments: Any) -> None:
 
 @contextmanager
 def of_key(key: str, more: str | None = None) -> Iterator[None]:
-    """Report an error under the recipe key that named the folder, since nobody typed the path; `more` is
-    added to the advice."""
+    """Report errors under the recipe key that gives the folder, since users may not know its path; `more` is
+    added to the suggested fix."""
     try:
         yield
     except (ModelError, ShardError, UnitsError) as error:
@@ -99,7 +99,7 @@ def of_key(key: str, more: str | None = None) -> Iterator[None]:
 
 
 def check_folders(*, urls: bool = False, **keys: Sequence[str] | None) -> None:
-    """Raise ConfigError where a folder of one of the keys is not there, or a URL where it has to be local."""
+    """Raise ConfigError if a folder of one of the keys does not exist, or, without `urls`, is a URL."""
     for key, folders in keys.items():
         for folder in folders or ():
             if is_url(folder) and not urls:
@@ -111,15 +111,15 @@ def check_folders(*, urls: bool = False, **keys: Sequence[str] | None) -> None:
 
 
 def schedule_of(schedule: Sequence[Any] | None) -> Sequence[Any]:
-    """The schedule that a recipe has, or, where it has none, that of transcripts alone."""
+    """A recipe's schedule; if it has none, labelled audio alone."""
     return LABELLED_ALONE if schedule is None else schedule
 
 
 def _check_parts(teachers: Mapping[str, Any], augment: object) -> None:
-    """Raise ConfigError where something was named that had to be built."""
+    """Raise ConfigError if a teacher or augmentation is, for example, a class instead of an instance."""
     for name, teacher in teachers.items():
         _check_name(name, f"teachers.{name}")
-        # Its `config` is not asked for: the model may be one that an earlier stage is to train.
+        # Do not read `config`: the teacher's model may be one that an earlier stage has yet to train.
         has_config = hasattr(type(teacher), "config") or "config" in getattr(teacher, "__dict__", {})
         if isinstance(teacher, type) or not callable(getattr(teacher, "attach", None)) or not has_config:
             raise ConfigError(
@@ -134,12 +134,12 @@ def _check_parts(teachers: Mapping[str, Any], augment: object) -> None:
 
 
 def losses_of(arguments: Mapping[str, Any]) -> tuple[Losses, Losses]:
-    """Those of labelled and those of unlabelled audio among the arguments of `train`."""
+    """The losses of labelled and of unlabelled audio in the arguments of `train`."""
     return arguments.get("labelled_losses") or {}, arguments.get("unlabelled_losses") or {}
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a number of a training, by its name, is out of range."""
+    """Raise ConfigError if a numeric setting of a training is out of range."""
     for name, value in settings.items():
         if name not in _BOUNDS or not isinstance(value, int | float):
             continue
@@ -152,8 +152,8 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
 def check_losses(
     labelled_losses: Losses, unlabelled_losses: Losses, *, labelled_soft_labels: Sequence[str] = ()
 ) -> None:
-    """Raise ConfigError where an entry is no weight and loss, a loss is given what it does not take, or asks
-    for a delay that nobody measures."""
+    """Raise ConfigError if an entry is not a weight and a loss, or if a loss has an unknown argument or needs
+    a delay that cannot be measured."""
     for name, losses in (("labelled_losses", labelled_losses), ("unlabelled_losses", unlabelled_losses)):
         for term, entry in losses.items():
             if not _is_weighted(entry):
@@ -194,8 +194,8 @@ def _check_name(name: str, where: str) -> None:
 
 
 def check_impressions(impressions: Impressions, teacher: str | None, **of_audio: Any) -> None:
-    """Raise ConfigError where settings `of_audio` are given, for which impressions have no use, or a
-    `teacher` whose impressions these are not. What is null or empty is not given."""
+    """Raise ConfigError if settings `of_audio` are given, which impressions cannot use, or if the impressions
+    are of another model than `teacher`. Null or empty settings count as not given."""
     if given := [name for name, value in of_audio.items() if value not in (None, [], (), {})]:
         raise ConfigError(
             "impressions are no audio, and have no use for what is said of it",
@@ -213,17 +213,17 @@ def check_impressions(impressions: Impressions, teacher: str | None, **of_audio:
 
 
 def teacher_hash(folder: str) -> str:
-    """That of the weights of the model which a recipe calls its `teacher`.
+    """The hash of the weights of a recipe's `teacher`.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such model.
     """
     with of_key("teacher", "With --teacher null labels of any teacher are taken."):
         return str(read_card(Path(folder))["weights_sha256"])
 
 
 def check_pruning(prune: Pruning | None, start: str | None, optimisation: Optimisation | None) -> None:
-    """Raise ConfigError where a model is to be pruned that is not trained, or would not stay pruned."""
+    """Raise ConfigError if the model to be pruned is untrained, or would not stay pruned."""
     if prune is None:
         return
     if optimisation is not None and optimisation.optimiser != "adamw":
@@ -243,7 +243,7 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
     """Blocks of (stream, batches) as a recipe writes them: `[[unlabelled, 3], [labelled, 1]]`.
 
     Raises:
-        ConfigError: a block is something else, or of a stream that there is not.
+        ConfigError: a block is something else, or of an unknown stream.
     """
     for block in schedule:
         if not isinstance(block, list | tuple) or len(block) != 2 or not isinstance(block[1], int):
@@ -259,7 +259,7 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
 
 
 def check_units(units: str | Mapping[str, Any] | TeacherSource) -> None:
-    """Raise ConfigError where a description of units is none; folders and teachers are looked at later."""
+    """Raise ConfigError for an invalid description of units; folders and teachers are checked later."""
     if not isinstance(units, Mapping):
         return
     if units.get("kind") == "characters" and set(units) <= {"kind", "letters"}:
@@ -296,13 +296,13 @@ def _check_until(entry: Mapping[str, Any], losses: Losses, where: str) -> None:
 
 
 def measured_delays(losses: Losses) -> list[str]:
-    """The terms whose `delay_frames: auto` stands for what `kdasr.delay` measures."""
+    """The terms with `delay_frames: auto`, which `kdasr.delay` measures."""
     return [term for term, entry in losses.items() if _asks_auto(entry["loss"])]
 
 
 def with_delay(loss: Any, delay_frames: int) -> Any:
-    """A loss named with `!name:`, with a number in the place of `delay_frames: auto`, its own and that of the
-    losses that it is given."""
+    """A loss named with `!name:`, with a number instead of `delay_frames: auto` in its own settings and in
+    those of the losses that it wraps."""
     if not isinstance(loss, functools.partial):
         return loss
     given = {name: with_delay(value, delay_frames) for name, value in loss.keywords.items()}
@@ -322,7 +322,7 @@ def _asks_auto(loss: Any) -> bool:
 
 
 def all_settings(loss: Any) -> Iterator[Mapping[str, Any]]:
-    """What a loss is called with, and what the losses are that it is given."""
+    """The settings of a loss, then those of the losses that it wraps."""
     partial = isinstance(loss, functools.partial)
     settings = loss.keywords if partial else getattr(loss, "config", {})
     yield settings
@@ -332,11 +332,11 @@ def all_settings(loss: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def check_against_labels(losses: Mapping[str, Losses], streams: Mapping[str, BatchSource]) -> None:
-    """Compare the losses of each stream with the labels it has.
+    """Check the losses of each stream against its labels.
 
     Raises:
-        ConfigError: a loss learns frame by frame from labels without times, or the delay it allows is
-            longer than half of the audio.
+        ConfigError: a loss learns frame by frame from labels without times, or allows a delay that is
+            not below the median length of the utterances.
     """
     for name, source in of_audio(streams).items():
         for term, entry in losses[name].items():
@@ -351,12 +351,12 @@ def check_against_labels(losses: Mapping[str, Losses], streams: Mapping[str, Bat
 
 
 def of_audio(streams: Mapping[str, BatchSource]) -> dict[str, Stream]:
-    """The streams that are no impressions."""
+    """The streams of audio, without impressions."""
     return {name: source for name, source in streams.items() if isinstance(source, Stream)}
 
 
 def tell_what_is_heard_twice(name: str, labelled: Sequence[str], dev: Sequence[str]) -> None:
-    """Say which folders a training both learns from and is measured on: its error rates would please."""
+    """Print which folders a training both learns from and is measured on, which makes its WER too low."""
     learnt = {Path(folder).resolve() for folder in labelled}
     both = [folder for folder in dev if Path(folder).resolve() in learnt]
     if both and ranks().first:
@@ -368,7 +368,7 @@ def tell_what_is_heard_twice(name: str, labelled: Sequence[str], dev: Sequence[s
 
 
 def tell_what_is_untaught(name: str, streams: Mapping[str, BatchSource]) -> None:
-    """Say once which of the student's symbols a teacher of the stored labels lacks: it never says them."""
+    """Print once which of the student's symbols a teacher of the stored labels lacks, so never outputs."""
     symbols = sorted({symbol for stream in of_audio(streams).values() for symbol in stream.untaught()})
     if symbols and ranks().first:
         print(
@@ -391,7 +391,7 @@ def _check_delays(loss: Any, frames: int | None, where: str) -> None:
 
 
 def begins_in_silence(losses: Losses) -> bool:
-    """Whether one of the losses leaves it to the model itself in which frame a unit is said, and none is
+    """Whether one of the losses leaves the frame in which a unit is emitted to the model, and none is
     `silent_start` already."""
     functions = [innermost(entry["loss"]) for entry in losses.values()]
     leaves_times = any(getattr(function, "leaves_times", False) for function in functions)
@@ -399,7 +399,7 @@ def begins_in_silence(losses: Losses) -> bool:
 
 
 def _needs_times(loss: Any) -> bool:
-    """Whether a loss learns from the frames of labels, as all do that neither say otherwise nor ask an
+    """Whether a loss needs the times of stored labels: true unless it has `needs_times = False` or uses an
     online teacher."""
     partial = isinstance(loss, functools.partial)
     settings = loss.keywords if partial else getattr(loss, "config", {})

@@ -1,4 +1,4 @@
-"""How far a student's spikes are behind a teacher's: measured for `delay_frames: auto`, and watched."""
+"""The delay of a student's spikes behind a teacher's: measured for `delay_frames: auto`, and logged."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def with_measured_delays(
     reference: str | None,
     margin_frames: int,
 ) -> tuple[dict[str, Losses], dict[str, Any]]:
-    """The losses of each stream with a number in the place of `delay_frames: auto`, and facts for the card.
+    """The losses of each stream with a number instead of `delay_frames: auto`, and facts for the card.
 
     Each stream has a delay of its own, measured against its stored labels.
 
     Raises:
-        ConfigError: there are no labels or no model to measure with, or they have too little in common.
+        ConfigError: there are no labels or no model to measure with, or too few of their spikes match.
     """
     measured: dict[str, Losses] = dict(losses)
     facts: dict[str, Any] = {}
@@ -86,11 +86,11 @@ def _against_labels(source: BatchSource, reference: str | None, where: str) -> S
 def offset_watch(
     streams: Mapping[str, BatchSource], losses: Mapping[str, Losses], teachers: Mapping[str, OnlineTeacher]
 ) -> OffsetWatch | None:
-    """What watches the student's spikes while it learns, on unlabelled audio before labelled: against stored
-    labels that have times, else against an online teacher.
+    """The watch that measures the student's spikes during training, preferably on unlabelled audio: against
+    stored labels that have times, else against an online teacher.
 
     Returns:
-        None where no stream has either.
+        None if no stream has either.
     """
     used = of_audio(streams)
     for name in (name for name in ("unlabelled", "labelled") if name in used):
@@ -102,7 +102,7 @@ def offset_watch(
 
 
 def _comparable_teacher(losses: Losses, teachers: Mapping[str, OnlineTeacher]) -> FrozenTeacher | None:
-    """The first teacher that the losses name which is frozen and has the student's units and frames."""
+    """The first teacher named by the losses that is frozen and has the student's units and frames."""
     for entry in losses.values():
         for settings in all_settings(entry["loss"]):
             teacher = teachers.get(settings.get("teacher", ""))

@@ -1,4 +1,4 @@
-"""The verb `train`: paths, units, streams and losses put together and checked."""
+"""The stage `train`: assembles and checks paths, units, streams and losses."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, load_units, train_sentencepiece
 from kdasr.training import Fading, Optimisation, Training
 
-# Of the training: units are said where they are heard by then. A tenth was too little (docs/distillation.md).
+# Share of the training; by then units are emitted where they are heard. 0.1 was too low
+# (docs/distillation.md).
 _SILENT_START_UNTIL = 0.5
 # Two hours of audio.
 _DEV_CACHE_BYTES = 2**28
-# Longer utterances of a dev set are left out, unless the training hears longer ones.
+# Longer utterances of a dev set are left out, unless training uses longer ones.
 _DEV_LONGEST_S = 40.0
 
 
@@ -99,43 +100,43 @@ def train(
     A loss whose `delay_frames` is `auto` gets the delay that is measured between the soft labels of its
     audio and the model in `delay_reference`; see `kdasr.delay`.
 
-    `units` is `{kind: characters}`, with `letters: äöüß` where a language has more than a-z,
+    `units` is `{kind: characters}`, with `letters: äöüß` if a language has more than a-z,
     `{kind: sentencepiece, vocab_size: N}`, or the folder of a model whose units to share. `labels` are
     folders of soft labels, one for each folder of `unlabelled`, and `labelled_soft_labels` those for each
     folder of `labelled`; with `teacher`, a model folder, labels of any other are refused. Labels of another
-    frame rate or other units are made to fit where that can be done (`kdasr.contract`); `unit_map` says what
-    symbols of the teacher, `{"é": e, "7": null}`, are to a student that lacks them. Where no loss asks for
-    stored labels, none are needed. `labelled` may be empty where the schedule is of unlabelled audio alone;
-    `dev` has transcripts in any case.
+    frame rate or with other units are converted if possible (`kdasr.contract`); `unit_map` maps symbols of
+    the teacher that the student lacks to the student's, `{"é": e, "7": null}`. If no loss uses stored
+    labels, none are needed. `labelled` may be empty if the schedule uses only unlabelled audio; `dev`
+    always needs transcripts.
 
-    `start` is the folder of a trained model with these units, to go on from; with `prune`, pruned first.
-    Its `model` may then be null, or must be of the same kind and size. Where every look at the dev set finds
-    more errors than before the first step, by more than chance, it is kept as it was.
-    `speeds` perturb the transcribed audio, and the unlabelled audio where it has no stored labels: those
-    are of the audio as it is, so with `labelled_soft_labels` they must be 1.0. `spoil` is what the student
-    alone hears on training audio, `mix` is for unlabelled audio; there they exclude each other. With
-    impressions in the place of unlabelled audio, settings that are for it alone are refused.
+    `start` is the folder of a trained model with these units, to continue from; with `prune`, it is pruned
+    first. `model` may then be null, or must be of the same kind and size. If every dev set evaluation finds
+    more errors than before the first step, by more than chance, the model is kept as it was.
+    `speeds` perturb the transcribed audio, and unlabelled audio without stored labels. Stored labels are for
+    the original speed, so with `labelled_soft_labels` the only speed must be 1.0. `spoil` degrades training
+    audio for the student alone; `mix` is for unlabelled audio, where it cannot be combined with `spoil`. If
+    impressions replace unlabelled audio, settings that only apply to audio are refused.
 
-    `tail_share` of the readings of transcribed audio end, for a streaming student, with the silence that it
-    hears in use after every recording; it needs that where clips do not end with a pause.
+    For a streaming student, `tail_share` is the share of the readings of transcribed utterances that end with
+    the silence that it is fed in use after every recording, for clips that do not end with a pause.
 
-    `lead_share` of the batches of training begin with up to 1.5 s of noise or silence, and in `joined_share`
-    of them every second utterance follows another one: so does speech in use, where nobody cuts it.
+    `lead_share` is the share of the training batches that begin with up to 1.5 s of noise or silence, and
+    `joined_share` of those in which every second utterance follows another one, as in audio that is not cut.
 
     `silent_start` is the weight of `kdasr.losses.silent_start`, falling to 0 over half of the training, for a
-    model that is new, beside losses that leave it to the model when a unit is said.
+    new model with losses that leave the time of emission to the model.
 
-    At each look at the dev set the loss is that of the `labelled_losses` that ask for no stored labels, or
-    CTC where there are none.
+    The loss on the dev set is that of the `labelled_losses` that need no stored labels, or CTC if there
+    are none.
     """
-    check_train(**locals())  # the arguments: nothing else is there yet
+    check_train(**locals())  # locals() has only the arguments here
     blocks = read_schedule(schedule_of(schedule))
     used = {stream for stream, _ in blocks}
     check_folders(labelled=labelled, dev=dev, labelled_soft_labels=labelled_soft_labels)
     if "unlabelled" in used and not isinstance(unlabelled, Impressions):
         check_folders(unlabelled=unlabelled, labels=labels)
     units_built = make_units(units, [Path(folder) for folder in labelled], seed)
-    # Here, so that two trainings with the same seed begin with the same weights.
+    # Seeded here, so that two trainings with the same seed begin with the same weights.
     torch.manual_seed(seed)
     built, start_hash = _begun(model, units_built, start)
     streams = _streams(
@@ -207,7 +208,7 @@ def train(
 
 
 def _begun(model: Callable[..., Any] | None, units: Units, start: str | None) -> tuple[Any, str | None]:
-    """A model to train: a new one, or, with the hash of its weights, what is in `start`."""
+    """The model to train, new or loaded from `start`, and the hash of the weights in `start`."""
     built = None if model is None else _built(model, units.vocab_size)
     if start is None:
         return built, None
@@ -234,7 +235,7 @@ def _begun(model: Callable[..., Any] | None, units: Units, start: str | None) ->
 def _built(model: Callable[..., Any], vocab_size: int) -> Any:
     try:
         built = model(vocab_size=vocab_size)
-        with torch.no_grad():  # some sizes can be built and not run
+        with torch.no_grad():  # some sizes can be built but not run
             built.train(False).offline(torch.zeros(1, 100, NUM_MEL_BINS), torch.tensor([100]))
         return built.train()
     except (ValueError, RuntimeError, ArithmeticError, AssertionError, LookupError) as error:
@@ -244,7 +245,7 @@ def _built(model: Callable[..., Any], vocab_size: int) -> Any:
 
 
 def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequence[Path], seed: int) -> Units:
-    """Units from a description, or those of an existing model, of labels, or of a pretrained teacher."""
+    """Units from a description, or those of a model folder, a label folder, or a pretrained teacher."""
     if isinstance(units, str):
         with of_key("units", f"Units are {UNITS_ARE}."):
             return load_units(Path(units))
@@ -288,7 +289,7 @@ def _streams(
     student: StudentSide,
     **settings: Any,
 ) -> dict[str, BatchSource]:
-    """The streams `used`, and the labelled one wherever there is one: features are normalised by it."""
+    """The streams `used`, and the labelled one if there is any, since features are normalised by it."""
     streams: dict[str, BatchSource] = {}
     if labelled or "labelled" in used or isinstance(unlabelled, Impressions):
         streams["labelled"] = Stream(
@@ -325,7 +326,7 @@ def _transcribed(streams: Mapping[str, BatchSource], asked_by: str) -> Stream:
 def _beginning_in_silence(
     losses: Mapping[str, Losses], streams: Mapping[str, BatchSource], weight: float
 ) -> dict[str, Losses]:
-    """`losses` with `silent_start` beside those that leave it to the model when a unit is said."""
+    """`losses` with `silent_start` added to streams whose losses leave the time of emission to the model."""
     begin = {"weight": weight, "until": _SILENT_START_UNTIL, "loss": kdasr.losses.silent_start}
     return {
         stream: {**terms, "silent_start": begin}
@@ -359,16 +360,16 @@ def _unlabelled(
 
 
 def _label_folders(folders: Sequence[str], teacher: str | None) -> list[LabelFolder]:
-    """Folders of soft labels, which must be those of `teacher` where it is given."""
+    """Folders of soft labels, which must be those of `teacher` if it is given."""
     if not folders:
         return []
-    # What a teacher hears is its own affair; its frames and classes must fit the student's.
+    # The teacher's own features do not matter; its frames and classes are checked against the student's.
     expect = {} if teacher is None else {"teacher_hash": teacher_hash(teacher)}
     return [LabelFolder(Path(folder), expect=expect) for folder in folders]
 
 
 def weighted(losses: Losses) -> dict[str, tuple[float | Fading, Any]]:
-    """Losses as a recipe has them, as weights and functions by name."""
+    """A recipe's losses as weights and functions by name."""
     return {term: (_weight(entry), entry["loss"]) for term, entry in losses.items()}
 
 
