@@ -1,6 +1,6 @@
-"""A work folder in; tables for the terminal, plots and one HTML page for people out.
+"""Reports on a work folder: tables for the terminal, plots and an HTML page.
 
-WORK_DIR/report.html     the page; it shows the plots beside it
+WORK_DIR/report.html     the page, which shows the plots
 WORK_DIR/plots/*.png     loss curves, dev WER, spike offsets, error rates
 """
 

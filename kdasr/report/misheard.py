@@ -1,4 +1,4 @@
-"""What a model heard of a test set in; which words it takes for others, and whom it hears worst, out."""
+"""Which words of a test set a model mistakes for others, and its error rate for each speaker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kdasr.error_rates import misheard_words
 
-# Of one speaker the rate is that of all; of so many that each has a few words, a rate says nothing.
+# With one speaker the rate is that of the test set; with too many, each has too few words for a rate.
 _FEWEST_SPEAKERS, _MOST_SPEAKERS = 2, 200
 
 
@@ -16,10 +16,10 @@ class WordErrors(NamedTuple):
     """The word errors in a test set, the most frequent first.
 
     Attributes:
-        words: in the references.
+        words: number of words in the references.
         substituted: (said, heard) and how often.
-        deleted: words that were said and not heard.
-        inserted: words that were heard and not said.
+        deleted: words that were said but not heard.
+        inserted: words that were heard but not said.
     """
 
     words: int
@@ -29,7 +29,7 @@ class WordErrors(NamedTuple):
 
 
 class SpeakerRate(NamedTuple):
-    """How well one speaker is heard: words said, and the word error rate in percent."""
+    """One speaker's number of words, and word error rate in percent."""
 
     speaker: str
     words: int
@@ -37,7 +37,7 @@ class SpeakerRate(NamedTuple):
 
 
 def word_errors(heard: Sequence[Mapping[str, Any]]) -> WordErrors:
-    """The word errors in utterances as `read_hypotheses` gives them; there are some."""
+    """The word errors in utterances as returned by `read_hypotheses`; `heard` is not empty."""
     said = [one["reference"] for one in heard]
     pairs = Counter(
         pair for wrong in misheard_words(said, [one["hypothesis"] for one in heard]) for pair in wrong
@@ -52,7 +52,7 @@ def word_errors(heard: Sequence[Mapping[str, Any]]) -> WordErrors:
 
 
 def errors_text(errors: WordErrors, most: int = 3) -> str:
-    """How many word errors there are of each kind, and the most frequent ones, in a sentence."""
+    """A sentence with the number of word errors of each kind, and the most frequent substitutions."""
     kinds = ((errors.substituted, "substituted"), (errors.deleted, "deleted"), (errors.inserted, "inserted"))
     counts = ", ".join(f"{sum(count for _, count in of_kind):,} {name}" for of_kind, name in kinds)
     repeated = [(*pair, count) for pair, count in errors.substituted[:most] if count > 1]
@@ -61,7 +61,7 @@ def errors_text(errors: WordErrors, most: int = 3) -> str:
 
 
 def speaker_rates(heard: Sequence[Mapping[str, Any]]) -> list[SpeakerRate]:
-    """The speakers who said a word, the worst heard first; none where they are too few or too many."""
+    """The speakers who said a word, the highest WER first; none if there are too few or too many."""
     words, errors = Counter[str](), Counter[str]()
     for one in heard:
         if speaker := one.get("speaker"):

@@ -1,4 +1,4 @@
-"""A work folder in, one HTML page out: the table, the plots, and what was misheard."""
+"""The HTML page about a work folder: the table, the plots, and what was misheard."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ img { max-width: 100%; margin: .5rem 0 }
 
 
 def write_report(work_dir: Path) -> Path:
-    """Write report.html and its plots from what a work folder holds by now.
+    """Write report.html and its plots from the present content of a work folder.
 
     Returns:
         The path of the page.
 
     Raises:
-        ConfigError: there are neither results nor training logs, or a file is something else.
+        ConfigError: there are neither results nor training logs, or a file has other content.
         MissingDependencyError: matplotlib is not installed.
     """
     work_dir = Path(work_dir)
@@ -105,7 +105,7 @@ def write_report(work_dir: Path) -> Path:
 
 
 def _training_logs(work_dir: Path) -> dict[str, Path]:
-    """Logs by their folder, with those above it where two have the same name; models that the table knows
+    """Logs by the name of their folder, or by its path if several have that name; models in LABELS come
     first, in its order."""
     paths = sorted(work_dir.glob("**/train.jsonl"))
     names = Counter(path.parent.name for path in paths)
@@ -118,7 +118,7 @@ def _training_logs(work_dir: Path) -> dict[str, Path]:
 
 
 def _introduction(lines: Sequence[Line], results: Path) -> str:
-    """What was measured, what the words mean, and which kdasr wrote the page when."""
+    """What was measured, the meaning of terms, and the kdasr version and date."""
     heard = dict[str, str]()
     for line in lines:
         for row in line.rows:
@@ -169,7 +169,7 @@ def _of_dev_wer(logs: Mapping[str, Log]) -> str:
 
 
 def _word_errors(results: Path, lines: Sequence[Line]) -> Iterator[str]:
-    """Which words the best student of each test set takes for others, and whom it hears worst."""
+    """The word errors of the best student on each test set, and its WER by speaker."""
     for line, heard in best_students(lines, results):
         errors, name = word_errors(heard), html.escape(line.label)
         most = max(len(errors.substituted), len(errors.deleted), len(errors.inserted))
@@ -196,8 +196,8 @@ def _most_frequent(columns: Sequence[str], counts: Sequence[tuple[Sequence[str],
 
 
 def _misheard(results: Path, lines: Iterable[Line]) -> Iterator[str]:
-    """For each model in the table, the utterances with the most word errors; one line for a model that heard
-    what one before it heard."""
+    """For each model in the table, the utterances with the most word errors; only one line for a model with
+    the same transcripts as an earlier one."""
     names = dict[tuple[str, ...], str]()
     for line, row in ((one, row) for one in lines for row in one.rows):
         if not (path := hypotheses_file(results, row)).exists():

@@ -1,4 +1,4 @@
-"""Training logs, result rows and spike offsets in, PNG files out. The only place that draws."""
+"""Plots of training logs, result rows and spike offsets, as PNG files. No other module draws."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Log = list[dict[str, Any]]
 _DPI = 130
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a4f9e", "#e0912f", "#4d4d4d")
 _STYLES = ("-", "--", ":")
-# More in a row could not be read on a page.
+# More panels in a row would be too small to read on a page.
 _MOST_COLUMNS = 2
-# A loss of fewer steps says more of their audio than of the student.
+# A mean loss over fewer steps depends more on their audio than on the student.
 _LEAST_SMOOTHED_STEPS = 20
 _REACH_FRAMES = 10
 
 
 def read_log(path: Path) -> Log:
-    """Rows of a training log. A last line that is cut short, as of a run in progress, is left out.
+    """Rows of a training log. An incomplete last line, as during a run, is left out.
 
     Raises:
         ConfigError: another line is not a JSON object with a step.
@@ -51,8 +51,8 @@ def read_log(path: Path) -> Log:
 
 
 def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
-    """One panel for each training run: every loss term over the steps, smoothed over a fiftieth of them, and
-    20 at least. False if there is nothing to draw."""
+    """One panel for each training run: every loss term over the steps, smoothed over a fiftieth of them, at
+    least 20. False if there is nothing to draw."""
     shown = {name: terms for name, log in logs.items() if (terms := _loss_terms(log))}
     if not shown:
         return False
@@ -63,7 +63,7 @@ def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
             smooth = _smooth(values, _window(steps))
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.7)
             axes.plot(steps, smooth, color=colour, linewidth=1.6, label=term)
-            # One that fades away would stretch the axis over decades.
+            # A loss that fades out would stretch the axis over decades.
             lowest += [smooth.min()] if steps[-1] > 0.75 * last_step else []
         axes.set(title=LABELS.get(name, name), xlabel="step", ylabel="loss, times its weight", yscale="log")
         if min(lowest) > 0:
@@ -87,7 +87,7 @@ def plot_dev_wer(path: Path, logs: Mapping[str, Log]) -> bool:
     for index, ((name, (steps, values)), colour) in enumerate(
         zip(shown.items(), _colours(len(shown)), strict=True)
     ):
-        # Where the colours come again, so that every run has a look of its own.
+        # Change the line style when the colours repeat, so that every run looks different.
         style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
         axes.plot(steps, values, style, color=colour, marker="o", markersize=3, label=LABELS.get(name, name))
     axes.set(xlabel="step", ylabel="dev WER %")
@@ -123,7 +123,7 @@ def plot_spikes(path: Path, histogram: SpikeHistogram) -> bool:
 
 
 def plot_spikes_over_steps(path: Path, logs: Mapping[str, Log]) -> bool:
-    """One panel for each training run: the spike offsets at each look at the dev set, a column each.
+    """One panel for each training run: the spike offsets at each dev set evaluation, as a column.
     False if there is nothing to draw."""
     watched = {name: _watched_spikes(log) for name, log in logs.items()}
     shown = {name: looks for name, looks in watched.items() if looks}
@@ -182,8 +182,8 @@ def plot_error_rates(path: Path, lines: Sequence[Line]) -> bool:
 
 
 def _percent_by_frame(histogram: SpikeHistogram) -> np.ndarray[Any, Any]:
-    """(2 * _REACH_FRAMES + 1,) percent of the matched spikes at each offset in frames; what lies
-    beyond is counted at the ends."""
+    """(2 * _REACH_FRAMES + 1,) percent of the matched spikes at each offset in frames; larger offsets
+    are counted at the ends."""
     percent = np.zeros(2 * _REACH_FRAMES + 1)
     for ms, count in zip(histogram.offsets_ms, histogram.counts, strict=True):
         frame = int(np.clip(round(ms / histogram.frame_shift_ms), -_REACH_FRAMES, _REACH_FRAMES))
@@ -207,13 +207,13 @@ def _column(log: Log, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
 
 
 def _window(steps: np.ndarray[Any, Any]) -> int:
-    """How many values of a loss are averaged, of which not every step need have one."""
+    """How many values of a loss to average; not every step need have one."""
     per_step = len(steps) / (steps[-1] - steps[0] + 1)
     return min(len(steps), max(1, len(steps) // 50, round(_LEAST_SMOOTHED_STEPS * per_step)))
 
 
 def _smooth(values: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
-    """Centred moving average; at the ends over what there is."""
+    """Centred moving average; at the ends over the values that exist."""
     ones = np.ones(window)
     sums = np.convolve(values, ones, mode="same")
     return np.asarray(sums / np.convolve(np.ones(len(values)), ones, mode="same"))
@@ -224,15 +224,14 @@ def _colours(count: int) -> list[str]:
 
 
 def _one_two_five() -> Any:
-    """Ticks of a logarithmic axis that can be read over one decade and over five."""
+    """Ticks of a logarithmic axis that are readable over one decade and over five."""
     from matplotlib.ticker import LogLocator
 
     return LogLocator(subs=(1.0, 2.0, 5.0), numticks=16)
 
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, two in a row, without a window: this also runs where there is no
-    screen."""
+    """A figure of panels, two in a row, without a window, so that it also works without a screen."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

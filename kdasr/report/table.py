@@ -1,4 +1,4 @@
-"""Result rows in, a table out: one line for each model on each test set, over all of its seeds."""
+"""The table of results: one line for each model on each test set, over all of its seeds."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LABELS = {
     "onnx_float32": "exported ONNX float32",
     "onnx_int8": "exported ONNX int8",
 }
-# What a run does to its student: its name, the models before and after, and what the first of them had.
+# The steps that improve a student: name, models before and after, and how the former was trained.
 _GAINS = (
     ("Distillation", "student_labelled_only", "student_distilled", "transcripts alone"),
     ("Sequence training", "student_distilled", "student_mwer", "distillation alone"),
 )
 _NOTHING = "–"
-# Rich takes a pipe for 80 columns wide, which would break the table's lines.
+# Rich assumes that a pipe is 80 columns wide, which would break the table's lines.
 _MIN_COLUMNS = 110
 
 
@@ -47,7 +47,7 @@ class Line:
     Attributes:
         model: its name in the results.
         rows: one for each seed, in the order they were written.
-        test: the name of the test set, where it has one.
+        test: the name of the test set, if it has one.
     """
 
     model: str
@@ -60,16 +60,16 @@ class Line:
         return f"{self.test}: {label}" if self.test else label
 
     def values(self, field: str) -> list[float]:
-        """The field over all seeds that have it."""
+        """The values of `field` for all seeds that have it."""
         return [row[field] for row in self.rows if row[field] is not None]
 
     def mean(self, field: str) -> float | None:
-        """Mean over the seeds, or None where no seed has the field."""
+        """Mean over the seeds, or None if no seed has the field."""
         values = self.values(field)
         return statistics.fmean(values) if values else None
 
     def cells(self) -> tuple[str, ...]:
-        """What the table shows, in the order of COLUMNS; `mean ± standard deviation` of several seeds."""
+        """The cells, in the order of COLUMNS; error rates of several seeds as `mean ± standard deviation`."""
         return (
             self.label,
             _spread(self.values("wer")),
@@ -82,8 +82,8 @@ class Line:
 
 
 def lines_of(rows: Sequence[dict[str, Any]]) -> list[Line]:
-    """Rows with figures gathered by test set, as they came, and model: the known ones in the order of
-    LABELS, then the others as they came."""
+    """Rows with figures, grouped by test set, in order of appearance, and model: those in LABELS in its
+    order, then the others in order of appearance."""
     gathered: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
     for row in rows:
         if MISSING in row:
@@ -100,7 +100,7 @@ def lines_of(rows: Sequence[dict[str, Any]]) -> list[Line]:
 
 
 def left_out(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for each row without figures: which, and why there are none."""
+    """A sentence for each row without figures that says why it has none."""
     return [
         f"{Line(row['model'], [row], row.get('test')).label} (seed {row['seed']}) is left out: {row[MISSING]}"
         for row in rows
@@ -109,17 +109,17 @@ def left_out(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def best_students(lines: Sequence[Line], results: Path) -> list[tuple[Line, list[dict[str, Any]]]]:
-    """For each test set the student's line with the lowest WER, and what was heard in all of its seeds; of
-    equal ones the last, as exported models are. Where there is no student, a teacher's. Lines without a file
-    of hypotheses are passed over.
+    """For each test set, the student's line with the lowest WER (of equal ones the last, which is usually an
+    exported model), and the hypotheses of all of its seeds. Without students, a teacher's. Lines without a
+    file of hypotheses are skipped.
 
     Raises:
-        ConfigError: a file of hypotheses is something else.
+        ConfigError: a file of hypotheses has other content.
     """
     best = []
     for test in dict.fromkeys(line.test for line in lines):
         known = [line for line in lines if line.test == test and _heard_files(line, results)]
-        # How fast a pretrained teacher is on one core is not measured.
+        # Pretrained teachers have no RTF, since their speed on one core is not measured.
         students = [line for line in known if line.model != "teacher" and line.values("rtf")] or known
         if not students:
             continue
@@ -134,7 +134,7 @@ def _heard_files(line: Line, results: Path) -> list[Path]:
 
 
 def measured_how(lines: Sequence[Line]) -> str | None:
-    """A sentence on the decoder where it is not the greedy one, which knows no words."""
+    """A sentence on the decoder, unless it is the greedy one."""
     beams = [row for line in lines for row in line.rows if row.get("decoder") == "beam"]
     if not beams:
         return None
@@ -143,7 +143,7 @@ def measured_how(lines: Sequence[Line]) -> str | None:
 
 
 def of_several_trainings(lines: Sequence[Line]) -> str | None:
-    """A sentence on the models of which rows of different sizes or steps are averaged."""
+    """A sentence that names the models whose average is over rows with different sizes or steps."""
     mixed = [
         line.label for line in lines if len({(row["params"], row["train_steps"]) for row in line.rows}) > 1
     ]
@@ -156,11 +156,11 @@ def of_several_trainings(lines: Sequence[Line]) -> str | None:
 
 
 def improvement(lines: Sequence[Line], results: Path) -> str | None:
-    """What distillation and sequence training brought, a line each for each test set, with the interval that
-    the utterances in the hypotheses beside `results` allow; None where neither can be told.
+    """The gains of distillation and of sequence training, one line each for each test set, with an interval
+    computed over the utterances in the hypotheses beside `results`; None if neither is known.
 
     Raises:
-        ConfigError: a file of hypotheses is something else.
+        ConfigError: a file of hypotheses has other content.
     """
     tests = dict.fromkeys(line.test for line in lines)
     sentences = (
@@ -176,7 +176,7 @@ def _gain(
 ) -> str | None:
     rows = {line.model: {row["seed"]: row for row in line.rows} for line in lines}
     olds, news = rows.get(before, {}), rows.get(after, {})
-    # Of a seed that one of them lacks nothing is known of the difference.
+    # Only seeds that both have tell the difference.
     seeds = sorted(olds.keys() & news.keys())
     if not seeds or (mean := statistics.fmean(olds[seed]["wer"] for seed in seeds)) == 0:
         return None
@@ -197,9 +197,9 @@ def _gain(
 
 
 def _chance(results: Path, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], is_gain: bool) -> str:
-    """How far the gain between two rows of each seed may be chance; nothing where their utterances are not
-    known, or not the same."""
-    # By key and reference: an utterance that several seeds have heard is one.
+    """The interval of the gain between each seed's two rows, and whether it may be chance; empty if their
+    utterances are unknown or differ."""
+    # By key and reference: an utterance used with several seeds counts as one.
     before, after, times = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for pair in pairs:
         files = [hypotheses_file(results, row) for row in pair]
@@ -223,11 +223,11 @@ def _chance(results: Path, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]
 
 
 def print_results(work_dir: Path, console: Console | None = None) -> None:
-    """Print the results of a work folder, and its spike offsets where there are some. Where there are not
-    even training logs nothing is printed: `write_report` refuses such a folder.
+    """Print the results of a work folder, and its spike offsets if it has any. Prints nothing if there are
+    neither results nor training logs: `write_report` refuses such a folder.
 
     Raises:
-        ConfigError: results.json, a file of hypotheses or the histogram is something else.
+        ConfigError: results.json, a file of hypotheses or the histogram has other content.
     """
     console = console or Console()
     if console.width < _MIN_COLUMNS and not console.is_terminal:
@@ -249,7 +249,7 @@ def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     seeds = sorted({row["seed"] for line in lines for row in line.rows})
     table = Table(title=escape(f"{path} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"))
     for index, column in enumerate(COLUMNS):
-        # In a narrow terminal the names are broken, and no figure is cut.
+        # In a narrow terminal, wrap the names rather than cutting figures.
         table.add_column(column, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for line in lines:
         table.add_row(*map(escape, line.cells()))
