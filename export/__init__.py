@@ -1,6 +1,6 @@
-"""A trained student out, files for on-device runtimes out of it: each checked before it is named.
+"""Export of trained students to files for on-device runtimes, each checked before it gets its name.
 
-Nothing in here is needed to train. The packages it uses (onnx, onnxruntime) are the `export` extra.
+Training needs nothing from here. The packages used (onnx, onnxruntime) are the `export` extra.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def require(module: str, extra: str = "export") -> Any:
     """The optional package `module`.
 
     Raises:
-        MissingDependencyError: it is not installed; the message holds the pip line.
+        MissingDependencyError: it is not installed; the message includes the pip command.
     """
     try:
         return importlib.import_module(module)

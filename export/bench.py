@@ -1,7 +1,7 @@
-"""`kdasr bench device`: a student or its export in, its speed, memory and delays on this machine out.
+"""`kdasr bench device`: measures the speed, memory and delays of a student or its export on this machine.
 
-Each engine runs in a process of its own on one core. Machines are rarely idle, so every engine is
-measured several times in turns, and the figures are those of its least disturbed round.
+Each engine runs in a separate process on one core. Machines are rarely idle, so the engines are measured
+several times in turns, and the figures are those of each one's fastest round.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from kdasr.streaming import algorithmic_latency_ms
 MAX_UTTERANCES = 200
 DEFAULT_ROUNDS = 3
 _TIMED_SECONDS = 30
-#: What is said of the utterances that `export.delays.Delays` counts apart.
+#: Text for the utterances that `export.delays.Delays` counts separately.
 _DELAY_COUNTS = {
     "shown_at_end": "showed text at the end alone",
     "nothing_said": "gave no delays: the student said nothing",
@@ -55,12 +55,12 @@ def bench_device(
     formats: Sequence[str] | None = None,
     rounds: int = DEFAULT_ROUNDS,
 ) -> dict[str, Any]:
-    """Measures a student in every engine that is installed, or the files of an export.
+    """Measures a student in every installed engine, or the files of an export.
 
     Args:
         model: folder of a trained student, which is exported to a temporary folder first, or of an export,
             whose files are measured as they are.
-        shards: labelled test shards, for error rates and delays; without them there are none.
+        shards: labelled test shards, for error rates and delays; without them these are not measured.
         aligner: folder of a full-context model with the same units.
         formats: which of `export.formats.FORMATS` a student is exported to; None for all that are installed.
         rounds: how often to time each engine, in turns.
@@ -73,7 +73,7 @@ def bench_device(
     Raises:
         ConfigError: no rounds, or shards without transcripts.
         ModelError: the model cannot be used or cannot run chunk by chunk.
-        ExportError: an export misses parity, or an engine dies.
+        ExportError: an export fails the parity check, or an engine dies.
     """
     _check_rounds(rounds)
     if aligner is not None and not shards:
@@ -107,13 +107,13 @@ def bench_device(
 def time_engines(
     engines: Mapping[str, Path], utterances: Sequence[Utterance], folder: Path, rounds: int = DEFAULT_ROUNDS
 ) -> dict[str, dict[str, Any]]:
-    """Speed and memory of models in turns, each time in a new process that is bound to one core.
+    """Measures the speed and memory of models in turns, each in a new process bound to one core.
 
     Args:
         engines: model folders or files by name.
-        utterances: what to time them with; made-up sound where there are none.
-        folder: for the audio that they hear.
-        rounds: how often.
+        utterances: the audio to time them with; synthetic sound if empty.
+        folder: folder for the audio file.
+        rounds: how often to time each.
 
     Returns:
         For each name the figures of `export.bench_worker` in its fastest round, with `rtf_median`
@@ -188,12 +188,12 @@ def table(figures: Mapping[str, Any]) -> list[str]:
 
 
 class _Engines(NamedTuple):
-    """What is measured.
+    """The engines to measure.
 
     Attributes:
-        parameters: of the student, where they are known.
+        parameters: number of the student's parameters, if known.
         paths: model folder or file by the name of the engine.
-        export_s: how long each export took, checks included.
+        export_s: seconds that each export took, checks included.
         refused: why an engine is left out.
     """
 
@@ -218,7 +218,7 @@ def _add_exports(engines: _Engines, loaded: LoadedModel, folder: Path, formats: 
 
 
 def _engines_of_card(folder: Path, card: dict[str, Any]) -> _Engines:
-    """The files of an export; one that was not passed on is left out."""
+    """The files of an export; missing ones are left out."""
     engines = _Engines(card["student"].get("parameters"), {}, {}, {})
     for precision, facts in card["files"].items():
         name, path = f"{card['file_format']} {precision}", folder / str(facts["file"])
@@ -232,14 +232,14 @@ def _engines_of_card(folder: Path, card: dict[str, Any]) -> _Engines:
 
 
 def _export(loaded: LoadedModel, folder: Path, format: str) -> tuple[Export, float]:
-    """An export, and the seconds that it took, checks included."""
+    """Exports a student; returns the export and the seconds it took, checks included."""
     began = time.perf_counter()
     exported = export_student(loaded.model, loaded.units, folder, format=format)
     return exported, time.perf_counter() - began
 
 
 def _run_worker(model: Path, audio: Path) -> dict[str, Any]:
-    """What `export.bench_worker` says of one engine.
+    """The figures of `export.bench_worker` for one engine.
 
     Raises:
         ExportError: it failed.
@@ -260,7 +260,7 @@ def _labelled(shards: Sequence[Path]) -> list[Utterance]:
     """The first utterances that have a transcript.
 
     Raises:
-        ConfigError: there are shards, and none of them holds any."""
+        ConfigError: there are shards, but no utterance in them has one."""
     labelled = (utterance for path in shards for utterance in read_shard(path) if utterance.text)
     utterances = list(islice(labelled, MAX_UTTERANCES))
     if shards and not utterances:

@@ -1,4 +1,4 @@
-"""One engine measured in a process of its own, so that its memory and its core are its own.
+"""Measures one engine in a process of its own, so that memory and core are not shared.
 
 usage: python -m export.bench_worker MODEL AUDIO     prints one JSON object
 """
@@ -23,9 +23,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def main(model: str, audio: str) -> None:
-    """Measures the model file or folder over the audio file and prints the figures: those of
-    `export.measure.ChunkTiming`, and `load_s`, `model_mib` (how far memory rose above that of the
-    process before it had the model, which has torch), `peak_mib` (all of the process)."""
+    """Measures the model file or folder on the audio file and prints the figures: those of
+    `export.measure.ChunkTiming`, and `load_s`, `model_mib` (the rise in memory from before loading the
+    model, when torch is already loaded, to the peak), `peak_mib` (peak memory of the process)."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     samples = load(Path(audio))
@@ -46,14 +46,14 @@ def main(model: str, audio: str) -> None:
 
 
 def _forget_peak() -> None:
-    """Lets the kernel count the highest memory anew: importing torch must not hide the model.
-    Where it is not allowed, the figure for the model is an upper bound."""
+    """Resets the kernel's peak memory count, so that the peak of importing torch does not hide the model.
+    If that is not permitted, the figure for the model is an upper bound."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_kib(name: str) -> int:
-    """A line of /proc/self/status."""
+    """The value in KiB of an entry of /proc/self/status."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1])
 

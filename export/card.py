@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 CARD_FILE = "model.json"
 CARD_VERSION = 1
-# What a card calls its files; whoever names the folder alone means the first that is there.
+# A card's names for its files. If only the folder is given, the first of these that exists is used.
 PRECISIONS = ("float32", "int8")
 
 
@@ -50,14 +50,14 @@ def build_card(
     format: Format,
     figures: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a user of the files has to know, and the figures that were measured at export.
+    """What a user of the files needs to know, and the figures measured at export.
 
     Args:
-        format: what the files are.
-        figures: for each file that is there, `float32` or `int8`: file name, bytes, sha256, agreement,
-            and the WER with the audio that it was measured on. What the card calls `refused` has, of
-            files that were not written, the name they would have had, the reason, and the same figures
-            as far as they were measured; here it is still empty.
+        format: the format of the files.
+        figures: for each file written, `float32` or `int8`: file name, bytes, sha256, agreement, and the
+            WER with the audio that it was measured on. The card's `refused`, still empty here, has for
+            each file that was not written the name it would have had, the reason, and the same figures as
+            far as they were measured.
     """
     frame_ms = FRAME_SHIFT_MS * student.subsampling
     return {
@@ -101,7 +101,7 @@ def build_card(
 
 
 def _features() -> dict[str, Any]:
-    """What `kdasr.features` computes, for those who compute it elsewhere."""
+    """The definition of the features in `kdasr.features`, for other implementations."""
     return {
         "kind": "Kaldi fbank, natural log, no normalisation",
         "sample_rate_hz": SAMPLE_RATE_HZ,
@@ -125,28 +125,28 @@ def _features() -> dict[str, Any]:
 
 
 def _config(student: StreamingModel) -> dict[str, Any]:
-    """The student's arguments, with the chunk that it has now in place of that it was made with."""
+    """The student's arguments, with its present chunk size instead of the original one."""
     config = dict(student.config)
     return {**config, "chunk_frames": student.chunk_frames} if "chunk_frames" in config else config
 
 
 def write_card(card: dict[str, Any], path: Path) -> None:
-    """Writes the card last: its presence says that the export is complete."""
+    """Writes the card, which must come last: its presence marks a complete export."""
     commit_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_export_card(folder: Path) -> dict[str, Any] | None:
-    """The card of the export in `folder`; None where there is none. The files that it names may be missing.
-    An export may be passed on with its int8 file alone, and its card with the facts of that alone.
+    """The card of the export in `folder`; None if there is none. The files that it names may be missing:
+    an export may be distributed with its int8 file alone, and its card with the facts of that alone.
 
     Raises:
-        ModelError: there is one, and it cannot be read or is of another version, or names no file.
+        ModelError: there is a card, but it cannot be read, is of another version, or names no file.
     """
     path = folder / CARD_FILE
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if card.get("format") != EXPORT_FORMAT:
-            return None  # of a model folder
+            return None  # the card of a model folder
         files = {name: (facts["file"], facts["sha256"]) for name, facts in card["files"].items()}
         known = card["version"] == CARD_VERSION and not files.keys().isdisjoint(PRECISIONS)
         if known and isinstance(card["student"]["weights_sha256"], str):
@@ -166,7 +166,7 @@ def read_export_card(folder: Path) -> dict[str, Any] | None:
 
 
 def refusal(path: Path) -> str | None:
-    """Why an export has no file at `path`; None where there is one, or no card that tells.
+    """Why an export has no file at `path`; None if there is one, or no card that gives a reason.
 
     Raises:
         ModelError: the card cannot be used.
@@ -178,12 +178,12 @@ def refusal(path: Path) -> str | None:
     if path.name in refused:
         return refused[path.name]
     if path.name in {facts["file"] for facts in card["files"].values()} or "float32" not in card["files"]:
-        return None  # written, and lost: every export writes float32
+        return None  # written, but missing now: every export writes float32
     return f"the export was not asked for {path.name}"
 
 
 def figures_text(figures: dict[str, Any]) -> str:
-    """What the card says of one file, in a line."""
+    """The card's figures for one file, in a line."""
     agreement = figures.get("parity_with_torch") or figures["agreement_with_torch"]
     parts = [
         f"{figures['bytes'] / 1e6:.2f} MB",

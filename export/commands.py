@@ -1,6 +1,6 @@
-"""The verbs of the command line for devices: `transcribe`, `decoding-graph`, `demo-page`, `bench device`.
+"""The commands for devices: `transcribe`, `decoding-graph`, `demo-page`, `bench device`.
 
-Nothing heavy is imported before a verb runs: `kdasr --help` must not wait for torch.
+Nothing heavy is imported before a command runs, so that `kdasr --help` need not wait for torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Verb = Callable[..., argparse.ArgumentParser]
 
 
 def add_commands(verb: Verb) -> None:
-    """Adds the verbs; `verb(name, run, help)` makes a parser, as `kdasr.cli.build_parser` has it."""
+    """Adds the commands; `verb(name, run, help)` makes a parser, as in `kdasr.cli.build_parser`."""
     _add_transcribe(verb("transcribe", transcribe, "print source<TAB>text for audio"))
     graph = verb(
         "decoding-graph", decoding_graph, "write a list of words as the graph that sherpa-onnx searches"
@@ -64,7 +64,7 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
         "--beam", type=int, help="search with this many prefixes (default: 16 with a lexicon)"
     )
     parser.add_argument("--json", action="store_true", help="JSON lines with word times")
-    install = install_line("mic").replace("%", "%%")  # argparse takes a % for the start of a field
+    install = install_line("mic").replace("%", "%%")  # argparse treats % as the start of a field
     parser.add_argument("--microphone", action="store_true", help=f"listen until Ctrl-C ({install})")
     parser.add_argument("--device", help="which microphone, by name or number")
     parser.add_argument("--rate", type=int, help="sample rate of PCM on standard input (default 16000)")

@@ -22,7 +22,7 @@ VERSION = "1"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a runtime has to know of a model, in feature frames (10 ms) where it is about time."""
+    """What a runtime needs to know about a model; times are in feature frames (10 ms)."""
 
     window: int
     shift: int
@@ -37,7 +37,7 @@ class ModelFacts:
 def build_metadata(
     model: StreamingModel, layout: StateLayout, *, units_hash: str, weights_sha256: str
 ) -> dict[str, str]:
-    """All metadata of the file for `model`."""
+    """All metadata of the ONNX file for `model`."""
     sherpa = {
         "model_type": "zipformer2",
         "version": 1,
@@ -59,7 +59,7 @@ def build_metadata(
 def own_metadata(
     model: StreamingModel, layout: StateLayout, *, units_hash: str, weights_sha256: str
 ) -> dict[str, str]:
-    """What every kdasr export says of itself, whatever its format."""
+    """The metadata that every kdasr export has, whatever its format."""
     own = {
         "kdasr_version": VERSION,
         "T": model.window,

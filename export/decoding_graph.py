@@ -1,9 +1,9 @@
-"""A list of words as a decoding graph: what sherpa-onnx searches where an app knows the words it will hear.
+"""A list of words as a decoding graph for sherpa-onnx, for apps that know the words they will hear.
 
 The graph is the CTC topology composed with the lexicon, which sherpa-onnx and icefall call HL.fst (Mohri,
-Pereira & Riley 2008, "Speech recognition with weighted finite-state transducers", section 3), all words
-of the lexicon equally likely. The file is an OpenFst `vector` FST of standard arcs; its input labels are
-units plus one, since 0 is epsilon there, and it has no output labels: the text is made of units.
+Pereira & Riley 2008, "Speech recognition with weighted finite-state transducers", section 3), with all
+words equally likely. The file is an OpenFst `vector` FST of standard arcs. Its input labels are units plus
+one, since 0 is epsilon there. It has no output labels: the text is made from the units.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from kdasr.text import load_units
 
 _FST_MAGIC = 2_125_659_606
 _FST_VERSION = 2
-# What is known of it: that its states are counted and that it can be changed.
+# OpenFst's property bits: expanded (its states are counted) and mutable.
 _PROPERTIES = 0b11
 _WITHOUT = "Without a graph any word is heard."
 
-# Of an arc that takes no frame.
+# The `unit` of an arc that consumes no frame.
 EPSILON = -1
 
 
 class Arc(NamedTuple):
-    """What a frame may be, and what comes of it.
+    """A possible class of a frame, and the state that follows.
 
     Attributes:
         unit: class of the frame, or `EPSILON`.
-        state: where the arc leads.
-        nats: what it costs.
+        state: the arc's destination.
+        nats: the arc's cost.
     """
 
     unit: int
@@ -47,8 +47,8 @@ class DecodingGraph(NamedTuple):
     """States and arcs; the search begins in state 0.
 
     Attributes:
-        arcs: of each state.
-        final: of each state, whether a text may end there.
+        arcs: the arcs of each state.
+        final: for each state, whether a text may end there.
     """
 
     arcs: list[list[Arc]]
@@ -56,17 +56,17 @@ class DecodingGraph(NamedTuple):
 
 
 def build_graph(lexicon: Lexicon) -> DecodingGraph:
-    """Every alignment of every text of a lexicon's words, and of others where it lets them be said.
+    """A graph of every alignment of every text of a lexicon's words, and of other words if it allows them.
 
-    A state is what may follow in the lexicon, and the class of the last frame: the same class again is the
-    same unit, and only a blank between the two makes it another one. Other words are a path of their own
-    beside those of the lexicon, on which each unit costs something.
+    A state is a place in the lexicon, which determines what may follow, and the class of the last frame: the
+    same class again is the same unit, unless a blank separates them. Other words have a path of their own
+    parallel to the lexicon's, on which each unit has a cost.
     """
     return _Builder(lexicon).build()
 
 
-# Of what may follow, what is no prefix of a lexicon: anything within a word that is none of its own, and the
-# beginning of a word that has another one before it.
+# Places that are not prefixes in the lexicon: within a word that is not in it, and at the start of a word
+# after another one.
 _OTHER, _NEXT = "another word", "next word"
 _Place = tuple[int, ...] | str
 
@@ -80,13 +80,13 @@ class _Builder:
     def build(self) -> DecodingGraph:
         self._state((), BLANK_ID)
         arcs, final = [], []
-        for place, last in self._todo:  # which grows
+        for place, last in self._todo:  # grows in the loop
             arcs.append([*self._leaving(place, last)])
             final.append(place == _OTHER if isinstance(place, str) else self._lexicon.is_complete(place))
         return DecodingGraph(arcs, final)
 
     def _state(self, place: _Place, last: int) -> int:
-        """The number of a state; of a prefix only its last word matters."""
+        """The number of a state; for a prefix, only its last word matters."""
         key = place if isinstance(place, str) else self._lexicon.state(place), last
         if key not in self._numbers:
             self._numbers[key] = len(self._numbers)
@@ -114,7 +114,7 @@ class _Builder:
             if lexicon.is_complete(prefix):
                 yield from self._to_next_word()
         else:
-            # After a pause letters may begin with the mark between words.
+            # With letters, the text after a pause may begin with the mark between words.
             yield from self._of_words(lexicon.units_after(prefix, after_pause=True), prefix, last)
         if lexicon.state(prefix)[0] == "":
             yield from self._of_other_words(lexicon.inner_units, last)
@@ -134,13 +134,13 @@ class _Builder:
             yield from (Arc(unit, self._state(_OTHER, unit), nats) for unit in units if unit != last)
 
     def _marked_units(self) -> list[int]:
-        """Those with a mark and letters behind it."""
+        """The units that consist of the word start mark and letters."""
         return [unit for unit in self._lexicon.outer_units if self._lexicon.state((unit,))[0]]
 
     def _to_next_word(self) -> Iterator[Arc]:
-        """By pieces without a frame, or each word would have arcs to all the others. A piece that ends one
-        word and begins the next without a blank between is heard as one, of the second: a text of the
-        lexicon as well."""
+        """The arcs to the next word. For pieces it is an epsilon arc, or each word would need arcs to all
+        others. If the same piece ends one word and begins the next without a blank between, it counts once,
+        for the second word; that is a text of the lexicon, too."""
         if self._lexicon.of_pieces:
             yield Arc(EPSILON, self._state(_NEXT, BLANK_ID))
         else:
@@ -148,7 +148,7 @@ class _Builder:
 
 
 def openfst_bytes(graph: DecodingGraph) -> bytes:
-    """The graph as OpenFst writes it: a header, then of each state its weight, its arcs and where they go."""
+    """The graph in OpenFst's file format: a header, then each state's final weight and its arcs."""
     header = struct.pack("<i", _FST_MAGIC) + _string("vector") + _string("standard")
     counts = len(graph.arcs), sum(map(len, graph.arcs))
     parts = [header, struct.pack("<iiQqqq", _FST_VERSION, 0, _PROPERTIES, 0, *counts)]
@@ -161,12 +161,12 @@ def openfst_bytes(graph: DecodingGraph) -> bytes:
 def write_decoding_graph(
     model: Path, sources: Sequence[str], out: Path, other_word_nats: float | None = None
 ) -> dict[str, int]:
-    """Write the graph of some words in the units of a model.
+    """Write the graph of a list of words in the units of a model.
 
     Args:
         model: folder of a student or of an export, or a file in it.
-        sources: text files, and folders of labelled shards: every word in them may be said.
-        out: the file, which appears whole or not at all.
+        sources: text files and folders of labelled shards: every word in them may be said.
+        out: the file, written atomically.
         other_word_nats: see `kdasr.lexicon.Lexicon`.
 
     Returns:

@@ -1,6 +1,6 @@
-"""How late a streaming student speaks: labelled utterances in, delays against a forced alignment out.
+"""How late a streaming student emits text: delays relative to a forced alignment of labelled utterances.
 
-The alignment is that of a full-context model with the same units, the teacher as a rule.
+The alignment is by a full-context model with the same units, usually the teacher.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _PIECE_MS = 10
 
 @dataclass(frozen=True)
 class Delays:
-    """How late a student speaks, in milliseconds of audio (computing comes on top).
+    """How late a student emits text, in milliseconds of audio (excluding computation).
 
     Attributes:
         utterances: how many were measured.
-        wer_offline, wer_streaming: in percent; they must be equal.
-        texts_differ: utterances whose streamed text is not the offline text.
+        wer_offline, wer_streaming: in percent; they should be equal.
+        texts_differ: utterances whose streamed text differs from the offline text.
         emission_p50_ms, emission_p90_ms: spike of a unit minus its aligned start; None without an
             aligner. Spikes in the tail count as in the last frame of the audio.
-        first_token_p50_ms, first_token_p90_ms: from the aligned start of the first unit to the
-            audio that had to arrive before any text was shown, all of it where text came with the
-            end alone; None without an aligner.
-        not_aligned: utterances that the aligner's frames could not hold.
-        shown_at_end: utterances of the first-token delay whose text came with the end alone. Audio that
-            goes on would have kept them waiting longer.
-        nothing_said: utterances with words of which the student said none, so that they have no delays; 0
-            without an aligner.
+        first_token_p50_ms, first_token_p90_ms: from the aligned start of the first unit to the end of
+            the audio that had to arrive before any text was shown, all of it if text appeared only at
+            the end; None without an aligner.
+        not_aligned: utterances whose transcript does not fit into the aligner's frames.
+        shown_at_end: utterances counted in the first-token delay whose text appeared only at the end. If
+            the audio continued, their text would appear later still.
+        nothing_said: utterances with a transcript in which the student emitted nothing, so that they have
+            no delays; 0 without an aligner.
     """
 
     utterances: int
@@ -63,8 +63,8 @@ class Delays:
 def measure_delays(
     recogniser: Recogniser, utterances: Sequence[Utterance], aligner: Recogniser | None = None
 ) -> Delays:
-    """Streams every utterance in pieces of 10 ms and compares with what was said when, as
-    `aligner`, a torch model with the same units, has it."""
+    """Streams every utterance in pieces of 10 ms and compares the times of its units with the alignment
+    by `aligner`, a torch model with the same units."""
     frame_ms = float(FRAME_SHIFT_MS * recogniser.streaming_model().subsampling)
     streamed, offline, emission, first = [], [], [], []
     not_aligned = shown_at_end = nothing_said = 0
@@ -102,8 +102,8 @@ def measure_delays(
 
 
 def _stream(recogniser: Recogniser, utterance: Utterance) -> tuple[StreamingSession, float | None]:
-    """The finished session, and how much audio had arrived when text was first there; None where that
-    was not before the end."""
+    """The finished session, and the ms of audio that had arrived when text first appeared; None if there
+    was no text before the end."""
     session = recogniser.session(where=utterance.key)
     arrived, shown_ms = 0, None
     for piece in pieces_of(utterance.samples, _PIECE_MS):
@@ -115,10 +115,10 @@ def _stream(recogniser: Recogniser, utterance: Utterance) -> tuple[StreamingSess
 
 
 def open_aligner(path: Path, recogniser: Recogniser) -> Recogniser:
-    """The model at `path`, fit to align for `recogniser`.
+    """The model at `path`, checked to be usable as aligner for `recogniser`.
 
     Raises:
-        ModelError: it has other units or other output frames, or is no torch model.
+        ModelError: it has other units or another output frame rate, or is not a torch model.
     """
     aligner = open_recogniser(path)
     frames = recogniser.streaming_model().subsampling
@@ -142,7 +142,7 @@ def open_aligner(path: Path, recogniser: Recogniser) -> Recogniser:
 
 @torch.inference_mode()
 def _aligned(aligner: Recogniser, utterance: Utterance) -> list[Token]:
-    """The units of the transcript in the frames in which the aligner puts them."""
+    """The units of the transcript, in the frames that the aligner gives them."""
     assert aligner.offline_model is not None
     features_btf = log_mel(utterance.samples)[None]
     log_probs_btv, frames_b = aligner.offline_model.offline(

@@ -1,7 +1,7 @@
 """`kdasr demo-page`: serves the page in `export/web` with a model, on this machine only.
 
-ONNX Runtime for browsers comes from npm when the page is first served, and is kept in the user's
-cache folder; nothing of it is part of this project.
+ONNX Runtime for browsers is installed by npm when the page is first served, and kept in the user's
+cache folder; it is not part of this project.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _TYPES = {
 
 
 def model_folder(model: Path, scratch: Path) -> Path:
-    """A folder with a waveform-in export: `model` itself, which may hold one of its files alone, or an export
-    of the student in it.
+    """A folder with a waveform-in export: `model` itself if it contains such a file, else `scratch`, with an
+    export of the student in `model`.
 
     Args:
-        scratch: where to export to.
+        scratch: folder to export to.
 
     Raises:
         ModelError: there is no model, or an export of another kind.
@@ -84,13 +84,13 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         super().__init__(*arguments, **settings)  # type: ignore[arg-type]
 
     def translate_path(self, path: str) -> str:
-        """The file for a URL path; a name that is not there for all that the folders do not hold."""
+        """The file for a URL path; a name that does not exist for any path outside the folders."""
         parts = path.split("?")[0].split("#")[0].strip("/").split("/")
         root, names = (
             (self._folders[parts[0]], parts[1:]) if parts[0] in self._folders else (PAGE_FOLDER, parts)
         )
         name = names[0] or "index.html" if len(names) == 1 else "missing"
-        # One flat name: nothing outside the three folders can be asked for.
+        # Only a plain file name is allowed, so nothing outside the three folders can be requested.
         return (
             str(root / name)
             if name == Path(name).name and not name.startswith(".")
@@ -98,8 +98,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         )
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
-        """The headers of the whole file, even where the browser has one of a later date: the same name
-        and port may have been another model's."""
+        """Sends the whole file, even if the browser has a newer one cached: that may be another model's
+        file, served earlier under the same name and port."""
         del self.headers["If-Modified-Since"]
         return super().send_head()
 
@@ -108,12 +108,12 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Says nothing: a page asks for a dozen files."""
+        """Logs nothing, since a page requests a dozen files."""
 
 
 def _server(port: int, folders: dict[str, Path]) -> http.server.ThreadingHTTPServer:
     """Raises:
-    ConfigError: the port is taken or not to be had."""
+    ConfigError: the port is taken or not permitted."""
     try:
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, folders=folders))
     except OSError as error:
@@ -126,19 +126,19 @@ def _server(port: int, folders: dict[str, Path]) -> http.server.ThreadingHTTPSer
 
 
 class DemoPage:
-    """The page being served; a context manager.
+    """A server of the page; as a context manager, it serves in the background.
 
     Args:
         model: a student's folder, or a folder with its waveform-in export.
         port: of this machine's loopback address; 0 takes a free one.
-        runtime: folder of ONNX Runtime's browser files; None installs it by npm if need be.
+        runtime: folder of ONNX Runtime's browser files; None installs it by npm if needed.
 
     Raises:
-        ConfigError: the port is taken or no port, or the runtime cannot be installed.
+        ConfigError: the port is taken or invalid, or the runtime cannot be installed.
         ModelError: there is no model that can be served, or its card cannot be used.
 
     Attributes:
-        url: where the page is.
+        url: the page's address.
     """
 
     def __init__(self, model: Path, *, port: int = 8000, runtime: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A WAV file (mono, 16 kHz, 16 bits) and an `onnx` export in, its text out: a client to start from.
+"""An example client that prints the text of a WAV file (mono, 16 kHz, 16 bits), given an `onnx` export.
 
 python export/example_client.py OUT FILE.wav   or a copy of this file, which needs nothing else of kdasr
 """
@@ -14,7 +14,7 @@ import onnxruntime
 
 
 def log_mel(samples: np.ndarray, f: dict) -> np.ndarray:
-    """(N,) samples to (frames, mel bins), as the `features` of the card say."""
+    """(N,) samples to (frames, mel bins), as defined by the card's `features`."""
     size, hop, nyquist = f["window_samples"], f["hop_samples"], f["fft_size"] // 2
     around = np.pad(samples.astype(np.float64), ((size - hop) // 2, size), mode="symmetric")
     windows = np.lib.stride_tricks.sliding_window_view(around, size)[::hop]
@@ -47,7 +47,7 @@ class Client:
         heard = log_mel(np.concatenate([samples, tail]), self.features)
         padded = np.pad(heard, ((0, size), (0, 0)), constant_values=self.features["log_mel_floor"])
         names, states, outputs = [entry.name for entry in self.model.get_inputs()], [], []
-        for entry in self.model.get_inputs()[1:]:  # an axis with a name is that of the batch
+        for entry in self.model.get_inputs()[1:]:  # the named axis is the batch axis
             shape = [1 if isinstance(axis, str) else axis for axis in entry.shape]
             states.append(np.zeros(shape, np.int64 if "int64" in entry.type else np.float32))
         for start in range(0, len(heard), shift):
@@ -57,7 +57,7 @@ class Client:
         return np.concatenate(outputs)[: math.ceil(len(heard) / self.subsampling)]
 
     def text(self, samples: np.ndarray) -> str:
-        """What (N,) samples in [-1, 1] say."""
+        """The text of (N,) samples in [-1, 1]."""
         hop, blank = self.features["hop_samples"], self.units["blank_id"]
         if not (num_frames := (len(samples) + hop // 2) // hop):
             return ""
@@ -65,7 +65,7 @@ class Client:
         text, before, last = "", math.inf, math.ceil(num_frames / self.subsampling) - 1
         classes = self.log_probs(samples).argmax(1)
         for spike in np.flatnonzero((classes != blank) & (classes != np.append(blank, classes[:-1]))):
-            frame = min(int(spike), last)  # what is said in the tail is in the last frame of the audio
+            frame = min(int(spike), last)  # spikes in the tail count as in the last frame of the audio
             text += (" " if frame - before - 1 >= pause else "") + self.symbols[classes[spike]]
             before = frame
         return " ".join(text.replace(self.units["word_mark"], " ").split())

@@ -1,4 +1,4 @@
-"""The formats that `kdasr export --format` knows, and what each of them has to be able to do."""
+"""The formats of `kdasr export --format`, and the interface that they implement."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Format(Protocol):
     """A file format for one student.
 
     Attributes:
-        name: as `kdasr export --format` calls it.
-        extra: of pyproject.toml, with the packages below.
-        packages: what writing the format imports.
-        float_file, int8_file: names in the folder.
-        tolerance: largest difference of a log-probability from torch that float32 may show.
-        batch_sizes: batch sizes that it takes and is compared at.
-        int8_from_float: whether int8 is made of the float32 file; otherwise both can be made side by side.
+        name: the format's name in `kdasr export --format`.
+        extra: the extra in pyproject.toml with the packages below.
+        packages: the packages that writing the format imports.
+        float_file, int8_file: file names in the folder.
+        tolerance: largest allowed difference between float32 and torch in any log-probability.
+        batch_sizes: batch sizes that the files support and at which they are compared.
+        int8_from_float: whether int8 is made from the float32 file; otherwise both can be made in parallel.
         run: for the card: what runs the file, and the command.
-        facts: what the file says of itself, for the card.
+        facts: the file's metadata, for the card.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Format(Protocol):
     facts: dict[str, str]
 
     def write_float(self, path: Path) -> None:
-        """Writes the student in float32. Raises ExportError where it cannot be."""
+        """Writes the student in float32. Raises ExportError if it cannot be exported."""
         ...
 
     def write_int8(self, path: Path, float_path: Path) -> None:
-        """Writes it with 8-bit weights; `float_path` is what `write_float` wrote, if that is asked for."""
+        """Writes it with 8-bit weights; `float_path` is the float32 file, needed if `int8_from_float`."""
         ...
 
     def open(self, path: Path) -> ChunkModel:
-        """A file that was written, ready to run."""
+        """Opens a written file, ready to run."""
         ...
 
 

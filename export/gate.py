@@ -1,4 +1,4 @@
-"""Development shards in, a function out that gives a model's streaming WER: the gate for int8."""
+"""The gate for int8: a function that gives a model's streaming WER on development shards."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from kdasr.text import Units
 def wer_gate(units: Units, shards: Sequence[Path]) -> Gate:
     """A function from a `ChunkModel` to its WER over `shards`, decoded chunk by chunk.
 
-    Of their folders it tells the last two parts: an export is passed on, and where things lie on this machine
-    is no part of it. The function raises ShardError where the shards are damaged or hold no transcripts.
+    It records only the last two parts of their folders' paths: an export may be distributed, and the paths on
+    this machine are of no use elsewhere. The function raises ShardError if the shards are damaged or have no
+    transcripts.
     """
     folders = tuple(dict.fromkeys(_last_parts(path.parent) for path in shards))
 

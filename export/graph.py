@@ -1,4 +1,4 @@
-"""A torch module in, a checked ONNX file with metadata out."""
+"""Write a torch module as an ONNX file with metadata."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def write_graph(
     dynamic_axes: dict[str, dict[int, str]],
     metadata: dict[str, str],
 ) -> None:
-    """Writes the ONNX graph of `module`. That it computes the same is not checked here.
+    """Writes the ONNX graph of `module`. Whether it computes the same is not checked here.
 
     Args:
-        module: gives a tuple of tensors.
-        example: inputs of two streams, because a batch of one lets an exporter take the batch
-            axis for a constant.
+        module: returns a tuple of tensors.
+        example: inputs of two streams, because with a batch of one an exporter may treat the batch
+            axis as constant.
 
     Raises:
         ExportError: torch or onnx refuses the module.
     """
     onnx = require("onnx")
     try:
-        # The TorchScript exporter: half a second against 15 for dynamo, and these graphs have no
-        # control flow that tracing could miss (shapes are fixed but for the batch). The comparison
-        # with torch would find it if one had.
+        # The TorchScript exporter takes half a second, dynamo 15, and these graphs have no control
+        # flow that tracing could miss (shapes are fixed except for the batch). If one had, the
+        # comparison with torch would detect it.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             results = module.eval()(*example)
@@ -69,8 +69,8 @@ def write_graph(
 
 
 def _set_shape(entry: Any, result: Tensor, dynamic: dict[int, str]) -> None:
-    """Declares the shape of an output, which the exporter leaves open where it cannot follow it: other tools
-    plan memory by it."""
+    """Declares the shape of an output, which other tools need to plan memory, and which the exporter leaves
+    open if it cannot infer it."""
     shape = entry.type.tensor_type.shape
     del shape.dim[:]
     for axis, size in enumerate(result.shape):

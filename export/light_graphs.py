@@ -1,9 +1,9 @@
-"""torch.fx without what it does for debugging: most of what lowering a large graph would take.
+"""torch.fx without its debugging aids, which take most of the time of lowering a large graph.
 
-A graph goes through some twenty passes, and each of its parts that a backend takes through twenty more.
-After each of them torch.fx writes the graph down as source code, which is run for next to none of them,
-and copies for each node the list of all nodes that it came from, which grows with the passes. Worse, when
-a part is cut out of a graph, all of the graph is written down anew: the square of its size.
+A graph goes through some twenty passes, and each part that a backend takes goes through twenty more.
+After each pass, torch.fx generates source code for the graph, which is hardly ever run, and copies for
+each node the list of all nodes that it came from, which grows with the passes. Worse, whenever a part is
+cut out of a graph, code for the whole graph is generated anew, which takes time quadratic in its size.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import fx
 
 @contextlib.contextmanager
 def light_graphs() -> Iterator[None]:
-    """While this lasts, graphs become code when they are run or looked at, and nodes forget where they
-    came from. What passes compute is the same."""
+    """Within the context, a graph's code is generated only when it is run or read, and nodes do not record
+    their origins. The passes compute the same."""
     with _code_on_demand(), _no_origins():
         yield
 
 
 @contextlib.contextmanager
 def _code_on_demand() -> Iterator[None]:
-    # torch.fx._lazy_graph_module does this too, but for graphs that are asked for as such: not
-    # for those of ExecuTorch's passes.
+    # torch.fx._lazy_graph_module does this too, but only for graphs that are created as lazy, unlike
+    # those of ExecuTorch's passes.
     graph_module: Any = fx.GraphModule
     recompile, code, text = graph_module.recompile, graph_module.code, graph_module.__str__
 
@@ -35,7 +35,7 @@ def _code_on_demand() -> Iterator[None]:
         return module.forward(*arguments, **named)
 
     def put_off(module: Any) -> Any:
-        # Other generators also say how inputs are nested, which is asked for without running the code.
+        # Other code generators also record how inputs are nested, which is read without running the code.
         if type(module.graph._codegen) is not fx.graph.CodeGen:
             return recompile(module)
         type(module).forward = compile_and_run  # each graph has a class of its own
@@ -47,7 +47,7 @@ def _code_on_demand() -> Iterator[None]:
         return str(code.fget(module))
 
     graph_module.recompile, graph_module.code = put_off, property(up_to_date_code)
-    # ExecuTorch writes whole graphs into messages for a log that is off.
+    # ExecuTorch formats whole graphs for log messages even when logging is off.
     graph_module.__str__ = object.__repr__
     try:
         yield

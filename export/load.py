@@ -1,4 +1,4 @@
-"""An exported folder in, a model that runs and its units out."""
+"""Load an exported model and its units."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ExportedModel = OnnxChunkModel | OnnxWaveModel | ExecutorchModel
 
 
 def exported_file(path: Path) -> Path | None:
-    """The model file that `path` means: itself, or of an export folder the float32 file that its card names,
-    and the int8 file where that alone is there; None where it is neither.
+    """The model file for `path`: `path` itself if it is one; for an export folder, its float32 file, or its
+    int8 file if only that exists; None for anything else.
 
     Raises:
         ModelError: the card cannot be used.
@@ -42,14 +42,14 @@ def exported_file(path: Path) -> Path | None:
 
 
 def load_exported(path: Path) -> tuple[ExportedModel, Units]:
-    """An exported model and its units, checked to belong together and, where its card is there, to be
-    what was exported.
+    """An exported model and its units, checked to belong together and, if there is a card, to be the
+    exported files.
 
     Args:
-        path: a model file beside its units.
+        path: a model file in the same folder as its units.
 
     Raises:
-        ModelError: the model cannot be used, or the card, units or tokens.txt beside it are of another.
+        ModelError: the model cannot be used, or its folder's card, units or tokens.txt are of another one.
     """
     folder = path.parent
     if (reason := refusal(path)) is not None:
@@ -84,7 +84,7 @@ def load_exported(path: Path) -> tuple[ExportedModel, Units]:
 
 def _check_hash(path: Path, card: dict[str, Any]) -> None:
     """Raises:
-    ModelError: the card has this file's hash, and it is another."""
+    ModelError: the card has a hash for this file, and it differs."""
     known = {facts["file"]: facts["sha256"] for facts in card["files"].values()}
     if path.is_file() and path.name in known and (found := file_sha256(path)) != known[path.name]:
         raise ModelError(
@@ -97,10 +97,10 @@ def _check_hash(path: Path, card: dict[str, Any]) -> None:
 
 
 def _check_student(model: ExportedModel, card: dict[str, Any]) -> None:
-    """A file that the card does not list, a variant of those it lists, is of the same student.
+    """Checks that the file, even if the card does not list it, is of the card's student.
 
     Raises:
-        ModelError: it is of another."""
+        ModelError: it is of another student."""
     expected, got = card["student"]["weights_sha256"], model.facts.weights_sha256
     if got != expected:
         raise ModelError(
@@ -115,14 +115,14 @@ def _check_student(model: ExportedModel, card: dict[str, Any]) -> None:
 def _open(path: Path) -> ExportedModel:
     if path.suffix == ".pte":
         return ExecutorchModel(path)
-    # What kind of model it is, the file itself says: it is opened once, for that and to run.
+    # The file's metadata gives the kind of model; the same session then runs it.
     session = open_session(path)
     waves = session_metadata(session).get("kdasr_format") == WAVE_FORMAT
     return (OnnxWaveModel if waves else OnnxChunkModel)(path, session)
 
 
 def check_tokens_file(path: Path, units: Units) -> None:
-    """Checks that `tokens.txt`, which other runtimes read, says what the units say.
+    """Checks that `tokens.txt`, which other runtimes read, agrees with the units.
 
     Raises:
         ModelError: it is missing, malformed or different.

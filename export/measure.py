@@ -1,4 +1,4 @@
-"""Speed on one core, chunk by chunk: audio in, real-time factor and time per chunk out."""
+"""Measures speed on one core, chunk by chunk: real-time factor and time per chunk."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ChunkTiming:
     """How long a model takes on one core, features and decoding included.
 
     Attributes:
-        rtf: seconds of computing for each second of audio.
-        cpu_rtf: the same in seconds of processor time, which other programs on the machine do not
-            lengthen; on an idle one it is `rtf`.
+        rtf: seconds of computation per second of audio.
+        cpu_rtf: the same in CPU time, which other programs on the machine do not lengthen; on an idle
+            machine it equals `rtf`.
         p50_ms, p95_ms, p99_ms: percentiles of the time from the last sample of a chunk to its tokens.
         num_chunks: chunks measured.
         chunk_ms: audio in each.
@@ -49,9 +49,9 @@ def measure_chunks(
     decoder: Callable[[], StreamDecoder] = GreedyStream,
 ) -> ChunkTiming:
     """Runs `model` over `samples` (repeated until there are `min_chunks`), one chunk at a time, and a
-    decoder over what comes out.
+    decoder over its output.
 
-    Torch is held to one thread meanwhile; ONNX Runtime has one for each file.
+    torch is limited to one thread meanwhile; ONNX Runtime sessions have one thread anyway.
 
     Raises:
         AudioError: no samples.
@@ -80,7 +80,7 @@ def measure_chunks(
 def _chunk_times(
     model: ChunkModel, decoder: StreamDecoder, samples: NDArray[np.float32], chunk_samples: int
 ) -> Iterator[tuple[float, float]]:
-    """Seconds, and seconds of processor time, that each chunk took: features, model and decoding."""
+    """Seconds of wall-clock time and of CPU time that each chunk took: features, model and decoding."""
     front_end, state = model.front_end(), model.initial_state(1)
     for start in range(0, len(samples) - chunk_samples + 1, chunk_samples):
         began, cpu_began = time.perf_counter(), time.process_time()

@@ -1,4 +1,4 @@
-"""Packages of the npm registry that are used at run time and are no part of this project."""
+"""npm packages that are used at run time but are not part of this project."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def cache_folder() -> Path:
 
 
 def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
-    """The folder of an npm package, installed where it is not there yet. Its scripts do not run.
+    """The folder of an npm package, which is installed if necessary, without running its scripts.
 
     Args:
-        cache: where to keep it; None for `cache_folder()`.
+        cache: folder to keep it in; None for `cache_folder()`.
 
     Raises:
-        ConfigError: npm is missing or fails, or the folder cannot be made; the message holds what to do.
+        ConfigError: npm is missing or fails, or the folder cannot be made; the message says what to do.
     """
     prefix = (cache or cache_folder()) / f"{name}-{version}"
     folder = prefix / "node_modules" / name
@@ -56,7 +56,7 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
         if done.returncode != 0 or not (making / "node_modules" / name).is_dir():
             said = done.stderr.strip().splitlines() or ["no message"]
             raise ConfigError(f"npm could not install {wanted}", where=prefix, got=said[-1])
-        # Two that install it at once, into one folder, would leave half of it.
+        # Renamed when complete, since two processes installing into one folder would damage it.
         if not _is_whole(prefix, name):
             shutil.rmtree(prefix, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was first
@@ -67,5 +67,5 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
 
 
 def _is_whole(prefix: Path, name: str) -> bool:
-    """Whether npm has finished: it writes its lock file last."""
+    """Whether npm has finished installing; it writes its lock file last."""
     return (prefix / "package-lock.json").is_file() and (prefix / "node_modules" / name).is_dir()

@@ -1,8 +1,8 @@
-"""A student's own state in the shape of sherpa-onnx's `zipformer2_ctc` contract.
+"""A student's state, packed into the shape of sherpa-onnx's `zipformer2_ctc` contract.
 
-The contract has eight state tensors per encoder layer, made for the Zipformer, and lets their
-sizes be chosen by metadata. Any streaming student fits when it declares one stack of one layer
-and packs every float of its state into the two convolution caches, which are batch-first:
+The contract has eight state tensors per encoder layer, made for the Zipformer, whose sizes are set by
+metadata. Any streaming student fits if it declares one stack of one layer and packs every float of its
+state into the two convolution caches, which are batch-first:
 
     conv1 ‖ conv2, each (B, ENCODER_DIM, S): all float tensors, flattened and zero-padded
     processed (B,) int64: the student's own count
@@ -33,7 +33,7 @@ COUNTER = "processed"
 
 
 class PackedState(NamedTuple):
-    """The contract's state tensors, in the order in which the runtime binds them."""
+    """The contract's state tensors, in the order in which the runtime passes them."""
 
     key: Tensor
     nonlin: Tensor
@@ -46,7 +46,7 @@ class PackedState(NamedTuple):
 
 
 class StateLayout:
-    """Where each tensor of a student's NamedTuple state lies among the packed floats.
+    """The places of the tensors of a student's NamedTuple state among the packed floats.
 
     Args:
         model: a streaming student.
@@ -80,11 +80,11 @@ class StateLayout:
 
     @property
     def kernel(self) -> int:
-        """`cnn_module_kernels` of the metadata: the runtime makes the caches K // 2 long."""
+        """`cnn_module_kernels` in the metadata: the runtime's caches are K // 2 long."""
         return 2 * self.rows
 
     def initial(self, batch_size: int = 1) -> PackedState:
-        """The packed state before the first window: zeros, as the runtime makes them."""
+        """The packed state before the first window: zeros, as in the runtime."""
         context, rows = LEFT_CONTEXT_LEN, self.rows
         return PackedState(
             key=torch.zeros(context, batch_size, 1),
@@ -101,7 +101,7 @@ class StateLayout:
         """The student's own state.
 
         Args:
-            floats_bn: (B, num_floats or more); what is beyond is not looked at.
+            floats_bn: (B, num_floats or more); further columns are ignored.
             counter_b: (B,) int64.
         """
         tensors: dict[str, Tensor] = {}
@@ -109,7 +109,7 @@ class StateLayout:
         for name, shape in self._shapes.items():
             size = math.prod(shape)
             part = floats_bn[:, start : start + size]
-            # An empty axis leaves -1 without a meaning, so the batch size is read off the input.
+            # With an empty axis, -1 would be ambiguous, so the batch size is taken from the input.
             tensors[name] = part.reshape(-1, *shape) if size else part.new_zeros(floats_bn.shape[0], *shape)
             start += size
         if self.has_counter:
@@ -117,23 +117,23 @@ class StateLayout:
         return self._state_type(**tensors)
 
     def flatten(self, state: Any, counter_b: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's state as (B, num_floats) and its (B,) counter; `counter_b` is passed on
-        where it has none."""
+        """The student's state as (B, num_floats) and its (B,) counter; `counter_b` is passed through
+        if it has none."""
         parts = [getattr(state, name).flatten(1) for name, shape in self._shapes.items() if math.prod(shape)]
         if not parts:
             parts = [counter_b.new_zeros(counter_b.shape[0], 0, dtype=torch.float32)]
         return torch.cat(parts, dim=1), state.processed if self.has_counter else counter_b + 0
 
     def unpack(self, packed: PackedState) -> Any:
-        """The student's own state, from the tensors of the contract."""
+        """The student's own state, from the contract's tensors."""
         floats_bn = torch.cat([packed.conv1.flatten(1), packed.conv2.flatten(1)], dim=1)
         return self.unflatten(floats_bn, packed.processed)
 
     def pack(self, state: Any, previous: PackedState) -> PackedState:
-        """The contract's tensors of the student's next state; the unused ones pass through."""
+        """The contract's tensors for the student's next state; unused ones pass through."""
         floats_bn, counter_b = self.flatten(state, previous.processed)
         half = ENCODER_DIM * self.rows
-        if self.num_floats == 0:  # unused caches pass through: a graph that does not read an input loses it
+        if self.num_floats == 0:  # pass unused caches through: inputs that a graph does not read are removed
             floats_bn = torch.cat([previous.conv1.flatten(1), previous.conv2.flatten(1)], dim=1)
         else:
             floats_bn = functional.pad(floats_bn, (0, 2 * half - self.num_floats))
@@ -150,7 +150,7 @@ class StateLayout:
 
 
 def _check_tensor(name: str, one: Tensor, two: Tensor, where: str) -> None:
-    """Refuses a state tensor that the contract has no room for. `one` and `two` are it at batch
+    """Refuses a state tensor that does not fit the contract. `one` and `two` are the tensor at batch
     size 1 and 2."""
     place = f"{where}, field {name!r}"
     expected_dtype = torch.int64 if name == COUNTER else torch.float32

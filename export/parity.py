@@ -1,4 +1,4 @@
-"""Does an exported model compute what the torch student computes? Measured, not assumed."""
+"""Measures whether an exported model computes the same as the torch student."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdasr.features import HOP_SAMPLES
 from kdasr.streaming import ChunkModel, SampleWindow
 
 TOLERANCE = 1e-3
-# A folded transform sums 400 products in float32 in another order than an FFT does.
+# The folded front end sums 400 products in float32, in another order than an FFT does.
 WAVE_TOLERANCE = 5e-3
 BATCH_SIZES = (1, 3)
 MIN_CHUNKS = 24
@@ -23,7 +23,7 @@ MIN_CHUNKS = 24
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two models are apart over the same chunks.
+    """How much two models differ over the same chunks.
 
     Attributes:
         max_abs_difference: largest difference of any log-probability.
@@ -44,13 +44,13 @@ class Agreement:
 
 
 def probe_sounds(num_samples: int, batch_size: int, seed: int = 0) -> list[NDArray[np.float32]]:
-    """Different made-up sounds of one length."""
+    """Different synthetic sounds of the same length."""
     return [probe_sound(num_samples, seed + row) for row in range(batch_size)]
 
 
 def probe_sound(num_samples: int, seed: int) -> NDArray[np.float32]:
-    """(num_samples,) of made-up sound, the same for the same seed: voiced bursts, hiss and pauses
-    at several loudnesses, so that a comparison sees features of the range that real audio has."""
+    """(num_samples,) of synthetic sound, the same for the same seed: voiced bursts, hiss and pauses
+    at several loudnesses, so that a comparison covers the range of features of real audio."""
     random = np.random.default_rng(seed)
     time_s = np.arange(num_samples) / SAMPLE_RATE_HZ
     sound = 10 ** random.uniform(-5, -2) * random.standard_normal(num_samples)
@@ -71,7 +71,7 @@ def probe_sound(num_samples: int, seed: int) -> NDArray[np.float32]:
 
 
 def run_chunks(model: ChunkModel, sounds: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """(B, T', V) log-probs of sounds of one length, as a batch, with the state carried over."""
+    """(B, T', V) log-probs of sounds of the same length, run as a batch chunk by chunk."""
     front_ends = [model.front_end() for _ in sounds]
     rows = [
         [*front_end.accept(sound), *front_end.finish()]
@@ -86,7 +86,7 @@ def run_chunks(model: ChunkModel, sounds: list[NDArray[np.float32]]) -> NDArray[
 
 
 def _stack(windows: tuple[Any, ...]) -> Any:
-    """Windows of single streams to one of a batch."""
+    """Stack windows of single streams into one of a batch."""
     if isinstance(windows[0], SampleWindow):
         return SampleWindow(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
     return np.concatenate(windows)
@@ -99,14 +99,14 @@ def compare(
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     num_chunks: int = MIN_CHUNKS,
 ) -> Agreement:
-    """How far `candidate` is from `reference` on made-up sound, chunk by chunk.
+    """How much `candidate` differs from `reference` on synthetic sound, chunk by chunk.
 
     Raises:
-        ExportError: the two do not even give arrays of one shape, or one of them is not finite.
+        ExportError: their outputs differ in shape, or one of them is not finite.
     """
     worst, same, frames, identical = 0.0, 0, 0, True
     for batch_size in batch_sizes:
-        # A little less than whole chunks: the end of a stream is compared too.
+        # A little less than whole chunks, so that the end of a stream is compared too.
         num_samples = num_chunks * reference.shift * HOP_SAMPLES - 1_000
         sounds = probe_sounds(num_samples, batch_size, seed=batch_size)
         want_btv, got_btv = run_chunks(reference, sounds), run_chunks(candidate, sounds)

@@ -1,4 +1,4 @@
-"""The one way an export is written, whatever the format: write, compare, gate, name, card."""
+"""Write an export of any format: write, compare with torch, apply the gate, rename, add the card."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kdasr.text import UNITS_FILE, Units, write_tokens_txt
 TOKENS_FILE = "tokens.txt"
 _MODEL_FILES = [name for kind in FORMATS.values() for name in (kind.float_file, kind.int8_file)]
 MAX_WER_RISE = 0.5
-# For the card: what its WER is, and is not.
+# For the card: what its WER means.
 GATE_PURPOSE = (
     "the gate of int8: what 8 bits cost; where the audio is that of the training, the figure does not say "
     "how good the student is"
@@ -40,9 +40,9 @@ class Measured:
     """The WER of a file on development audio, and which audio that was.
 
     Attributes:
-        wer_percent: word errors for each hundred words.
-        words: words of the transcripts.
-        folders: what the folders of the shards are called.
+        wer_percent: word errors per hundred words.
+        words: number of words in the transcripts.
+        folders: names of the shards' folders.
     """
 
     wer_percent: float
@@ -55,13 +55,13 @@ Gate = Callable[[ChunkModel], Measured]
 
 @dataclass(frozen=True)
 class Export:
-    """What an export wrote.
+    """The files of an export.
 
     Attributes:
         float_path: the float32 file.
-        int8_path: the int8 file, or None where it was not asked for or is refused.
+        int8_path: the int8 file, or None if it was not requested or is refused.
         card: the content of `model.json`.
-        refused: why there is no int8 file, where it is refused.
+        refused: why the int8 file is refused; None if it is not.
     """
 
     float_path: Path
@@ -82,42 +82,42 @@ def export_student(
     gate: Gate | None = None,
     max_wer_rise: float = MAX_WER_RISE,
 ) -> Export:
-    """Writes `student` in a format, runs every file against torch, and only then names them.
+    """Writes `student` in a format; each file is compared with torch before it gets its name.
 
     One folder holds one export: the files of an earlier one in `out_dir`, of whatever format, are
-    replaced once the float32 file is checked, or not at all. That file and its card are there whatever
-    comes of int8. Classes that stand for no text are never emitted by the files
-    (`kdasr.streaming.silence_controls`).
+    replaced once the float32 file has passed its check. The float32 file and the card are written even if
+    int8 fails. The files never emit classes without text (`kdasr.streaming.silence_controls`).
 
     Args:
         student: a streaming student; it is put into evaluation mode.
         units: its units.
-        out_dir: made if need be; not the folder of a model.
+        out_dir: created if needed; not the folder of a model.
         format: one of `export.formats.FORMATS`.
         weights_sha256: hash of the weights it was loaded from, for the card.
-        name: what the card calls it.
+        name: its name in the card.
         int8: whether to write the int8 file too.
         gate: a function from a `ChunkModel` to its WER on development audio. With it, an int8 file
             that is more than `max_wer_rise` points worse than float32 is refused: it is not written,
-            and the card says why, with the figures. Without it, the card says that WER was not measured.
+            and the card gives the reason and the figures. Without it, the card says that WER was not
+            measured.
 
     Raises:
-        ConfigError: there is no such format, or `out_dir` holds a model or files of another program.
+        ConfigError: there is no such format, or `out_dir` contains a model or files of another program.
         ExportError: the units are not the student's, its state or an operation does not fit the
-            format, or float32 misses parity; the message holds the figure.
+            format, or float32 fails the parity check; the message includes the figure.
         ModelError: the student cannot run chunk by chunk.
         MissingDependencyError: a package that the format needs is not installed.
     """
     kind = format_class(format)
     for package in kind.packages:
-        # Not imported here: some packages are talkative, and the format knows how to hush them.
+        # Not imported here, since some packages print messages, which the format suppresses.
         if find_spec(package) is None:
             raise MissingDependencyError(package, kind.extra)
     refuse_file(out_dir, "an export is a folder")
     _check_folder(out_dir)
     _check_units(student, units)
     student = silence_controls(student, units)
-    TorchChunkModel(student)  # which refuses a student of full context
+    TorchChunkModel(student)  # refuses a full-context student
     written = kind(student, units, weights_sha256)
     out_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out_dir)
@@ -159,7 +159,7 @@ def export_student(
 
 def _check_folder(out_dir: Path) -> None:
     """Raises:
-    ConfigError: the export would write over a model, or over files of another program."""
+    ConfigError: the export would overwrite a model, or files of another program."""
     if (out_dir / WEIGHTS_FILE).exists():
         raise ConfigError(
             "this is the folder of a model, and an export there would destroy it",
@@ -197,7 +197,7 @@ def _check_folder(out_dir: Path) -> None:
 
 
 def _format_of(path: Path) -> object:
-    """What a JSON file says it is."""
+    """The `format` entry of a JSON file."""
     try:
         return json.loads(path.read_bytes())["format"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -219,7 +219,7 @@ def _check_units(student: StreamingModel, units: Units) -> None:
 def _write_float(
     format: Format, student: StreamingModel, path: Path, final: Path, gate: Gate | None
 ) -> dict[str, Any]:
-    """Writes the float32 file to `path`; its figures. Raises ExportError as `export_student` does."""
+    """Writes the float32 file to `path`; returns its figures. Raises ExportError as `export_student` does."""
     format.write_float(path)
     candidate = format.open(path)
     parity = compare(TorchChunkModel(student), candidate, batch_sizes=format.batch_sizes)
@@ -236,8 +236,8 @@ def _check_int8(
     float_wer: float | None,
     max_wer_rise: float,
 ) -> tuple[dict[str, Any], str | None]:
-    """Has the int8 file written to `path`; its figures, as far as they were measured, and why it is refused
-    where it is."""
+    """Calls `write`, which writes the int8 file to `path`; returns its figures, as far as they were measured,
+    and the reason if it is refused."""
     figures: dict[str, Any] = {}
     try:
         write()
@@ -249,7 +249,7 @@ def _check_int8(
         if float_wer is not None:
             figures["wer_rise_points"] = figures["wer_percent"] - float_wer
             _require_accuracy(figures, float_wer, max_wer_rise)
-    except (ExportError, ModelError) as error:  # it does not agree, or does not even run
+    except (ExportError, ModelError) as error:  # it fails a check, or does not even run
         return figures, str(error)
     return figures, None
 
@@ -264,7 +264,7 @@ def _measured(gate: Gate | None, candidate: ChunkModel) -> dict[str, Any]:
 
 def _require_accuracy(figures: dict[str, Any], float_wer: float, max_wer_rise: float) -> None:
     """Raises:
-    ExportError: the WER of int8 is more than so many points above that of float32."""
+    ExportError: the WER of int8 is more than `max_wer_rise` points above that of float32."""
     rise, wer, words = figures["wer_rise_points"], figures["wer_percent"], figures["wer_data"]["words"]
     if not rise <= max_wer_rise:
         raise ExportError(
@@ -287,9 +287,9 @@ def _require_resemblance(agreement: Agreement) -> None:
 
 
 def _retire(out_dir: Path) -> None:
-    """Takes away an export of any format, for the card will describe the new one alone. The card goes
-    first: a folder without one is not a finished export. Of the units, `units.json` is written over, but
-    not all units have a file beside it."""
+    """Removes an earlier export of any format, since the card will describe only the new one. The card goes
+    first: a folder without one is not a finished export. `units.json` need not be removed, since it is
+    always overwritten, unlike the SentencePiece file, which not all units have."""
     for name in (CARD_FILE, *_MODEL_FILES, TOKENS_FILE, SENTENCEPIECE_FILE):
         (out_dir / name).unlink(missing_ok=True)
 

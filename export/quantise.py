@@ -1,4 +1,4 @@
-"""Weights of matrix products to 8 bits."""
+"""Quantisation of the weights of matrix products to 8 bits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from export.graph import set_metadata
 
 
 def quantise_dynamic(source: Path, target: Path, metadata: dict[str, str]) -> None:
-    """Writes a dynamically quantised copy of an ONNX file: weights of 7 of the 8 bits with one scale for each
-    output channel, activations quantised as they come. Only LSTM, and MatMul with constant weights: the
-    front end and convolutions stay float32 (one scale for a whole tensor cost other models several
-    points of WER).
+    """Writes a dynamically quantised copy of an ONNX file: weights use 7 of 8 bits with one scale per output
+    channel, activations are quantised at run time. Only LSTM, and MatMul with constant weights, are
+    quantised: the front end and convolutions stay float32 (one scale for a whole tensor cost other models
+    several points of WER).
     """
     onnx = require("onnx")
     quantization = require("onnxruntime.quantization")
@@ -24,7 +24,7 @@ def quantise_dynamic(source: Path, target: Path, metadata: dict[str, str]) -> No
     with only_errors():
         try:
             if recurrent:
-                # The weights of an LSTM are constants only once its reshapes have been folded.
+                # The weights of an LSTM are constants only after its reshapes have been folded.
                 shapes = require("onnxruntime.quantization.shape_inference")
                 shapes.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             quantization.quantize_dynamic(
@@ -33,7 +33,7 @@ def quantise_dynamic(source: Path, target: Path, metadata: dict[str, str]) -> No
                 op_types_to_quantize=["MatMul", "LSTM"],
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
-                # x86 without VNNI adds pairs of products in 16 bits, which those of 8-bit weights overflow.
+                # x86 without VNNI adds pairs of products in 16 bits, which 8-bit weights can overflow.
                 reduce_range=True,
             )
         finally:
@@ -46,7 +46,7 @@ def quantise_dynamic(source: Path, target: Path, metadata: dict[str, str]) -> No
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """ONNX Runtime's quantisers report every node, and advice of no use here, to the root logger."""
+    """Silences ONNX Runtime's quantisers, which log every node, and useless advice, to the root logger."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

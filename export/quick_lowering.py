@@ -1,9 +1,9 @@
-"""ExecuTorch's lowering without what it does over and over: of a large graph, up to half of the time.
+"""ExecuTorch's lowering without repeated work, which takes up to half of the time for a large graph.
 
-Each of the parts that a backend takes goes through some twenty passes, and most of them work out all of its
-shapes anew, also where they found nothing to change. Which parts may be joined is asked of every two of
-them by walking through all that depends on them, and where one is cut out, the whole graph is copied to put
-it in order: the square of its size.
+Each part that a backend takes goes through some twenty passes, and most of them recompute all of its
+shapes, even if they changed nothing. Whether two parts may be merged is determined, for every pair, by
+walking through all nodes that depend on them, and whenever a part is cut out, the whole graph is copied to
+sort it, which takes time quadratic in its size.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from export import require
 
 _EXTRA = "executorch"
 _TRIED = "1.5."
-# What a pass may define and still change its graph before its shapes are worked out (the last is abc's).
-# Whatever else of ExportPass it defines may change the graph meanwhile.
+# A pass that overrides only these changes its graph before it computes shapes (the last one is from abc).
+# Other overridden methods of ExportPass may change the graph during that computation.
 _HARMLESS = {"call", "requires", "ensures", "_abc_impl"}
 
 
 @contextlib.contextmanager
 def quick_lowering() -> Iterator[None]:
-    """While this lasts, ExecuTorch works out a graph that did not change but once, and cuts it quickly. The
-    program that comes of it is the same to the byte.
+    """Within the context, ExecuTorch computes the shapes of an unchanged graph only once, and cuts out parts
+    quickly. The resulting program is identical to the byte.
 
-    It stands in for private parts of ExecuTorch, so with other versions than were tried it does nothing, and
+    It replaces private parts of ExecuTorch, so with versions other than the tested one it does nothing, and
     lowering takes longer.
 
     Raises:
@@ -51,8 +51,8 @@ def quick_lowering() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shapes_once() -> Iterator[None]:
-    """A pass works out the shapes of what it has changed and of what comes after it until they are as they
-    were, and no others."""
+    """A pass computes only the shapes of nodes that it changed, and of those after them until shapes are as
+    before."""
     passes: Any = require("executorch.exir.pass_base", _EXTRA)
     export_pass, interpreter, proxy = (
         passes.ExportPass,
@@ -64,7 +64,7 @@ def _shapes_once() -> Iterator[None]:
 
     def call(one_pass: Any, module: Any) -> Any:
         known = module in worked_out and worked_out[module].is_of(module) and not _has_inner_graphs(module)
-        # A pass with hooks changes the graph while it works out its shapes; others did so before.
+        # A pass with hooks changes the graph while it computes shapes; others have done so before.
         if known and not _has_hooks(type(one_pass), export_pass):
             return PassResult(module, True)
         one_pass._all_known, one_pass._node = known, None
@@ -84,7 +84,7 @@ def _shapes_once() -> Iterator[None]:
         unchanged = target == node.target and _same((args, kwargs), (node.args, node.kwargs), proxy)
         if value is None or not unchanged:
             result = work_out_one(one_pass, kind, target, args, kwargs, meta)
-            # What comes after it need not be worked out where this has the shape that it had.
+            # If the shape has not changed, the nodes after this one need no recomputation.
             if not _alike(result.data, value):
                 return result
             result.proxy.node.meta["val"] = value
@@ -104,18 +104,18 @@ def _shapes_once() -> Iterator[None]:
 
 
 def _has_hooks(kind: type, export_pass: type) -> bool:
-    """Whether a class of passes defines more of ExportPass than what is harmless."""
+    """Whether a class of passes overrides more of ExportPass than `_HARMLESS`."""
     own = {name for base in kind.__mro__ if base not in export_pass.__mro__ for name in vars(base)}
     return any(hasattr(export_pass, name) and not name.startswith("__") for name in own - _HARMLESS)
 
 
 def _has_inner_graphs(module: Any) -> bool:
-    """Branches and loops, whose shapes are not looked at here."""
+    """Whether there are branches or loops, whose shapes are not tracked here."""
     return any(isinstance(inner, fx.GraphModule) for inner in module.children())
 
 
 class _Known:
-    """In place of what runs operations on shapes: the result is known."""
+    """Replaces the interpreter of operations on shapes when the result is known."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -125,7 +125,7 @@ class _Known:
 
 
 def _same(new: Any, old: Any, proxy: Any) -> bool:
-    """Whether arguments of an operation, as a pass gives them, are those of a node."""
+    """Whether an operation's arguments in a pass equal those of a node."""
     if isinstance(old, fx.Node):
         return old.op != "get_attr" and isinstance(new, proxy) and new.data is old.meta.get("val")
     if isinstance(old, list | tuple):
@@ -144,7 +144,7 @@ def _same(new: Any, old: Any, proxy: Any) -> bool:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two tensors without content cannot be told apart."""
+    """Whether two fake tensors, which have no data, are indistinguishable."""
     return (
         type(one) is type(other) is FakeTensor
         and one.constant is other.constant is None
@@ -155,21 +155,21 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 class _Written:
-    """A graph as it stands, as far as its shapes depend on it."""
+    """A snapshot of all that a graph's shapes depend on."""
 
     def __init__(self, module: Any) -> None:
         self._nodes = self._of(module)
-        # They are compared by their addresses, which others would get if these were gone.
+        # Keeps the objects alive: they are compared by id, which a new object could reuse.
         self._kept = [(node, node.meta.get("val")) for node in module.graph.nodes]
 
     def is_of(self, module: Any) -> bool:
-        """Whether the graph of the module still is this one."""
+        """Whether the module's graph still equals this snapshot."""
         return self._nodes == self._of(module)
 
     @staticmethod
     def _of(module: Any) -> list[tuple[Any, ...]]:
         return [
-            # As text 1, 1.0 and True differ.
+            # repr, since 1, 1.0 and True would compare equal.
             (
                 id(node),
                 node.name,
@@ -184,8 +184,8 @@ class _Written:
 
 @contextlib.contextmanager
 def _quick_cuts() -> Iterator[None]:
-    """Which parts may be joined, and a graph put in order where one was cut out, in time that does not grow
-    with the square of the graph for each of them."""
+    """Checks whether parts may be merged, and sorts a graph from which one was cut out, without the cost that
+    is quadratic in the size of the graph."""
     groups = require("executorch.exir.backend.canonical_partitioners.group_partitioner", _EXTRA)
     cutting = require("executorch.exir.lowered_backend_module", _EXTRA)
     with (
@@ -196,7 +196,7 @@ def _quick_cuts() -> Iterator[None]:
 
 
 def _can_merge(partitioner: Any, one: int, other: int, partitions_by_id: Any) -> bool:
-    """Whether no path leaves the two parts and comes back to them."""
+    """Whether two parts may be merged: no path leaves them and comes back."""
     both = {*partitions_by_id[one].nodes, *partitions_by_id[other].nodes}
     users = {user for node in both for user in node.users if user not in both}
     downstreams_of = partitioner.dependency_viewer.downstreams_of
@@ -208,8 +208,8 @@ def _gets_item(node: fx.Node) -> bool:
 
 
 def _sort_in_place(module: Any) -> Any:
-    """The nodes of a graph in the order of torch.fx's `legalize_graph`, which makes copies of them all. What
-    it prefers to others, computations of shapes, is left to it."""
+    """Sorts the nodes of a graph as torch.fx's `legalize_graph` does, but without copying them all. Graphs
+    with computations of shapes, which it puts first, are left to it."""
     graph = module.graph
     if any(
         getattr(node.target, "__module__", "") == "_operator" for node in graph.nodes if not _gets_item(node)

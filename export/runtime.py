@@ -29,7 +29,7 @@ class OnnxChunkModel:
 
     Args:
         path: the file.
-        session: of the file, where it is open already; None to open it.
+        session: the file's session, if it is open already; None to open it.
 
     Raises:
         ModelError: no file, a damaged or truncated file, one of another origin or version.
@@ -37,8 +37,8 @@ class OnnxChunkModel:
 
     Attributes:
         path: the file that runs.
-        facts: what its metadata says.
-        input_names: of the features and of every state, in order.
+        facts: its metadata.
+        input_names: names of the features and of every state, in order.
     """
 
     def __init__(self, path: Path, session: Any = None) -> None:
@@ -83,7 +83,7 @@ class OnnxWaveModel:
 
     Args:
         path: the file.
-        session: as of `OnnxChunkModel`.
+        session: as for `OnnxChunkModel`.
 
     Raises:
         ModelError: no file, a damaged one, or one of another kind.
@@ -117,10 +117,10 @@ class OnnxWaveModel:
 
 
 def open_session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU, of one thread.
+    """An ONNX Runtime session on the CPU, with one thread.
 
     Raises:
-        ModelError: no file, or not one that ONNX Runtime reads.
+        ModelError: no file, or one that ONNX Runtime cannot read.
         MissingDependencyError: onnxruntime is not installed.
     """
     runtime = require("onnxruntime")
@@ -129,7 +129,7 @@ def open_session(path: Path) -> Any:
             "no such model file", where=path, fix="Make one with: kdasr export --model DIR --out DIR"
         )
     options = runtime.SessionOptions()
-    # One thread is what a device has to spare, and what is measured.
+    # One thread, as on a device, and as is measured.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
@@ -144,17 +144,17 @@ def open_session(path: Path) -> Any:
 
 
 def session_metadata(session: Any) -> dict[str, str]:
-    """What a session's file says of itself; see `export.contract`."""
+    """The metadata of a session's file; see `export.contract`."""
     return dict(session.get_modelmeta().custom_metadata_map)
 
 
 def run_session(
     session: Any, outputs: list[str] | None, inputs: dict[str, NDArray[Any]], path: Path
 ) -> list[NDArray[Any]]:
-    """What a session computes.
+    """The outputs of a session.
 
     Raises:
-        ModelError: the graph does not take what the file's metadata says it takes.
+        ModelError: the graph does not accept the inputs that the file's metadata promises.
     """
     try:
         results: list[NDArray[Any]] = session.run(outputs, inputs)

@@ -1,4 +1,4 @@
-"""What `kdasr transcribe` prints: transcripts of files, of a pipe, or of a microphone."""
+"""The output of `kdasr transcribe`: transcripts of files, of a pipe, or of a microphone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdasr.streaming import EndpointRules
 
 STANDARD_INPUT = "-"
 MICROPHONE = "microphone"
-# Of a partial text, what a log shows: each one repeats those before it.
+# How much of a partial text a log shows, since each one repeats those before it.
 _LOG_COLUMNS = 100
 
 
@@ -34,13 +34,13 @@ class Request:
         microphone: listen to the microphone instead.
         device: which microphone; None for the default.
         stream: decode files chunk by chunk and show partial text; live sources always do.
-        json_lines: one JSON object a line, with word times.
-        endpoint: cut at pauses into one transcript each; None does so for live sources only.
-        min_silence_s: see `kdasr.streaming.EndpointRules`; None for its own.
+        json_lines: one JSON object per line, with word times.
+        endpoint: cut at pauses into separate transcripts; None does so for live sources only.
+        min_silence_s: see `kdasr.streaming.EndpointRules`; None for its default.
         chunk_ms: audio in a chunk of the model; None for the model's own.
-        lexicon: text files and folders of labelled shards with the words to hear; none for any.
-        other_word_nats: what each unit of a word costs that is not in the lexicon; None to hear no such word.
-        beam: prefixes of a search; None for the most probable class of each frame, or with a lexicon 16.
+        lexicon: text files and folders of labelled shards with the allowed words; empty for any word.
+        other_word_nats: cost of each unit of a word that is not in the lexicon; None to allow no such word.
+        beam: prefixes of a beam search; None for greedy decoding, or 16 with a lexicon.
         rate_hz: sample rate of the PCM on standard input; None for 16 kHz.
     """
 
@@ -60,12 +60,12 @@ class Request:
 
     @property
     def live(self) -> bool:
-        """Whether the audio is heard as it comes."""
+        """Whether the audio is transcribed as it arrives."""
         return self.microphone or STANDARD_INPUT in self.sources
 
     @property
     def rules(self) -> EndpointRules | None:
-        """Where to cut; None for nowhere."""
+        """The rules by which to cut; None for no cuts."""
         if not (self.live if self.endpoint is None else self.endpoint):
             return None
         return EndpointRules() if self.min_silence_s is None else EndpointRules(self.min_silence_s)
@@ -74,15 +74,15 @@ class Request:
 def show_transcripts(
     request: Request, *, stdin: BinaryIO | None = None, out: TextIO | None = None, err: TextIO | None = None
 ) -> None:
-    """Prints `source<TAB>text` (or a JSON object) for each final transcript on `out` as it is
-    ready, and partial text, where there is any, on `err` (with `json_lines` on `out` too).
+    """Prints `source<TAB>text` (or a JSON object) for each final transcript to `out` as soon as it is
+    ready, and partial text, if there is any, to `err` (with `json_lines` to `out`).
 
-    A file that cannot be read is told on `err`, and the others are transcribed all the same.
+    If one of several files cannot be read, the error goes to `err`, and the others are still transcribed.
 
     Raises:
-        ConfigError: no source, several live ones, a setting of another kind of source, or `-` where
+        ConfigError: no source, several live ones, a setting of another kind of source, or `-` while
             standard input is closed.
-        AudioError: a source cannot be read; of several files, how many.
+        AudioError: a source cannot be read; for several files, how many.
         ModelError: the model cannot be used, or not in this way.
     """
     out, err = out or sys.stdout, err or sys.stderr
@@ -105,7 +105,7 @@ def show_transcripts(
 
 
 def as_json(heard: Transcript) -> dict[str, object]:
-    """A transcript as the object of one JSON line."""
+    """A transcript as the object for one JSON line."""
     line: dict[str, object] = {
         "source": heard.source,
         "type": "final" if heard.final else "partial",
@@ -213,8 +213,8 @@ def _file_transcripts(
 
 
 def _show_partial(heard: Transcript, err: TextIO) -> None:
-    """On a terminal the line is written over; in a log each partial is a line. Of a long text either
-    shows the end."""
+    """Overwrites the line on a terminal; prints a line for each partial text in a log. Of a long text both
+    show the end."""
     if err.isatty():
         width = shutil.get_terminal_size().columns - 1
         err.write("\r\x1b[K" + _end_of(_printable(f"{heard.source}: {heard.text}"), width))
@@ -228,8 +228,8 @@ def _tell(line: str, stream: TextIO) -> None:
 
 
 def _printable(line: str) -> str:
-    r"""Bytes of a file name that are no text are surrogates in a string, which no stream takes: they
-    become `\udce9`, which a reader of JSON turns back into them."""
+    r"""`line` with surrogates, which stand for undecodable bytes of file names and cannot be encoded,
+    written as `\udce9`, which a JSON reader turns back into surrogates."""
     return line.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Where live audio comes from: pieces of samples from a pipe or a microphone."""
+"""Sources of live audio: pieces of samples from a pipe or a microphone."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from kdasr.streaming import StreamingResampler
 Samples = NDArray[np.float32]
 T = TypeVar("T")
 
-# How much audio is taken at a time: the text of live audio may come so much later than it could.
+# How much audio is read at a time, which may delay the text of live audio by as much.
 PIECE_MS = 20
 _BYTES_PER_SAMPLE = 2
-# What it takes to tell a container from samples: two frames of an MP3 are the longest.
+# Bytes needed to tell a container from samples: the most are needed for two frames of an MP3.
 _HEAD_BYTES = 1_536
 _CONTAINERS = {
     b"RIFF": "WAV",
@@ -39,22 +39,22 @@ _CONTAINERS = {
     b"\x1aE\xdf\xa3": "WebM",
     b"ID3": "MP3",
 }
-# Of MPEG layer III, by the bits that say so: kbit/s of MPEG 1 and of MPEG 2, Hz of MPEG 1.
+# MPEG layer III, by the bits in the frame header: kbit/s of MPEG 1 and of MPEG 2, Hz of MPEG 1.
 _MP3_KBITS = (
     (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 _MP3_RATES_HZ = (44_100, 48_000, 32_000)
-# Of a microphone that gives a piece every `PIECE_MS`: some drivers tell nobody that theirs is gone.
+# Time without a piece after which a microphone counts as gone: some drivers do not report it.
 _GONE_AFTER_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 class Gap(NamedTuple):
-    """Between two pieces: audio that was lost.
+    """Audio that was lost between two pieces.
 
     Attributes:
-        seconds: of it, where the driver knows; otherwise 0.
+        seconds: its duration if the driver knows it, otherwise 0.
     """
 
     seconds: float
@@ -73,12 +73,12 @@ def _piece_samples(piece_ms: int, rate_hz: int) -> int:
 
 
 def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[Samples]:
-    """Raw mono 16-bit little-endian PCM from a pipe, as soon as it comes, until its end or Ctrl-C.
+    """Raw mono 16-bit little-endian PCM from a pipe, as soon as it arrives, until its end or Ctrl-C.
 
-    At most `PIECE_MS` are read at a time; what is there is taken without waiting for more.
+    At most `PIECE_MS` are read at a time, without waiting for more than is available.
 
     Args:
-        rate_hz: its sample rate, and that of the pieces: `Recogniser.listen` is to be told of it, too.
+        rate_hz: sample rate of the stream and of the pieces; pass it to `Recogniser.listen`, too.
 
     Raises:
         AudioError: the stream ends without a sample, or begins like a WAV or another audio file instead of
@@ -93,7 +93,7 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[S
             if not checked:
                 _refuse_container(rest)
                 checked = len(rest) >= _HEAD_BYTES
-            # Samples wait until it is certain that they are samples.
+            # Hold back the samples until it is certain that the stream is raw.
             whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE if checked else 0
             yield _to_float(rest[:whole])
             rest = rest[whole:]
@@ -125,7 +125,7 @@ def _refuse_container(data: bytes) -> None:
 
 
 def _container(data: bytes) -> str | None:
-    """What a file that begins so is called; None for samples, or for too little of it."""
+    """The container format of a file that begins with `data`; None for samples, or if `data` is too short."""
     if data[4:8] == b"ftyp":
         return "MP4"
     if (size := _mp3_frame_bytes(data)) and _mp3_frame_bytes(data[size:]) and data[1] == data[size + 1]:
@@ -134,7 +134,7 @@ def _container(data: bytes) -> str | None:
 
 
 def _mp3_frame_bytes(data: bytes) -> int:
-    """How long the frame of MPEG layer III is whose header `data` begins with; 0 where it is none."""
+    """Length of the MPEG layer III frame whose header `data` begins with; 0 if it is no such header."""
     if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE6 != 0xE2:
         return 0
     version, kbits, rate = data[1] >> 3 & 3, data[2] >> 4, data[2] >> 2 & 3  # 0: MPEG 2.5, 2: 2, 3: 1
@@ -148,17 +148,17 @@ def _mp3_frame_bytes(data: bytes) -> int:
 def microphone_pieces(
     *, device: str | int | None = None, on_open: Callable[[], None] = lambda: None
 ) -> Iterator[Samples | Gap]:
-    """The microphone at 16 kHz in pieces of `PIECE_MS`, until Ctrl-C or until it is gone, which is warned of:
-    what was heard before that is complete. Samples that are no numbers are silence, which is warned of once.
-    A `Gap` stands where the driver lost what nobody fetched in time.
+    """The microphone at 16 kHz in pieces of `PIECE_MS`, until Ctrl-C, or until it is gone, which gives a
+    warning; all audio before that is returned. NaN and infinite samples become silence, with one warning.
+    A `Gap` stands for audio that the driver lost because it was not fetched in time.
 
     Args:
-        device: name or number as `python -m sounddevice` lists them; None for the default.
-        on_open: called when the microphone listens.
+        device: name or number as listed by `python -m sounddevice`; None for the default.
+        on_open: called when the microphone is open.
 
     Raises:
         MissingDependencyError: sounddevice is not installed.
-        AudioError: there is no such device, or it does not record.
+        AudioError: there is no such device, or it cannot record.
     """
     sounddevice = _sounddevice()
     with _CtrlC() as ctrl_c, ExitStack() as opened:
@@ -186,8 +186,8 @@ def microphone_pieces(
         on_open()
         while (heard := ctrl_c.unless_pressed(driver.wait)) is not None:
             yield from _resampled(resampler, heard)
-        opened.close()  # what is computed from here on needs no microphone
-        for heard in driver.rest():  # recorded before Ctrl-C, while something was computed
+        opened.close()  # the computation from here on needs no microphone
+        for heard in driver.rest():  # recorded before Ctrl-C, during a computation
             yield from _resampled(resampler, heard)
         yield resampler.flush()
 
@@ -202,35 +202,35 @@ def _resampled(resampler: StreamingResampler, heard: Samples | Gap) -> Iterator[
 
 
 class _Driver:
-    """What a microphone's driver tells in a thread of its own, for another thread to fetch.
+    """A queue of pieces from a microphone's driver, which calls it in its own thread, for another thread.
 
     Args:
-        rate_hz: samples a second.
+        rate_hz: sample rate.
     """
 
     def __init__(self, rate_hz: int) -> None:
         self._rate_hz = rate_hz
         self._arrived: queue.SimpleQueue[Samples | Gap | None] = queue.SimpleQueue()  # None after the last
-        self._end_s: float | None = None  # of the last piece, by the device's clock
+        self._end_s: float | None = None  # end of the last piece, by the device's clock
         self._told = False
 
     def hear(self, frames: NDArray[np.float32], count: int, time: Any, status: Any) -> None:
-        """Takes a piece; see `callback` of sounddevice.InputStream."""
+        """Receives a piece; see `callback` of sounddevice.InputStream."""
         if status:
             _log.warning("microphone: %s", status)
         start_s = float(getattr(time, "inputBufferAdcTime", 0.0))
         if getattr(status, "input_overflow", False) and self._end_s is not None:
-            # What was lost lay before this piece. Some drivers have no clock, and others begin with this.
+            # Audio was lost before this piece. Some drivers have no clock, and some start with an overflow.
             self._arrived.put(Gap(max(0.0, start_s - self._end_s)))
         self._end_s = start_s + count / self._rate_hz
         self._arrived.put(self._finite(frames[:, 0].copy()))
 
     def end(self) -> None:
-        """Takes it that nothing more comes."""
+        """Notes that no further piece will arrive."""
         self._arrived.put(None)
 
     def wait(self) -> Samples | Gap | None:
-        """What is told next; None, and a warning, where the microphone gives nothing any more."""
+        """The next piece or gap; None, with a warning, if the microphone is gone."""
         try:
             heard = self._arrived.get(timeout=_GONE_AFTER_S)
         except queue.Empty:
@@ -240,14 +240,13 @@ class _Driver:
         return heard
 
     def rest(self) -> Iterator[Samples | Gap]:
-        """What was told and is not fetched yet."""
+        """The pieces and gaps that have not been fetched yet."""
         while not self._arrived.empty():
             if (heard := self._arrived.get()) is not None:
                 yield heard
 
     def _finite(self, samples: Samples) -> Samples:
-        """The samples, zero where they are no numbers: a driver that stumbles over a sample is no reason to
-        stop listening."""
+        """The samples, with zeros for NaN and infinity: a driver's glitch is no reason to stop listening."""
         if np.isfinite(samples).all():
             return samples
         if not self._told:
@@ -257,7 +256,7 @@ class _Driver:
 
 
 def _microphone_rate_hz(sounddevice: Any, device: str | int | None) -> int:
-    """16 kHz, or the device's own rate where it has no other."""
+    """16 kHz, or the device's default rate if it does not support that."""
     try:
         sounddevice.check_input_settings(
             device=device, channels=1, dtype="float32", samplerate=SAMPLE_RATE_HZ
@@ -268,10 +267,10 @@ def _microphone_rate_hz(sounddevice: Any, device: str | int | None) -> int:
 
 
 class _CtrlC:
-    """Within the block the first Ctrl-C ends what is heard and not its transcript: it ends the read that
-    waits for more, and breaks off nothing that is computed meanwhile. A second one does.
+    """A context in which the first Ctrl-C ends the audio but not its transcription: it ends a read that is
+    waiting for data, but does not interrupt computation. A second Ctrl-C does.
 
-    Where Ctrl-C does not raise KeyboardInterrupt anyway, as in other threads, it stays as it is.
+    If Ctrl-C does not raise KeyboardInterrupt anyway, as in other threads, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -289,9 +288,9 @@ class _CtrlC:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def unless_pressed(self, read: Callable[[], T]) -> T | None:
-        """What `read` gives; None once Ctrl-C was pressed."""
+        """The result of `read`; None once Ctrl-C has been pressed."""
         try:
-            self._reading = True  # before the look at what was pressed: no press falls between
+            self._reading = True  # set before checking `_pressed`, so that no press is missed in between
             result = None if self._pressed else read()
             self._reading = False
             return result
@@ -308,7 +307,7 @@ class _CtrlC:
 def _sounddevice() -> Any:
     try:
         return require("sounddevice", "mic")
-    except OSError as error:  # the package is there, the library it wraps is not
+    except OSError as error:  # the package is installed, but not the library that it wraps
         raise ConfigError(
             "the PortAudio library is missing", got=error, fix="Install it: apt-get install libportaudio2"
         ) from error

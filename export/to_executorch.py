@@ -1,10 +1,10 @@
-"""A streaming student in, an ExecuTorch program for XNNPACK out: 16 kHz samples in, one stream.
+"""Export of a streaming student to an ExecuTorch program for XNNPACK, with 16 kHz samples as input.
 
     OUT/model.pte, OUT/model.int8.pte, OUT/tokens.txt, OUT/units.json, OUT/model.json
 
 The method `forward` has the interface of `export.wave_student` at batch size 1; the constant method
-`kdasr_facts` gives the metadata as the UTF-8 bytes of a JSON object. ExecuTorch brings packages
-that do not go with all of kdasr's own: give it an environment of its own.
+`kdasr_facts` gives the metadata as the UTF-8 bytes of a JSON object. ExecuTorch's dependencies conflict
+with some of kdasr's, so it needs an environment of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INT8_FILE = "model.int8.pte"
 EXTRA = "executorch"
 _FACTS_METHOD = "kdasr_facts"
 _aten = torch.ops.aten
-# The last bit of these is the engine's own.
+# Operations whose last bit depends on the engine.
 _ROUNDED_ELSEWISE = {
     *(_aten.cos.default, _aten.sin.default, _aten.exp.default, _aten.log.default, _aten.tanh.default),
     *(_aten.sigmoid.default, _aten.rsqrt.default, _aten.sqrt.default, _aten._softmax.default),
@@ -54,7 +54,7 @@ _ROUNDED_ELSEWISE = {
 
 
 class ExecutorchModel:
-    """An ExecuTorch program, on one thread of the CPU, as a `ChunkModel` for one stream.
+    """An ExecuTorch program, on one CPU thread, as a `ChunkModel` for one stream.
 
     Args:
         path: the file.
@@ -72,7 +72,7 @@ class ExecutorchModel:
             runtime = require("executorch.runtime", EXTRA)
             _use_one_thread()
         try:
-            # The program is kept, because its methods do not keep it.
+            # Keep the program, since its methods do not keep it alive.
             with _quiet():
                 self._program = runtime.Runtime.get().load_program(str(path))
                 self._forward = self._program.load_method("forward")
@@ -100,7 +100,7 @@ class ExecutorchModel:
     def step(self, window: SampleWindow, state: torch.Tensor) -> tuple[NDArray[np.float32], torch.Tensor]:
         inputs = [torch.from_numpy(window.samples_bn), torch.from_numpy(window.valid_frames_b), state]
         log_probs_btv, state = self._forward.execute(inputs)
-        # The program writes into the same memory again.
+        # Copied, since the program reuses its output memory.
         return log_probs_btv.numpy().copy(), state.clone()
 
 
@@ -129,8 +129,8 @@ class ExecutorchFormat:
             thread.submit(lambda: self._lower(self._program, path)).result()
 
     def write_int8(self, path: Path, float_path: Path) -> None:
-        """Weights of linear layers in 8 bits, one scale for each output channel; activations are
-        quantised as they come."""
+        """Weights of linear layers in 8 bits, with one scale per output channel; activations are
+        quantised at run time."""
         with _quiet():
             quantizers = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", EXTRA)
             pt2e = require("torchao.quantization.pt2e.quantize_pt2e", EXTRA)
@@ -152,8 +152,8 @@ class ExecutorchFormat:
 
     @functools.cached_property
     def _program(self) -> ExportedProgram:
-        """What both files are made from: decomposed, and with what depends on no input (positions, limits of
-        weights; a fifteenth of the nodes) computed here, as far as every engine computes it to the bit."""
+        """The program that both files are made from: decomposed, and with nodes that depend on no input
+        (positions, limits of weights; a fifteenth of all) folded if all engines compute them bit-exactly."""
         folding = require("executorch.exir.passes.constant_prop_pass", EXTRA)
         program = torch.export.export(self._module, self._module.example(1))
         decompositions = torch.export.default_decompositions()
@@ -165,7 +165,7 @@ class ExecutorchFormat:
 
     @contextlib.contextmanager
     def _lowering(self) -> Iterator[ThreadPoolExecutor]:
-        """A thread to lower graphs in."""
+        """A thread for lowering graphs."""
         with _explained(self._module), _quiet(), light_graphs(), quick_lowering(), _short_stack() as thread:
             yield thread
 
@@ -176,18 +176,18 @@ class ExecutorchFormat:
             program,
             partitioner=[_partitioner()],
             constant_methods={_FACTS_METHOD: facts},
-            # A tenth of the time; what comes out is run against torch anyway.
+            # Saves a tenth of the time; the result is compared with torch anyway.
             compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
         )
         path.write_bytes(lowered.to_executorch().buffer)
 
 
 def _partitioner() -> Any:
-    """XNNPACK's, for all precisions. One of its own for dynamic quantisation before it, as in ExecuTorch's
-    examples, gives the same numbers at the same speed and takes 1.5 times as long.
+    """XNNPACK's partitioner, for all precisions. A separate one for dynamic quantisation before it, as in
+    ExecuTorch's examples, gives the same numbers and speed, but lowering takes 1.5 times as long.
 
-    Where XNNPACK takes every operation that it asks to keep whole, it says so. ExecuTorch decomposes a
-    program that is decomposed twice more to find out."""
+    It drops the filter of operations to keep whole if XNNPACK takes all of them. With a filter, ExecuTorch
+    would decompose the already decomposed program twice more."""
     xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXTRA)
 
     class Partitioner(xnnpack.XnnpackPartitioner):  # type: ignore[name-defined]
@@ -200,8 +200,8 @@ def _partitioner() -> Any:
 
 
 def _use_one_thread() -> None:
-    """What a device has to spare, as for the other engines. XNNPACK takes every core otherwise, and
-    the pool cannot be changed under a program that is loaded."""
+    """Use one thread, as on a device and in the other engines. XNNPACK uses every core by default, and
+    the thread pool cannot be changed once a program is loaded."""
     pybindings = require("executorch.extension.pybindings.portable_lib", EXTRA)
     if pybindings._threadpool_get_thread_count() != 1:
         pybindings._unsafe_reset_threadpool(1)
@@ -209,7 +209,7 @@ def _use_one_thread() -> None:
 
 @contextlib.contextmanager
 def _explained(module: WaveStudent) -> Iterator[None]:
-    """Turns what torch.export and ExecuTorch raise into an ExportError."""
+    """Turns exceptions of torch.export and ExecuTorch into an ExportError."""
     try:
         yield
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -223,10 +223,10 @@ def _explained(module: WaveStudent) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _short_stack() -> Iterator[ThreadPoolExecutor]:
-    """A thread to lower a graph in, and no garbage collection meanwhile. torch.fx writes down the
-    caller's whole stack for every node of every pass, which takes most of the time where the caller is
-    deep inside something else; and its graphs are millions of objects, which the collector would walk
-    through again and again for a seventh of the time (0.3 to 0.5 GiB more are held without it)."""
+    """A thread for lowering a graph, with garbage collection off meanwhile. torch.fx records the
+    caller's whole stack for every node of every pass, which takes most of the time if the call stack is
+    deep; and its graphs are millions of objects, which the collector would traverse again and again for a
+    seventh of the time (without it, 0.3 to 0.5 GiB more memory is used)."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -239,7 +239,7 @@ def _short_stack() -> Iterator[ThreadPoolExecutor]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the tool chain's chatter off the terminal: warnings, logs and what its C++ part writes
+    """Keeps the tool chain's messages off the terminal: warnings, logs and the output of its C++ part
     to the standard streams."""
     logging.disable(logging.WARNING)
     saved = os.dup(2)

@@ -1,4 +1,4 @@
-"""A streaming student in, a folder that stock sherpa-onnx and ONNX Runtime decode out of it.
+"""Export of a streaming student to a folder that stock sherpa-onnx and ONNX Runtime can run.
 
     OUT/model.onnx        float32, the `zipformer2_ctc` contract (see docs/streaming-export.md)
     OUT/model.int8.onnx   the same, weights of matrix products in 8 bits
@@ -6,7 +6,7 @@
     OUT/units.json        the units as kdasr saves them (and units.model for SentencePiece)
     OUT/model.json        the card: what this is, how exact it is, how to run it
 
-A file gets its name only after it has been run against torch.
+A file gets its name only after it has been compared with torch.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class OnnxFormat:
         )
         self.run = {
             "kdasr": "kdasr transcribe --model . --stream FILE.wav",
-            # Its defaults put half a second of silence before the audio; the right padding holds the
-            # tail and flushes the last window (the test for a ready window is strict, so one frame more).
+            # By default it would put half a second of silence before the audio. The right padding provides
+            # the tail and flushes the last window (one frame more, since its test for readiness is strict).
             "sherpa-onnx": f"sherpa-onnx --tokens=tokens.txt --zipformer2-ctc-model={FLOAT_FILE} "
             f"--left-padding=0 --right-padding={TAIL_MS / 1000 + (student.window + 2) / 100:g} FILE.wav",
         }
@@ -73,7 +73,7 @@ class OnnxFormat:
 
 
 class _ContractModule(nn.Module):
-    """A student behind the positional inputs and outputs of the contract."""
+    """A student with the positional inputs and outputs of the contract."""
 
     def __init__(self, student: StreamingModel, layout: StateLayout) -> None:
         super().__init__()

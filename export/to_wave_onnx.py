@@ -1,5 +1,5 @@
-"""A streaming student in, an ONNX file that takes 16 kHz samples out: for runtimes without Kaldi
-features, the web page among them. The interface is in `export.wave_student`.
+"""Export of a streaming student to an ONNX file that takes 16 kHz samples, for runtimes without Kaldi
+features, such as the web page. `export.wave_student` describes the interface.
 
     OUT/model.wave.onnx, OUT/model.wave.int8.onnx, OUT/tokens.txt, OUT/units.json, OUT/model.json
 """

@@ -1,4 +1,4 @@
-"""Audio in, text out, by whatever holds the model: a model folder or an exported one."""
+"""Transcribe audio with a model folder or an exported model."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from kdasr.streaming import (
 )
 from kdasr.text import Units
 
-# What is longer runs chunk by chunk where it can: attention over all of it at once takes memory that
-# grows as the square of the length.
+# Longer audio runs chunk by chunk if the model can, since attention over all of it at once needs memory
+# quadratic in its length.
 LONGEST_AT_ONCE_S = 60
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard in one source.
+    """The text of one source, or of a segment of it.
 
     Attributes:
         source: the file, or a name for a live source.
         text: the text so far (partial), or of a whole segment.
-        words: its words with times in seconds; empty in a partial.
-        final: False where the text may still grow or change.
+        words: its words with times in seconds; empty if partial.
+        final: False if the text may still grow or change.
     """
 
     source: str
@@ -69,8 +69,8 @@ class Recogniser:
         path: the file or folder it came from.
         units: its units.
         offline_model: the torch model for whole utterances, or None for an exported model.
-        chunk_model: the same chunk by chunk, or None for a model of full context.
-        decoder: makes what turns its output frames into tokens.
+        chunk_model: the same chunk by chunk, or None for a full-context model.
+        decoder: creates the decoder that turns its output frames into tokens.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class Recogniser:
     decoder: Callable[[], StreamDecoder] = GreedyStream
 
     def searching(self, beam: int = DEFAULT_BEAM, grammar: Grammar | None = None) -> Recogniser:
-        """The same with a prefix beam search, which finds transcripts of `grammar` alone."""
+        """A copy that decodes by prefix beam search, restricted to transcripts of `grammar` if given."""
         return replace(self, decoder=partial(BeamStream, beam, grammar))
 
     def with_lexicon(
@@ -89,15 +89,15 @@ class Recogniser:
         other_word_nats: float | None = None,
         beam: int = DEFAULT_BEAM,
     ) -> Recogniser:
-        """The same with a search that hears no words but those of text files and of folders of labelled
-        shards. See `kdasr.lexicon.Lexicon` for `other_word_nats` and the errors."""
+        """A copy that only recognises the words in text files and in folders of labelled shards. See
+        `kdasr.lexicon.Lexicon` for `other_word_nats` and the errors."""
         paths, without = [str(source) for source in sources], "Without a lexicon any word is heard."
         lexicon = Lexicon(units=self.units, sources=paths, other_word_nats=other_word_nats, without=without)
-        lexicon.next_costs(())  # reads the words now: with the first chunk is late for an error
+        lexicon.next_costs(())  # reads the words now, so that errors do not wait for the first chunk
         return self.searching(beam, lexicon)
 
     def streaming_model(self) -> ChunkModel:
-        """The model chunk by chunk.
+        """The model for running chunk by chunk.
 
         Raises:
             ModelError: the model needs the whole utterance.
@@ -130,13 +130,13 @@ class Recogniser:
         )
 
     def recognise(self, samples: NDArray[np.float32], where: str = "audio") -> list[Token]:
-        """The tokens of a whole utterance. A torch model sees all of it in one pass. An exported one,
-        which has no such pass, goes chunk by chunk, and so does a torch student with more than
-        `LONGEST_AT_ONCE_S`: that gives the same, for a student hears the tail of `StreamingSession` here too.
+        """The tokens of a whole utterance. A torch model processes all of it in one pass. An exported one,
+        which cannot, runs chunk by chunk, and so does a torch student on more than `LONGEST_AT_ONCE_S`: the
+        result is the same, since the tail of `StreamingSession` is added in one pass, too.
 
         Raises:
-            AudioError: bad samples (see `kdasr.streaming.check_samples`), or more of them than a model
-                of full context has memory for.
+            AudioError: bad samples (see `kdasr.streaming.check_samples`), or more of them than a
+                full-context model has memory for.
         """
         samples = check_samples(samples, where)
         seconds = len(samples) / SAMPLE_RATE_HZ
@@ -170,7 +170,7 @@ class Recogniser:
         return " ".join(word.text for word in self.words(self.recognise(samples, where)))
 
     def words(self, tokens: Iterable[Token], audio_s: float = math.inf) -> list[Word]:
-        """Words with times of the tokens of this model; see `kdasr.streaming.words_of`."""
+        """Words with times from this model's tokens; see `kdasr.streaming.words_of`."""
         model = self.offline_model or self.streaming_model()
         return words_of(tokens, self.units, FRAME_SHIFT_MS * model.subsampling / 1000, audio_s)
 
@@ -186,14 +186,14 @@ class Recogniser:
 
         Args:
             pieces: samples, any number at a time; a gap ends a segment.
-            source: what to call the audio.
+            source: the name of the audio.
             rules: cut it into segments at pauses; None gives one final transcript at the end, and one at
-                each gap, or an empty one where nothing was heard at all.
+                each gap, or a single empty one if there was no speech at all.
             rate_hz: sample rate of the pieces.
 
         Raises:
-            AudioError: bad samples (see `kdasr.streaming.check_samples`). This, and whatever `pieces` raises,
-                comes after the final transcript of what was heard before.
+            AudioError: bad samples (see `kdasr.streaming.check_samples`). This, and anything that `pieces`
+                raises, comes after the final transcript of the audio before it.
         """
         session = EndpointingSession(
             self.streaming_model(),
@@ -209,7 +209,7 @@ class Recogniser:
                 segments = session.gap(piece.seconds) if isinstance(piece, Gap) else session.accept(piece)
                 heard = heard or bool(segments)
                 yield from _finals(source, segments)
-                before = "" if segments else before  # after them nothing is on show any more
+                before = "" if segments else before  # a segment replaces the partial text shown
                 if session.partial != before:
                     before = session.partial
                     yield Transcript(source, before, [], False)
@@ -223,7 +223,7 @@ class Recogniser:
 
 
 def _rest(session: EndpointingSession) -> list[Segment]:
-    """What was heard before an error; nothing where the model is what failed, and fails again."""
+    """The segments before an error; none if the model itself caused it and fails again."""
     with suppress(Exception):
         return session.finish()
     return []
@@ -234,16 +234,16 @@ def _finals(source: str, segments: Iterable[Segment]) -> Iterator[Transcript]:
 
 
 def open_recogniser(path: Path | str, chunk_ms: int | None = None) -> Recogniser:
-    """Whatever is at `path`: a model folder, an export folder, or an `.onnx` file in one.
+    """Opens the model at `path`: a model folder, an export folder, or an `.onnx` or `.pte` file in one.
 
     Args:
         chunk_ms: audio in a chunk; None for the model's own, 0 for full context, which cannot stream.
-            An exported file has its size fixed.
+            An exported file has a fixed chunk size.
 
     Raises:
         ModelError: there is no model, or it cannot be used.
         ConfigError: the model cannot have such chunks.
-        MissingDependencyError: it is an ONNX file, and onnxruntime is not installed.
+        MissingDependencyError: the package that runs an exported file is not installed.
     """
     path = Path(path)
     if (file := exported_file(path)) is not None:

@@ -1,7 +1,7 @@
-"""A student that takes samples: the log-mel folded into its graph.
+"""A student that takes samples, with the log-mel folded into its graph.
 
 DC removal, preemphasis, the window and the Fourier transform are linear, so together they are one
-400 × 2F matrix; what is left is square, sum, the mel filters and a logarithm. The interface is
+400 × 2F matrix; the rest is squares, sums, the mel filters and a logarithm. The interface is
 made for small runtimes: every tensor is float32 with the batch first.
 
     in   samples (B, 160 · window + 240)   samples [160 · shift · k − 120, …) of the stream
@@ -32,19 +32,19 @@ def folded_analysis() -> tuple[Tensor, Tensor]:
     uses are left out."""
     mel_filters_fm = mel_filters().double()
     used = mel_filters_fm.any(dim=1)
-    # Each row of the identity is a window with one sample in it: the columns of the matrix.
+    # Each row of the identity is a window with a single 1; its spectrum is a column of the matrix.
     spectrum_wf = spectrum(torch.eye(WINDOW_SAMPLES, dtype=torch.float64))[:, used]
     analysis = torch.cat([spectrum_wf.real, spectrum_wf.imag], dim=1).T
     return analysis.float(), mel_filters_fm[used].T.float()
 
 
 class FoldedLogMel(nn.Module):
-    """(B, 160 T + 240) samples to (B, T, 80) log-mel, as `kdasr.features` defines it."""
+    """(B, 160 T + 240) samples to (B, T, 80) log-mel, as defined in `kdasr.features`."""
 
     def __init__(self) -> None:
         super().__init__()
         analysis, mel = folded_analysis()
-        # As convolutions: quantisation of matrix products then leaves the front end alone.
+        # Convolutions, so that quantisation of matrix products does not affect the front end.
         self.analysis = nn.Conv1d(1, len(analysis), WINDOW_SAMPLES, HOP_SAMPLES, bias=False)
         self.mel = nn.Conv1d(mel.shape[1], len(mel), 1, bias=False)
         with torch.no_grad():
@@ -52,7 +52,7 @@ class FoldedLogMel(nn.Module):
             self.mel.weight.copy_(mel[:, :, None])
 
     def forward(self, samples_bn: Tensor) -> Tensor:
-        # The matrix ignores a constant; taking the mean away first spares float32 the cancelling.
+        # The matrix ignores a constant; subtracting the mean first avoids cancellation in float32.
         centred = samples_bn - samples_bn.mean(dim=1, keepdim=True)
         spectrum_bft = self.analysis(centred[:, None])
         real, imaginary = spectrum_bft.chunk(2, dim=1)
@@ -61,13 +61,13 @@ class FoldedLogMel(nn.Module):
 
 
 class WaveStudent(nn.Module):
-    """A student behind the interface above.
+    """A student with the interface above.
 
     Args:
         student: a streaming student.
-        layout: of its state.
-        float_counter: hand the student its counter as float32. A quantiser that turns the numbers
-            in a graph into float32 constants leaves no other way.
+        layout: the layout of its state.
+        float_counter: pass the student its counter as float32, which is required by a quantiser that
+            turns the numbers in a graph into float32 constants.
     """
 
     def __init__(self, student: StreamingModel, layout: StateLayout, *, float_counter: bool = False) -> None:
@@ -82,11 +82,11 @@ class WaveStudent(nn.Module):
 
     @property
     def state_size(self) -> int:
-        """Floats of state for each stream: the student's own, and its counter."""
+        """Floats of state per stream: the student's own, and its counter."""
         return self.layout.num_floats + 1
 
     def example(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of the right shapes: silence, and the state at the start."""
+        """Inputs of the right shapes: silence, and the initial state."""
         return (
             torch.zeros(batch_size, self.num_samples),
             torch.full((batch_size,), float(self.student.window)),
