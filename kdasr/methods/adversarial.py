@@ -42,7 +42,7 @@ class Discriminator(Hint):
     Args:
         width: hidden units of D, which sees `context_frames` frames at a time.
         context_frames: an odd number.
-        reversal: factor of the student's reversed gradient.
+        reversal: factor of the reversed gradient that the student receives.
         further: as for `Hint`.
 
     Raises:

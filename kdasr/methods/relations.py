@@ -42,7 +42,7 @@ def relational_angles(
     Arguments as for `relational_distances`.
 
     Returns:
-        The mean over all ordered triples, including those with an utterance twice.
+        The mean over all ordered triples; those that contain an utterance twice add 0.
     """
     ours_bd, theirs_bd = _embeddings(output, batch, teacher, student_layer, teacher_layer)
     return functional.huber_loss(angles(ours_bd), angles(theirs_bd))

@@ -174,7 +174,7 @@ def _nothing_labelled(out: str, kinds: Sequence[Kind]) -> SoftLabelError:
 
 
 def _compare_spikes(board: Any, teacher: str, student: str) -> None:
-    """Write the histogram of spikes, or print why not: after all measurements it should not raise."""
+    """Write the histogram of spikes; if that fails, only print why, since everything else was measured."""
     try:
         board.compare_spikes(teacher, student)
     except ConfigError as error:

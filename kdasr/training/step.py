@@ -149,7 +149,7 @@ class Step(nn.Module):
                 reset()
         was_training = self.training
         self.eval()
-        for stream, batch in batches:  # made with gradients, since some streams learn themselves
+        for stream, batch in batches:  # created with gradients enabled, which impressions need
             with torch.no_grad():
                 self(batch, stream)
         for name, part in self.learned.items():
