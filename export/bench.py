@@ -232,7 +232,7 @@ def _engines_of_card(folder: Path, card: dict[str, Any]) -> _Engines:
 
 
 def _export(loaded: LoadedModel, folder: Path, format: str) -> tuple[Export, float]:
-    """Exports a student; returns the export and the seconds it took, checks included."""
+    """An export of a student, and the seconds it took, checks included."""
     began = time.perf_counter()
     exported = export_student(loaded.model, loaded.units, folder, format=format)
     return exported, time.perf_counter() - began

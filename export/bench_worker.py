@@ -46,14 +46,14 @@ def main(model: str, audio: str) -> None:
 
 
 def _forget_peak() -> None:
-    """Resets the kernel's peak memory count, so that the peak of importing torch does not hide the model.
-    If that is not permitted, the figure for the model is an upper bound."""
+    """Resets the kernel's peak memory count, so that importing torch does not hide the model. If that is
+    not permitted, the figure for the model is an upper bound."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_kib(name: str) -> int:
-    """The value in KiB of an entry of /proc/self/status."""
+    """An entry of /proc/self/status."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1])
 

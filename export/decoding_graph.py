@@ -59,8 +59,8 @@ def build_graph(lexicon: Lexicon) -> DecodingGraph:
     """A graph of every alignment of every text of a lexicon's words, and of other words if it allows them.
 
     A state is a place in the lexicon, which determines what may follow, and the class of the last frame: the
-    same class again is the same unit, unless a blank separates them. Other words have a path of their own
-    parallel to the lexicon's, on which each unit has a cost.
+    same class again is the same unit, unless a blank separates them. Other words have a separate path, on
+    which each unit has a cost.
     """
     return _Builder(lexicon).build()
 
@@ -114,7 +114,7 @@ class _Builder:
             if lexicon.is_complete(prefix):
                 yield from self._to_next_word()
         else:
-            # With letters, the text after a pause may begin with the mark between words.
+            # With letters, text after a pause may begin with the word mark.
             yield from self._of_words(lexicon.units_after(prefix, after_pause=True), prefix, last)
         if lexicon.state(prefix)[0] == "":
             yield from self._of_other_words(lexicon.inner_units, last)
@@ -134,13 +134,13 @@ class _Builder:
             yield from (Arc(unit, self._state(_OTHER, unit), nats) for unit in units if unit != last)
 
     def _marked_units(self) -> list[int]:
-        """The units that consist of the word start mark and letters."""
+        """The units of a word start mark and letters."""
         return [unit for unit in self._lexicon.outer_units if self._lexicon.state((unit,))[0]]
 
     def _to_next_word(self) -> Iterator[Arc]:
         """The arcs to the next word. For pieces it is an epsilon arc, or each word would need arcs to all
-        others. If the same piece ends one word and begins the next without a blank between, it counts once,
-        for the second word; that is a text of the lexicon, too."""
+        others. A piece that ends one word and begins the next without a blank between counts once, for the
+        second word; that is a text of the lexicon, too."""
         if self._lexicon.of_pieces:
             yield Arc(EPSILON, self._state(_NEXT, BLANK_ID))
         else:

@@ -41,10 +41,10 @@ class Delays:
             the audio that had to arrive before any text was shown, all of it if text appeared only at
             the end; None without an aligner.
         not_aligned: utterances whose transcript does not fit into the aligner's frames.
-        shown_at_end: utterances counted in the first-token delay whose text appeared only at the end. If
-            the audio continued, their text would appear later still.
-        nothing_said: utterances with a transcript in which the student emitted nothing, so that they have
-            no delays; 0 without an aligner.
+        shown_at_end: utterances in the first-token delay whose text appeared only at the end; if the audio
+            continued, it would appear later still.
+        nothing_said: utterances with a transcript for which the student emitted nothing, so without
+            delays; 0 without an aligner.
     """
 
     utterances: int
@@ -115,7 +115,7 @@ def _stream(recogniser: Recogniser, utterance: Utterance) -> tuple[StreamingSess
 
 
 def open_aligner(path: Path, recogniser: Recogniser) -> Recogniser:
-    """The model at `path`, checked to be usable as aligner for `recogniser`.
+    """The model at `path`, checked to fit `recogniser`.
 
     Raises:
         ModelError: it has other units or another output frame rate, or is not a torch model.

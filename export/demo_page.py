@@ -90,7 +90,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             (self._folders[parts[0]], parts[1:]) if parts[0] in self._folders else (PAGE_FOLDER, parts)
         )
         name = names[0] or "index.html" if len(names) == 1 else "missing"
-        # Only a plain file name is allowed, so nothing outside the three folders can be requested.
+        # Only plain file names: nothing outside the three folders can be requested.
         return (
             str(root / name)
             if name == Path(name).name and not name.startswith(".")
@@ -98,8 +98,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         )
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
-        """Sends the whole file, even if the browser has a newer one cached: that may be another model's
-        file, served earlier under the same name and port."""
+        """Sends the whole file, even if the browser has a newer one cached, which may be another model's
+        from the same port."""
         del self.headers["If-Modified-Since"]
         return super().send_head()
 
@@ -126,7 +126,7 @@ def _server(port: int, folders: dict[str, Path]) -> http.server.ThreadingHTTPSer
 
 
 class DemoPage:
-    """A server of the page; as a context manager, it serves in the background.
+    """The page's server; as a context manager, it runs in the background.
 
     Args:
         model: a student's folder, or a folder with its waveform-in export.

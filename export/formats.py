@@ -18,11 +18,11 @@ class Format(Protocol):
 
     Attributes:
         name: the format's name in `kdasr export --format`.
-        extra: the extra in pyproject.toml with the packages below.
-        packages: the packages that writing the format imports.
+        extra: extra in pyproject.toml with the packages below.
+        packages: packages that writing the format imports.
         float_file, int8_file: file names in the folder.
-        tolerance: largest allowed difference between float32 and torch in any log-probability.
-        batch_sizes: batch sizes that the files support and at which they are compared.
+        tolerance: largest difference of a float32 log-probability from torch's.
+        batch_sizes: supported batch sizes, at which files are compared.
         int8_from_float: whether int8 is made from the float32 file; otherwise both can be made in parallel.
         run: for the card: what runs the file, and the command.
         facts: the file's metadata, for the card.
@@ -48,7 +48,7 @@ class Format(Protocol):
         ...
 
     def open(self, path: Path) -> ChunkModel:
-        """Opens a written file, ready to run."""
+        """Opens a written file."""
         ...
 
 

@@ -15,9 +15,8 @@ from kdasr.text import Units
 def wer_gate(units: Units, shards: Sequence[Path]) -> Gate:
     """A function from a `ChunkModel` to its WER over `shards`, decoded chunk by chunk.
 
-    It records only the last two parts of their folders' paths: an export may be distributed, and the paths on
-    this machine are of no use elsewhere. The function raises ShardError if the shards are damaged or have no
-    transcripts.
+    It records only the last two parts of their folders' paths, since an export may be distributed. The
+    function raises ShardError if the shards are damaged or have no transcripts.
     """
     folders = tuple(dict.fromkeys(_last_parts(path.parent) for path in shards))
 

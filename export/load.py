@@ -46,7 +46,7 @@ def load_exported(path: Path) -> tuple[ExportedModel, Units]:
     exported files.
 
     Args:
-        path: a model file in the same folder as its units.
+        path: a model file, in the folder of its units.
 
     Raises:
         ModelError: the model cannot be used, or its folder's card, units or tokens.txt are of another one.

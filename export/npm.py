@@ -56,7 +56,7 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
         if done.returncode != 0 or not (making / "node_modules" / name).is_dir():
             said = done.stderr.strip().splitlines() or ["no message"]
             raise ConfigError(f"npm could not install {wanted}", where=prefix, got=said[-1])
-        # Renamed when complete, since two processes installing into one folder would damage it.
+        # Renamed when complete: two installations into one folder would damage it.
         if not _is_whole(prefix, name):
             shutil.rmtree(prefix, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was first

@@ -98,8 +98,7 @@ def export_student(
         int8: whether to write the int8 file too.
         gate: a function from a `ChunkModel` to its WER on development audio. With it, an int8 file
             that is more than `max_wer_rise` points worse than float32 is refused: it is not written,
-            and the card gives the reason and the figures. Without it, the card says that WER was not
-            measured.
+            and the card gives the reason and the figures. Without it, the card says that it was not measured.
 
     Raises:
         ConfigError: there is no such format, or `out_dir` contains a model or files of another program.
@@ -288,8 +287,8 @@ def _require_resemblance(agreement: Agreement) -> None:
 
 def _retire(out_dir: Path) -> None:
     """Removes an earlier export of any format, since the card will describe only the new one. The card goes
-    first: a folder without one is not a finished export. `units.json` need not be removed, since it is
-    always overwritten, unlike the SentencePiece file, which not all units have."""
+    first: a folder without one is not a finished export. `units.json` is always overwritten, but not the
+    SentencePiece file, which not all units have."""
     for name in (CARD_FILE, *_MODEL_FILES, TOKENS_FILE, SENTENCEPIECE_FILE):
         (out_dir / name).unlink(missing_ok=True)
 

@@ -36,8 +36,7 @@ def quick_lowering() -> Iterator[None]:
     """Within the context, ExecuTorch computes the shapes of an unchanged graph only once, and cuts out parts
     quickly. The resulting program is identical to the byte.
 
-    It replaces private parts of ExecuTorch, so with versions other than the tested one it does nothing, and
-    lowering takes longer.
+    It replaces private parts of ExecuTorch, so with untested versions it does nothing.
 
     Raises:
         MissingDependencyError: executorch is not installed.
@@ -110,7 +109,7 @@ def _has_hooks(kind: type, export_pass: type) -> bool:
 
 
 def _has_inner_graphs(module: Any) -> bool:
-    """Whether there are branches or loops, whose shapes are not tracked here."""
+    """Whether it has branches or loops, which are not tracked."""
     return any(isinstance(inner, fx.GraphModule) for inner in module.children())
 
 

@@ -213,8 +213,7 @@ def _file_transcripts(
 
 
 def _show_partial(heard: Transcript, err: TextIO) -> None:
-    """Overwrites the line on a terminal; prints a line for each partial text in a log. Of a long text both
-    show the end."""
+    """Overwrites the line on a terminal, prints a line in a log; of a long text either shows the end."""
     if err.isatty():
         width = shutil.get_terminal_size().columns - 1
         err.write("\r\x1b[K" + _end_of(_printable(f"{heard.source}: {heard.text}"), width))

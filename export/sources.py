@@ -26,7 +26,7 @@ T = TypeVar("T")
 # How much audio is read at a time, which may delay the text of live audio by as much.
 PIECE_MS = 20
 _BYTES_PER_SAMPLE = 2
-# Bytes needed to tell a container from samples: the most are needed for two frames of an MP3.
+# Bytes needed to tell a container from samples; an MP3 needs the most, two frames.
 _HEAD_BYTES = 1_536
 _CONTAINERS = {
     b"RIFF": "WAV",
@@ -125,7 +125,7 @@ def _refuse_container(data: bytes) -> None:
 
 
 def _container(data: bytes) -> str | None:
-    """The container format of a file that begins with `data`; None for samples, or if `data` is too short."""
+    """The container format of a file that begins with `data`; None for samples or too little data."""
     if data[4:8] == b"ftyp":
         return "MP4"
     if (size := _mp3_frame_bytes(data)) and _mp3_frame_bytes(data[size:]) and data[1] == data[size + 1]:
@@ -226,7 +226,7 @@ class _Driver:
         self._arrived.put(self._finite(frames[:, 0].copy()))
 
     def end(self) -> None:
-        """Notes that no further piece will arrive."""
+        """Notes that no piece follows."""
         self._arrived.put(None)
 
     def wait(self) -> Samples | Gap | None:

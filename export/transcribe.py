@@ -46,7 +46,7 @@ LONGEST_AT_ONCE_S = 60
 
 @dataclass(frozen=True)
 class Transcript:
-    """The text of one source, or of a segment of it.
+    """The text of a source or of a segment.
 
     Attributes:
         source: the file, or a name for a live source.

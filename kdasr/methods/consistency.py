@@ -34,7 +34,7 @@ def consistency(output: ModelOutput, batch: Batch) -> Tensor:
     `both_views` with `kdasr.losses.ctc` is the first part. L_CR itself needs no transcript.
 
     Args:
-        output: the student's output for the first view; the second is augmented independently.
+        output: for the first view; the second is augmented independently.
 
     Returns:
         L_CR in nats per output frame; 0 if nothing is augmented.

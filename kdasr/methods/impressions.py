@@ -1,8 +1,7 @@
 """Features that a teacher takes for speech, generated from the teacher alone: training without audio.
 
 Zero-shot distillation (ZSKD, Nayak et al. 2019, arXiv 1905.08114): sample a plausible output of the
-teacher, and optimise its input until it gives that output. Here outputs are sequences of frames, and the
-input is log-mel.
+teacher, and optimise its input to give it. Here outputs are sequences of frames, and inputs log-mel.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class Impressions:
     posterior is `certainty` for that class and a Dirichlet draw for the rest, whose concentration is
     `scale` times the class's similarity to the others, the cosine of their weights in the teacher's
     last layer (section 3.2). The teacher's input begins as noise with the mean and standard deviation
-    of its normalisation. Gradient descent then lowers the cross-entropy to the sampled output, with
-    penalties on the energy of the normalised input and on its changes from frame to frame.
+    of its normalisation. Adam then lowers the cross-entropy to the sampled output, with penalties on the
+    energy of the normalised input and on its changes from frame to frame.
 
     Args:
-        teacher: a model folder; a model with `head` and `normalise`, such as kdasr's own.
+        teacher: folder of a model with `head` and `normalise`, such as kdasr's own.
         cache: a file for the impressions, so that they are made only once.
         utterances, frames: number of utterances, and output frames of each.
         batch_size: utterances in a batch, whatever the `batch_seconds` of audio.
@@ -162,7 +161,7 @@ class Impressions:
         return self.certainty * functional.one_hot(units_bt, vocab_size) + (1 - self.certainty) * rest_btv
 
     def _imagine(self, model: Any, answer_btv: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, T, 80) log-mel, optimised until the model's output is close to `answer_btv`."""
+        """(B, T, 80) log-mel, for which the model outputs about `answer_btv`."""
         size, num_frames = len(answer_btv), self.frames * model.subsampling
         noise_btf = torch.randn(size, num_frames, NUM_MEL_BINS, generator=generator).requires_grad_()
         lengths_b = torch.full((size,), num_frames)

@@ -22,7 +22,7 @@ class Munge:
 
     Args:
         probability: p.
-        local_variance: s; larger values stay closer to the neighbour.
+        local_variance: s; larger is closer to the neighbour.
         block_frames: length of an attribute in feature frames (10 ms).
 
     Raises:

@@ -32,7 +32,7 @@ class Pruning:
         batches: labelled batches to estimate h on.
 
     Raises:
-        ConfigError: a share or number of batches out of range, or an unknown saliency.
+        ConfigError: a share or count out of range, or an unknown saliency.
     """
 
     def __init__(self, *, share: float, saliency: Saliency = "magnitude", batches: int = 8) -> None:

@@ -1,7 +1,6 @@
 """Distillation of the relations between the utterances of a batch, whatever the width of the models.
 
-An utterance is represented by the mean of a layer's frames. Layers are not stored, so these losses need
-an online teacher.
+An utterance is the mean of a layer's frames. Layers are not stored, so an online teacher is needed.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def relation_graph(
         transformation_weight: weight of the changes relative to the edges.
 
     Returns:
-        Weighted sum of the mean squared differences between student and teacher.
+        Weighted mean squared differences between student and teacher.
     """
     ours, theirs = (
         [pooled(layer_of(model, layer, whose), model.lengths_b) for layer in layers]

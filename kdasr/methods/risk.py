@@ -23,15 +23,15 @@ def expected_word_errors(
     window_frames: int = 12,
     teacher: str | None = None,
 ) -> Tensor:
-    """The expected number of word errors under the model's own posteriors (minimum word error rate training).
+    """The expected word errors under the model's own posteriors (minimum word error rate training).
 
         L = E[W(a)],  dL = E[sum over windows w of (W(a) - b_w) d log p(a_w)],  a ~ p(. | model)
 
     Graves & Jaitly 2014, section 4, and Shannon 2017 (arXiv 1706.02776), who sample paths where others
     search for the n best. CTC's frames are independent, so sampling needs no search, and each window of
-    frames can be resampled while all others stay fixed: only that window causes the change in errors. If
-    whole paths were sampled independently, errors elsewhere in a long path would drown its effect. The
-    baseline b_w is the mean W of the window's other samples.
+    frames can be resampled while all others stay fixed: it alone causes the change in errors. With whole
+    paths, errors elsewhere in a long path would drown its effect. The baseline b_w is the mean W of the
+    window's other samples.
 
     Use it on a trained model (`start`), together with CTC: it teaches nothing about a word that no path
     contains. arXiv 1904.01624 ends with sequence training, on transcribed audio alone.
@@ -99,7 +99,7 @@ def _errors_of_paths(
     """(N,) word errors of the paths, of which the n-th is of utterance n % len(said)."""
     ids = _without_padding(*collapsed(paths_nt))
     found = [(n % len(said), tuple(one)) for n, one in enumerate(ids)]
-    # Most samples do not change the text, or change it in the same way.
+    # Cached, since most samples give the same text.
     errors = {
         (row, one): Levenshtein.distance(said[row], decode(one).split()) for row, one in dict.fromkeys(found)
     }

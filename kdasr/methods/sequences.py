@@ -1,4 +1,4 @@
-"""Sequence-level distillation: CTC against the teacher's n best transcripts, or against sampled ones."""
+"""CTC against the teacher's n best transcripts, or sampled ones."""
 
 from __future__ import annotations
 

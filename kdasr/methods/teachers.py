@@ -25,8 +25,8 @@ class FrozenTeacher:
         model: a model folder, or several of them.
         weights, average: for several models; see `kdasr.teachers.ensemble.EnsembleTeacher`. An average
             has no layers; to use the layers of each model, make each a separate teacher.
-        same_units: refuse a student with other units or another frame rate. Set it to False if only the
-            teacher's layers are used: its posteriors are then withheld if units or frame rate differ.
+        same_units: refuse a student with other units or another frame rate. False if only the teacher's
+            layers are used: its posteriors are then withheld if they differ.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FrozenTeacher:
         return output if self._comparable else replace(output, log_probs_btv=output.log_probs_btv[..., :0])
 
     def after_step(self, student: TrainableModel) -> None:
-        """Do nothing: a frozen teacher does not change."""
+        """Do nothing: the teacher is frozen."""
 
 
 class EmaTeacher(nn.Module):

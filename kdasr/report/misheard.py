@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kdasr.error_rates import misheard_words
 
-# With one speaker the rate is that of the test set; with too many, each has too few words for a rate.
+# One speaker's rate is that of the test set; of too many, each has too few words for a rate.
 _FEWEST_SPEAKERS, _MOST_SPEAKERS = 2, 200
 
 
@@ -16,7 +16,7 @@ class WordErrors(NamedTuple):
     """The word errors in a test set, the most frequent first.
 
     Attributes:
-        words: number of words in the references.
+        words: how many are in the references.
         substituted: (said, heard) and how often.
         deleted: words that were said but not heard.
         inserted: words that were heard but not said.

@@ -22,7 +22,7 @@ Log = list[dict[str, Any]]
 _DPI = 130
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8a4f9e", "#e0912f", "#4d4d4d")
 _STYLES = ("-", "--", ":")
-# More panels in a row would be too small to read on a page.
+# More panels in a row would be too small to read.
 _MOST_COLUMNS = 2
 # A mean loss over fewer steps depends more on their audio than on the student.
 _LEAST_SMOOTHED_STEPS = 20

@@ -119,7 +119,7 @@ def best_students(lines: Sequence[Line], results: Path) -> list[tuple[Line, list
     best = []
     for test in dict.fromkeys(line.test for line in lines):
         known = [line for line in lines if line.test == test and _heard_files(line, results)]
-        # Pretrained teachers have no RTF, since their speed on one core is not measured.
+        # Lines without RTF are of pretrained teachers.
         students = [line for line in known if line.model != "teacher" and line.values("rtf")] or known
         if not students:
             continue

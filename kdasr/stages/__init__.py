@@ -1,4 +1,4 @@
-"""The stages of a recipe: functions that take settings and write files into the work folder.
+"""The stages of a recipe, as functions: they take settings and write into the work folder.
 
 Each stage's keyword arguments are the keys of its YAML. The work itself is done elsewhere; the functions
 here assemble and check paths, units, streams and models.
@@ -343,7 +343,7 @@ def evaluate(
                 said += f", {passed_over} utterances without transcript passed over"
             title = f"{name}: {model}" if name else model
             summary[title] = said
-            # All rows take hours on LibriSpeech, and a log file shows no progress bar.
+            # All rows take hours on LibriSpeech, and a log file has no bar.
             print(f"{title}: {said}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         if number == 0:
             (Path(results).parent / SPIKES_FILE).unlink(missing_ok=True)  # from an earlier evaluation

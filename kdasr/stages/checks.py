@@ -39,7 +39,7 @@ UNITS_ARE = (
     "{kind: characters}, {kind: characters, letters: äöüß}, {kind: sentencepiece, vocab_size: N}, "
     "a folder of a model or of labels, or a teacher"
 )
-# Conditions on the numeric settings of a training: the text for error messages, and the check.
+# Conditions on numeric settings: error text, and check.
 _NO_LESS_THAN_0 = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
 _NO_LESS_THAN_1 = ("1 or more, and finite", lambda value: 1 <= value < math.inf)
 _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -116,7 +116,7 @@ def schedule_of(schedule: Sequence[Any] | None) -> Sequence[Any]:
 
 
 def _check_parts(teachers: Mapping[str, Any], augment: object) -> None:
-    """Raise ConfigError if a teacher or augmentation is, for example, a class instead of an instance."""
+    """Raise ConfigError if a teacher or augmentation is not an instance of one."""
     for name, teacher in teachers.items():
         _check_name(name, f"teachers.{name}")
         # Do not read `config`: the teacher's model may be one that an earlier stage has yet to train.

@@ -45,7 +45,7 @@ class Segment:
 
     Attributes:
         text: the words, joined by spaces.
-        words: the words with times, in seconds from the start of the stream.
+        words: with times, in seconds from the start of the stream.
     """
 
     text: str
@@ -71,7 +71,7 @@ class EndpointingSession:
         model: the model to run.
         units: its units.
         rules: when a segment ends; None never ends one before the stream does.
-        where: the source to name in errors about the audio.
+        where: what to name in errors about the audio.
         decoder: creates the decoder that turns output frames into tokens.
         rate_hz: sample rate of the audio.
     """
@@ -98,8 +98,8 @@ class EndpointingSession:
 
     def gap(self, seconds: float = 0.0) -> list[Segment]:
         """Marks missing audio: returns the segments before it, as `finish` does, and restarts the model;
-        times continue. Without a restart, the splice would not sound like speech, and the model's state from
-        before the gap would make it mishear what follows.
+        times continue. Without a restart, the splice would not sound like speech, and the model's old state
+        would make it mishear what follows.
 
         Args:
             seconds: how much is missing, as far as it is known.
@@ -122,7 +122,7 @@ class EndpointingSession:
     def accept(self, samples: ArrayLike) -> list[Segment]:
         """Takes the next samples and returns the segments that have ended; see
         `StreamingSession.accept` for the samples and the errors."""
-        # Checked after every window, so that the cuts do not depend on the sizes of the pieces.
+        # Checked after every window, so that cuts do not depend on piece sizes.
         return [segment for _ in self._session.steps(samples) for segment in self._over()]
 
     def finish(self) -> list[Segment]:

@@ -110,7 +110,7 @@ def silence_controls(student: StreamingModel, units: Units) -> StreamingModel:
     kdasr's units leave such classes out of the text, but other runtimes print their symbols.
 
     Raises:
-        ModelError: the student has such classes, but no linear head with a bias.
+        ModelError: it has such classes, but no linear head with a bias.
     """
     controls = control_ids(units.symbols)
     if not controls:

@@ -59,7 +59,7 @@ class StreamingResampler:
         return np.concatenate([np.zeros(0, np.float32), *steps])
 
     def flush(self) -> NDArray[np.float32]:
-        """The remaining samples, with silence assumed beyond the end."""
+        """The remaining samples, as if silence followed."""
         if self._from_hz == SAMPLE_RATE_HZ:
             return np.zeros(0, np.float32)
         return self._emit(len(self._history) - self._history_before, final=True)

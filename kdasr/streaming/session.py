@@ -31,7 +31,7 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
 
     Args:
         samples: (N,) or (N, 1) mono floating point samples in [-1, 1]; may be empty.
-        where: the source to name in an error.
+        where: what to name in an error.
 
     Raises:
         AudioError: more than one channel, integers, NaN or infinite values, or a scale that is
@@ -71,7 +71,7 @@ class StreamingSession:
         model: the model to run.
         units: the model's units.
         keep_log_probs: keep every output frame (needed for tests and alignments, not for text).
-        where: the source to name in errors about the audio.
+        where: what to name in errors about the audio.
         decoder: creates the decoder that turns output frames into tokens.
         rate_hz: sample rate of the audio, a whole number.
 

@@ -30,7 +30,7 @@ class FrontEnd(Protocol):
         ...
 
     def finish(self) -> Iterator[Any]:
-        """The remaining windows, which contain digital silence beyond the end of the audio."""
+        """The remaining windows, with digital silence beyond the end of the audio."""
         ...
 
 

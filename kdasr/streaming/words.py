@@ -58,8 +58,8 @@ def words_of(
     pause of `WORD_PAUSE_S`.
 
     Args:
-        frame_s: duration of an output frame in seconds.
-        audio_s: duration of the audio in seconds, to which end times are limited.
+        frame_s: seconds per output frame.
+        audio_s: seconds of audio, to which end times are limited.
     """
     return [
         Word(

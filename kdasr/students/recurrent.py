@@ -43,7 +43,7 @@ class RecurrentLayer(nn.Module):
         return x_btd + self.dropout(self.out(hidden_bth))
 
     def step(self, x_btd: Tensor, hidden_bh: Tensor, cell_bh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Process one chunk, given the LSTM's state (B, H); returns the output and the next state."""
+        """Process one chunk, given the LSTM's state (B, H); returns output and next state."""
         before = (hidden_bh[None].contiguous(), cell_bh[None].contiguous())
         hidden_bth, (hidden, cell) = self.recurrent(self.norm(x_btd), before)
         return x_btd + self.dropout(self.out(hidden_bth)), hidden[0], cell[0]
@@ -59,7 +59,7 @@ class RecurrentStudent(StreamingStudent):
 
     Args:
         vocab_size: classes including blank.
-        width: D, the width of the frames between layers.
+        width: D, of the frames between layers.
         num_layers: number of LSTMs.
         hidden_width: of an LSTM; None for D.
         dropout: after the projection of each layer.

@@ -31,9 +31,9 @@ MAX_CHUNK_FRAMES = 1_500
 class StreamingStudent(nn.Module, ABC):
     """Base of the students: log-mel to frames of width D, D to log-probs, offline or chunk by chunk.
 
-    A subclass encodes frames (B, T, D) in two ways that must agree: `encode` for whole
-    utterances, and `encode_chunk` with the state after the previous chunk. The state is a NamedTuple with
-    `features_bcf` (B, SUBSAMPLING_CONTEXT, 80) first and `processed` (B,) int64 last.
+    A subclass encodes frames (B, T, D) in two ways that must agree: `encode` for whole utterances, and
+    `encode_chunk` with the previous chunk's state, a NamedTuple with `features_bcf`
+    (B, SUBSAMPLING_CONTEXT, 80) first and `processed` (B,) int64 last.
 
     Args:
         vocab_size: classes including blank.
@@ -41,9 +41,9 @@ class StreamingStudent(nn.Module, ABC):
         chunk_frames: output frames (40 ms) in a chunk, or FULL_CONTEXT. May be changed at any time.
         left_context_frames: output frames before its chunk that a frame may attend to.
         lookahead_frames: output frames of future audio beyond the chunk.
-        dynamic_chunks: chunk sizes from which training draws one for each batch, so that the
-            student works with all of them (U2, arXiv 2012.05481, which draws FULL_CONTEXT for half of
-            the batches: list it as often as all others together). Empty: always `chunk_frames`.
+        dynamic_chunks: chunk sizes from which training draws one for each batch, so that the student
+            works with all (U2, arXiv 2012.05481, which draws FULL_CONTEXT for half of the batches: list
+            it as often as all others together). Empty: always `chunk_frames`.
         chunk_multiple: chunk sizes must be multiples of this.
 
     Raises:
@@ -96,7 +96,7 @@ class StreamingStudent(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self, batch_size: int = 1) -> Any:
-        """The state before the first chunk: zeros."""
+        """The initial state: zeros."""
 
     @property
     def chunk_frames(self) -> int:
@@ -174,7 +174,7 @@ class StreamingStudent(nn.Module, ABC):
         return x_btd[:, : ahead.shape[1]] + ahead
 
     def _log_probs(self, x_btd: Tensor) -> Tensor:
-        # In float32 even under bf16, so that log-probabilities near zero keep their precision.
+        # In float32 even under bf16, for precision near zero.
         return self.head(x_btd).float().log_softmax(dim=-1)
 
 

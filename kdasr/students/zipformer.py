@@ -19,7 +19,7 @@ from kdasr.students.zipformer_layers import BiasNorm, Bypass, CachedContext, Con
 class ZipformerState(NamedTuple):
     """The state passed from one chunk to the next. Zeros before the first.
 
-    Layers have caches of different sizes, so the flattened caches of all layers are concatenated.
+    Layers have caches of different sizes, so all caches are flattened and concatenated.
 
     Attributes:
         features_bcf: (B, SUBSAMPLING_CONTEXT, 80) normalised features before the window.
@@ -65,8 +65,8 @@ class Zipformer(StreamingStudent):
     """Zipformer CTC student (Yao et al., arXiv 2310.11230): stacks of layers at several frame rates,
     attention weights shared by the modules of a layer, causal and chunk-wise convolutions.
 
-    The fastest frames are 40 ms, instead of the paper's 20 ms: half the computation, and a stack at half
-    the rate needs chunks that are multiples of 80 ms. Lower rates need longer chunks.
+    The fastest frames are 40 ms, not 20 ms as in the paper: half the computation. Chunks are multiples of
+    80 ms with a stack at half the rate, and longer with lower rates.
 
     Args:
         vocab_size: classes including blank.
@@ -216,7 +216,7 @@ class Zipformer(StreamingStudent):
 
 
 def with_width(x_btd: Tensor, width: int) -> Tensor:
-    """`x_btd` with its channels truncated or zero-padded to `width`."""
+    """Truncate or zero-pad the channels to `width`."""
     missing = width - x_btd.shape[-1]
     # ExecuTorch has no negative padding.
     return functional.pad(x_btd, (0, missing)) if missing > 0 else x_btd[..., :width]

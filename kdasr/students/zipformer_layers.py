@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from kdasr.layers import inverse_wavelengths, rotate, rotation
 
-# The least share of its layers that a bypass lets through, so that none is switched off for good.
+# The least share that a bypass lets through, so that no layer is switched off for good.
 MIN_BYPASS = 0.2
 # Initial scale of the last matrix of each residual branch, so that layers start near the identity.
 _INITIAL_SCALE = 0.2
@@ -72,7 +72,7 @@ class CachedContext(Context):
 
 
 class BiasNorm(nn.Module):
-    """x / RMS(x - bias) * exp(log_scale), which keeps some information on a frame's norm (section 3.3)."""
+    """x / RMS(x - bias) * exp(log_scale), which keeps some of a frame's norm (section 3.3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class AttentionWeights(nn.Module):
         self.register_buffer("inverse_wavelengths", inverse_wavelengths(query_dim // 2), persistent=False)
 
     def forward(self, x_btd: Tensor, context: Context) -> Tensor:
-        """Map (B, T, D) to weights (B, heads, T, L + T) that sum to 1 over the frames allowed by the mask."""
+        """(B, T, D) to weights (B, heads, T, L + T) that sum to 1 over the frames in the mask."""
         key_bkd = context.attended(self.key(x_btd))
         turns_2kd = rotation(key_bkd.shape[1], self.inverse_wavelengths)
         query = rotate(self._heads(self.query(x_btd)), turns_2kd[:, key_bkd.shape[1] - x_btd.shape[1] :])

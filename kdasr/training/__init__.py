@@ -1,4 +1,4 @@
-"""Train a model on shards, with losses and a schedule, and write the best checkpoint as a model folder.
+"""Train a model on shards and write the best checkpoint as a model folder.
 
 Teachers and students share one loop: the model, the streams of batches, the losses and the online
 teachers are all arguments. SpeechBrain's Brain runs the steps and manages the checkpoints.

@@ -11,9 +11,9 @@ class WeightAverage(nn.Module):
     the noise of single steps.
 
     Args:
-        model: the model on its device, with its initial weights.
-        decay: decay of the average; in the first steps at most (1 + step) / (10 + step), so that the
-            initial weights are soon forgotten.
+        model: on its device, with its initial weights.
+        decay: in the first steps at most (1 + step) / (10 + step), so that the initial weights are soon
+            forgotten.
     """
 
     steps: Tensor
@@ -34,7 +34,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the weights; called after each optimiser step."""
+        """Update the average, after each optimiser step."""
         self.steps += 1
         step = int(self.steps)
         decay = min(self.decay, (1 + step) / (10 + step))

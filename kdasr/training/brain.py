@@ -176,9 +176,8 @@ class CtcBrain(sb.Brain):
             self.fit(self.counter, loader, self.dev)
 
     def _so_far(self) -> dict[str, float]:
-        """Counts that a resumed run needs: without them its mean loss would cover only the steps since the
-        checkpoint, and a job that is restarted until it ends could skip `nonfinite_patience` bad steps anew
-        after each restart."""
+        """Counts that a resumed run needs: without them its mean loss would lack the steps before the
+        checkpoint, and a job that is often restarted could skip `nonfinite_patience` bad steps each time."""
         mean = self.train_mean
         return {"steps_not_taken": self.steps_not_taken, "loss_total": mean.total, "losses": mean.count}
 
@@ -188,7 +187,7 @@ class CtcBrain(sb.Brain):
         self.train_mean = _Mean(so_far.get("loss_total", 0.0), int(so_far.get("losses", 0)))
 
     def recover_best(self) -> dict[str, Any]:
-        """Load the weights with the lowest dev WER (the latest of equals) and return their checkpoint's meta.
+        """Load the weights with the lowest dev WER (the latest of equals); its meta.
 
         The initial weights are kept only if all later ones have more errors by more than a standard error:
         on a dev set of a few hundred words, two more errors would otherwise reject most runs that make
@@ -306,11 +305,11 @@ class CtcBrain(sb.Brain):
         self.optimizer_step += 1
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> Outputs:
-        # A batch's transcripts, or their absence, tell which stream it is from.
+        # Batches without transcripts are unlabelled.
         stream = "labelled" if batch.tokens_bu is not None else "unlabelled"
         if stage != sb.Stage.TRAIN:
             stream = DEV
-            # Some losses draw random numbers: seed them so that a batch gets the same on any rank.
+            # Some losses draw random numbers, which must not depend on the rank.
             seed = step_seed(self.training.seed, f"{DEV}/{self.optimizer_step}/{batch.keys[0]}")
             torch.manual_seed(seed)
         output, terms = self.modules["step"](batch.to(self.device, non_blocking=True), stream)
@@ -359,7 +358,7 @@ class CtcBrain(sb.Brain):
 
     def _say(self, text: str) -> None:
         if self.ranks.first:
-            # Soft wrap, so that lines are not broken at 80 columns in a file.
+            # Soft wrap, or lines in files are broken at 80 columns.
             self.progress.console.print(f"{self.training.name}: {text}", markup=False, soft_wrap=True)
         self.said_at = time.monotonic()
 
@@ -459,7 +458,7 @@ class CtcBrain(sb.Brain):
 
 
 def _more_by_more_than_chance(errors: int, others: int) -> bool:
-    """Whether `errors` exceeds `others` by more than the standard error of the difference of two counts."""
+    """Whether `errors` exceeds `others` by more than a standard error of two counts."""
     return errors - others > math.sqrt(errors + others)
 
 

@@ -70,7 +70,7 @@ class WholeCheckpoints(Checkpointer):
         return Checkpoint(whole, unfinished.meta, files)
 
     def remove_unfinished(self) -> None:
-        """Remove partial checkpoints left by killed processes."""
+        """Remove what killed processes left behind."""
         for folder in self.checkpoints_dir.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(folder)
 
@@ -104,7 +104,7 @@ class WholeCheckpoints(Checkpointer):
 
 
 def _free_text(folder: Path) -> str:
-    """The free disk space in `folder`, as text."""
+    """The free space in `folder`, as text."""
     try:
         free_bytes = shutil.disk_usage(folder).free
     except OSError:

@@ -18,7 +18,7 @@ def compiled(model: Any, wanted: bool) -> Iterator[None]:
     """Compile the layers of `model` within the context if `wanted` (the whole model if it has no `layers`).
 
     Layers are compiled one by one because they share one graph: it compiles in a fraction of the time of
-    the whole model and is not broken by the model's Python control flow; hooks on the layers stay outside.
+    the whole model and allows Python control flow in the model; hooks on the layers stay outside.
     Lengths are dynamic, or each new one would be compiled anew. Only training is compiled: evaluation
     would need as many graphs again.
     """

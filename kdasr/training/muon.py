@@ -71,10 +71,10 @@ class MuonAdamW(torch.optim.Optimizer):
     Args:
         matrices: parameters of two axes, for Muon.
         others: biases, norms, convolutions, output layers, for AdamW.
-        lr: learning rate of both.
-        weight_decay: decoupled weight decay of both.
-        betas: AdamW's betas.
-        momentum: Muon's momentum.
+        lr: of both.
+        weight_decay: of both, decoupled.
+        betas: of AdamW.
+        momentum: of Muon.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ _LEAST: dict[str, float] = {
     "ema_decay": 0.0,
     "phase_decay": 0.0,
 }
-# Further conditions: the text for error messages, and the check.
+# Further conditions: error text, and check.
 _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "betas": (
         "two numbers from 0 to less than 1",
@@ -53,16 +53,16 @@ class Optimisation:
             shape: cosine}, …]` (see `kdasr.training.phases`), repeated until all steps are done …
         phase_decay: … with rates multiplied by this factor in each further round.
         optimiser: "adamw", or "muon" for the matrices of hidden layers and AdamW for the rest.
-        weight_decay: decoupled weight decay of all parameters.
-        betas: AdamW's betas.
+        weight_decay: of all parameters, decoupled.
+        betas: of AdamW.
         max_gradient_norm: gradients are scaled down to at most this norm.
-        nonfinite_patience: how many consecutive steps may have a NaN or infinite gradient. Such a step is
+        nonfinite_patience: consecutive steps that may have a NaN or infinite gradient. Such a step is
             skipped, and the log names its utterances. One more ends the training.
         precision: "fp32", "bf16" or "fp16" (autocast).
         accumulate: batches whose mean gradient makes a step. The processes that `torchrun` starts
             share them, so the same recipe gives the same model on any number of GPUs up to this.
-        ema_decay: decay of a moving average of the weights, which is then evaluated on the dev set and
-            becomes the model; 0 for none.
+        ema_decay: decay of a moving average of the weights, which is then evaluated and becomes the
+            model; 0 for none.
         compile: run the model's layers through torch.compile: a minute or more at the beginning,
             then faster steps, on GPUs.
     """

@@ -1,4 +1,4 @@
-"""Which batches each process reads in each step, from the step at which a run starts or resumes."""
+"""Which batches each process reads in each step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdasr.schedule import ScheduledBatches
 
 
 class StepSampler(Sampler[int]):
-    """The numbers of the remaining steps, determined anew in each epoch.
+    """The numbers of the remaining steps, updated in each epoch.
 
     Args:
         steps: returns them.
@@ -41,7 +41,7 @@ class RankSteps(Dataset[list[Batch] | KdasrError]):
         self.batches, self.accumulate, self.of = batches, accumulate, of
 
     def positions(self, step: int) -> Sequence[int]:
-        """This rank's batches in a step, counted from the beginning of training."""
+        """This rank's batches in a step, counted from the start of training."""
         return self.of.share(range(step * self.accumulate, (step + 1) * self.accumulate))
 
     def __getitem__(self, step: int) -> list[Batch] | KdasrError:

@@ -19,7 +19,7 @@ class Phase:
     Attributes:
         steps: how many.
         start: learning rate of the first step.
-        end: learning rate that the step after the last would have; None for `start` throughout.
+        end: that of the step after the last; None for `start` throughout.
         shape: of the curve: linear, exponential (a constant factor per step), or half a cosine.
     """
 

@@ -48,7 +48,7 @@ class Position:
                 where=path,
                 expected=written["streams"],
                 got=found["streams"],
-                # Other audio or settings cannot be the cause: the training would have started anew.
+                # Not other audio or settings: with those, training would have started anew.
                 fix="Another release of kdasr or NumPy orders the same audio otherwise, or labels made anew "
                 "lack other utterances: bring those back, or train into another folder of checkpoints.",
             )

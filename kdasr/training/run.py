@@ -56,15 +56,15 @@ class Training:
         schedule: blocks of (stream, batches), repeated; see `ScheduledBatches`.
         losses: for each stream, loss functions and their weights by name; those of "labelled" that need no
             stored labels are also computed on the dev set, whether or not the schedule uses that stream.
-        dev: folder stream with transcripts, for selecting the best checkpoint.
+        dev: folder stream with transcripts, to select the best checkpoint.
         dev_loss: computed on the dev set if none of the losses is.
         optimisation: how the weights are optimised.
-        teachers: models that run beside the student, for the losses that request them by name.
+        teachers: models that run beside the student, for losses that request them by name.
         augment: maps features to features, on training batches only; or None.
         start: identifies the weights of a model that is already trained, else None. Its normalisation is
             kept, and so are its weights if every dev set evaluation finds more errors by more than chance.
-        watch: maps the model and its device to further facts for the training log, at every dev set
-            evaluation; it must not draw random numbers.
+        watch: maps model and device to further facts for the training log, at every dev set evaluation; it
+            must not draw random numbers.
         seed: of everything random.
         checkpoints: folder for checkpoints, the training log, and the names of utterances not used.
         num_workers: processes that load batches during training; 0 for none.
@@ -117,7 +117,7 @@ class Training:
             _check_apart(self.checkpoints, out)
             batches = ScheduledBatches(self.streams, self.schedule)
             self._check(ranks)
-            # Before losses have weights, since a loss's description may depend on them.
+            # Before losses have weights, which may change their description.
             found, fingerprint = None, self.fingerprint()
             _check_all_alike(ranks.gather(fingerprint), self.name)
             if ranks.first:
@@ -162,8 +162,7 @@ class Training:
         return {**facts, "weights_sha256": weights_sha256, "model": str(out)}
 
     def fingerprint(self) -> str:
-        """A hash of everything that determines the course of training; only checkpoints with the same one
-        are resumed."""
+        """A hash of all that determines the course of training; checkpoints with another are not resumed."""
         content = {
             "model": [type(self.model).__qualname__, self.model.config],
             "units": self.units.hash,

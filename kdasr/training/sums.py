@@ -42,7 +42,7 @@ class StepSums:
 
 
 class StepNews:
-    """The results of a step, which may still be on their way from the GPU.
+    """The results of a step, possibly still on their way from the GPU.
 
     Attributes:
         step: its number, from 0.
@@ -85,7 +85,7 @@ class GradientSums:
     """The gradients of a step, summed over the ranks: those of the last layers are sent while the backward
     pass is still at the first, so that a slow network costs only the time beyond that pass.
 
-    A context manager, which removes its hooks from the parameters on exit. A single process needs nothing.
+    A context manager, which removes its hooks on exit. A single process needs nothing.
 
     Args:
         parameters: those that learn, in the same order on all ranks.
