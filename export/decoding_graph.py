@@ -16,7 +16,7 @@ from typing import NamedTuple
 from kdasr.errors import ConfigError
 from kdasr.interfaces import BLANK_ID
 from kdasr.lexicon import Lexicon
-from kdasr.storage.local import commit_bytes
+from kdasr.storage import commit_bytes, remove_leftovers
 from kdasr.text import load_units
 
 _FST_MAGIC = 2_125_659_606
@@ -184,6 +184,7 @@ def write_decoding_graph(
     graph = build_graph(lexicon)
     data = openfst_bytes(graph)
     commit_bytes(out, data)
+    remove_leftovers(out.parent, out.name)
     counts = len(lexicon.words), len(graph.arcs), sum(map(len, graph.arcs)), len(data)
     return dict(zip(("words", "states", "arcs", "bytes"), counts, strict=True))
 

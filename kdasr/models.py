@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import nn
 from kdasr.errors import ConfigError, ModelError
 from kdasr.features import feature_hash
 from kdasr.manifest import sha256_of
-from kdasr.storage import refuse_file, sync_path
+from kdasr.storage import refuse_file, remove_leftovers, sync_path, temporary_name
 from kdasr.text import SENTENCEPIECE_FILE, UNITS_FILE, Units, load_units
 
 FORMAT, VERSION = "kdasr-model", 1
@@ -72,14 +71,37 @@ def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] 
 
     Raises:
         ConfigError: `folder` holds anything but a model.
+        ModelError: the disk does not take it; a model that was in `folder` is still there.
     """
     folder = Path(folder).absolute()  # "." has no name
     refuse_other_content(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(folder)
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        _write_model(temporary, model, units, extra)
+        # One folder cannot replace another atomically; the old one is deleted once the new one is in place.
+        with contextlib.suppress(FileNotFoundError):
+            folder.replace(old)
+        temporary.replace(folder)
+        sync_path(folder.parent)
+    except OSError as error:
+        raise _cannot_be_written(folder, error) from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+    # Only now: a killed process may have left the only model under such a name.
+    remove_leftovers(folder.parent, folder.name)
+
+
+def _write_model(temporary: Path, model: Any, units: Units, extra: dict[str, Any] | None) -> None:
     temporary.mkdir(parents=True)
     weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(weights, temporary / WEIGHTS_FILE)
+    try:
+        safetensors.torch.save_file(weights, temporary / WEIGHTS_FILE)
+    except safetensors.SafetensorError as error:  # a full disk, for example; it is no OSError
+        raise _cannot_be_written(temporary / WEIGHTS_FILE, error) from error
     units.save(temporary)
     card = {
         "format": FORMAT,
@@ -96,14 +118,11 @@ def save_model(folder: Path, model: Any, units: Units, *, extra: dict[str, Any] 
     # Synced before the rename, or a power cut could leave empty files under the final name.
     for written in (*temporary.iterdir(), temporary):
         sync_path(written)
-    # One folder cannot replace another atomically; the old one is deleted once the new one is in place.
-    old = temporary.with_suffix(".old")
-    shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        folder.replace(old)
-    temporary.replace(folder)
-    sync_path(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _cannot_be_written(path: Path, error: Exception) -> ModelError:
+    fix = "Make room, or look at the disk and its permissions, and run the same again."
+    return ModelError("the model cannot be written", where=path, got=error, fix=fix)
 
 
 def weights_file(path: Path) -> Path:

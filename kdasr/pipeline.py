@@ -34,7 +34,7 @@ from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
 from kdasr.stages.checks import losses_of, measured_delays, read_schedule, schedule_of
-from kdasr.storage import commit_bytes, is_url
+from kdasr.storage import commit_bytes, is_url, remove_leftovers
 from kdasr.training import Optimisation
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -493,4 +493,5 @@ def _is_there(recipe: Recipe, result: Mapping[str, Any]) -> bool:
 
 def _mark_done(one: _Todo, result: dict[str, Any], seconds: float) -> None:
     content = {"inputs": one.inputs, "outside": one.outside, "seconds": round(seconds, 1), "result": result}
+    remove_leftovers(one.marker.parent)
     commit_bytes(one.marker, (json.dumps(content, indent=1, default=str) + "\n").encode())

@@ -128,7 +128,7 @@ def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[
         kept = path.with_suffix(".before.json")
         before = read_results(kept)
         for row in rows:
-            if row not in own:
+            if row not in own and not any(_same_but_for_hypotheses(row, other) for other in before):
                 before.append(_with_hypotheses_moved(path, row, kept.with_suffix(""), len(before)))
         # `kept` first: a process killed in between leaves a row in both files rather than in neither.
         for file, content in ((kept, before), (path, own)):
@@ -145,6 +145,11 @@ def _with_hypotheses_moved(results: Path, row: Mapping[str, Any], folder: Path, 
         file.replace(moved)
     # A process that was killed before it recorded the move may have moved it already.
     return {**row, HYPOTHESES_FOLDER: f"{folder.name}/{moved.name}"} if moved.exists() else dict(row)
+
+
+def _same_but_for_hypotheses(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a killed process has moved the row already."""
+    return {**row, HYPOTHESES_FOLDER: None} == {**other, HYPOTHESES_FOLDER: None}
 
 
 def _is_other(row: Mapping[str, Any], seed: int, measured: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import math
 import sys
@@ -40,6 +41,7 @@ from kdasr.noise import noise_before
 from kdasr.results import MISSING, append_result, hypotheses_file, set_aside_others
 from kdasr.shards import open_shard, read_shard, read_texts
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
+from kdasr.storage import commit_bytes
 from kdasr.streaming import algorithmic_latency_ms
 from kdasr.teachers.base import TeacherSource
 from kdasr.text import CharUnits, Units, letters_in
@@ -231,7 +233,9 @@ class Scoreboard:
         among = itertools.chain([first], utterances)
         example = next((one for one in among if len((one.text or "").split()) >= 3), first)
         path = self.results.parent / EXAMPLE_FILE
-        soundfile.write(path, example.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+        wav = io.BytesIO()  # libsndfile ignores a disk that is full when it completes the header
+        soundfile.write(wav, example.samples, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+        commit_bytes(path, wav.getvalue())
         return path
 
     def _identity(self, name: str) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import CARD_FILE, load_model, read_card, save_model
@@ -35,25 +39,60 @@ def test_a_model_replaces_another_and_leaves_nothing_beside_it(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_old_model_is_whole_until_the_new_one_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "name", "calls"),
+    [(Path, "replace", 1), (Path, "replace", 2), (Path, "replace", 3), (shutil, "rmtree", 2)],
+)
+def test_a_whole_model_is_there_wherever_its_replacement_is_killed(
+    tmp_path: Path, place: Any, name: str, calls: int
 ) -> None:
-    """Wherever a process that replaces it is killed, one whole model is there."""
+    """And the next one that is saved takes away what the killed process left."""
     save_model(tmp_path / "model", student(0), UNITS)
-    before, remove = weights(tmp_path / "model"), shutil.rmtree
+    before, real, left = weights(tmp_path / "model"), getattr(place, name), [calls]
 
-    def killed(path: Path, **_: object) -> None:
-        if path.exists():
-            raise KeyboardInterrupt
+    def killed(*arguments: Any, **settings: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)
+        return real(*arguments, **settings)
 
-    monkeypatch.setattr(shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt):
+    def work() -> None:
+        setattr(place, name, killed)
         save_model(tmp_path / "model", student(1), UNITS)
-    (old,) = tmp_path.glob(".model.*.old")
-    assert torch.equal(weights(old), before)
-    assert not torch.equal(weights(tmp_path / "model"), before)
-    monkeypatch.setattr(shutil, "rmtree", remove)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
+    there = [path for path in tmp_path.iterdir() if (path / CARD_FILE).exists()]
+    assert any(torch.equal(weights(path), before) for path in there)
     save_model(tmp_path / "model", student(2), UNITS)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("fails", ["weights", "sync", "replace"])
+def test_a_disk_that_refuses_a_model_loses_none_and_keeps_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    save_model(tmp_path / "model", student(0), UNITS)
+    before, real = weights(tmp_path / "model"), Path.replace
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise SafetensorError("No space left") if fails == "weights" else OSError(28, "No space left")
+
+    def full_when_replaced(self: Path, target: Path) -> Path:
+        return full() if self.name.endswith(".tmp") else real(self, target)
+
+    with monkeypatch.context() as patched:
+        if fails == "replace":
+            patched.setattr(Path, "replace", full_when_replaced)
+        else:
+            patched.setattr(
+                "safetensors.torch.save_file" if fails == "weights" else "kdasr.models.sync_path", full
+            )
+        with pytest.raises(ModelError, match=r"model.*the model cannot be written.*No space left.*Make room"):
+            save_model(tmp_path / "model", student(1), UNITS)
+    assert torch.equal(weights(tmp_path / "model"), before)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

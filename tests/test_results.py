@@ -12,6 +12,7 @@ import pytest
 
 from kdasr.errors import ConfigError
 from kdasr.results import ROW_FIELDS, append_result, hypotheses_file, read_results, set_aside_others
+from kdasr.storage import commit_json
 
 
 def row(model: str = "teacher", seed: int = 1, **more: Any) -> dict[str, Any]:
@@ -145,6 +146,21 @@ def test_what_was_heard_is_set_aside_with_its_row_and_never_replaced(tmp_path: P
     files = [found.get("hypotheses") for found in rows]
     assert files == ["results.before/0-one-1.jsonl", None, "results.before/2-one-1.jsonl", None]
     assert [(tmp_path / file).read_text() for file in files if file] == ["a", "b"]
+
+
+def test_a_row_that_a_killed_process_has_set_aside_already_is_not_doubled(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for model in ("one", "two"):
+        append_result(path, row(model, test_audio="a"))
+    rows = read_results(path)
+    hypotheses_file(path, rows[0]).parent.mkdir()
+    hypotheses_file(path, rows[0]).write_text("a")
+    kept = set_aside_others(path, None, 1, {"test_audio": "b"})
+    assert kept is not None
+    before = read_results(kept)
+    commit_json(path, rows)  # as it was: the process was killed between the two files
+    assert set_aside_others(path, None, 1, {"test_audio": "b"}) == kept
+    assert read_results(kept) == before and read_results(path) == []
 
 
 def test_seeds_may_have_test_audio_of_their_own(tmp_path: Path) -> None:

@@ -306,6 +306,21 @@ def test_the_example_has_several_words_if_there_is_one(tmp_path: Path) -> None:
         assert soundfile.info(board.write_example()).frames == len(said[place].samples)
 
 
+def test_an_example_that_the_disk_does_not_take_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libsndfile says nothing of a disk that is full when it completes the header."""
+    board = Scoreboard(write_shards([utterance("utt", 0)], tmp_path / "a"), tmp_path / "r.json", seed=3)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kdasr.scoreboard.commit_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        board.write_example()
+    assert not (tmp_path / "example.wav").exists()
+
+
 def test_a_file_that_was_exported_from_other_weights_is_refused(tmp_path: Path) -> None:
     for seed, name in enumerate(("before", "after")):
         save_student(tmp_path / name, seed=seed)

@@ -366,3 +366,14 @@ def test_only_what_nobody_can_be_writing_is_removed(tmp_path: Path) -> None:
         remove_leftovers(tmp_path)
         found = {path.name for path in tmp_path.iterdir()}
         assert found == {name for name, fate in names.items() if fate not in gone}
+
+
+def test_leftovers_may_be_folders_and_those_of_one_name_alone(tmp_path: Path) -> None:
+    left = [temporary_name(tmp_path / name).name for name in ("model[1]", "model[1]", "model")]
+    dead = [name.replace(f"-{os.getpid()}-", "-4194000-") for name in left]
+    for name in [*left[:1], *dead[1:], f"{dead[1]}.old"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"half")
+    remove_leftovers(tmp_path, "model[1]")
+    assert {path.name for path in tmp_path.iterdir()} == {left[0], dead[2]}
+    remove_leftovers(tmp_path / "nowhere")

@@ -408,6 +408,18 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(
     assert other_dev.fingerprint() != first  # its WER would be compared with those of the first dev set
 
 
+def test_what_a_kill_kept_from_being_tidied_up_is_tidied_up(data: Path, tmp_path: Path) -> None:
+    """A log that was being set aside or taken back, and a checkpoint that was about to be deleted."""
+    training(data, tmp_path / "c", steps=2).run(tmp_path / "model")
+    expected = losses(tmp_path / "c")
+    kept = sorted((tmp_path / "c").glob("CKPT*"))
+    shutil.copytree(kept[0], tmp_path / "c" / "CKPT+another")
+    (tmp_path / "c" / LOG_FILE).rename(tmp_path / "c" / f"{LOG_FILE}.old")
+    training(data, tmp_path / "c", steps=2).run(tmp_path / "model")
+    assert losses(tmp_path / "c") == expected
+    assert len(list((tmp_path / "c").glob("CKPT*"))) == len(kept)
+
+
 def test_a_training_that_is_refused_moves_no_checkpoints(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.done import FIX, Plan, find_work, say_looking
 from kdasr.labelling.engines import AUTO_DEVICE, Crew, InlineCrew, ProcessCrew, Work
 from kdasr.labelling.foreman import Foreman
-from kdasr.labelling.out_folder import open_whole, refuse_audio, refuse_other_labels
+from kdasr.labelling.out_folder import enter, open_whole, refuse_other_labels
 from kdasr.labelling.planning import compare, plan_text, read_plan
 from kdasr.labelling.progress import Display, Totals, all_together
 from kdasr.labelling.settings import Settings, make_header
@@ -28,7 +28,7 @@ from kdasr.manifest import read_manifest as read_audio_manifest
 from kdasr.ranks import Ranks, ranks
 from kdasr.reasons import counted, duration
 from kdasr.soft_labels import label_file
-from kdasr.storage import Place, is_url, locate, remove_leftovers
+from kdasr.storage import Place, is_url, locate
 
 ENGINES = ("inline", "processes", "ray")
 
@@ -79,7 +79,7 @@ def label(
     """
     settings, job = settings or Settings(), sharing_ranks(engine=engine, num_shards=num_shards)
     check_job(engine=engine, workers=workers, shard_index=shard_index, num_shards=num_shards)
-    names = refuse_audio(out)
+    names = enter(out)
     if not job.alone:
         shard_index, num_shards = job.rank, job.count
     if engine == "ray":  # its nodes may have devices that this machine lacks
@@ -88,8 +88,6 @@ def label(
         device = job.device(usable_device(device, touch=engine == "inline"))
     source = FolderTeacher(Path(teacher)) if isinstance(teacher, str | Path) else teacher
     work = Work(source, out, settings, device, overwrite)
-    if not is_url(out):
-        remove_leftovers(Path(str(out)))
     shards = list_audio(audio)[shard_index::num_shards]
     loaded = source.load(device if engine == "inline" else "cpu")
     _check_codec(loaded, settings)

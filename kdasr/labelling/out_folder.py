@@ -21,17 +21,19 @@ from kdasr.soft_labels import (
     write_label_shard,
 )
 from kdasr.soft_labels.shard import SUFFIX
-from kdasr.storage import Location, Place, is_url, locate, refuse_file
+from kdasr.storage import Location, Place, is_url, locate, refuse_file, remove_leftovers
 
 
-def refuse_audio(out: Place) -> list[str]:
-    """Check that labels may go into `out`, and list the names in it, sorted.
+def enter(out: Place) -> list[str]:
+    """Check that labels may go into `out`, remove what killed writers left there, and list the names in it,
+    sorted.
 
     Raises:
         ConfigError: it is a file, or holds audio shards, whose manifests labels would replace.
     """
     if not is_url(out):
         refuse_file(Path(str(out)), "labels go into a folder")
+        remove_leftovers(Path(str(out)))
     names = locate(out).names()
     if any(name.endswith(".tar") for name in names):
         raise ConfigError(

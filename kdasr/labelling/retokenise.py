@@ -18,7 +18,7 @@ from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.filters import confidence
 from kdasr.labelling.heard import check_units, heard_text, labelled_shards
-from kdasr.labelling.out_folder import refuse_audio, write_labels
+from kdasr.labelling.out_folder import enter, write_labels
 from kdasr.soft_labels import Failure, Header, LabelShard, TopK
 from kdasr.storage import Place, same_place
 from kdasr.teachers.base import spell
@@ -62,7 +62,7 @@ def retokenise(
     if same_place(labels, out):
         fix = "Give another --out."
         raise ConfigError("retokenised labels need a folder of their own", where=str(out), fix=fix)
-    refuse_audio(out)
+    enter(out)
     heard_in = load_units(labels)
     labelled, failed = 0, dict[str, str]()
     for shard, found in labelled_shards(audio, labels):

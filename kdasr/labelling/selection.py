@@ -20,7 +20,7 @@ from kdasr.errors import ConfigError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.filters import Measure, bound, check_measure, own_scale, score, threshold
 from kdasr.labelling.heard import labelled_shards
-from kdasr.labelling.out_folder import refuse_audio, write_labels
+from kdasr.labelling.out_folder import enter, write_labels
 from kdasr.manifest import Shard
 from kdasr.soft_labels import Failure, LabelShard
 from kdasr.storage import Place, same_place
@@ -71,7 +71,7 @@ def select(
     if same_place(labels, out):
         fix = "Give another --out."
         raise ConfigError("a selection needs a folder of its own", where="out", got=str(out), fix=fix)
-    refuse_audio(out)
+    enter(out)
     seconds, scores = _measure_all(audio, labels, measure)
     chosen, lowest_score = _choose(seconds, scores, hours * 3600)
     if not chosen.any():

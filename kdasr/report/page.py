@@ -33,7 +33,7 @@ from kdasr.report.table import (
 )
 from kdasr.results import RESULTS_FILE, hypotheses_file, read_hypotheses, read_results
 from kdasr.spikes import SPIKES_FILE, read_histogram
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_bytes, remove_leftovers
 
 PAGE_FILE, PLOTS_FOLDER = "report.html", "plots"
 _WORST_UTTERANCES = 8
@@ -101,6 +101,7 @@ def write_report(work_dir: Path) -> Path:
         + "\n</body></html>\n"
     )
     commit_bytes(work_dir / PAGE_FILE, page.encode())
+    remove_leftovers(work_dir, PAGE_FILE)
     return work_dir / PAGE_FILE
 
 

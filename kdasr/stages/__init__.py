@@ -22,11 +22,12 @@ from kdasr.labelling import label as label_shards
 from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.models import load_model
 from kdasr.reasons import Kind, Reasons, counted, lines_of
-from kdasr.results import MISSING
+from kdasr.results import HYPOTHESES_FOLDER, MISSING
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
 from kdasr.stages.checks import check_folders, check_train, check_units, of_key
 from kdasr.stages.training import make_units, train
+from kdasr.storage import remove_leftovers
 from kdasr.streaming import set_chunk_ms, trained_chunks_ms
 from kdasr.text import Units, train_sentencepiece
 
@@ -350,6 +351,8 @@ def evaluate(
             if spikes:
                 _compare_spikes(board, *spikes)
             board.write_example()
+    for folder in (Path(results).parent, Path(results).parent / HYPOTHESES_FOLDER):
+        remove_leftovers(folder)
     return summary
 
 

@@ -6,9 +6,11 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import time
@@ -153,16 +155,19 @@ def refuse_file(folder: Path, what: str) -> None:
         raise ConfigError(f"{what}, and this is a file", where=there, fix="Choose another --out.")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove files with a `temporary_name` that killed writers of this machine left in a folder."""
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove files and folders with a `temporary_name` (of `name`, or of any) that killed writers of this
+    machine left in `folder`, which need not exist."""
     space = str(_pid_space())
-    for path in folder.glob(".*.tmp*"):
+    for path in folder.glob(f".{'*' if name == '*' else glob.escape(name)}.*.tmp*"):
         found = _LEFTOVER.search(path.name)
         if not found or found["host"] != _HOST:
             continue
         # Whether a process in another container is running cannot be found out here, so go by age.
         is_dead = not is_running(int(found["pid"])) if found["space"] == space else _is_old(path)
-        if is_dead:
+        if is_dead and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_dead:
             path.unlink(missing_ok=True)
 
 

@@ -46,6 +46,8 @@ logging.getLogger("speechbrain").setLevel(logging.WARNING)
 QUIET_S = 60.0
 # Checkpoint meta key for the dev WER of the initial model; that of trained weights is under "wer".
 _START_WER = "start_wer"
+# Kept are the checkpoints with the fewest errors by each of these, and the latest one, to resume from.
+_KEPT_BY = ["wer", _START_WER]
 # Each overflowing gradient halves fp16's scale, initially 65,536; after so many, overflow is not the cause.
 _MOST_HALVINGS = 24
 Outputs = tuple[ModelOutput, dict[str, Tensor]]
@@ -209,6 +211,8 @@ class CtcBrain(sb.Brain):
         if self.ranks.first:
             # Within an epoch, or at its end, its evaluation is still to come.
             self.log.cut(self.optimizer_step, with_look=self.step == 0 and not begins)
+            # A kill may have come between the last save and this.
+            self.checkpointer.delete_checkpoints(num_to_keep=1, min_keys=_KEPT_BY)
         if self.optimizer_step == self.last_step and self.step == 0:
             self._say(f"all {self.last_step} steps are done already")
         elif self.optimizer_step:
@@ -445,7 +449,7 @@ class CtcBrain(sb.Brain):
         # Keep the best checkpoint, the latest, to resume from, and that of the initial model.
         name = "wer" if step else _START_WER
         meta = {name: wer, "errors": counts.errors, "step": step}
-        self.checkpointer.save_and_keep_only(meta=meta, num_to_keep=1, min_keys=["wer", _START_WER])
+        self.checkpointer.save_and_keep_only(meta=meta, num_to_keep=1, min_keys=_KEPT_BY)
 
     def _collect(self, output: ModelOutput, batch: Batch) -> None:
         units = self.training.units

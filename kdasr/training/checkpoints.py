@@ -61,7 +61,7 @@ class WholeCheckpoints(Checkpointer):
         latest = max((ckpt_recency(one) for one in self.list_checkpoints()), default=0.0)
         meta = {**(meta or {}), "unixtime": max(time.time(), latest + 0.001)}
         unfinished = super().save_checkpoint(meta, **settings)
-        for file in unfinished.path.iterdir():
+        for file in (*unfinished.path.iterdir(), unfinished.path):
             sync_path(file)
         whole = unfinished.path.with_name(unfinished.path.name.removeprefix(_UNFINISHED))
         unfinished.path.replace(whole)

@@ -26,7 +26,7 @@ from kdasr.models import count_parameters, read_card, refuse_other_content, save
 from kdasr.ranks import Ranks, joined
 from kdasr.reasons import counted, duration
 from kdasr.schedule import ScheduledBatches
-from kdasr.storage import commit_bytes, commit_file, temporary_name
+from kdasr.storage import commit_bytes, commit_file, remove_leftovers, temporary_name
 from kdasr.text import Units
 from kdasr.training.compiled import compiled
 from kdasr.training.lock import LOCK_FILE, used_alone
@@ -266,15 +266,21 @@ class Training:
             held.enter_context(used_alone(self.checkpoints))
         if found != fingerprint:
             commit_bytes(self.checkpoints / FINGERPRINT_FILE, f"{fingerprint}\n".encode())
+        if not (self.checkpoints / LOG_FILE).exists():
+            # They were taken back, or a kill kept them from being set aside.
+            with contextlib.suppress(FileNotFoundError):
+                (self.checkpoints / _OLD_LOG_FILE).replace(self.checkpoints / LOG_FILE)
+        remove_leftovers(self.checkpoints)
         WholeCheckpoints(self.checkpoints).remove_unfinished()
 
     def _set_aside(self, found: str, fingerprint: str, out: Path) -> None:
         """Move checkpoints of other settings, with fingerprint `found`, out of the way of `fingerprint`'s."""
         aside = _free_name(self._aside(found))
-        self.checkpoints.replace(aside)
-        # Rename the log, or the report would take it for the log of a further training.
+        # Rename the log, or the report would take it for the log of a further training. If the process is
+        # killed after that, `_take_checkpoints` renames it back.
         with contextlib.suppress(FileNotFoundError):
-            (aside / LOG_FILE).replace(aside / _OLD_LOG_FILE)
+            (self.checkpoints / LOG_FILE).replace(self.checkpoints / _OLD_LOG_FILE)
+        self.checkpoints.replace(aside)
         begins = "" if self._aside(fingerprint).exists() else "begins anew: "
         replaced = f"; this training will replace the model in {out}" if out.exists() else ""
         _say(
@@ -288,8 +294,6 @@ class Training:
         if not own.exists() or self.checkpoints.exists():
             return
         own.replace(self.checkpoints)
-        with contextlib.suppress(FileNotFoundError):
-            (self.checkpoints / _OLD_LOG_FILE).replace(self.checkpoints / LOG_FILE)
         _say(f"{self.name}: goes on with checkpoints of these settings from {own}")
 
     def _aside(self, fingerprint: str) -> Path:
