@@ -28,6 +28,7 @@ GENERATION = 2
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 TEXT = ".txt"
 _TEXTS = (TEXT, ".csv", ".json", ".jsonl", ".md", ".tsv", ".xml", ".yaml", ".yml")
+_TIMED_TEXTS = (".srt", ".vtt", ".stm", ".ctm")
 _MOST_SHOWN = 20
 LABELLED = "labelled"
 
@@ -106,6 +107,11 @@ def prepare(
     first = split in ("unlabelled", LABELLED)
     if others and first:
         say(f"{split}: passed over: {others}")
+    if split == LABELLED and (timed := _counted(_files(corpus, _TIMED_TEXTS))):
+        dropped.hints.append(
+            f"to use transcripts with times ({timed}), turn them into a list for kdasr prepare manifest: "
+            'docs/your-data.md, "Subtitles and segment lists"'
+        )
     if settings.held_out_share and first:
         say(f"{split}: {BY_FILE}")
         tell_shares(LABELLED, settings.held_out_share, list(_transcribed(settings, corpus, Dropped())))

@@ -29,6 +29,7 @@ class Dropped:
         places: paths of some of the items; for messages only, since they depend on the machine.
         letters: letters beyond a-z in texts that were refused or lost them; for messages only.
         tagged: name and text of the first transcript with words in brackets; for messages only.
+        hints: what to do about files that the corpus passes over; for messages only.
     """
 
     items: list[tuple[str, str]] = field(default_factory=list)
@@ -36,6 +37,7 @@ class Dropped:
     places: dict[str, str] = field(default_factory=dict)
     letters: set[str] = field(default_factory=set)
     tagged: str = ""
+    hints: list[str] = field(default_factory=list)
 
     def add(self, what: str, reason: str) -> None:
         """Record that `what` (a file relative to the corpus, or a key) is left out because of `reason`."""
@@ -81,8 +83,8 @@ class Dropped:
             self.tagged = self.tagged or f"{what}: {shorten(' '.join(text.split()))}"
 
     def advice(self) -> list[str]:
-        """Messages on what to do about tags, and about audio in formats that are not read."""
-        lines = []
+        """Messages on what to do about files passed over, tags, and audio in formats that are not read."""
+        lines = [*self.hints]
         if self.tagged:
             lines.append(
                 "words in brackets are trained on as if they were said; if they are tags, remove them from "

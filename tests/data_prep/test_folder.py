@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,6 +20,8 @@ from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
 from tests.data_prep.fakes import bytes_below, dropped_in, places_in, read_folder, record_of, write_tone
+
+DOCUMENTS = Path(__file__).parents[2] / "docs"
 
 
 def prepared(corpus: Path, **settings: Any) -> list[Utterance]:
@@ -277,6 +280,24 @@ def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path
     (corpus / "a/1.txt").write_text("\ufeffIt's a\nway.\n")
     with pytest.raises(ConfigError, match="the list or its audio has changed since"):
         prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)
+
+
+def test_transcripts_with_times_are_pointed_to_the_document(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tone(corpus / "a/1.wav", 0.5)
+    write_tone(corpus / "b.wav", 0.5)
+    for name in ("a/1.srt", "b.VTT", "c.srt", "all.stm", "all.ctm"):
+        (corpus / name).write_text("one")
+    (section,) = re.findall("^## (Sub.*)$", (DOCUMENTS / "your-data.md").read_text("utf-8"), re.MULTILINE)
+    hint = f'list for kdasr prepare manifest: docs/your-data.md, "{section}"'
+    with pytest.raises(CorpusError, match=rf"no utterance can be used.*To use.*\(2 \.srt, .*{hint}"):
+        prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True)
+    (corpus / "b.txt").write_text("two")
+    prepare("folder", corpus=corpus, out=tmp_path / "2", transcripts=True)
+    assert capsys.readouterr().err.endswith(f"{hint}\n")
+    prepare("folder", corpus=corpus, out=tmp_path / "3")
+    assert hint not in capsys.readouterr().err
 
 
 def test_one_recording_in_two_formats_is_taken_once(corpus: Path, tmp_path: Path) -> None:
