@@ -262,7 +262,7 @@ def _labelled(shards: Sequence[Path]) -> list[Utterance]:
     Raises:
         ConfigError: there are shards, but no utterance in them has one."""
     labelled = (utterance for path in shards for utterance in read_shard(path) if utterance.text)
-    utterances = list(islice(labelled, MAX_UTTERANCES))
+    utterances: list[Utterance] = list(islice(labelled, MAX_UTTERANCES))
     if shards and not utterances:
         raise ConfigError(
             "no utterance of the test shards has a transcript",

@@ -20,13 +20,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.decoding import BeamStream, Grammar, Token, decode_whole, greedy
 from kdasr.devices import one_torch_thread
 from kdasr.error_rates import ErrorCounts, count_errors, counts_by_kind, misheard_words
 from kdasr.errors import ConfigError, ShardError
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import AcousticModel, Utterance
-from kdasr.shards import open_shard, read_shard, read_texts
+from kdasr.shards import Placed, open_shard, read_shard, read_texts
 from kdasr.storage import commit_bytes
 from kdasr.streaming import hears_tail, text_of, with_tail, within_audio
 from kdasr.teachers.base import LOG_MEL, FrontEnd
@@ -45,6 +46,9 @@ class Heard(NamedTuple):
         tokens: the spikes of the best path, whatever the decoder, including those in the tail; None
             from `evaluate_transcriber`.
         speaker: who spoke, if known.
+        source, offset_s: the recording's name in its corpus, and the seconds in it before the utterance, as in
+            `kdasr.shards.Placed`; None if the shard does not say.
+        duration_s: length of the audio in seconds.
     """
 
     key: str
@@ -52,6 +56,9 @@ class Heard(NamedTuple):
     hypothesis: str
     tokens: list[Token] | None = None
     speaker: str | None = None
+    source: str | None = None
+    offset_s: float | None = None
+    duration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +187,16 @@ def measure_rtf(work: Callable[[], object], audio_seconds: float, *, repeats: in
 
 
 def write_hypotheses(path: Path, result: Result) -> None:
-    """Write one JSON line for each utterance: key, speaker (if known), reference, hypothesis, and word
-    errors, in total and by kind."""
+    """Write one JSON line for each utterance: key; speaker, source, offset_s and duration_s (if known, see
+    `Heard`); reference, hypothesis, and word errors, in total and by kind."""
     heard_all = result.heard
     misheard = misheard_words([one.reference for one in heard_all], [one.hypothesis for one in heard_all])
     lines = []
     for heard, wrong in zip(heard_all, misheard, strict=True):
+        known = {name: getattr(heard, name) for name in ("speaker", "source", "offset_s", "duration_s")}
         row = {
             "key": heard.key,
-            **({"speaker": heard.speaker} if heard.speaker is not None else {}),
+            **{name: value for name, value in known.items() if value is not None},
             "reference": heard.reference,
             "hypothesis": heard.hypothesis,
             "errors": len(wrong),
@@ -224,10 +232,7 @@ def _score(
         known = [utterance for utterance in utterances if utterance.text is not None]
         without += len(utterances) - len(known)
         texts = hear(known) if known else []
-        heard += [
-            Heard(one.key, one.text or "", text, tokens, one.speaker)
-            for one, (text, tokens) in zip(known, texts, strict=True)
-        ]
+        heard += [_heard(one, text, tokens) for one, (text, tokens) in zip(known, texts, strict=True)]
     if not heard:
         raise ShardError(
             "no utterance has a transcript to score against",
@@ -238,7 +243,12 @@ def _score(
     return Result(errors, heard, without)
 
 
-def _batches(shards: Sequence[Path], size: int) -> Iterator[list[Utterance]]:
+def _heard(one: Placed, text: str, tokens: list[Token] | None) -> Heard:
+    place = (one.source, one.offset, len(one.samples) / SAMPLE_RATE_HZ)
+    return Heard(one.key, one.text or "", text, tokens, one.speaker, *place)
+
+
+def _batches(shards: Sequence[Path], size: int) -> Iterator[list[Placed]]:
     total = sum(open_shard(path).count for path in shards)
     utterances = (utterance for path in shards for utterance in read_shard(path))
     console = Console(stderr=True)

@@ -59,6 +59,12 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def left_out_text(whose: str, left_out: int, listed: int) -> str:
+    """For people: how much of what was listed is missing from a measurement."""
+    counts = f"{left_out:,} of {listed:,} listed utterances"
+    return f"{whose}: {counts} were left out by prepare (dropped.json says why)"
+
+
 def lines_of(
     kinds: Sequence[Kind], what_happened: str, all_named: str = "the manifests have each"
 ) -> list[str]:

@@ -36,7 +36,8 @@ def hypotheses_file(results: Path, row: Mapping[str, Any]) -> Path:
 
 def read_hypotheses(path: Path) -> list[dict[str, Any]]:
     """For each utterance of a file of hypotheses: key, reference, hypothesis, word errors as `errors`, and
-    `speaker` if known. Older files have neither speakers nor errors by kind.
+    `speaker`, `source`, `offset_s` and `duration_s` if known. Older files have none of these four, and no
+    errors by kind.
 
     Raises:
         ConfigError: the file is something else.

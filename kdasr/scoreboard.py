@@ -38,8 +38,9 @@ from kdasr.lexicon import Lexicon
 from kdasr.manifest import read_manifest
 from kdasr.models import read_card, weights_file
 from kdasr.noise import noise_before
+from kdasr.reasons import left_out_text
 from kdasr.results import MISSING, append_result, hypotheses_file, set_aside_others
-from kdasr.shards import open_shard, read_shard, read_texts
+from kdasr.shards import left_out_by_prepare, open_shard, read_shard, read_texts
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.storage import commit_bytes
 from kdasr.streaming import algorithmic_latency_ms
@@ -85,6 +86,9 @@ class Scoreboard:
             without = "A search needs no lexicon: `--lexicon null`."
             self.words = Lexicon(units=CharUnits(letters_in(texts)), sources=lexicon, without=without).words
             self.oov_words = _tell_oov(texts, self.words, test)
+        self.left_out, self.listed = left_out_by_prepare(dict.fromkeys(path.parent for path in shards))
+        if self.left_out:
+            print(left_out_text(test or "test set", self.left_out, self.listed), file=sys.stderr)
         # What results depend on besides the model: rows that differ in it cannot be compared.
         self.measured = {
             "decoder": decoder,
@@ -255,6 +259,7 @@ class Scoreboard:
             "insertions": errors.insertions,
             **({} if self.oov_words is None else {"oov_words": self.oov_words}),
             **_exceptions(result),
+            **({"left_out": self.left_out, "listed": self.listed} if self.left_out else {}),
         }
 
     def _write(self, row: dict[str, Any], result: Result | None) -> dict[str, Any]:

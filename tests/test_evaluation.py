@@ -25,7 +25,8 @@ from kdasr.evaluation import (
     write_hypotheses,
 )
 from kdasr.interfaces import Utterance
-from kdasr.shards import list_shards, write_shards
+from kdasr.results import read_hypotheses
+from kdasr.shards import Placed, list_shards, write_shards
 from kdasr.students.conformer import ChunkConformer
 from kdasr.teachers.base import LOG_MEL
 from kdasr.teachers.conformer import ConformerTeacher
@@ -256,6 +257,7 @@ def test_hypotheses_are_one_json_line_each(shards: list[Path], tmp_path: Path) -
     assert rows[3] == {
         "key": "u-3",
         "speaker": "someone",
+        "duration_s": 1.8,
         "reference": "aaab",
         "hypothesis": "aaa",
         "errors": 1,
@@ -272,6 +274,27 @@ def test_hypotheses_are_one_json_line_each(shards: list[Path], tmp_path: Path) -
     rows = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
     assert [row["errors"] for row in rows] == [2, 2] and "speaker" not in rows[0]
     assert [rows[1][kind] for kind in ("substitutions", "deletions", "insertions")] == [0, 2, 0]
+
+
+def test_hypotheses_say_where_in_which_recording_they_are(tmp_path: Path) -> None:
+    samples = bursts(1, 0)
+    utterances = [
+        Placed("all", samples, "a", source="calls/1.wav"),
+        Placed("part", samples[:7_200], "a", source="calls/2 é.wav", offset=12.5),
+    ]
+    paths = write_shards(utterances, tmp_path / "shards")
+    for name, result in (
+        ("model", evaluate(BurstCounter(), CharUnits(), paths)),
+        ("stream", evaluate_transcriber(lambda utterance: "a", paths)),
+    ):
+        write_hypotheses(tmp_path / name, result)
+        rows = read_hypotheses(tmp_path / name)
+        places = [{key: row.get(key) for key in ("source", "offset_s", "duration_s")} for row in rows]
+        assert places == [
+            {"source": "calls/1.wav", "offset_s": None, "duration_s": 0.6},
+            {"source": "calls/2 é.wav", "offset_s": 12.5, "duration_s": 0.45},
+        ]
+        assert "offset_s" not in rows[0]
 
 
 def test_rtf_is_the_median_time_on_one_thread() -> None:

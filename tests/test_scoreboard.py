@@ -15,6 +15,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from data_prep import prepare
 from kdasr import scoreboard, stages
 from kdasr.decoding import Token
 from kdasr.errors import ConfigError, ModelError, ShardError
@@ -266,6 +267,32 @@ def test_a_row_says_what_was_measured_on_what(tmp_path: Path, monkeypatch: pytes
     assert row["wer"] == round(100 * wrong / row["reference_words"], 3)
     other = Scoreboard(paths * 2, tmp_path / "results.json", seed=3)
     assert len(row["test_audio"]) == 16 and other.measured["test_audio"] != row["test_audio"]
+
+
+def test_a_row_says_how_much_of_its_test_set_was_left_out_by_prepare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_student(tmp_path / "student", seed=1)
+    for name, text in (("1", "a b"), ("2", "7 seas"), ("3", "c"), ("4", "no. 4")):
+        (tmp_path / "corpus").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / f"corpus/{name}.wav", utterance(name, int(name)).samples, 16_000)
+        (tmp_path / f"corpus/{name}.txt").write_text(text)
+    prepare("folder", corpus=tmp_path / "corpus", out=tmp_path / "shards", transcripts=True)
+    model, results = {"path": str(tmp_path / "student")}, tmp_path / "results.json"
+    part, whole = str(tmp_path / "shards/labelled"), str(shards(tmp_path / "whole", 1))
+    capsys.readouterr()
+    stages.evaluate(
+        test={"part": [part], "both": [whole, part], "whole": [whole]},
+        models={"s": model},
+        results=str(results),
+    )
+    told = "2 of 4 listed utterances were left out by prepare (dropped.json says why)"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "left out" in line] == [f"part: {told}", f"both: {told}"]
+    rows = json.loads(results.read_text())
+    assert [(row.get("left_out"), row.get("listed")) for row in rows] == [(2, 4), (2, 4), (None, None)]
+    stages.evaluate(test=[part], models={"s": model}, results=str(results))
+    assert f"test set: {told}\n" in capsys.readouterr().err
 
 
 def test_words_that_a_search_cannot_hear_are_named_the_most_frequent_first(

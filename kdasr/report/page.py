@@ -29,6 +29,7 @@ from kdasr.report.table import (
     left_out,
     lines_of,
     measured_how,
+    of_a_part,
     of_several_trainings,
 )
 from kdasr.results import RESULTS_FILE, hypotheses_file, read_hypotheses, read_results
@@ -144,7 +145,8 @@ def _results(lines: Sequence[Line], results: Path) -> str:
     if not lines:
         return "<p>No model has been evaluated yet.</p>"
     seeds = sorted({row["seed"] for line in lines for row in line.rows})
-    said = (measured_how(lines), of_several_trainings(lines), improvement(lines, results))
+    notes = (measured_how(lines), of_a_part(lines), of_several_trainings(lines))
+    said = (*notes, improvement(lines, results))
     note = f"<p>Seeds: {', '.join(map(str, seeds))}. {html.escape(' '.join(filter(None, said)))}</p>"
     return _table(COLUMNS, [line.cells() for line in lines]) + note
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdasr.error_rates import gain_interval
+from kdasr.reasons import left_out_text
 from kdasr.report.misheard import errors_text, word_errors
 from kdasr.results import MISSING, RESULTS_FILE, hypotheses_file, read_hypotheses, read_results
 from kdasr.spikes import SPIKES_FILE, draw, read_histogram
@@ -142,6 +143,14 @@ def measured_how(lines: Sequence[Line]) -> str | None:
     return "Decoded by beam search" + (f" among the words of {', '.join(words)}." if words else ".")
 
 
+def of_a_part(lines: Sequence[Line]) -> str | None:
+    """A sentence on the test sets of which `kdasr prepare` left something out, for their error rates are of
+    the rest."""
+    parts = {line.test: row for line in lines for row in line.rows if row.get("left_out")}
+    said = [left_out_text(test or "Test set", row["left_out"], row["listed"]) for test, row in parts.items()]
+    return f"{'; '.join(said)}." if said else None
+
+
 def of_several_trainings(lines: Sequence[Line]) -> str | None:
     """A sentence that names the models whose average is over rows with different sizes or steps."""
     mixed = [
@@ -254,7 +263,12 @@ def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
     for line in lines:
         table.add_row(*map(escape, line.cells()))
     console.print(table)
-    for sentence in (measured_how(lines), of_several_trainings(lines), improvement(lines, path)):
+    for sentence in (
+        measured_how(lines),
+        of_a_part(lines),
+        of_several_trainings(lines),
+        improvement(lines, path),
+    ):
         if sentence:
             console.print(sentence, markup=False, highlight=False)
     for line, heard in best_students(lines, path):

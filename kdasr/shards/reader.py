@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from kdasr import audio
 from kdasr.errors import AudioError, DamagedShardError, ManifestError, ShardError
-from kdasr.interfaces import Utterance
 from kdasr.manifest import (
     PREPARED,
     PREPARING,
@@ -27,6 +26,7 @@ from kdasr.manifest import (
     unreadable,
 )
 from kdasr.reasons import listed
+from kdasr.shards.writer import Placed
 from kdasr.storage import locate, with_patience
 
 _T = TypeVar("_T")
@@ -108,6 +108,20 @@ def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes
     return f"the shards are not those that were prepared: {'; '.join(parts)}" if parts else ""
 
 
+def left_out_by_prepare(folders: Iterable[Path]) -> tuple[int, int]:
+    """How many utterances `kdasr prepare` left out of folders of shards, and how many were listed for them.
+    Folders that it did not write count as nothing."""
+    left_out = listed_for = 0
+    for folder in folders:
+        try:
+            record = json.loads(locate(folder / PREPARED).read_all())
+        except FileNotFoundError:
+            continue
+        left_out += record["dropped"]
+        listed_for += record["dropped"] + record["count"]
+    return left_out, listed_for
+
+
 def open_shard(path: Path, *, verify: bool = False) -> Shard:
     """Read the manifest of the shard at `path` and check the tar against it.
 
@@ -143,17 +157,31 @@ def complete_shards(folder: Path) -> Iterator[Shard]:
             return
 
 
-def read_utterance(shard: Shard, entry: ShardEntry) -> Utterance:
-    """Read and decode one utterance.
+def read_utterance(shard: Shard, entry: ShardEntry) -> Placed:
+    """Read and decode one utterance, with its place in its recording.
 
     Raises:
         DamagedShardError: the tar is missing, or the utterance's bytes are not those that were written.
         ShardError: the disk or its mount fails.
     """
 
-    def read() -> Utterance:
+    def read() -> Placed:
         with shard.path.open("rb") as file:
             return _read_entry(file, shard.path, entry)
+
+    return _from_disk(shard.path, read)
+
+
+def read_flac(shard: Shard, entry: ShardEntry) -> bytes:
+    """The encoded audio of one utterance, without decoding it.
+
+    Raises:
+        DamagedShardError, ShardError: as `read_utterance`.
+    """
+
+    def read() -> bytes:
+        with shard.path.open("rb") as file:
+            return read_members(file, shard.path, entry)[0]
 
     return _from_disk(shard.path, read)
 
@@ -171,7 +199,7 @@ def _from_disk(path: Path, read: Callable[[], _T]) -> _T:
         raise unreadable(path, error) from error
 
 
-def read_shard(path: Path) -> Iterator[Utterance]:
+def read_shard(path: Path) -> Iterator[Placed]:
     """All utterances of the shard at `path`, in order; its hash is checked first.
 
     Raises:
@@ -278,7 +306,7 @@ def repeated_keys(shard: Shard, seen: dict[str, str]) -> list[str]:
     ]
 
 
-def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Utterance:
+def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Placed:
     flac, meta_json = read_members(file, path, entry)
     try:
         samples = audio.decode(flac, f"{path}:{entry.key}.flac")
@@ -287,4 +315,5 @@ def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Utterance:
     meta = _parse_meta(meta_json, path, entry.key)
     if len(samples) != entry.num_samples:
         raise damaged(path, f"{entry.key} of {entry.num_samples} samples", f"{len(samples)} samples")
-    return Utterance(entry.key, samples, meta.get("text"), meta.get("speaker"), meta.get("language"))
+    facts = (entry.key, samples, meta.get("text"), meta.get("speaker"), meta.get("language"))
+    return Placed(*facts, source=meta.get("source"), offset=meta.get("offset"))

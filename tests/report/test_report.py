@@ -22,7 +22,7 @@ from kdasr.errors import ConfigError, MissingDependencyError
 from kdasr.report import page, print_results, write_report
 from kdasr.report.misheard import speaker_rates
 from kdasr.report.plots import _window, plot_dev_wer, plot_losses, read_log
-from kdasr.report.table import improvement, lines_of, of_several_trainings
+from kdasr.report.table import improvement, lines_of, of_a_part, of_several_trainings
 from kdasr.results import append_result, hypotheses_file
 from kdasr.spikes import spike_histogram, write_histogram
 
@@ -213,6 +213,22 @@ def test_rows_of_different_trainings_are_told(tmp_path: Path) -> None:
     out = io.StringIO()
     print_results(tmp_path, Console(file=out, width=200))
     assert "Averaged over different trainings" in out.getvalue()
+
+
+def test_what_prepare_left_out_of_the_test_sets_is_said_once_for_each(tmp_path: Path) -> None:
+    whole, part = (result("teacher", 1, 3.0, **more) for more in ({}, {"left_out": 105, "listed": 1_232}))
+    student, digits = (
+        result("student", 1, 9.0, left_out=2, listed=4, test=name) for name in (None, "digits")
+    )
+    assert of_a_part(lines_of([whole])) is None
+    told = "listed utterances were left out by prepare (dropped.json says why)"
+    assert of_a_part(lines_of([whole, part])) == f"Test set: 105 of 1,232 {told}."
+    assert of_a_part(lines_of([student, digits])) == f"Test set: 2 of 4 {told}; digits: 2 of 4 {told}."
+    append_result(tmp_path / "results.json", part)
+    out = io.StringIO()
+    print_results(tmp_path, Console(file=out, width=200))
+    assert f"Test set: 105 of 1,232 {told}.\n" in out.getvalue()
+    assert f"Test set: 105 of 1,232 {told}." in write_report(tmp_path).read_text()
 
 
 def test_a_narrow_terminal_cuts_no_figure(tmp_path: Path) -> None:
