@@ -46,8 +46,8 @@ class Heard(NamedTuple):
         tokens: the spikes of the best path, whatever the decoder, including those in the tail; None
             from `evaluate_transcriber`.
         speaker: who spoke, if known.
-        source, offset_s: the recording's name in its corpus, and the seconds in it before the utterance, as in
-            `kdasr.shards.Placed`; None if the shard does not say.
+        source, offset_s: the recording's name in its corpus, and the seconds in it before the utterance; as
+            in `kdasr.shards.Placed`, None if unknown.
         duration_s: length of the audio in seconds.
     """
 

@@ -97,6 +97,11 @@ class Items:
             first = end
         return chosen
 
+    def tables(self) -> Iterator[tuple[int, NDArray[np.void]]]:
+        """For each shard the number of its first utterance, and an array of `ShardEntry` values, with keys as
+        bytes."""
+        return zip([0, *self._ends], self._tables, strict=False)
+
     def num_samples(self) -> Iterator[int]:
         """The number of samples of each utterance."""
         return (count for table in self._tables for count in table["num_samples"].tolist())

@@ -60,7 +60,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 
 def left_out_text(whose: str, left_out: int, listed: int) -> str:
-    """For people: how much of what was listed is missing from a measurement."""
+    """For people: how many of the listed utterances of a test or dev set are missing."""
     counts = f"{left_out:,} of {listed:,} listed utterances"
     return f"{whose}: {counts} were left out by prepare (dropped.json says why)"
 

@@ -51,6 +51,10 @@ def test_utterances_come_out_as_they_went_in(items: Items) -> None:
 def test_what_is_asked_of_all_is_told_in_their_order(items: Items) -> None:
     assert list(items.num_samples()) == [16_000, 2**40, 1, 2**40, 1]
     # Of the second shard nothing is used.
+    assert [(first, list(table["key"])) for first, table in items.tables()] == [
+        (0, [b"a", b"a-much_longer-KEY", b"b"]),
+        (3, [b"a-much_longer-KEY", b"b"]),
+    ]
     assert items.sha256() == {shard(0).path: "sha 0", shard(2).path: "sha 2"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -219,14 +220,39 @@ def test_a_dev_set_that_is_learnt_from_is_told_of(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = {"schedule": [["labelled", 1]]}
-    train(data, tmp_path / "apart", **alone)
-    assert "among what it learns from" not in capsys.readouterr().err
-    both = [str(data / "labelled" / ".." / "dev"), str(data / "labelled")]
-    train(data, tmp_path / "both", labelled=both, **alone)
+    train(data, tmp_path / "apart")
+    assert "dev utterances" not in capsys.readouterr().err
+    shutil.copytree(data / "dev", tmp_path / "copy")
+    train(data, tmp_path / "both", labelled=[str(data / "labelled"), str(tmp_path / "copy")], **alone)
     assert (
-        f"both: the dev set is among what it learns from, and says nothing of other audio: {data}/dev\n"
-        in (capsys.readouterr().err)
-    )
+        f"both: 4 of 4 dev utterances are in the labelled audio too ({data}/dev/dev-0000 is in "
+        f"{tmp_path}/copy/dev-0000), so the dev WER is lower than on other audio\n"
+    ) in capsys.readouterr().err
+    # Three of the twelve are without transcripts among the rest: those of another seed are not.
+    spoken = [utterance(f"u-{seed}", seed, with_text=False) for seed in (101, 102, 103, 300)]
+    write_shards(spoken, tmp_path / "plain")
+    plain = {"unlabelled": [str(tmp_path / "plain")], "labels": [], "unlabelled_losses": {}}
+    train(data, tmp_path / "unlabelled", **plain, **alone)
+    assert "dev utterances" not in capsys.readouterr().err, "the schedule has no use for it"
+    heard = {"teachers": {"big": FrozenTeacher(str(data / "teacher"))}, "teacher": None}
+    soft = functools.partial(soft_cross_entropy, teacher="big")
+    losses = {"soft": {"weight": 1.0, "loss": soft}}
+    train(data, tmp_path / "unlabelled", **{**plain, "unlabelled_losses": losses}, **heard)
+    assert (
+        f"unlabelled: 3 of 4 dev utterances are in the unlabelled audio too ({data}/dev/dev-0001 is in "
+        f"{tmp_path}/plain/u-101), so the dev WER is lower than on other audio\n"
+    ) in capsys.readouterr().err
+
+
+def test_what_prepare_left_out_of_the_dev_set_is_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data / "dev", tmp_path / "dev")
+    record = {"count": 4, "dropped": 3, "shards": [{"name": "shard-000000.tar"}]}
+    (tmp_path / "dev/prepared.json").write_text(json.dumps(record))
+    train(data, tmp_path / "model", dev=[str(tmp_path / "dev")], schedule=[["labelled", 1]])
+    told = "model: dev set: 3 of 7 listed utterances were left out by prepare (dropped.json says why)\n"
+    assert told in capsys.readouterr().err
 
 
 def test_a_dev_set_that_cannot_be_measured_is_refused_before_the_first_step(

@@ -144,7 +144,7 @@ def measured_how(lines: Sequence[Line]) -> str | None:
 
 
 def of_a_part(lines: Sequence[Line]) -> str | None:
-    """A sentence on the test sets of which `kdasr prepare` left something out, for their error rates are of
+    """A sentence on the test sets that `kdasr prepare` left utterances out of: the error rates are those of
     the rest."""
     parts = {line.test: row for line in lines for row in line.rows if row.get("left_out")}
     said = [left_out_text(test or "Test set", row["left_out"], row["listed"]) for test, row in parts.items()]

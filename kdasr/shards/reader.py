@@ -109,8 +109,8 @@ def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes
 
 
 def left_out_by_prepare(folders: Iterable[Path]) -> tuple[int, int]:
-    """How many utterances `kdasr prepare` left out of folders of shards, and how many were listed for them.
-    Folders that it did not write count as nothing."""
+    """The number of utterances that `kdasr prepare` left out of these folders of shards, and the number that
+    were listed for them. Folders that it did not write are not counted."""
     left_out = listed_for = 0
     for folder in folders:
         try:
@@ -173,7 +173,7 @@ def read_utterance(shard: Shard, entry: ShardEntry) -> Placed:
 
 
 def read_flac(shard: Shard, entry: ShardEntry) -> bytes:
-    """The encoded audio of one utterance, without decoding it.
+    """Read the audio of one utterance without decoding it.
 
     Raises:
         DamagedShardError, ShardError: as `read_utterance`.

@@ -21,8 +21,11 @@ from kdasr.methods.impressions import Impressions
 from kdasr.methods.pruning import Pruning
 from kdasr.models import read_card
 from kdasr.ranks import ranks
+from kdasr.reasons import left_out_text
 from kdasr.resampling import check_speeds
 from kdasr.schedule import check_pattern
+from kdasr.shards import left_out_by_prepare
+from kdasr.stages.overlap import heard_in
 from kdasr.storage import is_url
 from kdasr.symbols import shorten
 from kdasr.teachers.base import TeacherSource
@@ -355,16 +358,23 @@ def of_audio(streams: Mapping[str, BatchSource]) -> dict[str, Stream]:
     return {name: source for name, source in streams.items() if isinstance(source, Stream)}
 
 
-def tell_what_is_heard_twice(name: str, labelled: Sequence[str], dev: Sequence[str]) -> None:
-    """Print which folders a training both learns from and is measured on, which makes its WER too low."""
-    learnt = {Path(folder).resolve() for folder in labelled}
-    both = [folder for folder in dev if Path(folder).resolve() in learnt]
-    if both and ranks().first:
-        folders = ", ".join(both)
-        print(
-            f"{name}: the dev set is among what it learns from, and says nothing of other audio: {folders}",
-            file=sys.stderr,
-        )
+def tell_of_dev(name: str, dev: Stream, streams: Mapping[str, BatchSource]) -> None:
+    """Print how many utterances `kdasr prepare` left out of the dev set, and how many are also trained on,
+    which makes its WER too low."""
+    if not ranks().first:
+        return
+    left_out, listed = left_out_by_prepare(dev.folders)
+    if left_out:
+        print(left_out_text(f"{name}: dev set", left_out, listed), file=sys.stderr)
+    for stream, source in of_audio(streams).items():
+        if both := heard_in(dev.items, source.items):
+            here, there = (f"{item.shard.path.parent}/{item.entry.key}" for item in both[0])
+            example = here if here == there else f"{here} is in {there}"
+            print(
+                f"{name}: {len(both):,} of {len(dev.items):,} dev utterances are in the {stream} audio too "
+                f"({example}), so the dev WER is lower than on other audio",
+                file=sys.stderr,
+            )
 
 
 def tell_what_is_untaught(name: str, streams: Mapping[str, BatchSource]) -> None:

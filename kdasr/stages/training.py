@@ -37,7 +37,7 @@ from kdasr.stages.checks import (
     read_schedule,
     schedule_of,
     teacher_hash,
-    tell_what_is_heard_twice,
+    tell_of_dev,
     tell_what_is_untaught,
 )
 from kdasr.stages.delays import offset_watch, with_measured_delays
@@ -175,7 +175,16 @@ def train(
     if silent_start > 0 and start is None:
         losses = _beginning_in_silence(losses, streams, silent_start)
     tell_what_is_untaught(name, streams)
-    tell_what_is_heard_twice(name, labelled, dev)
+    dev_stream = _dev_stream(
+        dev,
+        units_built,
+        batch_seconds=batch_seconds,
+        seed=seed,
+        tail_share=float(hears_tail(built)),
+        exclude_longer_s=max(exclude_longer_s, _DEV_LONGEST_S),
+    )
+    used_streams = {stream: source for stream, source in streams.items() if stream in used}
+    tell_of_dev(name, dev_stream, used_streams)
     training = Training(
         name=name,
         model=built,
@@ -183,22 +192,13 @@ def train(
         streams=streams,
         schedule=blocks,
         losses={stream: weighted(terms) for stream, terms in losses.items()},
-        dev=_dev_stream(
-            dev,
-            units_built,
-            batch_seconds=batch_seconds,
-            seed=seed,
-            tail_share=float(hears_tail(built)),
-            exclude_longer_s=max(exclude_longer_s, _DEV_LONGEST_S),
-        ),
+        dev=dev_stream,
         dev_loss=kdasr.losses.ctc,
         optimisation=optimisation,
         teachers=teachers or {},
         augment=augment,
         start=start_hash and json.dumps([start_hash, prune and prune.config]),
-        watch=offset_watch(
-            {stream: source for stream, source in streams.items() if stream in used}, losses, teachers or {}
-        ),
+        watch=offset_watch(used_streams, losses, teachers or {}),
         seed=seed,
         checkpoints=Path(checkpoints),
         num_workers=num_workers,
