@@ -39,6 +39,8 @@ __all__ = ["check", "corpora", "explained", "prepare", "settings_of"]
 # older shards still match the same settings.
 _LATER = {
     "audio_key": "audio_filepath",
+    "channel_key": "channel",
+    "channels": "average",
     "delimiter": None,
     "language": None,
     "letters": "",
@@ -128,7 +130,7 @@ def prepare(
             scope, files = module.scope(parsed, corpus, split)
             source = {
                 "corpus": name,
-                "generation": module.GENERATION,
+                "generation": getattr(files, "generation", None) or module.GENERATION,
                 "split": split,
                 "seed": seed,
                 "settings": _recorded(scope),

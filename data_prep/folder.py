@@ -15,11 +15,19 @@ from pathlib import Path
 
 from data_prep.support.dropped import Dropped, conversion
 from data_prep.support.files import files_below
-from data_prep.support.listed import Limits, Listed, key_of, of_part, segments, whole_utterances
+from data_prep.support.listed import (
+    Limits,
+    Listed,
+    channels_in,
+    key_of,
+    of_part,
+    segments,
+    whole_utterances,
+)
 from data_prep.support.lists import BY_FILE, files_of, parts_of, tell_shares
 from data_prep.support.prepared import Files, say
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
-from kdasr.audio import NOT_READ, OTHER_AUDIO
+from kdasr.audio import NOT_READ, OTHER_AUDIO, Cut
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
@@ -31,6 +39,7 @@ _TEXTS = (TEXT, ".csv", ".json", ".jsonl", ".md", ".tsv", ".xml", ".yaml", ".yml
 _TIMED_TEXTS = (".srt", ".vtt", ".stm", ".ctm")
 _MOST_SHOWN = 20
 LABELLED = "labelled"
+AVERAGE, EACH = "average", "each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,8 @@ class Settings:
 
     Attributes:
         transcripts: whether NAME.txt is the transcript of NAME.wav; files without one are left out.
+        channels: average, or each: each channel of a file that has several is used by itself, as for calls
+            with one speaker on each.
         held_out_share: share of the files with transcripts that go to labelled-dev, and again to
             labelled-test.
         max_seconds: longer files are cut into segments of at most this, or left out if they have
@@ -51,6 +62,7 @@ class Settings:
     """
 
     transcripts: bool = False
+    channels: str = AVERAGE
     held_out_share: float = 0.0
     max_seconds: float | None = 20.0
     min_seconds: float = 0.2
@@ -63,6 +75,19 @@ class Settings:
         check_language(self.language)
         object.__setattr__(self, "letters", checked_letters(self.letters))
         check_max_seconds(self)
+        if self.channels not in (AVERAGE, EACH):
+            expected = f"{AVERAGE} or {EACH}"
+            raise ConfigError(
+                "the value cannot be used", where="--channels", expected=expected, got=self.channels
+            )
+        if self.transcripts and self.channels == EACH:
+            raise ConfigError(
+                "NAME.txt is the transcript of all channels",
+                where="--channels",
+                expected=f"{AVERAGE} where there are transcripts",
+                got=EACH,
+                fix="Make a list of JSON lines that name the channel (docs/your-data.md).",
+            )
         if self.held_out_share and not self.transcripts:
             raise ConfigError(
                 "what is held out needs transcripts", where="held_out_share", expected="--transcripts true"
@@ -116,7 +141,8 @@ def prepare(
         say(f"{split}: {BY_FILE}")
         tell_shares(LABELLED, settings.held_out_share, list(_transcribed(settings, corpus, Dropped())))
     if not settings.transcripts:
-        return segments(_listed(settings, corpus, dropped), dropped, limits, done)
+        files = _listed(settings, corpus, dropped)
+        return segments(_each(files) if settings.channels == EACH else files, dropped, limits, done)
     listed = _transcribed(settings, corpus, dropped if split == LABELLED else Dropped())
     mine = of_part(listed, settings.held_out_share, split.removeprefix(LABELLED))
     return whole_utterances(
@@ -132,6 +158,17 @@ def _listed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[List
             dropped.add(name, NOT_READ)
             continue
         yield Listed(name, key_of(name), path, name, language=settings.language)
+
+
+def _each(listed: Iterable[Listed]) -> Iterator[Listed]:
+    """The channels of files that have several, each by itself."""
+    for one in listed:
+        count = channels_in(one.path)
+        for channel in range(count if count > 1 else 0):
+            cut, name = Cut(channel=channel), f"{one.name}, channel {channel}"
+            yield dataclasses.replace(one, name=name, key=key_of(one.recording, cut), cut=cut)
+        if count < 2:
+            yield one
 
 
 def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[Listed]:

@@ -1,20 +1,25 @@
 """Kaldi data folders: the corpus folder or, if it has no wav.scp, each folder in it that has one is a split.
 
     wav.scp     RECORDING PATH                  PATH is absolute or relative to the folder
-    segments    UTTERANCE RECORDING START END   optional: cuts, in seconds
+    segments    UTTERANCE RECORDING START END   optional: cuts, in seconds; behind them a channel, from 0
     text        UTTERANCE TRANSCRIPT            without it: unlabelled audio
     utt2spk     UTTERANCE SPEAKER               optional
+    reco2file_and_channel   RECORDING FILE CHANNEL   optional: A or 1 is the first channel, B or 2 the second
+
+Where no other recording has its PATH, and FILE is the same as RECORDING or PATH has only one channel, a
+recording is all of PATH.
 
 A wav.scp may hold commands (`sox … |`): they are never run, and their recordings are dropped.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
-from data_prep.support.listed import Listed, key_lines, key_of_id
+from data_prep.support.listed import Listed, channels_in, key_lines, key_of_id
 from data_prep.support.lists import (
     AudioList,
     ListCorpus,
@@ -25,15 +30,13 @@ from kdasr.audio import WHOLE, Cut
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
-GENERATION = 2
+GENERATION = 3
 RECORDINGS, SEGMENTS, TEXTS, SPEAKERS = "wav.scp", "segments", "text", "utt2spk"
+CHANNELS = "reco2file_and_channel"
 
 Settings = ListSettings
 
-_ONE_CHANNEL = (
-    "the segment is of one channel, and channels are averaged: write each channel as a file of its own "
-    "(sox FILE OUT remix N) and name that"
-)
+_LETTERS = "ABCDEFGH"
 
 
 def _folders(settings: Settings, corpus: Path) -> dict[str, DataFolder]:
@@ -67,15 +70,24 @@ class DataFolder(AudioList):
         paths = [self.folder / name for name in (RECORDINGS, SEGMENTS, TEXTS, SPEAKERS)]
         return tuple(path for path in paths if path.is_file())
 
+    @property
+    def channel_files(self) -> tuple[Path, ...]:
+        path = self.folder / CHANNELS
+        return (path,) if path.is_file() else ()
+
     def read(self, dropped: Dropped) -> list[Listed]:
         recordings = self._lines(RECORDINGS, "recording", dropped)
         texts = self._lines(TEXTS, "transcript", dropped)
         speakers = self._lines(SPEAKERS, "speaker", dropped)
-        listed = []
+        sides = self._lines(CHANNELS, "channel", dropped)
+        uses, listed = Counter(recordings.values()), []
         for utterance, (recording, cut) in self._cuts(recordings, dropped).items():
             text = texts.pop(utterance, None)
             try:
                 name, path = self._place_of(recording, recordings)
+                if cut.channel is None and recording in sides:
+                    alone = uses[recordings[recording]] == 1
+                    cut = cut._replace(channel=_side(recording, sides[recording], path, alone=alone))
             except CorpusError as error:
                 dropped.add_error(utterance, error)
                 continue
@@ -98,16 +110,12 @@ class DataFolder(AudioList):
         cuts = {}
         for utterance, line in self._lines(SEGMENTS, "segment", dropped).items():
             try:
-                recording, start, end, *channel = line.split()
-                cut = _cut(float(start), float(end))
+                recording, start, end, *more = line.split()
+                (channel,) = more or [""]
+                cuts[utterance] = (recording, _cut(float(start), float(end), channel))
             except ValueError:
-                reason = f"this is no segment; expected UTTERANCE RECORDING START END; got {utterance} {line}"
-                dropped.add(utterance, reason)
-                continue
-            if channel:
-                dropped.add(utterance, _ONE_CHANNEL)
-            else:
-                cuts[utterance] = (recording, cut)
+                expected = "UTTERANCE RECORDING START END, and a CHANNEL from 0 if need be"
+                dropped.add(utterance, f"this is no segment; expected {expected}; got {utterance} {line}")
         return cuts
 
     def _place_of(self, recording: str, recordings: dict[str, str]) -> tuple[str, Path]:
@@ -123,8 +131,35 @@ class DataFolder(AudioList):
         return place_of(self.settings, self.folder, audio)
 
 
-def _cut(start_seconds: float, end_seconds: float) -> Cut:
-    """As in Kaldi's extract-segments, a negative end means the end of the recording."""
+def _side(recording: str, line: str, path: Path, *, alone: bool) -> int | None:
+    """The channel of a recording as its line in `CHANNELS` has it; None: it is all of its file, being
+    `alone` in that."""
+    file, *sides = line.split() or [""]
+    # Tools for scoring want `X X A` or `X X 1` of all files; and a side may have been extracted already.
+    if alone and (file == recording or channels_in(path) == 1):
+        return None
+    try:
+        (side,) = sides
+        return _channel(side, first=1)
+    except ValueError:
+        raise CorpusError(
+            f"{CHANNELS} has no channel for it", expected="RECORDING FILE and A, B, … or 1, 2, …", got=line
+        ) from None
+
+
+def _cut(start_seconds: float, end_seconds: float, channel: str) -> Cut:
+    """As in Kaldi's extract-segments, a negative end means the end of the recording, and channels are counted
+    from 0; an empty `channel` means all."""
     if not abs(start_seconds) + abs(end_seconds) < float("inf"):
         raise ValueError("a segment ends somewhere")
-    return Cut(start_seconds, None if end_seconds < 0 else end_seconds - start_seconds)
+    seconds = None if end_seconds < 0 else end_seconds - start_seconds
+    return Cut(start_seconds, seconds, _channel(channel, first=0) if channel else None)
+
+
+def _channel(text: str, *, first: int) -> int:
+    """A channel from 0, named by a letter or by a number from `first`."""
+    if len(text) == 1 and text in _LETTERS:
+        return _LETTERS.index(text)
+    if (channel := int(text) - first) < 0:
+        raise ValueError("channels are counted up")
+    return channel

@@ -2,10 +2,11 @@
 
     {"audio_filepath": "clips/1.wav", "text": "it's a day"}
     {"audio_filepath": "/far/a.mp3", "offset": 12.5, "duration": 3.2, "text": "two", "speaker": "ann"}
+    {"audio_filepath": "calls/1.wav", "channel": 1, "text": "three"}
 
 `audio_filepath` is absolute or relative to the list; `duration` and `offset`, in seconds, select a cut of the
-file; `lang` or `language` is a tag. A list in which no line has a `text` is unlabelled audio. Settings can
-name other keys.
+file; `channel` or `channel_selector`, counted from 0, selects one of its channels; `lang` or `language` is a
+tag. A list in which no line has a `text` is unlabelled audio. Settings can name other keys.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from kdasr.audio import Cut
 from kdasr.errors import ConfigError, CorpusError
 
 NEEDS_CORPUS = True
-GENERATION = 2
+GENERATION = 3
 EXTENSIONS = (".jsonl", ".json")
 _NO_TAG = "with a language that is no tag such as en"
 
@@ -43,11 +44,13 @@ class Settings(ListSettings):
 
     Attributes:
         audio_key, text_key, speaker_key: the keys of the path of the audio, the transcript and the speaker.
+        channel_key: the key of the channel: 0, 1, … or average.
     """
 
     audio_key: str = "audio_filepath"
     text_key: str = "text"
     speaker_key: str = "speaker"
+    channel_key: str = "channel"
 
 
 def _manifests(settings: Settings, corpus: Path) -> dict[str, Manifest]:
@@ -112,11 +115,11 @@ class Manifest(AudioList):
         audio = _text_of(fields, self.settings.audio_key) or ""
         name, path = place_of(self.settings, self.path.parent, audio)
         offset, seconds = _number_of(fields, "offset"), _number_of(fields, "duration")
-        cut = Cut(offset or 0.0, seconds)
+        cut = Cut(offset or 0.0, seconds, _channel_of(fields, self.settings.channel_key))
         return Listed(
             name=f"{where} {name}",
             # NeMo also writes the duration of whole files, which is not part of their key.
-            key=key_of(audio) if offset is None else key_of(audio, cut),
+            key=key_of(audio, Cut(channel=cut.channel) if offset is None else cut),
             path=path,
             recording=name,
             text=_text_of(fields, self.settings.text_key),
@@ -144,6 +147,18 @@ def _language_of(fields: dict[str, Any], dropped: Dropped) -> str | None:
         dropped.notes[_NO_TAG] += 1
         return None
     return tag
+
+
+def _channel_of(fields: dict[str, Any], channel_key: str) -> int | None:
+    """The one channel that a line selects."""
+    given = {key: fields[key] for key in (channel_key, "channel_selector") if fields.get(key) is not None}
+    key, value = next(iter(given.items()), ("", "average"))
+    if value == "average":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        expected = f"0, 1, … or average (--channel_key NAME if {key} says something else)"
+        raise CorpusError(f"the {key} is no channel", expected=expected, got=repr(value))
+    return value
 
 
 def _text_of(fields: dict[str, Any], key: str) -> str | None:

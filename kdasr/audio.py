@@ -57,7 +57,8 @@ class Decoded(NamedTuple):
     Attributes:
         samples: (N,) float32 in [-1, 1], mono, at the requested rate.
         source_rate_hz: the rate of the file; if it differs, the samples were resampled.
-        source_channels: the number of channels of the file; if more than one, they were averaged.
+        source_channels: the number of channels of the file, or 1 if one was selected; if more than one, they
+            were averaged.
     """
 
     samples: NDArray[np.float32]
@@ -71,10 +72,12 @@ class Cut(NamedTuple):
     Attributes:
         start_seconds: where it begins.
         seconds: its duration; None: to the end.
+        channel: the channel of the file, counted from 0; None: all channels, averaged.
     """
 
     start_seconds: float = 0.0
     seconds: float | None = None
+    channel: int | None = None
 
 
 WHOLE = Cut()
@@ -149,14 +152,15 @@ class AudioReader:
 
     @property
     def channels(self) -> int:
-        """Number of channels of the file, which are averaged; 0 before the first read."""
+        """Number of channels of the file, averaged unless a cut selects one; 0 before the first read."""
         return 0 if self._file is None else int(self._file.channels)
 
     def load(self, cut: Cut = WHOLE) -> Decoded:
         """A cut, or all of the file.
 
         Raises:
-            AudioError, StorageError: as `load`, or the cut is not within the file.
+            AudioError, StorageError: as `load`, or the cut is not within the file, or of a channel that this
+                lacks.
         """
         with self._reading() as file:
             return _joined(_blocks(file, str(self._path), cut), file.samplerate, self._rate_hz)
@@ -312,7 +316,8 @@ def _decoding(where: str, num_bytes: int) -> Iterator[None]:
 def _segments(
     file: _Forward, max_seconds: float, where: str, cut: Cut = WHOLE
 ) -> Iterator[NDArray[np.float32]]:
-    """(n, channels) frames, segment by segment, each but the last cut off at a quiet place."""
+    """(n, channels) frames, segment by segment, each but the last cut off at a quiet place; (n, 1) if the cut
+    selects a channel."""
     start, end = _ends(file, where, cut)
     count, part, slack = _parts(file, max_seconds, end - start)
     longest = part + slack
@@ -363,14 +368,14 @@ def _quietest(frames_nc: NDArray[np.float32], first: int, rate_hz: int) -> int:
 def _blocks(
     file: _Forward, where: str, cut: Cut = WHOLE, num_frames: int | None = None
 ) -> Iterator[NDArray[np.float32]]:
-    """(n, channels) frames, block by block, to the end of the cut."""
+    """(n, channels) frames, block by block, to the end of the cut; (n, 1) if it selects a channel."""
     start, end = _ends(file, where, cut)
     _go_to(file, start)
     num_frames = num_frames or int(_BLOCK_SECONDS * file.samplerate)
     position = start
     while position < end:
         wanted = min(num_frames, end - position)
-        frames_nc = _read(file, wanted)
+        frames_nc = _read(file, wanted, cut.channel)
         position += len(frames_nc)
         if not np.isfinite(frames_nc).all():
             raise AudioError(
@@ -387,18 +392,24 @@ def _blocks(
         raise AudioError("the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN)
 
 
-def _read(file: _Forward, num_frames: int) -> NDArray[np.float32]:
-    """(n, channels) frames, as many as there are up to `num_frames`, read in blocks since soundfile would
-    allocate memory for all of `num_frames`."""
+def _read(file: _Forward, num_frames: int, channel: int | None) -> NDArray[np.float32]:
+    """(n, channels) frames, or (n, 1) of one channel, as many as there are up to `num_frames`, read in blocks
+    since soundfile would allocate memory for all of `num_frames`."""
     blocks, most = [], int(_BLOCK_SECONDS * file.samplerate)
     while num_frames > 0:
-        blocks.append(file.read(min(num_frames, most), dtype="float32", always_2d=True))
+        frames_nc = file.read(min(num_frames, most), dtype="float32", always_2d=True)
+        # A copy: a view would keep the other channels in memory.
+        blocks.append(frames_nc if channel is None else frames_nc[:, channel : channel + 1].copy())
         num_frames = num_frames - len(blocks[-1]) if len(blocks[-1]) == most else 0
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def _ends(file: soundfile.SoundFile, where: str, cut: Cut) -> tuple[int, int]:
     """First frame of a cut, and the one after its last: a huge number if the end is unknown."""
+    if cut.channel is not None and not 0 <= cut.channel < file.channels:
+        expected = {1: "0", 2: "0 or 1"}.get(file.channels, f"0 to {file.channels - 1}")
+        what = f"channel {cut.channel} of a file that has {file.channels}"
+        raise AudioError(what, where=where, expected=expected)
     # Each end is rounded by itself, so that adjacent cuts neither share nor lose a frame.
     start = round(cut.start_seconds * file.samplerate)
     end = file.frames

@@ -49,6 +49,7 @@ class Heard(NamedTuple):
         source, offset_s: the recording's name in its corpus, and the seconds in it before the utterance; as
             in `kdasr.shards.Placed`, None if unknown.
         duration_s: length of the audio in seconds.
+        channel: the channel of the recording, as in `kdasr.shards.Placed`; None: all channels, averaged.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Heard(NamedTuple):
     source: str | None = None
     offset_s: float | None = None
     duration_s: float | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +189,14 @@ def measure_rtf(work: Callable[[], object], audio_seconds: float, *, repeats: in
 
 
 def write_hypotheses(path: Path, result: Result) -> None:
-    """Write one JSON line for each utterance: key; speaker, source, offset_s and duration_s (if known, see
-    `Heard`); reference, hypothesis, and word errors, in total and by kind."""
+    """Write one JSON line for each utterance: key; speaker, source, offset_s, duration_s and channel (if
+    known, see `Heard`); reference, hypothesis, and word errors, in total and by kind."""
     heard_all = result.heard
     misheard = misheard_words([one.reference for one in heard_all], [one.hypothesis for one in heard_all])
     lines = []
     for heard, wrong in zip(heard_all, misheard, strict=True):
-        known = {name: getattr(heard, name) for name in ("speaker", "source", "offset_s", "duration_s")}
+        names = ("speaker", "source", "offset_s", "duration_s", "channel")
+        known = {name: getattr(heard, name) for name in names}
         row = {
             "key": heard.key,
             **{name: value for name, value in known.items() if value is not None},
@@ -244,7 +247,7 @@ def _score(
 
 
 def _heard(one: Placed, text: str, tokens: list[Token] | None) -> Heard:
-    place = (one.source, one.offset, len(one.samples) / SAMPLE_RATE_HZ)
+    place = (one.source, one.offset, len(one.samples) / SAMPLE_RATE_HZ, one.channel)
     return Heard(one.key, one.text or "", text, tokens, one.speaker, *place)
 
 

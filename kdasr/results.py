@@ -36,8 +36,8 @@ def hypotheses_file(results: Path, row: Mapping[str, Any]) -> Path:
 
 def read_hypotheses(path: Path) -> list[dict[str, Any]]:
     """For each utterance of a file of hypotheses: key, reference, hypothesis, word errors as `errors`, and
-    `speaker`, `source`, `offset_s` and `duration_s` if known. Older files have none of these four, and no
-    errors by kind.
+    `speaker`, `source`, `offset_s`, `duration_s` and `channel` if known. Older files have none of these five,
+    and no errors by kind.
 
     Raises:
         ConfigError: the file is something else.

@@ -326,6 +326,54 @@ def test_a_header_promises_the_segments_that_come(tmp_path: Path, seconds: float
         assert reader.promised()[1:] == (1, rate_hz)
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cut_may_be_of_one_channel(kind: str, tmp_path: Path) -> None:
+    rate_hz, path = 48_000, tmp_path / "call"
+    stereo_nc = np.stack([tone(4.0, rate_hz), noisy(4.0, rate_hz)], axis=1)
+    path.write_bytes(encoded(stereo_nc, rate_hz, kind))
+    whole_nc = soundfile.read(path, dtype="float32")[0]
+    with AudioReader(path, rate_hz) as reader:
+        for channel in (1, 0):
+            decoded = reader.load(Cut(1.5, 0.5, channel))
+            np.testing.assert_allclose(decoded.samples, whole_nc[72_000:96_000, channel], atol=1e-6)
+            assert (decoded.source_channels, reader.channels) == (1, 2)
+        both = reader.load(Cut(1.5, 0.5))
+        np.testing.assert_allclose(both.samples, whole_nc[72_000:96_000].mean(axis=1), atol=1e-6)
+
+
+def test_the_segments_of_a_channel_end_in_its_own_pauses(tmp_path: Path) -> None:
+    stereo_nc = np.stack([words((1.0, 3.3), 5.0), words((1.6, 3.0), 5.0)], axis=1)
+    for name, samples in (("call", stereo_nc), ("second", stereo_nc[:, 1])):
+        (tmp_path / f"{name}.flac").write_bytes(encoded(samples, kind="flac"))
+    with AudioReader(tmp_path / "call.flac") as call, AudioReader(tmp_path / "second.flac") as second:
+        found = list(call.segments(2.0, Cut(channel=1)))
+        for segment, expected in zip(found, second.segments(2.0), strict=True):
+            np.testing.assert_array_equal(segment.samples, expected.samples)
+    assert len(found[0].samples) / 16_000 == pytest.approx(1.6, abs=0.05)
+
+
+def test_what_is_wrong_with_another_channel_is_no_matter(tmp_path: Path) -> None:
+    stereo_nc = np.stack([tone(0.5), np.full(8_000, np.nan, np.float32)], axis=1)
+    (tmp_path / "a.wav").write_bytes(encoded(stereo_nc, kind="wav_float"))
+    with AudioReader(tmp_path / "a.wav") as reader:
+        np.testing.assert_array_equal(reader.load(Cut(channel=0)).samples, stereo_nc[:, 0])
+        with pytest.raises(AudioError, match="NaN"):
+            reader.load(Cut(channel=1))
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(1, "0"), (2, "0 or 1"), (3, "0 to 2")])
+def test_a_channel_that_is_not_in_the_file_is_refused(channels: int, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(encoded(np.stack([tone(0.5)] * channels, axis=1)))
+    message = rf"a\.wav: channel {{}} of a file that has {channels}; expected {expected}$"
+    with AudioReader(tmp_path / "a.wav") as reader:
+        for channel in (-1, channels):
+            with pytest.raises(AudioError, match=message.format(channel)):
+                reader.load(Cut(channel=channel))
+        with pytest.raises(AudioError, match=message.format(channels)):
+            next(reader.segments(1.0, Cut(channel=channels)))
+        assert len(reader.load(Cut(channel=channels - 1)).samples) == 8_000
+
+
 def test_of_a_cut_file_the_segments_before_the_cut_come_first(tmp_path: Path) -> None:
     path = tmp_path / "cut.mp3"
     noise = np.random.default_rng(0).normal(0, 0.1, 160_000).astype(np.float32)

@@ -280,7 +280,7 @@ def test_hypotheses_say_where_in_which_recording_they_are(tmp_path: Path) -> Non
     samples = bursts(1, 0)
     utterances = [
         Placed("all", samples, "a", source="calls/1.wav"),
-        Placed("part", samples[:7_200], "a", source="calls/2 é.wav", offset=12.5),
+        Placed("part", samples[:7_200], "a", source="calls/2 é.wav", offset=12.5, channel=0),
     ]
     paths = write_shards(utterances, tmp_path / "shards")
     for name, result in (
@@ -289,10 +289,12 @@ def test_hypotheses_say_where_in_which_recording_they_are(tmp_path: Path) -> Non
     ):
         write_hypotheses(tmp_path / name, result)
         rows = read_hypotheses(tmp_path / name)
-        places = [{key: row.get(key) for key in ("source", "offset_s", "duration_s")} for row in rows]
+        places = [
+            {key: row.get(key) for key in ("source", "offset_s", "duration_s", "channel")} for row in rows
+        ]
         assert places == [
-            {"source": "calls/1.wav", "offset_s": None, "duration_s": 0.6},
-            {"source": "calls/2 é.wav", "offset_s": 12.5, "duration_s": 0.45},
+            {"source": "calls/1.wav", "offset_s": None, "duration_s": 0.6, "channel": None},
+            {"source": "calls/2 é.wav", "offset_s": 12.5, "duration_s": 0.45, "channel": 0},
         ]
         assert "offset_s" not in rows[0]
 

@@ -72,7 +72,10 @@ def test_text_and_speaker_come_back_and_no_text_stays_no_text(tmp_path: Path) ->
 
 def test_places_are_read_without_audio_and_are_none_where_nobody_said_them(tmp_path: Path) -> None:
     samples = utterance("x").samples
-    whole, part = Placed("b", samples, source="b é.wav"), Placed("c", samples, source="c.mp3", offset=0.0)
+    whole, part = (
+        Placed("b", samples, source="b é.wav"),
+        Placed("c", samples, source="c.mp3", offset=0.0, channel=0),
+    )
     (path,) = write_shards([utterance("a"), whole, part], tmp_path)
     places = [(None, None), ("b é.wav", None), ("c.mp3", 0.0)]
     assert read_places(open_shard(path)) == places

@@ -95,8 +95,7 @@ def whole_utterances(
                     dropped.add_error(one.name, error)
                     continue
                 seen.add(one.key)
-                dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-                dropped.note_channels(reader.channels)
+                _note(one, reader, rate_hz, dropped)
                 if audio:
                     offset = None if one.cut == WHOLE else one.cut.start_seconds
                     yield _placed(one, one.key, audio.samples, text, offset)
@@ -115,12 +114,30 @@ def segments(
         with AudioReader(path) as reader:
             rates = [rate_hz for one in group if (rate_hz := _written_rate(one, reader, limits, done))]
             if len(rates) == len(group):
-                for rate_hz in rates:
-                    dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-                    dropped.note_channels(reader.channels)
+                for one, rate_hz in zip(group, rates, strict=True):
+                    _note(one, reader, rate_hz, dropped)
                 continue
             for one in group:
                 yield from _segments_of(one, reader, dropped, limits)
+
+
+def in_order(listed: list[Listed]) -> list[Listed]:
+    """The cuts of each file together, by where they begin, in the place of the first of them: so a file is
+    opened once and read forward. Whole files stay where they are."""
+    first: dict[str, int] = {}
+    places = []
+    for number, one in enumerate(listed):
+        whole = one.cut._replace(channel=None) == WHOLE
+        places.append((number if whole else first.setdefault(one.recording, number), one.cut.start_seconds))
+    return [listed[number] for number in sorted(range(len(listed)), key=places.__getitem__)]
+
+
+def channels_in(path: Path) -> int:
+    """How many channels an audio file has; 0: it cannot be read, which is told where it is."""
+    with AudioReader(path) as reader:
+        with contextlib.suppress(AudioError):
+            reader.promised()
+        return reader.channels
 
 
 def _by_file(
@@ -202,14 +219,20 @@ def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Lim
         for samples, rate_hz, _ in reader.segments(longest, one.cut):
             if kept == 0:
                 _check_not_short(len(samples), least)
-                dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
-                dropped.note_channels(reader.channels)
+                _note(one, reader, rate_hz, dropped)
             yield _placed(one, _segment_key(one, kept), samples, None, offset)
             kept, offset = kept + 1, offset + len(samples) / SAMPLE_RATE_HZ
     except CorpusError as error:
         dropped.add_error(one.name, error)
     except AudioError as error:
         dropped.add_error(one.name, error, f"; {kept} segments before that are kept" if kept else "")
+
+
+def _note(one: Listed, reader: AudioReader, rate_hz: int, dropped: Dropped) -> None:
+    """Count what was resampled, and what was averaged."""
+    dropped.note_rate(rate_hz, SAMPLE_RATE_HZ)
+    if one.cut.channel is None:
+        dropped.note_channels(reader.channels)
 
 
 def _placed(
@@ -219,7 +242,10 @@ def _placed(
     source = one.recording.encode("utf-8", "replace").decode()
     # No finer: segments are rounded up to whole samples, which adds up over an hour.
     offset = None if offset is None else round(offset, 3)
-    return Placed(key, samples, text, one.speaker, one.language, source=source, offset=offset)
+    channel = one.cut.channel
+    return Placed(
+        key, samples, text, one.speaker, one.language, source=source, offset=offset, channel=channel
+    )
 
 
 def _segment_key(one: Listed, number: int) -> str:
@@ -273,11 +299,13 @@ def _usable(text: str | None, letters: str) -> str:
 def key_of(name: PurePath | str, cut: Cut = WHOLE) -> str:
     """A readable key for the file `name` or a cut of it, different for different names.
 
-    Characters not allowed in keys become `_`; a hash of the original name follows and, for a cut, its start
-    and end in milliseconds.
+    Characters not allowed in keys become `_`; a hash of the original name follows and, for a cut, its channel
+    and its start and end in milliseconds.
     """
     key = _readable_key(os.path.splitext(name)[0], str(name))  # noqa: PTH122
-    if cut == WHOLE:
+    if cut.channel is not None:
+        key += f"-c{cut.channel}"
+    if cut._replace(channel=None) == WHOLE:
         return key
     ends = (cut.start_seconds, None if cut.seconds is None else cut.start_seconds + cut.seconds)
     return key + "".join(f"-{round(1000 * end):07d}" if end is not None else "-end" for end in ends)

@@ -22,6 +22,7 @@ from data_prep.support.listed import (
     PARTS,
     Limits,
     Listed,
+    in_order,
     least_share,
     of_part,
     segments,
@@ -38,6 +39,8 @@ BY_FILE = "no speakers are named, so it is held out by file, and a speaker may b
 
 _OWN_LISTS = "Put what is for dev and test into lists or folders of their own"
 _MOST_NAMED = 5
+# The generation that did not put cuts in order, and averaged all channels.
+_AS_LISTED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,11 @@ class AudioList(ABC):
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files it is read from; the split depends on their bytes."""
+
+    @property
+    def channel_files(self) -> tuple[Path, ...]:
+        """As `files`, where a channel is selected."""
+        return ()
 
     def fault(self) -> CorpusError | None:
         """Why the file is not a list of audio, or None."""
@@ -163,7 +171,10 @@ class ListCorpus(Generic[SettingsT]):
         own = dataclasses.replace(settings, split=(name,), unlabelled=unlabelled)
         if not unlabelled and _has_texts(listed):
             own = dataclasses.replace(own, segment_seconds=None)
-        return own, files_of(lists[name].files, listed)
+        if any(one.cut.channel is not None for one in listed):
+            return own, files_of(lists[name].files + lists[name].channel_files, listed)
+        files = files_of(lists[name].files, listed)
+        return own, files._replace(generation=_AS_LISTED if in_order(listed) == listed else None)
 
     def prepare(
         self,
@@ -175,7 +186,7 @@ class ListCorpus(Generic[SettingsT]):
         dropped: Dropped,
         done: Mapping[str, int],
     ) -> Iterator[Utterance]:
-        """The utterances of a split, in the order of its list."""
+        """The utterances of a split, in the order of its list, but with the cuts of a file together."""
         lists = self._lists_in(settings, corpus)
         name, part = _name_and_part(settings, lists, split)
         # Faulty lines are recorded for one part only.
@@ -184,7 +195,7 @@ class ListCorpus(Generic[SettingsT]):
             if not any(one.speaker for one in listed):
                 say(f"{name}: {BY_FILE}{_names_of(lists[name], 'speaker')}")
             tell_shares(name, settings.held_out_share, listed)
-        mine = of_part(listed, settings.held_out_share, part)
+        mine = of_part(in_order(listed), settings.held_out_share, part)
         if name not in settings.unlabelled and _has_texts(listed):
             return whole_utterances(
                 mine,

@@ -122,10 +122,12 @@ class Files(NamedTuple):
     Attributes:
         read: files that matter by content, such as a list.
         sized: names and paths of files that matter by size, such as the audio that the list names.
+        generation: an earlier GENERATION of the corpus if it made the same of these files; None: the current.
     """
 
     read: tuple[Path, ...]
     sized: Mapping[str, Path]
+    generation: int | None = None
 
 
 def fingerprint_of(files: Path | Files | None, *, without: Path) -> dict[str, Any] | None:

@@ -316,4 +316,5 @@ def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Placed:
     if len(samples) != entry.num_samples:
         raise damaged(path, f"{entry.key} of {entry.num_samples} samples", f"{len(samples)} samples")
     facts = (entry.key, samples, meta.get("text"), meta.get("speaker"), meta.get("language"))
-    return Placed(*facts, source=meta.get("source"), offset=meta.get("offset"))
+    source, offset, channel = (meta.get(name) for name in ("source", "offset", "channel"))
+    return Placed(*facts, source=source, offset=offset, channel=channel)

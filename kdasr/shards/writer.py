@@ -41,10 +41,12 @@ class Placed(Utterance):
     Attributes:
         source: the audio file as named in the corpus, or None if unknown.
         offset: seconds of that file before the utterance; None if it is the whole file.
+        channel: the channel of that file, counted from 0; None: all channels, averaged.
     """
 
     source: str | None = None
     offset: float | None = None
+    channel: int | None = None
 
 
 def write_shards(
@@ -184,7 +186,7 @@ def _encode(utterance: Utterance) -> tuple[bytes, bytes]:
     if utterance.language is not None:
         meta["language"] = utterance.language
     if isinstance(utterance, Placed):
-        places = {"source": utterance.source, "offset": utterance.offset}
+        places = {"source": utterance.source, "offset": utterance.offset, "channel": utterance.channel}
         meta.update({name: value for name, value in places.items() if value is not None})
     return flac, json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
 

@@ -18,9 +18,10 @@ from kdasr.shards import read_flac, read_places, read_utterance
 
 # If all clips have the same length, many have the same number of bytes too: not all of these are read.
 _MOST_IN_VAIN = 1_000
-# A key made by `kdasr prepare`: the recording's name and its hash, then the start and end of a cut in
-# milliseconds, then the number of a segment. Up to three parts follow the hash, each after a hyphen.
-_CUT = re.compile(rb"(.+?-[0-9a-f]{8})(-\d{7,}(-\d{7,}|-end)?)?(-\d{4,})?")
+# A key made by `kdasr prepare`: the recording's name and its hash, perhaps its channel, which is then a
+# recording of its own; then the start and end of a cut in milliseconds, then the number of a segment. Up to
+# three parts follow the recording, each after a hyphen.
+_CUT = re.compile(rb"(.+?-[0-9a-f]{8}(?:-c\d+)?)(-\d{7,}(-\d{7,}|-end)?)?(-\d{4,})?")
 _MOST_PARTS = 3
 # An overlap of this length, or of half a dev utterance, is more than the margins of neighbouring cuts.
 _COMMON_S = 5.0

@@ -16,6 +16,7 @@ from kdasr.shards import list_shards, open_shard, read_places, read_shard
 SPEAKERS = ("ann", "bob", "cat", "dan")
 PER_DIGIT = 4
 LEVELS = 2000
+TONES_HZ = (400, 1000)
 
 
 def level_of(speaker: str, digit: int, number: int) -> float:
@@ -74,6 +75,21 @@ def write_tone(path: Path, seconds: float, rate_hz: int = 16_000) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate_hz)) / rate_hz)
     soundfile.write(path, samples.astype(np.float32), rate_hz)
+
+
+def write_call(path: Path, seconds: float, rate_hz: int = 16_000) -> None:
+    """A file of two channels, with a tone of `TONES_HZ` on each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    times_n1 = np.arange(round(seconds * rate_hz))[:, None] / rate_hz
+    samples_nc = 0.3 * np.sin(2 * np.pi * np.array(TONES_HZ) * times_n1)
+    soundfile.write(path, samples_nc.astype(np.float32), rate_hz)
+
+
+def channels_of(utterance: Utterance) -> list[int]:
+    """The channels of a `write_call` whose tones are heard."""
+    times_n = np.arange(len(utterance.samples)) / 16_000
+    levels = [abs(np.mean(utterance.samples * np.exp(2j * np.pi * hz * times_n))) for hz in TONES_HZ]
+    return [channel for channel, level in enumerate(levels) if level > 0.02]
 
 
 def dropped_in(folder: Path) -> dict[str, str]:

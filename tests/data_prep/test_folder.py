@@ -19,7 +19,16 @@ from kdasr.audio import load
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
-from tests.data_prep.fakes import bytes_below, dropped_in, places_in, read_folder, record_of, write_tone
+from tests.data_prep.fakes import (
+    bytes_below,
+    channels_of,
+    dropped_in,
+    places_in,
+    read_folder,
+    record_of,
+    write_call,
+    write_tone,
+)
 
 DOCUMENTS = Path(__file__).parents[2] / "docs"
 
@@ -220,6 +229,31 @@ def test_stereo_and_other_rates_become_mono_at_16_khz(corpus: Path) -> None:
     np.testing.assert_allclose(utterance.samples[1000:15000], 0.2, atol=1e-3)
     notes = record_of(corpus.parent / "out" / "unlabelled")["notes"]
     assert notes == {"resampled from 22050 Hz": 1, "averaged 2 channels": 1}
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3"])
+def test_each_channel_may_be_an_utterance_of_its_own(kind: str, corpus: Path) -> None:
+    write_call(corpus / f"call.{kind}", 2.5, 44_100)
+    write_tone(corpus / "one.wav", 0.5)
+    (corpus / "text.wav").write_bytes(b"this is text")
+    utterances = prepared(corpus, channels="each", max_seconds=1.5)
+    key = key_of(f"call.{kind}")
+    ends = ["c0-0000", "c0-0001", "c1-0000", "c1-0001"]
+    assert [one.key for one in utterances] == [*(f"{key}-{end}" for end in ends), f"{key_of('one.wav')}-0000"]
+    assert [channels_of(one) for one in utterances[:4]] == [[0], [0], [1], [1]]
+    out = corpus.parent / "out/unlabelled"
+    assert record_of(out)["notes"] == {"resampled from 44100 Hz": 2}
+    assert [*dropped_in(out)] == ["text.wav"]
+    with pytest.raises(ConfigError, match="expected channels=None; got channels=each"):
+        prepared(corpus, max_seconds=1.5)
+
+
+def test_each_channel_is_no_way_to_use_one_transcript(corpus: Path) -> None:
+    write_call(corpus / "call.wav", 0.5)
+    with pytest.raises(ConfigError, match=r"--channels: NAME\.txt is the transcript of all channels"):
+        prepared(corpus, channels="each", transcripts=True)
+    with pytest.raises(ConfigError, match="--channels: .*; expected average or each; got left"):
+        prepared(corpus, channels="left")
 
 
 def test_a_folder_without_audio_is_refused(corpus: Path) -> None:

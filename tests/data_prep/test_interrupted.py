@@ -19,7 +19,7 @@ from kdasr import audio
 from kdasr.interfaces import Utterance
 from kdasr.shards import write_shards
 from kdasr.storage import temporary_name
-from tests.data_prep.fakes import bytes_below, make_fsdd, write_tone
+from tests.data_prep.fakes import bytes_below, make_fsdd, write_call, write_tone
 from tests.librispeech_tree import make_recordings, make_tree
 
 MINUTES = {"labelled_minutes": 0.3, "unlabelled_minutes": 0, "dev_minutes": 0, "test_minutes": 0}
@@ -34,11 +34,11 @@ def librispeech(folder: Path) -> dict[str, Any]:
 
 def recordings(folder: Path) -> dict[str, Any]:
     corpus = make_recordings(folder)
-    write_tone(corpus / "a.wav", 3.0, 44_100)
+    write_call(corpus / "a.wav", 3.0, 44_100)
     write_tone(corpus / "b.mp3", 9.0)
     whole = (corpus / "b.mp3").read_bytes()
     (corpus / "b.mp3").write_bytes(whole[: len(whole) // 2])
-    return {"corpus": corpus, "max_seconds": 1.5, "max_shard_utterances": 3}
+    return {"corpus": corpus, "max_seconds": 1.5, "max_shard_utterances": 3, "channels": "each"}
 
 
 def cuts(folder: Path) -> list[str]:
@@ -50,7 +50,7 @@ def cuts(folder: Path) -> list[str]:
 def manifest(folder: Path) -> dict[str, Any]:
     lines = [
         {"audio_filepath": "long.mp3", "offset": float(cut.split()[0]), "duration": 0.5, "text": "one"}
-        for cut in cuts(folder)
+        for cut in reversed(cuts(folder))
     ]
     write_tone(folder / "a.wav", 0.5)
     lines.insert(0, {"audio_filepath": "a.wav", "text": "one"})

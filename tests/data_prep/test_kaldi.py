@@ -9,7 +9,7 @@ import pytest
 
 from data_prep import prepare
 from kdasr.errors import ConfigError, CorpusError
-from tests.data_prep.fakes import dropped_in, read_folder, write_tone
+from tests.data_prep.fakes import channels_of, dropped_in, read_folder, record_of, write_call, write_tone
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def test_segments_are_cut(corpus: Path) -> None:
         corpus,
         wav_scp="a audio/a.wav\n",
         segments="u1 a 0.5 1.25\nu2 a 1.25 -1\nu3 a 5 6\nu4 b 0 1\nu5 a one two\nu6 a 1\nu7 a 0 nan\n"
-        "u9 a 0 1 B\n",
-        text="u1 one\nu2 two\nu3 three\nu4 four\nu8 eight\nu1 again\n",
+        "u9 a 0 1 B\nu10 a 0 1 -1\nu11 a 0 1 0 0\n",
+        text="u1 one\nu2 two\nu3 three\nu4 four\nu8 eight\nu1 again\nu9 nine\n",
     )
     out = prepared(corpus)
     assert [(one.key, one.text, len(one.samples)) for one in read_folder(out / "data")] == [
@@ -86,12 +86,74 @@ def test_segments_are_cut(corpus: Path) -> None:
     dropped = dropped_in(out / "data")
     assert dropped["u3"].startswith("the cut is not within the audio; expected a part of 0 to 3.00 s")
     assert dropped["u4"] == "wav.scp has no recording b"
-    for name in ("u5", "u6", "u7"):
+    for name in ("u5", "u6", "u7", "u10", "u11"):
         assert dropped[name].startswith("this is no segment; expected UTTERANCE RECORDING START END")
-    assert "is of one channel, and channels are averaged" in dropped["u9"]
+    assert dropped["u9"] == "channel 1 of a file that has 1; expected 0"
     assert dropped["u8"] == "transcript without audio"
     assert dropped["text:6"] == "a second transcript of u1"
-    assert len(dropped) == 8
+    assert len(dropped) == 10
+
+
+def test_segments_may_name_a_channel(corpus: Path) -> None:
+    write_call(corpus / "audio/call.wav", 3.0)
+    write(
+        corpus,
+        wav_scp="call audio/call.wav\n",
+        segments="u1 call 0.5 2 0\nu2 call 1 2.5 1\nu3 call 2 3 A\nu4 call 2.5 3\nu5 call 2.5 3 2\n",
+        text="u1 one\nu2 two\nu3 three\nu4 four\nu5 five\n",
+    )
+    out = prepared(corpus)
+    assert [(one.key, one.text, channels_of(one)) for one in read_folder(out / "data")] == [
+        ("u1", "one", [0]),
+        ("u2", "two", [1]),
+        ("u3", "three", [0]),
+        ("u4", "four", [0, 1]),
+    ]
+    assert dropped_in(out / "data") == {"u5": "channel 2 of a file that has 2; expected 0 or 1"}
+    assert record_of(out / "data")["notes"] == {"averaged 2 channels": 1}
+
+
+@pytest.mark.parametrize(("first", "second"), [("A", "B"), ("1", "2")])
+def test_recordings_may_be_the_channels_of_one_file(corpus: Path, first: str, second: str) -> None:
+    for name in ("1.wav", "2.mp3", "3.flac"):
+        write_call(corpus / f"audio/{name}", 1.0)
+    write(
+        corpus,
+        wav_scp="1-b audio/1.wav\n1-a audio/1.wav\n2-b audio/2.mp3\n3-a audio/3.flac\n3-c audio/3.flac\n",
+        text="1-b one\n1-a two\n2-b three\n3-a four\n3-c five\n",
+        reco2file_and_channel=f"1-a 1-a {first}\n1-b 1-b {second}\n2-b 2 {second}\n3-a 3 {first}\n3-c 3 0\n",
+    )
+    out = prepared(corpus)
+    assert [(one.key, one.text, channels_of(one)) for one in read_folder(out / "data")] == [
+        ("1-b", "one", [1]),
+        ("1-a", "two", [0]),
+        ("2-b", "three", [1]),
+        ("3-a", "four", [0]),
+    ]
+    reason = "reco2file_and_channel has no channel for it; expected RECORDING FILE and A, B, … or 1, 2, …; "
+    assert dropped_in(out / "data") == {"3-c": f"{reason}got 3 0"}
+    assert record_of(out / "data")["notes"] == {}
+    write(corpus, reco2file_and_channel=f"1-a 1-a {second}\n1-b 1-b {first}\n")
+    with pytest.raises(ConfigError, match="the list or its audio has changed since"):
+        prepared(corpus)
+
+
+def test_sides_that_are_all_of_their_file_change_nothing(corpus: Path) -> None:
+    """Whole files, as tools for scoring have them, and sides that were extracted."""
+    write_call(corpus / "audio/both.wav", 1.0)
+    recordings = "both audio/both.wav\ncall-A audio/b c.wav\ncall-B audio/a.wav\n"
+    write(corpus, wav_scp=recordings, text="both one\ncall-A two\ncall-B three\n")
+    out = prepared(corpus)
+    assert channels_of(read_folder(out / "data")[0]) == [0, 1]
+    before = (out / "data/prepared.json").read_bytes()
+    write(corpus, reco2file_and_channel="both both A\ncall-A call A\ncall-B call B\n")
+    prepared(corpus)
+    prepare("kaldi", corpus=corpus, out=corpus.parent / "again")
+    assert (corpus.parent / "again/data/prepared.json").read_bytes() == before
+    write(corpus, wav_scp=recordings.replace("a.wav", "b c.wav"))
+    prepare("kaldi", corpus=corpus, out=corpus.parent / "shared")
+    dropped = dropped_in(corpus.parent / "shared/data")
+    assert dropped == {"call-B": "channel 1 of a file that has 1; expected 0"}
 
 
 def test_a_command_is_never_run(corpus: Path, tmp_path: Path) -> None:

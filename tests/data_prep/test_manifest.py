@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tarfile
 import textwrap
 import types
 import unicodedata
@@ -20,8 +21,18 @@ from kdasr.audio import AudioReader, Cut, load
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
+from kdasr.shards import list_shards
 from kdasr.text import check_letters
-from tests.data_prep.fakes import bytes_below, dropped_in, places_in, read_folder, record_of, write_tone
+from tests.data_prep.fakes import (
+    bytes_below,
+    channels_of,
+    dropped_in,
+    places_in,
+    read_folder,
+    record_of,
+    write_call,
+    write_tone,
+)
 
 Line = dict[str, Any] | str
 
@@ -258,14 +269,119 @@ def test_a_cut_is_read_from_its_file(corpus: Path) -> None:
     utterances = read_folder(out / "train")
     assert [one.key for one in utterances] == [
         f"{key_of('long.flac')}-0000000-0001000",
-        f"{key_of('long.flac')}-0003250-0003750",
         f"{key_of('long.flac')}-0001000-0003250",
+        f"{key_of('long.flac')}-0003250-0003750",
     ]
     with AudioReader(corpus / "long.flac") as reader:
         expected = reader.load(Cut(3.25, 0.5)).samples
-    np.testing.assert_allclose(utterances[1].samples, expected, atol=2**-15)
+    np.testing.assert_allclose(utterances[2].samples, expected, atol=2**-15)
     assert dropped_in(out / "train") == {"train.jsonl:4 long.flac": "the same key was found before"}
     assert record_of(out / "train")["notes"] == {"resampled from 44100 Hz": 3}
+
+
+def call(text: str | None, **more: Any) -> dict[str, Any]:
+    return {"audio_filepath": "call.mp3", "text": text, **more}
+
+
+def test_a_line_may_select_a_channel(corpus: Path) -> None:
+    write_call(corpus / "call.mp3", 3.0, 44_100)
+    write(
+        corpus, "train.jsonl", line(1), call("one", channel=0), call("two", channel=1), call("all"),
+        call("again", channel=1), call("mine", offset=0.5, duration=1.5, channel_selector=0),
+        call("yours", offset=0.5, duration=1.5, channel_selector=1),
+        call("ours", offset=0.5, duration=1.5, channel_selector="average"),
+        call("late", offset=1.25, duration=1.5, channel=None, channel_selector=0),
+    )  # fmt: skip
+    out = prepared(corpus)
+    key = key_of("call.mp3")
+    assert [(one.text, channels_of(one), one.key) for one in read_folder(out / "train")[1:]] == [
+        ("one", [0], f"{key}-c0"),
+        ("two", [1], f"{key}-c1"),
+        ("all", [0, 1], key),
+        ("mine", [0], f"{key}-c0-0000500-0002000"),
+        ("yours", [1], f"{key}-c1-0000500-0002000"),
+        ("ours", [0, 1], f"{key}-0000500-0002000"),
+        ("late", [0], f"{key}-c0-0001250-0002750"),
+    ]
+    assert dropped_in(out / "train") == {"train.jsonl:5 call.mp3": "the same key was found before"}
+    assert record_of(out / "train")["notes"] == {"averaged 2 channels": 2, "resampled from 44100 Hz": 7}
+    (tar,) = list_shards(out / "train")
+    with tarfile.open(tar) as shard:
+        files = [shard.extractfile(member) for member in shard if member.name.endswith("json")]
+        assert [json.load(file).get("channel") for file in files if file] == [None, 0, 1, None, 0, 1, None, 0]
+
+
+def test_channels_without_transcripts_are_cut_into_segments(corpus: Path) -> None:
+    write_call(corpus / "call.mp3", 2.5)
+    write(corpus, "talks.jsonl", call(None, channel=1), call(None, channel=0, offset=1.0))
+    utterances = read_folder(prepared(corpus, max_seconds=2) / "talks")
+    ends = ["c1-0000", "c1-0001", "c0-0001000-end-0000"]
+    assert [one.key for one in utterances] == [f"{key_of('call.mp3')}-{end}" for end in ends]
+    assert [channels_of(one) for one in utterances] == [[1], [1], [0]]
+
+
+def test_what_is_no_channel_is_named(corpus: Path) -> None:
+    write_call(corpus / "call.mp3", 1.0)
+    given: tuple[Any, ...] = (0, 2, -1, [0, 1], "left", True, 1.5)
+    write(corpus, "train.jsonl", *(call("one", channel=one) for one in given), line(1, channel=1))
+    out = prepared(corpus)
+    assert [channels_of(one) for one in read_folder(out / "train")] == [[0]]
+    dropped = dropped_in(out / "train")
+    assert dropped.pop("train.jsonl:2 call.mp3") == "channel 2 of a file that has 2; expected 0 or 1"
+    assert dropped.pop("train.jsonl:8 clips/1.wav") == "channel 1 of a file that has 1; expected 0"
+    said = "the channel is no channel; expected 0, 1, … or average (--channel_key NAME if channel says "
+    assert dropped == {
+        f"train.jsonl:{number}": f"{said}something else); got {given[number - 1]!r}" for number in range(3, 8)
+    }
+    write(corpus, "dev.jsonl", call("one", channel="radio"), call("two", channel="tv", side=1))
+    out = prepared(corpus, "named", split="dev", channel_key="side")
+    assert [channels_of(one) for one in read_folder(out / "dev")] == [[0, 1], [1]]
+
+
+def test_the_cuts_of_a_file_are_read_together_whatever_the_order_of_the_list(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[Line] = []
+    for name in ("a.mp3", "b.mp3"):
+        write_call(corpus / name, 4.0)
+        for start in range(4):
+            for channel in (0, 1):
+                cut = {"offset": start + 0.25 * channel, "duration": 0.75, "channel": channel}
+                lines.append({"audio_filepath": name, "text": "one", **cut})
+    opened, real = list[str](), AudioReader.__init__
+
+    def opening(self: AudioReader, path: Path) -> None:
+        opened.append(path.name)
+        real(self, path)
+
+    monkeypatch.setattr(AudioReader, "__init__", opening)
+    order = np.random.default_rng(0).permutation(range(1, len(lines)))
+    found = []
+    for name, some in (("sorted", lines), ("shuffled", [lines[0], *(lines[number] for number in order)])):
+        write(corpus, "all.jsonl", *some)
+        written = bytes_below(prepared(corpus, name, max_shard_utterances=3))
+        found.append({path: data for path, data in written.items() if "prepared" not in path})
+    assert found[0] == found[1] and len(found[0]) == 2 * 6 + 1
+    assert opened == ["a.mp3", "b.mp3"] * 2
+
+
+def test_what_was_prepared_before_is_refused_only_where_it_would_be_another(corpus: Path) -> None:
+    cuts = [line(number, offset=start, duration=0.2) for number in (1, 2) for start in (0.0, 0.2)]
+    write(corpus, "order.jsonl", *cuts, line(3), line(1), line(2), line(1))
+    write(corpus, "mixed.jsonl", cuts[0], cuts[2], cuts[1])
+    write(corpus, "side.jsonl", *cuts, line(3, channel=0))
+    for name, generation in (("order", 2), ("mixed", 3), ("side", 3)):
+        out = prepared(corpus, split=name)
+        record = record_of(out / name)
+        assert record["source"]["generation"] == generation
+        assert "channel_key" not in record["source"]["settings"]
+        record["source"]["generation"] = 2
+        (out / name / "prepared.json").write_text(json.dumps(record))
+        if generation == 2:
+            prepared(corpus, split=name)
+            continue
+        with pytest.raises(ConfigError, match="an older release .* expected generation 3 of manifest; got"):
+            prepared(corpus, split=name)
 
 
 def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
@@ -504,4 +620,6 @@ def test_keys_of_names_that_are_none_are_readable_and_apart() -> None:
     assert [key.removeprefix(cuts[0]) for key in cuts] == [
         "", "-0000500-end", "-0000500-0001500", "-36000500-36001750",
     ]  # fmt: skip
-    assert all(KEY_PATTERN.fullmatch(key) for key in (*made, *cuts))
+    sides = [key_of("x/y.wav", cut) for cut in (Cut(channel=1), Cut(0.5, None, 0), Cut(0.5, 1.0, 10))]
+    assert [key.removeprefix(cuts[0]) for key in sides] == ["-c1", "-c0-0000500-end", "-c10-0000500-0001500"]
+    assert all(KEY_PATTERN.fullmatch(key) for key in (*made, *cuts, *sides))

@@ -104,6 +104,27 @@ def test_cuts_are_found_in_the_segments_of_their_recordings(rate_hz: int, tmp_pa
     assert pairs[1][1].startswith("2-") and pairs[1][1][-5:] in ("-0001", "-0002")
 
 
+def test_the_channels_of_a_recording_are_recordings_of_their_own(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    stereo_nc = np.stack([speech(45.0, 1), speech(45.0, 2)], axis=1)
+    soundfile.write(corpus / "1.wav", stereo_nc, 16_000)
+    rows = [
+        {"audio_filepath": "1.wav", "offset": offset, "duration": 4.0, "text": "a b", "channel": channel}
+        for offset, channel in ((3.0, 0), (20.0, 1))
+    ]
+    for name, row in zip(("dev", "train"), rows, strict=True):
+        (corpus / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    prepare("manifest", corpus=corpus, out=tmp_path / "shards")
+    prepare("folder", corpus=corpus, out=tmp_path / "shards", channels="each")
+    dev, train, all_of_it = (tmp_path / "shards" / name for name in ("dev", "train", "unlabelled"))
+    assert found(dev, train) == []
+    ((here, there),) = found(dev, all_of_it)
+    assert "-c0-0003000" in here and "-c0-0000" in there
+    ((here, there),) = found(train, all_of_it)
+    assert "-c1-0020000" in here and "-c1-0001" in there
+
+
 def test_cuts_of_other_recordings_of_the_same_name_are_not_the_same(tmp_path: Path) -> None:
     corpus, others = recordings(tmp_path / "one", 1, 2), recordings(tmp_path / "two", 3, 4)
     dev = cuts(corpus, tmp_path / "shards", ("1.wav", 3.0, 4.0), ("2.wav", 30.0, 6.0))
