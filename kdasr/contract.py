@@ -166,7 +166,7 @@ class StudentSide:
                 fix="Two teachers' labels in one folder? Label again into a folder of its own.",
             )
         class_map = map_symbols(symbols.symbols, self.units, self.unit_map, where)
-        self._refuse_spelling(class_map, where)
+        self._refuse_spelling(class_map, symbols.symbols, where)
         return class_map
 
     def _untaught(self, class_map: Sequence[int]) -> list[str]:
@@ -174,11 +174,12 @@ class StudentSide:
         symbols = enumerate(self.units.symbols)
         return [symbol for unit, symbol in symbols if unit not in known and not stands_for_no_text(symbol)]
 
-    def _refuse_spelling(self, class_map: Sequence[int], where: str) -> None:
+    def _refuse_spelling(self, class_map: Sequence[int], symbols: Sequence[str], where: str) -> None:
         """Raise LabelMismatchError if labels spell in letters what transcripts have whole pieces for: the
         student would learn two spellings of each word, and write neither."""
         letters = {self.units.symbols[unit] for unit in class_map} | {WORD_START}
-        untaught = self._untaught(class_map)
+        # Not those that the teacher has and `unit_map` strikes out.
+        untaught = [symbol for symbol in self._untaught(class_map) if symbol not in symbols]
         if spelled := [symbol for symbol in untaught if len(symbol) > 1 and {*symbol} <= letters]:
             most = max(spelled, key=len)
             raise LabelMismatchError(

@@ -493,5 +493,5 @@ def _is_there(recipe: Recipe, result: Mapping[str, Any]) -> bool:
 
 def _mark_done(one: _Todo, result: dict[str, Any], seconds: float) -> None:
     content = {"inputs": one.inputs, "outside": one.outside, "seconds": round(seconds, 1), "result": result}
-    remove_leftovers(one.marker.parent)
     commit_bytes(one.marker, (json.dumps(content, indent=1, default=str) + "\n").encode())
+    remove_leftovers(one.marker.parent)

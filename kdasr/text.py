@@ -287,8 +287,8 @@ def train_sentencepiece(
 ) -> SentencePieceUnits:
     """Learn unigram pieces from normalised texts; the same texts and settings give the same bytes.
 
-    Every letter from a to z and the apostrophe gets a piece, even if the texts lack it, so that other texts
-    can be spelled; not in a vocabulary so small that these would be more than half of it.
+    If the texts have most letters from a to z, the others and the apostrophe get a piece too, so that other
+    texts can be spelled; not in a vocabulary of which single letters would then be more than half.
 
     Args:
         texts: in any order; empty ones are skipped.
@@ -304,7 +304,9 @@ def train_sentencepiece(
         raise UnitsError("no text to learn units from", fix="Give labelled shards with transcripts.")
     if len(chosen) > max_texts:
         chosen = sorted(random.Random(seed).sample(chosen, max_texts))
-    missing = {*ALPHABET} - {char for text in chosen for char in text}
+    found = {char for text in chosen for char in text}
+    missing = {*ALPHABET} - found
+    is_latin, is_large = len(missing) < len(ALPHABET) / 2, vocab_size >= 2 * len({*ALPHABET} | found)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -313,7 +315,7 @@ def train_sentencepiece(
             model_type="unigram",
             vocab_size=vocab_size,
             character_coverage=1.0,
-            required_chars="".join(sorted(missing)) if vocab_size >= 2 * len(ALPHABET) else "",
+            required_chars="".join(sorted(missing)) if is_latin and is_large else "",
             normalization_rule_name="identity",  # texts are already normalised
             unk_id=BLANK_ID,
             unk_piece=BLANK_SYMBOL,

@@ -383,6 +383,13 @@ def test_letters_for_words_that_the_student_writes_in_pieces_are_refused() -> No
         LabelMismatchError, match=r"whole pieces.*, ▁one among them.*▁ o n e.*kdasr retokenise"
     ):
         side.contract(foreign, LabelSymbols(letters, "other"), "labels")
+    # Their own pieces may be struck out or become others.
+    same = LabelSymbols(pieces.symbols, pieces.hash)
+    for unit_map in ({"▁one": None}, {"▁one": "▁ten"}):
+        mapped = StudentSide(pieces, 4, unit_map).contract(
+            header(units_hash=pieces.hash, vocab_size=pieces.vocab_size), same, "labels"
+        )
+        assert mapped.class_map is not None
     # A piece with a letter that the teacher has not is spelled by nobody but the transcripts.
     few = StudentSide(TableUnits(["<blk>", "▁", "a", "b", "ab", "▁c"], None, False), 4)
     symbols = LabelSymbols(["<blk>", "|", "A", "B", "ab"], "other")

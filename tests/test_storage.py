@@ -368,12 +368,29 @@ def test_only_what_nobody_can_be_writing_is_removed(tmp_path: Path) -> None:
         assert found == {name for name, fate in names.items() if fate not in gone}
 
 
-def test_leftovers_may_be_folders_and_those_of_one_name_alone(tmp_path: Path) -> None:
-    left = [temporary_name(tmp_path / name).name for name in ("model[1]", "model[1]", "model")]
+def test_leftovers_that_are_folders_go_with_their_own_name_alone(tmp_path: Path) -> None:
+    """One may hold the only model that there is."""
+    names = ("model[1]", "model[1]", "model[1].v2", "model")
+    left = [temporary_name(tmp_path / name).name for name in names]
     dead = [name.replace(f"-{os.getpid()}-", "-4194000-") for name in left]
-    for name in [*left[:1], *dead[1:], f"{dead[1]}.old"]:
+    for name in [left[0], *dead[1:], f"{dead[1]}.old"]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
     remove_leftovers(tmp_path, "model[1]")
-    assert {path.name for path in tmp_path.iterdir()} == {left[0], dead[2]}
+    assert {path.name for path in tmp_path.iterdir()} == {left[0], *dead[2:]}
     remove_leftovers(tmp_path / "nowhere")
+
+
+def test_leftovers_that_may_not_be_removed_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = temporary_name(tmp_path / "labels").name.replace(f"-{os.getpid()}-", "-4194000-")
+    (tmp_path / name).write_bytes(b"half")
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refused)
+        remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -215,6 +215,11 @@ def test_pieces_spell_letters_that_their_texts_lack() -> None:
     units = train_sentencepiece(texts, 56)
     assert not {"'", "q", "z", "x"} & {*"".join(texts)}
     assert units.decode(units.encode("it's quick jazz")) == "it's quick jazz"
+    # Other alphabets have no use for these letters.
+    rng = random.Random(0)
+    words = ["".join(rng.choices("абвгдежзиклмнопрст", k=rng.randint(2, 6))) for _ in range(300)]
+    russian = [" ".join(rng.choices(words, k=6)) for _ in range(300)]
+    assert not {*ALPHABET} & {*train_sentencepiece(russian, 100).symbols}
     # A small vocabulary is for these texts alone.
     with pytest.raises(UnitsError, match="""the character "'" is not among"""):
         train_sentencepiece(texts, 50).encode("it's quick jazz")

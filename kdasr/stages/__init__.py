@@ -351,7 +351,8 @@ def evaluate(
             if spikes:
                 _compare_spikes(board, *spikes)
             board.write_example()
-    for folder in (Path(results).parent, Path(results).parent / HYPOTHESES_FOLDER):
+    hypotheses = Path(results).parent / HYPOTHESES_FOLDER
+    for folder in (Path(results).parent, hypotheses, *hypotheses.glob("*")):
         remove_leftovers(folder)
     return summary
 

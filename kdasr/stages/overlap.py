@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -104,19 +106,25 @@ class _Part(NamedTuple):
 def _cuts(dev: Items, training: Items, known: dict[int, Item]) -> dict[int, Item]:
     """The utterances of `dev`, by number and without the `known`, of which 5 s or half overlap with one of
     `training`."""
-    by_recording: dict[bytes, list[tuple[int, _Part]]] = defaultdict(list)
-    for number, key in _keys(dev):
-        cut = _CUT.fullmatch(key)
-        if number not in known and cut and (part := _part(dev[number])):
-            by_recording[cut[1]].append((number, part))
-    if not by_recording:
-        return {}
+    cut_keys = ((number, _CUT.fullmatch(key)) for number, key in _keys(dev) if number not in known)
+    recording_of = {number: cut[1] for number, cut in cut_keys if cut}
+    by_recording: dict[bytes, list[tuple[float, int, _Part]]] = defaultdict(list)
+    for number, here in _parts(dev, recording_of):
+        by_recording[recording_of[number]].append((here.start, number, here))
+    longest_s = {}
+    for name, parts in by_recording.items():
+        parts.sort()
+        longest_s[name] = max(here.end - here.start for _, _, here in parts)
+    named = ((place, _named(key, by_recording)) for place, key in _keys(training) if by_recording)
+    name_of = {place: name for place, name in named if name is not None}
     found, same_names = dict[int, Item](), _SameNames()
-    for place, key in _keys(training):
-        name = _named(key, by_recording)
-        if name is None or (there := _part(training[place])) is None:
-            continue
-        for number, here in by_recording[name]:
+    for place, there in _parts(training, name_of):
+        parts = by_recording[name_of[place]]
+        # No part that starts earlier reaches it.
+        first = bisect.bisect_left(parts, (there.start - longest_s[name_of[place]],))
+        for start, number, here in itertools.islice(parts, first, None):
+            if start > there.end:
+                break
             enough = min(_COMMON_S, (here.end - here.start) / 2)
             if number not in found and here.common_s(there) >= enough and same_names.of(here, there):
                 found[number] = there.item
@@ -137,12 +145,17 @@ def _named(key: bytes, recordings: Container[bytes]) -> bytes | None:
     return None
 
 
-def _part(item: Item) -> _Part | None:
-    ((source, offset),) = read_places(replace(item.shard, entries=(item.entry,)))
-    if source is None:
-        return None
-    start = offset or 0.0
-    return _Part(item, start, start + item.entry.num_samples / SAMPLE_RATE_HZ)
+def _parts(items: Items, places: Iterable[int]) -> Iterator[tuple[int, _Part]]:
+    """The utterances at these places, in order, that know where they are in a recording; each shard is opened
+    once."""
+    chosen = ((place, items[place]) for place in sorted(places))
+    for _, group in itertools.groupby(chosen, lambda pair: pair[1].shard.path):
+        pairs = list(group)
+        shard = replace(pairs[0][1].shard, entries=tuple(item.entry for _, item in pairs))
+        for (place, item), (source, offset) in zip(pairs, read_places(shard), strict=True):
+            if source is not None:
+                start = offset or 0.0
+                yield place, _Part(item, start, start + item.entry.num_samples / SAMPLE_RATE_HZ)
 
 
 class _SameNames:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import functools
-import glob
 import json
 import os
 import re
@@ -155,20 +154,21 @@ def refuse_file(folder: Path, what: str) -> None:
         raise ConfigError(f"{what}, and this is a file", where=there, fix="Choose another --out.")
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove files and folders with a `temporary_name` (of `name`, or of any) that killed writers of this
-    machine left in `folder`, which need not exist."""
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove files with a `temporary_name` that killed writers of this machine left in `folder`, which need
+    not exist; if a `name` is given, only those of this name, but folders too: one may hold the only model."""
     space = str(_pid_space())
-    for path in folder.glob(f".{'*' if name == '*' else glob.escape(name)}.*.tmp*"):
+    for path in folder.glob(".*.tmp*"):
         found = _LEFTOVER.search(path.name)
-        if not found or found["host"] != _HOST:
+        if not found or found["host"] != _HOST or name not in (None, path.name[1 : found.start()]):
             continue
         # Whether a process in another container is running cannot be found out here, so go by age.
         is_dead = not is_running(int(found["pid"])) if found["space"] == space else _is_old(path)
-        if is_dead and path.is_dir():
+        if is_dead and not path.is_dir():
+            with contextlib.suppress(OSError):  # another user's, for example
+                path.unlink()
+        elif is_dead and name is not None:
             shutil.rmtree(path, ignore_errors=True)
-        elif is_dead:
-            path.unlink(missing_ok=True)
 
 
 def _pid_space() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from data_prep import prepare
 from kdasr.interfaces import Utterance
 from kdasr.loader import Stream
-from kdasr.shards import list_shards, read_shard, write_shards
+from kdasr.manifest import Shard
+from kdasr.shards import list_shards, read_places, read_shard, write_shards
 from kdasr.stages import overlap
 from kdasr.stages.overlap import heard_in
 from tests.speech import shards, utterance
@@ -129,6 +131,25 @@ def test_cuts_of_other_recordings_of_the_same_name_are_not_the_same(tmp_path: Pa
     corpus, others = recordings(tmp_path / "one", 1, 2), recordings(tmp_path / "two", 3, 4)
     dev = cuts(corpus, tmp_path / "shards", ("1.wav", 3.0, 4.0), ("2.wav", 30.0, 6.0))
     assert found(dev, segments(others, tmp_path / "shards")) == []
+
+
+def test_each_shard_is_opened_once_and_overlapping_cuts_of_any_length_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = recordings(tmp_path / "corpus", 1)
+    dev_places = [("1.wav", 0.5, 12.0), ("1.wav", 10.0, 0.5), ("1.wav", 20.0, 2.0), ("1.wav", 40.0, 3.0)]
+    dev = cuts(corpus, tmp_path / "dev-shards", *dev_places)
+    other = cuts(corpus, tmp_path / "shards", ("1.wav", 2.0, 5.0), ("1.wav", 10.1, 0.6), ("1.wav", 22.5, 9.0))
+    opened: list[int] = []
+
+    def counted(shard: Shard) -> Any:
+        opened.append(len(shard.entries))
+        return read_places(shard)
+
+    monkeypatch.setattr(overlap, "read_places", counted)
+    starts = [tuple(int(key.split("-")[2]) for key in pair) for pair in found(dev, other)]
+    assert starts == [(500, 2_000), (10_000, 10_100)]
+    assert opened == [4, 3]
 
 
 def test_other_parts_of_a_recording_are_not_the_same_audio(tmp_path: Path) -> None:
