@@ -114,7 +114,7 @@ def prepare(
     """
     # Imported here: the command line imports this module for the names of corpora, and torch takes a second.
     from data_prep.support.dropped import letters_hint
-    from data_prep.support.prepared import fingerprint_of, prepare_split, say
+    from data_prep.support.prepared import Files, fingerprint_of, prepare_split, say
     from kdasr.devices import one_torch_thread
 
     if seed < 0:
@@ -128,12 +128,13 @@ def prepare(
     with one_torch_thread():
         for split in module.splits(parsed, corpus):
             scope, files = module.scope(parsed, corpus, split)
+            listed = files if isinstance(files, Files) else Files((), {})
             source = {
                 "corpus": name,
-                "generation": getattr(files, "generation", None) or module.GENERATION,
+                "generation": listed.generation or module.GENERATION,
                 "split": split,
                 "seed": seed,
-                "settings": _recorded(scope),
+                "settings": _recorded(scope, listed.unused),
                 "files": fingerprint_of(files, without=Path(out)),
             }
             utterances = functools.partial(module.prepare, scope, corpus, split=split, seed=seed)
@@ -143,6 +144,7 @@ def prepare(
                 source,
                 max_utterances=parsed.max_shard_utterances,
                 letters=letters,
+                earlier=listed.earlier,
             )
     # Once for all splits: a small one may not contain all letters.
     if hint := letters_hint(letters, getattr(parsed, "letters", "")):
@@ -169,10 +171,14 @@ def _check_apart(corpus: Path | None, out: Path | None) -> None:
         raise ConfigError("the shards would lie among what they are made from", where=out, fix=fix)
 
 
-def _recorded(settings: Any) -> dict[str, Any]:
-    """Settings after a round trip through JSON, as they are recorded."""
+def _recorded(settings: Any, unused: tuple[str, ...]) -> dict[str, Any]:
+    """Settings after a round trip through JSON, as they are recorded: without those `unused`."""
     found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return {name: value for name, value in found.items() if name not in _LATER or value != _LATER[name]}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in unused and (name not in _LATER or value != _LATER[name])
+    }
 
 
 def _module_of(name: str) -> ModuleType:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Listed, key_of
@@ -35,6 +35,8 @@ from kdasr.errors import ConfigError, CorpusError
 NEEDS_CORPUS = True
 GENERATION = 3
 EXTENSIONS = (".jsonl", ".json")
+_CHANNEL, _AVERAGE = "channel", "average"
+_NO_CHANNEL = "with a channel that is no number, which is ignored"
 _NO_TAG = "with a language that is no tag such as en"
 
 
@@ -44,13 +46,13 @@ class Settings(ListSettings):
 
     Attributes:
         audio_key, text_key, speaker_key: the keys of the path of the audio, the transcript and the speaker.
-        channel_key: the key of the channel: 0, 1, … or average.
+        channel_key: the key of the channel: 0, 1, … or average. Under channel, anything else is ignored.
     """
 
     audio_key: str = "audio_filepath"
     text_key: str = "text"
     speaker_key: str = "speaker"
-    channel_key: str = "channel"
+    channel_key: str = _CHANNEL
 
 
 def _manifests(settings: Settings, corpus: Path) -> dict[str, Manifest]:
@@ -68,6 +70,7 @@ class Manifest(AudioList):
 
     settings: Settings
     path: Path
+    averaged_before: ClassVar[bool] = True
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -115,7 +118,7 @@ class Manifest(AudioList):
         audio = _text_of(fields, self.settings.audio_key) or ""
         name, path = place_of(self.settings, self.path.parent, audio)
         offset, seconds = _number_of(fields, "offset"), _number_of(fields, "duration")
-        cut = Cut(offset or 0.0, seconds, _channel_of(fields, self.settings.channel_key))
+        cut = Cut(offset or 0.0, seconds, _channel_of(fields, self.settings.channel_key, dropped))
         return Listed(
             name=f"{where} {name}",
             # NeMo also writes the duration of whole files, which is not part of their key.
@@ -149,16 +152,25 @@ def _language_of(fields: dict[str, Any], dropped: Dropped) -> str | None:
     return tag
 
 
-def _channel_of(fields: dict[str, Any], channel_key: str) -> int | None:
+def _channel_of(fields: dict[str, Any], channel_key: str, dropped: Dropped) -> int | None:
     """The one channel that a line selects."""
     given = {key: fields[key] for key in (channel_key, "channel_selector") if fields.get(key) is not None}
-    key, value = next(iter(given.items()), ("", "average"))
-    if value == "average":
+    # Without being asked for, `channel` may also be where something was recorded: "phone", "radio".
+    if channel_key == _CHANNEL and not _is_channel(given.get(_CHANNEL, _AVERAGE)):
+        dropped.notes[_NO_CHANNEL] += 1
+        del given[_CHANNEL]
+    key, value = next(iter(given.items()), ("", _AVERAGE))
+    if value == _AVERAGE:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        expected = f"0, 1, … or average (--channel_key NAME if {key} says something else)"
+        other = f" (--channel_key NAME if {key} says something else)" if key == channel_key else ""
+        expected = f"0, 1, … or average{other}"
         raise CorpusError(f"the {key} is no channel", expected=expected, got=repr(value))
     return value
+
+
+def _is_channel(value: Any) -> bool:
+    return value == _AVERAGE or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _text_of(fields: dict[str, Any], key: str) -> str | None:

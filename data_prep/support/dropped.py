@@ -15,6 +15,8 @@ from kdasr.symbols import shorten
 
 # More than these are not an alphabet, but syllables or words.
 _MOST_LETTERS = 200
+# What the notes on averaged channels begin with.
+AVERAGED = "averaged"
 # Words in brackets, which are usually a tag rather than spoken.
 _TAG = re.compile(r"[\[({<]\s*\w[^\])}>]*[\])}>]")
 
@@ -65,7 +67,7 @@ class Dropped:
     def note_channels(self, channels: int) -> None:
         """Count a file whose channels, possibly with different speakers, were averaged."""
         if channels > 1:
-            self.notes[f"averaged {channels} channels"] += 1
+            self.notes[f"{AVERAGED} {channels} channels"] += 1
 
     def note_accents(self, text: str, normal_text: str) -> None:
         """Count a transcript that lost accents in normalisation, which is harmless only in English."""

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.listed import (
@@ -29,7 +29,7 @@ from data_prep.support.listed import (
     sides_of,
     whole_utterances,
 )
-from data_prep.support.prepared import Files, say
+from data_prep.support.prepared import Earlier, Files, say
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
@@ -39,7 +39,8 @@ BY_FILE = "no speakers are named, so it is held out by file, and a speaker may b
 
 _OWN_LISTS = "Put what is for dev and test into lists or folders of their own"
 _MOST_NAMED = 5
-# The generation that did not put cuts in order, and averaged all channels.
+CHANNEL_KEY = "channel_key"
+# The generation that did not put cuts in order, and knew no channels.
 _AS_LISTED = 2
 
 
@@ -91,6 +92,9 @@ class AudioList(ABC):
     """One list of a corpus."""
 
     __slots__ = ()
+
+    # Whether generation 2 averaged the channels of lines that select one; else it left them out.
+    averaged_before: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -171,10 +175,16 @@ class ListCorpus(Generic[SettingsT]):
         own = dataclasses.replace(settings, split=(name,), unlabelled=unlabelled)
         if not unlabelled and _has_texts(listed):
             own = dataclasses.replace(own, segment_seconds=None)
-        if any(one.cut.channel is not None for one in listed):
-            return own, files_of(lists[name].files + lists[name].channel_files, listed)
-        files = files_of(lists[name].files, listed)
-        return own, files._replace(generation=_AS_LISTED if in_order(listed) == listed else None)
+        if channels := {one.cut.channel for one in listed} - {None}:
+            files = files_of(lists[name].files + lists[name].channel_files, listed)
+            # Channel 0 is all of a file that has no other.
+            same = lists[name].averaged_before and channels == {0}
+            return own, files._replace(earlier=Earlier(_AS_LISTED, averaged=False) if same else None)
+        return own, files_of(lists[name].files, listed)._replace(
+            generation=_AS_LISTED if in_order(listed) == listed else None,
+            earlier=Earlier(_AS_LISTED, averaged=True),
+            unused=(CHANNEL_KEY,),
+        )
 
     def prepare(
         self,

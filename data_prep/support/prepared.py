@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.support.dropped import Dropped, letters_hint
+from data_prep.support.dropped import AVERAGED, Dropped, letters_hint
 from data_prep.support.files import files_below
 from data_prep.support.listed import PARTS
 from kdasr.errors import ConfigError, CorpusError, ShardError
@@ -34,6 +34,7 @@ def prepare_split(
     *,
     max_utterances: int,
     letters: set[str],
+    earlier: Earlier | None = None,
 ) -> list[Path]:
     """Write `utterances(dropped=..., done=...)` to `folder`, unless it holds them already; returns the tars.
 
@@ -43,6 +44,7 @@ def prepare_split(
         source: JSON that identifies what the utterances are made from: same source, same bytes. Its
             `generation` distinguishes releases that make other audio from the same settings.
         letters: receives the letters that transcripts lost or lacked, see `Dropped`.
+        earlier: the release whose finished folder of the same source is also accepted.
 
     Raises:
         ConfigError: the folder was made from another source, or by something else.
@@ -57,7 +59,7 @@ def prepare_split(
     )
     try:
         # If all is done, nothing is written, and no lock is needed.
-        if finished := _finished(folder, source):
+        if finished := _finished(folder, source, earlier):
             (folder / PREPARING).unlink(missing_ok=True)
             return finished
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +118,18 @@ def _without_entries(shard: Shard) -> Shard:
     return replace(shard, entries=())
 
 
+class Earlier(NamedTuple):
+    """An earlier release that made the same audio, perhaps in another order, so that what it finished stays.
+
+    Attributes:
+        generation: its GENERATION of the corpus.
+        averaged: whether the audio is the same even where it averaged channels.
+    """
+
+    generation: int
+    averaged: bool
+
+
 class Files(NamedTuple):
     """The files that a split depends on, if not simply all files of a folder.
 
@@ -123,11 +137,15 @@ class Files(NamedTuple):
         read: files that matter by content, such as a list.
         sized: names and paths of files that matter by size, such as the audio that the list names.
         generation: an earlier GENERATION of the corpus if it made the same of these files; None: the current.
+        earlier: the earlier release whose finished folders are as good; None: there is none.
+        unused: settings that change nothing here, and are not recorded.
     """
 
     read: tuple[Path, ...]
     sized: Mapping[str, Path]
     generation: int | None = None
+    earlier: Earlier | None = None
+    unused: tuple[str, ...] = ()
 
 
 def fingerprint_of(files: Path | Files | None, *, without: Path) -> dict[str, Any] | None:
@@ -202,12 +220,12 @@ def _some(
     yield from utterances
 
 
-def _finished(folder: Path, source: dict[str, Any]) -> list[Path]:
+def _finished(folder: Path, source: dict[str, Any], earlier: Earlier | None) -> list[Path]:
     """The tars of a folder that is complete; none if it must be made (again)."""
     record = _read(folder / PREPARED)
     if record is None:
         return []
-    if record.get("source") != source:
+    if record.get("source") != source and not _is_as_good(record, source, earlier):
         raise _made_otherwise(folder, record.get("source") or {}, source)
     paths = [folder / shard["name"] for shard in record["shards"]]
     try:
@@ -215,6 +233,12 @@ def _finished(folder: Path, source: dict[str, Any]) -> list[Path]:
     except ShardError:
         return []
     return paths if hashes == [shard["sha256"] for shard in record["shards"]] else []
+
+
+def _is_as_good(record: dict[str, Any], source: dict[str, Any], earlier: Earlier | None) -> bool:
+    if earlier is None or record.get("source") != {**source, "generation": earlier.generation}:
+        return False
+    return earlier.averaged or not any(note.startswith(AVERAGED) for note in record.get("notes", {}))
 
 
 def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:

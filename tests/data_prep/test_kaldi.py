@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,31 @@ def test_segments_may_name_a_channel(corpus: Path) -> None:
     ]
     assert dropped_in(out / "data") == {"u5": "channel 2 of a file that has 2; expected 0 or 1"}
     assert record_of(out / "data")["notes"] == {"averaged 2 channels": 1}
+
+
+def test_what_was_finished_before_stays_unless_a_segment_names_a_channel(corpus: Path) -> None:
+    write_tone(corpus / "audio/1.wav", 2.0)
+    write_tone(corpus / "audio/2.wav", 2.0)
+    cuts = "u1 r1 0 1\nu2 r2 0 1\nu3 r1 1 2{}\n"
+    for out, channel in (("all", ""), ("sides", " 0")):
+        write(
+            corpus,
+            wav_scp="r1 audio/1.wav\nr2 audio/2.wav\n",
+            segments=cuts.format(channel),
+            text="u1 one\nu2 two\nu3 three\n",
+        )
+        folder = corpus.parent / out / "data"
+        prepare("kaldi", corpus=corpus, out=folder.parent)
+        assert [one.key for one in read_folder(folder)] == ["u1", "u3", "u2"]
+        record = record_of(folder)
+        record["source"]["generation"] = 2
+        (folder / "prepared.json").write_text(json.dumps(record))
+        if not channel:
+            prepare("kaldi", corpus=corpus, out=folder.parent)
+            continue
+        # Which the older release left out, even if its file has no other.
+        with pytest.raises(ConfigError, match="expected generation 3 of kaldi; got generation 2"):
+            prepare("kaldi", corpus=corpus, out=folder.parent)
 
 
 @pytest.mark.parametrize(("first", "second"), [("A", "B"), ("1", "2")])

@@ -323,19 +323,44 @@ def test_channels_without_transcripts_are_cut_into_segments(corpus: Path) -> Non
 def test_what_is_no_channel_is_named(corpus: Path) -> None:
     write_call(corpus / "call.mp3", 1.0)
     given: tuple[Any, ...] = (0, 2, -1, [0, 1], "left", True, 1.5)
-    write(corpus, "train.jsonl", *(call("one", channel=one) for one in given), line(1, channel=1))
-    out = prepared(corpus)
+    write(corpus, "train.jsonl", *(call("one", side=one) for one in given), line(1, side=1))
+    out = prepared(corpus, channel_key="side")
     assert [channels_of(one) for one in read_folder(out / "train")] == [[0]]
     dropped = dropped_in(out / "train")
     assert dropped.pop("train.jsonl:2 call.mp3") == "channel 2 of a file that has 2; expected 0 or 1"
     assert dropped.pop("train.jsonl:8 clips/1.wav") == "channel 1 of a file that has 1; expected 0"
-    said = "the channel is no channel; expected 0, 1, … or average (--channel_key NAME if channel says "
+    said = "the side is no channel; expected 0, 1, … or average (--channel_key NAME if side says "
     assert dropped == {
         f"train.jsonl:{number}": f"{said}something else); got {given[number - 1]!r}" for number in range(3, 8)
     }
-    write(corpus, "dev.jsonl", call("one", channel="radio"), call("two", channel="tv", side=1))
-    out = prepared(corpus, "named", split="dev", channel_key="side")
-    assert [channels_of(one) for one in read_folder(out / "dev")] == [[0, 1], [1]]
+    write(corpus, "dev.jsonl", *(call("one", channel_selector=one) for one in ([0, 1], "left", 1)))
+    out = prepared(corpus, "named", split="dev")
+    assert [channels_of(one) for one in read_folder(out / "dev")] == [[1]]
+    said = "the channel_selector is no channel; expected 0, 1, … or average; got "
+    assert list(dropped_in(out / "dev").values()) == [f"{said}[0, 1]", f"{said}'left'"]
+
+
+def test_what_channel_says_of_something_else_is_ignored_and_counted(corpus: Path) -> None:
+    write_call(corpus / "call.mp3", 1.0)
+    given: tuple[Any, ...] = ("phone", [0, 1], True, 1.5, "average", None, 0)
+    rows = [line(number % 4 + 1, text="one", offset=0.0, channel=one) for number, one in enumerate(given[:4])]
+    write(
+        corpus, "train.jsonl", *rows, *(call("one", offset=0.1 * n, channel=given[n]) for n in range(4, 7)),
+        call("two", channel="radio", channel_selector=1), call("six", channel=-1),
+    )  # fmt: skip
+    write(corpus, "dev.jsonl", *rows)
+    out = prepared(corpus)
+    utterances = read_folder(out / "train")
+    assert [channels_of(one) for one in utterances[4:]] == [[0, 1], [0, 1], [0], [1]]
+    assert len(utterances) == 8 and "train.jsonl:9" in dropped_in(out / "train")
+    noted = "with a channel that is no number, which is ignored"
+    assert record_of(out / "train")["notes"] == {"averaged 2 channels": 2, noted: 5}
+    before = record_of(out / "dev")
+    assert before["notes"] == {noted: 4} and before["source"]["generation"] == 2
+    for channel_key in ("none", "side"):
+        prepared(corpus, split="dev", channel_key=channel_key)
+    prepared(corpus, "none", split="dev", channel_key="none")
+    assert record_of(corpus.parent / "none/dev") == {**before, "notes": {}}
 
 
 def test_the_cuts_of_a_file_are_read_together_whatever_the_order_of_the_list(
@@ -365,23 +390,47 @@ def test_the_cuts_of_a_file_are_read_together_whatever_the_order_of_the_list(
     assert opened == ["a.mp3", "b.mp3"] * 2
 
 
-def test_what_was_prepared_before_is_refused_only_where_it_would_be_another(corpus: Path) -> None:
+def test_what_was_finished_before_is_refused_only_where_its_audio_would_be_other(corpus: Path) -> None:
+    write_call(corpus / "call.mp3", 1.0)
     cuts = [line(number, offset=start, duration=0.2) for number in (1, 2) for start in (0.0, 0.2)]
     write(corpus, "order.jsonl", *cuts, line(3), line(1), line(2), line(1))
-    write(corpus, "mixed.jsonl", cuts[0], cuts[2], cuts[1])
-    write(corpus, "side.jsonl", *cuts, line(3, channel=0))
-    for name, generation in (("order", 2), ("mixed", 3), ("side", 3)):
+    write(corpus, "mixed.jsonl", cuts[0], cuts[2], cuts[1], call("all"))
+    write(corpus, "mono.jsonl", *cuts, line(3, channel=0), line(4, channel_selector=0))
+    write(corpus, "side.jsonl", *cuts, call("one", channel=0))
+    write(corpus, "second.jsonl", *cuts, line(3, channel=0), line(3, channel=1))
+    for name, generation, notes, accepted in (
+        ("order", 2, {}, True),
+        ("mixed", 3, {"averaged 2 channels": 1}, True),
+        ("mono", 3, {}, True),
+        ("side", 3, {"averaged 2 channels": 1}, False),
+        ("second", 3, {}, False),
+    ):
         out = prepared(corpus, split=name)
         record = record_of(out / name)
         assert record["source"]["generation"] == generation
         assert "channel_key" not in record["source"]["settings"]
-        record["source"]["generation"] = 2
+        record["source"]["generation"], record["notes"] = 2, notes
         (out / name / "prepared.json").write_text(json.dumps(record))
-        if generation == 2:
+        if accepted:
             prepared(corpus, split=name)
+            assert record_of(out / name) == record
             continue
         with pytest.raises(ConfigError, match="an older release .* expected generation 3 of manifest; got"):
             prepared(corpus, split=name)
+
+
+def test_what_is_unfinished_is_made_anew_where_its_order_would_be_another(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cuts = [line(number, offset=start, duration=0.2) for start in (0.0, 0.2) for number in (1, 2)]
+    write(corpus, "mixed.jsonl", *cuts)
+    folder = prepared(corpus) / "mixed"
+    written, source = bytes_below(folder), record_of(folder)["source"]
+    (folder / "prepared.json").unlink()
+    (folder / "preparing.json").write_text(json.dumps({"source": {**source, "generation": 2}}))
+    prepared(corpus)
+    assert bytes_below(folder) == written
+    assert "1 finished shard replaced, for what was interrupted was made from" in capsys.readouterr().err
 
 
 def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
