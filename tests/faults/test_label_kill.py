@@ -85,6 +85,7 @@ def test_killed_again_and_again_at_random_it_ends_with_the_same_bytes(
     assert len(CASES) + kills >= 50  # in all, with those at the steps
 
 
+@pytest.mark.slow
 def test_only_work_in_flight_is_repeated(forkserver: Any, audio: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels"
     for count in (3, 3, 1):
