@@ -162,11 +162,11 @@ def _channel_of(fields: dict[str, Any], channel_key: str, dropped: Dropped) -> i
     key, value = next(iter(given.items()), ("", _AVERAGE))
     if value == _AVERAGE:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not _is_channel(value) or int(value) < 0:
         other = f" (--channel_key NAME if {key} says something else)" if key == channel_key else ""
         expected = f"0, 1, … or average{other}"
         raise CorpusError(f"the {key} is no channel", expected=expected, got=repr(value))
-    return value
+    return int(value)
 
 
 def _is_channel(value: Any) -> bool:

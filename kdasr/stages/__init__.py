@@ -25,11 +25,10 @@ from kdasr.reasons import Kind, Reasons, counted, lines_of
 from kdasr.results import HYPOTHESES_FOLDER, MISSING
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
-from kdasr.stages.checks import check_folders, check_train, check_units, of_key
+from kdasr.stages.checks import check_folders, check_train, of_key
 from kdasr.stages.training import make_units, train
 from kdasr.storage import remove_leftovers
 from kdasr.streaming import set_chunk_ms, trained_chunks_ms
-from kdasr.text import Units, train_sentencepiece
 
 __all__ = [
     "check_corpus",
@@ -202,11 +201,7 @@ def retokenise(
     """
     check_folders(urls=True, audio=[audio], labels=[labels])
     check_folders(labelled=labelled)
-    check_units(units)
-    if isinstance(units, Mapping) and units["kind"] == "sentencepiece" and not labelled:
-        units_made: Units = train_sentencepiece(heard_texts(audio, labels), units["vocab_size"])
-    else:
-        units_made = make_units(units, [Path(folder) for folder in labelled], 0)
+    units_made = make_units(units, [Path(one) for one in labelled], 0, others=heard_texts(audio, labels))
     found = retokenise_labels(audio=audio, labels=labels, out=out, units=units_made, overwrite=overwrite)
     for line in lines_of(Reasons(found.failed.items()).commonest(), "without labels"):
         print(line, file=sys.stderr)

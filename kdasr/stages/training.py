@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -244,8 +244,17 @@ def _built(model: Callable[..., Any], vocab_size: int) -> Any:
         ) from error
 
 
-def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequence[Path], seed: int) -> Units:
-    """Units from a description, or those of a model folder, a label folder, or a pretrained teacher."""
+def make_units(
+    units: str | Mapping[str, Any] | TeacherSource,
+    labelled: Sequence[Path],
+    seed: int,
+    *,
+    others: Iterable[str] | None = None,
+) -> Units:
+    """Units from a description, or those of a model folder, a label folder, or a pretrained teacher.
+
+    Word pieces are learnt from the transcripts in `labelled`; if it is empty, from the `others`.
+    """
     if isinstance(units, str):
         with of_key("units", f"Units are {UNITS_ARE}."):
             return load_units(Path(units))
@@ -254,13 +263,14 @@ def make_units(units: str | Mapping[str, Any] | TeacherSource, labelled: Sequenc
     check_units(units)
     if units["kind"] == "characters":
         return CharUnits(units.get("letters", ""))
-    if not labelled:
+    texts = texts_of(labelled) if labelled else others
+    if texts is None:
         raise ConfigError(
             "pieces are learnt from transcripts, and `labelled` names none",
             where="units",
             fix="Take the teacher's: name its folder.",
         )
-    return train_sentencepiece(texts_of(labelled), vocab_size=units["vocab_size"], seed=seed)
+    return train_sentencepiece(texts, vocab_size=units["vocab_size"], seed=seed)
 
 
 def _dev_stream(folders: Sequence[str], units: Units, **settings: Any) -> Stream:

@@ -94,14 +94,14 @@ class GradientSums:
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         self._parameters, self._ranks = list(parameters), ranks
         # Backward passes begin with the last layers. All ranks send in this order, whatever batches use.
-        self._buckets = _buckets(self._parameters[::-1])
+        self._buckets = [] if ranks.alone else _buckets(self._parameters[::-1])
         self._sent: list[tuple[Tensor, Callable[[], None]]] = []
         self._awaited: list[set[nn.Parameter]] = []
 
     def __enter__(self) -> GradientSums:
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(functools.partial(self._made, number))
-            for number, bucket in enumerate([] if self._ranks.alone else self._buckets)
+            for number, bucket in enumerate(self._buckets)
             for parameter in bucket
         ]
         return self
