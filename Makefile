@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # What the demo needs, what the tests need besides, and what the tests of the web page need besides.
 DEMO_EXTRAS := synth,export,report
-DEV_EXTRAS := $(DEMO_EXTRAS),ray,hf,onnx-teacher,dev
+DEV_EXTRAS := $(DEMO_EXTRAS),ray,hf,onnx-teacher,numbers,dev
 WEB_EXTRAS := $(DEV_EXTRAS),dev-web
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
@@ -104,7 +104,7 @@ test-pretended: $(DEV)
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet -e '.[synth,export,report,ray,hf,onnx-teacher,mic,cloud,dev,dev-web]'
+	build/constraints/bin/python -m pip install --quiet -e '.[synth,export,report,ray,hf,onnx-teacher,numbers,mic,cloud,dev,dev-web]'
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 		| sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f >> build/constraints.txt

@@ -27,6 +27,7 @@ from data_prep.support.listed import (
 from data_prep.support.lists import BY_FILE, files_of, parts_of, tell_shares
 from data_prep.support.prepared import Files, say
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
+from data_prep.support.spoken import check_spoken, spoken_form
 from kdasr.audio import NOT_READ, OTHER_AUDIO, Cut
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
@@ -58,6 +59,10 @@ class Settings:
         language: language of the speech, such as en or pt-BR, for filters; none: unknown.
         letters: the language's letters beyond a-z, such as äöüß: transcripts keep them and lose all
             other accents. The units of a model must also have them.
+        numbers: en-US or en-GB: digits with one usual reading become English words, as "one hundred five"
+            or "one hundred and five"; none: transcripts with digits are left out.
+        spoken_forms: a file of lines WRITTEN<TAB>SPOKEN, such as mr.<TAB>mister, which transcripts are
+            rewritten by before anything else; none: they are as they are spoken.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -68,6 +73,8 @@ class Settings:
     min_seconds: float = 0.2
     language: str | None = None
     letters: str = ""
+    numbers: str | None = None
+    spoken_forms: str | None = None
     max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
@@ -75,6 +82,7 @@ class Settings:
         check_language(self.language)
         object.__setattr__(self, "letters", checked_letters(self.letters))
         check_max_seconds(self)
+        check_spoken(self)
         if self.channels not in (AVERAGE, EACH):
             expected = f"{AVERAGE} or {EACH}"
             raise ConfigError(
@@ -146,7 +154,13 @@ def prepare(
     listed = _transcribed(settings, corpus, dropped if split == LABELLED else Dropped())
     mine = of_part(listed, settings.held_out_share, split.removeprefix(LABELLED))
     return whole_utterances(
-        mine, dropped, limits, labelled=True, written=lambda key: key in done, letters=settings.letters
+        mine,
+        dropped,
+        limits,
+        labelled=True,
+        written=lambda key: key in done,
+        letters=settings.letters,
+        spoken=spoken_form(settings),
     )
 
 

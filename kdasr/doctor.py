@@ -29,6 +29,7 @@ _PACKAGES = {
     "kaldi-native-fbank": "onnx-teacher",
     "ray": "ray",
     "sounddevice": "mic",
+    "num2words": "numbers",
 }
 
 

@@ -31,6 +31,9 @@ class Dropped:
         places: paths of some of the items; for messages only, since they depend on the machine.
         letters: letters beyond a-z in texts that were refused or lost them; for messages only.
         tagged: name and text of the first transcript with words in brackets; for messages only.
+        rewritten: name of the first transcript that was rewritten, as it was written and as it is spoken; for
+            messages only.
+        with_digits: how many transcripts were left out that have digits; for messages only.
         hints: what to do about files that the corpus passes over; for messages only.
     """
 
@@ -39,6 +42,8 @@ class Dropped:
     places: dict[str, str] = field(default_factory=dict)
     letters: set[str] = field(default_factory=set)
     tagged: str = ""
+    rewritten: str = ""
+    with_digits: int = 0
     hints: list[str] = field(default_factory=list)
 
     def add(self, what: str, reason: str) -> None:
@@ -84,6 +89,17 @@ class Dropped:
             self.notes["with words in brackets"] += 1
             self.tagged = self.tagged or f"{what}: {shorten(' '.join(text.split()))}"
 
+    def note_spoken(self, what: str, text: str, spoken: str) -> None:
+        """Count a transcript that is used as it is spoken instead of as it is written."""
+        before, after = (" ".join(words.split()) for words in (text, spoken))
+        if before != after:
+            self.notes["rewritten as spoken"] += 1
+            self.rewritten = self.rewritten or f"{what}: {shorten(before)!r} → {shorten(after)!r}"
+
+    def note_digits(self, text: str) -> None:
+        """Count a transcript that is left out, if it has digits."""
+        self.with_digits += any(char.isdigit() for char in text)
+
     def advice(self) -> list[str]:
         """Messages on what to do about files passed over, tags, and audio in formats that are not read."""
         lines = [*self.hints]
@@ -91,6 +107,13 @@ class Dropped:
             lines.append(
                 "words in brackets are trained on as if they were said; if they are tags, remove them from "
                 f"the transcripts: {self.tagged}"
+            )
+        if self.rewritten:
+            lines.append(f"rewritten as spoken: {self.rewritten}")
+        if self.with_digits:
+            lines.append(
+                f"{self.with_digits} of the transcripts left out have digits; --numbers and --spoken_forms "
+                'write them as words: docs/your-data.md, "Numbers, abbreviations and tags"'
             )
         if unread := [what for what, reason in self.items if reason.startswith(NOT_READ)]:
             lines.append(conversion(self.places.get(unread[0], unread[0])))

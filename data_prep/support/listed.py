@@ -75,15 +75,16 @@ def whole_utterances(
     labelled: bool,
     written: Callable[[str], bool],
     letters: str | None = None,
+    spoken: Callable[[str], str] | None = None,
 ) -> Iterator[Utterance]:
     """One utterance for each usable entry, in order; texts are used only if `labelled`, and keep the
-    language's `letters` beyond a-z (None: the corpus has no such setting).
+    language's `letters` beyond a-z and what `spoken` rewrites (None: the corpus has no such setting).
 
     For files whose utterances are all `written`, only the header is read and nothing is yielded.
     """
     seen: set[str] = set()
     for path, group in _by_file(listed, seen, dropped):
-        texts = _texts_of(group, dropped, letters) if labelled else [(one, None) for one in group]
+        texts = _texts_of(group, dropped, letters, spoken) if labelled else [(one, None) for one in group]
         # All cuts of a file or none: the last bits of a cut may depend on which ones were decoded before it.
         all_written = all(written(one.key) for one, _ in texts)
         with AudioReader(path) as reader:
@@ -168,20 +169,24 @@ def _of_one_file(group: dict[str, Listed]) -> tuple[Path, list[Listed]]:
     return listed[0].path, listed
 
 
-def _texts_of(listed: list[Listed], dropped: Dropped, letters: str | None) -> list[tuple[Listed, str | None]]:
+def _texts_of(
+    listed: list[Listed], dropped: Dropped, letters: str | None, spoken: Callable[[str], str] | None
+) -> list[tuple[Listed, str | None]]:
     """The entries with usable transcripts, each with its normalised text."""
     good: list[tuple[Listed, str | None]] = []
     for one in listed:
-        given, text = one.text or "", ""
+        said, text = spoken(one.text) if spoken and one.text else one.text, ""
         try:
-            text = _usable(one.text, letters or "")
+            text = _usable(said, letters or "")
             good.append((one, text))
-            dropped.note_accents(given, text)
-            dropped.note_tags(one.name, given)
+            dropped.note_accents(said or "", text)
+            dropped.note_tags(one.name, said or "")
+            dropped.note_spoken(one.name, one.text or "", said or "")
         except (UnitsError, CorpusError) as error:
             dropped.add_error(one.name, error)
+            dropped.note_digits(said or "")
         if letters is not None:
-            dropped.letters |= _letters_of(given) - {*text}
+            dropped.letters |= _letters_of(said or "") - {*text}
     return good
 
 

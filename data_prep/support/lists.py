@@ -31,6 +31,7 @@ from data_prep.support.listed import (
 )
 from data_prep.support.prepared import Earlier, Files, say
 from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
+from data_prep.support.spoken import check_spoken, spoken_form
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
@@ -61,6 +62,10 @@ class ListSettings:
         language: language of the speech, such as en or pt-BR, for filters, if not in the list; none: unknown.
         letters: the language's letters beyond a-z, such as äöüß: transcripts keep them and lose all
             other accents. The units of a model must also have them.
+        numbers: en-US or en-GB: digits with one usual reading become English words, as "one hundred five"
+            or "one hundred and five"; none: transcripts with digits are left out.
+        spoken_forms: a file of lines WRITTEN<TAB>SPOKEN, such as mr.<TAB>mister, which transcripts are
+            rewritten by before anything else; none: they are as they are spoken.
         max_shard_utterances: utterances in one shard.
     """
 
@@ -73,6 +78,8 @@ class ListSettings:
     segment_seconds: float | None = 20.0
     language: str | None = None
     letters: str = ""
+    numbers: str | None = None
+    spoken_forms: str | None = None
     max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
@@ -80,6 +87,7 @@ class ListSettings:
         check_language(self.language)
         object.__setattr__(self, "letters", checked_letters(self.letters))
         check_max_seconds(self)
+        check_spoken(self)
         if self.split and (unknown := sorted(set(self.unlabelled) - set(self.split))):
             raise ConfigError(
                 f"{', '.join(unknown)} is to be unlabelled but not among the splits",
@@ -175,6 +183,8 @@ class ListCorpus(Generic[SettingsT]):
         own = dataclasses.replace(settings, split=(name,), unlabelled=unlabelled)
         if not unlabelled and _has_texts(listed):
             own = dataclasses.replace(own, segment_seconds=None)
+        else:
+            own = dataclasses.replace(own, numbers=None, spoken_forms=None)
         if channels := {one.cut.channel for one in listed} - {None}:
             files = files_of(lists[name].files + lists[name].channel_files, listed)
             # Channel 0 is all of a file that has no other.
@@ -214,6 +224,7 @@ class ListCorpus(Generic[SettingsT]):
                 labelled=True,
                 written=lambda key: key in done,
                 letters=settings.letters,
+                spoken=spoken_form(settings),
             )
         if name not in settings.unlabelled and listed:
             said = "no transcripts in the list, so this is unlabelled audio"
