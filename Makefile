@@ -24,6 +24,10 @@ WEB := $(VENV)/.web-installed
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
+# Container images often set it: every process would then compile torch's modules anew, for five seconds. The
+# first to import a module keeps it compiled instead, which is also why the installation compiles nothing.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test check format test-device test-executorch test-gpu test-pretended constraints clean
 
 help:
@@ -40,7 +44,7 @@ help:
 
 setup: $(DEV)
 
-# In one go, and without compiling: modules are compiled when they are first imported, and most never are.
+# In one go, and without compiling: most modules are never imported.
 define install
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdasr needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Say which to use: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	@echo "Installing into $(VENV) (one to two minutes and 2 GB with the CPU build of torch; builds for CUDA take several times that)"
