@@ -30,8 +30,8 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
 
 
-def run_ray(audio: Path, out: Path, **source: Any) -> dict[str, Any]:
-    return run(audio, out, teacher=TinySource(**source), engine="ray", workers=2)
+def run_ray(audio: Path, out: Path, workers: int = 2, **source: Any) -> dict[str, Any]:
+    return run(audio, out, teacher=TinySource(**source), engine="ray", workers=workers)
 
 
 def test_actors_label_what_one_process_labels(
@@ -77,7 +77,7 @@ def test_a_poison_utterance_that_kills_its_actor_is_named_and_the_rest_is_labell
     cluster: str, tmp_path: Path
 ) -> None:
     make_audio(tmp_path / "audio", 6, per_shard=2, loud=(3,))
-    summary = run_ray(tmp_path / "audio", tmp_path / "labels", poison="kill")
+    summary = run_ray(tmp_path / "audio", tmp_path / "labels", workers=1, poison="kill")
     assert list(summary["failed"]) == ["utt-003"]
     assert summary["labelled"] == 5 and summary["shards_failed"] == {}
 
@@ -87,7 +87,7 @@ def test_relative_paths_mean_the_same_to_actors(
 ) -> None:
     (tmp_path / "audio").symlink_to(audio)
     monkeypatch.chdir(tmp_path)
-    summary = run_ray(Path("audio"), Path("labels"))
+    summary = run_ray(Path("audio"), Path("labels"), workers=1)
     assert summary["shards_failed"] == {}
     assert label_files(tmp_path / "labels") == wanted
 
@@ -103,4 +103,4 @@ def test_a_teacher_that_cannot_start_in_an_actor_stops_the_job(
     cluster: str, audio: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="no such device"):
-        run_ray(audio, tmp_path / "labels", driver_pid=os.getpid())
+        run_ray(audio, tmp_path / "labels", workers=1, driver_pid=os.getpid())
