@@ -79,7 +79,7 @@ def explained(name: str) -> str:
         ConfigError: there is no such corpus.
     """
     module, defaults = _module_of(name), settings_of(name)
-    lines = [inspect.cleandoc(module.__doc__ or ""), "", "settings, and what they are if not given:"]
+    lines = [inspect.cleandoc(module.__doc__ or ""), "", "settings and their defaults:"]
     for names, meaning in _meanings(module.Settings):
         lines.append("  " + "  ".join(f"--{key} {_as_given(defaults[key])}" for key in names))
         lines += [f"        {line}" for line in meaning]
@@ -170,8 +170,8 @@ def check(name: str, *, corpus: Path | None = None, out: Path | None = None, **s
 
 def _check_apart(corpus: Path | None, out: Path | None) -> None:
     if corpus is not None and out is not None and Path(out).resolve() == corpus.resolve():
-        fix = f"Name another folder with --out, if need be one in it: {corpus / 'shards'}."
-        raise ConfigError("the shards would lie among what they are made from", where=out, fix=fix)
+        fix = f"Choose another folder with --out; it may be inside the corpus: {corpus / 'shards'}."
+        raise ConfigError("the output folder is the corpus folder itself", where=out, fix=fix)
 
 
 def _recorded(settings: Any, unused: tuple[str, ...]) -> dict[str, Any]:
@@ -195,14 +195,16 @@ def _module_of(name: str) -> ModuleType:
 
 def _checked_corpus(module: ModuleType, name: str, corpus: Path | None) -> Path | None:
     if not module.NEEDS_CORPUS and corpus is not None:
-        raise ConfigError(f"{name} is made, and reads no folder", where="corpus", expected="null", got=corpus)
+        raise ConfigError(
+            f"{name} is synthesised and reads no corpus", where="corpus", expected="null", got=corpus
+        )
     if not module.NEEDS_CORPUS:
         return None
     if corpus is None:
-        raise ConfigError(f"{name} needs the folder of the corpus", fix="Add --corpus DIR.")
+        raise ConfigError(f"{name} needs a corpus folder", fix="Add --corpus DIR.")
     if Path(corpus).is_file():
-        fix = f"Name its folder, {Path(corpus).parent}, and of several lists choose one with --split."
-        raise CorpusError("the corpus is a folder, and this is a file", where=corpus, fix=fix)
+        fix = f"Give its folder, {Path(corpus).parent}; if that holds several lists, choose one with --split."
+        raise CorpusError("this is a file, not a corpus folder", where=corpus, fix=fix)
     if not Path(corpus).is_dir():
         fix = "Check --corpus: it is the folder that holds the corpus."
         raise CorpusError("the corpus folder is missing", where=corpus, expected="a folder", fix=fix)

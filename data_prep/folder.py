@@ -90,15 +90,17 @@ class Settings:
             )
         if self.transcripts and self.channels == EACH:
             raise ConfigError(
-                "NAME.txt is the transcript of all channels",
+                "NAME.txt is the transcript of all channels together, not of each one",
                 where="--channels",
-                expected=f"{AVERAGE} where there are transcripts",
+                expected=f"{AVERAGE} with --transcripts true",
                 got=EACH,
-                fix="Make a list of JSON lines that name the channel (docs/your-data.md).",
+                fix="Write a list of JSON lines that name the channel (docs/your-data.md).",
             )
         if self.held_out_share and not self.transcripts:
             raise ConfigError(
-                "what is held out needs transcripts", where="held_out_share", expected="--transcripts true"
+                "only audio with transcripts can be held out",
+                where="held_out_share",
+                expected="--transcripts true",
             )
 
 
@@ -139,10 +141,10 @@ def prepare(
     others = _counted(path for path in _others(corpus) if not path.name.lower().endswith(OTHER_AUDIO))
     first = split in ("unlabelled", LABELLED)
     if others and first:
-        say(f"{split}: passed over: {others}")
+        say(f"{split}: other files, ignored: {others}")
     if split == LABELLED and (timed := _counted(_files(corpus, _TIMED_TEXTS))):
         dropped.hints.append(
-            f"to use transcripts with times ({timed}), turn them into a list for kdasr prepare manifest: "
+            f"to use time-stamped transcripts ({timed}), convert them to a list for kdasr prepare manifest: "
             'docs/your-data.md, "Subtitles and segment lists"'
         )
     if settings.held_out_share and first:
@@ -193,7 +195,7 @@ def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator
         stem = one.path.with_suffix("")
         if stem in used:
             # The same recording in another format: it must not be in both training and test.
-            dropped.add(one.name, f"a second audio of the transcript of {used[stem]}")
+            dropped.add(one.name, f"the transcript is already used for {used[stem]}")
             continue
         if stem in texts:
             used[stem] = one.name

@@ -230,13 +230,13 @@ def _load(settings: Settings, corpus: Path, split: str, seed: int, dropped: Drop
             raise CorpusError(
                 f"no recording of {speaker} is left for {split}",
                 where=corpus,
-                fix="Give less as dev_share or test_share.",
+                fix="Reduce dev_share or test_share.",
             )
         paths += of_speaker
     recordings = load_recordings(paths, corpus, RATE_HZ, dropped)
     if not recordings:
         raise CorpusError(
-            "no recording can be used", where=corpus, fix=f"See {split}_speakers, dev_share and test_share."
+            "no recording can be used", where=corpus, fix=f"Check {split}_speakers, dev_share and test_share."
         )
     return recordings
 

@@ -114,8 +114,10 @@ class DataFolder(AudioList):
                 (channel,) = more or [""]
                 cuts[utterance] = (recording, _cut(float(start), float(end), channel))
             except ValueError:
-                expected = "UTTERANCE RECORDING START END, and a CHANNEL from 0 if need be"
-                dropped.add(utterance, f"this is no segment; expected {expected}; got {utterance} {line}")
+                expected = "UTTERANCE RECORDING START END and optionally a CHANNEL, counted from 0"
+                dropped.add(
+                    utterance, f"this is not a valid segment; expected {expected}; got {utterance} {line}"
+                )
         return cuts
 
     def _place_of(self, recording: str, recordings: dict[str, str]) -> tuple[str, Path]:
@@ -124,8 +126,8 @@ class DataFolder(AudioList):
         audio = recordings[recording]
         if audio.endswith("|") or audio.startswith("|"):
             raise CorpusError(
-                f"{RECORDINGS} has a command for it, and commands are never run",
-                expected="the path of an audio file: run it yourself, and name the file that it gives",
+                f"{RECORDINGS} gives a command for it, and commands are never run",
+                expected="the path of an audio file: run the command yourself and name the file it writes",
                 got=audio,
             )
         return place_of(self.settings, self.folder, audio)
@@ -143,7 +145,7 @@ def _side(recording: str, line: str, path: Path, *, alone: bool) -> int | None:
         return _channel(side, first=1)
     except ValueError:
         raise CorpusError(
-            f"{CHANNELS} has no channel for it", expected="RECORDING FILE and A, B, … or 1, 2, …", got=line
+            f"{CHANNELS} gives no valid channel for it", expected="FILE and A, B, … or 1, 2, …", got=line
         ) from None
 
 
@@ -151,7 +153,7 @@ def _cut(start_seconds: float, end_seconds: float, channel: str) -> Cut:
     """As in Kaldi's extract-segments, a negative end means the end of the recording, and channels are counted
     from 0; an empty `channel` means all."""
     if not abs(start_seconds) + abs(end_seconds) < float("inf"):
-        raise ValueError("a segment ends somewhere")
+        raise ValueError("the start or end is not finite")
     seconds = None if end_seconds < 0 else end_seconds - start_seconds
     return Cut(start_seconds, seconds, _channel(channel, first=0) if channel else None)
 
@@ -161,5 +163,5 @@ def _channel(text: str, *, first: int) -> int:
     if len(text) == 1 and text in _LETTERS:
         return _LETTERS.index(text)
     if (channel := int(text) - first) < 0:
-        raise ValueError("channels are counted up")
+        raise ValueError(f"the channel is below {first}")
     return channel

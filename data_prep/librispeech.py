@@ -67,13 +67,15 @@ class Settings:
         for name in ("unlabelled", "halved"):
             if self.subset and (unknown := sorted(set(getattr(self, name)) - set(self.subset))):
                 raise ConfigError(
-                    f"{', '.join(unknown)} is to be {name} but not among the subsets",
+                    f"{', '.join(unknown)} is not among the chosen subsets",
                     where=name,
                     expected=f"some of {', '.join(self.subset)}",
                 )
         check_speeds(self.speeds)
         if len({_key_at("", speed) for speed in self.speeds}) < len(self.speeds):
-            raise ConfigError("two speeds of one percent", where="speeds", got=list(self.speeds))
+            raise ConfigError(
+                "two speeds are equal when rounded to whole percents", where="speeds", got=list(self.speeds)
+            )
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ def _tell_if_not_whole(subset: Path) -> None:
     count = sum(1 for _ in subset.glob("*/*/*.flac"))
     published = _PUBLISHED.get(subset.name, count)
     if count != published:
-        say(f"{subset}: {count:,} utterances, and {published:,} as published: is it unpacked to its end?")
+        say(f"{subset}: {count:,} utterances instead of the published {published:,}: is it fully unpacked?")
 
 
 def _subset_of(settings: Settings, split: str) -> str:

@@ -36,8 +36,8 @@ NEEDS_CORPUS = True
 GENERATION = 3
 EXTENSIONS = (".jsonl", ".json")
 _CHANNEL, _AVERAGE = "channel", "average"
-_NO_CHANNEL = "with a channel that is no number, which is ignored"
-_NO_TAG = "with a language that is no tag such as en"
+_NO_CHANNEL = "with a channel that is not a number, which is ignored"
+_NO_TAG = "with a language that is not a tag such as en, which is ignored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Manifest(AudioList):
         if audio in keys:
             return None
         return utf_16_fault(self.path) or CorpusError(
-            "this is no list of audio",
+            "this is not a list of audio files",
             where=self.path,
             expected=f'lines of {{"{audio}": "…", "{text}": "…", …}} (--audio_key NAME for another)',
             got=f"the keys {', '.join(keys)}" if keys else None,
@@ -96,7 +96,7 @@ class Manifest(AudioList):
         for number, line in self._lines():
             where = f"{self.path.name}:{number}"
             if (fields := _fields(line)) is None:
-                dropped.add(where, "this is no JSON object")
+                dropped.add(where, "this is not a JSON object")
                 continue
             try:
                 listed.append(self._listed(where, fields, dropped))
@@ -163,9 +163,9 @@ def _channel_of(fields: dict[str, Any], channel_key: str, dropped: Dropped) -> i
     if value == _AVERAGE:
         return None
     if not _is_channel(value) or int(value) < 0:
-        other = f" (--channel_key NAME if {key} says something else)" if key == channel_key else ""
+        other = f" (--channel_key NAME if {key} means something else)" if key == channel_key else ""
         expected = f"0, 1, … or average{other}"
-        raise CorpusError(f"the {key} is no channel", expected=expected, got=repr(value))
+        raise CorpusError(f"the {key} is not a valid channel", expected=expected, got=repr(value))
     return int(value)
 
 
@@ -178,7 +178,7 @@ def _text_of(fields: dict[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise CorpusError(f"the {key} is no text", got=repr(value))
+        raise CorpusError(f"the {key} is not a string", got=repr(value))
     # JSON can encode lone surrogates, which UTF-8 cannot.
     return str(value).encode("utf-8", "replace").decode()
 
@@ -188,5 +188,5 @@ def _number_of(fields: dict[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CorpusError(f"the {key} is no number of seconds", got=repr(value))
+        raise CorpusError(f"the {key} is not a number of seconds", got=repr(value))
     return float(value)

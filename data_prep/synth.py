@@ -98,14 +98,14 @@ class Settings:
             check_kinds(getattr(self, f"{split}_noise"), f"{split}_noise", BABBLE)
         if self.num_voices > len(espeak.VARIANTS):
             raise ConfigError(
-                "there are not that many voices",
+                "too many voices",
                 expected=f"at most {len(espeak.VARIANTS)} in all splits together",
                 got=self.num_voices,
             )
         human = len(espeak.VARIANTS) - len(espeak.TRAINING_ONLY)
         if self.test_voices + self.dev_voices > human:
             raise ConfigError(
-                "there are not that many human voices",
+                "too many human voices",
                 where="test_voices, dev_voices",
                 expected=f"at most {human} together",
                 got=self.test_voices + self.dev_voices,

@@ -61,7 +61,7 @@ class Settings(ListSettings):
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             expected = "one character, such as ; or tab (in a shell, | is '\"|\"')"
             raise ConfigError(
-                "no delimiter", where="--delimiter", expected=expected, got=repr(self.delimiter)
+                "this is not a delimiter", where="--delimiter", expected=expected, got=repr(self.delimiter)
             )
 
 
@@ -143,7 +143,7 @@ class Table(AudioList):
             raise CorpusError(
                 "the table cannot be read",
                 where=f"{self.path}:{lines.line_num}",
-                expected=f"cells parted by {_NAMES.get(delimiter, delimiter)}",
+                expected=f"cells separated by {_NAMES.get(delimiter, delimiter)}",
                 got=error,
                 fix="Close the quotation marks that were opened in this or an earlier line.",
             ) from error
@@ -162,7 +162,9 @@ class Table(AudioList):
     def _listed(self, where: str, columns: list[str], cells: list[str], beside: str) -> Listed:
         if len(cells) != len(columns):
             raise CorpusError(
-                "the line has not as many cells as the header", expected=len(columns), got=len(cells)
+                "the line and the header have different numbers of cells",
+                expected=len(columns),
+                got=len(cells),
             )
         row, settings = dict(zip(columns, cells, strict=True)), self.settings
         audio = row[settings.audio_column]

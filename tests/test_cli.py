@@ -63,7 +63,7 @@ def test_help_after_a_corpus_explains_all_its_settings(
         main(["prepare", corpus, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    named = re.findall(r"(?:^|  )--(\w+) ", text.partition("settings, and what they are")[2], re.MULTILINE)
+    named = re.findall(r"(?:^|  )--(\w+) ", text.partition("settings and their defaults:")[2], re.MULTILINE)
     assert sorted(named) == sorted(settings_of(corpus)), "each is explained once"
 
 
@@ -72,7 +72,7 @@ def test_defaults_are_shown_as_the_command_line_takes_them(capsys: pytest.Captur
         main(["prepare", "folder", "-h"])
     text = capsys.readouterr().out
     assert "\n  --transcripts false\n" in text and "\n  --language none\n" in text
-    shown = dict(re.findall(r"--(\w+) (\S+)", text.partition("settings, and what they are")[2]))
+    shown = dict(re.findall(r"--(\w+) (\S+)", text.partition("settings and their defaults:")[2]))
     assert parse_settings(folder.Settings, shown, "folder") == folder.Settings()
 
 
@@ -134,8 +134,9 @@ def test_a_folder_that_may_not_be_used_is_named(
         (["train", "{root}/recipes/mini/run.yaml"], "use `kdasr run {root}/recipes/mini`"),
         (["run", "{root}/recipes/mini/run.yaml"], "file. Name its folder: kdasr run {root}/recipes/mini"),
         (["prepare", "manifest", "--corpus", "{root}/README.md", "--out", "{tmp}/x"],
-         "Name its folder, {root}"),
-        (["prepare", "synth", "--out", "{root}/README.md"], "shards go into a folder, and this is a file"),
+         "Give its folder, {root}"),
+        (["prepare", "synth", "--out", "{root}/README.md"],
+         "shards need a folder, but a file is in its place"),
         (["select", "--audio", "{tmp}", "--labels", "a", "--out", "{root}/README.md", "--hours", "1"],
          "labels go into a folder, and this is a file"),
         (["train", "{root}/recipes/mini/label.yaml"], "recipe of another stage"),

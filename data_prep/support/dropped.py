@@ -81,7 +81,7 @@ class Dropped:
             char for char in composed if not char.isascii() and unicodedata.category(char) in ("Lu", "Ll")
         }
         if any(char.lower() not in normal_text for char in letters):
-            self.notes["without their accents"] += 1
+            self.notes["with accents removed"] += 1
 
     def note_tags(self, what: str, text: str) -> None:
         """Count a transcript with words in brackets, which are kept as if they were spoken."""
@@ -105,7 +105,7 @@ class Dropped:
         lines = [*self.hints]
         if self.tagged:
             lines.append(
-                "words in brackets are trained on as if they were said; if they are tags, remove them from "
+                "words in brackets are treated as spoken words; if they are tags, remove them from "
                 f"the transcripts: {self.tagged}"
             )
         if self.rewritten:
@@ -136,11 +136,11 @@ def conversion(name: str) -> str:
     """A message with the command that converts all files in a folder with this one's extension."""
     end = PurePath(name).suffix
     command = f'for f in *{end}; do ffmpeg -i "$f" -ar 16000 -ac 1 "${{f%{end}}}.flac"; done'
-    return f"to convert all {end} of a folder, in it: {command}"
+    return f"to convert all {end} files of a folder, run in it: {command}"
 
 
 def letters_hint(found: set[str], own: str) -> str:
     """A message with the setting that keeps the letters found in addition to a language's `own`; empty if it
     would not help."""
     useful = found - {*own} and len(found) <= _MOST_LETTERS
-    return f"if the language has them: --letters {''.join(sorted(found | {*own}))}" if useful else ""
+    return f"if the language has these letters: --letters {''.join(sorted(found | {*own}))}" if useful else ""

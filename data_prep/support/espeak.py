@@ -93,7 +93,7 @@ def speak(
         _call(library.espeak_Synth(*arguments), f"speak {text!r}")
     samples = np.frombuffer(b"".join(blocks), dtype=np.int16)
     if not samples.any():
-        raise SpeechSynthesisError("espeak-ng spoke nothing", where=voice, got=repr(text))
+        raise SpeechSynthesisError("espeak-ng produced no sound", where=voice, got=repr(text))
     return samples.astype(np.float32) / np.float32(32_768)
 
 
@@ -118,7 +118,11 @@ def _fresh_library() -> Iterator[Any]:
     try:
         rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
         if rate_hz != ESPEAK_RATE_HZ:
-            raise SpeechSynthesisError("espeak-ng did not start", expected=ESPEAK_RATE_HZ, got=rate_hz)
+            raise SpeechSynthesisError(
+                "espeak-ng did not start with the right sample rate in Hz",
+                expected=ESPEAK_RATE_HZ,
+                got=rate_hz,
+            )
         # Its noise comes from libc's rand(), which it seeds with the time.
         ctypes.CDLL(None).srand(1)
         yield library
@@ -135,7 +139,7 @@ def _refuse_loaded(path: str) -> None:
         return
     _ctypes.dlclose(handle)
     raise SpeechSynthesisError(
-        "espeak-ng is already in use by another part of this process, so speech would not be repeatable",
+        "espeak-ng is already in use by another part of this process, so speech would not be reproducible",
         where=path,
-        fix="Prepare the corpus in a process of its own.",
+        fix="Prepare the corpus in a separate process.",
     )

@@ -230,7 +230,7 @@ def _segments_of(one: Listed, reader: AudioReader, dropped: Dropped, limits: Lim
     except CorpusError as error:
         dropped.add_error(one.name, error)
     except AudioError as error:
-        dropped.add_error(one.name, error, f"; {kept} segments before that are kept" if kept else "")
+        dropped.add_error(one.name, error, f"; segments kept before that: {kept}" if kept else "")
 
 
 def _note(one: Listed, reader: AudioReader, rate_hz: int, dropped: Dropped) -> None:
@@ -281,9 +281,9 @@ def _check_not_long(num_samples: int, max_seconds: float) -> None:
 
 def _check_key(key: str, *seen: Container[str]) -> None:
     if any(key in keys for keys in seen):
-        raise CorpusError("the same key was found before")
+        raise CorpusError("the key is a duplicate of an earlier one")
     if not KEY_PATTERN.fullmatch(key):
-        raise CorpusError("the name cannot be a key", expected=KEY_PATTERN.pattern)
+        raise CorpusError("the name is not a valid key", expected=KEY_PATTERN.pattern)
 
 
 def _usable(text: str | None, letters: str) -> str:
@@ -292,12 +292,12 @@ def _usable(text: str | None, letters: str) -> str:
         raise CorpusError("audio without transcript")
     if _NOT_DECODED in text:
         raise CorpusError(
-            "the text is not UTF-8, or has lost letters (U+FFFD)",
-            expected="UTF-8, which `iconv -f ENCODING -t utf-8` makes of a file in its own encoding, such as "
+            "the text is not UTF-8, or letters in it were lost (U+FFFD)",
+            expected="UTF-8: convert the file with `iconv -f ENCODING -t utf-8`, with an ENCODING such as "
             "cp1252 (Western), cp1250 (Polish, Czech), cp1254 (Turkish) or cp1251 (Russian)",
         )
     if not (normal_text := normalise(text, letters)):
-        raise CorpusError("an empty transcript")
+        raise CorpusError("the transcript is empty after normalisation")
     return normal_text
 
 
@@ -366,6 +366,6 @@ def key_lines(path: Path, name: str, what: str, found: dict[str, str], dropped: 
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         key, *rest = line.decode("utf-8-sig", errors="replace").split(maxsplit=1) or [""]
         if key in found:
-            dropped.add(f"{name}:{number}", f"a second {what} of {key}")
+            dropped.add(f"{name}:{number}", f"a second {what} for {key}")
         elif key:
             found[key] = rest[0].strip() if rest else ""

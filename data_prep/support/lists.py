@@ -36,9 +36,9 @@ from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
 SettingsT = TypeVar("SettingsT", bound="ListSettings")
-BY_FILE = "no speakers are named, so it is held out by file, and a speaker may be on both sides"
+BY_FILE = "no speakers are named, so files are held out, and the same speaker may be in several parts"
 
-_OWN_LISTS = "Put what is for dev and test into lists or folders of their own"
+_OWN_LISTS = "Put dev and test data into separate lists or folders"
 _MOST_NAMED = 5
 CHANNEL_KEY = "channel_key"
 # The generation that did not put cuts in order, and knew no channels.
@@ -90,7 +90,7 @@ class ListSettings:
         check_spoken(self)
         if self.split and (unknown := sorted(set(self.unlabelled) - set(self.split))):
             raise ConfigError(
-                f"{', '.join(unknown)} is to be unlabelled but not among the splits",
+                f"{', '.join(unknown)} is not among the chosen splits",
                 where="unlabelled",
                 expected=f"some of {', '.join(self.split)}",
             )
@@ -154,7 +154,7 @@ class ListCorpus(Generic[SettingsT]):
         if faults and (settings.split or len(faults) == len(names)):
             raise _joined(corpus, list(faults.values()))
         if faults:
-            say(f"{corpus}: passed over, for they are no lists of audio: {', '.join(faults)}")
+            say(f"{corpus}: ignored, since they are not lists of audio files: {', '.join(faults)}")
         for fault in faults.values():
             if fault.fix:  # it may still be meant as a list
                 say(f"  {fault}")
@@ -166,7 +166,7 @@ class ListCorpus(Generic[SettingsT]):
             return names
         if len(names) > 1:
             raise ConfigError(
-                "a part is held out of one list alone",
+                "a part can be held out of one list only",
                 where="held_out_share",
                 expected="one list",
                 got=", ".join(names),
@@ -227,7 +227,7 @@ class ListCorpus(Generic[SettingsT]):
                 spoken=spoken_form(settings),
             )
         if name not in settings.unlabelled and listed:
-            said = "no transcripts in the list, so this is unlabelled audio"
+            said = "the list has no transcripts, so this is unlabelled audio"
             say(f"{name}: {said}{_names_of(lists[name], 'text')}")
         longest = [one for one in (settings.max_seconds, settings.segment_seconds) if one is not None]
         return segments(mine, dropped, Limits(settings.min_seconds, min(longest, default=None)), done)
@@ -240,15 +240,15 @@ def _has_texts(listed: list[Listed]) -> bool:
 def _names_of(one: AudioList, part: str) -> str:
     """A message with the names that a field of the lines might have, and the option that selects one."""
     kind, names = one.names()
-    return f"; other {kind}s are {', '.join(names)} (--{part}_{kind} NAME)" if names else ""
+    return f"; its other {kind}s are {', '.join(names)} (to use one: --{part}_{kind} NAME)" if names else ""
 
 
 def _check_texts(name: str, one: AudioList) -> None:
     if (listed := one.read(Dropped())) and not _has_texts(listed):
         raise CorpusError(
-            f"{name} is to be transcribed speech, and has no transcripts{_names_of(one, 'text')}",
+            f"{name} should be transcribed speech but has no transcripts{_names_of(one, 'text')}",
             where=one.files[0],
-            fix=f"If it is to be without them: --unlabelled {name}.",
+            fix=f"If it is meant to have none, add --unlabelled {name}.",
         )
 
 
@@ -258,7 +258,7 @@ def _joined(corpus: Path, faults: list[CorpusError]) -> CorpusError:
         return faults[0]
     shown = [f"{Path(fault.where or '').name} ({fault.got or fault.what})" for fault in faults[:5]]
     return CorpusError(
-        "none of these is a list of audio",
+        "none of these is a list of audio files",
         where=corpus,
         expected=faults[0].expected,
         got=", ".join(shown) + (", …" if len(faults) > len(shown) else ""),
@@ -278,11 +278,13 @@ def parts_of(name: str, share: float, listed: list[Listed]) -> tuple[str, ...]:
         what = f"{count} {'speakers' if any(one.speaker for one in listed) else 'files'}"
         would = sides_of(listed, least)
         # With few speakers, the least share may leave almost nothing.
-        other = f", or give it {least:.2f}: {_shown(name, would)}" if all(would.values()) else ""
+        other = (
+            f", or set held_out_share to {least:.2f}: {_shown(name, would)}" if all(would.values()) else ""
+        )
         raise ConfigError(
-            f"nothing falls into {' and '.join(empty)}",
+            f"{' and '.join(empty)} would be empty",
             where="held_out_share",
-            expected=f"a share that takes some of {what}, and leaves some",
+            expected=f"a share that holds out some of {what} and leaves some",
             got=share if count >= len(PARTS) else f"too few for {len(PARTS)} parts",
             fix=f"{_OWN_LISTS}{other}.",
         )
@@ -307,7 +309,7 @@ def _shown(name: str, sides: dict[str, Counter[str]]) -> str:
     """A message on the share of utterances in each part, and their speakers."""
     in_all = sum(side.total() for side in sides.values())
     shown = (f"{name}{part} {side.total() / in_all:.0%} ({_named(side)})" for part, side in sides.items())
-    return f"of {in_all} utterances {', '.join(shown)}"
+    return f"of {in_all} utterances, {', '.join(shown)}"
 
 
 def _named(side: Counter[str]) -> str:
@@ -342,12 +344,12 @@ def lists_below(corpus: Path, extensions: tuple[str, ...], what: str) -> dict[st
     )
     if not paths:
         expected = f"{what}: NAME{' or NAME'.join(extensions)}"
-        raise CorpusError("there is no list of audio in this folder", where=corpus, expected=expected)
+        raise CorpusError("there is no list of audio files in this folder", where=corpus, expected=expected)
     found: dict[str, Path] = {}
     for path in paths:
         if path.stem in found:
             raise CorpusError(
-                "two lists have one name", where=corpus, got=f"{found[path.stem].name} and {path.name}"
+                "two lists have the same name", where=corpus, got=f"{found[path.stem].name} and {path.name}"
             )
         found[path.stem] = path
     return found
@@ -358,7 +360,7 @@ def utf_16_fault(path: Path) -> CorpusError | None:
     with path.open("rb") as file:
         if file.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return None
-    fix = "Make a copy of it with `iconv -f utf-16 -t utf-8`, or save it anew."
+    fix = "Convert a copy of it with `iconv -f utf-16 -t utf-8`, or save it again as UTF-8."
     return CorpusError("the list is UTF-16", where=path, expected="UTF-8", got="UTF-16", fix=fix)
 
 
@@ -374,7 +376,9 @@ def place_of(settings: ListSettings, folder: Path, audio: str, beside: str = "")
         if not audio.strip() or b"\0" in os.fsencode(name):
             raise ValueError
     except ValueError as error:
-        raise CorpusError("no audio file is named", expected="its path", got=repr(audio)) from error
+        raise CorpusError(
+            "the audio path is empty or invalid", expected="the path of an audio file", got=repr(audio)
+        ) from error
     return name, folder / _spelt(name, folder)
 
 

@@ -51,11 +51,13 @@ def prepare_split(
         ShardError: the folder cannot be written.
     """
     if any(place.is_file() for place in (folder, folder.parent)):
-        raise ConfigError("shards go into a folder, and this is a file", where=folder, fix="Check --out.")
+        raise ConfigError(
+            "shards need a folder, but a file is in its place", where=folder, fix="Check --out."
+        )
     busy = ConfigError(
-        "another `kdasr prepare` writes into this folder",
+        "another `kdasr prepare` is writing to this folder",
         where=folder,
-        fix="Wait until it has ended, or name another folder with --out.",
+        fix="Wait until it has finished, or choose another folder with --out.",
     )
     try:
         # If all is done, nothing is written, and no lock is needed.
@@ -66,7 +68,9 @@ def prepare_split(
         with locked(folder, busy=busy):
             return _prepare_split(utterances, folder, source, max_utterances, letters)
     except OSError as error:
-        fix = "Make room, check the permissions, and run the same again: it goes on where it stopped."
+        fix = (
+            "Free disk space or check the permissions, then run the same again: it resumes where it stopped."
+        )
         raise ShardError("the split cannot be written", where=folder, got=error, fix=fix) from error
 
 
@@ -200,10 +204,10 @@ def _some(
     if first is None:
         _commit(folder / DROPPED, dropped.as_json())
         advice = "Check --corpus" + (
-            ", and --audio_folder where a list names files." if "audio_folder" in settings else "."
+            ", and --audio_folder if a list names the files." if "audio_folder" in settings else "."
         )
         if settings.get("held_out_share") and folder.name.endswith(PARTS[1:]):
-            advice = "Mend what was left out, or hold out a larger share, into another --out."
+            advice = "Fix what was left out, or hold out a larger share and write to another --out."
         kinds = dropped.kinds()
         hint = letters_hint(dropped.letters, settings.get("letters", ""))
         more = [line[0].upper() + line[1:] for line in (hint, *dropped.advice()) if line]
@@ -214,7 +218,7 @@ def _some(
             "no utterance can be used",
             where=folder.name,
             got=reasons or "an empty corpus",
-            fix=" ".join([f"{advice} All that was left out is in {folder / DROPPED}.", *more]),
+            fix=" ".join([f"{advice} Everything that was left out is listed in {folder / DROPPED}.", *more]),
         )
     yield first
     yield from utterances
@@ -258,8 +262,8 @@ def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:
         return
     if count := sum(path.suffix == ".tar" and path.with_suffix(".json") in leftovers for path in leftovers):
         changed = _changed(_flat(record.get("source") or {}), _flat(source))
-        why = f"what was interrupted was made from something else: {', '.join(changed)}"
-        say(f"{folder}: {counted(count, 'finished shard')} replaced, for {why}")
+        why = f"because the interrupted run differed in {', '.join(changed)}"
+        say(f"{folder}: {counted(count, 'finished shard')} replaced, {why}")
     for path in leftovers:
         path.unlink()
 
@@ -288,7 +292,7 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[
         parts.append(f"{len(dropped.items)} left out (see {DROPPED})")
     parts += [f"{number} {note}" for note, number in sorted((dropped.notes + clipped).items())]
     say("; ".join(parts))
-    for line in lines_of(dropped.kinds(), "  left out", f"{DROPPED} has each"):
+    for line in lines_of(dropped.kinds(), "  left out", f"{DROPPED} lists all of them"):
         say(line)
     for line in dropped.advice():
         say(f"  {line}")
@@ -306,14 +310,14 @@ def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> C
         return _of_changed_corpus(folder, before["files"], after["files"])
     if changed == ["generation"]:
         return ConfigError(
-            "an older release prepared the folder, and may have made other audio of the same settings",
+            "an older release prepared the folder and may have made different audio from the same settings",
             where=folder,
             expected=f"generation {after['generation']} of {after['corpus']}",
             got=f"generation {before.get('generation')}",
             fix="Delete this folder, or name another with --out; then prepare and train again.",
         )
     return ConfigError(
-        "the folder was prepared from something else",
+        "the folder was prepared from other data or with other settings",
         where=folder,
         expected=", ".join(f"{name}={after.get(name)}" for name in changed),
         got=", ".join(f"{name}={before.get(name)}" for name in changed),
@@ -325,14 +329,14 @@ def _of_changed_corpus(folder: Path, old: dict[str, Any], new: dict[str, Any]) -
     """The error for a changed corpus, of which only the former count, bytes and hash are known."""
     was, now = (f"{files['count']:,} files of {files['bytes']:,} bytes" for files in (old, new))
     differs = (
-        "in a list or transcript, or in the name of a file"
+        "a list, a transcript or a file name differs"
         if was == now
-        else f"{was} then, {now} now, and maybe in a list or transcript"
+        else f"{was} then, {now} now; a list or transcript may differ, too"
     )
     return ConfigError(
-        f"the list or its audio has changed since this folder was prepared from it: {differs}",
+        f"the corpus has changed since this folder was prepared: {differs}",
         where=folder,
-        fix="Prepare what it is now into another folder, with --out, or delete this one.",
+        fix="Prepare the current corpus into another folder with --out, or delete this one.",
     )
 
 

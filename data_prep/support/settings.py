@@ -58,9 +58,9 @@ def check_numbers(settings: Any) -> None:
         if is_range and numbers != sorted(numbers):
             problem = "low,high with low first"
         elif field.name.endswith(("minutes", "voices", "seconds")) and any(number < 0 for number in numbers):
-            problem = "not less than 0"
+            problem = "at least 0"
         elif field.name == "held_out_share" and not 0 <= value < 0.5:
-            problem = "0 or more and less than 0.5, for as much is held out for dev as for test"
+            problem = "at least 0 and below 0.5, since as much is held out for dev as for test"
         elif field.name.endswith(("probability", "share")) and not all(
             0 <= number <= 1 for number in numbers
         ):
@@ -79,7 +79,7 @@ def check_language(tag: str | None) -> None:
     """
     if tag is not None and not _LANGUAGE_TAG.fullmatch(tag):
         expected = "a tag such as en, en-GB or yue-Hant"
-        raise ConfigError("this is no language tag", where="language", expected=expected, got=tag)
+        raise ConfigError("this is not a language tag", where="language", expected=expected, got=tag)
 
 
 def checked_letters(letters: str) -> str:
@@ -153,7 +153,7 @@ def _convert_scalar(value: Any, hint: Any) -> Any:
     if hint is float:
         return float(value)
     if not isinstance(value, str | int):
-        raise TypeError("a text is needed")
+        raise TypeError("a string is needed")
     return str(value)
 
 
@@ -164,11 +164,11 @@ def _convert_truth(value: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     if typing.get_origin(hint) is tuple:
         first, *rest = typing.get_args(hint)
         return (
-            f"a list of {'texts' if first is str else 'numbers'}"
+            f"a list of {'strings' if first is str else 'numbers'}"
             if Ellipsis in rest
             else "two numbers: low,high"
         )

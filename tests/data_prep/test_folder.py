@@ -99,7 +99,7 @@ def test_files_that_may_be_audio_are_counted_by_their_ends(
     write_tone(corpus / "good.wav", 0.5)
     prepared(corpus)
     said = capsys.readouterr().err
-    assert "unlabelled: passed over: 2 .mkv, 1 .oga, 1 without an extension\n" in said
+    assert "unlabelled: other files, ignored: 2 .mkv, 1 .oga, 1 without an extension\n" in said
     assert "left out: e.m4a" in said
 
 
@@ -193,7 +193,7 @@ def test_nothing_but_the_audio_decides_whether_it_is_the_same(corpus: Path) -> N
         (corpus / ".DS_Store").write_bytes(b"x")
         (corpus / "notes.md").write_text("x")
     write_tone(corpus / "b.wav", 0.5)
-    with pytest.raises(ConfigError, match="the list or its audio has changed since"):
+    with pytest.raises(ConfigError, match="the corpus has changed since"):
         prepare("folder", corpus=corpus, out=corpus / "shards")
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_used_is_counted(corpus: Path) -> None:
     assert reasons["click.wav"] == "0.050 s is shorter than min_seconds"
     assert reasons["cut.wav"].startswith("the audio is cut short")
     assert reasons["empty.flac"].startswith("the audio is empty")
-    assert reasons["long.mp3"].endswith(f"{len(names) - 4} segments before that are kept")
+    assert reasons["long.mp3"].endswith(f"; segments kept before that: {len(names) - 4}")
     assert reasons["text.ogg"].startswith("the audio cannot be decoded")
 
 
@@ -290,7 +290,7 @@ def test_a_language_is_written_to_every_utterance_and_changes_nothing_where_none
     ]
     assert "language" not in settings
     for wrong in ("Portuguese", "pt_BR", "p"):
-        with pytest.raises(ConfigError, match="this is no language tag"):
+        with pytest.raises(ConfigError, match="this is not a language tag"):
             prepare("folder", corpus=corpus, out=tmp_path / "wrong", language=wrong)
 
 
@@ -309,10 +309,10 @@ def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path
     assert dropped["b.mp3"].endswith(" s is longer than max_seconds")
     assert dropped["c.wav"] == "audio without transcript"
     assert dropped["d.txt"] == "transcript without audio"
-    assert dropped["e.wav"].startswith("the text is not UTF-8, or has lost letters")
-    assert "in its own encoding, such as cp1252 (Western), cp1250 (Polish, Czech)" in dropped["e.wav"]
+    assert dropped["e.wav"].startswith("the text is not UTF-8, or letters in it were lost")
+    assert "with an ENCODING such as cp1252 (Western), cp1250 (Polish, Czech)" in dropped["e.wav"]
     (corpus / "a/1.txt").write_text("\ufeffIt's a\nway.\n")
-    with pytest.raises(ConfigError, match="the list or its audio has changed since"):
+    with pytest.raises(ConfigError, match="the corpus has changed since"):
         prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True, max_seconds=2)
 
 
@@ -344,7 +344,7 @@ def test_one_recording_in_two_formats_is_taken_once(corpus: Path, tmp_path: Path
     keys = [one.key for one in read_folder(tmp_path / "out" / "labelled")]
     assert keys == [key_of("1.flac"), key_of("2.wav")]
     dropped = dropped_in(tmp_path / "out" / "labelled")
-    assert dropped == {"1.wav": "a second audio of the transcript of 1.flac"}
+    assert dropped == {"1.wav": "the transcript is already used for 1.flac"}
 
 
 def test_a_share_of_the_files_with_transcripts_is_held_out(corpus: Path, tmp_path: Path) -> None:
@@ -354,7 +354,9 @@ def test_a_share_of_the_files_with_transcripts_is_held_out(corpus: Path, tmp_pat
     prepare("folder", corpus=corpus, out=tmp_path, transcripts=True, held_out_share=0.2)
     names = [{one.key for one in read_folder(tmp_path / f"labelled{part}")} for part in ("", "-dev", "-test")]
     assert all(names) and len(set.union(*names)) == sum(map(len, names)) == 30
-    with pytest.raises(ConfigError, match="what is held out needs transcripts; expected --transcripts true"):
+    with pytest.raises(
+        ConfigError, match="only audio with transcripts can be held out; expected --transcripts true"
+    ):
         prepare("folder", corpus=corpus, out=tmp_path, held_out_share=0.2)
     held_out = read_folder(tmp_path / "labelled-test")
     for number in range(30):

@@ -88,10 +88,10 @@ def test_segments_are_cut(corpus: Path) -> None:
     assert dropped["u3"].startswith("the cut is not within the audio; expected a part of 0 to 3.00 s")
     assert dropped["u4"] == "wav.scp has no recording b"
     for name in ("u5", "u6", "u7", "u10", "u11"):
-        assert dropped[name].startswith("this is no segment; expected UTTERANCE RECORDING START END")
+        assert dropped[name].startswith("this is not a valid segment; expected UTTERANCE RECORDING START END")
     assert dropped["u9"] == "channel 1 of a file that has 1; expected 0"
     assert dropped["u8"] == "transcript without audio"
-    assert dropped["text:6"] == "a second transcript of u1"
+    assert dropped["text:6"] == "a second transcript for u1"
     assert len(dropped) == 10
 
 
@@ -156,11 +156,11 @@ def test_recordings_may_be_the_channels_of_one_file(corpus: Path, first: str, se
         ("2-b", "three", [1]),
         ("3-a", "four", [0]),
     ]
-    reason = "reco2file_and_channel has no channel for it; expected RECORDING FILE and A, B, … or 1, 2, …; "
+    reason = "reco2file_and_channel gives no valid channel for it; expected FILE and A, B, … or 1, 2, …; "
     assert dropped_in(out / "data") == {"3-c": f"{reason}got 3 0"}
     assert record_of(out / "data")["notes"] == {}
     write(corpus, reco2file_and_channel=f"1-a 1-a {second}\n1-b 1-b {first}\n")
-    with pytest.raises(ConfigError, match="the list or its audio has changed since"):
+    with pytest.raises(ConfigError, match="the corpus has changed since"):
         prepared(corpus)
 
 
@@ -188,15 +188,15 @@ def test_a_command_is_never_run(corpus: Path, tmp_path: Path) -> None:
     out = prepared(corpus)
     assert not (tmp_path / "run").exists()
     (reason,) = dropped_in(out / "data").values()
-    assert reason.startswith("wav.scp has a command for it, and commands are never run; expected the path")
-    assert reason.endswith(f"name the file that it gives; got {command}")
+    assert reason.startswith("wav.scp gives a command for it, and commands are never run; expected the path")
+    assert reason.endswith(f"name the file it writes; got {command}")
 
 
 def test_all_files_of_the_folder_decide(corpus: Path) -> None:
     write(corpus, wav_scp="u1 audio/a.wav\n", text="u1 one\n")
     prepared(corpus)
     write(corpus, text="u1 two\n")
-    with pytest.raises(ConfigError, match="the list or its audio has changed since"):
+    with pytest.raises(ConfigError, match="the corpus has changed since"):
         prepared(corpus)
 
 

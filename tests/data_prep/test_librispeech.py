@@ -56,12 +56,12 @@ def test_the_subsets_may_lie_at_the_top(corpus: Path) -> None:
 
 def test_a_subset_that_is_not_whole_is_told_of(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared(corpus)
-    assert "as published" not in capsys.readouterr().err
+    assert "the published" not in capsys.readouterr().err
     (corpus / "LibriSpeech/train-clean-5").rename(corpus / "LibriSpeech/train-clean-360")
     prepared(corpus, subset="train-clean-360")
-    told = [line for line in capsys.readouterr().err.splitlines() if "as published" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "the published" in line]
     assert [line.partition(": ")[2] for line in told] == [
-        "4 utterances, and 104,014 as published: is it unpacked to its end?"
+        "4 utterances instead of the published 104,014: is it fully unpacked?"
     ]
 
 
@@ -74,7 +74,7 @@ def test_a_subset_can_be_parted_by_speaker(corpus: Path) -> None:
     ]
     assert {one.speaker for one in read_folder(out / "train-clean-5-a")} == {"19"}
     assert [one.key for one in read_folder(out / "train-clean-5-b")] == ["26-495-0000"]
-    with pytest.raises(ConfigError, match="halved: dev-clean-2 is to be halved but not among"):
+    with pytest.raises(ConfigError, match="halved: dev-clean-2 is not among the chosen subsets"):
         prepared(corpus, subset="train-clean-5", halved="dev-clean-2")
 
 
@@ -99,7 +99,7 @@ def test_an_unknown_subset_is_refused_with_those_found(corpus: Path) -> None:
         CorpusError, match=r"no subset train-clean-100; expected some of dev-clean-2, train-clean-5"
     ):
         prepared(corpus, subset="train-clean-100")
-    with pytest.raises(ConfigError, match="unlabelled: train-clean-5 is to be unlabelled but not among"):
+    with pytest.raises(ConfigError, match="unlabelled: train-clean-5 is not among the chosen subsets"):
         prepared(corpus, subset="dev-clean-2", unlabelled="train-clean-5")
 
 
@@ -137,19 +137,19 @@ def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
     assert reasons["19-198-0003.flac"].startswith("the audio is empty")
     assert "cut short" in reasons["19-198-0004.flac"] or "decoded" in reasons["19-198-0004.flac"]
     assert reasons["19-198-0005.flac"] == "audio without transcript"
-    assert reasons["19-198-0006.flac"] == "an empty transcript"
+    assert reasons["19-198-0006.flac"] == "the transcript is empty after normalisation"
     assert "'7' cannot be normalised" in reasons["19-198-0007.flac"]
     assert reasons["19-198-0008.flac"] == "audio without transcript"
     assert reasons["19-198-0009.flac"] == "transcript without audio"
     assert reasons["19-198-0010.flac"] == "transcript without audio"
-    assert reasons["19-198.trans.txt:9"] == "a second transcript of 19-198-0001"
-    assert reasons["bad name.flac"].startswith("the name cannot be a key")
+    assert reasons["19-198.trans.txt:9"] == "a second transcript for 19-198-0001"
+    assert reasons["bad name.flac"].startswith("the name is not a valid key")
     order = [name for name in reasons if name.startswith("19-198-")]
     assert order == [f"19-198-{number:04d}.flac" for number in range(3, 11)], (
         "as they lie, then what has no audio"
     )
     second = "LibriSpeech/train-clean-5/26/495/19-198-0000.flac"
-    assert reasons[second] == "the same key was found before"
+    assert reasons[second] == "the key is a duplicate of an earlier one"
     assert len(dropped) == 11
 
 

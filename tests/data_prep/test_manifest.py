@@ -98,7 +98,7 @@ def test_a_list_without_any_text_is_unlabelled_and_cut_into_segments(
     assert sum(len(one.samples) for one in utterances[2:]) == 40_000
     assert [(one.text, one.speaker) for one in utterances[1:3]] == [(None, None), (None, "ann")]
     assert utterances[4].key == f"{key_of('long.wav')}-0002"
-    said = "talks: no transcripts in the list, so this is unlabelled audio; other keys are text, speaker"
+    said = "talks: the list has no transcripts, so this is unlabelled audio; its other keys are text, speaker"
     assert said in capsys.readouterr().err
 
 
@@ -134,12 +134,12 @@ def test_transcripts_under_another_key_are_not_passed_over_without_a_word(
     lines = [{"audio_filepath": f"clips/{number}.wav", "sentence": "Grüße"} for number in range(1, 4)]
     write(corpus, "train.jsonl", *lines)
     prepared(corpus)
-    keys_there = "other keys are sentence (--text_key NAME)"
-    said = f"train: no transcripts in the list, so this is unlabelled audio; {keys_there}"
+    keys_there = "its other keys are sentence (to use one: --text_key NAME)"
+    said = f"train: the list has no transcripts, so this is unlabelled audio; {keys_there}"
     assert said in capsys.readouterr().err
-    message = f"train.jsonl: train is to be transcribed speech, and has no transcripts; {keys_there}. If"
+    message = f"train.jsonl: train should be transcribed speech but has no transcripts; {keys_there}. If"
     for settings in ({"letters": "üß"}, {"held_out_share": 0.3}):
-        with pytest.raises(CorpusError, match=re.escape(message) + ".*: --unlabelled train"):
+        with pytest.raises(CorpusError, match=re.escape(message) + ".*, add --unlabelled train"):
             prepared(corpus, "other", **settings)
     prepared(corpus, "other", letters="üß", unlabelled="train")
 
@@ -150,14 +150,14 @@ def test_letters_that_a_language_may_have_are_named(corpus: Path, capsys: pytest
     write(corpus, "dev.jsonl", line(4, "świt"), line(3, "ął"))
     prepared(corpus)
     said = capsys.readouterr().err
-    assert said.splitlines()[-1] == "if the language has them: --letters óąıłśźżя"
+    assert said.splitlines()[-1] == "if the language has these letters: --letters óąıłśźżя"
     assert said.count("--letters") == 1, "for both splits"
     prepared(corpus, "kept", letters="łżóźıяąś")
     assert "--letters" not in capsys.readouterr().err
     (corpus / "dev.jsonl").unlink()
     write(corpus, "train.jsonl", line(1, "шесть"), line(2, "हिन्दी"))
     with pytest.raises(
-        CorpusError, match="If the language has them: --letters " + check_letters("естьшहिन्दी") + "$"
+        CorpusError, match="If the language has these letters: --letters " + check_letters("естьшहिन्दी") + "$"
     ):
         prepared(corpus, "none")
     write(corpus, "train.jsonl", line(1), line(2, "".join(chr(0x4E00 + number) for number in range(201))))
@@ -174,7 +174,10 @@ def test_a_language_may_be_written_with_underscores_and_one_that_is_no_tag_is_un
     assert [one.language for one in read_folder(out / "train")] == ["de-DE", None, None, None]
     assert dropped_in(out / "train") == {}
     said = capsys.readouterr().err
-    assert "; 2 with a language that is no tag such as en" in said and "no transcripts" not in said
+    assert (
+        "; 2 with a language that is not a tag such as en, which is ignored" in said
+        and "no transcripts" not in said
+    )
 
 
 def test_lines_that_cannot_be_read_are_not_without_transcripts(
@@ -224,8 +227,10 @@ def test_a_list_of_utf_16_is_named(corpus: Path, capsys: pytest.CaptureFixture[s
     (corpus / "wide.jsonl").write_text(json.dumps(line(2)), encoding="utf-16")
     prepared(corpus)
     said = capsys.readouterr().err
-    assert "no lists of audio: wide\n" in said
-    assert "wide.jsonl: the list is UTF-16; expected UTF-8; got UTF-16. Make a copy of it with `iconv" in said
+    assert "not lists of audio files: wide\n" in said
+    assert (
+        "wide.jsonl: the list is UTF-16; expected UTF-8; got UTF-16. Convert a copy of it with `iconv" in said
+    )
 
 
 def test_transcripts_keep_the_letters_of_their_language(corpus: Path) -> None:
@@ -233,7 +238,7 @@ def test_transcripts_keep_the_letters_of_their_language(corpus: Path) -> None:
     out = prepared(corpus, letters="üöäß")
     assert [one.text for one in read_folder(out / "train")] == ["fünf äpfel", "ein cafe", "größer"]
     record = json.loads((out / "train" / "prepared.json").read_text())
-    assert record["notes"]["without their accents"] == 1
+    assert record["notes"]["with accents removed"] == 1
     assert record["source"]["settings"]["letters"] == "ßäöü", "in one order, however they were given"
     plain = prepared(corpus, "plain")
     assert [one.text for one in read_folder(plain / "train")] == ["funf apfel", "ein cafe", "grosser"]
@@ -248,12 +253,12 @@ def test_texts_that_are_missing_are_named_unless_the_list_is_to_be_unlabelled(co
     assert keys(read_folder(out / "train")) == ["clips_1"]
     assert dropped_in(out / "train") == {
         "train.jsonl:2 clips/2.wav": "audio without transcript",
-        "train.jsonl:3 clips/3.wav": "an empty transcript",
+        "train.jsonl:3 clips/3.wav": "the transcript is empty after normalisation",
         "train.jsonl:4 clips/4.wav": "audio without transcript",
     }
     silent = read_folder(prepared(corpus, "silent", unlabelled="train") / "train")
     assert [one.text for one in silent] == [None] * 4
-    with pytest.raises(ConfigError, match="unlabelled: dev is to be unlabelled but not among the splits"):
+    with pytest.raises(ConfigError, match="unlabelled: dev is not among the chosen splits"):
         prepared(corpus, split="train", unlabelled="dev")
 
 
@@ -275,7 +280,9 @@ def test_a_cut_is_read_from_its_file(corpus: Path) -> None:
     with AudioReader(corpus / "long.flac") as reader:
         expected = reader.load(Cut(3.25, 0.5)).samples
     np.testing.assert_allclose(utterances[2].samples, expected, atol=2**-15)
-    assert dropped_in(out / "train") == {"train.jsonl:4 long.flac": "the same key was found before"}
+    assert dropped_in(out / "train") == {
+        "train.jsonl:4 long.flac": "the key is a duplicate of an earlier one"
+    }
     assert record_of(out / "train")["notes"] == {"resampled from 44100 Hz": 3}
 
 
@@ -303,7 +310,7 @@ def test_a_line_may_select_a_channel(corpus: Path) -> None:
         ("ours", [0, 1], f"{key}-0000500-0002000"),
         ("late", [0], f"{key}-c0-0001250-0002750"),
     ]
-    assert dropped_in(out / "train") == {"train.jsonl:5 call.mp3": "the same key was found before"}
+    assert dropped_in(out / "train") == {"train.jsonl:5 call.mp3": "the key is a duplicate of an earlier one"}
     assert record_of(out / "train")["notes"] == {"averaged 2 channels": 2, "resampled from 44100 Hz": 7}
     (tar,) = list_shards(out / "train")
     with tarfile.open(tar) as shard:
@@ -329,14 +336,14 @@ def test_what_is_no_channel_is_named(corpus: Path) -> None:
     dropped = dropped_in(out / "train")
     assert dropped.pop("train.jsonl:2 call.mp3") == "channel 2 of a file that has 2; expected 0 or 1"
     assert dropped.pop("train.jsonl:8 clips/1.wav") == "channel 1 of a file that has 1; expected 0"
-    said = "the side is no channel; expected 0, 1, … or average (--channel_key NAME if side says "
+    said = "the side is not a valid channel; expected 0, 1, … or average (--channel_key NAME if side means "
     assert dropped == {
         f"train.jsonl:{number}": f"{said}something else); got {given[number - 1]!r}" for number in range(3, 8)
     }
     write(corpus, "dev.jsonl", *(call("one", channel_selector=one) for one in ([0, 1], "left", 1)))
     out = prepared(corpus, "named", split="dev")
     assert [channels_of(one) for one in read_folder(out / "dev")] == [[1]]
-    said = "the channel_selector is no channel; expected 0, 1, … or average; got "
+    said = "the channel_selector is not a valid channel; expected 0, 1, … or average; got "
     assert list(dropped_in(out / "dev").values()) == [f"{said}[0, 1]", f"{said}'left'"]
 
 
@@ -353,7 +360,7 @@ def test_what_channel_says_of_something_else_is_ignored_and_counted(corpus: Path
     utterances = read_folder(out / "train")
     assert [channels_of(one) for one in utterances[4:]] == [[0, 1], [0, 1], [0], [1]]
     assert len(utterances) == 8 and "train.jsonl:9" in dropped_in(out / "train")
-    noted = "with a channel that is no number, which is ignored"
+    noted = "with a channel that is not a number, which is ignored"
     assert record_of(out / "train")["notes"] == {"averaged 2 channels": 2, noted: 5}
     before = record_of(out / "dev")
     assert before["notes"] == {noted: 4} and before["source"]["generation"] == 2
@@ -430,7 +437,7 @@ def test_what_is_unfinished_is_made_anew_where_its_order_would_be_another(
     (folder / "preparing.json").write_text(json.dumps({"source": {**source, "generation": 2}}))
     prepared(corpus)
     assert bytes_below(folder) == written
-    assert "1 finished shard replaced, for what was interrupted was made from" in capsys.readouterr().err
+    assert "1 finished shard replaced, because the interrupted run differed in" in capsys.readouterr().err
 
 
 def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
@@ -449,20 +456,20 @@ def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
     out = prepared(corpus)
     assert keys(read_folder(out / "train")) == ["clips_1"]
     reasons = {what.removeprefix("train.jsonl:"): why for what, why in dropped_in(out / "train").items()}
-    assert reasons["2 clips/1.wav"] == "the same key was found before"
-    assert reasons["3"] == reasons["14"] == "this is no JSON object"
+    assert reasons["2 clips/1.wav"] == "the key is a duplicate of an earlier one"
+    assert reasons["3"] == reasons["14"] == "this is not a JSON object"
     assert reasons["4 clips/9.wav"] == "the audio file cannot be read; got No such file or directory"
     assert "'7' cannot be normalised" in reasons["5 clips/2.wav"]
-    assert reasons["6"] == "the text is no text; got 5.5"
-    assert reasons["7"] == "no audio file is named; expected its path; got ''"
+    assert reasons["6"] == "the text is not a string; got 5.5"
+    assert reasons["7"] == "the audio path is empty or invalid; expected the path of an audio file; got ''"
     assert reasons["8 clips/text.wav"].startswith("the audio cannot be decoded")
-    assert reasons["9"] == "the offset is no number of seconds; got '1'"
+    assert reasons["9"] == "the offset is not a number of seconds; got '1'"
     assert reasons["10 clips/long.wav"] == "31.000 s is longer than max_seconds"
     assert reasons["11 clips/click.wav"] == "0.050 s is shorter than min_seconds"
     beyond = "the cut is not within the audio; expected a part of 0 to 0.60 s; got 0.50 s to 5.50 s"
     assert reasons["12 clips/2.wav"] == beyond
-    assert reasons["13"] == "the audio_filepath is no text; got 5.5"
-    assert reasons["15"].startswith("no audio file is named")
+    assert reasons["13"] == "the audio_filepath is not a string; got 5.5"
+    assert reasons["15"].startswith("the audio path is empty or invalid")
     assert reasons[f"16 {'x' * 5000}"].endswith("File name too long")
     assert len(reasons) == 16
 
@@ -473,13 +480,15 @@ def test_other_json_is_passed_over_unless_it_is_asked_for(
     write(corpus, "train.jsonl", "{", line(1))
     (corpus / "about.json").write_text('{\n "name": "x"\n}\n')
     assert [path.name for path in prepared(corpus).iterdir()] == ["train"]
-    assert "passed over, for they are no lists of audio: about" in capsys.readouterr().err
-    with pytest.raises(CorpusError, match=r"about\.json: this is no list of audio; expected lines of"):
+    assert "ignored, since they are not lists of audio files: about" in capsys.readouterr().err
+    with pytest.raises(
+        CorpusError, match=r"about\.json: this is not a list of audio files; expected lines of"
+    ):
         prepared(corpus, split="about")
     with pytest.raises(CorpusError, match=r"there is no list test; expected some of about, train"):
         prepared(corpus, split="test")
     write(corpus, "train.json", line(1))
-    with pytest.raises(CorpusError, match=r"two lists have one name; got train\.json and train\.jsonl"):
+    with pytest.raises(CorpusError, match=r"two lists have the same name; got train\.json and train\.jsonl"):
         prepared(corpus)
 
 
@@ -506,7 +515,7 @@ def test_a_split_depends_on_the_bytes_of_its_list_and_on_the_audio_it_names(corp
     assert bytes_below(out) == before
     write(corpus, "train.jsonl", line(1), line(2, "six"))
     with pytest.raises(
-        ConfigError, match=r"train: the list or its audio has changed.*: in a list or transcript.*--out"
+        ConfigError, match=r"train: the corpus has changed since.*: a list, a transcript or .*--out"
     ):
         prepared(corpus, split="train")
     write(corpus, "train.jsonl", line(1), line(2))
@@ -553,9 +562,11 @@ def test_without_speakers_files_are_held_out(corpus: Path, capsys: pytest.Captur
     }
     assert sum(map(len, files.values())) == 40, "no file is on two sides"
     assert len(files["all-dev"]) > 2 < len(files["all-test"])
-    said = "all: no speakers are named, so it is held out by file, and a speaker may be on both sides; "
+    said = "all: no speakers are named, so files are held out, and the same speaker may be in several parts; "
     told = capsys.readouterr().err
-    assert told.count(f"{said}other keys are text, offset, duration (--speaker_key NAME)") == 1
+    assert (
+        told.count(f"{said}its other keys are text, offset, duration (to use one: --speaker_key NAME)") == 1
+    )
 
 
 @pytest.mark.parametrize("chosen", [("calls-dev",), ()])
@@ -578,24 +589,23 @@ def test_parts_are_of_the_list_whatever_it_is_called(corpus: Path, chosen: tuple
 def test_what_cannot_be_held_out_is_refused(corpus: Path) -> None:
     write(corpus, "train.jsonl", line(1, speaker="ann"), line(2, speaker="bob"))
     write(corpus, "other.jsonl", line(3))
-    with pytest.raises(
-        ConfigError, match=r"held out of one list alone.*got other, train\. Choose .* --split"
-    ):
+    with pytest.raises(ConfigError, match=r"held out of one list only.*got other, train\. Choose .* --split"):
         prepared(corpus, held_out_share=0.1)
     for share in (-0.1, 0.5, 0.6, 5):
-        with pytest.raises(ConfigError, match="held_out_share: .*expected 0 or more and less than 0.5, for"):
+        with pytest.raises(ConfigError, match="held_out_share: .*expected at least 0 and below 0.5, since"):
             prepared(corpus, held_out_share=share, split="train")
     message = (
-        "nothing falls into train-dev and train-test; expected a share that takes some of 2 speakers, and "
-        r"leaves some; got too few for 3 parts\. Put what is for dev and test into lists or folders of "
-        r"their own\.$"
+        "train-dev and train-test would be empty; expected a share that holds out some of 2 speakers and "
+        r"leaves some; got too few for 3 parts\. Put dev and test data into separate lists or "
+        r"folders\.$"
     )
     with pytest.raises(ConfigError, match=message):
         prepared(corpus, held_out_share=0.01, split="train")
     write(corpus, "train.jsonl", *(line(1 + number % 4, speaker=f"s{number}") for number in range(20, 40)))
     said = (
-        r"into train-test;.*some of 20 speakers.* got 0\.02\. Put .* of their own, or give it 0\.04: of 20 "
-        r"utterances train 90% \(s20, s21, s22, s23, s24 and 13 more\), train-dev 5% \(s39\), train-test 5% "
+        r"held_out_share: train-test would be empty;.*some of 20 speakers.* got 0\.02\. Put .* or folders, or set "
+        r"held_out_share to 0\.04: of 20 utterances, train 90% \(s20, s21, s22, s23, s24 and 13 more\), "
+        r"train-dev 5% \(s39\), train-test 5% "
         r"\(s29\)"
     )
     with pytest.raises(ConfigError, match=said):
@@ -607,14 +617,16 @@ def test_far_more_than_the_share_is_told_with_who_is_where(
 ) -> None:
     names = ("george", "theo", "nicolas", "jackson")
     write(corpus, "all.jsonl", *(line(n, speaker=name) for n, name in enumerate(names, start=1)))
-    with pytest.raises(ConfigError, match=r"into all-test;.* or give it 0\.14: of 4 utterances all 25%"):
+    with pytest.raises(
+        ConfigError,
+        match=r"held_out_share: all-test would be empty;.* or set .* to 0\.14: of 4 utterances, all 25%",
+    ):
         prepared(corpus, held_out_share=0.05)
     capsys.readouterr()
     prepared(corpus, held_out_share=0.14)
     said = (
-        "all: more than twice the held_out_share is held out: of 4 utterances all 25% (nicolas), all-dev 50% "
-        "(george, theo), all-test 25% (jackson). Put what is for dev and test into lists or folders "
-        "of their own.\n"
+        "all: more than twice the held_out_share is held out: of 4 utterances, all 25% (nicolas), all-dev "
+        "50% (george, theo), all-test 25% (jackson). Put dev and test data into separate lists or folders.\n"
     )
     assert capsys.readouterr().err.count(said) == 1
     prepared(corpus, "twice", held_out_share=0.25)
@@ -632,7 +644,7 @@ def test_words_in_brackets_are_counted_and_the_first_is_shown(
     summary, advice = capsys.readouterr().err.splitlines()
     assert summary.endswith("; 2 with words in brackets")
     assert advice == (
-        "  words in brackets are trained on as if they were said; if they are tags, remove them from the "
+        "  words in brackets are treated as spoken words; if they are tags, remove them from the "
         "transcripts: all.jsonl:2 clips/2.wav: [noise] three eight"
     )
 
@@ -643,9 +655,13 @@ def test_how_to_convert_what_is_not_read_is_told(corpus: Path, capsys: pytest.Ca
     write(corpus, "all.jsonl", line(1), lost)
     prepared(corpus, split="all")
     command = 'for f in *.M4A; do ffmpeg -i "$f" -ar 16000 -ac 1 "${f%.M4A}.flac"; done'
-    assert capsys.readouterr().err.endswith(f"  to convert all .M4A of a folder, in it: {command}\n")
+    assert capsys.readouterr().err.endswith(
+        f"  to convert all .M4A files of a folder, run in it: {command}\n"
+    )
     write(corpus, "none.jsonl", lost)
-    with pytest.raises(CorpusError, match=r"no utterance can be used.* To convert all \.M4A of a folder"):
+    with pytest.raises(
+        CorpusError, match=r"no utterance can be used.* To convert all \.M4A files of a folder"
+    ):
         prepared(corpus, split="none")
 
 

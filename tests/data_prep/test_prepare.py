@@ -50,7 +50,7 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
 
 
 def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="fsdd needs the folder.*--corpus DIR"):
+    with pytest.raises(ConfigError, match="fsdd needs a corpus folder.*--corpus DIR"):
         prepare("fsdd", out=tmp_path)
     with pytest.raises(CorpusError, match="absent: the corpus folder is missing"):
         prepare("fsdd", corpus=tmp_path / "absent", out=tmp_path)
@@ -114,14 +114,15 @@ def test_what_is_damaged_is_made_again(corpus: Path, tmp_path: Path, damage: str
 def test_other_settings_are_refused_and_named(corpus: Path, tmp_path: Path) -> None:
     prepare("librispeech", corpus=corpus, out=tmp_path / "out")
     before = bytes_below(tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"train-clean-5: .*something else; expected .*unlabelled=\['train"):
+    with pytest.raises(
+        ConfigError,
+        match=r"train-clean-5: .*from other data or with other settings; expected .*unlabelled=\['train",
+    ):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out", unlabelled="train-clean-5")
     with pytest.raises(ConfigError, match=r"expected seed=2; got seed=1\. Name another folder"):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out", seed=2)
     write_tone(corpus / "LibriSpeech/dev-clean-2/84/121/84-121-0009.flac", 0.5)
-    with pytest.raises(
-        ConfigError, match="dev-clean-2: the list or its audio has changed since.*: 3 files .*4 files"
-    ):
+    with pytest.raises(ConfigError, match="dev-clean-2: the corpus has changed since.*: 3 files .*4 files"):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out")
     assert bytes_below(tmp_path / "out") == before
 
@@ -163,7 +164,7 @@ def test_an_unfinished_folder_of_other_settings_is_made_afresh(
     prepare("librispeech", corpus=corpus, out=out)
     told = capsys.readouterr().err
     assert "train-clean-5: 4 finished shards replaced" in told
-    assert "made from something else: max_shard_utterances" in told
+    assert "because the interrupted run differed in max_shard_utterances" in told
     names = ["dropped.json", "prepared.json", "shard-000000.json", "shard-000000.tar"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert len(read_folder(folder)) == 4
@@ -202,7 +203,10 @@ def test_a_second_preparation_of_a_folder_is_refused_while_the_first_goes_on(tmp
     write_tone(tmp_path / "in/a.wav", 0.5)
     split = tmp_path / "out/unlabelled"
     split.mkdir(parents=True)
-    with locked(split), pytest.raises(ConfigError, match=r"another `kdasr prepare` writes into this folder"):
+    with (
+        locked(split),
+        pytest.raises(ConfigError, match=r"another `kdasr prepare` is writing to this folder"),
+    ):
         prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
     assert list(split.iterdir()) == []
     written = prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
@@ -212,9 +216,9 @@ def test_a_second_preparation_of_a_folder_is_refused_while_the_first_goes_on(tmp
 
 def test_shards_are_not_mixed_with_the_corpus(corpus: Path) -> None:
     before = bytes_below(corpus)
-    with pytest.raises(ConfigError, match=r"among what they are made from\. Name another .*/shards"):
+    with pytest.raises(ConfigError, match=r"is the corpus folder itself\. Choose another .*/shards"):
         prepare("librispeech", corpus=corpus, out=corpus / "LibriSpeech" / "..")
-    with pytest.raises(ConfigError, match="among what they are made from"):
+    with pytest.raises(ConfigError, match="is the corpus folder itself"):
         check("librispeech", corpus=corpus, out=corpus)
     assert bytes_below(corpus) == before
 
@@ -252,7 +256,7 @@ def test_audio_beyond_full_scale_is_clipped_and_counted(
 
 
 def test_a_folder_for_a_corpus_that_is_made_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"corpus: synth is made, and reads no folder"):
+    with pytest.raises(ConfigError, match=r"corpus: synth is synthesised and reads no corpus"):
         prepare("synth", corpus=tmp_path, out=tmp_path / "out", labelled_minutes=0.05)
 
 
@@ -267,7 +271,9 @@ def test_a_corpus_of_which_nothing_can_be_used_is_an_error(tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_written_is_named(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file where a folder should be")
-    with pytest.raises(ConfigError, match=r"out/dev-clean-2: shards go into a folder, and this is a file"):
+    with pytest.raises(
+        ConfigError, match=r"out/dev-clean-2: shards need a folder, but a file is in its place"
+    ):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out")
 
 

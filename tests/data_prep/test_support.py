@@ -68,8 +68,8 @@ def test_a_setting_is_read(name: str, given: Any, parsed: Any) -> None:
         ("minutes", "nan", "a number"),
         ("voices", 2.5, "a whole number"),
         ("wet", "perhaps", "true or false"),
-        ("kind", ["a"], "a text"),
-        ("kinds", {"a": 1}, "a list of texts"),
+        ("kind", ["a"], "a string"),
+        ("kinds", {"a": 1}, "a list of strings"),
         ("snr_db", "5", "two numbers: low,high"),
         ("snr_db", [1, 2, 3], "two numbers: low,high"),
         ("cap", "much", "a number"),
@@ -112,7 +112,7 @@ def test_dropped_things_are_counted_without_their_place() -> None:
             {"file": "b?.wav", "reason": "it is cut; expected 2; got 1"},
         ],
     }
-    assert dropped.notes == {"resampled from 8000 Hz": 1, "without their accents": 2}
+    assert dropped.notes == {"resampled from 8000 Hz": 1, "with accents removed": 2}
 
 
 def test_every_voice_speaks_and_carries_nothing_over_to_the_next() -> None:
@@ -159,7 +159,7 @@ def test_rate_and_pitch_do_what_they_say() -> None:
 def test_an_unknown_voice_and_silence_are_errors() -> None:
     with pytest.raises(espeak.SpeechSynthesisError, match="could not set the voice xx-nowhere"):
         espeak.speak("one", "xx-nowhere")
-    with pytest.raises(espeak.SpeechSynthesisError, match="spoke nothing"):
+    with pytest.raises(espeak.SpeechSynthesisError, match="produced no sound"):
         espeak.speak("", "en-us+m1")
     assert len(espeak.speak("one", "en-us+m1")) > 1000
 

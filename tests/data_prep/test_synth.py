@@ -91,7 +91,7 @@ def test_the_klatt_voices_are_those_that_ask_for_that_synthesiser() -> None:
 
 
 def test_more_measured_voices_than_human_ones_are_refused() -> None:
-    with pytest.raises(ConfigError, match="test_voices, dev_voices: .*not that many human voices"):
+    with pytest.raises(ConfigError, match="test_voices, dev_voices: .*too many human voices"):
         Settings(labelled_voices=1, unlabelled_voices=1, dev_voices=10, test_voices=60)
 
 
@@ -211,10 +211,10 @@ def test_a_fresh_process_gives_the_same_samples() -> None:
     ("values", "message"),
     [
         ({"vocabulary": "novels"}, "unknown vocabulary; expected commands or digits; got novels"),
-        ({"test_voices": 60}, "not that many voices; expected at most 7\\d"),
+        ({"test_voices": 60}, "too many voices; expected at most 7\\d"),
         ({"dev_noise": ("pink", "thunder")}, "dev_noise: unknown noise thunder; expected .*babble"),
         ({"bandwidth_hz": 9000.0}, "bandwidth_hz is out of range"),
-        ({"test_minutes": -1.0}, "test_minutes: .*out of range; expected not less than 0; got -1.0"),
+        ({"test_minutes": -1.0}, "test_minutes: .*out of range; expected at least 0; got -1.0"),
         ({"test_snr_db": (20.0, 5.0)}, "test_snr_db: .*expected low,high"),
         ({"reverb_probability": 1.5}, "reverb_probability: .*expected from 0 to 1"),
         ({"max_shard_utterances": 0}, "max_shard_utterances: .*at least 1"),

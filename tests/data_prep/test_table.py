@@ -42,7 +42,10 @@ def test_a_folder_of_common_voice(corpus: Path, capsys: pytest.CaptureFixture[st
         ("2-", "two", None),
         ("3-", "open", "bob"),
     ]
-    assert "passed over, for they are no lists of audio: clip_durations, reported" in capsys.readouterr().err
+    assert (
+        "ignored, since they are not lists of audio files: clip_durations, reported"
+        in capsys.readouterr().err
+    )
 
 
 def test_columns_and_the_folder_can_be_named(corpus: Path) -> None:
@@ -71,7 +74,7 @@ def test_cells_stand_between_what_the_header_shows(
 def test_a_delimiter_is_one_character(corpus: Path) -> None:
     for wrong in ("", ";;", '"'):
         with pytest.raises(
-            ConfigError, match=r"--delimiter: no delimiter; expected one character, such as ;"
+            ConfigError, match=r"--delimiter: this is not a delimiter; expected one character, such as ;"
         ):
             prepared(corpus, delimiter=wrong)
 
@@ -97,7 +100,9 @@ def test_a_speaker_column_of_another_name_is_missed(corpus: Path, capsys: pytest
     rows = [f"{number}.wav\tone\ts{number % 20}\n" for number in range(30)]
     (corpus / "own.tsv").write_text("path\tsentence\tspeaker\n" + "".join(rows))
     prepared(corpus, held_out_share=0.2)
-    said = "may be on both sides; other columns are sentence, speaker (--speaker_column NAME)"
+    said = (
+        "may be in several parts; its other columns are sentence, speaker (to use one: --speaker_column NAME)"
+    )
     assert said in capsys.readouterr().err
 
 
@@ -119,7 +124,9 @@ def test_a_missing_column_is_named_with_those_there_are(corpus: Path) -> None:
     with pytest.raises(CorpusError, match="no column who;.*--speaker_column"):
         prepared(corpus, audio_column="file", text_column="said", speaker_column="who")
     (corpus / "empty.tsv").write_text("")
-    message = r"none of these is a list of audio;.* got empty\.tsv \(an empty file\), own\.csv \(the columns"
+    message = (
+        r"none of these is a list of audio files;.* got empty\.tsv \(an empty file\), own\.csv \(the columns"
+    )
     with pytest.raises(CorpusError, match=message):
         prepared(corpus)
 
@@ -135,9 +142,9 @@ def test_lines_that_do_not_fit_the_header_are_listed(corpus: Path) -> None:
     out = prepared(corpus)
     assert [one.text for one in read_folder(out / "own")] == ["three"]
     assert dropped_in(out / "own") == {
-        "own.csv:2": "the line has not as many cells as the header; expected 2; got 3",
-        "own.csv:3": "the line has not as many cells as the header; expected 2; got 1",
-        "own.csv:4": "no audio file is named; expected its path; got ''",
+        "own.csv:2": "the line and the header have different numbers of cells; expected 2; got 3",
+        "own.csv:3": "the line and the header have different numbers of cells; expected 2; got 1",
+        "own.csv:4": "the audio path is empty or invalid; expected the path of an audio file; got ''",
     }
 
 
