@@ -41,8 +41,8 @@ DEFAULT_ROUNDS = 3
 _TIMED_SECONDS = 30
 #: Text for the utterances that `export.delays.Delays` counts separately.
 _DELAY_COUNTS = {
-    "shown_at_end": "showed text at the end alone",
-    "nothing_said": "gave no delays: the student said nothing",
+    "shown_at_end": "showed text only at the end",
+    "nothing_said": "gave no delays: the student emitted nothing",
     "not_aligned": "gave no delays: the transcript does not fit the aligner's frames",
 }
 
@@ -77,7 +77,9 @@ def bench_device(
     """
     _check_rounds(rounds)
     if aligner is not None and not shards:
-        raise ConfigError("delays are measured on test audio", where="--aligner", fix="Add --test SHARDS.")
+        raise ConfigError(
+            "delays can only be measured on test audio", where="--aligner", fix="Add --test SHARDS."
+        )
     card = read_export_card(model) if model.is_dir() else None
     loaded = load_model(model) if card is None else None
     engines = _torch_engine(model, loaded) if loaded is not None else _engines_of_card(model, card or {})
@@ -142,7 +144,9 @@ def time_engines(
 
 def _check_rounds(rounds: int) -> None:
     if rounds < 1:
-        raise ConfigError("each engine is timed at least once", where="rounds", expected=">= 1", got=rounds)
+        raise ConfigError(
+            "each engine must be timed at least once", where="rounds", expected=">= 1", got=rounds
+        )
 
 
 def streaming_wer(model: Path, utterances: Sequence[Utterance]) -> float:
@@ -168,13 +172,15 @@ def table(figures: Mapping[str, Any]) -> list[str]:
             f"{row['cpu_rtf']:7.4f} {row['p50_ms']:7.2f} {row['p95_ms']:7.2f} {row['p99_ms']:7.2f} "
             f"{row['model_mib']:10.1f} {row['peak_mib']:9.1f}"
         )
-    lines.append("added MiB: of the model and its runtime, but for torch, which each of these processes has")
-    lines += [f"{name} is left out: {reason}" for name, reason in figures["refused"].items()]
+    lines.append(
+        "added MiB: memory of the model and its runtime, without torch, which each of these processes loads"
+    )
+    lines += [f"{name} was not measured: {reason}" for name, reason in figures["refused"].items()]
     lines += [f"export to {name}: {seconds:.1f} s" for name, seconds in figures["export_s"].items()]
     if (delays := figures["delays"]) is not None:
         difference = delays["wer_streaming"] - delays["wer_offline"]
         lines.append(
-            f"WER {delays['wer_streaming']:.2f} % streaming, {difference:+.2f} against offline, "
+            f"WER {delays['wer_streaming']:.2f} % streaming, {difference:+.2f} points compared with offline, "
             f"{delays['texts_differ']} of {delays['utterances']} texts differ"
         )
         for name, what in (("emission", "emission delay"), ("first_token", "first-token delay")):
@@ -225,7 +231,7 @@ def _engines_of_card(folder: Path, card: dict[str, Any]) -> _Engines:
         if path.exists():
             engines.paths[name] = path
         else:
-            engines.refused[name] = f"there is no {path.name}"
+            engines.refused[name] = f"{path.name} is missing"
     for precision, facts in card.get("refused", {}).items():
         engines.refused[f"{card['file_format']} {precision}"] = str(facts["reason"])
     return engines
@@ -248,7 +254,7 @@ def _run_worker(model: Path, audio: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ExportError(
-            "an engine failed while it was measured",
+            "the engine failed during the measurement",
             where=model,
             got=(done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1],
         )
@@ -268,7 +274,7 @@ def _labelled(shards: Sequence[Path]) -> list[Utterance]:
             "no utterance of the test shards has a transcript",
             where=shards[0].parent,
             expected="labelled shards, for WER and delays",
-            fix="Name others, or leave them out to measure speed alone.",
+            fix="Choose labelled shards, or omit them to measure only speed and memory.",
         )
     return utterances
 

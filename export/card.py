@@ -159,7 +159,7 @@ def read_export_card(folder: Path) -> dict[str, Any] | None:
     raise ModelError(
         "the card of the export cannot be used",
         where=path,
-        expected=f"{EXPORT_FORMAT} version {CARD_VERSION} with the facts of its files",
+        expected=f"{EXPORT_FORMAT} version {CARD_VERSION} with the names and hashes of its files",
         got=found,
         fix="Export the model again, or copy the folder again.",
     )
@@ -179,7 +179,7 @@ def refusal(path: Path) -> str | None:
         return refused[path.name]
     if path.name in {facts["file"] for facts in card["files"].values()} or "float32" not in card["files"]:
         return None  # written, but missing now: every export writes float32
-    return f"the export was not asked for {path.name}"
+    return f"{path.name} was not requested at export"
 
 
 def figures_text(figures: dict[str, Any]) -> str:
@@ -188,7 +188,7 @@ def figures_text(figures: dict[str, Any]) -> str:
     parts = [
         f"{figures['bytes'] / 1e6:.2f} MB",
         f"log-probs within {agreement['max_abs_difference']:.2g} of torch",
-        f"{agreement['same_argmax']:.1%} of frames the same class",
+        f"{agreement['same_argmax']:.1%} of frames with the same class",
     ]
     if figures["wer_percent"] is None:
         parts.append(f"WER {figures['wer_data']}")

@@ -13,15 +13,15 @@ from typing import Any
 
 from kdasr.errors import install_line
 
-_OTHER_WORDS = "hear other words, too, each of their units at such a cost (1, say)"
+_OTHER_WORDS = "also allow other words, at this cost for each of their units (such as 1)"
 Verb = Callable[..., argparse.ArgumentParser]
 
 
 def add_commands(verb: Verb) -> None:
     """Adds the commands; `verb(name, run, help)` makes a parser, as in `kdasr.cli.build_parser`."""
-    _add_transcribe(verb("transcribe", transcribe, "print source<TAB>text for audio"))
+    _add_transcribe(verb("transcribe", transcribe, "transcribe audio, as lines of source<TAB>text"))
     graph = verb(
-        "decoding-graph", decoding_graph, "write a list of words as the graph that sherpa-onnx searches"
+        "decoding-graph", decoding_graph, "write a list of words as a decoding graph for sherpa-onnx"
     )
     graph.add_argument("--model", type=Path, required=True, help="folder of a student or of its export")
     graph.add_argument(
@@ -29,9 +29,9 @@ def add_commands(verb: Verb) -> None:
         metavar="PATH",
         action="append",
         required=True,
-        help="a text file, or a folder of labelled shards; every word in it may be said",
+        help="a text file or a folder of labelled shards, whose words are allowed",
     )
-    graph.add_argument("--out", type=Path, required=True, help="the file, such as words.fst")
+    graph.add_argument("--out", type=Path, required=True, help="output file, such as words.fst")
     graph.add_argument("--other-words", type=float, metavar="NATS", help=_OTHER_WORDS)
     page = verb("demo-page", demo_page, "serve a page that runs a student in the browser")
     page.add_argument("--model", type=Path, required=True, help="folder of a student or its wave-onnx export")
@@ -41,39 +41,49 @@ def add_commands(verb: Verb) -> None:
     bench.add_argument("--model", type=Path, required=True, help="folder of a student or of its export")
     bench.add_argument("--test", type=Path, help="folder of labelled shards, for WER and delays")
     bench.add_argument(
-        "--aligner", type=Path, help="folder of the teacher, whose alignment delays are against"
+        "--aligner", type=Path, help="folder of the teacher; delays are relative to its alignment"
     )
     bench.add_argument("--rounds", type=int, default=3, help="how often to time each engine (default 3)")
-    bench.add_argument("--out", type=Path, help="also write the figures there, as JSON")
+    bench.add_argument("--out", type=Path, help="also write the figures to this file, as JSON")
 
 
 def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=Path, required=True, help="a model folder, an export folder or a file in it"
     )
-    parser.add_argument("--stream", action="store_true", help="chunk by chunk, showing partial results")
-    parser.add_argument("--chunk-ms", type=int, help="audio in a chunk (a student's folder only)")
+    parser.add_argument(
+        "--stream", action="store_true", help="decode chunk by chunk and show partial results"
+    )
+    parser.add_argument(
+        "--chunk-ms", type=int, help="milliseconds of audio in a chunk (only for a student's folder)"
+    )
     parser.add_argument(
         "--lexicon",
         metavar="PATH",
         action="append",
-        help="hear no words but those of a text file, or of a folder of labelled shards",
+        help="recognise only the words in a text file or a folder of labelled shards",
     )
     parser.add_argument("--other-words", type=float, metavar="NATS", help=_OTHER_WORDS)
     parser.add_argument(
-        "--beam", type=int, help="search with this many prefixes (default: 16 with a lexicon)"
+        "--beam",
+        type=int,
+        help="beam search with this many prefixes (default: 16 with a lexicon, else greedy)",
     )
     parser.add_argument("--json", action="store_true", help="JSON lines with word times")
     install = install_line("mic").replace("%", "%%")  # argparse treats % as the start of a field
-    parser.add_argument("--microphone", action="store_true", help=f"listen until Ctrl-C ({install})")
+    parser.add_argument(
+        "--microphone",
+        action="store_true",
+        help=f"transcribe the microphone until Ctrl-C (to install: {install})",
+    )
     parser.add_argument("--device", help="which microphone, by name or number")
     parser.add_argument("--rate", type=int, help="sample rate of PCM on standard input (default 16000)")
     parser.add_argument(
         "--endpoint",
         action=argparse.BooleanOptionalAction,
-        help="one line for each stretch between pauses (default: for live audio only)",
+        help="print a line for each segment between pauses (default: only for live audio)",
     )
-    parser.add_argument("--pause", type=float, help="seconds of silence that end a stretch (default 1)")
+    parser.add_argument("--pause", type=float, help="seconds of silence that end a segment (default 1)")
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="audio files; - for raw 16-bit mono PCM on stdin"
     )
@@ -116,7 +126,7 @@ def demo_page(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from export.demo_page import DemoPage
 
     page = DemoPage(arguments.model, port=arguments.port)
-    print(f"{page.url}   (Ctrl-C ends it)", flush=True)
+    print(f"{page.url}   (Ctrl-C to stop)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         page.serve()
 

@@ -84,7 +84,7 @@ def read_metadata(metadata: dict[str, str], path: Path, format: str = FORMAT) ->
     fix = "Export the model again with this version of kdasr."
     if metadata.get("kdasr_format") != format:
         raise ModelError(
-            "not a streaming model that kdasr exported",
+            "this is not a streaming model exported by kdasr",
             where=path,
             expected=f"kdasr_format = {format} in its metadata",
             got=f"the entries {sorted(metadata) or 'none'}",
@@ -92,7 +92,7 @@ def read_metadata(metadata: dict[str, str], path: Path, format: str = FORMAT) ->
         )
     if metadata.get("kdasr_version") != VERSION:
         raise ModelError(
-            "a model file of another version",
+            "the model file has a different version",
             where=path,
             expected=VERSION,
             got=metadata.get("kdasr_version"),
@@ -110,9 +110,15 @@ def read_metadata(metadata: dict[str, str], path: Path, format: str = FORMAT) ->
             state_floats=int(metadata["state_floats"]),
         )
     except (KeyError, ValueError) as error:
-        raise ModelError("its metadata is incomplete", where=path, got=str(error), fix=fix) from error
+        raise ModelError(
+            "the metadata is incomplete or invalid", where=path, got=str(error), fix=fix
+        ) from error
     if facts.feature_hash != feature_hash():
         raise ModelError(
-            "made for other features", where=path, expected=feature_hash(), got=facts.feature_hash, fix=fix
+            "the model was exported for different features",
+            where=path,
+            expected=feature_hash(),
+            got=facts.feature_hash,
+            fix=fix,
         )
     return facts

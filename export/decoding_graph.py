@@ -23,7 +23,7 @@ _FST_MAGIC = 2_125_659_606
 _FST_VERSION = 2
 # OpenFst's property bits: expanded (its states are counted) and mutable.
 _PROPERTIES = 0b11
-_WITHOUT = "Without a graph any word is heard."
+_WITHOUT = "Without a graph, any word can be recognised."
 
 # The `unit` of an arc that consumes no frame.
 EPSILON = -1
@@ -178,7 +178,9 @@ def write_decoding_graph(
         OSError: the file cannot be written.
     """
     if out.is_dir():
-        raise ConfigError("a decoding graph is a file", where="--out", expected="a file name", got=str(out))
+        raise ConfigError(
+            "a decoding graph is a file, not a folder", where="--out", expected="a file name", got=str(out)
+        )
     units = load_units(model.parent if model.is_file() else model)
     lexicon = Lexicon(units=units, sources=sources, other_word_nats=other_word_nats, without=_WITHOUT)
     graph = build_graph(lexicon)

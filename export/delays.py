@@ -125,18 +125,18 @@ def open_aligner(path: Path, recogniser: Recogniser) -> Recogniser:
     if aligner.offline_model is None:
         got = "an exported model"
     elif aligner.units.hash != recogniser.units.hash:
-        got = "other units"
+        got = "different units"
     elif aligner.offline_model.subsampling != frames:
         ms = FRAME_SHIFT_MS * aligner.offline_model.subsampling
-        got = f"output frames of {ms} ms in place of {FRAME_SHIFT_MS * frames} ms"
+        got = f"output frames of {ms} ms instead of {FRAME_SHIFT_MS * frames} ms"
     else:
         return aligner
     raise ModelError(
-        "this model cannot align for the student",
+        "this model cannot align transcripts for the student",
         where=path,
         expected="a torch model folder with the same units and output frames",
         got=got,
-        fix="Name the teacher's folder.",
+        fix="Give the teacher's folder.",
     )
 
 

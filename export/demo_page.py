@@ -51,11 +51,11 @@ def model_folder(model: Path, scratch: Path) -> Path:
         return model
     if (other := _first_of(model, FLOAT_FILE, INT8_FILE)) is not None:
         raise ModelError(
-            "this export takes features, and a browser has none",
+            "this export takes features, but the page needs one that takes samples",
             where=model,
             expected=WAVE_FLOAT_FILE,
             got=other,
-            fix="Name the folder of the student, or export it with --format wave-onnx.",
+            fix="Give the folder of the student, or export it with --format wave-onnx.",
         )
     loaded = load_model(model)
     export_student(
@@ -143,7 +143,9 @@ class DemoPage:
 
     def __init__(self, model: Path, *, port: int = 8000, runtime: Path | None = None) -> None:
         if not 0 <= port <= _LAST_PORT:
-            raise ConfigError("no such port", where="--port", expected=f"0 to {_LAST_PORT}", got=port)
+            raise ConfigError(
+                "the port is out of range", where="--port", expected=f"0 to {_LAST_PORT}", got=port
+            )
         self._scratch = tempfile.TemporaryDirectory(prefix="kdasr-page-")
         try:
             folders = {
@@ -151,7 +153,7 @@ class DemoPage:
                 "model": model_folder(Path(model), Path(self._scratch.name)),
             }
             if (reason := refusal(folders["model"] / WAVE_INT8_FILE)) is not None:
-                print(f"the page has 32-bit weights alone: {reason}", file=sys.stderr)
+                print(f"the page has only 32-bit weights: {reason}", file=sys.stderr)
             self._server = _server(port, folders)
         except BaseException:
             self._scratch.cleanup()

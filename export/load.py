@@ -53,7 +53,7 @@ def load_exported(path: Path) -> tuple[ExportedModel, Units]:
     """
     folder = path.parent
     if (reason := refusal(path)) is not None:
-        raise ModelError("the export left this file out", where=path, got=reason)
+        raise ModelError("the export does not include this file", where=path, got=reason)
     card = read_export_card(folder)
     if card is not None:
         _check_hash(path, card)
@@ -68,11 +68,11 @@ def load_exported(path: Path) -> tuple[ExportedModel, Units]:
             where=error.where,
             expected=error.expected,
             got=error.got,
-            fix="Keep the files of an export together; they are one folder.",
+            fix="Keep all files of an export together in one folder.",
         ) from error
     if units.hash != model.facts.units_hash or units.vocab_size != model.vocab_size:
         raise ModelError(
-            "the units are of another model",
+            "the units belong to another model",
             where=folder,
             expected=f"units {model.facts.units_hash[:12]}… with {model.vocab_size} classes",
             got=f"{units.hash[:12]}… with {units.vocab_size}",
@@ -104,11 +104,11 @@ def _check_student(model: ExportedModel, card: dict[str, Any]) -> None:
     expected, got = card["student"]["weights_sha256"], model.facts.weights_sha256
     if got != expected:
         raise ModelError(
-            "the card beside the file is of another student",
+            "the card beside the file belongs to another student",
             where=model.path,
             expected=f"weights {expected[:12]}…",
             got=f"{got[:12]}…",
-            fix="Keep each export in a folder of its own.",
+            fix="Keep each export in its own folder.",
         )
 
 

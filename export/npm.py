@@ -37,7 +37,8 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
         raise ConfigError(
             "npm is not installed",
             expected=f"npm, to install {wanted}",
-            fix=f"Install Node.js with npm, or run elsewhere: npm install --prefix {prefix} {wanted}",
+            fix="Install Node.js with npm, or run this elsewhere and copy the folder: "
+            f"npm install --prefix {prefix} {wanted}",
         )
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def npm_package(name: str, version: str, cache: Path | None = None) -> Path:
         raise ConfigError(
             f"{wanted} cannot be installed",
             where=prefix,
-            expected="a folder that may be written",
+            expected="a writable folder",
             got=error.strerror,
             fix="Set XDG_CACHE_HOME to one.",
         ) from error

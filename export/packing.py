@@ -66,7 +66,10 @@ class StateLayout:
         where = f"state of {type(model).__name__}"
         if not hasattr(state, "_fields"):
             raise ExportError(
-                "not a NamedTuple", where=where, expected="a NamedTuple of tensors", got=type(state).__name__
+                "the state is not a NamedTuple",
+                where=where,
+                expected="a NamedTuple of tensors",
+                got=type(state).__name__,
             )
         self._state_type = type(state)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -156,14 +159,16 @@ def _check_tensor(name: str, one: Tensor, two: Tensor, where: str) -> None:
     expected_dtype = torch.int64 if name == COUNTER else torch.float32
     if one.dtype != expected_dtype:
         raise ExportError(
-            "a state tensor of the wrong type", where=place, expected=expected_dtype, got=one.dtype
+            "the state tensor has the wrong type", where=place, expected=expected_dtype, got=one.dtype
         )
     if one.dim() < 1 or tuple(two.shape) != (2, *one.shape[1:]) or one.shape[0] != 1:
         raise ExportError(
             "the batch is not on axis 0", where=place, expected="(B, ...)", got=f"{tuple(one.shape)} at B = 1"
         )
     if name == COUNTER and one.dim() != 1:
-        raise ExportError("a counter has one axis", where=place, expected="(B,)", got=tuple(one.shape))
+        raise ExportError(
+            "the counter must have one axis", where=place, expected="(B,)", got=tuple(one.shape)
+        )
     if bool((one != 0).any()):
         raise ExportError(
             "the initial state is not zero",

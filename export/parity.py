@@ -112,7 +112,9 @@ def compare(
         want_btv, got_btv = run_chunks(reference, sounds), run_chunks(candidate, sounds)
         if want_btv.shape != got_btv.shape:
             raise ExportError(
-                "the exported model gives another shape", expected=want_btv.shape, got=got_btv.shape
+                "the exported model's output has a different shape",
+                expected=want_btv.shape,
+                got=got_btv.shape,
             )
         if not (np.isfinite(want_btv).all() and np.isfinite(got_btv).all()):
             raise ExportError(
@@ -135,7 +137,7 @@ def require_parity(agreement: Agreement, where: str, tolerance: float = TOLERANC
     ExportError: the difference is not below `tolerance`, or the tokens differ."""
     if not agreement.max_abs_difference < tolerance or not agreement.tokens_identical:
         raise ExportError(
-            "the exported model does not compute what the original computes",
+            "the exported model's output differs from the original's",
             where=where,
             expected=f"log-probs within {tolerance:g} and the same tokens",
             got=f"a difference of {agreement.max_abs_difference:.3g}, "

@@ -29,7 +29,7 @@ _MODEL_FILES = [name for kind in FORMATS.values() for name in (kind.float_file, 
 MAX_WER_RISE = 0.5
 # For the card: what its WER means.
 GATE_PURPOSE = (
-    "the gate of int8: what 8 bits cost; where the audio is that of the training, the figure does not say "
+    "to compare int8 with float32; if this audio was also used in training, the figure does not show "
     "how good the student is"
 )
 NOT_MEASURED = "not measured: exported without development shards (--dev)"
@@ -169,7 +169,7 @@ def _check_folder(out_dir: Path) -> None:
         )
     if others := sorted(path.name for kind in ("*.kdsl", "*.tar") for path in out_dir.glob(kind)):
         raise ConfigError(
-            "this is a folder of labels or audio, whose units an export there would replace",
+            "this folder holds labels or audio, and an export would replace its units",
             where=out_dir,
             expected="a folder of its own for the export",
             got=others[0],
@@ -178,7 +178,7 @@ def _check_folder(out_dir: Path) -> None:
     exported = [name for name in (*_MODEL_FILES, TOKENS_FILE) if (out_dir / name).exists()]
     if exported and not any((out_dir / name).exists() for name in (CARD_FILE, UNITS_FILE)):
         raise ConfigError(
-            "there are models that are not of an export, which would replace them",
+            "the folder holds model files that no export wrote, and an export would replace them",
             where=out_dir,
             expected="a folder of its own for the export",
             got=", ".join(exported),
@@ -187,7 +187,7 @@ def _check_folder(out_dir: Path) -> None:
     for name, format in ((CARD_FILE, EXPORT_FORMAT), (UNITS_FILE, UNITS_FORMAT)):
         if (out_dir / name).exists() and (found := _format_of(out_dir / name)) != format:
             raise ConfigError(
-                "this file is not of an export, which would write over it",
+                "this file was not written by an export, and an export would overwrite it",
                 where=out_dir / name,
                 expected=f"{format}, or a folder without {name}",
                 got=found,
@@ -270,7 +270,7 @@ def _require_accuracy(figures: dict[str, Any], float_wer: float, max_wer_rise: f
             "int8 costs too much accuracy",
             expected=f"at most {max_wer_rise:g} points of WER more than float32",
             got=f"{rise:.2f} points ({float_wer:.2f} % to {wer:.2f} % of {words} words)",
-            fix="Use float32, or raise max_wer_rise if so few words cannot tell.",
+            fix="Use float32, or raise max_wer_rise if there are too few words for a reliable WER.",
         )
 
 
@@ -278,7 +278,7 @@ def _require_resemblance(agreement: Agreement) -> None:
     """A quantised model may differ, but one that agrees on fewer than half of the frames is broken."""
     if agreement.same_argmax < 0.5:
         raise ExportError(
-            "the int8 model is not the float32 model any more",
+            "the int8 model differs too much from the original",
             expected="the same class in at least half of all frames",
             got=f"{agreement.same_argmax:.1%}",
             fix="Use float32, or train longer: weights with outliers do not quantise.",

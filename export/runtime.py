@@ -51,7 +51,7 @@ class OnnxChunkModel:
         self.input_names = [entry.name for entry in inputs]
         if len(inputs) != 1 + len(STATE_NAMES) or len(self._session.get_outputs()) != len(inputs):
             raise ModelError(
-                "not the inputs and outputs of a streaming export",
+                "the file does not have the inputs and outputs of a streaming export",
                 where=self.path,
                 expected=f"features and {len(STATE_NAMES)} states, in and out",
                 got=self.input_names,
@@ -99,7 +99,10 @@ class OnnxWaveModel:
         names = [entry.name for entry in self._session.get_inputs()]
         if names != WAVE_INPUTS:
             raise ModelError(
-                "not the inputs of a waveform model", where=path, expected=WAVE_INPUTS, got=names
+                "the file does not have the inputs of a waveform model",
+                where=path,
+                expected=WAVE_INPUTS,
+                got=names,
             )
 
     def initial_state(self, batch_size: int = 1) -> NDArray[np.float32]:
@@ -126,7 +129,9 @@ def open_session(path: Path) -> Any:
     runtime = require("onnxruntime")
     if not path.is_file():
         raise ModelError(
-            "no such model file", where=path, fix="Make one with: kdasr export --model DIR --out DIR"
+            "the model file does not exist",
+            where=path,
+            fix="Create one with: kdasr export --model DIR --out DIR",
         )
     options = runtime.SessionOptions()
     # One thread, as on a device, and as is measured.
@@ -163,6 +168,6 @@ def run_session(
             "ONNX Runtime cannot run the file",
             where=path,
             got=str(error).strip().splitlines()[0][:200],
-            fix="Its metadata and its graph are not of one model: export or copy it again.",
+            fix="Its metadata and its graph do not belong together: export or copy it again.",
         ) from error
     return results

@@ -121,10 +121,10 @@ def as_json(heard: Transcript) -> dict[str, object]:
 
 def _check(request: Request) -> None:
     if request.beam is not None and request.beam < 1:
-        raise ConfigError("a beam holds at least one prefix", where="--beam", got=request.beam)
+        raise ConfigError("the beam must hold at least one prefix", where="--beam", got=request.beam)
     if request.min_silence_s is not None and not request.min_silence_s > 0:
         raise ConfigError(
-            "a pause is a positive time", where="--pause", expected="> 0", got=request.min_silence_s
+            "the pause must be positive", where="--pause", expected="> 0", got=request.min_silence_s
         )
     live = request.sources.count(STANDARD_INPUT) + request.microphone
     if not request.sources and not request.microphone:
@@ -134,8 +134,8 @@ def _check(request: Request) -> None:
         )
     if live > 1 or (request.microphone and request.sources):
         raise ConfigError(
-            "a live source is listened to alone",
-            expected="either files, or -, or --microphone",
+            "a live source cannot be combined with other sources",
+            expected="only files, only -, or only --microphone",
             got=" ".join([*request.sources, *(["--microphone"] if request.microphone else [])]),
         )
     for name, value, used, what in (
@@ -145,7 +145,9 @@ def _check(request: Request) -> None:
         ("--pause", request.min_silence_s, request.rules is not None, "live audio or --endpoint"),
     ):
         if value is not None and not used:
-            raise ConfigError("a setting that nothing here uses", where=name, expected=f"{what} with it")
+            raise ConfigError(
+                "this option has no effect here", where=name, expected=f"it together with {what}"
+            )
 
 
 def _searching(recogniser: Recogniser, request: Request) -> Recogniser:
@@ -161,7 +163,7 @@ def _all_transcripts(
     if request.microphone:
         pieces = microphone_pieces(
             device=request.device,
-            on_open=lambda: print("listening; Ctrl-C ends it", file=err, flush=True),
+            on_open=lambda: print("listening (Ctrl-C to stop)", file=err, flush=True),
         )
         yield from recogniser.listen(pieces, MICROPHONE, request.rules)
         return
@@ -190,7 +192,7 @@ def _standard_input() -> BinaryIO:
             "standard input is closed",
             where=STANDARD_INPUT,
             expected="raw 16-bit mono PCM on it",
-            fix="Name a file, or pipe samples into the command.",
+            fix="Give a file, or pipe samples into the command.",
         )
     return sys.stdin.buffer
 

@@ -100,14 +100,14 @@ def pcm_pieces(stream: BinaryIO, *, rate_hz: int = SAMPLE_RATE_HZ) -> Iterator[S
         whole = len(rest) // _BYTES_PER_SAMPLE * _BYTES_PER_SAMPLE
         if data is not None and not checked and not whole:
             raise AudioError(
-                "the audio holds no samples",
+                "the audio contains no samples",
                 where="standard input",
                 expected="mono 16-bit little-endian PCM",
                 got=counted(len(rest), "byte"),
             )
         yield _to_float(rest[:whole])
     if len(rest) > whole:
-        _log.warning("the PCM stream ended in the middle of a sample: its last byte was left out")
+        _log.warning("the PCM stream ended in the middle of a sample: its last byte was ignored")
 
 
 def _to_float(data: bytes) -> Samples:
@@ -120,7 +120,7 @@ def _refuse_container(data: bytes) -> None:
             f"this is a {name} file, not raw samples",
             where="standard input",
             expected="mono 16-bit little-endian PCM",
-            fix="Name the file on the command line, or convert it: ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -",
+            fix="Give the file on the command line, or convert it: ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -",
         )
 
 
@@ -236,7 +236,7 @@ class _Driver:
         except queue.Empty:
             heard = None
         if heard is None:
-            _log.warning("the microphone is gone: what was heard until then is all")
+            _log.warning("the microphone has stopped delivering audio: the transcript ends there")
         return heard
 
     def rest(self) -> Iterator[Samples | Gap]:
@@ -250,7 +250,7 @@ class _Driver:
         if np.isfinite(samples).all():
             return samples
         if not self._told:
-            _log.warning("microphone: samples of NaN or infinity are heard as silence")
+            _log.warning("microphone: NaN and infinite samples are replaced by silence")
         self._told = True
         return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -67,7 +67,7 @@ class ExecutorchModel:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise ModelError("no such model file", where=path)
+            raise ModelError("the model file does not exist", where=path)
         with _quiet():
             runtime = require("executorch.runtime", EXTRA)
             _use_one_thread()
@@ -91,7 +91,9 @@ class ExecutorchModel:
 
     def initial_state(self, batch_size: int = 1) -> torch.Tensor:
         if batch_size != 1:
-            raise ModelError("this program runs one stream", where=self.path, expected=1, got=batch_size)
+            raise ModelError(
+                "this program can only run one stream", where=self.path, expected=1, got=batch_size
+            )
         return torch.zeros(1, self.facts.state_floats + 1)
 
     def front_end(self) -> SampleWindows:

@@ -91,7 +91,7 @@ class Recogniser:
     ) -> Recogniser:
         """A copy that only recognises the words in text files and in folders of labelled shards. See
         `kdasr.lexicon.Lexicon` for `other_word_nats` and the errors."""
-        paths, without = [str(source) for source in sources], "Without a lexicon any word is heard."
+        paths, without = [str(source) for source in sources], "Without a lexicon, any word can be recognised."
         lexicon = Lexicon(units=self.units, sources=paths, other_word_nats=other_word_nats, without=without)
         lexicon.next_costs(())  # reads the words now, so that errors do not wait for the first chunk
         return self.searching(beam, lexicon)
@@ -108,10 +108,10 @@ class Recogniser:
                 "this model cannot run chunk by chunk",
                 where=self.path,
                 expected="a streaming student or an exported model",
-                got="a student of full context (a chunk of 0 ms)"
+                got="a student with full context (a chunk of 0 ms)"
                 if student
                 else type(self.offline_model).__name__,
-                fix="Name audio files, without --stream and --endpoint, or choose "
+                fix="Give audio files, without --stream and --endpoint, or choose "
                 + ("another --chunk-ms." if student else "a student."),
             )
         return self.chunk_model
@@ -155,9 +155,9 @@ class Recogniser:
             if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
                 raise
             raise AudioError(
-                "too long for a model of full context on this machine",
+                "the audio is too long for a full-context model on this machine",
                 where=where,
-                got=f"{seconds:.0f} s of audio, and no memory for all of it at once",
+                got=f"{seconds:.0f} s of audio, and too little memory to process it at once",
                 fix="Cut it into shorter files, or use a student, which runs chunk by chunk.",
             ) from error
         tokens = decode_whole(self.decoder(), log_probs_btv[0, : int(frames_b[0])])
@@ -255,7 +255,7 @@ def open_recogniser(path: Path | str, chunk_ms: int | None = None) -> Recogniser
         if not isinstance(loaded.model, StreamingModel):
             if chunk_ms:
                 raise ConfigError(
-                    "a model of full context has no chunks",
+                    "a full-context model has no chunks",
                     where=path,
                     expected=f"no --chunk-ms for a {type(loaded.model).__name__}",
                     got=chunk_ms,
@@ -271,7 +271,7 @@ def open_recogniser(path: Path | str, chunk_ms: int | None = None) -> Recogniser
         where=path,
         expected=f"a folder with {WEIGHTS_FILE} or an exported model, or an .onnx or .pte file",
         got="a folder without them" if path.is_dir() else "a file" if path.exists() else "nothing",
-        fix="Name a model folder that `kdasr train` or `kdasr export` wrote.",
+        fix="Give a model folder that `kdasr train` or `kdasr export` wrote.",
     )
 
 
@@ -279,9 +279,9 @@ def _check_chunk_ms(chunk_ms: int | None, model: ChunkModel, path: Path) -> None
     fixed_ms = model.shift * FRAME_SHIFT_MS
     if chunk_ms is not None and chunk_ms != fixed_ms:
         raise ConfigError(
-            "the chunk of an exported model is fixed",
+            "the chunk size of an exported model is fixed",
             where=path,
             expected=f"--chunk-ms {fixed_ms}",
             got=chunk_ms,
-            fix="Export the student again with the chunk you want, or use its torch folder.",
+            fix="Export the student again with this chunk size, or use its torch folder.",
         )

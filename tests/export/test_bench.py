@@ -66,7 +66,7 @@ def test_an_int8_file_that_its_export_refused_is_said_to_be_left_out(
     monkeypatch.setattr(export.publish, "_require_resemblance", refused)
     figures = bench_device(place / "student", rounds=1, formats=["onnx"])
     assert set(figures["engines"]) == {"torch", "onnx float32"}
-    assert "onnx int8 is left out: another model" in table(figures)
+    assert "onnx int8 was not measured: another model" in table(figures)
 
 
 @pytest.mark.parametrize("gone", [None, "model.onnx"])
@@ -89,7 +89,7 @@ def test_the_files_of_an_export_are_measured_as_they_are(
     assert timed == {name: tmp_path / "out" / file for name, file in names.items() if file != gone}
     assert figures["parameters"] == card["student"]["parameters"] == 53_725
     assert figures["latency_ms"] == 207.5 and figures["export_s"] == {}
-    assert figures["refused"] == ({} if gone is None else {"onnx float32": f"there is no {gone}"})
+    assert figures["refused"] == ({} if gone is None else {"onnx float32": f"{gone} is missing"})
     assert figures["engines"]["onnx int8"]["bytes"] == card["files"]["int8"]["bytes"]
     assert figures["delays"]["texts_differ"] == 0 and figures["engines"]["onnx int8"]["wer"] < 100
 
@@ -111,7 +111,7 @@ def test_an_int8_file_that_an_export_has_not_is_explained_by_its_card(
 def test_an_export_without_its_files_is_said_so(tmp_path: Path) -> None:
     for path in export_student(conformer(), UNITS, tmp_path).float_path.parent.glob("*.onnx"):
         path.unlink()
-    with pytest.raises(ModelError, match=r"model\.onnx: no such model file"):
+    with pytest.raises(ModelError, match=r"model\.onnx: the model file does not exist"):
         bench_device(tmp_path)
 
 
@@ -137,8 +137,8 @@ def test_utterances_without_delays_are_told() -> None:
     }
     assert table({**figures, "delays": asdict(delays)})[-4:] == [
         "first-token delay: P50 +250 ms, P90 +370 ms",
-        "2 utterances showed text at the end alone",
-        "3 utterances gave no delays: the student said nothing",
+        "2 utterances showed text only at the end",
+        "3 utterances gave no delays: the student emitted nothing",
         "1 utterance gave no delays: the transcript does not fit the aligner's frames",
     ]
     none = replace(delays, not_aligned=0, shown_at_end=0, nothing_said=0)
@@ -160,7 +160,7 @@ def test_an_engine_that_dies_is_an_error(place: Path, monkeypatch: pytest.Monkey
         return exported
 
     monkeypatch.setattr(export.bench, "export_student", damaged)
-    with pytest.raises(ExportError, match="an engine failed.*not the one that was exported"):
+    with pytest.raises(ExportError, match="the engine failed.*not the one that was exported"):
         bench_device(place / "student", formats=["onnx"])
 
 
@@ -171,12 +171,14 @@ def test_shards_without_transcripts_are_refused(place: Path, tmp_path: Path) -> 
 
 
 def test_delays_without_test_audio_are_refused(place: Path) -> None:
-    with pytest.raises(ConfigError, match="--aligner: delays are measured on test audio"):
+    with pytest.raises(ConfigError, match="--aligner: delays can only be measured on test audio"):
         bench_device(place / "student", aligner=place / "student", formats=[], rounds=1)
 
 
 def test_there_is_at_least_one_round(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rounds: each engine is timed at least once; expected >= 1; got 0"):
+    with pytest.raises(
+        ConfigError, match="rounds: each engine must be timed at least once; expected >= 1; got 0"
+    ):
         bench_device(place / "student", rounds=0)
     with pytest.raises(ConfigError, match="rounds"):
         time_engines({"torch": place / "student"}, [], tmp_path, rounds=-1)

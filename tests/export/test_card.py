@@ -62,7 +62,7 @@ def test_a_file_that_the_card_names_and_that_is_missing_is_said_so_where_it_is_a
     path.unlink()
     assert refusal(path) is None
     for opens in (load_exported, open_recogniser):
-        with pytest.raises(ModelError, match=f"{path.name}: no such model file"):
+        with pytest.raises(ModelError, match=f"{path.name}: the model file does not exist"):
             opens(path)
     with pytest.raises(ModelError, match=rf"models\.device\.path: there is no such model; got .*{path.name}"):
         check_model_of_row("device", {"path": str(path)})
@@ -79,7 +79,7 @@ def test_a_folder_means_its_float32_file_and_the_int8_file_where_that_alone_is_l
     assert open_recogniser(folder).transcribe(samples) == texts[INT8_FILE]
     (folder / INT8_FILE).unlink()
     assert exported_file(folder) == folder / FLOAT_FILE
-    with pytest.raises(ModelError, match=r"model\.onnx: no such model file"):
+    with pytest.raises(ModelError, match=r"model\.onnx: the model file does not exist"):
         open_recogniser(folder)
 
 
@@ -92,7 +92,7 @@ def test_a_card_may_name_the_int8_file_alone(folder: Path) -> None:
     assert exported_file(folder) == folder / INT8_FILE
     assert len(open_recogniser(folder).transcribe(probe_sound(40_000, 1))) > 5
     assert refusal(folder / FLOAT_FILE) is None  # taken away: an error, and no row that is left out
-    with pytest.raises(ModelError, match=r"model\.onnx: no such model file"):
+    with pytest.raises(ModelError, match=r"model\.onnx: the model file does not exist"):
         load_exported(folder / FLOAT_FILE)
 
 
@@ -100,7 +100,7 @@ def test_a_card_that_names_a_missing_int8_file_alone_has_that_missed(folder: Pat
     take_from_card(folder, "float32")
     for name in FILES.values():
         (folder / name).unlink()
-    with pytest.raises(ModelError, match=r"model\.int8\.onnx: no such model file"):
+    with pytest.raises(ModelError, match=r"model\.int8\.onnx: the model file does not exist"):
         open_recogniser(folder)
 
 

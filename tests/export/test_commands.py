@@ -112,7 +112,10 @@ def test_phrases_among_words_are_told_of_by_every_command(
             "measure what it costs; got no int8 file",
         ),
         (["bench", "device", "--model", "nowhere"], "there is no model in this folder"),
-        (["demo-page", "--model", "ONNX"], "takes features, and a browser has none"),
+        (
+            ["demo-page", "--model", "ONNX"],
+            "this export takes features, but the page needs one that takes samples",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(

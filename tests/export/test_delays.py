@@ -98,11 +98,11 @@ def test_percentiles_are_the_median_and_nine_tenths() -> None:
 def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> None:
     recogniser = open_recogniser(place / "student")
     export_student(conformer(), UNITS, tmp_path, int8=False)
-    with pytest.raises(ModelError, match="cannot align for the student.*an exported model"):
+    with pytest.raises(ModelError, match="cannot align transcripts for the student.*an exported model"):
         open_aligner(tmp_path, recogniser)
     other = TableUnits([*UNITS.symbols[:-2], UNITS.symbols[-1], UNITS.symbols[-2]], None, False)
     save_model(tmp_path / "other", conformer(), other)
-    with pytest.raises(ModelError, match="cannot align for the student.*got other units"):
+    with pytest.raises(ModelError, match="cannot align transcripts for the student.*got different units"):
         open_aligner(tmp_path / "other", recogniser)
 
 
@@ -112,7 +112,7 @@ def test_an_aligner_of_other_frames_is_refused(place: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         export.delays, "open_recogniser", lambda path: replace(recogniser, offline_model=slower)
     )
-    with pytest.raises(ModelError, match="cannot align .*got output frames of 80 ms in place of 40 ms"):
+    with pytest.raises(ModelError, match="cannot align .*got output frames of 80 ms instead of 40 ms"):
         open_aligner(place / "student", recogniser)
 
 

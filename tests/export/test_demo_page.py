@@ -103,7 +103,7 @@ def test_an_export_without_its_int8_file_is_served_and_says_why(
     with DemoPage(tmp_path, port=0, runtime=runtime) as served:
         card = json.loads(get(served.url + "model/model.json")[1])
         assert set(card["files"]) == {"float32"} and set(card["refused"]) == {"int8"}
-    assert capsys.readouterr().err.startswith("the page has 32-bit weights alone: int8 costs too much")
+    assert capsys.readouterr().err.startswith("the page has only 32-bit weights: int8 costs too much")
 
 
 def test_an_export_without_its_float32_file_is_served(
@@ -126,7 +126,7 @@ def test_an_export_with_features_is_refused(runtime: Path, tmp_path: Path, left:
     for path in tmp_path.glob("*.onnx"):
         if path.name != left:
             path.unlink()
-    with pytest.raises(ModelError, match=f"a browser has none.*got {left}.*--format wave-onnx"):
+    with pytest.raises(ModelError, match=f"needs one that takes samples.*got {left}.*--format wave-onnx"):
         DemoPage(tmp_path, port=0, runtime=runtime)
 
 
@@ -139,7 +139,9 @@ def test_a_taken_port_is_said_so(page: DemoPage, runtime: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 70_000])
 def test_a_number_that_is_no_port_is_said_so(tmp_path: Path, port: int) -> None:
-    with pytest.raises(ConfigError, match=f"--port: no such port; expected 0 to 65535; got {port}"):
+    with pytest.raises(
+        ConfigError, match=f"--port: the port is out of range; expected 0 to 65535; got {port}"
+    ):
         DemoPage(tmp_path, port=port)
 
 

@@ -79,7 +79,7 @@ def test_the_figures_of_a_file_are_told_in_a_line() -> None:
         "wer_rise_points": -0.13,
         "wer_data": {"words": 320, "folders": ["shards/dev", "shards/labelled"]},
     }
-    before = "1.23 MB, log-probs within 0.25 of torch, 99.5% of frames the same class, WER "
+    before = "1.23 MB, log-probs within 0.25 of torch, 99.5% of frames with the same class, WER "
     assert figures_text(figures) == (
         f"{before}7.10 % (-0.13) over the 320 words of shards/dev, shards/labelled"
     )

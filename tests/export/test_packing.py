@@ -92,7 +92,7 @@ class SmallCounter(Keeping):
     ("student", "message"),
     [
         (AlwaysTwo((3,), (4,)), r"field 'first_bcf': the batch is not on axis 0; .* got \(2, 3\) at B = 1"),
-        (SmallCounter((3,), counted=True), f"field '{COUNTER}': a state tensor of the wrong type.*int32"),
+        (SmallCounter((3,), counted=True), f"field '{COUNTER}': the state tensor has the wrong type.*int32"),
     ],
 )
 def test_a_state_that_the_runtime_could_not_keep_is_refused(student: Any, message: str) -> None:

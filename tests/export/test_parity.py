@@ -39,7 +39,10 @@ def test_a_difference_at_one_batch_size_is_a_difference(batch_size: int, same: f
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda log_probs: log_probs[..., :-1], r"another shape; expected \(1, 12, 29\); got \(1, 12, 28\)"),
+        (
+            lambda log_probs: log_probs[..., :-1],
+            r"output has a different shape; expected \(1, 12, 29\); got \(1, 12, 28\)",
+        ),
         (lambda log_probs: log_probs * np.float32("nan"), "exported model: a log-probability is not finite"),
     ],
 )

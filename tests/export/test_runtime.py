@@ -113,7 +113,7 @@ def test_a_folder_means_the_file_of_its_card(folder: Path) -> None:
 def test_a_file_of_another_student_beside_the_card_is_refused(folder: Path, tmp_path: Path) -> None:
     export_student(conformer(), UNITS, tmp_path / "a", weights_sha256="aa" * 32, int8=False)
     shutil.copyfile(tmp_path / "a" / "model.onnx", folder / "stale.onnx")
-    with pytest.raises(ModelError, match=r"stale\.onnx: the card beside the file is of another student"):
+    with pytest.raises(ModelError, match=r"stale\.onnx: the card beside the file belongs to another student"):
         load_exported(folder / "stale.onnx")
 
 
@@ -163,16 +163,16 @@ def test_a_model_of_others_is_refused(tmp_path: Path) -> None:
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
         tmp_path / "alien.onnx",
     )
-    with pytest.raises(ModelError, match="not a streaming model that kdasr exported"):
+    with pytest.raises(ModelError, match="this is not a streaming model exported by kdasr"):
         OnnxChunkModel(tmp_path / "alien.onnx")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kdasr_version": "99"}, "another version; expected 1; got 99"),
-        ({"T": "many"}, "its metadata is incomplete"),
-        ({"feature_hash": "0" * 16}, "made for other features"),
+        ({"kdasr_version": "99"}, "the model file has a different version; expected 1; got 99"),
+        ({"T": "many"}, "the metadata is incomplete or invalid"),
+        ({"feature_hash": "0" * 16}, "the model was exported for different features"),
     ],
 )
 def test_metadata_is_checked(folder: Path, changes: dict[str, str], message: str) -> None:
@@ -185,7 +185,7 @@ def test_metadata_is_checked(folder: Path, changes: dict[str, str], message: str
 def test_units_of_another_model_are_refused(folder: Path, changes: dict[str, str]) -> None:
     change_metadata(folder / "model.onnx", **changes)
     (folder / CARD_FILE).unlink()
-    with pytest.raises(ModelError, match="the units are of another model"):
+    with pytest.raises(ModelError, match="the units belong to another model"):
         load_exported(folder / "model.onnx")
 
 
@@ -219,10 +219,10 @@ def test_missing_tokens_are_named(folder: Path) -> None:
 
 
 def test_no_file_is_said_so(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such model file"):
+    with pytest.raises(ModelError, match="the model file does not exist"):
         OnnxChunkModel(tmp_path / "model.onnx")
     (folder / "model.onnx").unlink()  # which the card beside it names
-    with pytest.raises(ModelError, match="no such model file"):
+    with pytest.raises(ModelError, match="the model file does not exist"):
         load_exported(folder / "model.onnx")
 
 
@@ -231,7 +231,9 @@ def test_a_graph_of_other_inputs_or_outputs_is_refused(folder: Path) -> None:
     model = onnx.load(path)
     del model.graph.output[-1]
     onnx.save(model, path)
-    with pytest.raises(ModelError, match=r"not the inputs and outputs.*features and 8 states, in and out"):
+    with pytest.raises(
+        ModelError, match=r"not have the inputs and outputs.*features and 8 states, in and out"
+    ):
         OnnxChunkModel(path)
     # As many of both, but not those of the contract.
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
@@ -241,11 +243,11 @@ def test_a_graph_of_other_inputs_or_outputs_is_refused(folder: Path) -> None:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     set_metadata(alien, metadata)
     onnx.save(alien, path)
-    with pytest.raises(ModelError, match=r"not the inputs and outputs.*got \['x'\]"):
+    with pytest.raises(ModelError, match=r"not have the inputs and outputs.*got \['x'\]"):
         OnnxChunkModel(path)
     set_metadata(alien, {**metadata, "kdasr_format": "kdasr-wave-onnx"})
     onnx.save(alien, path)
-    with pytest.raises(ModelError, match=r"not the inputs of a waveform model.*got \['x'\]"):
+    with pytest.raises(ModelError, match=r"not have the inputs of a waveform model.*got \['x'\]"):
         OnnxWaveModel(path)
 
 

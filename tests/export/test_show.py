@@ -158,7 +158,7 @@ def test_the_microphone_is_shown_to_its_end(place: Path, monkeypatch: pytest.Mon
     out, err = io.StringIO(), io.StringIO()
     show_transcripts(Request(place / "onnx", microphone=True, device="kitchen"), out=out, err=err)
     assert out.getvalue().startswith("microphone\t") and "microphone\t" in err.getvalue()
-    assert err.getvalue().startswith("listening; Ctrl-C ends it\n")
+    assert err.getvalue().startswith("listening (Ctrl-C to stop)\n")
 
 
 def test_a_terminal_line_is_written_over(place: Path) -> None:
@@ -220,10 +220,10 @@ def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
     assert len(shown(Request(place / "torch", files(place), chunk_ms=1_000, stream=True))[0]) == 2
     assert len(shown(Request(place / "onnx", files(place), chunk_ms=160))[0]) == 2
     with pytest.raises(
-        ConfigError, match=r"the chunk of an exported model is fixed; expected --chunk-ms 160"
+        ConfigError, match=r"the chunk size of an exported model is fixed; expected --chunk-ms 160"
     ):
         shown(Request(place / "onnx", files(place), chunk_ms=320))
-    with pytest.raises(ModelError, match=r"got a student of full context.*without --stream .*--chunk-ms"):
+    with pytest.raises(ModelError, match=r"got a student with full context.*without --stream .*--chunk-ms"):
         shown(Request(place / "torch", files(place), chunk_ms=0, stream=True))
     with pytest.raises(ConfigError, match="^--chunk-ms: .*a multiple of 40, or 0 for full context; got 50"):
         shown(Request(place / "torch", files(place), chunk_ms=50))
@@ -233,12 +233,18 @@ def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
     ("changes", "message"),
     [
         ({}, "nothing to transcribe"),
-        ({"sources": ("-", "-")}, "a live source is listened to alone"),
+        ({"sources": ("-", "-")}, "a live source cannot be combined with other sources"),
         ({"sources": ("a.wav",), "microphone": True}, "got a.wav --microphone"),
-        ({"sources": ("a.wav",), "rate_hz": 0}, "--rate: a setting that nothing here uses"),
-        ({"microphone": True, "rate_hz": 8_000}, "--rate: .*expected - for PCM on standard input"),
-        ({"sources": ("-",), "device": "kitchen"}, "--device: .*expected --microphone"),
-        ({"sources": ("a.wav",), "min_silence_s": 2.0}, "--pause: .*expected live audio or --endpoint"),
+        ({"sources": ("a.wav",), "rate_hz": 0}, "--rate: this option has no effect here"),
+        (
+            {"microphone": True, "rate_hz": 8_000},
+            "--rate: .*expected it together with - for PCM on standard input",
+        ),
+        ({"sources": ("-",), "device": "kitchen"}, "--device: .*expected it together with --microphone"),
+        (
+            {"sources": ("a.wav",), "min_silence_s": 2.0},
+            "--pause: .*expected it together with live audio or --endpoint",
+        ),
         ({"sources": ("-",), "endpoint": False, "min_silence_s": 2.0}, "--pause"),
         ({"sources": ("-",), "min_silence_s": -1.0}, "^--pause: .*expected > 0; got -1.0"),
     ],
@@ -402,5 +408,7 @@ def test_a_beam_without_prefixes_and_a_lexicon_that_is_not_there_are_refused(pla
         shown(Request(place / "torch", files(place), beam=0))
     (place / "blank.txt").touch()
     for name, wrong in (("nowhere", "there is no such file"), ("blank.txt", "a lexicon without words")):
-        with pytest.raises(ConfigError, match=rf"{name}: {wrong}.* Without a lexicon any word is heard\."):
+        with pytest.raises(
+            ConfigError, match=rf"{name}: {wrong}.* Without a lexicon, any word can be recognised\."
+        ):
             shown(Request(place / "torch", files(place), lexicon=(str(place / name),)))

@@ -192,14 +192,14 @@ def test_the_gate_measures_both_files(tmp_path: Path) -> None:
     assert card["files"]["float32"]["wer_percent"] == 10.4
     assert card["files"]["int8"]["wer_rise_points"] == pytest.approx(0.4)
     for facts in card["files"].values():
-        assert facts["wer_data"].pop("purpose").startswith("the gate of int8: ")
+        assert facts["wer_data"].pop("purpose").startswith("to compare int8 with float32; ")
         assert facts["wer_data"] == {"words": 250, "folders": ("shards/dev", "shards/labelled")}
     assert card["refused"] == {}
 
 
 def test_int8_that_was_not_asked_for_is_no_riddle_to_an_evaluation(tmp_path: Path) -> None:
     exported = export_student(conformer(), UNITS, tmp_path, int8=False)
-    assert refusal(tmp_path / "model.int8.onnx") == "the export was not asked for model.int8.onnx"
+    assert refusal(tmp_path / "model.int8.onnx") == "model.int8.onnx was not requested at export"
     assert refusal(exported.float_path) is None
     exported.float_path.unlink()
     assert refusal(exported.float_path) is None  # written, and lost: an error
@@ -225,7 +225,7 @@ def test_int8_that_misses_the_gate_is_left_out_and_no_earlier_one_survives(tmp_p
     )
     assert load_exported(exported.float_path)[0].vocab_size == UNITS.vocab_size
     with pytest.raises(
-        ModelError, match=r"int8\.onnx: the export left this file out; got int8 costs too much"
+        ModelError, match=r"int8\.onnx: the export does not include this file; got int8 costs too much"
     ):
         load_exported(tmp_path / "model.int8.onnx")
 
@@ -284,7 +284,9 @@ def test_an_export_never_destroys_a_model(tmp_path: Path) -> None:
 def test_an_export_never_writes_over_files_of_other_programs(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     (tmp_path / "tokens.txt").write_text("a 0\n")
-    with pytest.raises(ConfigError, match=rf"{name}: this file is not of an export.*Choose another --out"):
+    with pytest.raises(
+        ConfigError, match=rf"{name}: this file was not written by an export.*Choose another --out"
+    ):
         export_student(recurrent(), UNITS, tmp_path, int8=False)
     assert {path.name for path in tmp_path.iterdir()} == {name, "tokens.txt"}
     assert (tmp_path / name).read_text() == content
@@ -429,9 +431,9 @@ class OddCounter(RecurrentStudent):
     [
         (NotZero, "field 'hidden_bd': the initial state is not zero"),
         (TimeFirst, "field 'hidden_bd': the batch is not on axis 0"),
-        (HalfPrecision, "field 'hidden_bd': a state tensor of the wrong type"),
+        (HalfPrecision, "field 'hidden_bd': the state tensor has the wrong type"),
         (PlainTuple, "not a NamedTuple"),
-        (OddCounter, "field 'processed': a counter has one axis"),
+        (OddCounter, "field 'processed': the counter must have one axis"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, student_class: Any, message: str) -> None:
@@ -481,7 +483,9 @@ def test_compare_sees_a_wrong_state() -> None:
 def test_models_of_others_are_not_replaced(tmp_path: Path) -> None:
     for name in ("model.onnx", "tokens.txt"):
         (tmp_path / name).write_text("of sherpa-onnx")
-    with pytest.raises(ConfigError, match=r"not of an export.*got model\.onnx, tokens\.txt.*--out"):
+    with pytest.raises(
+        ConfigError, match=r"model files that no export wrote.*got model\.onnx, tokens\.txt.*--out"
+    ):
         export_student(recurrent(), UNITS, tmp_path)
     assert {path.read_text() for path in tmp_path.iterdir()} == {"of sherpa-onnx"}
 
