@@ -84,7 +84,7 @@ function showDoing(target, doing = target.doing) {
   if (!isLive(target) || !doing) return;
   const listens = doing === "listening";
   if (listens && target.paused) status(`the microphone is ${target.paused}`, "interrupted");
-  else status(target.spoilt ? `${doing} (bad samples are silenced)` : doing, listens ? "listening" : "working");
+  else status(target.spoilt ? `${doing} (invalid samples are silenced)` : doing, listens ? "listening" : "working");
 }
 
 // Silence in place of samples that are no numbers: what a driver does wrong for a moment ends no recording.
@@ -93,7 +93,7 @@ function mend(target, samples) {
   samples.forEach((sample, i) => Number.isFinite(sample) || (samples[i] = 0));
   if (target.spoilt) return;
   target.spoilt = true;
-  target.troubles.push("Some samples were no numbers (NaN or infinite): silence was heard in their place");
+  target.troubles.push("Some samples were NaN or infinite and were replaced by silence");
   showDoing(target);
 }
 
@@ -141,7 +141,7 @@ async function toggle() {
   const target = begin("microphone", RULES);
   status("opening the microphone", "working");
   const onSamples = (samples) => feed(target, samples);
-  const onGone = () => isLive(target) && stop && end("The microphone is gone: what it heard is kept").catch(fail);
+  const onGone = () => isLive(target) && stop && end("The microphone has stopped: its audio is kept").catch(fail);
   const onPause = (why) => {
     target.paused = why;
     showDoing(target);
@@ -218,7 +218,7 @@ const says = {
     showText(data);
     showChunks(data);
     $("partial").hidden = true;
-    $("save").textContent = recording.shortened ? "Save the last 10 minutes" : "Save what was heard";
+    $("save").textContent = recording.shortened ? "Save the last 10 minutes" : "Save the audio";
     const texts = Array.from(document.querySelectorAll("#segments span"), (span) => span.textContent);
     document.body.dataset.text = texts.join(" ");
     $("nothing").hidden = texts.length > 0;

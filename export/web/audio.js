@@ -10,7 +10,7 @@ const PATIENCE_MS = 1000;
 // Calls onSamples(Float32Array) every 20 ms, onGone() where the microphone is taken away, and onPause(why) where
 // it gives nothing for a while: null where it gives again. Returns a function that stops and waits for the rest.
 export async function openMicrophone({ onSamples, onGone, onPause }) {
-  if (!navigator.mediaDevices) throw new Error("browsers give it to https and localhost pages only");
+  if (!navigator.mediaDevices) throw new Error("browsers allow it only on https and localhost pages");
   const stream = await navigator.mediaDevices.getUserMedia({
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
   });
@@ -23,7 +23,7 @@ export async function openMicrophone({ onSamples, onGone, onPause }) {
     source = await connected(stream);
     const stop = await capture(source, onSamples);
     const [track] = stream.getAudioTracks();
-    if (track.readyState === "ended") throw new Error("it is gone");
+    if (track.readyState === "ended") throw new Error("it has stopped");
     watch(source.context, track, onGone, onPause);
     return () => stop().finally(release);
   } catch (error) {
@@ -89,7 +89,7 @@ export async function decodeFile(file) {
   } catch {
     throw new Error(`${file.name} is not audio that this browser can decode`);
   }
-  if (!buffer.length) throw new Error(`${file.name} holds no samples`);
+  if (!buffer.length) throw new Error(`${file.name} contains no samples`);
   const mono = new Float32Array(buffer.length);
   for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
     const samples = buffer.getChannelData(channel);

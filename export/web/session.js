@@ -73,7 +73,7 @@ export class Session {
   }
 
   async #accept(samples, onChunk) {
-    if (this.finished) throw new Error("The stream is finished: begin a new session");
+    if (this.finished) throw new Error("The stream is finished: start a new session");
     await this.#orBreakOff(() => this.#hear(samples, onChunk));
   }
 
@@ -85,7 +85,7 @@ export class Session {
 
   // A window that the model failed at is lost, and so is the place of all that follows it.
   async #orBreakOff(work) {
-    if (this.failure) throw new Error(`The stream broke off: ${this.failure.message ?? this.failure}`);
+    if (this.failure) throw new Error(`The stream was aborted: ${this.failure.message ?? this.failure}`);
     try {
       await work();
     } catch (error) {
@@ -226,12 +226,12 @@ export class Session {
 // As kdasr.streaming.check_samples.
 function checkSamples(samples) {
   if (!(samples instanceof Float32Array)) {
-    throw new Error("The samples are no Float32Array in [-1, 1]: divide 16-bit samples by 32768");
+    throw new Error("The samples are not a Float32Array in [-1, 1]: divide 16-bit samples by 32768");
   }
-  if (!samples.every(Number.isFinite)) throw new Error("The audio holds samples that are no numbers (NaN or infinite)");
+  if (!samples.every(Number.isFinite)) throw new Error("The audio contains NaN or infinite samples");
   const peak = samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
   if (peak > PEAK_OF_UNSCALED_PCM) {
-    throw new Error(`The samples are not scaled to [-1, 1], with a peak of ${Math.round(peak)}: divide them by 32768`);
+    throw new Error(`The samples are not scaled to [-1, 1] (their peak is ${Math.round(peak)}): divide them by 32768`);
   }
 }
 

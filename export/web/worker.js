@@ -32,7 +32,7 @@ async function fail(error) {
 async function fetched(path) {
   // "no-cache": a card and weights that were kept at different times may not belong together.
   const response = await fetch(new URL(path, import.meta.url), { cache: "no-cache" }).catch(() => {
-    throw new Error(`${path} cannot be loaded: no network, and no copy of it was kept`);
+    throw new Error(`${path} cannot be loaded: no network, and no cached copy`);
   });
   if (!response.ok) throw new Error(`${path} cannot be loaded (${response.status})`);
   return response;
@@ -55,12 +55,12 @@ async function fetchedWeights(files, chosen) {
 async function checkedWeights(response, { file, bytes, sha256 }) {
   const weights = new Uint8Array(await response.arrayBuffer());
   if (weights.length !== bytes) {
-    throw new Error(`${file} has ${weights.length} bytes, not ${bytes}: it is truncated or of another export`);
+    throw new Error(`${file} has ${weights.length} bytes, not ${bytes}: it is truncated or from another export`);
   }
   // Browsers hash on https and localhost pages only.
   const hash = crypto.subtle && new Uint8Array(await crypto.subtle.digest("SHA-256", weights));
   if (hash && Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("") !== sha256) {
-    throw new Error(`${file} is of another export than model.json: load the page again`);
+    throw new Error(`${file} is from another export than model.json: reload the page`);
   }
   return weights;
 }
@@ -76,7 +76,7 @@ async function load({ precision: chosen }) {
   const tokens = await (await fetched("./model/tokens.txt")).text();
   const table = parseTokens(tokens);
   if (table.length !== Number(card.metadata.vocab_size) || table.includes(undefined)) {
-    throw new Error(`tokens.txt has ${table.length} symbols, but the model ${card.metadata.vocab_size} classes`);
+    throw new Error(`tokens.txt has ${table.length} symbols, but the model has ${card.metadata.vocab_size} classes`);
   }
   const { precision, weights } = await fetchedWeights(card.files, chosen);
   const runtime = await ort.InferenceSession.create(weights, { executionProviders: ["wasm"] });

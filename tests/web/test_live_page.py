@@ -156,7 +156,7 @@ def test_a_microphone_that_is_taken_away_ends_what_is_heard(page: Page, place: P
           track.dispatchEvent(new Event("ended"));
         }"""
     )
-    assert error_of(page) == "The microphone is gone: what it heard is kept"
+    assert error_of(page) == "The microphone has stopped: its audio is kept"
     with page.expect_download() as download:
         page.click("#save")
     download.value.save_as(tmp_path / "heard.wav")
@@ -220,7 +220,7 @@ def test_audio_that_cannot_be_started_again_ends_what_is_heard(
           return contexts[0].suspend();
         }"""
     )
-    assert error_of(page) == "The microphone is gone: what it heard is kept"
+    assert error_of(page) == "The microphone has stopped: its audio is kept"
     assert_heard(page, place, saved(page, tmp_path))
     assert page.evaluate("contexts[0].state") == "closed"
     assert page.locator("#microphone").inner_text() == "Speak"
@@ -283,7 +283,7 @@ def test_a_sample_that_is_no_number_costs_no_word(page: Page, place: Path, tmp_p
     page.wait_for_function("document.querySelector('#status').textContent.includes('silenced')")
     assert page.locator("#status").get_attribute("data-state") == "listening"
     heard = heard_by(page, tmp_path)
-    assert "no numbers" in error_of(page)
+    assert "Some samples were NaN or infinite" in error_of(page)
     assert_heard(page, place, heard)
 
 
@@ -340,7 +340,7 @@ def test_the_end_of_a_recording_that_failed_does_not_end_the_next(
     choose(page, "float32")
     start_listening(page)
     page.evaluate("window.spoil = true")
-    assert "no numbers" in error_of(page)
+    assert "The audio contains NaN or infinite samples" in error_of(page)
     page.evaluate("window.spoil = false")
     page.click("#microphone")
     wait_until(page, "listening")

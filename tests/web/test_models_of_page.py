@@ -138,7 +138,7 @@ def test_the_weights_that_run_are_fetched_and_kept_and_no_others(
     load(page, served.url)
     assert text_of(page, place / "float.wav") == texts_by(place / "wave", place / "float.wav")[1]
     page.select_option("#precision", "float32")
-    assert "model.wave.onnx cannot be loaded: no network, and no copy of it was kept" in error_of(page)
+    assert "model.wave.onnx cannot be loaded: no network, and no cached copy" in error_of(page)
     assert page.locator("#precision").input_value() == "int8"
     context.close()
 
@@ -229,8 +229,11 @@ def set_in_card(folder: Path, **changes: Any) -> None:
         (lambda folder: set_in_card(folder, version=99), "of this version"),
         (lambda folder: set_in_card(folder, file_format="onnx"), "not the card of a wave-onnx export"),
         (lambda folder: os.truncate(folder / "model.wave.int8.onnx", 5_000), "5000 bytes, not .*truncated"),
-        (lambda folder: change_a_byte(folder / WAVE_INT8_FILE), "of another export than model.json"),
-        (lambda folder: (folder / "tokens.txt").write_text("<blk> 0\na 1\n"), "2 symbols, but the model 29"),
+        (lambda folder: change_a_byte(folder / WAVE_INT8_FILE), "from another export than model.json"),
+        (
+            lambda folder: (folder / "tokens.txt").write_text("<blk> 0\na 1\n"),
+            "2 symbols, but the model has 29",
+        ),
         (lambda folder: (folder / "tokens.txt").unlink(), "tokens.txt cannot be loaded"),
     ],
     ids=["version", "format", "truncated", "other weights", "tokens", "no tokens"],

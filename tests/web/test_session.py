@@ -63,12 +63,12 @@ def test_the_caller_may_use_its_buffer_again(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ("new Int16Array(1600).fill(3000)", "no Float32Array"),
-        ("Array(1600).fill(0)", "no Float32Array"),
-        ("undefined", "no Float32Array"),
-        ("piece(-10_001)", r"not scaled to [-1, 1], with a peak of 100: "),
-        ("piece().fill(NaN, 7, 8)", "no numbers"),
-        ("piece().fill(-Infinity, 7, 8)", "no numbers"),
+        ("new Int16Array(1600).fill(3000)", "not a Float32Array"),
+        ("Array(1600).fill(0)", "not a Float32Array"),
+        ("undefined", "not a Float32Array"),
+        ("piece(-10_001)", r"not scaled to [-1, 1] (their peak is 100): "),
+        ("piece().fill(NaN, 7, 8)", "contains NaN or infinite samples"),
+        ("piece().fill(-Infinity, 7, 8)", "contains NaN or infinite samples"),
     ],
 )
 def test_a_piece_that_is_refused_is_not_used_and_the_session_goes_on(
@@ -99,7 +99,7 @@ def test_nothing_is_heard_after_the_end(folder: Path) -> None:
       return [await Promise.all(calls.map(said)), session.segments, session.numSamples, session.text];
     """
     told, segments, num_samples, text = of_session(folder, code)
-    assert told == ["done", "The stream is finished: begin a new session", "done"]
+    assert told == ["done", "The stream is finished: start a new session", "done"]
     assert segments == of_session(folder, WAITING) and num_samples == 1_600 * PIECES and text == ""
 
 
@@ -115,7 +115,7 @@ def test_where_the_model_fails_the_stream_is_over_and_its_text_is_there(folder: 
     told, segments, news = of_session(folder, code, fails=at)
     failed = told.index("out of memory")
     assert set(told[:failed]) <= {"done"} and 16 * at // 40 <= failed < PIECES
-    assert set(told[failed + 1 :]) == {"The stream broke off: out of memory"}
+    assert set(told[failed + 1 :]) == {"The stream was aborted: out of memory"}
     expected = UNITS.decode(range(1, 1 + at // 2))
     assert [segment["text"] for segment in segments] == ([expected] if expected else [])
     assert news == {"anew": True, "words": [], "open": ""}
@@ -128,7 +128,7 @@ def test_where_the_tail_fails_the_text_is_there(folder: Path) -> None:
       return [told, session.segments[0].text];
     """
     told, text = of_session(folder, code, fails=56)
-    assert told == ["out of memory", "The stream broke off: out of memory"]
+    assert told == ["out of memory", "The stream was aborted: out of memory"]
     assert text == UNITS.decode(range(1, 29))
 
 
