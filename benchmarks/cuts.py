@@ -29,15 +29,21 @@ Row = tuple[tuple[float, float], int, int, int]
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Measure, print; returns (pauses in s, cuts, of these in words, of equal lengths in words)."""
-    parser = argparse.ArgumentParser(description="how many words are cut in two")
-    parser.add_argument("--corpus", type=Path, required=True, help="a checkout of fsdd")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of each speaker")
-    parser.add_argument("--max-seconds", type=float, default=20.0, help="of a segment")
+    parser = argparse.ArgumentParser(description="count the words that segmentation cuts in two")
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="a checkout of the Free Spoken Digit Dataset"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes of audio per speaker")
+    parser.add_argument("--max-seconds", type=float, default=20.0, help="maximum seconds of a segment")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     files = sorted((options.corpus / "recordings").glob("*_*_*.wav"))
     if not files:
-        raise CorpusError("no recordings", where=options.corpus, expected="recordings/7_jackson_32.wav, …")
+        raise CorpusError(
+            "the folder contains no recordings",
+            where=options.corpus,
+            expected="recordings/7_jackson_32.wav, …",
+        )
     speakers: dict[str, list[Path]] = {}
     for file in files:
         speakers.setdefault(file.stem.split("_")[1], []).append(file)

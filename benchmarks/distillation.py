@@ -74,22 +74,28 @@ FOLDER = "distillation"
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train, measure, print; returns the rows of the requested arms and seeds."""
-    parser = argparse.ArgumentParser(description="compare the ways to distil")
+    parser = argparse.ArgumentParser(description="compare ways to distil")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/mini"))
-    parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run of the recipe")
+    parser.add_argument(
+        "--work-dir", type=Path, required=True, help="work folder of a finished run of the recipe"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", type=lambda text: text.split(","), help="a,b,… (default: all)")
-    parser.add_argument("--steps", type=int, help="other than the recipe's")
-    parser.add_argument("--delay-utterances", type=int, default=100, help="to measure emission delays on")
-    parser.add_argument("--corpus", type=Path, help=f"of a recipe that needs one, for the arm {TOPLINE}")
+    parser.add_argument("--steps", type=int, help="number of training steps, in place of the recipe's")
+    parser.add_argument(
+        "--delay-utterances", type=int, default=100, help="utterances for measuring emission delays"
+    )
+    parser.add_argument(
+        "--corpus", type=Path, help=f"corpus folder, if the recipe needs one; only for the arm {TOPLINE}"
+    )
     options = parser.parse_args(arguments)
     arms = YAML().load(ARMS_FILE.read_text())
     chosen = list(arms) if options.arms is None else options.arms
     if unknown := [name for name in chosen if name not in arms]:
-        raise ConfigError("no such arm", where="--arms", expected=", ".join(arms), got=", ".join(unknown))
+        raise ConfigError("unknown arm", where="--arms", expected=", ".join(arms), got=", ".join(unknown))
     as_heard = _labels_as_heard(options.recipe, options.work_dir)
     if options.arms is None and (reason := _no_transcripts(options.work_dir, options.corpus)):
-        print(f"{TOPLINE} is left out: {reason}", file=sys.stderr)
+        print(f"{TOPLINE} is skipped: {reason}", file=sys.stderr)
         chosen.remove(TOPLINE)
     if TOPLINE in chosen:
         own = load_recipe(options.recipe / "student.yaml", {"work_dir": str(options.work_dir)})
@@ -127,10 +133,10 @@ def _no_transcripts(work_dir: Path, corpus: Path | None) -> str | None:
     """Why transcripts of the unlabelled audio are not available, or None if they are."""
     record = work_dir / "shards" / "unlabelled" / PREPARED
     if not record.is_file():
-        return f"there is no {record}"
+        return f"{record} is missing"
     name = json.loads(record.read_text())["source"]["corpus"]
     if name not in CORPORA:
-        return f"its unlabelled audio is of {name}; expected {' or '.join(CORPORA)}"
+        return f"unlabelled audio from the corpus {name}; expected {' or '.join(CORPORA)}"
     return "add --corpus DIR" if CORPORA[name] and corpus is None else None
 
 
@@ -142,7 +148,9 @@ def _transcribed(work_dir: Path, corpus: Path | None) -> Path:
     """
     own = work_dir / "shards" / "unlabelled" / PREPARED
     if reason := _no_transcripts(work_dir, corpus):
-        raise ConfigError("the unlabelled audio has no transcripts", where=f"--arms {TOPLINE}", got=reason)
+        raise ConfigError(
+            "there are no transcripts for the unlabelled audio", where=f"--arms {TOPLINE}", got=reason
+        )
     before = json.loads(own.read_text())
     source, out = before["source"], work_dir / FOLDER / "transcribed"
     settings = {**source["settings"], "unlabelled_transcripts": True}
@@ -152,10 +160,10 @@ def _transcribed(work_dir: Path, corpus: Path | None) -> Path:
         record["source"]["settings"].pop("unlabelled_transcripts", None)
     if any(after[key] != before[key] for key in ("source", "count", "seconds")):
         raise ConfigError(
-            "the audio with transcripts is not that of the shards",
+            "the audio with transcripts differs from that of the shards",
             where=out,
-            expected="the release and the corpus that made the shards",
-            fix="Prepare the shards anew, or check --corpus.",
+            expected="the release and the corpus that the shards were made with",
+            fix="Prepare the shards again, or check --corpus.",
         )
     return out / "unlabelled"
 

@@ -115,7 +115,7 @@ def _held_kib() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> Endurance:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="hours of audio through one stream")
+    parser = argparse.ArgumentParser(description="run hours of audio through one stream")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=8.0)
     options = parser.parse_args(arguments)

@@ -57,18 +57,23 @@ class Row(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Measure, print a table; returns its rows."""
-    parser = argparse.ArgumentParser(description="first units before they are heard, and what they cost")
-    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of models")
+    parser = argparse.ArgumentParser(
+        description="how often the first unit is emitted before it is spoken, and the errors this costs"
+    )
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="model folders")
     parser.add_argument("--test", type=Path, required=True, help="labelled shards")
     options = parser.parse_args(arguments)
-    print("| model | first unit in frame 0 or 1 | median frame | first words wrong | in 100 others | WER % |")
+    print(
+        "| model | first unit in frame 0 or 1 | median frame | first words wrong | errors in 100 others "
+        "| WER % |"
+    )
     print("|---|---|---|---|---|---|")
     rows: list[Row] = []
     spoken_ms: list[list[list[float]]] = []
     for folder in options.models:
         recogniser = open_recogniser(folder)
         if recogniser.offline_model is None:
-            parser.error(f"{folder} is an exported model: name the folder that it was exported from")
+            parser.error(f"{folder} is an exported model: give the folder that it was exported from")
         result = evaluate(recogniser.offline_model, recogniser.units, list_shards(options.test))
         rows.append(row := _row(str(folder), result.heard, result.wer))
         spoken_ms.append(_spoken_ms(result.heard, FRAME_SHIFT_MS * recogniser.offline_model.subsampling))
@@ -98,7 +103,7 @@ def _print_lateness(models: Sequence[str], spoken_ms: Sequence[Sequence[list[flo
         if all(len(one) == len(times[0]) >= 5 for one in times)
     ]
     places = " | ".join(_PLACES)
-    print(f"\n| {len(together)} utterances that all hear right: later than {models[0]} | {places} |")
+    print(f"\n| {len(together)} utterances that all models get right: later than {models[0]} | {places} |")
     print("|---|---|---|---|")
     for number, model in enumerate(models):
         late = [

@@ -90,13 +90,19 @@ def scales() -> dict[str, Scale]:
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print a row for each model and setting, write --out; returns the rows."""
-    parser = argparse.ArgumentParser(description="training steps and forward passes on an accelerator")
+    parser = argparse.ArgumentParser(description="time training steps and forward passes on an accelerator")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", default="full", choices=list(scales()))
-    parser.add_argument("--models", nargs="+", help="of the scale; default: all")
-    parser.add_argument("--utterances", type=int, help="in a batch; default: of the scale")
+    parser.add_argument("--models", nargs="+", help="models of the scale to measure; default: all")
+    parser.add_argument("--utterances", type=int, help="utterances in a batch; default: the scale's")
     parser.add_argument("--settings", nargs="+", default=["fp32", "bf16", "bf16+compile"])
-    parser.add_argument("--kernels", type=int, default=0, metavar="N", help="also name the N longest of each")
+    parser.add_argument(
+        "--kernels",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also list the N kernels that take longest in each step",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/gpu/steps.json"))
     options = parser.parse_args(arguments)
     scale = scales()[options.scale]
@@ -104,7 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         scale = scale._replace(utterances=options.utterances)
     if options.models:
         if unknown := set(options.models) - set(scale.models):
-            parser.error(f"--models: no {', '.join(sorted(unknown))}; there are {', '.join(scale.models)}")
+            parser.error(
+                f"--models: unknown {', '.join(sorted(unknown))}; expected some of {', '.join(scale.models)}"
+            )
         scale = scale._replace(models={name: scale.models[name] for name in options.models})
     rows = []
     for row in measure(scale, options.device, options.settings):
@@ -130,7 +138,7 @@ def measure(scale: Scale, device: str, settings: Sequence[str]) -> Iterator[dict
     # As in training, where SpeechBrain enables it: float32 with TensorFloat-32 products.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     peaks = {precision: matrix_tflops(device, precision, scale.matrix) for precision in DTYPES}
-    print(f"{device_name(device)}; a product of {scale.matrix}² matrices, TFLOP/s: {peaks}", flush=True)
+    print(f"{device_name(device)}; product of two {scale.matrix}² matrices, TFLOP/s: {peaks}", flush=True)
     for name, make in scale.models.items():
         flops = _flops(make, scale, device)
         for setting in settings:
@@ -155,7 +163,7 @@ def _rows_that_fit(make: Callable[[], Any], scale: Scale, device: str, setting: 
         except torch.OutOfMemoryError:
             if scale.utterances == 1:
                 raise
-        print(f"{setting}: no memory for {scale.utterances} utterances, half of them follow", flush=True)
+        print(f"{setting}: out of memory with {scale.utterances} utterances; trying half as many", flush=True)
         scale = scale._replace(utterances=scale.utterances // 2)
 
 
@@ -224,7 +232,7 @@ def print_kernels(work: Callable[[], Any], device: str, most: int) -> None:
             spent[event.name] += us / 1e3 / times
             calls[event.name] += 1
     if not spent:
-        print(f"no kernel was recorded: torch's profiler knows none of {device}, or may not look")
+        print(f"no kernel was recorded: torch's profiler does not support {device} or lacks permission")
         return
     print(f"{spent.total():9.2f} ms  all kernels")
     for name, ms in spent.most_common(most):

@@ -41,11 +41,11 @@ print(" ".join(package for module, package in packages.items() if not there(modu
 PY
 )
 if [[ -n $missing ]]; then
-    echo "$python lacks: $missing" >&2
+    echo "$python lacks these packages: $missing" >&2
     # By pyproject.toml's bounds and not by constraints.txt, which would bring another torch.
-    echo "Install them, and leave its torch as it is:" >&2
+    echo "Install them without changing its torch:" >&2
     echo "    $python -m pip install -e '.[synth,export,report]' pytest pytest-timeout hypothesis" >&2
-    echo "For a machine without a network, recipes/RESULTS-gpu.md says how." >&2
+    echo "For a machine without network access, see recipes/RESULTS-gpu.md." >&2
     exit 2
 fi
 
@@ -68,7 +68,7 @@ part steps "training steps and forward passes: hours of audio a second, memory, 
 steps=25 small=()
 [[ $scale == full ]] || steps=1 small=(--set model.width=48 model.num_layers=1 batch_seconds=20)
 for recipe in student teacher; do
-    part lengths "steps of recipes/librispeech/100h/$recipe.yaml: batches of many lengths against one" \
+    part lengths "steps of recipes/librispeech/100h/$recipe.yaml: batches of many lengths compared with one length" \
         "$python" -m benchmarks.recipe_steps "recipes/librispeech/100h/$recipe.yaml" --device "$device" \
         --steps "$steps" --out "$out/lengths-$recipe.json" "${small[@]}"
 done
@@ -106,15 +106,15 @@ label() {
         "$python" -m benchmarks.labelling --work-dir "$out/mini" --audio "$out/long/unlabelled" \
             "${label_with[@]}" --device "$device" --precision bfloat16 --rounds 3
 }
-part label "labelling against the bare forward pass (overhead_wall_percent; at most 10 is wanted)" label
+part label "labelling compared with the bare forward pass (overhead_wall_percent should be at most 10)" label
 
-part loader "the input pipeline against the step" \
+part loader "the input pipeline compared with the training step" \
     "$python" -m benchmarks.loader --shards "$out/mini/shards/labelled" --model "$out/mini/teacher" \
     --device "$device" --precision bf16 --batches "$([[ $scale == full ]] && echo 60 || echo 4)" \
     --batch-seconds "$([[ $scale == full ]] && echo 320 || echo 20)" --workers 0 1 2 4 --out "$out/loader.json"
 
 printf '\n== results are in %s\n' "$out"
 if ((${#failed[@]} > 0)); then
-    echo "failed, as said above: ${failed[*]}" >&2
+    echo "failed (see above): ${failed[*]}" >&2
     exit 1
 fi

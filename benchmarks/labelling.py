@@ -55,13 +55,15 @@ Prepared = list[tuple[torch.Tensor, torch.Tensor]]
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measure, print, write to WORK_DIR/labelling.json; returns the figures."""
-    parser = argparse.ArgumentParser(description="overhead of labelling over the bare forward pass")
+    parser = argparse.ArgumentParser(
+        description="measure the overhead of labelling over the bare forward pass"
+    )
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="default: WORK_DIR/teacher")
     parser.add_argument(
         "--untrained",
         choices=list(scales()["full"].models),
-        help="a teacher of benchmarks/gpu.py, such as teacher_600m, instead",
+        help="instead, an untrained teacher of benchmarks/gpu.py, such as teacher_600m",
     )
     parser.add_argument("--precision", default="float32", choices=list(PRECISIONS))
     parser.add_argument("--audio", type=Path, help="default: WORK_DIR/shards/unlabelled")
@@ -69,8 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-seconds", type=float, default=Settings.batch_seconds)
-    parser.add_argument("--workers", type=int, nargs="*", default=[], help="also measure so many at once")
-    parser.add_argument("--decoders", type=int, nargs="*", default=[], help="also measure so many threads")
+    parser.add_argument(
+        "--workers", type=int, nargs="*", default=[], help="also measure this many workers at once"
+    )
+    parser.add_argument(
+        "--decoders", type=int, nargs="*", default=[], help="also measure this many decoder threads"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.work_dir.mkdir(parents=True, exist_ok=True)
@@ -210,7 +216,7 @@ def _wait_for(here: Connection, said: str) -> None:
     try:
         assert here.recv() == said
     except EOFError as error:  # the worker has ended and printed the reason on stderr
-        raise RuntimeError("a worker ended before it was done") from error
+        raise RuntimeError("a worker ended before it had finished") from error
 
 
 def _work(

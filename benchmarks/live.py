@@ -92,12 +92,12 @@ def words_in_noise(hear: Heard) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print a table; returns its rows."""
-    parser = argparse.ArgumentParser(description="word errors of speech that does not begin at once")
+    parser = argparse.ArgumentParser(description="measure word errors on speech that does not begin at once")
     parser.add_argument(
-        "--models", type=Path, nargs="+", required=True, help="folders of models, or exported files"
+        "--models", type=Path, nargs="+", required=True, help="model folders or exported files"
     )
     parser.add_argument("--test", type=Path, required=True, help="labelled shards")
-    parser.add_argument("--utterances", type=int, help="only so many of them, the first ones")
+    parser.add_argument("--utterances", type=int, help="use only this many of the first utterances")
     options = parser.parse_args(arguments)
     spoken = [one for path in list_shards(options.test) for one in read_shard(path) if one.text]
     spoken = spoken[: options.utterances]
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "-10 dB": louder(spoken, -10.0),
         "-20 dB": louder(spoken, -20.0),
     }
-    columns = [*audio, "words a minute of noise", "of the worst kind"]
+    columns = [*audio, "words per minute of noise", "for the worst noise"]
     print("| model |", " | ".join(columns), "|\n|---" + "|---" * len(columns) + "|")
     rows: list[dict[str, Any]] = []
     with one_torch_thread():

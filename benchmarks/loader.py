@@ -42,12 +42,16 @@ from kdasr.text import CharUnits
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write to --out if given; returns the figures."""
-    parser = argparse.ArgumentParser(description="the input pipeline against the training step")
+    parser = argparse.ArgumentParser(
+        description="compare the speed of the input pipeline with that of the training step"
+    )
     parser.add_argument("--shards", type=Path, required=True, help="a folder of labelled audio shards")
-    parser.add_argument("--model", type=Path, help="a model folder; else a 4.5 M-parameter teacher")
-    parser.add_argument("--unlabelled", type=Path, help="further shards, whose soft labels are …")
-    parser.add_argument("--labels", type=Path, help="… these; they are made to fit --model")
-    parser.add_argument("--speeds", type=float, nargs="+", help="as in a recipe: 0.9 1.0 1.1")
+    parser.add_argument("--model", type=Path, help="a model folder; default: a teacher with 4.5 M parameters")
+    parser.add_argument(
+        "--unlabelled", type=Path, help="further audio shards, with the soft labels in --labels"
+    )
+    parser.add_argument("--labels", type=Path, help="soft labels of --unlabelled, adapted to --model")
+    parser.add_argument("--speeds", type=float, nargs="+", help="speeds, as in a recipe: 0.9 1.0 1.1")
     parser.add_argument("--batch-seconds", type=float, default=40.0)
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if (options.unlabelled is None) != (options.labels is None):
-        parser.error("--unlabelled and --labels go together")
+        parser.error("--unlabelled and --labels must be given together")
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     figures |= features_speed(options.shards, options.batches * options.batch_seconds)

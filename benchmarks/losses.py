@@ -81,10 +81,12 @@ RECIPES = ("recipes/mini", "recipes/fsdd")
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print; returns seconds, shares and bytes."""
-    parser = argparse.ArgumentParser(description="what distillation losses cost")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of audio in a batch")
+    parser = argparse.ArgumentParser(description="measure what distillation losses cost")
+    parser.add_argument("--seconds", type=float, default=40.0, help="seconds of audio in a batch")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--vocab", type=int, default=29, help="classes; 500 is usual with word pieces")
+    parser.add_argument(
+        "--vocab", type=int, default=29, help="number of classes; 500 is usual with word pieces"
+    )
     options = parser.parse_args(arguments)
     torch.manual_seed(1)
     with one_torch_thread():
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print("| loss | share of a training step |\n|---|---|")
     for name, share in shares.items():
         print(f"| {name} | {100 * share:.1f} % |")
-    print("\n| kept + tail, 100 frames | peak MB | MB were V x k kept |\n|---|---|---|")
+    print("\n| kept + tail, 100 frames | peak MB | MB if V x k were kept |\n|---|---|---|")
     for (vocab, kept), peak in zip(GRID, memory.values(), strict=True):
         print(f"| V {vocab}, k {kept} | {peak / 1e6:.1f} | {100 * vocab * kept * 4 / 1e6:.0f} |")
     result = {"step_seconds": step_seconds, "shares": shares, "peak_bytes": memory}

@@ -54,11 +54,15 @@ MODELS = ("teacher", "student_labelled_only", "student_distilled")
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train, test, print; returns the requested rows."""
     parser = argparse.ArgumentParser(description="compare the recipes of recipes/methods")
-    parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run of recipes/mini")
+    parser.add_argument(
+        "--work-dir", type=Path, required=True, help="work folder of a finished run of recipes/mini"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--steps", type=int, help="other than the recipes'; pruning keeps its own")
+    parser.add_argument(
+        "--steps", type=int, help="number of training steps, in place of the recipes'; pruning keeps its own"
+    )
     parser.add_argument("--only", type=lambda text: text.split(","), help="a,b,… (default: all)")
-    parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE for every recipe")
+    parser.add_argument("--set", nargs="*", default=[], help="settings KEY=VALUE for every recipe")
     options = parser.parse_args(arguments)
     rows = []
     for seed in options.seeds:
@@ -77,7 +81,7 @@ def chosen(only: Sequence[str] | None) -> list[str]:
     """
     names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
     if only and (unknown := set(only) - set(names)):
-        raise ConfigError("no such method", where="--only", expected=", ".join(names), got=", ".join(unknown))
+        raise ConfigError("unknown method", where="--only", expected=", ".join(names), got=", ".join(unknown))
     first = [LABELS_ONLY, SOFT_LABELS]
     return [name for name in first + [n for n in names if n not in first] if not only or name in only]
 

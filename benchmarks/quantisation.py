@@ -48,13 +48,13 @@ _FLOAT, _INT8 = 1, 4
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Measure and print; returns the figures of each way by name."""
-    parser = argparse.ArgumentParser(description="ways to quantise a student, compared")
+    parser = argparse.ArgumentParser(description="compare ways to quantise a student")
     parser.add_argument("--model", type=Path, required=True, help="folder of a trained student")
     parser.add_argument("--dev", type=Path, required=True, help="labelled shards to calibrate on")
     parser.add_argument("--test", type=Path, required=True, help="labelled shards to measure with")
     parser.add_argument("--calibrate", type=int, default=50, help="utterances to calibrate on (default 50)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often to time each (default 3)")
-    parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
+    parser.add_argument("--rounds", type=int, default=3, help="how often to time each variant (default 3)")
+    parser.add_argument("--out", type=Path, help="also write the figures to this file, as JSON")
     options = parser.parse_args(arguments)
     calibration = list(islice(_utterances(options.dev), options.calibrate))
     with tempfile.TemporaryDirectory() as folder, only_errors():
@@ -71,7 +71,9 @@ def write_variants(model: Path, folder: Path, calibration: Sequence[Utterance]) 
     loaded = load_model(model)
     exported = export_student(loaded.model, loaded.units, folder)
     if exported.int8_path is None:
-        raise ExportError("there is no int8 file to compare others with", where=model, got=exported.refused)
+        raise ExportError(
+            "the export has no int8 file to compare the others with", where=model, got=exported.refused
+        )
     files = {"float32": exported.float_path, SHIPPED: exported.int8_path}
     metadata = {entry.key: entry.value for entry in onnx.load(exported.float_path).metadata_props}
     for number, (name, quantise) in enumerate(VARIANTS.items()):

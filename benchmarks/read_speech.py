@@ -69,7 +69,9 @@ class Room(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Write the corpus; returns the hours of each subset."""
-    parser = argparse.ArgumentParser(description="a corpus of LibriSpeech's shape, read by espeak-ng")
+    parser = argparse.ArgumentParser(
+        description="synthesise a corpus with LibriSpeech's layout, read by espeak-ng"
+    )
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--hours", nargs="+", required=True, metavar="SUBSET=HOURS")
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     if unknown := [subset for subset in hours if subset not in SUBSETS]:
         parser.error(f"there is no subset {', '.join(unknown)}; expected some of {', '.join(SUBSETS)}")
     if written := [subset for subset in hours if (options.corpus / ROOT / subset).exists()]:
-        parser.error(f"{options.corpus} has {', '.join(written)} already; choose another --corpus")
+        parser.error(f"{options.corpus} already has {', '.join(written)}; choose another --corpus")
     sentences = iter(readable(options.text.read_text(encoding="utf-8"), options.seed))
     read = dict.fromkeys(hours, 0.0)
     with Pool(options.processes) as pool:

@@ -45,11 +45,13 @@ class Shape(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print a row for each pass, write --out; returns the rows."""
-    parser = argparse.ArgumentParser(description="the steps of a recipe on batches of lengths that vary")
+    parser = argparse.ArgumentParser(
+        description="time a recipe's training steps on batches of varying length"
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--vocab", type=int, default=256, help="classes, with blank")
+    parser.add_argument("--vocab", type=int, default=256, help="number of classes, including blank")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu/recipe_steps.json"))
     options = parser.parse_args(arguments)
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     rows = []
     for row in measure(given, shapes, options.device, options.vocab):
         rows.append(row)
-        print(f"{row['pass']}: {row['ms_a_batch']:.1f} ms a batch", flush=True)
+        print(f"{row['pass']}: {row['ms_a_batch']:.1f} ms per batch", flush=True)
     print_table(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"device": device_name(options.device), "recipe": str(options.recipe), "settings": settings}

@@ -36,13 +36,17 @@ Samples = NDArray[np.float32]
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Measure, print; returns (search, WER %, CER %, ms for each second of audio) for each search."""
-    parser = argparse.ArgumentParser(description="error rates and cost of beam search")
-    parser.add_argument("--model", type=Path, required=True, help="a student or an exported one")
+    parser = argparse.ArgumentParser(description="measure the error rates and cost of beam search")
+    parser.add_argument("--model", type=Path, required=True, help="a student or an export")
     parser.add_argument("--test", type=Path, required=True, help="labelled shards")
     parser.add_argument("--lexicon", nargs="+", help="text files or folders of labelled shards")
-    parser.add_argument("--other-words", type=float, help="nats of each unit of a word that is not in it")
+    parser.add_argument(
+        "--other-words", type=float, help="cost in nats of each unit of a word that is not in the lexicon"
+    )
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4, 8, 16, 32])
-    parser.add_argument("--sherpa", action="store_true", help="and sherpa-onnx, of an ONNX export")
+    parser.add_argument(
+        "--sherpa", action="store_true", help="also measure sherpa-onnx (needs an ONNX export)"
+    )
     options = parser.parse_args(arguments)
     recogniser = open_recogniser(options.model)
     units, frames, texts, audio = recogniser.units, list[NDArray[np.float32]](), list[str](), list[Samples]()
@@ -77,7 +81,7 @@ def _row(name: str, texts: Sequence[str], heard: Sequence[str], began: float, se
     errors = count_errors(texts, heard)
     row = (name, errors.wer, errors.cer, 1000 * cpu_s / seconds)
     rates = f"WER {errors.wer:5.1f} %  CER {errors.cer:5.1f} %"
-    print(f"{name:20}  {rates}  {row[3]:6.2f} ms for a second of audio")
+    print(f"{name:20}  {rates}  {row[3]:6.2f} ms per second of audio")
     return row
 
 

@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="student WER for each way of storing labels")
-    parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run")
+    parser = argparse.ArgumentParser(description="measure student WER for each way of storing labels")
+    parser.add_argument("--work-dir", type=Path, required=True, help="work folder of a finished run")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/methods/soft_labels.yaml"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
@@ -124,7 +124,7 @@ def _measure(options: argparse.Namespace, name: str, seed: int, settings: Mappin
 
 
 def _print(runs: Sequence[Run]) -> None:
-    table = Table(title="Students that learned from the same teacher, stored differently")
+    table = Table(title="Students trained on the same teacher's labels, stored differently")
     for title in ("labels", "bytes/frame", "WER %, mean", "std", "against full, same seeds", "each seed"):
         table.add_column(title, justify="left" if title == "labels" else "right")
     reference = {run["seed"]: run["wer"] for run in runs if run["codec"] == REFERENCE}

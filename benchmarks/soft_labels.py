@@ -102,11 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--work-dir", type=Path, required=True, help="of a finished run")
+    parser.add_argument("--work-dir", type=Path, required=True, help="work folder of a finished run")
     parser.add_argument("--teacher", type=Path, help="default: WORK_DIR/teacher")
     parser.add_argument("--audio", type=Path, help="default: WORK_DIR/shards/unlabelled")
-    parser.add_argument("--student", type=Path, help="default: WORK_DIR/student_distilled, if there")
-    parser.add_argument("--minutes", type=float, default=60, help="of audio to measure on")
+    parser.add_argument("--student", type=Path, help="default: WORK_DIR/student_distilled, if it exists")
+    parser.add_argument("--minutes", type=float, default=60, help="minutes of audio to measure on")
     options = parser.parse_args(arguments)
     options.teacher = options.teacher or options.work_dir / "teacher"
     options.audio = options.audio or options.work_dir / "shards" / "unlabelled"

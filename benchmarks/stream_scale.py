@@ -145,7 +145,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hours", type=float, default=960)
-    parser.add_argument("--folder", type=Path, help="where to write; kept, and not written again")
+    parser.add_argument("--folder", type=Path, help="where to write the test data; it is kept and reused")
     arguments = parser.parse_args()
     if arguments.folder is not None:
         if not arguments.folder.exists():

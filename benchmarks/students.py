@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options = parser.parse_args(arguments)
     for name in ("steps", "dynamic_chunks", "wer_chunk_ms", "work_dir"):
         if getattr(options, name) is not None and not options.train:
-            parser.error(f"--{name.replace('_', '-')} is for --train")
+            parser.error(f"--{name.replace('_', '-')} needs --train")
     if options.train and options.work_dir is None:
         raise ConfigError(
             "training needs the work folder of a finished run", where="--train", fix="Add --work-dir DIR."
@@ -175,18 +175,22 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="what students of each size cost, and how well they hear")
+    parser = argparse.ArgumentParser(
+        description="measure the cost and the error rates of students of each size"
+    )
     parser.add_argument(
         "--sizes", type=Path, nargs="+", help=f"YAML files with a model (default: all of {SIZES})"
     )
-    parser.add_argument("--chunk-ms", type=int, default=320, help="audio in a chunk")
+    parser.add_argument("--chunk-ms", type=int, default=320, help="milliseconds of audio in a chunk")
     parser.add_argument(
-        "--export", nargs="+", choices=list(FORMATS), help="time exports to these formats too"
+        "--export", nargs="+", choices=list(FORMATS), help="also time exports to these formats"
     )
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="to train with, but for its model")
-    parser.add_argument("--train", action="store_true", help="train and evaluate too")
-    parser.add_argument("--work-dir", type=Path, help="of a finished run")
-    parser.add_argument("--steps", type=int, help="other than the recipe's")
+    parser.add_argument(
+        "--recipe", type=Path, default=RECIPE, help="recipe to train with, except for its model"
+    )
+    parser.add_argument("--train", action="store_true", help="also train and evaluate")
+    parser.add_argument("--work-dir", type=Path, help="work folder of a finished run")
+    parser.add_argument("--steps", type=int, help="number of training steps, in place of the recipe's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument(
         "--dynamic-chunks", type=int, nargs="+", help="chunks to draw from in training, in frames of 40 ms"

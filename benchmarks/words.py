@@ -75,11 +75,11 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print a table; returns its rows."""
-    parser = argparse.ArgumentParser(description="word errors of labels over words that exist")
-    parser.add_argument("--teacher", type=Path, required=True, help="folder of a model")
+    parser = argparse.ArgumentParser(description="measure word errors of labels restricted to known words")
+    parser.add_argument("--teacher", type=Path, required=True, help="model folder of the teacher")
     parser.add_argument("--audio", type=Path, required=True, help="transcribed shards")
-    parser.add_argument("--words", required=True, help="shards whose transcripts have the words")
-    parser.add_argument("--utterances", type=int, help="only so many of them, the first ones")
+    parser.add_argument("--words", required=True, help="shards whose transcripts contain the known words")
+    parser.add_argument("--utterances", type=int, help="use only this many of the first utterances")
     options = parser.parse_args(arguments)
     loaded = load_model(options.teacher)
     words = Words(Lexicon(units=loaded.units, sources=[options.words]))

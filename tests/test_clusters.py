@@ -147,7 +147,7 @@ def test_slurm_labels_by_an_array_and_by_ray(bin_folder: Path) -> None:
     ("times", "status", "said"),
     [
         ({"KDASR_STATUS": "3"}, 3, ""),
-        ({"KDASR_LASTS": "5", "RAY_LASTS": "0"}, 1, "a part of the Ray cluster has ended"),
+        ({"KDASR_LASTS": "5", "RAY_LASTS": "0"}, 1, "part of the Ray cluster has ended; submit"),
     ],
 )
 def test_a_slurm_job_ends_as_its_labelling_or_its_ray_does(

@@ -145,7 +145,7 @@ def test_the_table_has_means_gains_and_delays() -> None:
 
 
 def test_an_unknown_arm_is_refused(work_dir: Path, tiny: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such arm.*pseudo_labels.*got nonsense"):
+    with pytest.raises(ConfigError, match=r"unknown arm.*pseudo_labels.*got nonsense"):
         run(tiny, work_dir, "--arms", "labels_only,nonsense")
 
 
@@ -155,12 +155,12 @@ def test_transcripts_that_cannot_be_had_are_named(work_dir: Path, tmp_path: Path
     with pytest.raises(ConfigError, match=r"no transcripts.*prepared\.json"):
         distillation._transcribed(tmp_path, None)
     folder.mkdir(parents=True)
-    for name, reason in (("kaldi", "is of kaldi"), ("fsdd", "add --corpus DIR")):
+    for name, reason in (("kaldi", "unlabelled audio from the corpus kaldi;"), ("fsdd", "add --corpus DIR")):
         record["source"]["corpus"] = name
         (folder / "prepared.json").write_text(json.dumps(record))
         with pytest.raises(ConfigError, match=reason):
             distillation._transcribed(tmp_path, None)
     record["source"] |= {"corpus": "synth", "generation": 0}
     (folder / "prepared.json").write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match="not that of the shards"):
+    with pytest.raises(ConfigError, match="differs from that of the shards"):
         distillation._transcribed(tmp_path, None)

@@ -62,6 +62,6 @@ def test_lateness_is_of_what_all_models_hear_right(capsys: pytest.CaptureFixture
     first_words._print_lateness(["early", "late"], times)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith(
-        "| 1 utterances that all hear right: later than early | first | fifth | last |"
+        "| 1 utterances that all models get right: later than early | first | fifth | last |"
     )
     assert lines[3:] == ["| early | +0 ms | +0 ms | +0 ms |", "| late | +120 ms | +80 ms | +0 ms |"]

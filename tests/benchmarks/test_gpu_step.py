@@ -145,4 +145,6 @@ def test_the_script_names_what_an_interpreter_lacks(tmp_path: Path) -> None:
         command, cwd=ROOT, env={"PATH": "/usr/bin:/bin", "PYTHON": str(bare)}, capture_output=True, text=True
     )
     assert run.returncode == 2
-    assert "lacks: " in run.stderr and "speechbrain" in run.stderr and "pip install" in run.stderr
+    assert (
+        "lacks these packages: " in run.stderr and "speechbrain" in run.stderr and "pip install" in run.stderr
+    )

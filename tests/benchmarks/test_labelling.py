@@ -74,5 +74,5 @@ def _no_teacher() -> Teacher:
 @pytest.mark.slow
 def test_a_worker_that_ends_too_early_is_not_waited_for(tmp_path: Path) -> None:
     shards = make_audio(tmp_path / "audio", 2, per_shard=2)
-    with pytest.raises(RuntimeError, match="a worker ended before it was done"):
+    with pytest.raises(RuntimeError, match="a worker ended before it had finished"):
         labelling.labelled_at_once(_no_teacher, shards, Settings(threads=1), workers=2)

@@ -108,5 +108,5 @@ def test_two_corpora_are_not_mixed(text: Path, corpus: Path, capsys: pytest.Capt
     before = files(corpus)
     with pytest.raises(SystemExit):
         write(text, corpus, 1)
-    assert "has train-clean-100, train-other-500, test-other already" in capsys.readouterr().err
+    assert "already has train-clean-100, train-other-500, test-other; choose" in capsys.readouterr().err
     assert files(corpus) == before

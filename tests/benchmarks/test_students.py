@@ -137,5 +137,5 @@ def test_students_are_trained_once_and_heard_at_each_chunk(
     main([*always, "--steps", "7"])
     assert len(trained) == 8, "nor for what was trained on other audio"
     printed, said = capsys.readouterr()
-    assert "--steps is for --train" in said
+    assert "--steps needs --train" in said
     assert "WER % at 160 ms | WER % at full context" in printed and table([dynamic]) in printed

@@ -156,5 +156,5 @@ def test_the_references_come_first_and_unknown_names_are_refused() -> None:
         RECIPES
     )
     assert methods.chosen(["flow", "soft_labels"]) == ["soft_labels", "flow"]
-    with pytest.raises(ConfigError, match="no such method"):
+    with pytest.raises(ConfigError, match="unknown method"):
         methods.chosen(["magic"])
