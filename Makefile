@@ -31,22 +31,22 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test check format test-device test-executorch test-gpu test-pretended constraints clean
 
 help:
-	@echo "make demo         teacher, soft labels, streaming student, export: the whole way"
-	@echo "make test         every test that needs neither a browser nor an accelerator"
+	@echo "make demo         the whole pipeline: teacher, soft labels, streaming student, export"
+	@echo "make test         all tests but those that need a browser, ExecuTorch or a GPU"
 	@echo "make check        format, lint, types, import order and the fast tests"
-	@echo "make format       put the code into the project's format"
-	@echo "make test-device  the tests that need Chromium and Node.js: the web page, the npm build of sherpa-onnx"
-	@echo "make test-executorch  the tests of the ExecuTorch export, in an environment of their own"
+	@echo "make format       let ruff fix the formatting"
+	@echo "make test-device  the tests that need Chromium and Node.js: the web page, sherpa-onnx's npm build"
+	@echo "make test-executorch  the tests of the ExecuTorch export, in a separate environment"
 	@echo "make test-gpu     the tests that need an accelerator, with the interpreter \$$GPU_PYTHON"
-	@echo "make test-pretended  the same on a device that is none: finds tensors that were not moved to it"
-	@echo "make constraints  write constraints.txt and constraints-executorch.txt anew from the bounds in pyproject.toml"
-	@echo "make clean        remove the environment and caches (runs/ stays)"
+	@echo "make test-pretended  the same on a simulated device: finds tensors that were not moved to it"
+	@echo "make constraints  regenerate constraints.txt and constraints-executorch.txt from the bounds in pyproject.toml"
+	@echo "make clean        remove the environment and caches, but not runs/"
 
 setup: $(DEV)
 
 # In one go, and without compiling: most modules are never imported.
 define install
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdasr needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Say which to use: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdasr needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Name another interpreter: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	@echo "Installing into $(VENV) (one to two minutes and 2 GB with the CPU build of torch; builds for CUDA take several times that)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
