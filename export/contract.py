@@ -87,7 +87,7 @@ def read_metadata(metadata: dict[str, str], path: Path, format: str = FORMAT) ->
             "this is not a streaming model exported by kdasr",
             where=path,
             expected=f"kdasr_format = {format} in its metadata",
-            got=f"the entries {sorted(metadata) or 'none'}",
+            got=f"these entries: {sorted(metadata) or 'none'}",
             fix=fix,
         )
     if metadata.get("kdasr_version") != VERSION:

@@ -163,7 +163,7 @@ def _check_folder(out_dir: Path) -> None:
         raise ConfigError(
             "this is the folder of a model, and an export there would destroy it",
             where=out_dir,
-            expected="a folder of its own for the export",
+            expected="a separate folder for the export",
             got=f"a folder with {WEIGHTS_FILE}",
             fix="Choose another --out.",
         )
@@ -171,7 +171,7 @@ def _check_folder(out_dir: Path) -> None:
         raise ConfigError(
             "this folder holds labels or audio, and an export would replace its units",
             where=out_dir,
-            expected="a folder of its own for the export",
+            expected="a separate folder for the export",
             got=others[0],
             fix="Choose another --out.",
         )
@@ -180,7 +180,7 @@ def _check_folder(out_dir: Path) -> None:
         raise ConfigError(
             "the folder holds model files that no export wrote, and an export would replace them",
             where=out_dir,
-            expected="a folder of its own for the export",
+            expected="a separate folder for the export",
             got=", ".join(exported),
             fix="Choose another --out.",
         )

@@ -145,9 +145,7 @@ def _check(request: Request) -> None:
         ("--pause", request.min_silence_s, request.rules is not None, "live audio or --endpoint"),
     ):
         if value is not None and not used:
-            raise ConfigError(
-                "this option has no effect here", where=name, expected=f"it together with {what}"
-            )
+            raise ConfigError("this option has no effect here", where=name, expected=f"{what} as well")
 
 
 def _searching(recogniser: Recogniser, request: Request) -> Recogniser:

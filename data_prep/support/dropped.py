@@ -136,7 +136,7 @@ def conversion(name: str) -> str:
     """A message with the command that converts all files in a folder with this one's extension."""
     end = PurePath(name).suffix
     command = f'for f in *{end}; do ffmpeg -i "$f" -ar 16000 -ac 1 "${{f%{end}}}.flac"; done'
-    return f"to convert all {end} files of a folder, run in it: {command}"
+    return f"to convert all {end} files in a folder, run this there: {command}"
 
 
 def letters_hint(found: set[str], own: str) -> str:

@@ -256,7 +256,7 @@ def _clear_unfinished(folder: Path, source: dict[str, Any]) -> None:
             "the folder holds shards that were not written by `kdasr prepare`",
             where=folder,
             expected="an empty folder",
-            fix="Name another folder with --out.",
+            fix="Choose another folder with --out.",
         )
     if record.get("source") == source:
         return
@@ -314,14 +314,14 @@ def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> C
             where=folder,
             expected=f"generation {after['generation']} of {after['corpus']}",
             got=f"generation {before.get('generation')}",
-            fix="Delete this folder, or name another with --out; then prepare and train again.",
+            fix="Delete this folder, or choose another with --out; then prepare and train again.",
         )
     return ConfigError(
         "the folder was prepared from other data or with other settings",
         where=folder,
         expected=", ".join(f"{name}={after.get(name)}" for name in changed),
         got=", ".join(f"{name}={before.get(name)}" for name in changed),
-        fix="Name another folder with --out, or delete this one.",
+        fix="Choose another folder with --out, or delete this one.",
     )
 
 

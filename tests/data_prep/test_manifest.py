@@ -656,11 +656,11 @@ def test_how_to_convert_what_is_not_read_is_told(corpus: Path, capsys: pytest.Ca
     prepared(corpus, split="all")
     command = 'for f in *.M4A; do ffmpeg -i "$f" -ar 16000 -ac 1 "${f%.M4A}.flac"; done'
     assert capsys.readouterr().err.endswith(
-        f"  to convert all .M4A files of a folder, run in it: {command}\n"
+        f"  to convert all .M4A files in a folder, run this there: {command}\n"
     )
     write(corpus, "none.jsonl", lost)
     with pytest.raises(
-        CorpusError, match=r"no utterance can be used.* To convert all \.M4A files of a folder"
+        CorpusError, match=r"no utterance can be used.* To convert all \.M4A files in a folder"
     ):
         prepared(corpus, split="none")
 

@@ -119,7 +119,7 @@ def test_other_settings_are_refused_and_named(corpus: Path, tmp_path: Path) -> N
         match=r"train-clean-5: .*from other data or with other settings; expected .*unlabelled=\['train",
     ):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out", unlabelled="train-clean-5")
-    with pytest.raises(ConfigError, match=r"expected seed=2; got seed=1\. Name another folder"):
+    with pytest.raises(ConfigError, match=r"expected seed=2; got seed=1\. Choose another folder"):
         prepare("librispeech", corpus=corpus, out=tmp_path / "out", seed=2)
     write_tone(corpus / "LibriSpeech/dev-clean-2/84/121/84-121-0009.flac", 0.5)
     with pytest.raises(ConfigError, match="dev-clean-2: the corpus has changed since.*: 3 files .*4 files"):

@@ -238,12 +238,12 @@ def test_chunk_ms_changes_a_student_but_not_a_file(place: Path) -> None:
         ({"sources": ("a.wav",), "rate_hz": 0}, "--rate: this option has no effect here"),
         (
             {"microphone": True, "rate_hz": 8_000},
-            "--rate: .*expected it together with - for PCM on standard input",
+            "--rate: .*expected - for PCM on standard input as well",
         ),
-        ({"sources": ("-",), "device": "kitchen"}, "--device: .*expected it together with --microphone"),
+        ({"sources": ("-",), "device": "kitchen"}, "--device: .*expected --microphone as well"),
         (
             {"sources": ("a.wav",), "min_silence_s": 2.0},
-            "--pause: .*expected it together with live audio or --endpoint",
+            "--pause: .*expected live audio or --endpoint as well",
         ),
         ({"sources": ("-",), "endpoint": False, "min_silence_s": 2.0}, "--pause"),
         ({"sources": ("-",), "min_silence_s": -1.0}, "^--pause: .*expected > 0; got -1.0"),
