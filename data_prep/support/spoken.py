@@ -49,7 +49,7 @@ def check_spoken(settings: Any) -> None:
             where="--numbers",
             expected=f"{US} (one hundred five) or {GB} (one hundred and five)",
             got=settings.numbers,
-            fix="Write those of another language as words first.",
+            fix="Spell out numbers in other languages as words first.",
         )
     spoken_form(settings)
 
@@ -75,15 +75,15 @@ def read_spoken_forms(path: Path | str) -> dict[str, str]:
             continue
         written, tab, spoken = line.partition("\t")
         if not (written := " ".join(written.split()).lower()) or not tab:
-            expected = "what is written, a tab, and what is said"
+            expected = "the written form, a tab and the spoken form"
             raise ConfigError(
-                "not a spoken form", where=f"{path}:{number}", expected=expected, got=repr(line[:80])
+                "this is not a spoken form", where=f"{path}:{number}", expected=expected, got=repr(line[:80])
             )
         if forms.setdefault(written, spoken.strip()) != spoken.strip():
             raise ConfigError(
-                f"a second spoken form of {written!r}",
+                f"a second spoken form for {written!r}",
                 where=f"{path}:{number}",
-                expected=f"one form, and {forms[written]!r} is above",
+                expected=f"only one, and an earlier line gives {forms[written]!r}",
                 got=repr(spoken.strip()),
             )
     return forms

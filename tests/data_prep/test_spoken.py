@@ -119,7 +119,7 @@ def test_the_longest_form_wins(tmp_path: Path) -> None:
         (b"mr. mister\n", r"forms\.tsv:1: .*a tab.*'mr\. mister'"),
         (
             b"mr.\tmister\nMR.\tmaster\n",
-            r"forms\.tsv:2: a second spoken form of 'mr\.'; .*'mister'.*'master'",
+            r"forms\.tsv:2: a second spoken form for 'mr\.'; .*'mister'.*'master'",
         ),
         (b"\tmister\n", r"forms\.tsv:1: "),
         (b"m\xfcller\tm\n", r"forms\.tsv: .*UTF-8"),
