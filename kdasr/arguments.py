@@ -17,7 +17,7 @@ from kdasr.errors import ConfigError
 _KINDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     bool: "true or false",
     types.NoneType: "null",
     Sequence: "a list",
@@ -59,7 +59,7 @@ def check_keywords(
     parameters = signature.parameters.values()
     known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY] or list(signature.parameters)
     try:
-        what = f"{name} takes no such setting"
+        what = f"unknown setting for {name}"
         signature.bind_partial(**keywords)
         if positional is not None:
             what = f"{name} lacks a setting"

@@ -100,8 +100,8 @@ def begun_beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
                 future.result()
             except BrokenProcessPool as error:
                 raise KdasrError(
-                    "the process that did this beside others was ended",
-                    fix="It may have had too little memory: give it more, or one core (taskset -c 0).",
+                    "a process that worked in parallel was killed",
+                    fix="It may have run out of memory: give it more, or use only one core (taskset -c 0).",
                 ) from error
 
         yield wait
@@ -136,7 +136,7 @@ def _some_run(running: Mapping[str, subprocess.Popen[str]]) -> bool:
             raise KdasrError(
                 f"{name} failed",
                 got=f"exit status {status}",
-                fix="Its reason is above. What ran beside it was ended; the same command goes on with both.",
+                fix="The reason is above. What ran in parallel was stopped; the same command resumes it.",
             )
     return None in statuses.values()
 

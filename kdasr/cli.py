@@ -40,14 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except PermissionError as error:
-        fix = "Choose another folder, or see to it that you may use this one."
-        print(f"kdasr: {error.filename or error}: no permission to use it. {fix}", file=sys.stderr)
+        fix = "Choose another path, or change the permissions of this one."
+        print(f"kdasr: {error.filename or error}: no permission to access it. {fix}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, …
         print(f"kdasr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from what is finished" if _GO_ON.intersection(words[:1]) else ""
+        goes_on = (
+            "; run the same command again to resume from the finished parts"
+            if _GO_ON.intersection(words[:1])
+            else ""
+        )
         print(f"kdasr: interrupted{goes_on}", file=sys.stderr)
         return 130
 
@@ -65,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     def verb(
         name: str, run: Any, help_text: str, *, settings: bool = False, add_help: bool = True
     ) -> argparse.ArgumentParser:
-        tail = " Any key of the recipe can be given as --KEY VALUE." if settings else ""
+        tail = " Any key of the recipe can be set with --KEY VALUE." if settings else ""
         text = f"{help_text}.{tail}"
         sub = verbs.add_parser(name, help=help_text, description=text, allow_abbrev=False, add_help=add_help)
         sub.set_defaults(run=run, takes_settings=settings)
@@ -74,27 +78,29 @@ def build_parser() -> argparse.ArgumentParser:
     def of_recipe(sub: argparse.ArgumentParser, help_text: str, what: str = "recipe") -> None:
         sub.add_argument(what, type=Path, help=help_text)
         sub.add_argument(
-            "-h", "--help", action=_RecipeHelp, nargs=0, help=f"show this; after a {what}, its keys"
+            "-h", "--help", action=_RecipeHelp, nargs=0, help=f"show this help; after a {what}, also its keys"
         )
 
     run = verb("run", _run, "run every stage of a folder of recipes", settings=True, add_help=False)
     of_recipe(run, "e.g. recipes/mini", "folder")
     part = run.add_mutually_exclusive_group()
-    part.add_argument("--only", metavar="STAGE", help="run this stage alone, whatever is done of the others")
+    part.add_argument(
+        "--only", metavar="STAGE", help="run only this stage, whether or not the others are done"
+    )
     part.add_argument("--until", metavar="STAGE", help="stop after this stage, as if it were the last")
 
-    prepare = verb("prepare", _prepare, "write a corpus as audio shards", settings=True, add_help=False)
+    prepare = verb("prepare", _prepare, "convert a corpus into audio shards", settings=True, add_help=False)
     prepare.add_argument("name", help=f"{', '.join(corpora())}, or a recipe .yaml")
     prepare.add_argument(
-        "-h", "--help", action=_CorpusHelp, nargs=0, help="show this; after a corpus, its settings"
+        "-h", "--help", action=_CorpusHelp, nargs=0, help="show this help; after a corpus, also its settings"
     )
-    prepare.add_argument("--corpus", type=Path, help="where the corpus lies")
+    prepare.add_argument("--corpus", type=Path, help="folder of the corpus")
     prepare.add_argument("--out", type=Path, help="folder for the shards")
 
     for name, text in (
         ("train", "train the teacher or student of a recipe"),
         ("label", "write a teacher's soft labels for unlabelled shards"),
-        ("retokenise", "write what a teacher heard in a student's units"),
+        ("retokenise", "write a teacher's transcripts as labels in a student's units"),
         ("evaluate", "measure the models of a recipe on its test shards"),
     ):
         of_recipe(verb(name, _recipe, text, settings=True, add_help=False), "a recipe .yaml")
@@ -102,23 +108,29 @@ def build_parser() -> argparse.ArgumentParser:
     plan = verb(
         "plan",
         _plan,
-        "predict what a label job will cost, from a sample of it",
+        "estimate the cost of a label job from a sample of its shards",
         settings=True,
         add_help=False,
     )
     of_recipe(plan, "the recipe .yaml of the label job")
-    plan.add_argument("--sample-shards", type=int, default=3, help="shards to label for it (3)")
+    plan.add_argument(
+        "--sample-shards", type=int, default=3, help="shards to label for the estimate (default: 3)"
+    )
     plan.add_argument("--price-per-worker-hour", type=float, default=0.0, help="in any currency")
 
-    heard = verb("heard", _heard, "print what a teacher heard, from its labels, and its error rate")
-    select = verb("select", _select, "keep the labels of the surest hours of a folder of labels")
+    heard = verb("heard", _heard, "print the transcripts in a teacher's labels, and their error rate")
+    select = verb("select", _select, "keep the labels of the hours with the highest confidence")
     for sub in (heard, select):
         sub.add_argument("--audio", required=True, metavar="SHARDS", help="the audio that was labelled")
         sub.add_argument("--labels", required=True, metavar="LABELS", help="its labels")
-        sub.add_argument("--measure", default="best_path", help="of confidence: best_path, spikes or entropy")
-    heard.add_argument("--key", help="show one utterance: what the teacher believed, frame by frame")
-    select.add_argument("--out", required=True, metavar="LABELS", help="folder for the labels that are kept")
-    select.add_argument("--hours", type=float, required=True, help="the budget")
+        sub.add_argument(
+            "--measure",
+            default="best_path",
+            help="confidence measure: best_path (default), spikes or entropy",
+        )
+    heard.add_argument("--key", help="show one utterance: the teacher's posteriors, frame by frame")
+    select.add_argument("--out", required=True, metavar="LABELS", help="folder for the kept labels")
+    select.add_argument("--hours", type=float, required=True, help="hours of audio to keep at most")
 
     # All its settings are declared here: argparse would take the value of another one for the recipe.
     export = verb("export", _export, "export a student for devices", settings=True)
@@ -126,14 +138,14 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--model", help="folder of a trained student")
     export.add_argument("--out", help="folder for the exported files")
     export.add_argument("--format", help="onnx (default), wave-onnx or executorch")
-    export.add_argument("--chunk-ms", type=int, help="audio in a chunk (default: the student's own)")
+    export.add_argument("--chunk-ms", type=int, help="ms of audio per chunk (default: the student's own)")
     export.add_argument(
         "--int8",
         nargs="?",
         const="true",
         type=str.lower,
         choices=("true", "false"),
-        help="whether to write the 8-bit file too (default: true)",
+        help="whether to write an int8 file too (default: true)",
     )
     export.add_argument(
         "--no-int8", dest="int8", action="store_const", const="false", help="the same as --int8 false"
@@ -142,21 +154,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--dev",
         action="append",
         metavar="SHARDS",
-        help="labelled shards, or a [list, of, them], for WER and the gate of int8",
+        help="labelled shards, or a [list, of, them], to measure the WER on and check int8 against it",
     )
-    export.add_argument("--max-wer-rise", type=float, help="points that int8 may cost on --dev (0.5)")
-    export.add_argument("--name", help="what the card calls the model")
+    export.add_argument(
+        "--max-wer-rise",
+        type=float,
+        help="largest rise in WER by int8 on --dev, in percentage points (default: 0.5)",
+    )
+    export.add_argument("--name", help="name of the model in its card")
 
     add_commands(verb)
 
-    report = verb("report", _report, "write the tables and plots of a work folder")
+    report = verb("report", _report, "print the results of a work folder and write its HTML report")
     report.add_argument("--work-dir", type=Path, required=True)
 
     verify = verb("verify", _verify, "check folders of audio shards against their manifests")
-    verify.add_argument("folders", nargs="+", metavar="FOLDER", help="or URL")
-    verify.add_argument("--labels", help="also check the soft labels of the one folder, here")
+    verify.add_argument("folders", nargs="+", metavar="FOLDER", help="folder or URL of audio shards")
+    verify.add_argument("--labels", help="also check the soft labels in this folder; needs a single FOLDER")
 
-    verb("doctor", _doctor, "say which parts of kdasr work on this machine")
+    verb("doctor", _doctor, "report which parts of kdasr work on this machine")
     return parser
 
 
@@ -170,7 +186,7 @@ def _run_by_all(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     with joined() as ranks:
         if not ranks.alone and arguments.verb not in _FOR_ALL:
             raise ConfigError(
-                f"kdasr {arguments.verb} is no work for several processes",
+                f"kdasr {arguments.verb} cannot run in several processes",
                 where="torchrun",
                 expected=", ".join(_FOR_ALL),
             )
@@ -283,7 +299,11 @@ def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise ConfigError("the option --out is missing", expected="a folder for the shards")
     else:
         if "name" in settings:
-            raise ConfigError("the corpus is named before the options", where="--name", got=settings["name"])
+            raise ConfigError(
+                "the corpus is given as the first argument, not as an option",
+                where="--name",
+                got=settings["name"],
+            )
         options = {"name": arguments.name, **settings, **given}
         check_keywords(prepare, options, "-", positional=0)
         result = prepare(**options)
@@ -325,7 +345,7 @@ def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
             _check_gate(load_arguments(arguments.recipe, settings, expected_stage="export"))
         result = run_recipe(arguments.recipe, settings, expected_stage="export")
     elif not {"model", "out"} <= set(given):
-        raise ConfigError("what to export is missing", expected="a recipe, or --model DIR --out DIR")
+        raise ConfigError("arguments are missing", expected="a recipe, or --model DIR --out DIR")
     elif settings:
         raise ConfigError(f"unknown option --{next(iter(settings))}", fix="See kdasr export --help.")
     else:
@@ -343,10 +363,10 @@ def _check_gate(export: Mapping[str, Any]) -> None:
     """Raise ConfigError if `--max-wer-rise` limits nothing; set in a recipe instead, it may go unused."""
     if not export.get("int8", True) or not export.get("dev"):
         raise ConfigError(
-            "a setting that nothing here uses",
+            "this option has no effect here",
             where="--max-wer-rise",
-            expected="an int8 file, and --dev SHARDS to measure what it costs",
-            got="no int8 file" if not export.get("int8", True) else "no development shards",
+            expected="an int8 file, and --dev SHARDS to measure its WER on",
+            got="no int8 file" if not export.get("int8", True) else "no dev shards",
         )
 
 
@@ -372,9 +392,13 @@ def _verify(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     problems = [problem for folder in arguments.folders for problem in verify_audio(folder)]
     if arguments.labels is not None:
         if len(arguments.folders) != 1:
-            raise ConfigError("labels belong to one folder of audio", where="--labels", got=arguments.folders)
+            raise ConfigError(
+                "soft labels can be checked for only one audio folder at a time",
+                where="--labels",
+                got=arguments.folders,
+            )
         problems += verify_labels(arguments.folders[0], arguments.labels)
-    print("\n".join(problems) if problems else "everything is whole")
+    print("\n".join(problems) if problems else "no problems found")
     return 1 if problems else 0
 
 
@@ -412,7 +436,7 @@ def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise error.told_of(f"--labels: {error.where}", fix=error.fix or swapped) from error
     lines = heard_summary(found, arguments.measure)
     if is_url(arguments.audio):
-        lines.append("transcripts are read where the audio lies on this machine: no error rate")
+        lines.append("no error rate: transcripts are read only from audio on this machine")
     print("\n".join(lines), file=sys.stderr)
 
 

@@ -97,8 +97,8 @@ def delay_from(histogram: SpikeHistogram, margin_frames: int) -> int:
         raise ConfigError(
             "the delay cannot be measured",
             where="delay_reference",
-            expected=f"at least {_MIN_MATCHED} spikes that the reference and the teacher share",
+            expected=f"at least {_MIN_MATCHED} matching spikes of the reference and the teacher",
             got=histogram.matched,
-            fix="Give a reference that recognises this audio, or a number as delay_frames.",
+            fix="Set delay_reference to a model that recognises this audio, or delay_frames to a number.",
         )
     return max(0, round(histogram.median_ms / histogram.frame_shift_ms) + margin_frames)

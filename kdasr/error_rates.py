@@ -49,7 +49,7 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorC
     assert len(references) == len(hypotheses), (len(references), len(hypotheses))
     if not any(reference.split() for reference in references):
         raise ConfigError(
-            "the references hold no word, so there is no error rate",
+            "the references contain no words, so there is no error rate",
             expected="transcripts",
             got=f"{len(references)} empty ones",
         )

@@ -159,7 +159,9 @@ def check_decoder(decoder: str, lexicon: object) -> None:
             "unknown decoder", where="decoder", expected=" or ".join(DECODERS), got=repr(decoder)
         )
     if lexicon is not None and decoder != "beam":
-        raise ConfigError("a lexicon is for the beam search", where="decoder", expected="beam", got=decoder)
+        raise ConfigError(
+            "a lexicon can be used only with beam search", where="decoder", expected="beam", got=decoder
+        )
 
 
 def evaluate_transcriber(transcribe: Transcriber, shards: Sequence[Path]) -> Result:
@@ -240,7 +242,7 @@ def _score(
         raise ShardError(
             "no utterance has a transcript to score against",
             where=", ".join(map(str, shards)) or "no shards",
-            fix="Name the folder of a labelled split.",
+            fix="Give the folder of a labelled split.",
         )
     errors = count_errors([one.reference for one in heard], [one.hypothesis for one in heard])
     return Result(errors, heard, without)

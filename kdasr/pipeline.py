@@ -89,7 +89,7 @@ def _load(path: Path, settings: Mapping[str, Any], expected_stage: str | None) -
     recipe = load_recipe(path, settings, taken_keys())
     if expected_stage is not None and recipe.stage != expected_stage:
         raise ConfigError(
-            "this is a recipe of another stage",
+            "this recipe is for another stage",
             where=path,
             expected=expected_stage,
             got=recipe.stage,
@@ -221,10 +221,10 @@ def _check_outs(recipes: Sequence[tuple[Stage, Recipe]]) -> None:
             continue
         if (other := makers.setdefault(out, stage.name)) != stage.name:
             raise ConfigError(
-                "two stages write to one folder",
+                "two stages write to the same folder",
                 where=f"{other}, {stage.name}",
                 got=out,
-                fix="Give one of them another: --STAGE.out, or --STAGE.name where that is part of it.",
+                fix="Give one of them another folder: --STAGE.out, or --STAGE.name if that is part of it.",
             )
 
 
@@ -266,10 +266,10 @@ def _check_there(todo: list[_Todo]) -> None:
                 is_url(value) or _is_under(value, made) or Path(value).exists()
             ):
                 raise ConfigError(
-                    f"the stage {one.stage.name} needs a folder that is not there",
+                    f"the stage {one.stage.name} needs a folder that does not exist",
                     where=key,
                     got=value,
-                    fix="Name another, or put it there: no stage of this run makes it.",
+                    fix="Set another folder, or create this one: no stage of this run does.",
                 )
         # Only the first process: all would report the same.
         if one.recipe.stage == "prepare" and ranks().first:
@@ -338,7 +338,7 @@ def _was_done(one: _Todo) -> bool:
     # The first process decides: others might look only after it has written the marker.
     done = bool(ranks().from_first(_is_done(one)))
     if done:
-        _console.print(f"[dim]{one.stage.name}: done before[/dim]")
+        _console.print(f"[dim]{one.stage.name}: already done[/dim]")
     return done
 
 
@@ -421,7 +421,7 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
             wrong type.
     """
     if recipe.stage not in VERBS:
-        raise ConfigError("an unknown stage", where=recipe.path, expected=", ".join(VERBS), got=recipe.stage)
+        raise ConfigError("unknown stage", where=recipe.path, expected=", ".join(VERBS), got=recipe.stage)
     parameters = _parameters(recipe.stage)
     # prepare's other keys are settings of the corpus, which refuses unknown ones itself.
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -442,7 +442,7 @@ def _work_dir(recipes: list[Recipe]) -> Path:
     folders = {str(recipe.arguments.get("work_dir")) for recipe in recipes}
     if len(folders) != 1 or "None" in folders:
         raise ConfigError(
-            "the stages of a run share one work_dir",
+            "the stages of a run must share one work_dir",
             expected="the same work_dir in each",
             got=sorted(folders),
         )

@@ -146,8 +146,8 @@ def _telling_of_the_lost() -> Iterator[None]:
             _what_failed(str(error)),
             where=f"rank {os.environ.get('RANK')}",
             got=_first_and_last(str(error)) or None,
-            fix="What a process that ended said before is in its own output. Run the same command again: it "
-            "goes on from the last checkpoint.",
+            fix="A process that ended may have printed the reason in its own output. Run the same command "
+            "again: it resumes from the last checkpoint.",
         ) from error
 
 
@@ -155,8 +155,8 @@ def _what_failed(text: str) -> str:
     """What an error means; NCCL reports the end of another process as a remote error, but also has others."""
     if "NCCL" in text and "ncclRemoteError" not in text:
         return (
-            "NCCL, over which the GPUs talk, failed: another process of this job has ended, or it is the "
-            "network or the machine (NCCL_DEBUG=INFO shows more)"
+            "NCCL, which connects the GPUs, failed: another process of this job has ended, or the network or "
+            "the machine has a fault (NCCL_DEBUG=INFO shows more)"
         )
     return "another process of this job has ended or cannot be reached"
 

@@ -101,21 +101,24 @@ def explained(path: Path, takes: Mapping[str, Mapping[str, Any]]) -> str:
     content = _parse(Path(path))
     taken = takes.get(str(content.get("stage")), {})
     further = [f"{key}: {_as_given(default)}" for key, default in taken.items() if key not in content]
-    lines = [f"{path}, whose keys are --KEY, within a mapping --KEY.KEY and within a list --KEY.0:", ""]
+    lines = [
+        f"{path}. Set a key with --KEY, one in a mapping with --KEY.KEY, one in a list with --KEY.0:",
+        "",
+    ]
     # The recipe's own header comment, not its base's.
     lines += itertools.takewhile(_is_comment, Path(path).read_text(encoding="utf-8").splitlines())
     text, bare = _dumped(content), _dumped(_bare(_parse(Path(path))))
     if _dumped(_bare(YAML().load(text))) != bare:  # see _bare
         text = bare
     lines += itertools.dropwhile(_is_comment, text.splitlines())
-    lines += ["", "It takes also, with what it is if not given:", "", *further] if further else []
+    lines += ["", "Further keys, with their defaults:", "", *further] if further else []
     return "\n".join(lines)
 
 
 def _as_given(default: Any) -> str:
     """A default as it is written on the command line."""
     if default is inspect.Parameter.empty:
-        return "(must be given)"
+        return "(required)"
     return default if isinstance(default, str) else json.dumps(default)
 
 
@@ -130,9 +133,9 @@ def explained_run(folder: Path) -> str:
     lines = [
         *header,
         "",
-        "A key is for all stages that have it, except those with a value of their own (in brackets).",
-        "--STAGE.KEY is for those of one name or recipe and, but for values of their own, for those based on",
-        "that recipe. Stages and keys:",
+        "--KEY sets a key in all stages that have it, except those with a value of their own (in brackets).",
+        "--STAGE.KEY sets it in the stages with that name or recipe, and in stages based on that recipe",
+        "unless they have a value of their own. Stages and keys:",
         "",
     ]
     for stage in stages:
@@ -180,7 +183,7 @@ def load_recipe(
         check_named(value, f"{path}: {name}")
     stage = built.pop("stage", None)
     if not isinstance(stage, str):
-        fix = f"It lists stages: use `kdasr run {path.parent}`." if "stages" in built else None
+        fix = f"It lists the stages of a run: use `kdasr run {path.parent}`." if "stages" in built else None
         expected = "stage: prepare, train, label, …"
         raise ConfigError("the recipe names no stage", where=path, expected=expected, fix=fix)
     return Recipe(stage, built, text, source, path)
@@ -197,7 +200,7 @@ def stage_arguments(recipe: Recipe, accepted: Sequence[str], required: Sequence[
             raise ConfigError(
                 f"unknown key {key!r} in the recipe",
                 where=recipe.path,
-                expected=f"for stage {recipe.stage}: {', '.join(sorted(accepted))}",
+                expected=f"one of the keys for stage {recipe.stage}: {', '.join(sorted(accepted))}",
             )
     for key in required:
         if key not in recipe.arguments:
@@ -221,8 +224,8 @@ def run_stages(
     """
     run_file = Path(folder) / RUN_FILE
     if Path(folder).is_file():
-        fix = f"Name its folder: kdasr run {Path(folder).parent}"
-        raise ConfigError("a run is a folder of recipes, and this is a file", where=folder, fix=fix)
+        fix = f"Give its folder: kdasr run {Path(folder).parent}"
+        raise ConfigError("a run is a folder of recipes, but this is a file", where=folder, fix=fix)
     listed = _parse(run_file).get("stages")
     if not isinstance(listed, list) or not listed:
         raise ConfigError("the run lists no stages", where=run_file, expected="stages: [prepare.yaml, …]")
@@ -230,7 +233,10 @@ def run_stages(
     names = [stage.name for stage in stages]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
-            "two stages of one name", where=run_file, got=", ".join(twice), fix="Give each a name."
+            "several stages have the same name",
+            where=run_file,
+            got=", ".join(twice),
+            fix="Give each its own `name`.",
         )
     contents = [_parse(stage.path) for stage in stages]
     stages = [_with_bases(stage, {other.path.resolve() for other in stages}) for stage in stages]
@@ -251,7 +257,7 @@ def run_stages(
         if has and not found:
             own = [f"--{stages[number].name}.{targets[number][0]}" for number in has]
             raise ConfigError(
-                f"{name!r} is a stage's own setting",
+                f"{name!r} must be set for each stage separately",
                 where=run_file,
                 expected=" or ".join(own),
             )
@@ -302,8 +308,8 @@ def parse_value(text: str) -> Any:
         ConfigError: a YAML tag, which only a file may have.
     """
     if re.search(r"(^|[\s,\[{])!(ref|new|name|apply|module|copy|include|tuple)\b", text):
-        fix = "Write it into a copy of the recipe."
-        raise ConfigError("tags are for files, and the command line gives values", got=text, fix=fix)
+        fix = "Put it into a copy of the recipe."
+        raise ConfigError("YAML tags are not allowed on the command line", got=text, fix=fix)
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError):  # e.g. an impossible date
@@ -387,8 +393,8 @@ def _dumped(content: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        fix = f"`kdasr run {path}` runs all that its run.yaml lists."
-        raise ConfigError("a recipe is a file, and this is a folder", where=path, fix=fix)
+        fix = f"`kdasr run {path}` runs all recipes that its run.yaml lists."
+        raise ConfigError("a recipe is a file, but this is a folder", where=path, fix=fix)
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -405,8 +411,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check_texts(keys: Iterable[Any], where: Path) -> None:
     if strange := [key for key in keys if not isinstance(key, str)]:
-        fix = "Put it into quotes."
-        raise ConfigError("the name of a setting is a text", where=where, got=repr(strange[0]), fix=fix)
+        fix = "Put it in quotes."
+        raise ConfigError(
+            "the name of a setting must be a string", where=where, got=repr(strange[0]), fix=fix
+        )
 
 
 def _place(content: Any, name: str, takes: Takes) -> Any:
@@ -454,7 +462,7 @@ def _set(path: Path, content: Any, name: str, value: Any, takes: Takes = Mapping
 def _mapping_of(path: Path, key: str) -> Any:
     value = _parse(path).get(key)
     if not isinstance(value, dict):
-        raise ConfigError(f"there is no {key} in this file", where=path, expected=f"{key}: …")
+        raise ConfigError(f"this file has no mapping {key!r}", where=path, expected=f"{key}: …")
     return value
 
 
@@ -463,7 +471,7 @@ def _stage(run_file: Path, entry: Any) -> Stage:
         entry = {"recipe": entry}
     if not isinstance(entry, Mapping) or not isinstance(entry.get("recipe"), str):
         raise ConfigError(
-            "a stage cannot be read",
+            "invalid entry in `stages`",
             where=run_file,
             expected="NAME.yaml or {recipe: …, name: …, set: …, beside: …}",
             got=entry,
@@ -475,11 +483,11 @@ def _stage(run_file: Path, entry: Any) -> Stage:
             f"unknown key {sorted(unknown)[0]!r} in a stage", where=run_file, expected=", ".join(keys)
         )
     if not isinstance(entry.get("set", {}), Mapping):
-        expected = "settings by name, or no such key"
-        raise ConfigError("set cannot be read", where=run_file, expected=expected, got=entry["set"])
+        expected = "a mapping of settings, or no `set`"
+        raise ConfigError("invalid value of `set`", where=run_file, expected=expected, got=entry["set"])
     _check_texts(entry.get("set", {}), run_file)
     if not isinstance(entry.get("beside", False), bool):
-        raise ConfigError("beside is true or false", where=run_file, got=entry["beside"])
+        raise ConfigError("`beside` must be true or false", where=run_file, got=entry["beside"])
     path = run_file.parent / entry["recipe"]
     if not path.is_file():
         raise ConfigError("there is no such recipe", where=path)

@@ -169,4 +169,6 @@ def _check_row(path: Path, row: Mapping[str, Any]) -> None:
         value = row[name]
         optional = name in _MAY_BE_NULL and value is None
         if name != "model" and not optional and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise ConfigError(f"the field {name} of a result row is no number", where=path, got=repr(value))
+            raise ConfigError(
+                f"the field {name} of a result row is not a finite number", where=path, got=repr(value)
+            )

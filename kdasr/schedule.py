@@ -17,12 +17,12 @@ from kdasr.interfaces import Batch, BatchSource
 def check_pattern(pattern: Sequence[tuple[str, int]], streams: Collection[str]) -> None:
     """Raise ConfigError if there are no blocks, or one has an unknown stream or no batches."""
     if not pattern:
-        expected = f"[[stream, batches], …] of {', '.join(sorted(streams))}"
+        expected = f"[[stream, batches], …] with the streams {', '.join(sorted(streams))}"
         raise ConfigError("the schedule is empty", where="schedule", expected=expected)
     for name, count in pattern:
         if name not in streams or count < 1:
             raise ConfigError(
-                "the schedule cannot be followed",
+                "invalid entry in the schedule",
                 where=f"schedule entry [{name}, {count}]",
                 expected=f"one of {', '.join(sorted(streams))} and a positive number of batches",
             )

@@ -83,7 +83,7 @@ class Scoreboard:
         self.oov_words: int | None = None
         if lexicon is not None:
             texts = [text or "" for path in shards for text in read_texts(open_shard(path))]
-            without = "A search needs no lexicon: `--lexicon null`."
+            without = "A lexicon is optional: `--lexicon null` searches without one."
             self.words = Lexicon(units=CharUnits(letters_in(texts)), sources=lexicon, without=without).words
             self.oov_words = _tell_oov(texts, self.words, test)
         self.left_out, self.listed = left_out_by_prepare(dict.fromkeys(path.parent for path in shards))
@@ -133,7 +133,11 @@ class Scoreboard:
         """
         if isinstance(path, TeacherSource):
             if chunk_by_chunk or trained is not None or chunk_ms is not None or after_noise_s:
-                raise ConfigError("a pretrained teacher hears whole utterances", where=f"models.{name}")
+                raise ConfigError(
+                    "a pretrained teacher runs only on whole utterances, without chunk_by_chunk, trained, "
+                    "chunk_ms or after_noise_s",
+                    where=f"models.{name}",
+                )
             return self._add_teacher(name, path)
         fitting(path, str, f"models.{name}.path")
         _check_noise(name, after_noise_s, chunk_by_chunk)
@@ -211,14 +215,15 @@ class Scoreboard:
         known = self._frames_and_units
         for name in (teacher, student):
             if name not in known:
-                expected = f"models that heard whole utterances: {', '.join(known) or 'there are none'}"
+                expected = f"a model evaluated on whole utterances: {', '.join(known) or 'there is none'}"
                 raise ConfigError(f"spikes of {name!r} cannot be compared", where="spikes", expected=expected)
         if known[teacher] != known[student]:
             raise ConfigError(
-                "spikes of models with other units or frames cannot be compared",
+                "spikes can be compared only between models with the same units and frame rate",
                 where="spikes",
-                expected=f"{known[teacher][0]} feature frames, units {known[teacher][1][:12]}, of {teacher}",
-                got=f"{known[student][0]}, {known[student][1][:12]}, of {student}",
+                expected=f"{known[teacher][0]} feature frames per output frame and units "
+                f"{known[teacher][1][:12]}, as in {teacher}",
+                got=f"{known[student][0]} and {known[student][1][:12]} in {student}",
             )
         pairs = [
             (ours.tokens or [], theirs.tokens or [])
@@ -266,7 +271,7 @@ class Scoreboard:
         """Write a row and its hypotheses. Rows measured in another way are set aside only now that there is
         a new one."""
         if kept := set_aside_others(self.results, self.test, self.seed, self.measured):
-            print(f"rows of {self.results} that were measured otherwise are now in {kept}", file=sys.stderr)
+            print(f"rows of {self.results} that were measured differently are now in {kept}", file=sys.stderr)
         heard = hypotheses_file(self.results, row)
         if result is None:
             heard.unlink(missing_ok=True)  # an earlier model's hypotheses
@@ -314,8 +319,8 @@ class Scoreboard:
         unlike = sum(one.hypothesis != other.hypothesis for one, other in pairs)
         if unlike:
             print(
-                f"{name}: {unlike} of {len(pairs)} texts chunk by chunk are not those of {whole}, "
-                "which heard the utterances whole; expected 0",
+                f"{name}: {unlike} of {len(pairs)} texts recognised chunk by chunk differ from those of "
+                f"{whole}, which processed whole utterances; expected 0",
                 file=sys.stderr,
             )
         return {"texts_unlike_offline": unlike}
@@ -339,9 +344,9 @@ def check_row(name: str, settings: Mapping[str, Any]) -> None:
 def _check_noise(name: str, after_noise_s: float, chunk_by_chunk: bool) -> None:
     if not 0 <= after_noise_s < math.inf or (after_noise_s and not chunk_by_chunk):
         raise ConfigError(
-            "noise comes before speech that is heard chunk by chunk",
+            "noise before the speech is only possible chunk by chunk",
             where=f"models.{name}.after_noise_s",
-            expected="seconds, and chunk_by_chunk: true",
+            expected="0 or more seconds, finite, and chunk_by_chunk: true",
             got=after_noise_s,
         )
 
@@ -360,7 +365,7 @@ def check_model_of_row(name: str, settings: Mapping[str, Any]) -> None:
     path = settings.get("path")
     if isinstance(path, str) and Path(path).is_file() and settings.get("trained") is None:
         raise ConfigError(
-            "of an exported model nobody knows what it was trained as",
+            "an exported model needs `trained`, the model that it was exported from",
             where=f"models.{name}",
             expected=f"{{path: {path}, trained: FOLDER}} with the folder of the model that was exported",
         )
@@ -368,7 +373,7 @@ def check_model_of_row(name: str, settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             "this is a folder of exported files",
             where=f"models.{name}.path",
-            expected="one of the files in it, and as `trained` the folder of the model that was exported",
+            expected="one of the files in it, and the folder of the model that was exported as `trained`",
             got=path,
         )
 
@@ -378,10 +383,10 @@ def _check_trained(recogniser: Recogniser, card: Mapping[str, Any], name: str, t
     facts = getattr(recogniser.chunk_model, "facts", None)
     if facts is not None and facts.weights_sha256 != card["weights_sha256"]:
         raise ModelError(
-            "the file was exported from other weights than this model has",
+            "the file was exported from other weights than those of this model",
             where=f"models.{name}",
-            expected=f"an export of {trained}, {card['weights_sha256'][:12]}",
-            got=f"{recogniser.path}, of {facts.weights_sha256[:12]}",
+            expected=f"an export of {trained}, with weights {card['weights_sha256'][:12]}",
+            got=f"{recogniser.path}, with weights {facts.weights_sha256[:12]}",
             fix="Export the model again, or name the model that it was exported from as `trained`.",
         )
 

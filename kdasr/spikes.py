@@ -99,7 +99,7 @@ def draw(histogram: SpikeHistogram, *, width: int = 40, reach_frames: int = 10) 
     for ms, count in zip(histogram.offsets_ms, histogram.counts, strict=True):
         bins[max(-reach_ms, min(reach_ms, ms))] += count
     if not bins:
-        return ["no spike of the student matches one of the teacher"]
+        return ["none of the student's spikes matches one of the teacher's"]
     highest = max(bins.values())
     first, last = round(min(bins) / shift), round(max(bins) / shift)
     lines = []

@@ -77,23 +77,23 @@ def test_what_fits_is_given_back(value: object, hint: object, found: object) -> 
         (True, int, "a whole number"),
         ("x", float | None, "a number or null"),
         (3, Sequence, "a list"),
-        (3, Sequence[str], r"expected \[a text, …\]; got 3"),
+        (3, Sequence[str], r"expected \[a string, …\]; got 3"),
         ("12", Sequence[int], r"\[a whole number, …\]"),
         ([1, "2"], Sequence[int], r"\[a whole number, …\]"),
-        (["a", 1], Sequence[tuple[str, int]], r"\[\[a text, a whole number\], …\]"),
+        (["a", 1], Sequence[tuple[str, int]], r"\[\[a string, a whole number\], …\]"),
         (10, tuple[float, float], r"\[a number, a number\]; got 10"),
         ([1], tuple[int, int], r"\[a whole number, a whole number\]; got \[1\]"),
         ([1, "2"], tuple[int, ...], r"\[a whole number, …\]"),
         ("x", Literal["all", "some"], "all or some"),
         ("x", Mapping[str, int] | None, "a mapping or null"),
         (1, bool, "true or false"),
-        (3, str | Model, "a text or .*Model"),
+        (3, str | Model, "a string or .*Model"),
         (["a"], Model, "Model.*got \\['a'\\]"),
         ("none", Model | None, "Model.* or null; got 'none'"),
         (3, StreamingModel, "StreamingModel"),
         (None, Model, "Model.*; got None"),
         ([1, "a"], Sequence[int | None], r"\[a whole number or null, …\]; got \[1, 'a'\]"),
-        (None, str | Model, "a text or .*Model.*; got None"),
+        (None, str | Model, "a string or .*Model.*; got None"),
     ],
 )
 def test_what_does_not_is_refused_by_name(value: object, hint: object, expected: str) -> None:
@@ -107,10 +107,10 @@ def test_keywords_are_those_of_the_function() -> None:
     check_keywords(Model, {"width": 4}, "here")
     with pytest.raises(
         ConfigError,
-        match=r"here: loss takes no such setting; .*delay_frames, policy, teacher; got .*'delay_frame'",
+        match=r"here: unknown setting for loss; .*delay_frames, policy, teacher; got .*'delay_frame'",
     ):
         check_keywords(loss, {"delay_frame": 2}, "here", positional=2)
-    with pytest.raises(ConfigError, match=r"here\.teacher: .*a text or null; got 3"):
+    with pytest.raises(ConfigError, match=r"here\.teacher: .*a string or null; got 3"):
         check_keywords(loss, {"teacher": 3}, "here", positional=2)
     with pytest.raises(
         ConfigError, match=r"Model lacks a setting; expected vocab_size, .*missing .*'vocab_size'"

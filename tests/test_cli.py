@@ -83,11 +83,11 @@ def test_help_after_a_recipe_shows_its_keys_those_of_its_base_and_what_else_it_t
     with pytest.raises(SystemExit) as stop:
         main(["train", str(recipe), "--help"])
     assert stop.value.code == 0
-    _, _, text = capsys.readouterr().out.partition("within a list --KEY.0:\n\n")
+    _, _, text = capsys.readouterr().out.partition("one in a list with --KEY.0:\n\n")
     assert text.splitlines()[0] == recipe.read_text().splitlines()[0], "its own header"
     for line in ("  steps: 600", "  width: 128", "name: temperature"):
         assert f"\n{line}\n" in text, "of its base's base, and its own"
-    further = text.partition("\nIt takes also, with what it is if not given:\n\n")[2].splitlines()
+    further = text.partition("\nFurther keys, with their defaults:\n\n")[2].splitlines()
     assert {"num_workers: 0", "start: null", "cache_gigabytes: 1.0", "labelled_soft_labels: []"} <= {*further}
     assert not [line for line in further if line.startswith("seed")]
 
@@ -119,7 +119,7 @@ def test_a_folder_that_may_not_be_used_is_named(
     monkeypatch.setattr(cli, "_run_by_all", refuse)
     assert main(["doctor"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"kdasr: {tmp_path}/ro: no permission to use it. Choose another folder")
+    assert said.startswith(f"kdasr: {tmp_path}/ro: no permission to access it. Choose another path")
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def test_a_folder_that_may_not_be_used_is_named(
         (["train", "{root}/recipes/mini/teacher.yaml", "--device", "--seed", "2"], "--device needs a value"),
         (["train", "{root}/recipes/mini"], "this is a folder. `kdasr run {root}/recipes/mini` runs all"),
         (["train", "{root}/recipes/mini/run.yaml"], "use `kdasr run {root}/recipes/mini`"),
-        (["run", "{root}/recipes/mini/run.yaml"], "file. Name its folder: kdasr run {root}/recipes/mini"),
+        (["run", "{root}/recipes/mini/run.yaml"], "file. Give its folder: kdasr run {root}/recipes/mini"),
         (["prepare", "manifest", "--corpus", "{root}/README.md", "--out", "{tmp}/x"],
          "Give its folder, {root}"),
         (["prepare", "synth", "--out", "{root}/README.md"],
          "shards need a folder, but a file is in its place"),
         (["select", "--audio", "{tmp}", "--labels", "a", "--out", "{root}/README.md", "--hours", "1"],
          "labels go into a folder, and this is a file"),
-        (["train", "{root}/recipes/mini/label.yaml"], "recipe of another stage"),
+        (["train", "{root}/recipes/mini/label.yaml"], "recipe is for another stage"),
         (["run", "{root}/recipes/mini", "--stepz", "3"], "no stage has the setting 'stepz'"),
         (["run", "{root}/recipes"], "run.yaml"),
         (["prepare", "synth"], "--out is missing"),
@@ -149,17 +149,19 @@ def test_a_folder_that_may_not_be_used_is_named(
         (["prepare", "synth", "--out", "{tmp}/x", "--minutes", "3"], "minutes"),
         (["prepare", "synth", "--out", "{tmp}/x", "--seed", "abc"], "seed: the value cannot be used"),
         (["prepare", "synth", "--out", "{tmp}/x", "--seed", "-1"], "seed: the value is out of range"),
-        (["prepare", "synth", "--out", "{tmp}/x", "--name", "foo"], "--name: the corpus is named before"),
+        (["prepare", "synth", "--out", "{tmp}/x", "--name", "foo"],
+         "--name: the corpus is given as the first argument"),
         (["prepare", "synth", "--out", "{tmp}/x", "--labelled_voices", "inf"], "labelled_voices"),
-        (["train", "{root}/recipes/mini/teacher.yaml", "--out", "!ref <work_dir>/x"], "tags are for files"),
+        (["train", "{root}/recipes/mini/teacher.yaml", "--out", "!ref <work_dir>/x"],
+         "YAML tags are not allowed"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--seed", "2024-13-45"], "a whole number"),
         (["train", "{root}/recipes/mini/teacher.yaml", "--augment", "none"], "augment: the value cannot"),
         (["label", "{root}/recipes/mini/label.yaml", "--settings", "none"], "settings: the value cannot"),
         (["run", "{root}/recipes/mini", "--student_distilled.name", "student_labelled_only"],
-         "two stages write to one folder"),
+         "two stages write to the same folder"),
         (["transcribe", "--model", "{tmp}/gone", "x.wav"], "there is no model here"),
         (["export", "--model", "{tmp}/gone"], "--model DIR --out DIR"),
-        (["plan", "{root}/recipes/mini/teacher.yaml"], "recipe of another stage"),
+        (["plan", "{root}/recipes/mini/teacher.yaml"], "recipe is for another stage"),
         (["select", "--audio", "{tmp}", "--labels", "a", "--out", "a", "--hours", "1"], "folder of its own"),
         (["doctor", "--fast", "1"], "unknown option --fast"),
     ],
@@ -301,5 +303,5 @@ def test_what_goes_on_when_called_again_says_so_when_it_is_interrupted(
     monkeypatch.setattr(cli, "_run_by_all", interrupted)
     assert main(["prepare", "synth"]) == main(["verify", "nowhere"]) == 130
     goes_on, ends = capsys.readouterr().err.splitlines()
-    assert goes_on.endswith("interrupted; the same command goes on from what is finished")
+    assert goes_on.endswith("interrupted; run the same command again to resume from the finished parts")
     assert ends == "kdasr: interrupted"

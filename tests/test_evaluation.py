@@ -95,7 +95,7 @@ def test_errors_are_counted_by_kind() -> None:
 
 
 def test_no_reference_word_means_no_rate() -> None:
-    with pytest.raises(ConfigError, match="hold no word"):
+    with pytest.raises(ConfigError, match="contain no words"):
         count_errors(["", " "], ["a", ""])
 
 

@@ -294,7 +294,7 @@ def test_two_stages_that_write_to_one_folder_are_refused(folder: Path, ran: list
     for name in ("one", "two", "three"):
         with (folder / f"{name}.yaml").open("a") as file:
             file.write(f"out: {folder}/{'same' if name != 'two' else name}\n")
-    with pytest.raises(ConfigError, match=r"one, three: two stages write to one folder; got .*/same"):
+    with pytest.raises(ConfigError, match=r"one, three: two stages write to the same folder; got .*/same"):
         pipeline.run_folder(folder, {})
     assert ran == []
 
@@ -304,12 +304,12 @@ def test_two_stages_that_write_to_one_folder_are_refused(folder: Path, ran: list
     [
         ("evaluate", "decoder: beem", "decoder: unknown decoder.*greedy or beam"),
         ("evaluate", "spikes: [teacher, studnet]", "spikes: .*two of teacher"),
-        ("evaluate", "models: {teacher: {pth: a}}", "models.teacher: .*no such setting"),
+        ("evaluate", "models: {teacher: {pth: a}}", "models.teacher: unknown setting for Scoreboard.add"),
         ("evaluate", "models: {}", "models: there is nothing to measure"),
-        ("evaluate", "models: {2024: {path: a}}", "name of a row in models: .*a text; got 2024"),
+        ("evaluate", "models: {2024: {path: a}}", "name of a row in models: .*a string; got 2024"),
         ("evaluate", "test: {clean: [a], other: []}", r"test\.other: there is nothing to measure"),
         ("export", "format: onxx", "onxx"),
-        ("export", "model: gone", "three needs a folder that is not there; got gone"),
+        ("export", "model: gone", "three needs a folder that does not exist; got gone"),
         ("label", "engine: process", "engine: unknown engine.*inline, processes, ray; got process"),
         ("label", "workers: 4", "the inline engine has one worker.*got 4"),
         ("label", "teacher: null", "teacher: .*; got None"),
@@ -715,19 +715,21 @@ def test_a_run_that_stops_among_stages_side_by_side_runs_those_before(
 
 def test_beside_is_yes_or_no(folder: Path) -> None:
     (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, beside: one}]\n")
-    with pytest.raises(ConfigError, match="beside is true or false; got one"):
+    with pytest.raises(ConfigError, match="`beside` must be true or false; got one"):
         pipeline.run_folder(folder, {})
 
 
 def test_settings_of_a_stage_are_by_name(folder: Path) -> None:
     (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, set: }]\n")
-    with pytest.raises(ConfigError, match="set cannot be read; expected settings by name"):
+    with pytest.raises(
+        ConfigError, match="invalid value of `set`; expected a mapping of settings, or no `set`; got None"
+    ):
         pipeline.run_folder(folder, {})
 
 
 def test_two_stages_of_one_name_are_refused(folder: Path) -> None:
     (folder / RUN_FILE).write_text("stages: [one.yaml, {recipe: two.yaml, name: one}]\n")
-    with pytest.raises(ConfigError, match="two stages of one name; got one"):
+    with pytest.raises(ConfigError, match="several stages have the same name; got one"):
         pipeline.run_folder(folder, {})
 
 

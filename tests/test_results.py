@@ -68,7 +68,11 @@ def test_no_file_has_no_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("wer", "lacks a field"), (math.nan, "wer of a result row is no number"), (None, "wer of a result row")],
+    [
+        ("wer", "lacks a field"),
+        (math.nan, "wer of a result row is not a finite number"),
+        (None, "wer of a result row"),
+    ],
 )
 def test_a_row_without_its_numbers_is_refused(damage: Any, message: str, tmp_path: Path) -> None:
     bad = row()

@@ -130,7 +130,7 @@ def test_a_microphone_may_be_on_before_the_speech(tmp_path: Path, monkeypatch: p
         {"after_noise_s": np.inf, **live},
     ):
         for check in (board.add, lambda name, **given: check_row(name, given)):
-            with pytest.raises(ConfigError, match=r"models\.live\.after_noise_s: noise comes before speech"):
+            with pytest.raises(ConfigError, match=r"models\.live\.after_noise_s: noise before the speech"):
                 check("live", path=path, **settings)
 
 
@@ -144,8 +144,8 @@ def test_texts_that_are_others_chunk_by_chunk_are_counted_and_told(
     board.add("whole", path=path)
     monkeypatch.setattr(StreamingSession, "hear", lambda session, samples: "quite another text")
     assert board.add("live", path=path, chunk_by_chunk=True)["texts_unlike_offline"] == 2
-    told = "live: 2 of 2 texts chunk by chunk are not those of whole, which heard the utterances whole"
-    assert capsys.readouterr().err == f"{told}; expected 0\n"
+    told = "live: 2 of 2 texts recognised chunk by chunk differ from those of whole, which processed whole"
+    assert capsys.readouterr().err == f"{told} utterances; expected 0\n"
     # Of another model, or with other chunks, texts may be others.
     for row in (
         board.add("whole_streaming", path=str(tmp_path / "other"), chunk_by_chunk=True),
@@ -361,7 +361,7 @@ def test_a_file_that_was_exported_from_other_weights_is_refused(tmp_path: Path) 
 
 def test_a_lexicon_without_a_search_is_refused_before_any_row(tmp_path: Path) -> None:
     test_shards = list_shards(shards(tmp_path / "test", 1))
-    with pytest.raises(ConfigError, match="lexicon is for the beam search"):
+    with pytest.raises(ConfigError, match="lexicon can be used only with beam search"):
         Scoreboard(test_shards, tmp_path / "results.json", seed=3, lexicon=["words.txt"])
 
 
@@ -394,7 +394,9 @@ def test_spikes_are_compared_of_models_that_have_the_same_alone(tmp_path: Path) 
     # Three output frames of four times 10 ms later.
     assert (histogram.offsets_ms, histogram.counts, histogram.frame_shift_ms) == ([120.0], [1], 40.0)
     assert histogram.whose == "student against those of teacher, seed 3 on clean"
-    with pytest.raises(ConfigError, match=r"other units or frames.*of teacher; got 4, .* of foreign"):
+    with pytest.raises(
+        ConfigError, match=r"same units and frame rate.* as in teacher; got 4 and .* in foreign"
+    ):
         board.compare_spikes("teacher", "foreign")
     with pytest.raises(ConfigError, match="spikes of 'chunks'.*whole utterances: teacher, student, foreign"):
         board.compare_spikes("teacher", "chunks")
@@ -416,7 +418,7 @@ def test_all_rows_are_looked_at_before_the_first_is_measured(tmp_path: Path) -> 
     stages.evaluate(test=test, models={"a": good}, results=str(results))
     before = results.read_text()
     for bad, message in (
-        ({"pth": "x"}, "models.b: .*no such setting"),
+        ({"pth": "x"}, "models.b: unknown setting for Scoreboard.add"),
         ({"path": "nowhere"}, "models.b.path"),
     ):
         with pytest.raises((ConfigError, ModelError), match=message):
@@ -440,7 +442,7 @@ def test_rows_give_way_when_there_are_others_in_their_place(
     capsys.readouterr()
     stages.evaluate(test=[str(shards(tmp_path / "more", 3))], models=models, results=str(results))
     kept = tmp_path / "results.before.json"
-    told = f"rows of {results} that were measured otherwise are now in {kept}\n"
+    told = f"rows of {results} that were measured differently are now in {kept}\n"
     assert capsys.readouterr().err.startswith(told)
     (row,) = json.loads(kept.read_text())
     assert row == {**json.loads(before[0])[0], "hypotheses": "results.before/0-a-1.jsonl"}
@@ -480,7 +482,7 @@ def test_nothing_to_measure_is_said(tmp_path: Path) -> None:
 
 
 def test_a_test_set_is_a_list_of_folders(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"test\.clean: .*expected \[a text, …\]"):
+    with pytest.raises(ConfigError, match=r"test\.clean: .*expected \[a string, …\]"):
         stages.evaluate(
             test={"clean": {"a": 1}}, models={"a": {"path": "a"}}, results=str(tmp_path / "results.json")
         )  # type: ignore[dict-item]

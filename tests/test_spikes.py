@@ -74,7 +74,7 @@ def test_the_drawing_sums_up_what_is_far_off() -> None:
 def test_nothing_matched_is_said() -> None:
     empty = spike_histogram([(tokens((1, 1)), tokens((2, 1)))], 40.0)
     assert empty.median_ms is None and empty.matched == 0
-    assert draw(empty) == ["no spike of the student matches one of the teacher"]
+    assert draw(empty) == ["none of the student's spikes matches one of the teacher's"]
 
 
 def test_a_histogram_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -556,7 +556,7 @@ def test_labels_of_several_teachers_are_told_of(
 def test_units_of_characters_may_have_the_letters_of_a_language() -> None:
     check_units({"kind": "characters", "letters": "äöü"})
     assert make_units({"kind": "characters", "letters": "üäö"}, [], 0).symbols[-4:] == ["z", "ä", "ö", "ü"]
-    with pytest.raises(ConfigError, match=r"units\.letters: .*a text; got 5"):
+    with pytest.raises(ConfigError, match=r"units\.letters: .*a string; got 5"):
         check_units({"kind": "characters", "letters": 5})
 
 

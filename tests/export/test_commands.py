@@ -99,17 +99,17 @@ def test_phrases_among_words_are_told_of_by_every_command(
         ),
         (
             ["export", "--model", "MODEL", "--out", "OUT", "--max-wer-rise", "0.3"],
-            "--max-wer-rise: a setting that nothing here uses; expected an int8 file, and --dev SHARDS to "
-            "measure what it costs; got no development shards",
+            "--max-wer-rise: this option has no effect here; expected an int8 file, and --dev SHARDS to "
+            "measure its WER on; got no dev shards",
         ),
         (
             ["export", "--model", "MODEL", "--out", "OUT", "--dev", "[]", "--max-wer-rise=0.3"],
-            "got no development shards",
+            "got no dev shards",
         ),
         (
             ["export", "--model", "MODEL", "--out", "OUT", "--dev", "a", "--no-int8", "--max-wer-rise=0.3"],
-            "--max-wer-rise: a setting that nothing here uses; expected an int8 file, and --dev SHARDS to "
-            "measure what it costs; got no int8 file",
+            "--max-wer-rise: this option has no effect here; expected an int8 file, and --dev SHARDS to "
+            "measure its WER on; got no int8 file",
         ),
         (["bench", "device", "--model", "nowhere"], "there is no model in this folder"),
         (
@@ -179,7 +179,7 @@ def test_export_takes_lists_and_truths_as_recipes_do(place: Path, monkeypatch: p
         (["--no-int8"], None),
         (["--dev", "[]"], None),
         (["--max-wer-rise", "0.3", "--no-int8"], "got no int8 file"),
-        (["--max-wer-rise", "0.3", "--dev", "[]"], "got no development shards"),
+        (["--max-wer-rise", "0.3", "--dev", "[]"], "got no dev shards"),
     ],
 )
 def test_a_limit_of_a_recipe_may_be_left_unused_and_one_that_is_typed_may_not(
