@@ -144,7 +144,7 @@ def test_a_folder_that_may_not_be_used_is_named(
         (["run", "{root}/recipes"], "run.yaml"),
         (["prepare", "synth"], "--out is missing"),
         (["prepare", "nothing", "--out", "{tmp}/x"], "nothing"),
-        (["prepare", "fsdd", "--out", "{tmp}/x"], "corpus: `prepare fsdd` is not told where its corpus lies"),
+        (["prepare", "fsdd", "--out", "{tmp}/x"], "corpus: `prepare fsdd` needs the folder of its corpus"),
         (["prepare", "fsdd", "--corpus", "{tmp}/gone", "--out", "{tmp}/x"], "gone"),
         (["prepare", "synth", "--out", "{tmp}/x", "--minutes", "3"], "minutes"),
         (["prepare", "synth", "--out", "{tmp}/x", "--seed", "abc"], "seed: the value cannot be used"),

@@ -80,7 +80,9 @@ def test_a_folder_that_a_later_stage_needs_is_asked_for_at_once(folder: Path, ra
     text = f"stage: prepare\nwork_dir: {folder}/work\nname: folder\nunlabelled_corpus: null\nout: o\n"
     (folder / "two.yaml").write_text(text)
     pipeline.VERBS["prepare"] = stages.prepare
-    missing = r"^unlabelled_corpus: `prepare folder` is not told .* lies. Add --unlabelled_corpus DIR\.$"
+    missing = (
+        r"^unlabelled_corpus: `prepare folder` needs the folder of its corpus. Add --unlabelled_corpus DIR\.$"
+    )
     with pytest.raises(ConfigError, match=missing):
         pipeline.run_folder(folder, {})
     with pytest.raises(ConfigError, match=missing):
@@ -305,9 +307,9 @@ def test_two_stages_that_write_to_one_folder_are_refused(folder: Path, ran: list
         ("evaluate", "decoder: beem", "decoder: unknown decoder.*greedy or beam"),
         ("evaluate", "spikes: [teacher, studnet]", "spikes: .*two of teacher"),
         ("evaluate", "models: {teacher: {pth: a}}", "models.teacher: unknown setting for Scoreboard.add"),
-        ("evaluate", "models: {}", "models: there is nothing to measure"),
+        ("evaluate", "models: {}", "models: there is nothing to evaluate"),
         ("evaluate", "models: {2024: {path: a}}", "name of a row in models: .*a string; got 2024"),
-        ("evaluate", "test: {clean: [a], other: []}", r"test\.other: there is nothing to measure"),
+        ("evaluate", "test: {clean: [a], other: []}", r"test\.other: there is nothing to evaluate"),
         ("export", "format: onxx", "onxx"),
         ("export", "model: gone", "three needs a folder that does not exist; got gone"),
         ("label", "engine: process", "engine: unknown engine.*inline, processes, ray; got process"),
@@ -456,7 +458,7 @@ def test_a_loss_without_weight_is_found_before_the_first_stage_runs(folder: Path
         (folder / f"{name}.yaml").write_text(f"stage: train\nwork_dir: {folder}/work\nname: {name}\n")
     with (folder / "three.yaml").open("a") as file:
         file.write("unlabelled_losses:\n    a: !name:kdasr.losses.best_path_ctc\n")
-    with pytest.raises(ConfigError, match=r"unlabelled_losses\.a: a loss is a weight and a function"):
+    with pytest.raises(ConfigError, match=r"unlabelled_losses\.a: a loss needs a weight and a function"):
         pipeline.run_folder(folder, {})
     assert not (folder / "work").exists()
 

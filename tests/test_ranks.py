@@ -374,7 +374,7 @@ def test_too_few_batches_are_refused_before_the_first_stage(
     for kind, text in answers:
         assert kind is ConfigError
         assert "two: optimisation.accumulate: 2 processes cannot share a step of 1 batches" in text
-        assert "expected at least 2, best a multiple of it; got 1" in text
+        assert "expected at least 2, ideally a multiple of it; got 1" in text
     assert not list(tmp_path.glob("one-*"))
     on_ranks(2, lambda job: pipeline.run_folder(tmp_path, {"optimisation.accumulate": 2}))
     assert sorted(path.name for path in tmp_path.glob("*-[01]")) == ["one-0", "two-0", "two-1"]

@@ -66,7 +66,9 @@ def test_rows_whose_spikes_are_to_be_compared_are_looked_up_before_anything_is_m
 ) -> None:
     results = tmp_path / "results.json"
     for spikes in (["student"], ["teacher", "pupil"], ["teacher", "student", "student"]):
-        with pytest.raises(ConfigError, match=r"spikes of two rows.*two of teacher, student; null for none"):
+        with pytest.raises(
+            ConfigError, match=r"between two rows.*two of teacher, student, or null for no comparison"
+        ):
             stages.evaluate(
                 test=[str(shards(tmp_path / "test", 1))],
                 models={"teacher": {"path": "none"}, "student": {"path": "none"}},
@@ -475,9 +477,9 @@ def test_an_exported_model_needs_the_folder_it_was_trained_in(tmp_path: Path) ->
 
 def test_nothing_to_measure_is_said(tmp_path: Path) -> None:
     results = str(tmp_path / "results.json")
-    with pytest.raises(ConfigError, match="models: there is nothing to measure"):
+    with pytest.raises(ConfigError, match="models: there is nothing to evaluate"):
         stages.evaluate(test=["none"], models={}, results=results)
-    with pytest.raises(ConfigError, match="test: there is nothing to measure"):
+    with pytest.raises(ConfigError, match="test: there is nothing to evaluate"):
         stages.evaluate(test=[], models={"student": {"path": "none"}}, results=results)
 
 

@@ -139,11 +139,14 @@ def test_a_training_goes_on_from_a_trained_model_as_it_is(data: Path, tmp_path: 
         assert card["config"]["chunk_frames"] == 4
         assert card["start"] == load_model(Path(start)).card["weights_sha256"]
     with pytest.raises(
-        ConfigError, match=r"first: .*another one .*'chunk_frames': 4.* `model: null` takes it"
+        ConfigError,
+        match=r"first: .*does not match the recipe.*'chunk_frames': 4.* `model: null`, it is used",
     ):
         train(data, tmp_path / "other", start=start)
     pieces = {"kind": "sentencepiece", "vocab_size": 8}
-    with pytest.raises(ConfigError, match="first: .*than the recipe's; expected units .*--units .*first"):
+    with pytest.raises(
+        ConfigError, match="first: .*does not match the recipe; expected units .*--units .*first"
+    ):
         train(data, tmp_path / "other", model=None, start=start, units=pieces)
 
 
@@ -174,26 +177,29 @@ def test_students_hear_in_training_the_silence_that_they_hear_in_use(
         ({"labelled": []}, "labelled or dev: no folder of audio is named"),
         (
             {"schedule": None},
-            r"schedule: losses of unlabelled audio are given, and no schedule.*\[unlabelled",
+            r"schedule: there are losses for unlabelled audio, but no schedule.*\[unlabelled",
         ),
-        ({"unlabelled": None}, "unlabelled: the schedule uses unlabelled audio, and the recipe has none"),
-        ({"teachers": {"t": NoConfig()}}, r"teachers\.t: no online teacher"),
+        ({"unlabelled": None}, "unlabelled: the schedule uses unlabelled audio, but the recipe has none"),
+        ({"teachers": {"t": NoConfig()}}, r"teachers\.t: this is not an online teacher"),
         ({"schedule": []}, r"schedule: the schedule is empty.*labelled, unlabelled"),
         (
             {"teachers": {"a.b": FrozenTeacher("runs/big")}},
-            r"teachers\.a\.b: a name with a dot",
+            r"teachers\.a\.b: the name contains a dot",
         ),
-        ({"teachers": {"big": FrozenTeacher}}, r"teachers\.big: no online teacher"),
-        ({"teachers": {"big": "runs/big"}}, r"teachers\.big: no online teacher.*!new:.*got runs/big"),
-        ({"augment": functools.partial(nn.Dropout)}, r"augment: no augmentation.*!new:"),
+        ({"teachers": {"big": FrozenTeacher}}, r"teachers\.big: this is not an online teacher"),
+        (
+            {"teachers": {"big": "runs/big"}},
+            r"teachers\.big: this is not an online teacher.*!new:.*got runs/big",
+        ),
+        ({"augment": functools.partial(nn.Dropout)}, r"augment: this is not an augmentation.*!new:"),
         (
             {"labelled_losses": {"ctc": {"weight": -1.0, "loss": ctc}}},
-            r"labelled_losses\.ctc: no such weight",
+            r"labelled_losses\.ctc: the weight is out of range",
         ),
         ({"labelled_losses": {"ctc": {"weight": math.nan, "loss": ctc}}}, r"labelled_losses\.ctc: .*got nan"),
         (
             {"labelled_losses": {"c.1": {"weight": 1.0, "loss": ctc}}},
-            r"labelled_losses\.c\.1: a name with a dot",
+            r"labelled_losses\.c\.1: the name contains a dot",
         ),
         ({"seed": 2**64}, r"seed: the value is out of range"),
         (
@@ -225,8 +231,8 @@ def test_a_dev_set_that_is_learnt_from_is_told_of(
     shutil.copytree(data / "dev", tmp_path / "copy")
     train(data, tmp_path / "both", labelled=[str(data / "labelled"), str(tmp_path / "copy")], **alone)
     assert (
-        f"both: 4 of 4 dev utterances are in the labelled audio too ({data}/dev/dev-0000 is in "
-        f"{tmp_path}/copy/dev-0000), so the dev WER is lower than on other audio\n"
+        f"both: 4 of 4 dev utterances are also in the labelled audio ({data}/dev/dev-0000 is in "
+        f"{tmp_path}/copy/dev-0000), so the dev WER is lower than on unseen audio\n"
     ) in capsys.readouterr().err
     # Three of the twelve are without transcripts among the rest: those of another seed are not.
     spoken = [utterance(f"u-{seed}", seed, with_text=False) for seed in (101, 102, 103, 300)]
@@ -239,8 +245,8 @@ def test_a_dev_set_that_is_learnt_from_is_told_of(
     losses = {"soft": {"weight": 1.0, "loss": soft}}
     train(data, tmp_path / "unlabelled", **{**plain, "unlabelled_losses": losses}, **heard)
     assert (
-        f"unlabelled: 3 of 4 dev utterances are in the unlabelled audio too ({data}/dev/dev-0001 is in "
-        f"{tmp_path}/plain/u-101), so the dev WER is lower than on other audio\n"
+        f"unlabelled: 3 of 4 dev utterances are also in the unlabelled audio ({data}/dev/dev-0001 is in "
+        f"{tmp_path}/plain/u-101), so the dev WER is lower than on unseen audio\n"
     ) in capsys.readouterr().err
 
 
@@ -266,10 +272,10 @@ def test_a_dev_set_that_cannot_be_measured_is_refused_before_the_first_step(
     with pytest.raises(UnitsError, match=r"shard-000000\.tar:dev-1: "):
         dev = dev_set(tmp_path / "two", "a", "zebra")
         train(data, tmp_path / "model", dev=dev, units=str(tmp_path / "pieces"), **settings)
-    with pytest.raises(ConfigError, match="dev: the transcripts hold no word"):
+    with pytest.raises(ConfigError, match="dev: the transcripts contain no words"):
         train(data, tmp_path / "model", dev=dev_set(tmp_path / "three", "", ""), **settings)
     asks = {"soft": {"weight": 1.0, "loss": functools.partial(soft_cross_entropy, teacher="none")}}
-    with pytest.raises(ConfigError, match="a loss asks for the teacher 'none'"):
+    with pytest.raises(ConfigError, match="a loss uses the teacher 'none'"):
         train(data, tmp_path / "model", labelled_losses=asks, schedule=[["unlabelled", 1]])
 
 
@@ -402,7 +408,10 @@ def test_a_delay_is_measured_for_a_loss_that_another_is_given(
     trained = load_model(tmp_path / "reference")
     other = TableUnits([trained.units.symbols[0], *reversed(trained.units.symbols[1:])])
     save_model(tmp_path / "foreign", trained.model, other)
-    with pytest.raises(ConfigError, match=r"delay_reference: .*foreign: the model .* other units or frames"):
+    with pytest.raises(
+        ConfigError,
+        match=r"delay_reference: .*foreign: the reference model has other units or another frame rate",
+    ):
         train(data, tmp_path / "no", unlabelled_losses=losses, delay_reference=str(tmp_path / "foreign"))
 
 
@@ -488,10 +497,12 @@ def test_a_folder_that_is_not_there_is_told_of_the_key_that_names_it(data: Path,
     for key in ("labelled", "dev", "unlabelled", "labels"):
         with pytest.raises(ConfigError, match=rf"{key}: there is no such folder; got {gone}\. .*--{key}"):
             train(data, tmp_path / "model", **{key: [gone]})
-        with pytest.raises(ConfigError, match=rf"{key}: a training reads local folders.*got s3://bucket/a"):
+        with pytest.raises(
+            ConfigError, match=rf"{key}: training can read only local folders; got s3://bucket/a"
+        ):
             train(data, tmp_path / "model", **{key: ["s3://bucket/a"]})
     with pytest.raises(
-        ModelError, match=rf"teacher: {gone}: there is no model.*--teacher null labels of any"
+        ModelError, match=rf"teacher: {gone}: there is no model.*--teacher null, labels of any"
     ):
         train(data, tmp_path / "model", teacher=gone)
     with pytest.raises(ModelError, match=rf"start: {gone}: there is no model in this folder"):
@@ -534,7 +545,7 @@ def test_a_student_may_learn_from_labels_alone(
     assert told in capsys.readouterr().err
     with pytest.raises(ConfigError, match="units: pieces are learnt from transcripts"):
         train(data, tmp_path / "pieces", **alone, units={"kind": "sentencepiece", "vocab_size": 20})
-    with pytest.raises(ConfigError, match="prune: this asks for transcribed audio"):
+    with pytest.raises(ConfigError, match="prune: this needs transcribed audio"):
         train(data, tmp_path / "pruned", **alone, start=str(tmp_path / "model"), prune=Pruning(share=0.5))
 
 
@@ -549,7 +560,7 @@ def test_labels_of_several_teachers_are_told_of(
         "labels": [str(data / "labels"), str(tmp_path / "labels")],
     }
     train(data, tmp_path / "model", **both, teacher=None)
-    assert "model: unlabelled: its labels are of 2 teachers: " in capsys.readouterr().err
+    assert "model: unlabelled: its labels are from 2 teachers: " in capsys.readouterr().err
     assert len(read_card(tmp_path / "model")["learned_from"]["unlabelled"]["labels"]) == 2
 
 
@@ -565,7 +576,7 @@ def test_units_of_characters_may_have_the_letters_of_a_language() -> None:
     [
         ({"schedule": ["labelled", 1]}, r"schedule: .*got labelled"),
         ({"schedule": [["labeled", 1]]}, r"schedule entry \[labeled, 1\].*one of labelled"),
-        ({"units": {"kind": "characters", "size": 5}}, r"units: units that cannot be made"),
+        ({"units": {"kind": "characters", "size": 5}}, r"units: invalid units"),
         ({"unlabelled": [], "labels": []}, "unlabelled: the schedule uses unlabelled audio"),
         ({"batch_seconds": 0.0}, "batch_seconds"),
         ({"tail_share": 1.5}, r"tail_share: .*expected from 0 to 1; got 1\.5"),
@@ -576,7 +587,7 @@ def test_units_of_characters_may_have_the_letters_of_a_language() -> None:
         ),
         ({"unlabelled_losses": {"ctc": {"weight": 1.0, "loss": ctc}}}, "asks for transcripts"),
         ({"device": "nothing"}, "device: no such device"),
-        ({"model": None}, "model: there is no model to train; .*folder of a trained one as `start`"),
+        ({"model": None}, "model: there is no model to train; .*`start` to the folder of a trained model"),
         ({"model": functools.partial(STUDENT, width=18)}, r"model\.width: .*multiple of 2 \* num_heads = 4"),
         (
             {"unlabelled_losses": {"soft": {"weight": "much", "loss": soft_cross_entropy}}},
@@ -694,7 +705,9 @@ def impressions(data: Path, tmp_path: Path) -> Impressions:
 def test_what_impressions_have_no_use_for_is_refused(
     given: dict[str, Any], named: str, impressions: Impressions, data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"^{named}: impressions are no audio.*null"):
+    with pytest.raises(
+        ConfigError, match=rf"^{named}: these settings are for audio, and impressions are not.*null"
+    ):
         train(data, tmp_path / "model", **{"unlabelled": impressions, "labels": [], **given})
 
 

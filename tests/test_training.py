@@ -209,7 +209,9 @@ class Breaks:
 
 def test_nan_losses_stop_and_keep_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
     run = training(data, tmp_path / "c", loss=Breaks(8, 10**9))
-    with pytest.raises(NonFiniteLossError, match=r"step 11.*last good checkpoint is kept") as caught:
+    with pytest.raises(
+        NonFiniteLossError, match=rf"step 11.*last good checkpoint.* is in {tmp_path}/c"
+    ) as caught:
         run.run(tmp_path / "model")
     assert "labelled/ctc" in str(caught.value) and "labelled-00" in str(caught.value)
     kept = list((tmp_path / "c").glob("CKPT*/model.ckpt"))
@@ -230,7 +232,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_named(
     assert [row["step"] for row in left_out] == [4, 5]
     assert all(key.startswith("labelled-00") for row in left_out for key in row["left_out"])
     assert left_out[0]["not_finite"] == ({} if gradient_alone else {"labelled/ctc": "nan"})
-    assert "step 4 is left out" in capfd.readouterr().err
+    assert "step 4 was skipped" in capfd.readouterr().err
     weights = load_model(tmp_path / "model").model.state_dict().values()
     assert all(torch.isfinite(weight).all() for weight in weights)
     assert all(math.isfinite(row["labelled/ctc"]) for row in rows[5:])
@@ -285,9 +287,11 @@ def test_no_patience_stops_at_the_first_step_that_is_not_finite(data: Path, tmp_
 
 def test_a_batch_that_the_memory_does_not_hold_is_told_of(data: Path, tmp_path: Path) -> None:
     run = training(data, tmp_path / "c", loss=StopAt(3, torch.OutOfMemoryError("CUDA out of memory. Tried")))
-    with pytest.raises(TrainingError, match=r"tiny: the memory of cpu does not hold step 3.*Tried") as told:
+    with pytest.raises(
+        TrainingError, match=r"tiny: step 3 does not fit into the memory of cpu.*Tried"
+    ) as told:
         run.run(tmp_path / "model")
-    assert "halve batch_seconds and double optimisation.accumulate, which is 1" in str(told.value)
+    assert "halve batch_seconds and double optimisation.accumulate (now 1)" in str(told.value)
     assert isinstance(told.value.__cause__, torch.OutOfMemoryError)
 
 
@@ -303,7 +307,10 @@ def test_a_folder_of_other_things_is_refused_before_the_first_step(data: Path, t
 def test_a_model_and_its_checkpoints_one_in_the_other_are_refused(
     data: Path, tmp_path: Path, checkpoints: str, model: str
 ) -> None:
-    with pytest.raises(ConfigError, match=r"checkpoints: a model and its checkpoints cannot lie one in"):
+    with pytest.raises(
+        ConfigError,
+        match=r"checkpoints: the folders of a model and of its checkpoints must not contain each other",
+    ):
         training(data, tmp_path / checkpoints).run(tmp_path / model)
     assert not (tmp_path / "a").exists()
 
@@ -328,7 +335,7 @@ def test_how_often_checkpoints_are_written_does_not_begin_a_training_anew(data: 
 
 
 def test_fp16_is_refused_where_there_is_no_gpu(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"precision: fp16 is for GPUs.*fp32 or bf16"):
+    with pytest.raises(ConfigError, match=r"precision: fp16 needs a GPU.*fp32 or bf16"):
         training(data, tmp_path / "c", precision="fp16").run(tmp_path / "model")
     assert not (tmp_path / "c").exists()
 
@@ -392,13 +399,12 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(
     assert list((tmp_path / f"c.{first}").glob("CKPT*"))
     assert len((tmp_path / f"c.{first}" / f"{LOG_FILE}.old").read_text().splitlines()) > 6
     kept = {path.name for path in (tmp_path / f"c.{first}").glob("CKPT*")}
-    assert f"tiny: begins anew: checkpoints of other settings or data are now in {tmp_path}/c.{first} " in (
-        capsys.readouterr().err
-    )
+    begins = "tiny: starting from the beginning: checkpoints of other settings or data are now in"
+    assert f"{begins} {tmp_path}/c.{first} " in capsys.readouterr().err
     again = training(data, tmp_path / "c", steps=6).run(tmp_path / "model")  # as it was before, already done
     said = capsys.readouterr().err
-    assert "begins anew" not in said and f"will replace the model in {tmp_path}/model" in said
-    assert "tiny: all 6 steps are done already" in said
+    assert "starting from the beginning" not in said and f"will replace the model in {tmp_path}/model" in said
+    assert "tiny: all 6 steps are already done" in said
     assert {path.name for path in (tmp_path / "c").glob("CKPT*")} == kept
     assert len((tmp_path / "c" / LOG_FILE).read_text().splitlines()) > 6
     assert again["best_step"] <= 6 and not (tmp_path / f"c.{first}").exists()
@@ -427,17 +433,17 @@ def test_a_training_that_is_refused_moves_no_checkpoints(
     with pytest.raises(MissingLabelsError, match="asks for soft labels, and this audio has none"):
         training(data, tmp_path / "c", steps=1, loss=soft_cross_entropy).run(tmp_path / "model")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["c", "model"]
-    assert "begins anew" not in capsys.readouterr().err
+    assert "starting from the beginning" not in capsys.readouterr().err
 
 
 def test_checkpoints_of_two_trainings_do_not_lie_one_in_the_other(data: Path, tmp_path: Path) -> None:
     training(data, tmp_path / "c", steps=1).run(tmp_path / "model")
     with pytest.raises(
-        ConfigError, match=rf"apart from {tmp_path}/c, which has those.*got {tmp_path}/c/inner\."
+        ConfigError, match=rf"separate from {tmp_path}/c, which has those.*got {tmp_path}/c/inner\."
     ):
         training(data, tmp_path / "c" / "inner", steps=1).run(tmp_path / "other")
     training(data, tmp_path / "outer" / "one", steps=1).run(tmp_path / "one")
-    with pytest.raises(ConfigError, match=rf"apart from {tmp_path}/outer/one, .*got {tmp_path}/outer\."):
+    with pytest.raises(ConfigError, match=rf"separate from {tmp_path}/outer/one, .*got {tmp_path}/outer\."):
         training(data, tmp_path / "outer", steps=1).run(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -474,12 +480,12 @@ def test_a_training_says_where_it_goes_on_and_that_it_is_done(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         training(data, tmp_path / "c", loss=StopAt(6), checkpoint_every=2, steps=10).run(tmp_path / "model")
-    assert "goes on" not in capsys.readouterr().err
+    assert "resuming" not in capsys.readouterr().err
     training(data, tmp_path / "c", checkpoint_every=2, steps=10).run(tmp_path / "model")
-    assert "tiny: goes on after step 5/10\n" in capsys.readouterr().err
+    assert "tiny: resuming after step 5/10\n" in capsys.readouterr().err
     training(data, tmp_path / "c", checkpoint_every=2, steps=10).run(tmp_path / "model")
     said = capsys.readouterr().err
-    assert "tiny: all 10 steps are done already\n" in said and "step 10/10" not in said
+    assert "tiny: all 10 steps are already done\n" in said and "step 10/10" not in said
 
 
 def test_a_checkpoint_that_says_more_or_less_than_today_is_gone_on_from(data: Path, tmp_path: Path) -> None:
@@ -998,7 +1004,7 @@ def test_a_training_that_makes_worse_by_more_than_chance_keeps_what_it_began_wit
     run.start = "weights"
     facts = run.run(tmp_path / "model")
     assert (facts["best_step"], facts["dev_wer"]) == (best, errors[best] / 2)
-    told = "clearly more errors than the 10.0 % of the model it began with" in capsys.readouterr().err
+    told = "clearly more errors than the starting model has (WER 10.0 %)" in capsys.readouterr().err
     kept = load_model(tmp_path / "model").model.state_dict()
     is_start = all(torch.equal(kept[name], weights) for name, weights in begun.items())
     assert told == is_start == (best == 0)
@@ -1032,9 +1038,9 @@ def test_a_warm_up_longer_than_the_training_is_said(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training(data, tmp_path / "c", steps=2, warmup_steps=3)._tell_what_begins(Ranks())
-    assert "never reaches its peak: 3 steps of warm-up in a training of 2" in capsys.readouterr().err
+    assert "never reaches its peak: 3 warm-up steps in a run of 2" in capsys.readouterr().err
     training(data, tmp_path / "c", steps=2, warmup_steps=5).run(tmp_path / "model")
-    assert "never reaches its peak: 5 steps of warm-up in a training of 2" in capsys.readouterr().err
+    assert "never reaches its peak: 5 warm-up steps in a run of 2" in capsys.readouterr().err
     # The last step of a warm-up has the peak.
     assert Optimisation(steps=2, warmup_steps=2, peak_learning_rate=1.0).learning_rate(1) == 1.0
     for warmup_steps in (1, 2):

@@ -80,7 +80,7 @@ def corpus_folder(*, name: str, **keys: Any) -> str | None:
     if folder is None and name != "synth":
         key = "corpus" if "corpus" in keys or "unlabelled_corpus" not in keys else "unlabelled_corpus"
         raise ConfigError(
-            f"`prepare {name}` is not told where its corpus lies", where=key, fix=f"Add --{key} DIR."
+            f"`prepare {name}` needs the folder of its corpus", where=key, fix=f"Add --{key} DIR."
         )
     return folder
 
@@ -125,7 +125,10 @@ def label(
     """
     job = sharing_ranks(engine=engine, num_shards=num_shards)
     if not job.alone and job.first:
-        print(f"{job.count} processes share the shards; progress is that of the first", file=sys.stderr)
+        print(
+            f"{job.count} processes share the shards; the progress shown is that of the first",
+            file=sys.stderr,
+        )
     summary = label_shards(
         teacher=teacher,
         audio=audio,
@@ -152,7 +155,7 @@ def label(
             f"{len(failed) + len(not_tried)} shards have no labels",
             where=out,
             got="; ".join(told),
-            fix="Run the same command again once the cause is gone: what is done is not done again.",
+            fix="Remove the cause and run the same command again: finished shards are not labelled again.",
         )
     # A job of an array cannot tell what the others labelled.
     if num_shards == 1 and not summary["labelled"]:
@@ -165,11 +168,11 @@ def label(
 
 def _nothing_labelled(out: str, kinds: Sequence[Kind]) -> SoftLabelError:
     return SoftLabelError(
-        "not one utterance got labels",
+        "no utterance received labels",
         where=out,
         got="; ".join(f"{one.reason} ({one.times:,} utterances)" for one in kinds[:3]),
-        fix="Give filters that keep more, or a teacher that hears something in this audio, and label again "
-        "with `--overwrite true`.",
+        fix="Use filters that keep more, or a teacher that recognises something in this audio, and label "
+        "again with `--overwrite true`.",
     )
 
 
@@ -209,9 +212,9 @@ def retokenise(
         raise SoftLabelError(
             "no utterance has a label in these units",
             where=out,
-            got=f"{len(found.failed)} without",
-            fix="The reasons are above. `kdasr heard` shows what the teacher heard: perhaps no word, or some "
-            "with letters that these units lack.",
+            got=f"{len(found.failed)} utterances without labels",
+            fix="The reasons are above. `kdasr heard` shows the teacher's transcripts: perhaps they have no "
+            "words, or letters that these units lack.",
         )
     return {"labelled": found.utterances, "without labels": len(found.failed)}
 
@@ -245,7 +248,7 @@ def export(
     with of_key("dev"):
         shards = [path for folder in dev for path in list_shards(Path(folder))]
     if told := _of_small_chunks(loaded.model):
-        print(told if shards else f"{told}; measure with --dev", file=sys.stderr)
+        print(told if shards else f"{told}; measure it with --dev", file=sys.stderr)
     exported = export_student(
         loaded.model,
         loaded.units,
@@ -272,7 +275,9 @@ def _of_small_chunks(student: StreamingModel) -> str | None:
     if not chunk_ms or any(0 < size_ms <= chunk_ms for size_ms in trained_ms):
         return None
     sizes = ", ".join(f"{size_ms} ms" if size_ms else "full context" for size_ms in trained_ms)
-    return f"chunks of {chunk_ms} ms are smaller than those of the training ({sizes}), which costs accuracy"
+    return (
+        f"chunks of {chunk_ms} ms are smaller than those used in training ({sizes}), which reduces accuracy"
+    )
 
 
 def refused_files(exported: Mapping[str, Any]) -> list[str]:
@@ -336,7 +341,7 @@ def evaluate(
             row = board.add(model, **settings)
             said = f"left out: {row[MISSING]}" if MISSING in row else f"WER {row['wer']:.2f} %"
             if passed_over := row.get("without_transcript"):
-                said += f", {passed_over} utterances without transcript passed over"
+                said += f", {passed_over} utterances without transcript skipped"
             title = f"{name}: {model}" if name else model
             summary[title] = said
             # All rows take hours on LibriSpeech, and a log file has no bar.
@@ -371,7 +376,9 @@ def check_evaluation(
 
     for setting, given in (("models", models), ("test", test)):
         if not given:
-            raise ConfigError("there is nothing to measure", where=setting, expected="one or more", got=given)
+            raise ConfigError(
+                "there is nothing to evaluate", where=setting, expected="one or more", got=given
+            )
     check_decoder(decoder, lexicon)
     _test_sets(test)
     for model, settings in models.items():
@@ -379,9 +386,9 @@ def check_evaluation(
         check_row(model, settings)
     if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
         raise ConfigError(
-            "spikes of two rows are compared",
+            "spikes can be compared only between two rows",
             where="spikes",
-            expected=f"[teacher, student], two of {', '.join(models)}; null for none",
+            expected=f"[teacher, student], two of {', '.join(models)}, or null for no comparison",
             got=list(spikes),
         )
 
@@ -394,5 +401,7 @@ def _test_sets(test: Sequence[str] | Mapping[str, Sequence[str]]) -> list[tuple[
     ]
     for name, folders in sets:
         if not folders:
-            raise ConfigError("there is nothing to measure", where=f"test.{name}", expected="folders", got=[])
+            raise ConfigError(
+                "there is nothing to evaluate", where=f"test.{name}", expected="folders", got=[]
+            )
     return sets

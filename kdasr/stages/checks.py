@@ -78,14 +78,15 @@ def check_train(**arguments: Any) -> None:
         raise ConfigError(
             "there is no model to train",
             where="model",
-            expected="!name:kdasr.students.conformer.ChunkConformer {…}, say, or a trained one to go on from",
-            fix="Give a `model`, or the folder of a trained one as `start`.",
+            expected="a new model, such as !name:kdasr.students.conformer.ChunkConformer {…}, or a trained "
+            "one to start from",
+            fix="Set `model`, or set `start` to the folder of a trained model.",
         )
     if arguments.get("schedule") is None and losses_of(arguments)[1]:
         raise ConfigError(
-            "losses of unlabelled audio are given, and no schedule that uses it",
+            "there are losses for unlabelled audio, but no schedule that uses it",
             where="schedule",
-            expected="such as [[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
+            expected="a schedule such as [[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
         )
     read_schedule(schedule_of(arguments.get("schedule")))
 
@@ -106,10 +107,12 @@ def check_folders(*, urls: bool = False, **keys: Sequence[str] | None) -> None:
     for key, folders in keys.items():
         for folder in folders or ():
             if is_url(folder) and not urls:
-                fix = "Copy the shards to a disk of this machine, or mount the store."
-                raise ConfigError("a training reads local folders alone", where=key, got=folder, fix=fix)
+                fix = "Copy the shards to a local disk, or mount the object store."
+                raise ConfigError("training can read only local folders", where=key, got=folder, fix=fix)
             if not is_url(folder) and not Path(folder).is_dir():
-                fix = f"Name another with --{key}, or make it first: `kdasr prepare` or `kdasr label`."
+                fix = (
+                    f"Set another one with --{key}, or create it first with `kdasr prepare` or `kdasr label`."
+                )
                 raise ConfigError("there is no such folder", where=key, got=folder, fix=fix)
 
 
@@ -126,14 +129,14 @@ def _check_parts(teachers: Mapping[str, Any], augment: object) -> None:
         has_config = hasattr(type(teacher), "config") or "config" in getattr(teacher, "__dict__", {})
         if isinstance(teacher, type) or not callable(getattr(teacher, "attach", None)) or not has_config:
             raise ConfigError(
-                "no online teacher",
+                "this is not an online teacher",
                 where=f"teachers.{name}",
-                expected="one that is built: !new:kdasr.methods.teachers.FrozenTeacher {model: FOLDER}",
+                expected="an instance, such as !new:kdasr.methods.teachers.FrozenTeacher {model: FOLDER}",
                 got=teacher,
             )
     if augment is not None and not isinstance(augment, nn.Module):
-        expected = "a module that is built: !new:kdasr.augment.SpecAugment {…}"
-        raise ConfigError("no augmentation", where="augment", expected=expected, got=augment)
+        expected = "an instance of a module, such as !new:kdasr.augment.SpecAugment {…}"
+        raise ConfigError("this is not an augmentation", where="augment", expected=expected, got=augment)
 
 
 def losses_of(arguments: Mapping[str, Any]) -> tuple[Losses, Losses]:
@@ -161,14 +164,16 @@ def check_losses(
         for term, entry in losses.items():
             if not _is_weighted(entry):
                 raise ConfigError(
-                    "a loss is a weight and a function, or a module that is built",
+                    "a loss needs a weight and a function, or an instance of a module",
                     where=f"{name}.{term}",
                     expected="{weight: 1.0, loss: !name:kdasr.losses.NAME }, or !new:MODULE {…}",
                 )
             weight = fitting(entry["weight"], float, f"{name}.{term}.weight")
             if not 0 <= weight < math.inf:
                 expected, got = "0 or more, and finite", weight
-                raise ConfigError("no such weight", where=f"{name}.{term}", expected=expected, got=got)
+                raise ConfigError(
+                    "the weight is out of range", where=f"{name}.{term}", expected=expected, got=got
+                )
             _check_name(term, f"{name}.{term}")
             _check_until(entry, losses, f"{name}.{term}.until")
             if isinstance(entry["loss"], functools.partial):
@@ -177,14 +182,14 @@ def check_losses(
             where = f"{name}.{term}.delay_frames"
             if _asks_auto(entry["loss"]) and name == "labelled_losses" and not labelled_soft_labels:
                 raise ConfigError(
-                    "a delay is measured against stored labels, and the labelled audio has none",
+                    "a delay is measured against stored labels, but the labelled audio has none",
                     where=where,
                     got="auto",
-                    fix="Give a number of frames, or name folders of `labelled_soft_labels`.",
+                    fix="Give a number of frames, or set `labelled_soft_labels` to folders of labels.",
                 )
             if _asks_auto(with_delay(entry["loss"], 0)):
                 raise ConfigError(
-                    "only for losses named with !name: is a delay measured",
+                    "a delay is measured only for losses given with !name:",
                     where=where,
                     got="auto",
                     fix="Give a number of frames.",
@@ -193,7 +198,7 @@ def check_losses(
 
 def _check_name(name: str, where: str) -> None:
     if "." in name:
-        raise ConfigError("a name with a dot", where=where, expected="one without")
+        raise ConfigError("the name contains a dot", where=where, expected="a name without one")
 
 
 def check_impressions(impressions: Impressions, teacher: str | None, **of_audio: Any) -> None:
@@ -201,14 +206,14 @@ def check_impressions(impressions: Impressions, teacher: str | None, **of_audio:
     are of another model than `teacher`. Null or empty settings count as not given."""
     if given := [name for name, value in of_audio.items() if value not in (None, [], (), {})]:
         raise ConfigError(
-            "impressions are no audio, and have no use for what is said of it",
+            "these settings are for audio, and impressions are not audio",
             where=", ".join(given),
             expected="null, or [] for a list",
-            fix="Set it so where the recipe has it from its base; Impressions has settings of its own.",
+            fix="Override them where the recipe's base sets them; Impressions has settings of its own.",
         )
     if teacher is not None and teacher_hash(teacher) != read_card(impressions.teacher)["weights_sha256"]:
         raise ConfigError(
-            "the impressions are those of another teacher",
+            "the impressions are from another teacher",
             where="unlabelled, teacher",
             expected=teacher,
             got=impressions.teacher,
@@ -221,7 +226,7 @@ def teacher_hash(folder: str) -> str:
     Raises:
         ModelError: there is no such model.
     """
-    with of_key("teacher", "With --teacher null labels of any teacher are taken."):
+    with of_key("teacher", "With --teacher null, labels of any teacher are accepted."):
         return str(read_card(Path(folder))["weights_sha256"])
 
 
@@ -231,14 +236,14 @@ def check_pruning(prune: Pruning | None, start: str | None, optimisation: Optimi
         return
     if optimisation is not None and optimisation.optimiser != "adamw":
         raise ConfigError(
-            "only AdamW leaves pruned weights where they are",
+            "only AdamW keeps pruned weights at zero",
             where="optimisation.optimiser",
             expected="adamw",
             got=optimisation.optimiser,
         )
     if start is None:
         raise ConfigError(
-            "only a trained model can be pruned", where="prune", fix="Name its folder as `start`."
+            "only a trained model can be pruned", where="prune", fix="Set `start` to its folder."
         )
 
 
@@ -251,7 +256,7 @@ def read_schedule(schedule: Sequence[Any]) -> list[tuple[str, int]]:
     for block in schedule:
         if not isinstance(block, list | tuple) or len(block) != 2 or not isinstance(block[1], int):
             raise ConfigError(
-                "a block of the schedule cannot be read",
+                "invalid block in the schedule",
                 where="schedule",
                 expected="[[unlabelled, 3], [labelled, 1]]: streams and numbers of batches",
                 got=block,
@@ -272,7 +277,7 @@ def check_units(units: str | Mapping[str, Any] | TeacherSource) -> None:
         fitting(units["vocab_size"], int, "units.vocab_size")
         return
     raise ConfigError(
-        "units that cannot be made",
+        "invalid units",
         where="units",
         expected=UNITS_ARE,
         got=units,
@@ -285,16 +290,16 @@ def _check_until(entry: Mapping[str, Any], losses: Losses, where: str) -> None:
     fitting(until, float, where)
     if not 0 < until <= 1:
         raise ConfigError(
-            "a loss fades away after a share of the training",
+            "`until`, the share of training after which a loss is 0, is out of range",
             where=where,
             expected="0 < until <= 1",
             got=until,
         )
     if all(other.get("until") is not None for other in losses.values()):
         raise ConfigError(
-            "when every loss has faded away nothing is left to learn from",
+            "if every loss fades to 0, nothing is left to learn from",
             where=where,
-            fix="Take `until` from one loss of this stream.",
+            fix="Remove `until` from one loss of this stream.",
         )
 
 
@@ -346,7 +351,7 @@ def check_against_labels(losses: Mapping[str, Losses], streams: Mapping[str, Bat
             where = f"{name}_losses.{term}"
             if source.labels and not source.labels_have_times and _needs_times(entry["loss"]):
                 raise ConfigError(
-                    "this loss learns frame by frame, and the labels are transcripts without times",
+                    "this loss learns frame by frame, but the labels are transcripts without times",
                     where=where,
                     fix="Use kdasr.losses.best_path_ctc, or label with a teacher that gives posteriors.",
                 )
@@ -371,8 +376,8 @@ def tell_of_dev(name: str, dev: Stream, streams: Mapping[str, BatchSource]) -> N
             here, there = (f"{item.shard.path.parent}/{item.entry.key}" for item in both[0])
             example = here if here == there else f"{here} is in {there}"
             print(
-                f"{name}: {len(both):,} of {len(dev.items):,} dev utterances are in the {stream} audio too "
-                f"({example}), so the dev WER is lower than on other audio",
+                f"{name}: {len(both):,} of {len(dev.items):,} dev utterances are also in the {stream} audio "
+                f"({example}), so the dev WER is lower than on unseen audio",
                 file=sys.stderr,
             )
 
@@ -383,7 +388,7 @@ def tell_what_is_untaught(name: str, streams: Mapping[str, BatchSource]) -> None
     if symbols and ranks().first:
         print(
             f"{name}: a teacher of the labels has no class for {len(symbols)} of the student's symbols: "
-            f"{shorten(' '.join(symbols))} (never said in what it labels: only transcripts teach them)",
+            f"{shorten(' '.join(symbols))} (they never occur in its labels: only transcripts teach them)",
             file=sys.stderr,
         )
 

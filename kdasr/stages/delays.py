@@ -42,8 +42,9 @@ def with_measured_delays(
         delay_frames = delay_from(histogram, margin_frames)
         if ranks().first:
             print(
-                f"{name}: on {stream} audio the reference spikes {histogram.median_ms:+.0f} ms from the "
-                f"teacher (median of {histogram.matched} spikes), which is delayed by {delay_frames} frames",
+                f"{name}: on {stream} audio, the reference's spikes are offset by "
+                f"{histogram.median_ms:+.0f} ms from the teacher's (median of {histogram.matched} spikes), "
+                f"which is delayed by {delay_frames} frames",
                 file=sys.stderr,
             )
         measured[stream] = {
@@ -59,26 +60,27 @@ def with_measured_delays(
 def _against_labels(source: BatchSource, reference: str | None, where: str) -> SpikeHistogram:
     if not isinstance(source, Stream) or not source.labels:
         raise ConfigError(
-            "an automatic delay is measured against stored soft labels, and there are none",
+            "an automatic delay is measured against stored soft labels, but there are none",
             where=where,
-            fix="Name folders of `labels`, or give a number.",
+            fix="Set `labels` to folders of soft labels, or give a number.",
         )
     if reference is None:
         raise ConfigError(
-            "an automatic delay needs a model to measure it with",
+            "an automatic delay needs a reference model",
             where=where,
-            fix="Name a student trained on transcripts alone as delay_reference, or give a number.",
+            fix="Set delay_reference to a student trained on transcripts alone, or give a number.",
         )
     with of_key("delay_reference"):
         loaded, student = load_model(Path(reference)), source.student
     theirs = (loaded.units.hash, loaded.model.subsampling)
     if student is not None and theirs != (student.units.hash, student.subsampling):
         raise ConfigError(
-            "the model to measure a delay with has other units or frames than the student",
+            "the reference model has other units or another frame rate than the student",
             where=f"delay_reference: {reference}",
-            expected=f"{student.subsampling} feature frames for each, units {student.units.hash[:12]}",
-            got=f"{loaded.model.subsampling}, {loaded.units.hash[:12]}",
-            fix="Name a student with these units, trained on transcripts alone, or give a number.",
+            expected=f"{student.subsampling} feature frames per output frame and units "
+            f"{student.units.hash[:12]}",
+            got=f"{loaded.model.subsampling} and {loaded.units.hash[:12]}",
+            fix="Use a student with these units, trained on transcripts alone, or give a number.",
         )
     return measure_offsets(source, loaded.model)
 

@@ -220,13 +220,13 @@ def _begun(model: Callable[..., Any] | None, units: Units, start: str | None) ->
     other_units = loaded.units.hash != units.hash
     if other_units or loaded.model.config != config:
         raise ConfigError(
-            "the model to go on from is another one than the recipe's",
+            "the model to start from does not match the recipe",
             where=start,
             expected=f"units {units.hash[:12]} and {config}",
             got=f"units {loaded.units.hash[:12]} and {loaded.model.config}",
-            fix=f"Its units are taken with --units {start}."
+            fix=f"To use its units, set --units {start}."
             if other_units
-            else "`model: null` takes it as it is.",
+            else "With `model: null`, it is used as it is.",
         )
     built.load_state_dict(loaded.model.state_dict())
     return built, loaded.card["weights_sha256"]
@@ -266,9 +266,9 @@ def make_units(
     texts = texts_of(labelled) if labelled else others
     if texts is None:
         raise ConfigError(
-            "pieces are learnt from transcripts, and `labelled` names none",
+            "word pieces are learnt from transcripts, but `labelled` is empty",
             where="units",
-            fix="Take the teacher's: name its folder.",
+            fix="To use the teacher's units, set `units` to its folder.",
         )
     return train_sentencepiece(texts, vocab_size=units["vocab_size"], seed=seed)
 
@@ -278,7 +278,7 @@ def _dev_stream(folders: Sequence[str], units: Units, **settings: Any) -> Stream
     stream = Stream(paths, units=units, cache_bytes=_DEV_CACHE_BYTES, **settings)
     if not any(text.split() for text in texts_of(paths)):
         raise ConfigError(
-            "the transcripts hold no word, so there is no error rate", where="dev", got=", ".join(folders)
+            "the transcripts contain no words, so there is no error rate", where="dev", got=", ".join(folders)
         )
     stream.cache_whole_or_nothing()
     return stream
@@ -328,7 +328,7 @@ def _streams(
 def _transcribed(streams: Mapping[str, BatchSource], asked_by: str) -> Stream:
     if "labelled" not in streams:
         raise ConfigError(
-            "this asks for transcribed audio", where=asked_by, expected="folders of it under `labelled`"
+            "this needs transcribed audio", where=asked_by, expected="folders of it in `labelled`"
         )
     return cast(Stream, streams["labelled"])
 
@@ -362,9 +362,9 @@ def _unlabelled(
         return folders
     if not folders:
         raise ConfigError(
-            "the schedule uses unlabelled audio, and the recipe has none",
+            "the schedule uses unlabelled audio, but the recipe has none",
             where="unlabelled",
-            fix="Name folders of audio shards, or take unlabelled out of the schedule.",
+            fix="Set `unlabelled` to folders of audio shards, or remove unlabelled from the schedule.",
         )
     return Stream([Path(folder) for folder in folders], labels=_label_folders(labels, teacher), **settings)
 

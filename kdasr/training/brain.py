@@ -214,9 +214,9 @@ class CtcBrain(sb.Brain):
             # A kill may have come between the last save and this.
             self.checkpointer.delete_checkpoints(num_to_keep=1, min_keys=_KEPT_BY)
         if self.optimizer_step == self.last_step and self.step == 0:
-            self._say(f"all {self.last_step} steps are done already")
+            self._say(f"all {self.last_step} steps are already done")
         elif self.optimizer_step:
-            self._say(f"goes on after step {self.optimizer_step}/{self.last_step}")
+            self._say(f"resuming after step {self.optimizer_step}/{self.last_step}")
         self.progress.update(self.task, completed=self.optimizer_step)
         if begins and self.training.start is not None:
             # The baseline that training has to improve on; it is kept if all later weights are worse.
@@ -252,12 +252,12 @@ class CtcBrain(sb.Brain):
             return self._take_step(batch)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"the memory of {self.device} does not hold step {self.optimizer_step + 1}",
+                f"step {self.optimizer_step + 1} does not fit into the memory of {self.device}",
                 where=self.training.name,
                 got=(str(error) or repr(error)).splitlines()[0],
-                fix="If no other program uses it (nvidia-smi), halve batch_seconds and double "
-                f"optimisation.accumulate, which is {self.optimisation.accumulate}: a step then has as much "
-                "audio, in smaller batches. With these the training begins anew.",
+                fix="If no other program uses that memory (nvidia-smi), halve batch_seconds and double "
+                f"optimisation.accumulate (now {self.optimisation.accumulate}): a step then has the same "
+                "amount of audio, in smaller batches. Training then starts from the beginning.",
             ) from error
 
     def _take_step(self, batch: list[Batch]) -> Tensor:
@@ -379,15 +379,15 @@ class CtcBrain(sb.Brain):
         ]
         if not 0 < news.steps_not_taken <= self.optimisation.nonfinite_patience:
             raise NonFiniteLossError(
-                f"the loss became {loss} in step {news.step + 1}, or its gradient is not finite",
+                f"the loss ({loss}) or its gradient is not finite in step {news.step + 1}",
                 where=self.training.name,
                 got=terms,
-                fix=f"The last good checkpoint is kept in {self.training.checkpoints}, if one was due "
-                "before. Look at the audio of this batch, or begin again with a lower "
-                "peak_learning_rate: " + ", ".join(keys),
+                fix=f"The last good checkpoint, if one was due before, is in {self.training.checkpoints}. "
+                "Start again with a lower peak_learning_rate, or check the audio of this batch: "
+                + ", ".join(keys),
             )
         self._say(
-            f"step {news.step + 1} is left out, its loss {loss:.4g} or gradient is not finite "
+            f"step {news.step + 1} was skipped: its loss ({loss:.4g}) or gradient is not finite "
             f"(see {self.log.path})"
         )
         not_finite = {name: str(value) for name, value in terms.items() if not math.isfinite(value)}
@@ -443,8 +443,8 @@ class CtcBrain(sb.Brain):
         early, count = sum(at_once), sum(map(len, hypotheses))
         if step == self.last_step and 2 * early > count:
             self._say(
-                f"{early} of {count} dev utterances begin with a unit in their first output frame, heard "
-                'or not (docs/distillation.md, "The first unit")'
+                f"{early} of {count} dev utterances begin with a unit in their first output frame, "
+                'whether it was said or not (docs/distillation.md, "The first unit")'
             )
         # Keep the best checkpoint, the latest, to resume from, and that of the initial model.
         name = "wer" if step else _START_WER

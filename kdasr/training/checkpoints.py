@@ -54,7 +54,8 @@ class WholeCheckpoints(Checkpointer):
                 f"a checkpoint could not be written, with {free} free on the disk",
                 where=self.checkpoints_dir,
                 got=(str(error) or repr(error)).splitlines()[0],
-                fix="Make room and run the same again: it goes on from the last whole checkpoint.",
+                fix="Free some space and run the same command again: it resumes from the last complete "
+                "checkpoint.",
             ) from error
 
     def _save_whole(self, meta: Mapping[str, Any] | None, **settings: Any) -> Checkpoint:

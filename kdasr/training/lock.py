@@ -46,12 +46,12 @@ def _lock(descriptor: int, folder: Path) -> None:
         take_lock(descriptor, folder, wait=False)
     except BlockingIOError:
         raise TrainingError(
-            "another training uses this folder",
+            "another training run is using this folder",
             where=folder,
             expected="one at a time",
-            got=os.pread(descriptor, 300, 0).decode(errors="replace").strip() or "one that is just beginning",
-            fix="Wait until that one has ended, or end it there; the same command then goes on from its last "
-            "checkpoint. A training beside it needs another folder: --checkpoints, or --work-dir.",
+            got=os.pread(descriptor, 300, 0).decode(errors="replace").strip() or "one that is just starting",
+            fix="Wait until it has finished, or stop it there; the same command then resumes from its last "
+            "checkpoint. To train at the same time, use another folder: --checkpoints, or --work-dir.",
         ) from None
 
 

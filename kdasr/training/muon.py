@@ -145,7 +145,7 @@ def make_optimiser(
     hidden = [parameter for parameter in every if parameter in matrices]
     if not hidden:
         raise ConfigError(
-            "Muon moves the matrices of hidden Linear layers, and none of this training learns",
+            "Muon optimises the matrices of hidden Linear layers, but this training has none that learn",
             where="optimisation.optimiser",
             expected="adamw",
             got=kind,

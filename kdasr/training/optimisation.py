@@ -91,7 +91,7 @@ class Optimisation:
             good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
             if not good or not least <= value < math.inf:
                 raise ConfigError(
-                    "a setting of the optimisation is out of range",
+                    "the value is out of range",
                     where=f"optimisation.{name}",
                     expected=f"a {'whole ' if whole else ''}number, {least} or more",
                     got=repr(value),
@@ -99,7 +99,7 @@ class Optimisation:
         for name, (expected, is_allowed) in _ALLOWED.items():
             if not is_allowed(value := getattr(self, name)):
                 raise ConfigError(
-                    "a setting of the optimisation cannot be",
+                    "the value is not allowed",
                     where=f"optimisation.{name}",
                     expected=expected,
                     got=value,
@@ -116,7 +116,7 @@ class Optimisation:
             raise ConfigError(
                 f"{count} processes cannot share a step of {self.accumulate} batches",
                 where=f"{name}: optimisation.accumulate",
-                expected=f"at least {count}, best a multiple of it",
+                expected=f"at least {count}, ideally a multiple of it",
                 got=self.accumulate,
                 fix=f"Add --optimisation.accumulate {count} (a step is then {count} batches), "
                 "or start fewer processes.",

@@ -34,7 +34,7 @@ class Phase:
             good &= self.start > 0 and (self.end is None or self.end > 0)
         if not good or self.shape not in get_args(Shape):
             raise ConfigError(
-                "a phase of learning rates that cannot be followed",
+                "invalid learning rate phase",
                 where="optimisation.phases",
                 expected="steps >= 1, rates >= 0 (exponential: > 0), shape " + ", ".join(get_args(Shape)),
                 got=self,
@@ -61,7 +61,7 @@ def read_phases(entries: Sequence[Phase | Mapping[str, Any]]) -> tuple[Phase, ..
         return tuple(entry if isinstance(entry, Phase) else Phase(**entry) for entry in entries)
     except TypeError as error:
         raise ConfigError(
-            "a phase of learning rates cannot be read",
+            "a learning rate phase cannot be read",
             where="optimisation.phases",
             expected=", ".join(field.name for field in fields(Phase)),
             got=error,

@@ -44,13 +44,13 @@ class Position:
         found = self._after(written["steps_done"])
         if {name: written.get(name) for name in found} != found:
             raise TrainingError(
-                "the data is not what it was when this checkpoint was written",
+                "the data has changed since this checkpoint was written",
                 where=path,
                 expected=written["streams"],
                 got=found["streams"],
                 # Not other audio or settings: with those, training would have started anew.
-                fix="Another release of kdasr or NumPy orders the same audio otherwise, or labels made anew "
-                "lack other utterances: bring those back, or train into another folder of checkpoints.",
+                fix="Another release of kdasr or NumPy orders the same audio differently, or new labels lack "
+                "other utterances: restore the former ones, or use another folder of checkpoints.",
             )
         return so_far
 

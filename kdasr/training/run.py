@@ -138,8 +138,8 @@ class Training:
                 best = ranks.from_first(brain.recover_best() if ranks.first else {})
                 if ranks.first and best["step"] == 0:
                     _say(
-                        f"{self.name}: every look at the dev set found clearly more errors than the "
-                        f"{best['start_wer']:.1f} % of the model it began with, which is kept as it was"
+                        f"{self.name}: every dev set evaluation found clearly more errors than the starting "
+                        f"model has (WER {best['start_wer']:.1f} %), which is kept unchanged"
                     )
             finally:
                 step.student.close()
@@ -209,14 +209,14 @@ class Training:
         how = self.optimisation
         if not how.phases and how.warmup_steps > how.steps:
             _say(
-                f"{self.name}: the learning rate never reaches its peak: {how.warmup_steps} steps of warm-up "
-                f"in a training of {how.steps} (optimisation.warmup_steps)"
+                f"{self.name}: the learning rate never reaches its peak: {how.warmup_steps} warm-up steps "
+                f"in a run of {how.steps} steps (optimisation.warmup_steps)"
             )
         if idle := self.optimisation.idle_share(ranks.count):
             _say(
                 f"{self.name}: {ranks.count} processes share the {self.optimisation.accumulate} batches of a "
-                f"step and idle for {100 * idle:.0f} % of it; choose a multiple of {ranks.count} as "
-                "optimisation.accumulate"
+                f"step and idle for {100 * idle:.0f} % of it; set optimisation.accumulate to a "
+                f"multiple of {ranks.count}"
             )
 
     def _tell_what_is_heard(self, batches: ScheduledBatches) -> None:
@@ -229,7 +229,7 @@ class Training:
             teachers = sorted({(one["teacher"], one["teacher_hash"][:12]) for one in stream.taught_by})
             if len(teachers) > 1:
                 _say(
-                    f"{self.name}: {name}: its labels are of {len(teachers)} teachers: "
+                    f"{self.name}: {name}: its labels are from {len(teachers)} teachers: "
                     + ", ".join(f"{teacher} ({hashed})" for teacher, hashed in teachers)
                 )
 
@@ -281,11 +281,11 @@ class Training:
         with contextlib.suppress(FileNotFoundError):
             (self.checkpoints / LOG_FILE).replace(self.checkpoints / _OLD_LOG_FILE)
         self.checkpoints.replace(aside)
-        begins = "" if self._aside(fingerprint).exists() else "begins anew: "
-        replaced = f"; this training will replace the model in {out}" if out.exists() else ""
+        begins = "" if self._aside(fingerprint).exists() else "starting from the beginning: "
+        replaced = f"; this run will replace the model in {out}" if out.exists() else ""
         _say(
             f"{self.name}: {begins}checkpoints of other settings or data are now in {aside} "
-            f"(begun with those again, a training goes on from there){replaced}"
+            f"(with those settings and data, training resumes from there){replaced}"
         )
 
     def _take_back(self, fingerprint: str) -> None:
@@ -294,7 +294,7 @@ class Training:
         if not own.exists() or self.checkpoints.exists():
             return
         own.replace(self.checkpoints)
-        _say(f"{self.name}: goes on with checkpoints of these settings from {own}")
+        _say(f"{self.name}: resuming with checkpoints of these settings from {own}")
 
     def _aside(self, fingerprint: str) -> Path:
         return self.checkpoints.with_name(f"{self.checkpoints.name}.{fingerprint}")
@@ -321,14 +321,17 @@ class Training:
         self.optimisation.check_shared_by(ranks.count, self.name)
         if self.optimisation.precision == "fp16" and torch.device(self.device).type != "cuda":
             raise ConfigError(
-                "fp16 is for GPUs", where="optimisation.precision", expected="fp32 or bf16", got=self.device
+                "fp16 needs a GPU",
+                where="optimisation.precision",
+                expected="fp32 or bf16 here",
+                got=self.device,
             )
         for name in {stream for stream, _ in self.schedule}:
             if not self.losses.get(name):
                 raise ConfigError(
                     f"the schedule uses the {name} stream but no loss is given for it",
                     where=self.name,
-                    fix=f"Name a loss under {name}_losses, or take {name} out of the schedule.",
+                    fix=f"Add a loss to {name}_losses, or remove {name} from the schedule.",
                 )
 
 
@@ -352,9 +355,9 @@ def _check_apart(checkpoints: Path, out: Path) -> None:
     inner, outer = checkpoints.resolve(), out.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise ConfigError(
-            "a model and its checkpoints cannot lie one in the other",
+            "the folders of a model and of its checkpoints must not contain each other",
             where="checkpoints",
-            expected=f"a folder apart from {out}",
+            expected=f"a folder separate from {out}",
             got=checkpoints,
         )
 
@@ -379,9 +382,9 @@ def _check_not_nested(checkpoints: Path) -> None:
     ]
     if other := next((folder for folder in folders if (folder / FINGERPRINT_FILE).exists()), None):
         raise ConfigError(
-            "checkpoints of two trainings cannot lie one in the other",
+            "the checkpoints of one training run must not be inside those of another",
             where="checkpoints",
-            expected=f"a folder apart from {other}, which has those of another training",
+            expected=f"a folder separate from {other}, which has those of another training run",
             got=checkpoints,
             fix="Choose another --checkpoints.",
         )
@@ -399,7 +402,7 @@ def _refuse_other_files(checkpoints: Path) -> None:
         raise ConfigError(
             "checkpoints need a folder of their own",
             where="checkpoints",
-            expected=f"an empty folder in the place of {checkpoints}",
+            expected=f"an empty folder instead of {checkpoints}",
             got=", ".join(others[:5]) + (", …" if len(others) > 5 else ""),
         )
 

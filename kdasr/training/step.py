@@ -154,7 +154,7 @@ class Step(nn.Module):
                 self(batch, stream)
         for name, part in self.learned.items():
             if any(is_lazy(parameter) for parameter in part.parameters()):
-                raise ConfigError("this loss is in no stream of the schedule", where=name)
+                raise ConfigError("no stream in the schedule uses this loss", where=name)
         with torch.no_grad():
             self(dev_batch, DEV)
         self.train(was_training)
@@ -162,7 +162,7 @@ class Step(nn.Module):
     def _teacher(self, name: str) -> OnlineTeacher:
         if name not in self._teachers:
             raise ConfigError(
-                f"a loss asks for the teacher {name!r}, which is none of those of this training",
+                f"a loss uses the teacher {name!r}, which this training does not have",
                 where="teachers",
                 expected=", ".join(self._teachers) or "the name of a teacher under `teachers:`",
             )

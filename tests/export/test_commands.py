@@ -203,19 +203,23 @@ def test_a_limit_of_a_recipe_may_be_left_unused_and_one_that_is_typed_may_not(
 @pytest.mark.parametrize(
     ("changes", "chunk_ms", "told"),
     [
-        ({}, "80", "chunks of 80 ms are smaller than those of the training (160 ms), which costs accuracy; "),
+        (
+            {},
+            "80",
+            "chunks of 80 ms are smaller than those used in training (160 ms), which reduces accuracy; ",
+        ),
         ({}, "160", ""),
         ({}, "320", ""),
         (
             {"dynamic_chunks": [0, 2, 8]},
             "40",
-            "chunks of 40 ms are smaller than those of the training (full context, 80 ms, 320 ms), which ",
+            "chunks of 40 ms are smaller than those used in training (full context, 80 ms, 320 ms), which ",
         ),
         ({"dynamic_chunks": [0, 2, 8]}, "160", ""),
         (
             {"chunk_frames": 0},
             "160",
-            "chunks of 160 ms are smaller than those of the training (full context), ",
+            "chunks of 160 ms are smaller than those used in training (full context), ",
         ),
     ],
 )
@@ -226,10 +230,10 @@ def test_chunks_smaller_than_those_of_the_training_are_told_of(
     arguments = ["export", "--model", str(tmp_path / "student"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--no-int8", "--chunk-ms", chunk_ms]) == 0
     err = capsys.readouterr().err
-    assert err.startswith(told) and bool(err) == bool(told) == err.endswith("; measure with --dev\n")
+    assert err.startswith(told) and bool(err) == bool(told) == err.endswith("; measure it with --dev\n")
     write_shards([Utterance("only", probe_sound(20_000, 1), text="one two")], tmp_path / "dev")
     assert main([*arguments, "--no-int8", "--chunk-ms", chunk_ms, "--dev", str(tmp_path / "dev")]) == 0
-    assert capsys.readouterr().err == err.replace("; measure with --dev", "")
+    assert capsys.readouterr().err == err.replace("; measure it with --dev", "")
 
 
 def test_a_recurrent_student_is_as_good_in_chunks_of_any_size(

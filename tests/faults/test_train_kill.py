@@ -160,5 +160,5 @@ def test_data_in_another_order_is_noticed(forkserver: Any, data: Path, tmp_path:
     written = json.loads(position.read_text())
     written["streams"]["labelled"]["next_key"] = "another"
     position.write_text(json.dumps(written))
-    with pytest.raises(TrainingError, match=r"not what it was when this checkpoint.*another"):
+    with pytest.raises(TrainingError, match=r"the data has changed since this checkpoint.*another"):
         train_victim.training(data, out / "checkpoints", 0).run(out / "model")

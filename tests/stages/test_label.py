@@ -29,11 +29,11 @@ def test_a_job_in_which_nothing_got_labels_ends_with_the_reasons_whenever_it_is_
     make_audio(tmp_path / "audio", 12, per_shard=4)
     said = []
     for _ in range(2):
-        with pytest.raises(SoftLabelError, match="labels: not one utterance got labels") as caught:
+        with pytest.raises(SoftLabelError, match="labels: no utterance received labels") as caught:
             run(tmp_path, NOTHING)
         said.append(str(caught.value))
     assert said[0] == said[1]
-    assert "got filtered: " in said[0] and "(12 utterances). Give filters that keep more" in said[0]
+    assert "got filtered: " in said[0] and "(12 utterances). Use filters that keep more" in said[0]
     assert "--overwrite true" in said[0]
 
 

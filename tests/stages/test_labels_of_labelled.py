@@ -141,8 +141,8 @@ def test_labels_decide_which_checkpoints_are_gone_on_from(
     train_labelled(data, tmp_path / "model", labelled_losses={"ctc": CTC})
     train_labelled(data, tmp_path / "model", labelled_losses={"ctc": CTC}, labelled_soft_labels=[])
     said = capfd.readouterr().err
-    assert "begins anew: checkpoints of other" in said
-    assert f"this training will replace the model in {tmp_path / 'model'}" in said
+    assert "starting from the beginning: checkpoints of other" in said
+    assert f"this run will replace the model in {tmp_path / 'model'}" in said
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_each_stream_has_a_delay_of_its_own(
     assert asked == {True: 3, False: 4}  # and one frame more than measured
     card: Mapping[str, Any] = load_model(tmp_path / "model").card
     assert (card["labelled_delay_frames"], card["delay_frames"]) == (3, 4)
-    assert "on labelled audio the reference spikes +80 ms" in capfd.readouterr().err
+    assert "on labelled audio, the reference's spikes are offset by +80 ms" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("used", [["labelled"], ["labelled", "unlabelled"]])

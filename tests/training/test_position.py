@@ -37,5 +37,5 @@ def test_what_was_counted_comes_back_where_the_data_is_the_same(tmp_path: Path) 
 def test_data_that_comes_in_another_order_is_not_gone_on_with(tmp_path: Path) -> None:
     folder, path = shards(tmp_path / "labelled", 12, per_shard=6), tmp_path / "position.ckpt"
     position(folder).save(path, 3, {})
-    with pytest.raises(TrainingError, match="the data is not what it was when this checkpoint was written"):
+    with pytest.raises(TrainingError, match="the data has changed since this checkpoint was written"):
         position(folder, seed=8).check(path)

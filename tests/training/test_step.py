@@ -75,7 +75,7 @@ def test_a_loss_that_learns_of_a_stream_that_is_not_used_is_refused_by_name() ->
         "labelled": {"ctc": (1.0, ctc)},
         "unlabelled": {"learns": (1.0, Learns())},
     }
-    with pytest.raises(ConfigError, match=r"unlabelled/learns: this loss is in no stream"):
+    with pytest.raises(ConfigError, match=r"unlabelled/learns: no stream in the schedule uses this loss"):
         step_of(**losses).initialise(7, [("labelled", batch())], batch())
 
 
