@@ -399,8 +399,10 @@ def test_checkpoints_of_other_settings_are_set_aside_not_resumed(
     assert list((tmp_path / f"c.{first}").glob("CKPT*"))
     assert len((tmp_path / f"c.{first}" / f"{LOG_FILE}.old").read_text().splitlines()) > 6
     kept = {path.name for path in (tmp_path / f"c.{first}").glob("CKPT*")}
-    begins = "tiny: starting from the beginning: checkpoints of other settings or data are now in"
-    assert f"{begins} {tmp_path}/c.{first} " in capsys.readouterr().err
+    assert (
+        "tiny: starting from the beginning: checkpoints of other settings or data are now in "
+        f"{tmp_path}/c.{first} "
+    ) in (capsys.readouterr().err)
     again = training(data, tmp_path / "c", steps=6).run(tmp_path / "model")  # as it was before, already done
     said = capsys.readouterr().err
     assert "starting from the beginning" not in said and f"will replace the model in {tmp_path}/model" in said

@@ -55,7 +55,7 @@ class Discriminator(Hint):
         super().__init__(**further)
         if width < 1 or context_frames < 1 or context_frames % 2 == 0:
             raise ConfigError(
-                "a discriminator looks at a frame and as many before it as after it",
+                "invalid size of the discriminator",
                 where="Discriminator",
                 expected="an odd number of context_frames, and width >= 1",
                 got=f"context_frames {context_frames}, width {width}",

@@ -60,7 +60,7 @@ def windowed_cross_entropy(
     """
     if not 0 <= min_delay_frames <= max_delay_frames:
         raise ConfigError(
-            "no window of delays",
+            "invalid delay window",
             where="windowed_cross_entropy",
             expected="0 <= min_delay_frames <= max_delay_frames",
             got=f"{min_delay_frames} and {max_delay_frames}",

@@ -137,7 +137,7 @@ def attention_transfer(
         raise ConfigError(
             "layers are compared in pairs",
             where="attention_transfer",
-            expected="as many student_layers as teacher_layers, and one at least",
+            expected="as many student_layers as teacher_layers, and at least one",
             got=f"{list(student_layers)} and {list(teacher_layers)}",
         )
     heard = online(batch, teacher)

@@ -70,8 +70,8 @@ class Impressions:
         }
         if min(utterances, frames, batch_size, steps, unit_frames) < 1 or not 0.0 < certainty <= 1.0:
             raise ConfigError(
-                "impressions are set up wrongly",
-                expected="counts of at least 1 and a certainty between 0 and 1",
+                "invalid settings for impressions",
+                expected="counts of at least 1, and 0 < certainty <= 1",
                 got=self.config,
             )
         self.teacher, self.cache, self.seed = Path(teacher), Path(cache), seed

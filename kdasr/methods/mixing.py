@@ -37,8 +37,8 @@ class Munge:
         }  # fmt: skip
         if not 0.0 <= probability <= 1.0 or local_variance <= 0 or block_frames < 1:
             raise ConfigError(
-                "Munge is set up wrongly",
-                expected="probability in 0 to 1, local_variance > 0, block_frames >= 1",
+                "invalid settings for Munge",
+                expected="0 <= probability <= 1, local_variance > 0, block_frames >= 1",
                 got=self.config,
             )
         self.probability, self.local_variance, self.block_frames = probability, local_variance, block_frames

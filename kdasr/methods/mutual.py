@@ -38,7 +38,9 @@ class Peer(nn.Module):
         peer = self.make(vocab_size=student.vocab_size)
         if peer.subsampling != student.subsampling:
             raise ConfigError(
-                "peers need the same output frames", expected=student.subsampling, got=peer.subsampling
+                "a peer and the student need the same number of feature frames per output frame",
+                expected=student.subsampling,
+                got=peer.subsampling,
             )
         peer.set_statistics(*statistics)
         self.recorded = Recorded(peer)

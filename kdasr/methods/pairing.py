@@ -93,9 +93,11 @@ def layer_of(output: ModelOutput, layer: int, whose: str) -> Tensor:
     """
     if not -len(output.layers_btd) <= layer < len(output.layers_btd):
         raise ConfigError(
-            f"{whose} has no layer {layer} to look into",
+            f"{whose} has no layer {layer}",
             where="layers",
-            expected=f"a number from 0 to {len(output.layers_btd) - 1}" if output.layers_btd else "no layer",
+            expected=f"a number from 0 to {len(output.layers_btd) - 1}"
+            if output.layers_btd
+            else "a model that exposes its layers",
             got=layer,
         )
     return output.layers_btd[layer]

@@ -38,9 +38,9 @@ class Pruning:
     def __init__(self, *, share: float, saliency: Saliency = "magnitude", batches: int = 8) -> None:
         if not 0.0 < share < 1.0 or saliency not in get_args(Saliency) or batches < 1:
             raise ConfigError(
-                "pruning is set up wrongly",
+                "invalid settings for pruning",
                 where="prune",
-                expected=f"0 < share < 1, a saliency of {', '.join(get_args(Saliency))}, batches >= 1",
+                expected=f"0 < share < 1, saliency one of {', '.join(get_args(Saliency))}, batches >= 1",
                 got=f"share {share}, saliency {saliency!r}, batches {batches}",
             )
         self.share, self.saliency, self.batches = share, saliency, batches

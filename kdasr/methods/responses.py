@@ -52,7 +52,9 @@ def soft_targets(
         LabelMismatchError: the labels of an utterance have another number of frames.
     """
     if temperature <= 0:
-        raise ConfigError("no such temperature", where="temperature", expected="more than 0", got=temperature)
+        raise ConfigError(
+            "the temperature is out of range", where="temperature", expected="more than 0", got=temperature
+        )
 
     def softened(log_probs_btv: Tensor, labels: SoftLabelBatch) -> Tensor:
         student_btc, teacher_btc = cells(log_probs_btv, labels)
@@ -119,11 +121,11 @@ def _dense(labels: SoftLabelBatch, vocab_size: int, where: str) -> Tensor:
     kept_bt = torch.where(inside_bt, kept_btk.sum(-1), vocab_size)
     if (least := int(kept_bt.min())) < vocab_size:
         raise LabelMismatchError(
-            "logits need labels that have kept every class",
+            "a loss on logits needs labels that have kept every class",
             where=where,
             expected=f"{vocab_size} classes in each frame",
-            got=f"{least} in one",
-            fix="Label with the codec `Full`, or name an online teacher.",
+            got=f"{least} in one frame",
+            fix="Label with the codec `Full`, or use an online teacher.",
         )
     dense_btv = labels.log_probs_btk.new_zeros(*kept_bt.shape, vocab_size)
     return dense_btv.scatter(2, labels.ids_btk, labels.log_probs_btk.nan_to_num(neginf=0.0))

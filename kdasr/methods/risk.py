@@ -52,14 +52,14 @@ def expected_word_errors(
     """
     if samples < 2 or window_frames < 1:
         raise ConfigError(
-            "no draws to compare",
+            "too few samples, or an empty window",
             where="expected_word_errors",
             expected="samples >= 2, window_frames >= 1",
             got=f"samples {samples}, window_frames {window_frames}",
         )
     if batch.decode is None:
         raise ConfigError(
-            "words are counted in training, where a batch says what its units spell",
+            "word errors can be counted only in training, where a batch can decode its units",
             where="expected_word_errors",
             expected="`decode` of the batch",
             got=None,

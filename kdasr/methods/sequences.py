@@ -103,7 +103,9 @@ def sampled_ctc(
         ConfigError: a sharpness that is not positive.
     """
     if sharpness <= 0:
-        raise ConfigError("no such sharpness", where="sampled_ctc", expected="sharpness > 0", got=sharpness)
+        raise ConfigError(
+            "the sharpness is out of range", where="sampled_ctc", expected="sharpness > 0", got=sharpness
+        )
     labels = targets_of(batch, teacher)
     tokens_bu, counts_b = drawn_transcripts(labels, sharpness)
     return ctc(output, replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b))

@@ -60,7 +60,7 @@ def soft_ctc(
     """
     if nearness not in get_args(Nearness):
         raise ConfigError(
-            "no such nearness", where="soft_ctc", expected=", ".join(get_args(Nearness)), got=nearness
+            "unknown nearness", where="soft_ctc", expected=", ".join(get_args(Nearness)), got=nearness
         )
     labels = targets_of(batch, teacher)
     log_probs_btv = at_least_float32(output.log_probs_btv)

@@ -55,7 +55,7 @@ def virtual_teacher(
     """
     if not 0.0 < correct_probability < 1.0 or temperature <= 0:
         raise ConfigError(
-            "virtual_teacher is set up wrongly",
+            "invalid settings for virtual_teacher",
             expected="0 < correct_probability < 1 and temperature > 0",
             got=f"{correct_probability} and {temperature}",
         )
@@ -81,7 +81,9 @@ def aligned_units(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         ConfigError: the batch has no transcripts.
     """
     if batch.tokens_bu is None or batch.token_lengths_b is None:
-        raise ConfigError("an alignment needs transcripts", where=batch.keys[0], fix="Use labelled_losses.")
+        raise ConfigError(
+            "an alignment needs transcripts", where=batch.keys[0], fix="Use this loss in labelled_losses."
+        )
     nll_b, occupancy_btv = ctc_occupancy(
         at_least_float32(output.log_probs_btv), batch.tokens_bu, output.lengths_b, batch.token_lengths_b
     )

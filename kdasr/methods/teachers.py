@@ -101,7 +101,12 @@ class EmaTeacher(nn.Module):
     def __init__(self, decay: float = 0.99) -> None:
         super().__init__()
         if not 0.0 <= decay < 1.0:
-            raise ConfigError("no moving average", where="decay", expected="0 <= decay < 1", got=decay)
+            raise ConfigError(
+                "the decay of the moving average is out of range",
+                where="decay",
+                expected="0 <= decay < 1",
+                got=decay,
+            )
         self.decay = decay
         self.config: dict[str, Any] = {"decay": decay}
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

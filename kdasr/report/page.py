@@ -69,10 +69,10 @@ def write_report(work_dir: Path) -> Path:
     logs = {name: read_log(path) for name, path in _training_logs(work_dir).items()}
     if not rows and not logs:
         raise ConfigError(
-            "nothing to report on",
+            "there is nothing to report",
             where=work_dir,
             expected=f"{RESULTS_FILE} or a training log train.jsonl",
-            fix="Run `kdasr run` first, or name the folder it worked in.",
+            fix="Run `kdasr run` first, or give the work folder of a run.",
         )
     plots = work_dir / PLOTS_FOLDER
     sections = [
@@ -85,10 +85,10 @@ def write_report(work_dir: Path) -> Path:
     if plot_losses(plots / "losses.png", logs):
         sections.append(_picture("Losses", "losses.png", _of_losses(logs)))
     if plot_dev_wer(plots / "dev_wer.png", logs):
-        sections.append(_picture("Dev WER while training", "dev_wer.png", _of_dev_wer(logs)))
-    when = "When the student recognises a unit, against the teacher"
+        sections.append(_picture("Dev WER during training", "dev_wer.png", _of_dev_wer(logs)))
+    when = "Spike times of the student, relative to the teacher's"
     if plot_spikes_over_steps(plots / "spikes_over_steps.png", logs):
-        sections.append(_picture(f"{when}, while training", "spikes_over_steps.png"))
+        sections.append(_picture(f"{when}, during training", "spikes_over_steps.png"))
     spikes = work_dir / SPIKES_FILE
     if spikes.exists() and plot_spikes(plots / "spikes.png", read_histogram(spikes)):
         sections.append(_picture(when, "spikes.png"))
@@ -133,8 +133,8 @@ def _introduction(lines: Sequence[Line], results: Path) -> str:
     sentences = (
         "; ".join(audio) + (", greedy decoding without a language model" if greedy else "") if audio else "",
         "WER, CER: word and character error rate",
-        "RTF: computing time / audio time, one core",
-        "Latency: audio that must arrive first, no computing",
+        "RTF: processing time / audio time, on one core",
+        "Latency: audio that must arrive before output, without processing time",
         "A spike is the frame in which a unit is recognised",
         f"Written by kdasr {version()} on {date.today().isoformat()}",
     )
@@ -163,7 +163,7 @@ def _caption(text: str) -> str:
 
 def _of_losses(logs: Mapping[str, Log]) -> str:
     fades = any(name.endswith("/silent_start") for log in logs.values() for row in log for name in row)
-    return "Thin: each step; bold: smoothed." + (" silent_start fades by design." if fades else "")
+    return "Thin: each step; bold: smoothed." + (" silent_start fades out by design." if fades else "")
 
 
 def _of_dev_wer(logs: Mapping[str, Log]) -> str:
@@ -176,12 +176,12 @@ def _word_errors(results: Path, lines: Sequence[Line]) -> Iterator[str]:
     for line, heard in best_students(lines, results):
         errors, name = word_errors(heard), html.escape(line.label)
         most = max(len(errors.substituted), len(errors.deleted), len(errors.inserted))
-        shown = f" Of each kind, the {_MOST_WORDS} most frequent." if most > _MOST_WORDS else ""
+        shown = f" Shown are the {_MOST_WORDS} most frequent of each kind." if most > _MOST_WORDS else ""
         yield f"<h2>Word errors of {name}</h2>{_caption(errors_text(errors, most=0) + shown)}"
         yield '<div class="beside">'
-        yield _most_frequent(("said", "heard"), errors.substituted)
-        yield _most_frequent(("said, not heard",), [((word,), count) for word, count in errors.deleted])
-        yield _most_frequent(("heard, not said",), [((word,), count) for word, count in errors.inserted])
+        yield _most_frequent(("reference", "recognised"), errors.substituted)
+        yield _most_frequent(("deleted",), [((word,), count) for word, count in errors.deleted])
+        yield _most_frequent(("inserted",), [((word,), count) for word, count in errors.inserted])
         yield "</div>"
         if rates := speaker_rates(heard):
             yield f"<h2>WER by speaker: {name}</h2>"
@@ -195,7 +195,7 @@ def _most_frequent(columns: Sequence[str], counts: Sequence[tuple[Sequence[str],
     if not counts:
         return ""
     cells = [(*words, str(count)) for words, count in counts[:_MOST_WORDS]]
-    return _table((*columns, "times"), cells, "words")
+    return _table((*columns, "count"), cells, "words")
 
 
 def _misheard(results: Path, lines: Iterable[Line]) -> Iterator[str]:
@@ -211,15 +211,17 @@ def _misheard(results: Path, lines: Iterable[Line]) -> Iterator[str]:
         name = html.escape(f"{label}, seed {row['seed']}" + (f", on {line.test}" if line.test else ""))
         texts = tuple(sorted(f"{one['key']}\t{one['reference']}\t{one['hypothesis']}" for one in heard))
         if texts in names:
-            yield f"<p>{name}: the same as {names[texts]}.</p>"
+            yield f"<p>{name}: the same texts as {names[texts]}.</p>"
             continue
         names[texts] = name
-        most = f"; the {_WORST_UTTERANCES} with most word errors" if len(wrong) > _WORST_UTTERANCES else ""
-        yield f"<h2>Misheard by {name}: {len(wrong)} of {len(heard)} utterances{most}</h2>"
+        most = (
+            f"; the {_WORST_UTTERANCES} with the most word errors" if len(wrong) > _WORST_UTTERANCES else ""
+        )
+        yield f"<h2>Misrecognised by {name}: {len(wrong)} of {len(heard)} utterances{most}</h2>"
         if wrong:
             shown = wrong[:_WORST_UTTERANCES]
             cells = [(one["key"], one["reference"], one["hypothesis"], str(one["errors"])) for one in shown]
-            yield _table(("utterance", "said", "heard", "word errors"), cells, "text")
+            yield _table(("utterance", "reference", "recognised", "word errors"), cells, "text")
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], css_class: str = "numbers") -> str:

@@ -43,9 +43,15 @@ def read_log(path: Path) -> Log:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ConfigError("not a line of JSON", where=f"{path}:{number}", got=str(error)) from error
+            raise ConfigError(
+                "the line is not valid JSON", where=f"{path}:{number}", got=str(error)
+            ) from error
         if not isinstance(row, dict) or "step" not in row:
-            raise ConfigError("not a row of a training log", where=f"{path}:{number}", expected="a step")
+            raise ConfigError(
+                "the line is not from a training log",
+                where=f"{path}:{number}",
+                expected="an object with `step`",
+            )
         rows.append(row)
     return rows
 
@@ -65,7 +71,7 @@ def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
             axes.plot(steps, smooth, color=colour, linewidth=1.6, label=term)
             # A loss that fades out would stretch the axis over decades.
             lowest += [smooth.min()] if steps[-1] > 0.75 * last_step else []
-        axes.set(title=LABELS.get(name, name), xlabel="step", ylabel="loss, times its weight", yscale="log")
+        axes.set(title=LABELS.get(name, name), xlabel="step", ylabel="weighted loss", yscale="log")
         if min(lowest) > 0:
             axes.set_ylim(bottom=min(lowest) / 2)
         axes.yaxis.set_major_locator(_one_two_five())
@@ -115,7 +121,7 @@ def plot_spikes(path: Path, histogram: SpikeHistogram) -> bool:
         fontsize=9,
     )
     axes.set(
-        xlabel=f"student later → (ms; the outermost bars hold all beyond ±{_REACH_FRAMES * shift:.0f})",
+        xlabel=f"student later → (ms; the outermost bars include all beyond ±{_REACH_FRAMES * shift:.0f})",
         ylabel="spikes %",
     )
     _save(figure, path)

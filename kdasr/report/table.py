@@ -140,7 +140,7 @@ def measured_how(lines: Sequence[Line]) -> str | None:
     if not beams:
         return None
     words = beams[0].get("lexicon")
-    return "Decoded by beam search" + (f" among the words of {', '.join(words)}." if words else ".")
+    return "Decoded by beam search" + (f", restricted to the words of {', '.join(words)}." if words else ".")
 
 
 def of_a_part(lines: Sequence[Line]) -> str | None:
@@ -159,8 +159,8 @@ def of_several_trainings(lines: Sequence[Line]) -> str | None:
     if not mixed:
         return None
     return (
-        f"Averaged over different trainings, of other sizes or steps: {', '.join(mixed)}; each with a "
-        "--work-dir of its own would have a table of its own."
+        f"Averaged over models of different sizes or numbers of training steps: {', '.join(mixed)}; give "
+        "each its own --work-dir for separate tables."
     )
 
 

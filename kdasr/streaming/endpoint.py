@@ -35,7 +35,10 @@ class EndpointRules:
         for name in ("min_silence_s", "max_segment_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(
-                    "an endpoint rule is a positive time", where=name, expected="> 0", got=getattr(self, name)
+                    "an endpoint rule must be a positive time",
+                    where=name,
+                    expected="> 0",
+                    got=getattr(self, name),
                 )
 
 
@@ -108,7 +111,12 @@ class EndpointingSession:
             ConfigError: a negative or non-finite time.
         """
         if not 0 <= seconds < math.inf:
-            raise ConfigError("a gap is a time", where="gap", expected=">= 0 seconds", got=seconds)
+            raise ConfigError(
+                "the length of a gap must be finite and not negative",
+                where="gap",
+                expected=">= 0 seconds",
+                got=seconds,
+            )
         segments = self.finish()
         self._start_s += self._session.num_samples / SAMPLE_RATE_HZ + seconds
         self._session.reset()

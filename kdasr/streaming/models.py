@@ -75,14 +75,14 @@ class TorchChunkModel:
                 "this model cannot run chunk by chunk",
                 where=type(student).__name__,
                 expected="a streaming student with initial_state() and forward(features, state)",
-                fix="Only streaming students hear live audio and are exported: choose one.",
+                fix="Choose a streaming student: only these can process live audio and be exported.",
             )
         if student.shift == 0:
             raise ModelError(
-                "a student of full context cannot run chunk by chunk",
+                "a full-context student cannot run chunk by chunk",
                 where=type(student).__name__,
                 expected="a chunk of at least one output frame",
-                got="a chunk that is the whole utterance",
+                got="one chunk for the whole utterance",
                 fix="Set another chunk size, or transcribe whole utterances.",
             )
         self.student = student
@@ -119,7 +119,7 @@ def silence_controls(student: StreamingModel, units: Units) -> StreamingModel:
     head = getattr(silenced, "head", None)
     if not isinstance(head, torch.nn.Linear) or head.bias is None:
         raise ModelError(
-            "the classes that stand for no text cannot be silenced",
+            "the classes without text cannot be suppressed",
             where=type(student).__name__,
             expected="a student whose `head` is an nn.Linear with a bias",
             got=f"{[units.symbols[unit] for unit in controls][:5]} among its units",
@@ -146,7 +146,7 @@ def set_chunk_ms(student: StreamingModel, chunk_ms: int, *, or_whole: bool = Fal
     frame_ms = FRAME_SHIFT_MS * student.subsampling
     if chunk_ms < (0 if or_whole else frame_ms) or chunk_ms % frame_ms:
         raise ConfigError(
-            "a chunk is a whole number of output frames",
+            "a chunk must be a whole number of output frames",
             where="chunk_ms",
             expected=f"a multiple of {frame_ms}, "
             + ("or 0 for full context" if or_whole else f"at least {frame_ms}"),

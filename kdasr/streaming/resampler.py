@@ -80,7 +80,9 @@ class StreamingResampler:
 
 def _whole(from_hz: float) -> int:
     if from_hz < 1:
-        raise ConfigError("a sample rate is positive", expected=">= 1 Hz", got=from_hz)
+        raise ConfigError("the sample rate must be positive", expected=">= 1 Hz", got=from_hz)
     if not float(from_hz).is_integer():
-        raise ConfigError("a sample rate is a whole number", expected="whole Hz, such as 48000", got=from_hz)
+        raise ConfigError(
+            "the sample rate must be a whole number", expected="whole Hz, such as 48000", got=from_hz
+        )
     return int(from_hz)

@@ -46,7 +46,7 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
             where=where,
             expected="(N,) or (N, 1)",
             got=f"shape {array.shape}",
-            fix="Of (N, channels) take piece[:, 0] or piece.mean(1), or read a file with kdasr.audio.load.",
+            fix="Of (N, channels), take piece[:, 0] or piece.mean(1), or read a file with kdasr.audio.load.",
         )
     if not np.issubdtype(array.dtype, np.floating):
         raise AudioError(
@@ -59,7 +59,9 @@ def check_samples(samples: ArrayLike, where: str = "audio stream") -> NDArray[np
     array = np.require(array, np.float32, ["W"])  # torch needs writable memory; data from pipes is not
     if not np.isfinite(array).all():
         first = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise AudioError("the samples hold NaN or infinity", where=where, got=f"{array[first]} at {first}")
+        raise AudioError(
+            "the samples contain NaN or infinity", where=where, got=f"{array[first]} at index {first}"
+        )
     check_scale(array, where)
     return array
 
@@ -96,11 +98,11 @@ class StreamingSession:
     ) -> None:
         if model.vocab_size != units.vocab_size:
             raise ModelError(
-                "the model and its units do not fit each other",
+                "the model and its units do not match",
                 where=where,
                 expected=f"{model.vocab_size} classes",
                 got=f"{units.vocab_size} units",
-                fix="Use the units that are saved beside the model.",
+                fix="Use the units that are saved with the model.",
             )
         self.model, self.units, self.where = model, units, where
         self._keep_log_probs, self._make_decoder = keep_log_probs, decoder

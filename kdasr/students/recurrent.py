@@ -91,7 +91,7 @@ class RecurrentStudent(StreamingStudent):
         self.config = config
         if num_layers < 1:
             raise ConfigError(
-                "a student has layers",
+                "a student needs at least one layer",
                 where="num_layers of RecurrentStudent",
                 expected="1 or more",
                 got=num_layers,

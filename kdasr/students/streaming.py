@@ -70,7 +70,7 @@ class StreamingStudent(nn.Module, ABC):
         self.chunk_frames = chunk_frames
         if left_context_frames < 0 or lookahead_frames < 0:
             raise ConfigError(
-                "a student that runs chunk by chunk has a limited context",
+                "the context of a student cannot be negative",
                 where=f"left_context_frames, lookahead_frames of {type(self).__name__}",
                 expected="0 or more output frames",
                 got=f"{left_context_frames}, {lookahead_frames}",
@@ -155,7 +155,7 @@ class StreamingStudent(nn.Module, ABC):
     def _checked(self, frames: int, where: str) -> int:
         if not 0 <= frames <= MAX_CHUNK_FRAMES or frames % self.chunk_multiple:
             raise ConfigError(
-                "a chunk of a size that this student cannot have",
+                "invalid chunk size for this student",
                 where=f"{where} of {type(self).__name__}",
                 expected=f"a multiple of {self.chunk_multiple} output frames "
                 f"({10 * SUBSAMPLING * self.chunk_multiple} ms) up to {MAX_CHUNK_FRAMES} "

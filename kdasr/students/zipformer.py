@@ -240,21 +240,21 @@ def _check(
 ) -> None:
     if not len(widths) == len(downsampling) == len(num_layers) >= 1:
         raise ConfigError(
-            "widths, downsampling and num_layers describe the same stacks",
+            "widths, downsampling and num_layers must have the same length",
             where="Zipformer",
-            expected="as many of each",
+            expected="one value of each per stack, for 1 or more stacks",
             got=f"{len(widths)}, {len(downsampling)} and {len(num_layers)}",
         )
     if min(*widths, *downsampling, *num_layers) < 1:
         raise ConfigError(
-            "a stack without width, frames or layers",
+            "a stack has a width, downsampling or number of layers below 1",
             where="Zipformer",
             expected="widths, downsampling and num_layers of 1 or more",
             got=f"{list(widths)}, {list(downsampling)} and {list(num_layers)}",
         )
     if query_dim % 2 or not kernel_frames % 2:
         raise ConfigError(
-            "a size that cannot be",
+            "invalid size",
             where="Zipformer",
             expected="an even query_dim and an odd kernel_frames",
             got=f"{query_dim} and {kernel_frames}",

@@ -112,7 +112,7 @@ def test_a_pipe_of_another_rate_gives_the_text_of_its_resampled_samples(place: P
 
 def test_a_rate_that_cannot_be_is_refused_before_the_pipe_is_read(place: Path) -> None:
     stdin = io.BytesIO(bytes(1_000))
-    with pytest.raises(ConfigError, match="a sample rate is positive.*got 0"):
+    with pytest.raises(ConfigError, match="the sample rate must be positive.*got 0"):
         shown(Request(place / "onnx", ("-",), rate_hz=0), stdin=stdin)
     with pytest.raises(AudioError, match="cannot be resampled from.*got 44101 Hz"):
         shown(Request(place / "onnx", ("-",), rate_hz=44_101), stdin=stdin)

@@ -380,7 +380,7 @@ def test_only_a_linear_head_with_a_bias_can_be_silenced(kind: str) -> None:
         if kind == "no bias"
         else torch.nn.Sequential(student.head)
     )
-    with pytest.raises(ModelError, match="cannot be silenced"):
+    with pytest.raises(ModelError, match="cannot be suppressed"):
         silence_controls(student, FOREIGN)
     assert silence_controls(student, UNITS) is student
 

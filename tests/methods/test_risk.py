@@ -246,11 +246,11 @@ def test_a_model_learns_to_choose_the_right_word() -> None:
 @pytest.mark.parametrize("wrong", [{"samples": 1}, {"window_frames": 0}])
 def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     batch = told([A])
-    with pytest.raises(ConfigError, match="no draws to compare"):
+    with pytest.raises(ConfigError, match="too few samples, or an empty window"):
         expected_word_errors(output_of(logs(*FRAMES)), batch, **wrong)  # type: ignore[arg-type]
 
 
 def test_a_batch_outside_training_is_refused() -> None:
     batch = batch_with(1, transcripts=[[A]])
-    with pytest.raises(ConfigError, match="in training, where a batch says what its units spell"):
+    with pytest.raises(ConfigError, match="only in training, where a batch can decode its units"):
         expected_word_errors(output_of(logs(*FRAMES)), batch)

@@ -194,5 +194,7 @@ def test_a_peer_hears_what_the_student_hears_and_learns() -> None:
     assert peer.recorded.model.normalise.mean_f[0].item() == 3.0
     assert peer.config["settings"]["width"] == 16
     slow: Any = SimpleNamespace(subsampling=2, vocab_size=UNITS.vocab_size)
-    with pytest.raises(ConfigError, match="peers need the same output frames; expected 2; got 4"):
+    with pytest.raises(
+        ConfigError, match="the same number of feature frames per output frame; expected 2; got 4"
+    ):
         peer.attach(slow, units_hash=UNITS.hash, statistics=(torch.zeros(80), torch.ones(80)))

@@ -212,7 +212,7 @@ def test_rows_of_different_trainings_are_told(tmp_path: Path) -> None:
         append_result(tmp_path / "results.json", row)
     out = io.StringIO()
     print_results(tmp_path, Console(file=out, width=200))
-    assert "Averaged over different trainings" in out.getvalue()
+    assert "Averaged over models of different sizes or numbers of training steps" in out.getvalue()
 
 
 def test_what_prepare_left_out_of_the_test_sets_is_said_once_for_each(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_what_was_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_said_to_be_empty_once(tmp_path: Path) -> None:
     assert printed(tmp_path) == ""
-    with pytest.raises(ConfigError, match="nothing to report on"):
+    with pytest.raises(ConfigError, match="there is nothing to report"):
         write_report(tmp_path)
 
 
@@ -372,7 +372,7 @@ def test_what_was_measured_is_said_before_the_table(tmp_path: Path) -> None:
     append_result(tmp_path / "results.json", result("teacher", 1, 10.0))
     hypotheses(tmp_path, "teacher", [("one two", "one two", 0), ("three", "tree", 1)])
     words = Page(write_report(tmp_path).read_text()).words
-    (introduction,) = [one for one in words if "RTF: computing time / audio time" in one]
+    (introduction,) = [one for one in words if "RTF: processing time / audio time" in one]
     assert introduction.startswith(
         "2 test utterances, 3 words, greedy decoding without a language model. WER, CER: word and character"
     )
@@ -382,7 +382,7 @@ def test_what_was_measured_is_said_before_the_table(tmp_path: Path) -> None:
     hypotheses(tmp_path, "teacher", [("one two", "one two", 0)], seed=2)
     text = write_report(tmp_path).read_text()
     assert "<p>seed 1: 2 test utterances, 3 words; seed 2: 1 test utterances, 2 words. WER" in text
-    assert "greedy" not in text and "Decoded by beam search among the words of a." in text
+    assert "greedy" not in text and "Decoded by beam search, restricted to the words of a." in text
 
 
 def test_what_was_heard_alike_is_shown_once(tmp_path: Path) -> None:
@@ -394,9 +394,12 @@ def test_what_was_heard_alike_is_shown_once(tmp_path: Path) -> None:
     hypotheses(tmp_path, "mine", [("one two", "one", 1)] * 10)
     text = write_report(tmp_path).read_text()
     named = "student, distilled, then MWER, seed 1"
-    assert f"Misheard by {named}: 10 of 10 utterances; the 8 with most word errors</h2>" in text
-    assert f"<p>exported ONNX float32, seed 1: the same as {named}.</p>" in text
-    assert "Misheard by mine, seed 1: 10 of 10 utterances" in text and "Misheard by exported" not in text
+    assert f"Misrecognised by {named}: 10 of 10 utterances; the 8 with the most word errors</h2>" in text
+    assert f"<p>exported ONNX float32, seed 1: the same texts as {named}.</p>" in text
+    assert (
+        "Misrecognised by mine, seed 1: 10 of 10 utterances" in text
+        and "Misrecognised by exported" not in text
+    )
     # Eight of each of the two.
     assert text.count("<td>one two</td>") == 16
 
@@ -412,15 +415,18 @@ def test_the_word_errors_of_the_best_student_are_shown_by_word(tmp_path: Path) -
     hypotheses(tmp_path, "onnx_float32", [*heard, *[("five", word, 1) for word in "abcdefghijkl"]])
     text = write_report(tmp_path).read_text()
     assert Page(text).open == []
-    section = text[text.index("<h2>Word errors of") : text.index("<h2>Misheard")]
+    section = text[text.index("<h2>Word errors of") : text.index("<h2>Misrecognised")]
     assert section.startswith(
         "<h2>Word errors of exported ONNX float32</h2>"
         '<p class="caption">14 substituted, 1 deleted, 2 inserted in 17 words. '
-        "Of each kind, the 12 most frequent.</p>"
+        "Shown are the 12 most frequent of each kind.</p>"
     )
-    first = "<th>said</th><th>heard</th><th>times</th></tr>\n<tr><td>five</td><td>nine</td><td>2</td></tr>"
+    first = (
+        "<th>reference</th><th>recognised</th><th>count</th></tr>\n"
+        "<tr><td>five</td><td>nine</td><td>2</td></tr>"
+    )
     assert first in section and section.count("<td>five</td>") == 12
-    assert "<th>said, not heard</th><th>times</th></tr>\n<tr><td>&lt;b&gt;</td><td>1</td></tr>" in section
+    assert "<th>deleted</th><th>count</th></tr>\n<tr><td>&lt;b&gt;</td><td>1</td></tr>" in section
     assert "<tr><td>oh</td><td>1</td></tr>\n<tr><td>uh</td><td>1</td></tr>" in section
     assert "WER by speaker" not in text
     assert (
@@ -461,7 +467,7 @@ def test_the_speakers_heard_worst_come_first(tmp_path: Path) -> None:
         text = write_report(tmp_path).read_text()
         if "<h2>WER by speaker: mine</h2>" not in text:
             return []
-        section = text[text.index("<h2>WER by speaker: mine</h2>") : text.index("<h2>Misheard")]
+        section = text[text.index("<h2>WER by speaker: mine</h2>") : text.index("<h2>Misrecognised")]
         assert ("The 20 of" in section) == (count > 20)
         return [word for word in Page(section).words if word.strip()][1:]
 
@@ -493,10 +499,10 @@ def test_runs_are_drawn_in_the_order_of_the_table_with_what_has_to_be_known(
         log.parent.mkdir(parents=True)
         log.write_text('{"step": 1, "labelled/ctc": 2.0}\n{"step": 1, "dev_wer": 90.0}\n')
     text = write_report(tmp_path).read_text()
-    assert "Dev WER while training" in text and "silent_start" not in text
+    assert "Dev WER during training" in text and "silent_start" not in text
     assert "MWER training (student_mwer) starts from the finished student_distilled." in text
     log.write_text('{"step": 1, "labelled/ctc": 2.0, "labelled/silent_start": 1.0}\n')
-    assert "silent_start fades by design." in write_report(tmp_path).read_text()
+    assert "silent_start fades out by design." in write_report(tmp_path).read_text()
     drawn: list[str] = []
     monkeypatch.setattr(page, "plot_losses", lambda _, logs: drawn.extend(logs))
     write_report(tmp_path)

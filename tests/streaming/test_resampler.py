@@ -83,10 +83,10 @@ def test_a_rate_may_be_a_float(from_hz: float) -> None:
 
 def test_a_rate_is_positive_and_whole() -> None:
     for from_hz in (0, 0.5, -8_000):
-        with pytest.raises(ConfigError, match=f"a sample rate is positive.*got {from_hz}$"):
+        with pytest.raises(ConfigError, match=f"the sample rate must be positive.*got {from_hz}$"):
             StreamingResampler(from_hz)
     for from_hz in (48_000.5, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match=f"a sample rate is a whole number.*got {from_hz}$"):
+        with pytest.raises(ConfigError, match=f"the sample rate must be a whole number.*got {from_hz}$"):
             StreamingResampler(from_hz)
 
 

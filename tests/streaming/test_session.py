@@ -127,7 +127,7 @@ def test_another_rate_gives_the_text_of_the_resampled_audio_however_it_is_cut(ra
 
 
 def test_a_rate_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a sample rate is positive.*got 0"):
+    with pytest.raises(ConfigError, match="the sample rate must be positive.*got 0"):
         StreamingSession(TorchChunkModel(_CONFORMER), UNITS, rate_hz=0)
 
 
@@ -213,12 +213,12 @@ def test_clipped_and_overshooting_audio_is_decoded() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.array([0.0, np.nan, 0.0], np.float32), "NaN or infinity; got nan at 1"),
+        (np.array([0.0, np.nan, 0.0], np.float32), "contain NaN or infinity; got nan at index 1"),
         (np.array([np.inf], np.float64), "NaN or infinity"),
         (np.zeros((10, 2), np.float32), r"not mono.*\(10, 2\).* take piece\[:, 0\] or piece\.mean\(1\)"),
         (np.zeros((10, 0), np.float32), "not mono"),
         (np.zeros((10, 1, 1), np.float32), "not mono"),
-        (np.full((10, 1), np.nan, np.float32), "NaN or infinity; got nan at 0"),
+        (np.full((10, 1), np.nan, np.float32), "contain NaN or infinity; got nan at index 0"),
         (np.zeros(10, np.int16), "not floating point"),
         (np.full(10, 12_000.0, np.float32), "not scaled"),
     ],
@@ -276,7 +276,7 @@ def test_units_of_another_model_are_refused() -> None:
 
 def test_a_model_without_state_cannot_stream() -> None:
     with pytest.raises(
-        ModelError, match="Linear: this model cannot run chunk by chunk.*Only .* are exported"
+        ModelError, match="Linear: this model cannot run chunk by chunk.*only these can .* be exported"
     ):
         TorchChunkModel(torch.nn.Linear(2, 2))
 

@@ -241,7 +241,7 @@ class TestChunks:
         one_chunk = whole(model, features)
         set_chunk_ms(model, 0, or_whole=True)
         assert_close(whole(model, features), one_chunk, 1e-5)
-        with pytest.raises(ModelError, match="full context cannot run chunk by chunk"):
+        with pytest.raises(ModelError, match="full-context student cannot run chunk by chunk"):
             TorchChunkModel(model)
 
     @pytest.mark.parametrize("chunk_ms", [-40, 0, 50])
@@ -395,6 +395,6 @@ def test_the_matrices_of_an_lstm_are_quantised(tmp_path: Path) -> None:
 def test_a_student_of_full_context_is_not_exported(tmp_path: Path) -> None:
     model = make(RecurrentStudent, vocab_size=UNITS.vocab_size)
     set_chunk_ms(model, 0, or_whole=True)
-    with pytest.raises(ModelError, match="full context cannot run chunk by chunk"):
+    with pytest.raises(ModelError, match="full-context student cannot run chunk by chunk"):
         export_student(model, UNITS, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -79,8 +79,8 @@ def test_half_a_slow_frame_at_the_end_is_heard_under_full_context() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"widths": [24, 32]}, "expected as many of each; got 2, 3 and 3"),
-        ({"num_layers": [1, 0, 1]}, r"without width, frames or layers.*got .*\[1, 0, 1\]"),
+        ({"widths": [24, 32]}, "same length; expected one value of each per stack, .*; got 2, 3 and 3"),
+        ({"num_layers": [1, 0, 1]}, r"a width, downsampling or number of layers below 1.*got .*\[1, 0, 1\]"),
         ({"query_dim": 5}, "an even query_dim and an odd kernel_frames; got 5 and 9"),
         ({"kernel_frames": 8}, "an even query_dim and an odd kernel_frames; got 16 and 8"),
         ({"chunk_frames": 3}, r"a multiple of 2 output frames \(80 ms\).*got 3 \(120 ms\)"),
