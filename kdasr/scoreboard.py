@@ -346,7 +346,7 @@ def _check_noise(name: str, after_noise_s: float, chunk_by_chunk: bool) -> None:
         raise ConfigError(
             "noise before the speech is only possible chunk by chunk",
             where=f"models.{name}.after_noise_s",
-            expected="0 or more seconds, finite, and chunk_by_chunk: true",
+            expected="a finite number of seconds, 0 or more, and chunk_by_chunk: true",
             got=after_noise_s,
         )
 

@@ -336,7 +336,11 @@ def test_ranks_that_see_other_data_are_refused(data: Path, tmp_path: Path) -> No
         return run.run(tmp_path / "m")
 
     for kind, text in on_ranks(2, work):
-        assert kind is ConfigError and "do not see the same data" in text and "something else on 1" in text
+        assert (
+            kind is ConfigError
+            and "do not see the same data" in text
+            and "something else on process 1" in text
+        )
     assert not (tmp_path / "c").exists()
 
 
@@ -352,7 +356,7 @@ def test_ranks_that_wait_for_one_another_are_told_so_once(
     run = training(data, tmp_path / "c", steps=1, accumulate=3)
     on_ranks(2, lambda job: run.run(tmp_path / "m"))
     said = capfd.readouterr().err
-    assert said.count("tiny: on cpu, fp32") == said.count("labelled audio alone, 2 processes") == 1
+    assert said.count("tiny: on cpu, fp32") == said.count("labelled audio only, 2 processes") == 1
     assert said.count("2 processes share the 3 batches of a step and idle for 25 % of it") == 1
 
 

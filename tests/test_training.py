@@ -619,7 +619,7 @@ def test_a_training_says_what_it_is_and_where(
     made = training(data, tmp_path / "c", steps=1, accumulate=3)
     facts = made.run(tmp_path / "model")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == f"tiny: on cpu, fp32, {facts['params']:,} parameters, with labelled audio alone"
+    assert lines[0] == f"tiny: on cpu, fp32, {facts['params']:,} parameters, with labelled audio only"
     assert not any("idle" in line for line in lines)
 
 

@@ -61,7 +61,7 @@ def expected_word_errors(
         raise ConfigError(
             "word errors can be counted only in training, where a batch can decode its units",
             where="expected_word_errors",
-            expected="`decode` of the batch",
+            expected="a batch with `decode`",
             got=None,
         )
     decode = batch.decode

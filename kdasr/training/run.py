@@ -203,7 +203,7 @@ class Training:
         parameters = count_parameters(cast(nn.Module, self.model))
         facts = [f"on {device_text(self.device)}", self.optimisation.precision, f"{parameters:,} parameters"]
         used = sorted({stream for stream, _ in self.schedule})
-        facts += ["with labelled and unlabelled audio" if len(used) > 1 else f"with {used[0]} audio alone"]
+        facts += ["with labelled and unlabelled audio" if len(used) > 1 else f"with {used[0]} audio only"]
         facts += [] if ranks.alone else [f"{ranks.count} processes"]
         _say(f"{self.name}: {', '.join(facts)}")
         how = self.optimisation
@@ -344,7 +344,7 @@ def _check_all_alike(fingerprints: Sequence[str], name: str) -> None:
             "the processes of this job do not see the same data, labels or settings",
             where=name,
             expected=f"what process 0 has ({fingerprints[0]}) on all of them",
-            got=f"something else on {', '.join(others)}",
+            got=f"something else on process {', '.join(others)}",
             fix="Compare the shards and labels on their machines: `kdasr verify`.",
         )
 
