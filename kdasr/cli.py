@@ -154,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dev",
         action="append",
         metavar="SHARDS",
-        help="labelled shards, or a [list, of, them], to measure the WER on and check int8 against it",
+        help="labelled shards, or a [list, of, them], to measure WER on and check int8 with",
     )
     export.add_argument(
         "--max-wer-rise",

@@ -134,8 +134,8 @@ def explained_run(folder: Path) -> str:
         *header,
         "",
         "--KEY sets a key in all stages that have it, except those with a value of their own (in brackets).",
-        "--STAGE.KEY sets it in the stages with that name or recipe, and in stages based on that recipe",
-        "unless they have a value of their own. Stages and keys:",
+        "--STAGE.KEY sets it in the stages with that name or recipe, and in those based on that recipe",
+        "that have no value of their own. Stages and keys:",
         "",
     ]
     for stage in stages:
