@@ -19,7 +19,7 @@ MISSING_WITHOUT_EXTENSION = ("forced_align", "rnnt_loss", "cuda_ctc_decoder")
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:
-    raise RuntimeError("torchaudio's compiled extension cannot be loaded with this torch build")
+    raise RuntimeError("torchaudio's compiled extension does not work with this torch build")
 
 
 def _stand_in() -> types.ModuleType:
