@@ -131,7 +131,7 @@ def test_a_run_goes_through_all_of_its_stages(
     check_rows(work_dir, run)
     assert "transcribe --stream" in capsys.readouterr().out
     assert main(command) == 0
-    assert capsys.readouterr().err.count("already done") == len(run_stages(run, {}))
+    assert capsys.readouterr().err.count(": already done") == len(run_stages(run, {}))
 
 
 def check_sequence_training(work_dir: Path, run: Path) -> None:

@@ -98,7 +98,7 @@ def test_the_report_and_the_live_line_are_there(finished: Path, capsys: pytest.C
     printed = capsys.readouterr()
     assert "transcribe --stream" in printed.out and "example.wav\t" in printed.out
     assert "report.html" in printed.out
-    assert printed.err.count("already done") == 8
+    assert printed.err.count(": already done") == 8
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_a_run_goes_on_without_int8_and_says_why(finished: Path, capsys: pytest.
         assert "exported ONNX int8 (seed 5) is left out: int8 costs too much accuracy" in printed.out
         assert f"transcribe --stream --model {folder / 'model.onnx'}" in printed.out
         assert printed.err.count("model.int8.onnx was not written") == said_in_stage
-        assert printed.err.count("already done") == (6 if said_in_stage else 8)
+        assert printed.err.count(": already done") == (6 if said_in_stage else 8)
     assert "exported ONNX int8 (seed 5) is left out" in (finished / "report.html").read_text()
     assert run(finished) == 0
     assert (folder / "model.int8.onnx").exists() and "wer" in rows()["onnx_int8"]

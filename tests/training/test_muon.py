@@ -77,7 +77,9 @@ def test_what_does_not_learn_is_not_optimised(kind: OptimiserKind) -> None:
 def test_muon_without_a_matrix_to_move_is_refused() -> None:
     net = Net()
     net.hidden.requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"optimisation\.optimiser: Muon moves .* expected adamw; got muon"):
+    with pytest.raises(
+        ConfigError, match=r"optimisation\.optimiser: Muon optimises .* expected adamw; got muon"
+    ):
         make_optimiser(net, "muon", **SETTINGS)
 
 
