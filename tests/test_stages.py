@@ -543,7 +543,7 @@ def test_a_student_may_learn_from_labels_alone(
     passes = 2 / len(audio.epoch_batches(0))
     told = f"model: unlabelled: {audio.seconds:.1f} s in 8 utterances, {passes:.1f} passes\n"
     assert told in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="units: pieces are learnt from transcripts"):
+    with pytest.raises(ConfigError, match="units: word pieces are learnt from transcripts"):
         train(data, tmp_path / "pieces", **alone, units={"kind": "sentencepiece", "vocab_size": 20})
     with pytest.raises(ConfigError, match="prune: this needs transcribed audio"):
         train(data, tmp_path / "pruned", **alone, start=str(tmp_path / "model"), prune=Pruning(share=0.5))
