@@ -90,5 +90,5 @@ def test_teacher_tokens_are_the_spikes_of_the_best_path() -> None:
 
 
 def test_a_reference_that_hears_nothing_in_common_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"delay_reference.*at least 100 spikes.*got 0"):
+    with pytest.raises(ConfigError, match=r"delay_reference.*at least 100 matching spikes.*got 0"):
         delay_from(SpikeHistogram(40.0, [], [], 50, 0), 1)
