@@ -91,13 +91,12 @@ def layer_of(output: ModelOutput, layer: int, whose: str) -> Tensor:
     Raises:
         ConfigError: the model has no such layer.
     """
-    if not -len(output.layers_btd) <= layer < len(output.layers_btd):
+    count = len(output.layers_btd)
+    if not -count <= layer < count:
         raise ConfigError(
             f"{whose} has no layer {layer}",
             where="layers",
-            expected=f"a number from 0 to {len(output.layers_btd) - 1}"
-            if output.layers_btd
-            else "a model that exposes its layers",
+            expected=f"a number from {-count} to {count - 1}" if count else "a model that exposes its layers",
             got=layer,
         )
     return output.layers_btd[layer]

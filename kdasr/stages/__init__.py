@@ -152,7 +152,7 @@ def label(
         told += ["…"] if len(failed) > 3 else []
         told += [f"{counted(len(not_tried), 'shard')} not tried"] if not_tried else []
         raise SoftLabelError(
-            f"{len(failed) + len(not_tried)} shards have no labels",
+            f"{counted(len(failed) + len(not_tried), 'shard')} without labels",
             where=out,
             got="; ".join(told),
             fix="Remove the cause and run the same command again: finished shards are not labelled again.",

@@ -74,7 +74,7 @@ def test_a_shard_whose_manifest_is_damaged_is_named_and_the_others_are_labelled(
     assert (failed["event"], failed["audio"], labelled["event"]) == ("failed", name, "labelled")
     assert failed["reason"].startswith(said)
     assert label_files(out) == {name: data for name, data in wanted.items() if "000000" not in name}
-    with pytest.raises(SoftLabelError, match=r"1 shards have no labels.*shard-000000.*manifest"):
+    with pytest.raises(SoftLabelError, match=r"1 shard without labels.*shard-000000.*manifest"):
         stages.label(teacher=TinySource(), audio=str(shards), out=str(out))
     shutil.copy(pristine / path.name, path)
     assert run(shards, out)["shards_labelled"] == 1
