@@ -66,6 +66,8 @@ def _fetch(source: Location) -> bytes:
     try:
         return source.read_all()
     except FileNotFoundError as error:
-        raise ShardError("no such object", where=str(source), fix="Copy it there again.") from error
+        raise ShardError(
+            "the object does not exist", where=str(source), fix="Copy it there again."
+        ) from error
     except StorageError as error:
-        raise ShardError(f"it cannot be fetched: {error}") from error
+        raise ShardError(f"cannot be fetched: {error}") from error

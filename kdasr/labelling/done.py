@@ -24,7 +24,7 @@ _JOURNEYS = 16
 _AT_A_TIME = 1000
 #: From this many shards on, a message says that they are being checked.
 _MANY = 1000
-FIX = "Give another `--out`, or `--overwrite true` to replace these labels."
+FIX = "Choose another `--out`, or use `--overwrite true` to replace these labels."
 _T = TypeVar("_T")
 
 
@@ -104,4 +104,4 @@ def each(look: Callable[[str], _T], shards: Sequence[str]) -> Iterator[_T]:
 def say_looking(shards: Sequence[str]) -> None:
     """Say that shards are being checked if there are enough of them for it to take long."""
     if len(shards) >= _MANY:
-        print(f"looking at {counted(len(shards), 'shard')}", file=sys.stderr)
+        print(f"checking {counted(len(shards), 'shard')}", file=sys.stderr)

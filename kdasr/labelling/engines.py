@@ -265,7 +265,7 @@ class ProcessCrew:
             return Report(self._tasks.pop(worker), worker, "died", reason=reason)
         self._stillborn += 1
         if self._stillborn >= MAX_STILLBORN:
-            raise ConfigError(f"workers cannot start: {reason}", fix="Run `--engine inline` to see why.")
+            raise ConfigError(f"workers cannot start: {reason}", fix="Run with `--engine inline` to see why.")
         self._give(worker, self._tasks[worker])
         return None
 

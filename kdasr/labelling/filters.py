@@ -118,16 +118,16 @@ class DurationLimits(Filter):
     def __post_init__(self) -> None:
         if not 0 <= self.min_seconds <= self.max_seconds < np.inf:
             raise ConfigError(
-                "no such limits",
+                "invalid duration limits",
                 where="DurationLimits",
-                expected="0 <= min_seconds <= max_seconds, and finite",
-                got=f"{self.min_seconds}, {self.max_seconds}",
+                expected="finite numbers with 0 <= min_seconds <= max_seconds",
+                got=f"min_seconds {self.min_seconds}, max_seconds {self.max_seconds}",
             )
 
     def before(self, seconds: float, language: str | None = None) -> str | None:
         if self.min_seconds <= seconds <= self.max_seconds:
             return None
-        return f"filtered: {seconds:.2f} s are not within {self.min_seconds:g} to {self.max_seconds:g} s"
+        return f"filtered: {seconds:.2f} s is not within {self.min_seconds:g} to {self.max_seconds:g} s"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Languages(Filter):
     def __post_init__(self) -> None:
         if isinstance(self.keep, str) or not self.keep:
             raise ConfigError(
-                "no list of languages", where="keep", expected="such as [en, de]", got=self.keep
+                "not a list of languages", where="keep", expected="a list such as [en, de]", got=self.keep
             )
         object.__setattr__(self, "keep", tuple(self.keep))  # YAML gives a list
 
@@ -175,7 +175,12 @@ class MinConfidence(Filter):
     def __post_init__(self) -> None:
         check_measure(self.measure)
         if not np.isfinite(self.threshold):
-            raise ConfigError("no threshold", where="threshold", expected="a number", got=self.threshold)
+            raise ConfigError(
+                "the threshold is not finite",
+                where="threshold",
+                expected="a finite number",
+                got=self.threshold,
+            )
 
     def after(self, labels: SoftLabels, seconds: float) -> str | None:
         found = float(getattr(confidence(labels), self.measure))
@@ -201,7 +206,7 @@ class MinSpikes(Filter):
         rate = confidence(labels).num_spikes / seconds
         if rate >= self.per_second:
             return None
-        return f"filtered: {rate:.2f} non-blank frames a second < {self.per_second:g}"
+        return f"filtered: {rate:.2f} non-blank frames per second < {self.per_second:g}"
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ class MaxUnitRate(Filter):
         rate = len(best_path(labels)) / seconds
         if rate <= self.per_second:
             return None
-        return f"filtered: {rate:.1f} units a second > {self.per_second:g}"
+        return f"filtered: {rate:.1f} units per second > {self.per_second:g}"
 
 
 def check_measure(measure: str) -> None:

@@ -151,10 +151,10 @@ class Foreman:
         case = self._cases[audio]
         alone = len(case.culprits)
         if not alone:
-            search = "no single utterance of it does"
+            search = "none of its utterances does so alone"
         elif alone == case.num_keys:
-            search = "each utterance of it kills one by itself: look for the cause outside of the audio"
+            search = "so does each of its utterances alone: look for the cause outside the audio"
         else:
-            search = f"it does so without those utterances that kill one by themselves ({alone}), too"
-        why = f"put aside: killed {case.deaths} workers, and {search}: {case.last_death}"
+            search = f"it still does without the {alone} that do so alone"
+        why = f"skipped: it killed {case.deaths} workers, and {search}: {case.last_death}"
         return Outcome(audio, None, why, case.attempts)

@@ -117,7 +117,7 @@ def heard_frames(*, audio: Place, labels: Place, key: str) -> list[str]:
             facts = _facts(audio, shard)[keys.index(key)]
             seconds = shard.entries[keys.index(key)].num_samples / SAMPLE_RATE_HZ
             return _described(key, seconds, facts, found, units)
-    raise ConfigError("there is no such utterance", where="--key", expected=f"a key in {audio}", got=key)
+    raise ConfigError("no utterance has this key", where="--key", expected=f"a key in {audio}", got=key)
 
 
 def _described(key: str, seconds: float, facts: _Facts, found: LabelShard, units: Units) -> list[str]:
@@ -154,23 +154,23 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
     at_once = sum(item.at_once for item in labelled)
     if 2 * at_once > len(labelled):
         lines.append(
-            f"{at_once} of them begin with a unit in their first frame, heard or not, and would teach so "
-            'frame by frame (docs/distillation.md, "The first unit")'
+            f"{at_once} of them have a unit in their first frame, whether or not it is heard there; "
+            'frame by frame, a student would learn to do the same (docs/distillation.md, "The first unit")'
         )
     # Including known silence: words heard in it are errors, as in `kdasr evaluate`.
     judged = [item for item in labelled if item.reference is not None]
     if not judged:
         return lines
     if not any(map(_has_words, judged)):
-        return [*lines, f"no error rate: nothing is said in the {len(judged)} that have a transcript, too"]
+        return [*lines, f"no error rate: the {len(judged)} that also have a transcript contain no words"]
     judged.sort(key=lambda item: -(item.confidence or 0.0))
     # The teacher's units may have letters that the transcripts lack.
     letters = letters_in(item.reference for item in judged)
     texts, normal = zip(*(normalise_by_word(str(item.text), letters) for item in judged), strict=True)
-    lines.append(f"WER of the {len(judged)} that have a transcript, too, by {measure}:")
+    lines.append(f"WER of the {len(judged)} that also have a transcript, by {measure}:")
     # `MinConfidence` keeps what equals the threshold: "up to" for entropy, "from" for other measures.
     word = "up to" if measure == "entropy" else "from"
-    lines.append(f"{'the surest':>12}  {word:>8}  {'hours':>7}  {'WER %':>6}")
+    lines.append(f"{'most confident':>14}  {word:>8}  {'hours':>7}  {'WER %':>6}")
     for share in _SHARES:
         surest = judged[: max(1, round(share * len(judged)))]
         references = [str(item.reference) for item in surest]
@@ -181,7 +181,7 @@ def heard_summary(found: Sequence[Heard], measure: Measure) -> list[str]:
         )
         least = threshold(surest[-1].confidence or 0.0, measure)
         seconds = sum(item.seconds for item in surest)
-        lines.append(f"{share:>11.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {wer:>6}")
+        lines.append(f"{share:>13.0%}   {least:8.3f}  {seconds / 3600:7.2f}  {wer:>6}")
     if not_normal := normal.count(False):
         lines.append(not_normal_text(not_normal))
     return lines
@@ -208,7 +208,7 @@ def check_units(found: LabelShard, units: Units, labels: Place) -> None:
     """Raise UnitsError if labels have other units than those in their folder."""
     if found.header.units_hash != units.hash:
         raise UnitsError(
-            "the units beside the labels are not those of the labels",
+            "the units in this folder are not those of its labels",
             where=str(labels),
             expected=found.header.units_hash,
             got=units.hash,

@@ -105,7 +105,7 @@ def label(
         display = Display(plan.seconds, quiet=not job.first)
         if prediction := read_plan(out):
             # Omit the number of shards done at planning time: the current one is shown next.
-            display.note("the plan said:\n" + plan_text(replace(prediction, shards_done=0)))
+            display.note("the plan predicted:\n" + plan_text(replace(prediction, shards_done=0)))
         crew = _crew(work, loaded, engine, min(workers, len(plan.todo)), ray_address)
         log_path = _log_path(log, out, shard_index, num_shards)
         _run(crew, plan, totals, log_path, display)
@@ -137,18 +137,19 @@ def verify_labels(audio: Place, out: Place) -> list[str]:
         except KdasrError as error:
             problems.append(str(error))
     if len(configurations) > 1:
-        named = ", ".join(f"{name} of {hash[:12]}" for hash, name in configurations.items())
-        problems.append(f"{locate(out)}: labels of several configurations: {named}")
+        named = ", ".join(f"{name} has {hash[:12]}" for hash, name in configurations.items())
+        problems.append(f"{locate(out)}: labels with several configurations: {named}")
     leftover = [name for name in locate(out).names() if name.endswith(".tmp")]
     return problems + [f"{locate(out).child(name)}: left over from a killed job" for name in leftover]
 
 
 def _run(crew: Crew, plan: Plan, totals: Totals, log_path: Path | None, display: Display) -> None:
     display.note(
-        f"{counted(len(plan.todo), 'shard')} ({duration(plan.seconds)}) to label, {len(plan.done)} are done"
+        f"{counted(len(plan.todo), 'shard')} ({duration(plan.seconds)}) to label, "
+        f"{len(plan.done)} already done"
     )
     for audio, problem in plan.damaged.items():
-        display.note(f"again: {Path(audio).name}: {problem}", problem=True)
+        display.note(f"relabelling {Path(audio).name}: {problem}", problem=True)
     started = time.perf_counter()
     try:
         with display:
@@ -196,7 +197,7 @@ def check_job(
             got=f"workers {workers}, shard_index {shard_index}, num_shards {num_shards}",
         )
     if engine == "inline" and workers > 1:
-        raise ConfigError("the inline engine has one worker", where="workers", expected=1, got=workers)
+        raise ConfigError("the inline engine has only one worker", where="workers", expected=1, got=workers)
 
 
 def _check_codec(teacher: Teacher, settings: Settings) -> None:
@@ -204,7 +205,7 @@ def _check_codec(teacher: Teacher, settings: Settings) -> None:
         raise ConfigError(
             "a transcript cannot be stored as random draws",
             where="settings.codec",
-            expected="a codec that keeps the likeliest classes",
+            expected="a codec that keeps the most probable classes",
             got=settings.codec.name,
         )
 

@@ -37,7 +37,7 @@ def enter(out: Place) -> list[str]:
     names = locate(out).names()
     if any(name.endswith(".tar") for name in names):
         raise ConfigError(
-            "labels cannot lie in a folder of audio shards", where=str(out), fix="Give another `out`."
+            "labels cannot go into a folder of audio shards", where=str(out), fix="Choose another `out`."
         )
     return names
 
@@ -75,7 +75,7 @@ def write_labels(
     """
     file = label_file(out, shard.path.name)
     if not overwrite:
-        labels_there(file, shard, header, fix="Give another `out`.")
+        labels_there(file, shard, header, fix="Choose another `out`.")
     return write_label_shard(file, header, items, extra={"seconds": round(shard.seconds, 3)})
 
 
@@ -100,7 +100,7 @@ def labels_there(
         return "" if file.size() is None else str(error)
     if manifest.get("config_hash") != expect.config_hash:
         if overwrite:
-            return "labelled with another configuration"
+            return "labelled with a different configuration"
         _raise_difference(manifest, expect, str(file), fix)
     if not verify and _audio_of(manifest) == shard.sha256:
         file_bytes = file.size()
@@ -113,7 +113,7 @@ def labels_there(
         return manifest
     if not overwrite:
         _refuse_other_audio(labels, shard, str(file), fix)
-    return "the audio is not what was labelled"
+    return "the labels are of different audio"
 
 
 def _audio_of(manifest: Mapping[str, Any]) -> object:
@@ -124,8 +124,8 @@ def _audio_of(manifest: Mapping[str, Any]) -> object:
 
 def _other_size(manifest: Mapping[str, Any], file_bytes: int | None) -> str:
     if file_bytes is None:
-        return "there is a manifest without its labels"
-    return f"the labels have {file_bytes} bytes, and their manifest says {manifest['bytes']}"
+        return "the manifest is there, but its labels are missing"
+    return f"the labels have {file_bytes} bytes, but their manifest says {manifest['bytes']}"
 
 
 def open_whole(file: Location, expect: Mapping[str, object] | None = None) -> LabelShard:
@@ -144,7 +144,7 @@ def _refuse_other_audio(labels: LabelShard, shard: Shard, where: str, fix: str) 
     keys = [entry.key for entry in shard.entries]
     if labels.keys and set(labels.keys).isdisjoint(keys):
         raise LabelMismatchError(
-            "these are labels of other audio: they have no utterance of this audio shard",
+            "these are labels of other audio: they have none of this audio shard's utterances",
             where=where,
             expected=f"utterances of {shard.path.name}, such as {', '.join(keys[:2])}",
             got=", ".join(labels.keys[:2]),
@@ -163,7 +163,7 @@ def _raise_difference(manifest: dict[str, Any], expect: Header, where: str, fix:
         if not name.startswith("audio_") and found.get(name) != wanted.get(name)
     ]
     raise LabelMismatchError(
-        "this folder holds labels of another configuration: " + (", ".join(differing) or "config_hash"),
+        "this folder holds labels with a different configuration: " + (", ".join(differing) or "config_hash"),
         where=where,
         expected=_values(wanted, differing),
         got=_values(found, differing),

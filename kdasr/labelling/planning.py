@@ -95,9 +95,7 @@ def plan(
     device = usable_device(device)
     for name, value in (("sample_shards", sample_shards), ("workers", workers)):
         if value < 1:
-            raise ConfigError(
-                "a plan needs a sample and workers", where=name, expected="1 or more", got=value
-            )
+            raise ConfigError("a plan needs at least one", where=name, expected="1 or more", got=value)
     shards = list_audio(audio)
     say_looking(shards)
     sample = sorted({round(i) for i in np.linspace(0, len(shards) - 1, min(sample_shards, len(shards)))})
@@ -145,13 +143,13 @@ def compare(out: Place, summary: dict[str, Any]) -> str | None:
         facts += [
             ("audio", 3600 * predicted.hours, 3600 * summary["hours"], duration),
             ("labels", predicted.bytes_per_frame * predicted.frames, summary["bytes"], _size),
-            ("time of workers", *worker_s, duration),
+            ("worker time", *worker_s, duration),
             ("× real time", speed, summary["times_real_time"], _number),
             ("cost", price * worker_s[0], price * worker_s[1], _number),
         ]
     # Skip figures of 0 in the plan, such as bytes if its sample got no labels.
     said = [
-        f"{name} {text(fact)} (the plan said {text(plan)}: {round(fact / plan - 1, 2) + 0.0:+.0%})"
+        f"{name} {text(fact)} (predicted {text(plan)}: {round(fact / plan - 1, 2) + 0.0:+.0%})"
         for name, plan, fact, text in facts
         if plan
     ]
@@ -164,23 +162,27 @@ def plan_text(prediction: Prediction) -> str:
     heard = ""
     hours = duration(3600 * p.hours)
     if (hours_heard := duration(3600 * p.hours_heard)) != hours:
-        heard = f", of which the teacher hears {hours_heard}"
-    speed = f"{p.times_real_time:,.0f} × real time" if p.times_real_time else "unknown, nothing was heard"
-    labels = "none: not one utterance of the sample got any"
+        heard = f", of which the teacher processes {hours_heard}"
+    speed = (
+        f"{p.times_real_time:,.0f} × real time"
+        if p.times_real_time
+        else "unknown, since the teacher processed no audio"
+    )
+    labels = "none: no utterance of the sample got any"
     if p.frames:
-        labels = f"{_size(p.bytes)} ({p.bytes_per_frame:.2f} bytes a frame, {p.frames:,} frames)"
+        labels = f"{_size(p.bytes)} ({p.bytes_per_frame:.2f} bytes per frame, {p.frames:,} frames)"
     # A single shard gives no estimate of the spread.
     spread = f" (± {p.spread:.0%})" if p.sampled_shards > 1 else ""
     lines = [
-        f"{counted(p.shards, 'shard')}, {hours} of audio{heard} ({p.sampled_shards} labelled to find out)",
+        f"{counted(p.shards, 'shard')}, {hours} of audio{heard} ({p.sampled_shards} labelled as a sample)",
         f"labels: {labels}",
-        f"speed of one worker: {speed}",
-        f"time of workers: {duration(3600 * p.worker_hours)}{spread}, "
+        f"speed per worker: {speed}",
+        f"worker time: {duration(3600 * p.worker_hours)}{spread}, "
         f"{duration(3600 * p.wall_hours)} with {counted(p.workers, 'worker')}",
     ]
     if p.shards_done:
-        done = f"{p.shards_done} of {counted(p.shards, 'shard')} labelled already"
-        lines.insert(0, f"{done}; what all of them take:")
+        done = f"{p.shards_done} of {counted(p.shards, 'shard')} already labelled"
+        lines.insert(0, f"{done}; estimates for all of them:")
     if p.cost:
         lines.append(f"cost: {p.cost:,.2f}")
     return "\n".join(lines)

@@ -216,8 +216,8 @@ class Display:
             self.note(f"failed: {outcome.audio}: {outcome.reason}", problem=True)
         elif 0 < outcome.result.halved == totals.halved:  # the first shard with halved batches
             self.note(
-                "too little memory for the batches that were asked for: they are of at most "
-                f"{outcome.result.batch_seconds:.0f} s now",
+                "not enough memory for the requested batch size: batches are now at most "
+                f"{outcome.result.batch_seconds:.0f} s",
                 problem=True,
             )
         so_far = progress_text(totals, self._seconds)
@@ -245,26 +245,26 @@ def summary_text(summary: dict[str, Any]) -> str:
     utterances = summary["labelled"] + summary["num_failed"]
     lines = [
         f"{counted(summary['shards_labelled'], 'shard')} labelled,"
-        f" {summary['shards_done_before']} done before;"
+        f" {summary['shards_done_before']} already done;"
         f" {summary['labelled']:,} of {utterances:,} utterances have labels,"
         f" {duration(3600 * summary['hours_labelled'])} of {duration(3600 * summary['hours'])}",
         f"{summary['bytes']:,} bytes"
-        + (f", {summary['bytes_per_frame']:.2f} a frame" if summary["frames"] else ""),
+        + (f", {summary['bytes_per_frame']:.2f} per frame" if summary["frames"] else ""),
     ]
     if summary["shards_labelled"]:
         teacher, codec = summary["teacher_share"], summary["encode_share"]
-        shares = f"teacher {teacher:.0%} of the time, codec {codec:.0%} beside it"
+        shares = f"teacher {teacher:.0%} of the time, codec {codec:.0%} in parallel"
         if summary["fetch_share"] >= 0.005:  # about 0 for audio on this machine
             shares += f", fetching audio {summary['fetch_share']:.0%}"
         hours_heard = duration(3600 * summary["hours_heard"])
-        heard = f"{summary['times_real_time']:,.0f} × real time over {hours_heard} heard"
+        heard = f"{summary['times_real_time']:,.0f} × real time over {hours_heard} processed"
         if not summary["hours_heard"]:
-            heard = "the teacher heard nothing"
+            heard = "the teacher processed no audio"
         lines.append(f"{heard}; {shares}; {summary['padding']:.1%} padding")
     if summary["halved_batches"]:
         lines.append(
-            f"{summary['halved_batches']} batches did not fit the memory and were halved: "
-            "a smaller batch_seconds would spare the attempts"
+            f"{summary['halved_batches']} batches did not fit into memory and were halved: "
+            "a smaller batch_seconds would avoid the failed attempts"
         )
     if summary.get("compared_with_plan"):
         lines.append(summary["compared_with_plan"])
@@ -274,5 +274,5 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines.append(f"the log is incomplete: {summary['log_problem']}")
     if summary["shards_not_tried"]:
         not_tried = counted(len(summary["shards_not_tried"]), "shard")
-        lines.append(f"{not_tried} not tried: run it again once this is solved")
+        lines.append(f"{not_tried} not attempted: run it again once this is fixed")
     return "\n".join(lines)

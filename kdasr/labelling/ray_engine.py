@@ -94,8 +94,8 @@ class RayCrew:
         if self._tasks:
             return  # a shard may take longer
         print(
-            f"waiting for Ray: none of {counted(self.size, 'worker')} is ready, because its teacher is still "
-            "being loaded, or because the cluster has no room for it (`ray status`)",
+            f"waiting for Ray: 0 of {counted(self.size, 'worker')} ready, because the teacher is still being "
+            "loaded or the cluster has no free resources (see `ray status`)",
             file=sys.stderr,
         )
 
@@ -123,7 +123,7 @@ class RayCrew:
                     where="workers",
                     expected=f"a {kind} for each",
                     got=f"{there} {kind}s",
-                    fix="Ask for fewer workers, add nodes first"
+                    fix="Use fewer workers, add nodes first"
                     + (", or label with --device cpu." if kind == "GPU" else "."),
                 )
 
@@ -186,7 +186,10 @@ def _connect(ray: Any, address: str | None, num_cpus: int) -> None:
         if named:
             raise _unreachable(named, error) from error
         if target:
-            print(f"no Ray answers at {target}, where it ran before: one is started here", file=sys.stderr)
+            print(
+                f"no Ray cluster answers at {target}, where one ran before: starting one here",
+                file=sys.stderr,
+            )
         options = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
         ray.init(address="local", num_cpus=num_cpus, **options)
 
@@ -209,13 +212,13 @@ def _knock(address: str) -> None:
 
 def _unreachable(address: str, error: Exception) -> ConfigError:
     fix = (
-        "Start one there (ray start --head), or give no address (RAY_ADDRESS, ray_address): one starts here."
+        "Start one there (ray start --head), or give no address (RAY_ADDRESS, ray_address) to start one here."
     )
     # AuthenticationError, or a ConnectionError whose cause mentions InvalidAuthToken: for a cluster given by
     # its address, Ray does not use the token in the home folder.
     if "Auth" in f"{error!r} {error.__cause__!r}":
         fix = (
-            "The cluster wants a token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN "
+            "The cluster requires a token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN "
             "or in ~/.ray/auth_token."
         )
     return ConfigError("the Ray cluster cannot be joined", where=address, got=str(error), fix=fix)

@@ -60,7 +60,7 @@ def retokenise(
         SoftLabelError: labels are missing, damaged or of other audio, or `out` holds other labels.
     """
     if same_place(labels, out):
-        fix = "Give another --out."
+        fix = "Choose another --out."
         raise ConfigError("retokenised labels need a folder of their own", where=str(out), fix=fix)
     enter(out)
     heard_in = load_units(labels)

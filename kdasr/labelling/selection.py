@@ -66,19 +66,21 @@ def select(
     check_measure(measure)
     if not 0 < hours < math.inf:
         raise ConfigError(
-            "a selection needs a budget", where="hours", expected="more than 0, and finite", got=hours
+            "the budget is out of range", where="hours", expected="a finite number above 0", got=hours
         )
     if same_place(labels, out):
-        fix = "Give another --out."
+        fix = "Choose another --out."
         raise ConfigError("a selection needs a folder of its own", where="out", got=str(out), fix=fix)
     enter(out)
     seconds, scores = _measure_all(audio, labels, measure)
     chosen, lowest_score = _choose(seconds, scores, hours * 3600)
     if not chosen.any():
         raise ConfigError(
-            "not even the surest utterance fits into the budget",
+            "no utterance can be selected within this budget",
             where="hours",
-            expected=f"{seconds[scores.argmax()] / 3600:.5f} or more" if len(seconds) else "labels",
+            expected=f"{seconds[scores.argmax()] / 3600:.5f} or more, for the most confident one"
+            if len(seconds)
+            else "labels, but there are none",
             got=hours,
         )
     done = 0
@@ -150,7 +152,7 @@ def _write(
                 continue
             keep, value = next(verdicts)
             found = own_scale(float(value), measure)
-            reason = f"not selected: {measure} {found:.4f}, and of the surest {hours:g} h it is {least}"
+            reason = f"not selected: {measure} {found:.4f}, but {least} in the most confident {hours:g} h"
             yield key, labels.read(key) if keep else Failure(reason)
 
     settings = {**labels.header.settings, "selection": {"measure": measure, "hours": hours}}

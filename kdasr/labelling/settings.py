@@ -66,14 +66,17 @@ class Settings:
             raise ConfigError("unknown precision", where="precision", expected=expected, got=self.precision)
         for name in ("decoders", "threads"):
             if (count := getattr(self, name)) is not None and count < 1:
-                raise ConfigError("no thread", where=name, expected="1 or more", got=count)
+                raise ConfigError(
+                    "at least one thread is needed", where=name, expected="1 or more", got=count
+                )
         sizes = (self.overlap_seconds, self.window_seconds, self.batch_seconds)
         fit = 0 < self.overlap_seconds < self.window_seconds and self.batch_seconds > 0
         if not fit or not all(map(math.isfinite, sizes)):
             raise ConfigError(
-                "window, overlap and batch do not fit each other",
+                "invalid lengths of overlap, window or batch",
                 expected="0 < overlap_seconds < window_seconds, batch_seconds > 0, all finite",
-                got=f"{self.overlap_seconds}, {self.window_seconds}, {self.batch_seconds}",
+                got=f"overlap_seconds {self.overlap_seconds}, window_seconds {self.window_seconds}, "
+                f"batch_seconds {self.batch_seconds}",
             )
 
     def decoders_for(self, device: torch.device, workers: int | None = None) -> int:
@@ -88,9 +91,9 @@ class Settings:
         """Raise ConfigError if windows would not advance, after rounding to frames of this subsampling."""
         if self.window_frames(subsampling) <= self.overlap_frames(subsampling):
             raise ConfigError(
-                "windows and their overlap are equally many frames of this teacher",
+                "in whole frames of this teacher, windows are no longer than their overlap",
                 where="window_seconds, overlap_seconds",
-                expected=f"{2 * subsampling * FRAME_SHIFT_MS / 1000:g} s of difference, at least",
+                expected=f"{2 * subsampling * FRAME_SHIFT_MS / 1000:g} s of difference or more",
                 got=f"{self.window_seconds:g}, {self.overlap_seconds:g}",
             )
 

@@ -35,7 +35,7 @@ _MAX_UNENCODED = 2
 #: Batches decoded ahead of the teacher.
 _BATCHES_AHEAD = 2
 _NO_SENTENCE = "no sentence of the lexicon's words was found in it"
-_NO_WORDS = "the teacher heard no words, or words without end"
+_NO_WORDS = "the teacher heard no words, or its transcript did not end"
 #: Share of a batch that may be padding.
 _MAX_PADDING = 0.05
 # Errors of a GPU's libraries, with their own memory and handles, which torch raises as plain RuntimeErrors.
@@ -204,7 +204,7 @@ class _ShardRun:
                 f"the teacher failed on all {len(heard)} utterances",
                 where=str(self._shard.path),
                 got=min(self._broken[min(heard)].items())[1],
-                fix="It is hardly the utterances: look at the teacher, its precision and its machine.",
+                fix="The utterances are hardly the cause: check the teacher, its precision and the machine.",
             )
 
     def _outcome(self, number: int, key: str) -> SoftLabels | Failure:
@@ -242,10 +242,10 @@ class _ShardRun:
 
     def _unwanted(self, frames: int, seconds: float, language: str | None) -> str | None:
         if frames == 0:
-            return f"too short: {seconds:.4f} s are less than one frame"
+            return f"too short: {seconds:.4f} s is less than one frame"
         longest = self._teacher.max_seconds
         if longest is not None and seconds > longest:
-            return f"too long: {seconds:.1f} s, and this teacher hears {longest:g} s at a time"
+            return f"too long: {seconds:.1f} s, but this teacher takes at most {longest:g} s"
         return next((why for item in self._settings.filters if (why := item.before(seconds, language))), None)
 
     # -- audio ------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def test_what_is_left_is_counted_without_what_is_done(shards: list[str], tmp_pat
     plan = find_work(shards, tmp_path / "labels", EXPECT)
     assert (plan.done, plan.todo) == ([shards[0], shards[2]], [shards[1], shards[3]])
     # Labels that are not there are not damaged.
-    assert plan.damaged == {shards[1]: f"the labels have {size - 3} bytes, and their manifest says {size}"}
+    assert plan.damaged == {shards[1]: f"the labels have {size - 3} bytes, but their manifest says {size}"}
     seconds = [open_shard(Path(shard)).seconds for shard in shards]
     assert plan.seconds == pytest.approx(seconds[1] + seconds[3])
     assert (plan.before.labelled, plan.before.seconds) == (4, pytest.approx(seconds[0] + seconds[2]))
@@ -123,7 +123,7 @@ def test_shards_of_a_folder_are_looked_at_together(monkeypatch: pytest.MonkeyPat
 def test_that_many_shards_are_looked_at_is_said_first(
     shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for many, said in ((5, ""), (4, "looking at 4 shards\n")):
+    for many, said in ((5, ""), (4, "checking 4 shards\n")):
         monkeypatch.setattr(done, "_MANY", many)
         label(teacher=TinySource(), audio=tmp_path / "audio", out=tmp_path / "labels")
         assert capsys.readouterr().err == said
@@ -146,7 +146,7 @@ def test_another_teacher_is_refused_by_the_labels_of_other_jobs(tmp_path: Path) 
     (out / "shard-000000.kdsl").write_bytes(b"half")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     for number, count in ((2, 4), (0, 3)):
-        with pytest.raises(LabelMismatchError, match=r"another configuration: teacher_hash") as caught:
+        with pytest.raises(LabelMismatchError, match=r"a different configuration: teacher_hash") as caught:
             run(1, number, count)
         assert "shard-000001.kdsl" in str(caught.value) and "--overwrite true" in str(caught.value)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

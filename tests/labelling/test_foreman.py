@@ -58,7 +58,9 @@ def test_a_shard_that_kills_without_a_culprit_is_put_aside_with_what_was_said_la
     crew = Said(1, outcome)
     (found,) = Foreman(crew).run([str(audio)])
     assert len(crew.begun) == 3 + 3, "three deaths, and each utterance alone"
-    assert found.reason == ("put aside: killed 3 workers, and no single utterance of it does: exit status -9")
+    assert found.reason == (
+        "skipped: it killed 3 workers, and none of its utterances does so alone: exit status -9"
+    )
 
 
 def test_an_utterance_that_kills_is_left_out_by_name_and_the_rest_labelled(tmp_path: Path) -> None:
@@ -99,8 +101,8 @@ def test_where_every_utterance_kills_it_is_none_of_them(
     crew = Said(1, outcome)
     (found,) = Foreman(crew).run([str(audio)])
     reason = (
-        "put aside: killed 3 workers, and each utterance of it kills one by itself: look for the cause "
-        "outside of the audio: exit status -9"
+        "skipped: it killed 3 workers, and so does each of its utterances alone: look for the cause "
+        "outside the audio: exit status -9"
     )
     assert (found.reason == reason) == is_put_aside
     assert list(crew.tasks[-1].exclude) == ([] if is_put_aside else ["utt-000"])
@@ -115,8 +117,7 @@ def test_a_shard_that_goes_on_to_kill_without_its_culprit_is_put_aside(tmp_path:
 
     (found,) = Foreman(Said(1, outcome)).run([str(audio)])
     assert found.reason == (
-        "put aside: killed 3 workers, and it does so without those utterances that kill one by "
-        "themselves (1), too: exit status -9"
+        "skipped: it killed 3 workers, and it still does without the 1 that do so alone: exit status -9"
     )
 
 
@@ -203,7 +204,7 @@ def test_a_shard_that_kills_and_cannot_be_searched_is_one_failed_shard(tmp_path:
 
     outcomes = {found.audio: found.reason for found in Foreman(Said(1, outcome)).run([one, two])}
     assert outcomes[two] == ""
-    assert outcomes[one].startswith("exit status -9; ") and "the manifest cannot be used" in outcomes[one]
+    assert outcomes[one].startswith("exit status -9; ") and "the manifest is invalid" in outcomes[one]
 
 
 def test_the_threads_of_a_label_job_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

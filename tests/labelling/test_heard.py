@@ -91,7 +91,7 @@ def test_the_error_rate_is_that_of_the_surest_shares_of_what_has_a_transcript(
 ) -> None:
     lines = heard_summary(list(heard(audio=folders[0], labels=folders[1])), "best_path")
     assert lines[0] == "4 of 5 utterances have labels, 12.0 s of 15.0 s"
-    assert lines[1] == "WER of the 3 that have a transcript, too, by best_path:"
+    assert lines[1] == "WER of the 3 that also have a transcript, by best_path:"
     rows = [line.split() for line in lines[3:]]
     # All three: one of two, two of three and none of two words wrong; two thirds; the surest alone.
     assert [row[0] for row in rows] == ["100%", "90%", "75%", "50%", "25%"]
@@ -121,14 +121,16 @@ def test_units_in_the_first_frame_are_told_where_labels_have_times(
     # `spell` gives each unit its frames, beginning with the first.
     assert [item.at_once for item in found] == [told, told, False, told, told]
     lines = heard_summary(found, "best_path")[1:]
-    assert [line[:52] for line in lines] == ["4 of them begin with a unit in their first frame, he"] * told
+    assert [line[:57] for line in lines] == [
+        "4 of them have a unit in their first frame, whether or no"
+    ] * told
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_hours_are_those_of_each_share_and_half_of_them_at_once_is_not_told(count: int) -> None:
     found = [Heard(f"utt-{n}", 1800.0, "a", 0.9 - n / 10, "", "a", at_once=n < count) for n in range(4)]
     lines = heard_summary(found, "best_path")
-    assert [line[:12] for line in lines[1:-7]] == ["3 of them be"] * (count == 3)
+    assert [line[:12] for line in lines[1:-7]] == ["3 of them ha"] * (count == 3)
     rows = [line.split() for line in lines[-5:]]
     assert [(row[0], row[2]) for row in rows] == [
         ("100%", "2.00"), ("90%", "2.00"), ("75%", "1.50"), ("50%", "1.00"), ("25%", "0.50"),
@@ -171,7 +173,7 @@ def test_a_word_that_cannot_be_normalised_is_an_error_by_itself_and_told(
     lines = heard_summary(items, "best_path")
     # One word for three of ten and one.
     assert lines[3].split()[-1] == "27.3" and lines[7].split()[-1] == "30.0"
-    assert lines[8:] == ["1 texts hold words that could not be normalised; they count as errors"]
+    assert lines[8:] == ["1 texts contain words that could not be normalised; they count as errors"]
     assert len(heard_summary(items[1:], "best_path")) == 8
 
 
@@ -182,12 +184,12 @@ def test_words_heard_in_known_silence_are_errors(tmp_path: Path) -> None:
     found = list(heard(audio=audio, labels=labels))
     assert [item.reference for item in found] == ["one two", "", None]
     lines = heard_summary(found, "best_path")
-    assert lines[1] == "WER of the 2 that have a transcript, too, by best_path:"
+    assert lines[1] == "WER of the 2 that also have a transcript, by best_path:"
     # A substitution and three insertions on two words; the surest alone holds no word to count by.
     assert [line.split()[-1] for line in lines[3:]] == ["200.0", "200.0", "200.0", "–", "–"]
-    assert {len(line) for line in lines[2:]} == {39}, "the columns stay in line"
+    assert {len(line) for line in lines[2:]} == {41}, "the columns stay in line"
     silence = [item for item in found if item.reference != "one two"]
-    said = "no error rate: nothing is said in the 1 that have a transcript, too"
+    said = "no error rate: the 1 that also have a transcript contain no words"
     assert heard_summary(silence, "best_path")[1:] == [said]
 
 
@@ -236,7 +238,7 @@ def test_one_utterance_is_shown_frame_by_frame(
     assert all(float(share) == pytest.approx(0.6, abs=0.02) for unit, share in shown if unit != "<blk>")
     for key, message in (
         ("utt-2", "utt-2: this utterance has no labels; got .*music"),
-        ("utt-9", "--key: there is no"),
+        ("utt-9", "--key: no utterance has this key"),
     ):
         assert main(["heard", *place, "--key", key]) == 2
         assert re.search(message, capsys.readouterr().err)
@@ -252,10 +254,10 @@ def test_frames_have_their_times(tmp_path: Path) -> None:
 
 
 def test_labels_without_their_units_are_refused(folders: tuple[Path, Path]) -> None:
-    with pytest.raises(SoftLabelError, match="no such folder of soft labels"):
+    with pytest.raises(SoftLabelError, match="the folder of soft labels does not exist"):
         list(heard(audio=folders[0], labels=folders[0].parent / "lables"))
     CharUnits("é").save(folders[1])
-    with pytest.raises(UnitsError, match="not those of the labels"):
+    with pytest.raises(UnitsError, match="the units in this folder are not those of its labels"):
         list(heard(audio=folders[0], labels=folders[1]))
     (folders[1] / "units.json").unlink()
     with pytest.raises(UnitsError, match="cannot be read"):

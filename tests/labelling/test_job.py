@@ -184,7 +184,7 @@ def test_of_two_configurations_only_what_differs_is_told(audio: Path, tmp_path: 
         run(audio, tmp_path / "labels", settings=changed)
     names = "codec_params.mass, settings.window_seconds, settings.filters"
     filters = "[['duration', {'min_seconds': 0.0, 'max_seconds': 9}]]"
-    assert caught.value.what == f"this folder holds labels of another configuration: {names}"
+    assert caught.value.what == f"this folder holds labels with a different configuration: {names}"
     assert caught.value.expected == (
         f"codec_params.mass 0.9, settings.window_seconds 30, settings.filters {filters}"
     )
@@ -325,8 +325,8 @@ def test_that_batches_are_halved_is_said_once_and_counted(
     make_audio(tmp_path / "many", 24, per_shard=12)
     summary = run(tmp_path / "many", tmp_path / "labels")
     assert summary["labelled"] == 24 and summary["halved_batches"] == 2
-    assert capsys.readouterr().err.count("too little memory for the batches") == 1
-    assert "2 batches did not fit the memory" in summary_text(summary)
+    assert capsys.readouterr().err.count("not enough memory for the requested batch size") == 1
+    assert "2 batches did not fit into memory" in summary_text(summary)
     lines = [json.loads(line) for line in (tmp_path / "labels" / "log.jsonl").read_text().splitlines()]
     assert sum(line["halved_batches"] for line in lines) == 2
 
@@ -338,7 +338,7 @@ def test_workers_take_the_gpus_of_a_machine_in_turns(monkeypatch: pytest.MonkeyP
 
 
 def test_a_gpu_that_is_not_there_is_refused(audio: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such device; got cuda:99"):
+    with pytest.raises(ConfigError, match="the device cannot be used; got cuda:99"):
         run(audio, tmp_path / "labels", device="cuda:99")
 
 
@@ -367,7 +367,7 @@ def test_the_summary_tells_what_has_labels_and_the_speed_what_was_heard(audio: P
     assert summary["times_real_time"] == pytest.approx(short_s / summary["wall_s"], rel=0.02, abs=0.1)
     said = f"; {short} of 12 utterances have labels, 2.4 s of 11.6 s"
     first, _, speed = summary_text(summary).splitlines()[:3]
-    assert first == f"3 shards labelled, 0 done before{said}" and "real time over 2.4 s heard" in speed
+    assert first == f"3 shards labelled, 0 already done{said}" and "real time over 2.4 s processed" in speed
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert sum(line["labelled_seconds"] for line in lines) == pytest.approx(short_s, abs=0.01)
     assert sum(line["heard_seconds"] for line in lines) == pytest.approx(short_s, abs=0.01)
@@ -377,7 +377,7 @@ def test_the_summary_tells_what_has_labels_and_the_speed_what_was_heard(audio: P
     (out / "shard-000000.json").write_text(json.dumps(manifest))
     again = run(audio, out, settings=settings)
     assert [again[name] * 3600 for name in ("hours", "hours_labelled")] == pytest.approx(hours[:2])
-    assert summary_text(again).splitlines()[0] == f"0 shards labelled, 3 done before{said}"
+    assert summary_text(again).splitlines()[0] == f"0 shards labelled, 3 already done{said}"
     assert "real time" not in summary_text(again)
 
 
@@ -390,7 +390,7 @@ def test_what_was_heard_in_vain_counts_as_heard(tmp_path: Path) -> None:
 
 def test_a_job_whose_teacher_heard_nothing_says_so(audio: Path, tmp_path: Path) -> None:
     summary = run(audio, tmp_path / "labels", settings=Settings(filters=(DurationLimits(min_seconds=100),)))
-    assert "the teacher heard nothing; teacher 0% of the time" in summary_text(summary)
+    assert "the teacher processed no audio; teacher 0% of the time" in summary_text(summary)
     assert "0 of 12 utterances have labels" in summary_text(summary)
     assert summary["bytes_per_frame"] == 0.0 and f"\n{summary['bytes']:,} bytes\n" in summary_text(summary)
 
@@ -441,7 +441,7 @@ def test_two_jobs_with_other_settings_do_not_replace_each_others_labels(
     monkeypatch.setattr(job_module, "find_work", look_then_lose_the_race)
     summary = run(audio, tmp_path / "labels", settings=Settings(codec=TopP(mass=0.5)))
     assert summary["shards_labelled"] == 0 and len(summary["shards_failed"]) == 3
-    assert all("another configuration: codec" in why for why in summary["shards_failed"].values())
+    assert all("a different configuration: codec" in why for why in summary["shards_failed"].values())
     for path in (tmp_path / "labels").glob("*.kdsl"):
         assert open_label_shard(path, verify=True).header.codec == "top_k"
     assert verify_labels(audio, tmp_path / "labels") == []
@@ -474,7 +474,7 @@ def test_labels_of_two_configurations_in_one_folder_are_told_of(audio: Path, tmp
         other = (tmp_path / "others/shard-000001").with_suffix(suffix)
         (tmp_path / "labels" / other.name).write_bytes(other.read_bytes())
     (problem,) = verify_labels(audio, tmp_path / "labels")
-    assert "labels of several configurations: shard-00000" in problem
+    assert "labels with several configurations: shard-00000" in problem
 
 
 def test_verifying_labels_of_incomplete_audio_says_what_is_missing(audio: Path, tmp_path: Path) -> None:
@@ -494,7 +494,7 @@ def test_a_key_in_two_shards_of_a_store_is_found(audio: Path) -> None:
     problems = verify_audio("memory://twice")
     keys = [entry.key for entry in open_shard(audio / "shard-000000.tar").entries]
     assert len(problems) == len(keys)
-    assert all(f"the key {key} is in shard-000000.tar too" in " ".join(problems) for key in keys)
+    assert all(f"the key {key} is also in shard-000000.tar" in " ".join(problems) for key in keys)
 
 
 @pytest.mark.parametrize("lack", ["a shard", "a tar", "the end"])

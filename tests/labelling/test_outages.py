@@ -60,7 +60,7 @@ def test_audio_that_cannot_be_fetched_is_fetched_once_more_at_the_end(
     summary, lines = run(tmp_path)
     assert lines == ["0002 labelled 1", "0000 labelled 2", "0001 failed 2"]
     ((name, reason),) = summary["shards_failed"].items()
-    assert name == f"{AUDIO}/shard-000001.tar" and "it cannot be fetched" in reason and "no route" in reason
+    assert name == f"{AUDIO}/shard-000001.tar" and "cannot be fetched" in reason and "no route" in reason
 
 
 def test_a_manifest_that_cannot_be_fetched_when_the_job_begins_is_fetched_later(

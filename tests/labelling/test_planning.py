@@ -76,10 +76,10 @@ def test_bytes_and_frames_come_true_when_every_shard_was_sampled(tmp_path: Path)
     assert verdict == compare(out, summary) and verdict in summary_text(summary)
     assert verdict is not None
     said = dict(
-        re.findall(r"(?:: |, )([^,:]+?) [\d.,e-]+[^(]* \(the plan said [\d.,e-]+[^:]*: ([+-]\d+)%\)", verdict)
+        re.findall(r"(?:: |, )([^,:]+?) [\d.,e-]+[^(]* \(predicted [\d.,e-]+[^:]*: ([+-]\d+)%\)", verdict)
     )
     assert said["bytes/frame"] == said["audio"] == said["labels"] == "+0"
-    assert {"× real time", "time of workers", "cost"} <= set(said)
+    assert {"× real time", "worker time", "cost"} <= set(said)
 
 
 def test_workers_are_paid_for_while_they_fetch_each_shard(
@@ -113,10 +113,10 @@ def test_workers_are_paid_for_while_they_fetch_each_shard(
 def test_one_shard_says_nothing_of_the_spread() -> None:
     one, two = result(1800, 18, 45_000, 200_000), result(1800, 22, 45_000, 200_000)
     text = plan_text(_extrapolate([one], seconds=7200, shards=4, workers=1, price=0.0))
-    assert "speed of one worker: 100 × real time\ntime of workers: 1.2 min, 1.2 min with" in text
+    assert "speed per worker: 100 × real time\nworker time: 1.2 min, 1.2 min with" in text
     # 100 and 81.8 ×: a standard error of 9.09 around 90.9.
     text = plan_text(_extrapolate([one, two], seconds=7200, shards=4, workers=1, price=0.0))
-    assert "speed of one worker: 90 × real time\ntime of workers: 1.3 min (± 10%), 1.3 min with" in text
+    assert "speed per worker: 90 × real time\nworker time: 1.3 min (± 10%), 1.3 min with" in text
 
 
 def test_the_speed_is_over_what_the_teacher_hears_and_the_time_over_all_shards() -> None:
@@ -132,9 +132,11 @@ def test_the_speed_is_over_what_the_teacher_hears_and_the_time_over_all_shards()
     assert found.hours_heard == pytest.approx(0.3)
     assert found.worker_hours == pytest.approx(36 / 3600)
     text = plan_text(found)
-    assert "2.00 h of audio, of which the teacher hears 18.0 min (2" in text and "30 × real time\n" in text
+    assert (
+        "2.00 h of audio, of which the teacher processes 18.0 min (2" in text and "30 × real time\n" in text
+    )
     nothing = _extrapolate([result(1800, 10, 0, 500, heard_share=0.0)], 7200, 4, 1, 0.0)
-    assert "speed of one worker: unknown, nothing was heard\n" in plan_text(nothing)
+    assert "speed per worker: unknown, since the teacher processed no audio\n" in plan_text(nothing)
 
 
 def test_facts_are_compared_by_hand_computable_figures(tmp_path: Path) -> None:
@@ -144,10 +146,10 @@ def test_facts_are_compared_by_hand_computable_figures(tmp_path: Path) -> None:
     facts |= {"times_real_time": 100.0, "worker_hours": 0.04}
     verdict = compare(tmp_path, facts)
     assert verdict is not None
-    assert "bytes/frame 2.2 (the plan said 2: +10%)" in verdict
-    assert "× real time 100 (the plan said 200: -50%)" in verdict
-    assert "time of workers 2.4 min (the plan said 1.2 min: +100%)" in verdict
-    assert "cost 0.12 (the plan said 0.06: +100%)" in verdict
+    assert "bytes/frame 2.2 (predicted 2: +10%)" in verdict
+    assert "× real time 100 (predicted 200: -50%)" in verdict
+    assert "worker time 2.4 min (predicted 1.2 min: +100%)" in verdict
+    assert "cost 0.12 (predicted 0.06: +100%)" in verdict
     assert "cost" not in str(compare(tmp_path, {**facts, "shards_labelled": 3}))
     # What was labelled before has cost this run nothing.
     (tmp_path / "plan.json").write_text(json.dumps({**asdict(plan_of), "shards_done": 1}))
@@ -165,9 +167,11 @@ def test_a_plan_says_how_much_is_labelled_already(tmp_path: Path) -> None:
     label(teacher=TinySource(), audio=audio, out=out, shard_index=0, num_shards=2)
     half = planned(out)
     assert half.shards_done == 2 and half.frames == before.frames and half.shards == 3
-    assert plan_text(half).startswith("2 of 3 shards labelled already; what all of them take:\n3 shards, ")
+    assert plan_text(half).startswith(
+        "2 of 3 shards already labelled; estimates for all of them:\n3 shards, "
+    )
     label(teacher=TinySource(), audio=audio, out=out)
-    assert plan_text(planned(out)).startswith("3 of 3 shards labelled already; what")
+    assert plan_text(planned(out)).startswith("3 of 3 shards already labelled; estimates")
     assert planned(None).shards_done == 0
     other = plan(teacher=TinySource(seed=1), audio=audio, out=out, sample_shards=1)
     assert other.shards_done == 0
@@ -201,7 +205,7 @@ def test_a_sample_predicts_the_hours_of_all(tmp_path: Path) -> None:
 def test_a_sample_without_labels_leaves_nothing_to_divide_by(tmp_path: Path) -> None:
     nothing = _extrapolate([result(1800, 18, 0, 500)], seconds=1800, shards=1, workers=1, price=0.0)
     (tmp_path / "plan.json").write_text(json.dumps(asdict(nothing)))
-    assert "\nlabels: none: not one utterance of the sample got any\n" in plan_text(nothing)
+    assert "\nlabels: none: no utterance of the sample got any\n" in plan_text(nothing)
     facts = {"bytes_per_frame": 0.0, "shards_labelled": 1, "hours": 0.5, "bytes": 500}
     verdict = compare(tmp_path, {**facts, "times_real_time": 100.0, "worker_hours": 0.005})
     assert verdict is not None

@@ -151,9 +151,9 @@ def test_transcripts_become_labels_without_times(audio: Path, tmp_path: Path) ->
     summary = label(teacher=Transcripts(), audio=audio, out=out, settings=Settings(codec=TopP()))
     shards = [open_label_shard(out / f"{path.stem}.kdsl") for path in list_shards(audio)]
     assert {key: reason for one in shards for key, reason in one.failures.items()} == {
-        "utt-1": "the teacher heard no words, or words without end",
-        "utt-3": "too long: 1.3 s, and this teacher hears 1.2 s at a time",
-        "utt-4": "the teacher heard no words, or words without end",
+        "utt-1": "the teacher heard no words, or its transcript did not end",
+        "utt-3": "too long: 1.3 s, but this teacher takes at most 1.2 s",
+        "utt-4": "the teacher heard no words, or its transcript did not end",
     }
     assert summary["labelled"] == 2
     shard = open_label_shard(out / "shard-000000.kdsl")
@@ -184,7 +184,7 @@ def test_a_shard_of_silence_is_labelled_as_such(tmp_path: Path) -> None:
     label(teacher=Transcripts(), audio=tmp_path / "audio", out=tmp_path / "labels")
     shard = open_label_shard(tmp_path / "labels" / "shard-000000.kdsl")
     assert shard.failures == {
-        f"utt-{n}": "the teacher heard no words, or words without end" for n in range(3)
+        f"utt-{n}": "the teacher heard no words, or its transcript did not end" for n in range(3)
     }
 
 
@@ -280,7 +280,7 @@ def test_what_the_student_cannot_spell_is_named(audio: Path, tmp_path: Path) -> 
         retokenise(audio=audio, labels=tmp_path / "way", out=tmp_path / "labels", units=few, overwrite=True)
     again = retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "text", units=few)
     assert again == found
-    with pytest.raises(LabelMismatchError, match="another configuration: .*units_hash"):
+    with pytest.raises(LabelMismatchError, match="a different configuration: .*units_hash"):
         retokenise(audio=audio, labels=tmp_path / "labels", out=tmp_path / "text", units=CharUnits())
     assert load_units(tmp_path / "text").hash == few.hash and verify_labels(audio, tmp_path / "text") == []
     retokenise(

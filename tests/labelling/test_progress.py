@@ -39,7 +39,7 @@ def test_of_jobs_that_shared_the_shards_all_adds_up() -> None:
         "shards_failed": {"s-5": "the disk is full"}, "shards_not_tried": ["s-6"], "log_problem": "no room",
     }  # fmt: skip
     assert all_together([short, long]).log_problem == "no room"
-    assert "4 shards labelled, 1 done before; 40 of 43 utterances" in summary_text(whole)
+    assert "4 shards labelled, 1 already done; 40 of 43 utterances" in summary_text(whole)
     assert "shard failed: s-5: the disk is full" in summary_text(whole)
     assert len(long.tried) == 3 and len(long.failed) == 1  # the parts are left as they were
 
@@ -108,6 +108,6 @@ def test_what_went_wrong_is_said_even_where_all_else_is_not(
     ):
         totals.add(outcome, 1.0)
         display.show(totals, outcome)
-    memory = "too little memory for the batches that were asked for: they are of at most 60 s now"
+    memory = "not enough memory for the requested batch size: batches are now at most 60 s"
     said = ["3 shards to label"] * (not quiet) + ["failed: a: the disk is full", memory]
     assert capsys.readouterr().err.splitlines() == said

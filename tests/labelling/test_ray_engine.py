@@ -176,7 +176,7 @@ def test_a_killed_cluster_of_this_machine_is_not_waited_for(
     (tmp_path / "ray/ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
     crew()
     assert cluster.joined == ["local"]
-    assert f"no Ray answers at 127.0.0.1:{closed_port}" in capsys.readouterr().err
+    assert f"no Ray cluster answers at 127.0.0.1:{closed_port}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
@@ -290,5 +290,5 @@ def test_where_no_worker_is_ready_people_are_told_until_one_is(
     crew = RayCrew(Work(TinySource(), "labels", Settings(), "cpu"), 1)
     outcomes = [(one.audio, one.attempts) for one in Foreman(crew).run(["s0", "s1", "s2"])]
     assert sorted(outcomes) == [("s0", 1), ("s1", 2), ("s2", 1)]
-    said = "waiting for Ray: none of 1 worker is ready"
+    said = "waiting for Ray: 0 of 1 worker ready"
     assert capsys.readouterr().err.count(said) == 3

@@ -93,7 +93,7 @@ def test_audio_is_not_written_over(folders: tuple[Path, Path]) -> None:
 
 def test_labels_are_read_in_no_other_units_than_theirs(folders: tuple[Path, Path], tmp_path: Path) -> None:
     CharUnits().save(folders[1])
-    with pytest.raises(UnitsError, match="the units beside the labels are not those of the labels") as told:
+    with pytest.raises(UnitsError, match="the units in this folder are not those of its labels") as told:
         retokenise(audio=folders[0], labels=folders[1], out=tmp_path / "text", units=OURS)
     assert (told.value.expected, told.value.got) == (THEIRS.hash, CharUnits().hash)
     assert not list(tmp_path.glob("text/*.kdsl"))
