@@ -175,12 +175,12 @@ def make_codec(name: str, params: dict[str, Any]) -> Codec:
         raise SoftLabelError(
             f"unknown soft-label codec {name!r}",
             expected=f"one of {', '.join(CODECS)}",
-            fix="Use a kdasr that knows it, or label again.",
+            fix="Use a version of kdasr that supports it, or label again.",
         )
     try:
         codec = CODECS[name](**params)
     except (TypeError, ConfigError) as error:
-        raise SoftLabelError(f"codec {name!r} does not take the parameters {params}: {error}") from error
+        raise SoftLabelError(f"codec {name!r} does not accept the parameters {params}: {error}") from error
     return codec
 
 
@@ -230,4 +230,4 @@ def _is_int(value: object) -> bool:
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
-        raise ConfigError("a codec's parameter is out of range", where=name, expected=expected, got=got)
+        raise ConfigError("codec parameter out of range", where=name, expected=expected, got=got)

@@ -97,7 +97,7 @@ def _check_reads_back(where: str, data: bytes, items: list[tuple[str, SoftLabels
         return
     differing = [key for key, item in labels.items() if key not in shard or not _equal(shard.read(key), item)]
     raise SoftLabelError(
-        f"the labels of {', '.join(differing[:3])} do not survive storing",
+        f"the labels of {', '.join(differing[:3])} cannot be stored exactly",
         where=where,
         fix="Encode them with the codec that the header names.",
     )

@@ -112,17 +112,17 @@ def read_header(read: ReadRange, where: str) -> dict[str, Any]:
     _, version, header_bytes = _START.unpack(start)
     if version != FORMAT_VERSION:
         raise LabelMismatchError(
-            "soft labels of another format version",
+            "unsupported soft-label format version",
             where=where,
             expected=FORMAT_VERSION,
             got=version,
-            fix="Use the kdasr that wrote them, or label again.",
+            fix="Use the version of kdasr that wrote them, or label again.",
         )
     if header_bytes > _MAX_HEADER_BYTES:
         raise DamagedLabelsError("the header is too long", where=where, got=header_bytes)
     header = _parse_json(read(_START.size, header_bytes), where)
     if not isinstance(header, dict):
-        raise DamagedLabelsError("the header is no JSON object", where=where)
+        raise DamagedLabelsError("the header is not a JSON object", where=where)
     return header
 
 
@@ -135,14 +135,14 @@ def read_index(read: ReadRange, file_bytes: int, where: str) -> Index:
         raise DamagedLabelsError("the file is cut short: it has no footer", where=where, fix="Label again.")
     offset, index_bytes, raw_bytes, digest, _ = _FOOTER.unpack(footer)
     if offset + index_bytes + _FOOTER.size != file_bytes or raw_bytes > _MAX_RAW_BYTES:
-        raise DamagedLabelsError("the footer does not fit the file", where=where)
+        raise DamagedLabelsError("the footer does not match the file", where=where)
     index = read(offset, index_bytes)
     start = read(0, _START.size)
     header_bytes = _START.unpack(start)[2]
     first_block = _START.size + header_bytes
     if first_block > offset or _digest(read(0, first_block), index) != digest:
         raise DamagedLabelsError(
-            "header or index do not match their checksum", where=where, fix="Label again."
+            "the header or the index does not match its checksum", where=where, fix="Label again."
         )
     content = _parse_json(_decompress(index, raw_bytes, where), where)
     try:
@@ -156,7 +156,9 @@ def read_block(read: ReadRange, index: Index, number: int, layout: Layout, where
     offset, num_bytes, frames, entries = index.blocks[number]
     raw_bytes = layout.raw_bytes(frames, entries)
     if raw_bytes > _MAX_RAW_BYTES or frames > _MAX_BLOCK_FRAMES:
-        raise DamagedLabelsError(f"block {number} claims to be too large", where=where, got=raw_bytes)
+        raise DamagedLabelsError(
+            f"the stated size of block {number} is too large", where=where, got=raw_bytes
+        )
     try:
         return layout.unpack(_decompress(read(offset, num_bytes), raw_bytes, where), frames, entries)
     except SoftLabelError as error:
@@ -181,9 +183,7 @@ def _index_rows(
     seen: set[str] = set()
     for key, item in items:
         if key in seen or not KEY_PATTERN.fullmatch(key):
-            raise SoftLabelError(
-                "a key is given twice, or is no key", where=key, expected=KEY_PATTERN.pattern
-            )
+            raise SoftLabelError("repeated or invalid key", where=key, expected=KEY_PATTERN.pattern)
         seen.add(key)
         if isinstance(item, Failure):
             rows.append([key, item.reason])
@@ -248,13 +248,13 @@ def _check_index(content: Any, first_block: int, index_offset: int) -> Index:
     starts, failures = [0], {}
     for key, value in content["utterances"]:
         if not KEY_PATTERN.fullmatch(key):
-            raise ValueError(f"{key!r:.40} is no key")
+            raise ValueError(f"{key!r:.40} is not a valid key")
         keys.append(key)
         if isinstance(value, str):
             failures[key] = value
         starts.append(starts[-1] + (0 if isinstance(value, str) else _count(value)))
     if len(set(keys)) < len(keys):
-        raise ValueError("a key is given twice")
+        raise ValueError("a key is repeated")
     if starts[-1] != first_frames[-1]:
         raise ValueError("utterances and blocks hold different numbers of frames")
     return Index(blocks, first_frames, np.array(keys, np.bytes_), np.array(starts), failures)

@@ -63,13 +63,13 @@ class Header:
 
 #: What a mismatch in a header field means and what to do about it.
 _REMEDIES = {
-    "teacher_hash": "These labels are of another teacher: label with yours into another folder.",
+    "teacher_hash": "These labels come from another teacher: label with yours into another folder.",
     "units_hash": "Teacher and student must use the same units: train the student with the teacher's units.",
     "vocab_size": "Teacher and student must use the same units: train the student with the teacher's units.",
-    "feature_hash": "The teacher heard other features: label again with this version of kdasr.",
+    "feature_hash": "The teacher was given other features: label again with this version of kdasr.",
     "frame_shift_ms": "Frame rates differ: use a student with the teacher's frame rate.",
     "subsampling": "Frame rates differ: use a student with the teacher's subsampling.",
-    "audio_sha256": "Either the audio was prepared anew since it was labelled: label it again. Or these are "
+    "audio_sha256": "Either the audio was prepared again after it was labelled: label it again. Or these are "
     "labels of another folder: name the one that was labelled.",
 }
 
@@ -80,11 +80,11 @@ def check_header(header: Header, expect: Mapping[str, object], where: str) -> No
         found = getattr(header, name)
         if found != wanted:
             raise LabelMismatchError(
-                f"soft labels with another {name}",
+                f"the soft labels have a different {name}",
                 where=where,
                 expected=wanted,
                 got=found,
-                fix=_REMEDIES.get(name, "Label again with the present settings."),
+                fix=_REMEDIES.get(name, "Label again with the current settings."),
             )
 
 

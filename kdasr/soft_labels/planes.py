@@ -236,7 +236,7 @@ class Layout:
     ) -> SoftLabels:
         for values in (blank, tail, entries):
             if values.size and not bool(np.all(values <= 1e-3)):  # NaN fails the comparison too
-                raise DamagedLabelsError("a stored value is no log-probability", expected="<= 0")
+                raise DamagedLabelsError("a stored value is not a log-probability", expected="<= 0")
         return join_blank(blank, tail, entries, extra_counts, ids)
 
 

@@ -53,7 +53,7 @@ def open_label_shard(
     file_bytes = file.size()
     if file_bytes is None or file_bytes != manifest["bytes"]:
         raise DamagedLabelsError(
-            "the file's size is not what its manifest says",
+            "the file's size does not match its manifest",
             where=str(file),
             expected=f"{manifest['bytes']} bytes",
             got="no file" if file_bytes is None else f"{file_bytes} bytes",
@@ -61,7 +61,7 @@ def open_label_shard(
         )
     if verify and hashlib.sha256(file.read_all()).hexdigest() != manifest["sha256"]:
         raise DamagedLabelsError(
-            "the file's sha256 is not what its manifest says",
+            "the file's sha256 does not match its manifest",
             where=str(file),
             fix="Run `kdasr label` again: it redoes damaged shards only.",
         )
@@ -165,7 +165,9 @@ class LabelShard:
             raise SoftLabelError(f"utterance {key} was not labelled: {self.failures[key]}", where=self._where)
         if key not in self._rows:
             raise SoftLabelError(
-                f"no utterance {key}", where=self._where, fix="Label this audio shard again."
+                f"there are no labels for utterance {key}",
+                where=self._where,
+                fix="Label this audio shard again.",
             )
         return self._rows[key]
 
@@ -215,7 +217,7 @@ class LabelFolder:
         self._first: dict[str, str] = {}  # for each configuration, the first shard that has it
         if not self.folder.is_folder():
             raise SoftLabelError(
-                "no such folder of soft labels", where=str(folder), fix="Run `kdasr label` first."
+                "the folder of soft labels does not exist", where=str(folder), fix="Run `kdasr label` first."
             )
 
     def shard_for(self, audio_path: Place, audio_sha256: str) -> LabelShard:
@@ -232,10 +234,10 @@ class LabelFolder:
         if len(self._first) > 1:
             others = [name for name in self._first.values() if name != first]
             raise LabelMismatchError(
-                "shards of one folder are labelled by several teachers, or in several ways",
+                "the shards in this folder have labels of different teachers or settings",
                 where=str(file),
                 expected=f"labels like those of {others[0]}",
-                fix="Label the folder again: `kdasr label … --overwrite true` does what is of another kind.",
+                fix="Label the folder again: `kdasr label … --overwrite true` redoes the shards that differ.",
             )
         return shard
 
@@ -260,7 +262,7 @@ def read_manifest(path: Place | Location) -> dict[str, Any]:
     """
     file = manifest_of(path)
     manifest = str(file)
-    fix = "Run `kdasr label` (again): it does what is missing or damaged."
+    fix = "Run `kdasr label` (again): it labels what is missing or damaged."
     try:
         content = json.loads(file.read_all())
     except FileNotFoundError as error:
@@ -271,12 +273,12 @@ def read_manifest(path: Place | Location) -> dict[str, Any]:
         raise DamagedLabelsError("not a manifest of soft labels", where=manifest, fix=fix)
     if content.get("version") != FORMAT_VERSION:
         raise LabelMismatchError(
-            "soft labels of another format version",
+            "unsupported soft-label format version",
             where=manifest,
             expected=FORMAT_VERSION,
             got=content.get("version"),
-            fix="Use the kdasr that wrote them, or label again.",
+            fix="Use the version of kdasr that wrote them, or label again.",
         )
     if not isinstance(content.get("bytes"), int) or not isinstance(content.get("sha256"), str):
-        raise DamagedLabelsError("a manifest without size or sha256", where=manifest, fix=fix)
+        raise DamagedLabelsError("the manifest has no size or no sha256", where=manifest, fix=fix)
     return content

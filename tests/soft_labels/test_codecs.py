@@ -172,7 +172,7 @@ def test_draws_that_are_more_than_were_made_are_damage() -> None:
 def test_a_number_that_is_none_is_damage() -> None:
     labels, layout = Full().encode(posteriors(2, 3)), Full().layout(3)
     labels.log_probs[4] = np.nan
-    with pytest.raises(DamagedLabelsError, match="no log-probability"):
+    with pytest.raises(DamagedLabelsError, match="not a log-probability"):
         layout.unpack(layout.pack(labels), 2, 4)
 
 
