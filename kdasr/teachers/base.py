@@ -159,8 +159,8 @@ class Pretrained(torch.nn.Module):
         more = frames[1] - frames[0]
         if more <= 0 or feature_frames % more:
             raise ModelError(
-                "a teacher whose frames are not a multiple of 10 ms apart",
-                got=f"{more} frames for {feature_frames * FRAME_SHIFT_MS} ms",
+                "the teacher's frame shift is not a multiple of 10 ms",
+                got=f"{more} frames in {feature_frames * FRAME_SHIFT_MS} ms",
             )
         self.subsampling = feature_frames // more
 
@@ -201,7 +201,7 @@ def pretrained_teacher(
     model.measure(front_end.compute, torch.device(device))
     if len(symbols) != model.vocab_size:
         raise ModelError(
-            "the model has another number of classes than its symbols",
+            "the model's classes and symbols differ in number",
             where=source or kind,
             expected=f"{len(symbols)} symbols",
             got=f"{model.vocab_size} classes",
@@ -272,11 +272,11 @@ def not_in_cache(what: str, path: str | Path) -> ModelError:
     """The error if `what` of a model is neither in a folder nor in the hub's cache. If `path` cannot be a
     name on the hub or begins like a local path, it does not say how to fetch the model."""
     if str(path).startswith((".", "/", "~")) or len(Path(path).parts) > 2:
-        expected = "the folder of a model, or its name on the hub: OWNER/NAME"
-        return ModelError("there is no such model folder", where=path, expected=expected, got="nothing there")
+        expected = "a model folder, or a name on the hub: OWNER/NAME"
+        return ModelError("the model was not found", where=path, expected=expected, got="no such folder")
     fetch = (
-        f"Where there is a network, `hf download {path}` fetches it into the hub's cache, if it is called so "
-        "there; a folder of that name is not here."
+        f"With network access, `hf download {path}` fetches it into the hub's cache if that is its name on "
+        "the hub; there is no local folder of this name."
     )
     return not_there(what, path, fetch)
 
@@ -284,5 +284,5 @@ def not_in_cache(what: str, path: str | Path) -> ModelError:
 def not_there(what: str, where: str | Path, fetch: str) -> ModelError:
     """The error for weights that are not on this machine; kdasr never fetches any unasked."""
     return ModelError(
-        f"{what} is not on this machine", where=where, fix=f"{fetch} Nothing is fetched unasked."
+        f"{what} is not on this machine", where=where, fix=f"{fetch} Nothing is downloaded automatically."
     )

@@ -59,9 +59,9 @@ class ConformerTeacher(nn.Module):
         super().__init__()
         if chunk_frames < 1:
             raise ConfigError(
-                "a chunk has frames",
+                "a chunk needs at least one frame",
                 where="chunk_frames of ConformerTeacher",
-                expected="1 or more; with `chunked_share: 0` none is masked in chunks",
+                expected="1 or more (for no chunk masks: `chunked_share: 0`)",
                 got=chunk_frames,
             )
         self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}

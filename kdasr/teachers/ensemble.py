@@ -76,7 +76,9 @@ def _check(
         )
     if not all(weight > 0 for weight in weights) or not all(value > 0 for value in temperatures):
         raise ConfigError(
-            "weights and temperatures are positive", where="Ensemble", got=f"{weights}, {temperatures}"
+            "weights and temperatures must be positive",
+            where="Ensemble",
+            got=f"weights {weights}, temperatures {temperatures}",
         )
     if average not in ("linear", "log"):
         raise ConfigError("unknown average", where="average", expected="linear or log", got=average)
@@ -84,5 +86,8 @@ def _check(
         values = [getattr(teacher, name) for teacher in teachers]
         if len(set(values)) > 1:
             raise ConfigError(
-                f"the teachers of an ensemble differ in {name}", where="Ensemble", expected="one", got=values
+                f"the teachers of an ensemble differ in {name}",
+                where="Ensemble",
+                expected="one value",
+                got=values,
             )

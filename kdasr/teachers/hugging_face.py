@@ -67,7 +67,7 @@ class HuggingFaceCTC:
         network, extractor, tokenizer = _load(transformers, folder, self.target_lang)
         if extractor.sampling_rate != SAMPLE_RATE_HZ:
             raise ModelError(
-                "a model for another sample rate",
+                "the model is for another sample rate",
                 where=folder,
                 expected=f"{SAMPLE_RATE_HZ} Hz",
                 got=f"{extractor.sampling_rate} Hz",
@@ -173,9 +173,7 @@ def weight_files(folder: Path) -> list[Path]:
     for pattern in _WEIGHTS:
         if files := sorted(folder.glob(pattern)):
             return files
-    raise not_there(
-        "the file with the weights", folder, f"Fetch the whole model: {' or '.join(_WEIGHTS)} is missing."
-    )
+    raise not_there("the weights file", folder, f"Fetch the whole model: {' or '.join(_WEIGHTS)} is missing.")
 
 
 def load_network(kind: Any, folder: Path, **settings: Any) -> Any:
@@ -190,9 +188,9 @@ def load_network(kind: Any, folder: Path, **settings: Any) -> Any:
     )
     if missing := sorted(name for name in found["missing_keys"] if not name.endswith(_OF_TRAINING)):
         raise ModelError(
-            "the weights are those of another kind of model, or of one that is still to be fine-tuned",
+            "the weights belong to another kind of model, or to one that has not been fine-tuned",
             where=folder,
-            expected=f"all of a {type(network).__name__}",
+            expected=f"all weights of a {type(network).__name__}",
             got=f"none for {shorten(', '.join(missing))}",
         )
     return network
@@ -209,7 +207,7 @@ def _check_language(config: Any, folder: Path, language: str | None) -> None:
     has_adapters = getattr(config, "adapter_attn_dim", None) is not None
     if has_adapters and len(known) > 1 and language not in known:
         raise ModelError(
-            "the model has an adapter for each of many languages, and its own is of one",
+            "the model has adapters for several languages, so one must be chosen",
             where=folder,
             expected=f"target_lang: one of {shorten(', '.join(known))}",
             got=language or "no target_lang",
@@ -220,7 +218,7 @@ def _check_language(config: Any, folder: Path, language: str | None) -> None:
             where=folder,
             expected=shorten(", ".join(known)) or "no target_lang",
             got=language,
-            fix="Load it with target_lang once where there is a network: the hub's cache keeps that.",
+            fix="Load it with this target_lang once with network access: the hub's cache keeps the adapter.",
         )
 
 

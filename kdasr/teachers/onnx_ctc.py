@@ -89,7 +89,7 @@ class OnnxCTC:
                 raise not_there(
                     "a file of the model",
                     file,
-                    "Unpack a model of sherpa-onnx's list of offline CTC models, and name its files.",
+                    "Unpack a model from sherpa-onnx's list of offline CTC models, and name its files.",
                 )
         session = _open(path, device)
         metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
@@ -207,7 +207,7 @@ def _open(path: Path, device: str) -> Any:
             where=f"device {device}",
             expected=provider,
             got=", ".join(onnxruntime.get_available_providers()),
-            fix="Install onnxruntime-gpu in its place, or label with --device cpu.",
+            fix="Install onnxruntime-gpu instead, or label with --device cpu.",
         )
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
@@ -231,11 +231,11 @@ def _find_format(session: Any, metadata: Mapping[str, str], path: Path) -> Forma
     if len(inputs) == 1 and len(inputs[0].shape) == 2:
         return "wav2vec2"
     raise ModelError(
-        "no offline CTC model of a format that is known",
+        "not an offline CTC model in a known format",
         where=path,
         expected=f"model_type {', '.join(_FORMATS)}, or samples as the only input",
         got=name or "no model_type in the metadata",
-        fix="Add the metadata with the script that sherpa-onnx has for this model, or name its `format`.",
+        fix="Add the metadata with sherpa-onnx's script for this model, or set its `format`.",
     )
 
 
@@ -246,7 +246,7 @@ def _check(session: Any, kind: Format, metadata: Mapping[str, str], language: st
             where=path,
             expected=f"{_INPUTS[kind]} inputs",
             got=", ".join(one.name for one in session.get_inputs()),
-            fix="A model with states is a streaming one: take the offline model."
+            fix="A model with states is a streaming one: use the offline model."
             if kind == "zipformer"
             else None,
         )
@@ -256,7 +256,7 @@ def _check(session: Any, kind: Format, metadata: Mapping[str, str], language: st
             f"the metadata of this {kind} model lacks {', '.join(missing)}",
             where=path,
             got=", ".join(sorted(metadata)),
-            fix="Take another `language`, or add the metadata with sherpa-onnx's script for this model.",
+            fix="Choose another `language`, or add the metadata with sherpa-onnx's script for this model.",
         )
 
 
@@ -272,10 +272,10 @@ def _read_tokens(path: Path) -> list[str]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         *symbol, unit = line.rsplit(maxsplit=1) or [""]
         if not unit.isdigit() or int(unit) in symbols:
-            raise ModelError("not a symbol and its id", where=f"{path}:{number}", got=repr(line))
+            raise ModelError("not a symbol and a unique id", where=f"{path}:{number}", got=repr(line))
         symbols[int(unit)] = symbol[0].strip() if symbol else " "
     if sorted(symbols) != list(range(len(symbols))):
-        raise ModelError("ids are missing", where=path, expected=f"0 to {len(symbols) - 1}")
+        raise ModelError("some ids are missing", where=path, expected=f"0 to {len(symbols) - 1}")
     return [symbols[unit] for unit in range(len(symbols))]
 
 
@@ -285,7 +285,7 @@ def _find_blank(symbols: list[str], kind: Format, metadata: Mapping[str, str], p
     for blank in _BLANKS:
         if blank in symbols:
             return symbols.index(blank)
-    raise ModelError("no blank among the symbols", where=path, expected=" or ".join(_BLANKS))
+    raise ModelError("there is no blank among the symbols", where=path, expected=" or ".join(_BLANKS))
 
 
 def _floats(metadata: Mapping[str, str], name: str) -> NDArray[np.float32]:

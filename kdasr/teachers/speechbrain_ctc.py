@@ -51,7 +51,7 @@ class SpeechBrainCTC:
         asr, hparams = _load(str(self.path), self.hparams_file, device)
         rate = getattr(asr.hparams, "sample_rate", SAMPLE_RATE_HZ)
         if int(rate) != SAMPLE_RATE_HZ:
-            raise ModelError("a model for another sample rate", where=str(self.path), got=rate)
+            raise ModelError("the model is for another sample rate", where=str(self.path), got=rate)
         symbols, model_bytes = _symbols(asr.tokenizer, str(self.path))
         blank_id = self.blank_id if self.blank_id is not None else _blank(asr)
         return pretrained_teacher(
@@ -107,9 +107,9 @@ def _load(path: str, hparams_file: str, device: str) -> tuple[Any, bytes]:
         ) from error
     if missing:
         raise ModelError(
-            "the weights are those of another model than its YAML builds",
+            "the weights do not belong to the model that its YAML builds",
             where=path,
-            expected="all of them",
+            expected="all of its weights",
             got=f"none for {shorten(', '.join(missing))}",
         )
     return asr, hparams
@@ -155,7 +155,7 @@ def _symbols(tokenizer: Any, where: str) -> tuple[list[str], bytes | None]:
         pieces = [tokenizer.id_to_piece(unit) for unit in range(tokenizer.get_piece_size())]
         return pieces, tokenizer.serialized_model_proto()
     raise ModelError(
-        "a tokenizer without symbols",
+        "the tokenizer has no symbols",
         where=where,
         expected="a CTCTextEncoder or a SentencePiece model",
         got=type(tokenizer).__name__,

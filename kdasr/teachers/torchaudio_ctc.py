@@ -60,9 +60,9 @@ class TorchaudioCTC:
         """
         if (self.bundle is None) == (self.architecture is None):
             raise ConfigError(
-                "a torchaudio teacher is a bundle or an architecture",
+                "a torchaudio teacher needs either a bundle or an architecture",
                 where="teacher",
-                expected="one of `bundle`, `architecture`, and null for the other",
+                expected="one of `bundle` and `architecture`, and null for the other",
                 got="both" if self.bundle is not None else "neither",
             )
         if self.bundle is not None:
@@ -113,17 +113,19 @@ def _from_bundle(name: str, weights: str | Path | None) -> _Parts:
     known = {one: bundle for one, bundle in found.items() if _WORD_MARK in getattr(bundle, "_labels", ())}
     bundle = known.get(name)
     if bundle is None or bundle.sample_rate != SAMPLE_RATE_HZ:
-        raise ConfigError("no such bundle with letters", where="bundle", expected=", ".join(known), got=name)
+        raise ConfigError(
+            "no bundle with letters has this name", where="bundle", expected=", ".join(known), got=name
+        )
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(bundle._path).name
     path = Path(weights) if weights is not None else cached
     if not path.is_file():
         raise not_there(
-            f"the file with the weights of {name}",
+            f"the weights file of {name}",
             path,
             # Not `import torchaudio`, which fails with some builds of torch (see kdasr.compat).
-            "Where there is a network, "
+            "With network access, "
             f"`python -c 'import kdasr.compat as c; c.import_torchaudio().pipelines.{name}.get_model()'` "
-            f"fetches {cached.name} into torch.hub's cache; or name a copy of it as `weights`.",
+            f"fetches {cached.name} into torch.hub's cache; or set `weights` to a copy of it.",
         )
     # torch.hub uses the existing file and fetches nothing.
     where = {"model_dir": str(path.parent), "file_name": path.name, "map_location": "cpu"}
@@ -153,7 +155,7 @@ def _from_architecture(file: Path, weights: str | Path | None) -> _Parts:
         ) from error
     path = Path(weights) if weights is not None else file.with_suffix(".safetensors")
     if not path.is_file():
-        raise not_there("the state dict", path, "Name it as `weights`.")
+        raise not_there("the state dict", path, "Set `weights` to its path.")
     return (
         _with_state(network, _read_state(path), path),
         labels,

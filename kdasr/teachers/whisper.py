@@ -69,10 +69,10 @@ class Whisper:
         """
         if self.letters is None and self.language != "en":
             raise UnitsError(
-                "nobody says which letters the language has",
+                "the letters of the language are not given",
                 where="letters",
-                expected='those beyond a-z, such as äöüß, or "" where there are none',
-                got=f"none for language {self.language}",
+                expected='those beyond a-z, such as äöüß, or "" if there are none',
+                got=f"no letters for language {self.language}",
             )
         transformers = import_transformers()
         folder = find_folder(self.path, self.revision)
@@ -218,7 +218,7 @@ def _asked(how: Any, language: str, where: Path) -> dict[str, str]:
     known = sorted(code.strip("<|>") for code in codes)
     if language not in known:
         raise ModelError(
-            "this Whisper does not know the language",
+            "this Whisper model does not support the language",
             where=where,
             expected=shorten(", ".join(known)),
             got=language,

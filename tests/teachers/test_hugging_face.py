@@ -93,7 +93,7 @@ def test_what_is_not_on_this_machine_is_not_fetched(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=r"not on this machine.*hf download someone/something"):
         source("someone/something").load("cpu")
-    with pytest.raises(ModelError, match="file with the weights is not on this machine"):
+    with pytest.raises(ModelError, match="the weights file is not on this machine"):
         source(tmp_path).load("cpu")
 
 
@@ -105,10 +105,12 @@ def test_a_mistyped_path_is_not_to_be_fetched(
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
     for path in ("../models/hff", "/gone", "~/models/hff", "some/where/else"):
-        with pytest.raises(ModelError, match=rf"{path}: there is no such model folder; .*OWNER/NAME") as told:
+        with pytest.raises(ModelError, match=rf"{path}: the model was not found; .*OWNER/NAME") as told:
             source(path).load("cpu")
         assert "hf download" not in str(told.value)
-    with pytest.raises(ModelError, match=r"hf download models/hff` .*; a folder of that name is not here"):
+    with pytest.raises(
+        ModelError, match=r"hf download models/hff` .*; there is no local folder of this name"
+    ):
         source("models/hff").load("cpu")
 
 
@@ -139,7 +141,7 @@ def test_weights_that_the_library_would_draw_at_random_are_refused(
         del weights["model.decoder.embed_positions.weight"]
     network.save_pretrained(tmp_path, state_dict=weights)
     capfd.readouterr()
-    with pytest.raises(ModelError, match=rf"still to be fine-tuned; .*ForC.*; got none for {missing}"):
+    with pytest.raises(ModelError, match=rf"has not been fine-tuned; .*ForC.*; got none for {missing}"):
         source(tmp_path).load("cpu")
     assert capfd.readouterr().err == ""
 

@@ -151,7 +151,7 @@ def test_what_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere\.onnx.*not on this machine.*Unpack"):
         OnnxCTC(tmp_path / "nowhere.onnx").load("cpu")
     path, _ = write(tmp_path / "odd", "nemo", model_type="EncDecRNNTBPEModel")
-    with pytest.raises(ModelError, match=r"format that is known.*EncDecRNNTBPEModel"):
+    with pytest.raises(ModelError, match=r"in a known format.*EncDecRNNTBPEModel"):
         OnnxCTC(path).load("cpu")
     with pytest.raises(ModelError, match=r"not an offline sense_voice model.*audio_signal"):
         OnnxCTC(path, format="sense_voice").load("cpu")

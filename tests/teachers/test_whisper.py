@@ -101,9 +101,12 @@ def test_another_language_is_asked_for_and_keeps_its_letters(teacher: Teacher, t
     assert german.model.asked == {"language": "de", "task": "transcribe"}  # type: ignore[attr-defined]
     assert german.units.symbols[-1] == "é"
     assert german.weights_hash != teacher.weights_hash and german.model.vocab_size == 30
-    with pytest.raises(ModelError, match=r"does not know the language; expected de, en; got fr"):
+    with pytest.raises(ModelError, match=r"does not support the language; expected de, en; got fr"):
         Whisper(tmp_path, language="fr", letters="").load("cpu")
-    with pytest.raises(UnitsError, match=r"letters: nobody says which.*got none for language de"):
+    with pytest.raises(
+        UnitsError,
+        match=r"letters: the letters of the language are not given.*got no letters for language de",
+    ):
         Whisper(tmp_path, language="de").load("cpu")
 
 
