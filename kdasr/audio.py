@@ -39,7 +39,7 @@ _OVERSHOOT_SECONDS = 0.1
 _NOT_DECODED = (".3gp", ".aac", ".amr", ".m4a", ".mp4", ".sph", ".webm", ".wma")
 # With formats that libsndfile decodes: they work if a single file is named, but not in a corpus.
 OTHER_AUDIO = (*_NOT_DECODED, ".aif", ".aiff", ".au", ".caf")
-NOT_READ = "a format that is not read: convert it to wav or flac"
+NOT_READ = "unsupported format: convert it to wav or flac"
 _COPY_AGAIN = "Copy the file again from its source."
 # Errors of the file itself. All others (a lost mount, a bad disk, too many open files) may be temporary.
 _OF_THE_FILE = (
@@ -288,7 +288,7 @@ def _opened(stream: _Source, where: str, rate_hz: int) -> Iterator[_Forward]:
     whole.seek(0)
     with _decoding(where, num_bytes), _Forward(whole) as file:
         if file.frames == 0:
-            expected, got = "at least one sample", "a header alone"
+            expected, got = "at least one sample", "only a header"
             raise AudioError("the audio holds no samples", where=where, expected=expected, got=got)
         check_rates(file.samplerate, rate_hz, where)
         yield file
@@ -408,7 +408,7 @@ def _ends(file: soundfile.SoundFile, where: str, cut: Cut) -> tuple[int, int]:
     """First frame of a cut, and the one after its last: a huge number if the end is unknown."""
     if cut.channel is not None and not 0 <= cut.channel < file.channels:
         expected = {1: "0", 2: "0 or 1"}.get(file.channels, f"0 to {file.channels - 1}")
-        what = f"channel {cut.channel} of a file that has {file.channels}"
+        what = f"there is no channel {cut.channel}: the file has {file.channels}"
         raise AudioError(what, where=where, expected=expected)
     # Each end is rounded by itself, so that adjacent cuts neither share nor lose a frame.
     start = round(cut.start_seconds * file.samplerate)
@@ -422,7 +422,7 @@ def _ends(file: soundfile.SoundFile, where: str, cut: Cut) -> tuple[int, int]:
     raise AudioError(
         "the cut is not within the audio",
         where=where,
-        expected=f"a part of 0 to {file.frames / file.samplerate:.2f} s" if known else "one that has samples",
+        expected=f"a part of 0 to {file.frames / file.samplerate:.2f} s" if known else "one with samples",
         got=f"{cut.start_seconds:.2f} s"
         + (f" to {end / file.samplerate:.2f} s" if end < _UNKNOWN_FRAMES else ""),
     )
@@ -476,7 +476,7 @@ def _not_read(path: Path, error: OSError) -> AudioError | StorageError:
             "the audio cannot be read from the disk",
             where=path,
             got=error.strerror,
-            fix="The file may be good: look at the disk or its mount, and run the same again.",
+            fix="The file may be intact: check the disk or its mount, then run it again.",
         )
     fix = f"Name files, such as {Path(path) / '*.wav'}." if isinstance(error, IsADirectoryError) else None
     return AudioError("the audio file cannot be read", where=path, got=error.strerror, fix=fix)

@@ -60,16 +60,18 @@ class WorseChannel:
         }
         self.probabilities = (echo_probability, noise_probability, telephone_probability)
         if not all(0.0 <= probability <= 1.0 for probability in self.probabilities):
-            raise ConfigError("probabilities lie between 0 and 1", where="spoil", got=self.probabilities)
+            raise ConfigError("probabilities must lie between 0 and 1", where="spoil", got=self.probabilities)
         noise_kinds = tuple(noise_kinds or ())  # null: no noise
         if noise_probability and not noise_kinds:
-            raise ConfigError("noise of no kind", where="spoil.noise_kinds", expected=", ".join(NOISE_KINDS))
+            raise ConfigError(
+                "no kind of noise is given", where="spoil.noise_kinds", expected=", ".join(NOISE_KINDS)
+            )
         check_kinds(noise_kinds, "spoil.noise_kinds")
         if echo_probability and not _is_range(echo_seconds, 0.01, 10):
             raise ConfigError(
-                "no such echo",
+                "invalid range of echo durations",
                 where="spoil.echo_seconds",
-                expected="[least, most], 0.01 to 10",
+                expected="[minimum, maximum], within 0.01 to 10",
                 got=echo_seconds,
             )
         self.noise_kinds, self.snr_db, self.echo_seconds = list(noise_kinds), snr_db, echo_seconds

@@ -24,7 +24,7 @@ from kdasr.symbols import control_ids
 from kdasr.text import WORD_START, Units, letters_in, load_units, normalise
 
 # For users of a label recipe, which may name a lexicon that they did not choose.
-_LABELS_WITHOUT = "Labels can do without a lexicon: `--settings.words null`."
+_LABELS_WITHOUT = "To label without a lexicon, use `--settings.words null`."
 # The cache of costs is cleared at this size: other words are endless, and live audio may run for days.
 _MAX_COSTS = 4_096
 _log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class Lexicon:
     ) -> None:
         if other_word_nats is not None and not 0 <= other_word_nats < np.inf:
             raise ConfigError(
-                "what other words cost is a number of nats",
+                "the cost of other words is out of range",
                 where="other words",
-                expected="0 or more for each of their units",
+                expected="a finite number of nats, 0 or more, for each of their units",
                 got=other_word_nats,
             )
         self._units, self._sources, self._more_words, self._without = units, sources, words, without
@@ -82,7 +82,7 @@ class Lexicon:
         words = {word: source for text, source in texts if text for word in text.split()}
         if not words:
             raise ConfigError(
-                "a lexicon without words",
+                "the lexicon has no words",
                 where=", ".join(self._sources) or "sources and words",
                 expected="a text file of words, or a folder of shards with transcripts",
                 fix=without,
@@ -210,11 +210,11 @@ class Lexicon:
         letters = set("".join(self._symbols[1:]))
         if strange := sorted(word for word in self.words if not set(word) <= letters):
             raise ConfigError(
-                f"{counted(len(strange), 'word')} of a lexicon cannot be written in the units of the model",
+                f"{counted(len(strange), 'word')} of the lexicon cannot be spelled in the model's units",
                 where=", ".join(sorted({self._source_of[word] for word in strange})),
-                expected="letters of " + "".join(sorted(letters - {WORD_START}))[:100],
+                expected="words of the letters " + "".join(sorted(letters - {WORD_START}))[:100],
                 got=", ".join(strange[:5]),
-                fix="Write them as the transcripts do that the model learned from.",
+                fix="Spell them as the model's training transcripts do.",
             )
         return frozenset(word[:end] for word in self.words for end in range(len(word) + 1))
 
@@ -251,7 +251,7 @@ class Lexicon:
 def _texts_in(source: Path, letters: str, without: str) -> list[str | None]:
     if not source.exists():
         raise ConfigError(
-            "there is no such file or folder, from which the words of a lexicon should come",
+            "the file or folder with the words of a lexicon does not exist",
             where=source,
             fix=f"Check the name. {without}",
         )
@@ -276,7 +276,7 @@ def _tell_of_phrases(lines: Sequence[str], source: Path) -> None:
     """Warn of lines of several words: users may expect `turn on` to be found only as a phrase."""
     if several := sum(" " in line for line in lines):
         have = "1 line has" if several == 1 else f"{several:,} lines have"
-        _log.warning("%s: %s several words: each counts as a word of its own", source, have)
+        _log.warning("%s: %s several words: each counts as a separate word", source, have)
 
 
 def _normal(text: str, letters: str, source: Path) -> str:
@@ -286,6 +286,6 @@ def _normal(text: str, letters: str, source: Path) -> str:
         try:
             words.append(normalise(word, letters))
         except UnitsError as error:
-            what = f"a word of a lexicon cannot be spelled: {word!r}, for {error.what}"
+            what = f"the lexicon's word {word!r} cannot be spelled: {error.what}"
             raise ConfigError(what, where=source, expected=error.expected, fix=error.fix) from error
     return " ".join(words)

@@ -48,9 +48,9 @@ def check_rates(from_hz: int, to_hz: int, where: str = "audio") -> None:
     divisor = math.gcd(from_hz, to_hz)
     if from_hz // divisor * (to_hz // divisor) > _MOST_WEIGHTS:
         raise AudioError(
-            "a sample rate that cannot be resampled from",
+            "unsupported sample rate",
             where=where,
-            expected=f"one that has a simple ratio to {to_hz} Hz, such as 8000, 22050, 44100 or 48000 Hz",
+            expected=f"one in a simple ratio to {to_hz} Hz, such as 8000, 22050, 44100 or 48000 Hz",
             got=f"{from_hz} Hz",
             fix=f"Convert it first: ffmpeg -i FILE -ar {to_hz} OUT.wav",
         )
@@ -63,8 +63,8 @@ def check_speeds(speeds: Sequence[float]) -> None:
         ConfigError: there are none, or one is not from 0.5 to 2.
     """
     if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
-        expected = "one or more of 0.5 to 2"
-        raise ConfigError("no such speed", where="speeds", expected=expected, got=list(speeds))
+        expected = "one or more numbers from 0.5 to 2"
+        raise ConfigError("invalid speed factors", where="speeds", expected=expected, got=list(speeds))
 
 
 @lru_cache(maxsize=64)

@@ -59,7 +59,7 @@ class SymbolUnits:
         for unit in ids:
             if not BLANK_ID < unit < end:
                 raise UnitsError(
-                    "an id stands for no symbol",
+                    "no symbol has this id",
                     expected=f"ids from 1 to {end - 1} (0 is blank)",
                     got=unit,
                     fix="Collapse the ids first, and use the units that the model was trained with.",
@@ -101,7 +101,7 @@ class TableUnits(SymbolUnits):
         twice = sorted(symbol for symbol, times in Counter(symbols).items() if times > 1)
         if twice or not symbols or symbols[BLANK_ID] != BLANK_SYMBOL:
             raise UnitsError(
-                "not a table of symbols",
+                "invalid table of symbols",
                 expected=f"{BLANK_SYMBOL} first and every symbol once",
                 got=f"{symbols[:3]} …" + (f", more than once: {twice[:5]}" if twice else ""),
             )
@@ -127,7 +127,7 @@ class TableUnits(SymbolUnits):
         """
         if not 0 <= blank_id < len(symbols):
             raise UnitsError(
-                "blank is no class of the table", expected=f"0 to {len(symbols) - 1}", got=blank_id
+                "the blank id is not in the table", expected=f"0 to {len(symbols) - 1}", got=blank_id
             )
         ordered = [symbols[blank_id], *symbols[:blank_id], *symbols[blank_id + 1 :]]
         texts = [symbol for symbol in ordered[1:] if not stands_for_no_text(symbol)]
@@ -225,7 +225,7 @@ def unknown_character(text: str, char: str) -> UnitsError:
     return UnitsError(
         f"the character {char!r} is not among the units",
         where=f"text {shorten(text)!r}",
-        fix="Take units that have it: {kind: characters, letters: …}, or word pieces of text that has it.",
+        fix="Use units that have it: {kind: characters, letters: …}, or word pieces of text that has it.",
     )
 
 

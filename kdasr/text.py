@@ -129,7 +129,7 @@ def normalise_by_word(text: str, letters: str = "") -> tuple[str, bool]:
 
 def not_normal_text(count: int) -> str:
     """A message on the number of texts in which `normalise_by_word` left words as they were."""
-    return f"{count} texts hold words that could not be normalised; they count as errors"
+    return f"{count} texts contain words that could not be normalised; they count as errors"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -155,9 +155,9 @@ def check_letters(letters: str) -> str:
         is_letter = _may_be_letter(char) and char not in _APOSTROPHES
         if not is_letter or char in ALPHABET or char != char.lower():
             raise UnitsError(
-                f"{char!r} is no further letter of a language",
+                f"{char!r} cannot be an additional letter",
                 where="letters",
-                expected="lower-case letters beyond a-z, one after the other, such as äöüß",
+                expected="lower-case letters beyond a-z, without separators, such as äöüß",
                 got=letters,
             )
     return "".join(sorted({*composed}))
@@ -177,7 +177,7 @@ def _may_be_letter(char: str) -> bool:
 def _cannot_be_normalised(char: str, text: str, letters: str) -> UnitsError:
     fix = "Spell it out as it is spoken, e.g. 'four' for '4'."
     if unicodedata.category(char)[0] == "L":
-        fix = f"If the language has this letter, say so: letters {letters}{char.lower()}"
+        fix = f"If the language has this letter, add it: letters {letters}{char.lower()}"
     return UnitsError(
         f"the character {char!r} cannot be normalised",
         where=f"text {shorten(text)!r}",
@@ -261,7 +261,7 @@ class SentencePieceUnits(SymbolUnits):
         special = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id())
         if special != (BLANK_ID, -1, -1, -1):
             raise UnitsError(
-                "a SentencePiece model with other special pieces",
+                "the SentencePiece model has the wrong special pieces",
                 where=where,
                 expected="unk at id 0 (it doubles as blank), no bos, eos or pad",
                 fix="Train it with kdasr.text.train_sentencepiece.",
@@ -388,7 +388,9 @@ def _read_model(folder: Place | Location) -> bytes:
     try:
         return file.read_all()
     except OSError as error:
-        raise UnitsError("cannot be read", where=str(file), got=error.strerror) from error
+        raise UnitsError(
+            "the SentencePiece model cannot be read", where=str(file), got=error.strerror
+        ) from error
 
 
 def _read_card(folder: Location, file: Location) -> dict[str, object]:
@@ -397,7 +399,7 @@ def _read_card(folder: Location, file: Location) -> dict[str, object]:
         card = json.loads(file.read_all())
     except FileNotFoundError as error:
         found = "this folder has none" if folder.is_folder() else "there is no such folder"
-        what = f"the units cannot be read, for {found}"
+        what = f"the units cannot be read: {found}"
         raise UnitsError(what, where=str(folder), expected=f"{UNITS_FILE} in it") from error
     except OSError as error:
         raise refuse("the units cannot be read", got=error.strerror) from error
@@ -405,5 +407,5 @@ def _read_card(folder: Location, file: Location) -> dict[str, object]:
         raise refuse("not valid JSON", got=str(error)) from error
     if not isinstance(card, dict) or card.get("format") != FORMAT or card.get("version") != VERSION:
         got = (card.get("format"), card.get("version")) if isinstance(card, dict) else type(card).__name__
-        raise refuse("not a units file that this version reads", expected=(FORMAT, VERSION), got=got)
+        raise refuse("not a units file that this version can read", expected=(FORMAT, VERSION), got=got)
     return card

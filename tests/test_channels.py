@@ -76,9 +76,11 @@ def test_what_makes_no_sense_is_refused() -> None:
         WorseChannel(noise_kinds=["thunder"])
     with pytest.raises(ConfigError, match="between 0 and 1"):
         WorseChannel(telephone_probability=2.0)
-    with pytest.raises(ConfigError, match=r"noise_kinds: noise of no kind.*white"):
+    with pytest.raises(ConfigError, match=r"noise_kinds: no kind of noise is given.*white"):
         WorseChannel(noise_kinds=[])
-    with pytest.raises(ConfigError, match=r"echo_seconds: no such echo.*got \(0\.0, 0\.0\)"):
+    with pytest.raises(
+        ConfigError, match=r"echo_seconds: invalid range of echo durations.*got \(0\.0, 0\.0\)"
+    ):
         WorseChannel(echo_seconds=(0.0, 0.0))
-    with pytest.raises(ConfigError, match=r"echo_seconds: no such echo.*got 0\.5"):
+    with pytest.raises(ConfigError, match=r"echo_seconds: invalid range of echo durations.*got 0\.5"):
         WorseChannel(echo_seconds=0.5)  # type: ignore[arg-type]

@@ -218,7 +218,7 @@ def test_of_foreign_spelling_the_words_that_cannot_be_normalised_alone_are_error
     result = evaluate(BurstCounter(), units, paths, spells_as_we_do=False)
     assert [heard.hypothesis for heard in result.heard] == ["it was 4, he said", "yes"]
     assert result.errors[:4] == (6, 1, 0, 0) and result.not_normal == 1
-    line = "1 texts hold words that could not be normalised; they count as errors\n"
+    line = "1 texts contain words that could not be normalised; they count as errors\n"
     assert capsys.readouterr().err == line
     result = evaluate(BurstCounter(), units, paths)
     assert result.errors[:4] == (6, 4, 0, 0) and result.not_normal == 0

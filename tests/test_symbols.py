@@ -51,7 +51,11 @@ def test_mixed_case_and_a_mark_that_is_there_already_stay() -> None:
 
 @pytest.mark.parametrize(
     ("symbols", "blank_id", "message"),
-    [(["a", "b"], 2, "no class of the table"), (["<b>", "a", "a"], 0, "more than once"), ([], 0, "no class")],
+    [
+        (["a", "b"], 2, "the blank id is not in the table"),
+        (["<b>", "a", "a"], 0, "more than once"),
+        ([], 0, "not in the table"),
+    ],
 )
 def test_what_is_no_table_is_refused(symbols: list[str], blank_id: int, message: str) -> None:
     with pytest.raises(UnitsError, match=message):

@@ -81,7 +81,7 @@ def test_audio_of_other_formats_is_named_and_the_commonest_reason_comes_first(
     told = capsys.readouterr().err
     summary, formats, damaged, advice = told.splitlines()
     assert summary.endswith("1 utterance, 0.5 s, 1 shard; 4 left out (see dropped.json)")
-    assert formats.startswith("  left out: 1.m4a and 2 more: a format that is not read")
+    assert formats.startswith("  left out: 1.m4a and 2 more: unsupported format")
     assert damaged.startswith(f"  left out: {corpus}/4.wav: the audio cannot be decoded")
     assert advice == f"  {conversion('1.m4a')}"
 

@@ -226,7 +226,7 @@ def test_a_foreign_shard_in_a_folder_that_was_complete_is_never_kept(tmp_path: P
         name = f"train-clean-5/shard-000000.{kind}"
         (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
     for _ in range(2):
-        with pytest.raises(Exception, match="shard-000000.*already holds a shard with other content"):
+        with pytest.raises(Exception, match="shard-000000.*already holds a shard with different content"):
             prepare("librispeech", out=tmp_path / "one", **settings)
 
 

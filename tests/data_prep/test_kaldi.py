@@ -110,7 +110,7 @@ def test_segments_may_name_a_channel(corpus: Path) -> None:
         ("u3", "three", [0]),
         ("u4", "four", [0, 1]),
     ]
-    assert dropped_in(out / "data") == {"u5": "channel 2 of a file that has 2; expected 0 or 1"}
+    assert dropped_in(out / "data") == {"u5": "there is no channel 2: the file has 2; expected 0 or 1"}
     assert record_of(out / "data")["notes"] == {"averaged 2 channels": 1}
 
 
@@ -179,7 +179,7 @@ def test_sides_that_are_all_of_their_file_change_nothing(corpus: Path) -> None:
     write(corpus, wav_scp=recordings.replace("a.wav", "b c.wav"))
     prepare("kaldi", corpus=corpus, out=corpus.parent / "shared")
     dropped = dropped_in(corpus.parent / "shared/data")
-    assert dropped == {"call-B": "channel 1 of a file that has 1; expected 0"}
+    assert dropped == {"call-B": "there is no channel 1: the file has 1; expected 0"}
 
 
 def test_a_command_is_never_run(corpus: Path, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_every_utterance_is_written_at_each_speed(corpus: Path) -> None:
     crossings = [int((np.diff(np.signbit(one.samples)) != 0).sum()) for one in written[:3]]
     assert max(crossings) - min(crossings) <= 2, "as many periods of the tone, faster or slower"
     with pytest.raises(
-        ConfigError, match=r"speeds: no such speed; expected one or more of 0.5 to 2; got \[3"
+        ConfigError,
+        match=r"speeds: invalid speed factors; expected one or more numbers from 0.5 to 2; got \[3",
     ):
         prepared(corpus, subset="dev-clean-2", speeds=[3])
 

@@ -243,7 +243,9 @@ def test_transcripts_keep_the_letters_of_their_language(corpus: Path) -> None:
     plain = prepared(corpus, "plain")
     assert [one.text for one in read_folder(plain / "train")] == ["funf apfel", "ein cafe", "grosser"]
     assert "letters" not in json.loads((plain / "train" / "prepared.json").read_text())["source"]["settings"]
-    with pytest.raises(ConfigError, match=r"--letters: 'A' is no further letter.*such as äöüß; got äA"):
+    with pytest.raises(
+        ConfigError, match=r"--letters: 'A' cannot be an additional letter.*such as äöüß; got äA"
+    ):
         prepared(corpus, "wrong", letters="äA")
 
 

@@ -81,7 +81,7 @@ def test_phrases_among_words_are_told_of_by_every_command(
     assert main(["decoding-graph", *with_words, "--out", str(tmp_path / "words.fst")]) == 0
     assert "words.fst: 3 words, " in capsys.readouterr().out
     assert main(["transcribe", *with_words, str(place / "a.wav")]) == 0
-    told = f"{tmp_path}/words.txt: 1 line has several words: each counts as a word of its own"
+    told = f"{tmp_path}/words.txt: 1 line has several words: each counts as a separate word"
     assert caplog.messages == [told, told]
 
 
