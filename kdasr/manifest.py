@@ -137,7 +137,7 @@ def manifest_text(shard: Shard) -> str:
 def _typed(row: list[Any]) -> list[Any]:
     key, *numbers = row
     if not isinstance(key, str) or not all(type(number) is int and number >= 0 for number in numbers):
-        raise TypeError(f"an utterance of a key and whole numbers, not {row}")
+        raise TypeError(f"an utterance that is not a key and non-negative whole numbers: {row}")
     return row
 
 
@@ -148,20 +148,20 @@ def _check_consistency(manifest: Path, shard: Shard) -> None:
         raise _bad_manifest(manifest, "each key once", "a key twice")
     for entry in shard.entries:
         if not KEY_PATTERN.fullmatch(entry.key):
-            raise _bad_manifest(manifest, f"keys of {KEY_PATTERN.pattern}", repr(entry.key))
+            raise _bad_manifest(manifest, f"keys that match {KEY_PATTERN.pattern}", repr(entry.key))
         if max(entry.flac_offset + entry.flac_bytes, entry.json_offset + entry.json_bytes) > shard.bytes:
             raise _bad_manifest(manifest, f"members within {shard.bytes} bytes", entry.key)
 
 
 def unreadable(path: Path, error: OSError) -> ShardError:
     """The error for a shard that cannot be read from the disk or its mount."""
-    fix = "The shard may be good: look at the disk or its mount, and run the same again."
+    fix = "The shard may be intact: check the disk or its mount, then run it again."
     return ShardError("the audio shard cannot be read", where=path, got=error, fix=fix)
 
 
 def _bad_manifest(manifest: Path, expected: object, got: object) -> ManifestError:
     fix = "Prepare the corpus again, or copy shard and manifest again."
-    return ManifestError("the manifest cannot be used", where=manifest, expected=expected, got=got, fix=fix)
+    return ManifestError("the manifest is invalid", where=manifest, expected=expected, got=got, fix=fix)
 
 
 def missing_manifest(path: Path | str) -> ManifestError:
@@ -178,7 +178,7 @@ def damaged(path: Path, expected: object, got: object) -> DamagedShardError:
     """The error for a tar that does not hold what its manifest says."""
     fix = "The shard is damaged or belongs to another manifest: copy or prepare it again."
     return DamagedShardError(
-        "the shard is not what its manifest says", where=path, expected=expected, got=got, fix=fix
+        "the shard does not match its manifest", where=path, expected=expected, got=got, fix=fix
     )
 
 

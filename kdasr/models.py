@@ -56,7 +56,7 @@ def refuse_other_content(folder: Path) -> None:
     others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if others:
         raise ConfigError(
-            "a model would replace this folder, which holds something else",
+            "the model would replace this folder, which holds other files",
             where=folder,
             expected="a folder of its own for the model",
             got=", ".join(others[:5]) + (", …" if len(others) > 5 else ""),
@@ -121,7 +121,7 @@ def _write_model(temporary: Path, model: Any, units: Units, extra: dict[str, Any
 
 
 def _cannot_be_written(path: Path, error: Exception) -> ModelError:
-    fix = "Make room, or look at the disk and its permissions, and run the same again."
+    fix = "Free some space, or check the disk and its permissions, then run it again."
     return ModelError("the model cannot be written", where=path, got=error, fix=fix)
 
 
@@ -140,7 +140,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
     card = read_card(folder)
     if card["feature_hash"] != feature_hash():
         raise ModelError(
-            "the model was trained on other features",
+            "the model was trained on different features",
             where=folder,
             expected=feature_hash(),
             got=card["feature_hash"],
@@ -148,7 +148,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
         )
     if (found := file_sha256(folder / WEIGHTS_FILE)) != card["weights_sha256"]:
         raise ModelError(
-            "the weights are not those of the card",
+            "the weights do not match the model card",
             where=folder / WEIGHTS_FILE,
             expected=f"sha256 {card['weights_sha256']}",
             got=found,
@@ -215,7 +215,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ModelError("the model card cannot be read", where=path, got=repr(error)) from error
     if found[0] == EXPORT_FORMAT:
         fix = "Name the folder of the model that was exported."
-        raise ModelError("this is an export, and a model is needed", where=folder, fix=fix)
+        raise ModelError("this is an export, but a model is needed", where=folder, fix=fix)
     if found != (FORMAT, VERSION) or missing:
         raise ModelError(
             "this is not a model of this version of kdasr",

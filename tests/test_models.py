@@ -90,7 +90,9 @@ def test_a_disk_that_refuses_a_model_loses_none_and_keeps_no_half(
             patched.setattr(
                 "safetensors.torch.save_file" if fails == "weights" else "kdasr.models.sync_path", full
             )
-        with pytest.raises(ModelError, match=r"model.*the model cannot be written.*No space left.*Make room"):
+        with pytest.raises(
+            ModelError, match=r"model.*the model cannot be written.*No space left.*Free some space"
+        ):
             save_model(tmp_path / "model", student(1), UNITS)
     assert torch.equal(weights(tmp_path / "model"), before)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -99,11 +101,11 @@ def test_a_disk_that_refuses_a_model_loses_none_and_keeps_no_half(
 def test_a_model_replaces_nothing_but_a_model(tmp_path: Path) -> None:
     (tmp_path / "mine/shards").mkdir(parents=True)
     (tmp_path / "mine/thesis.txt").write_text("all of it")
-    with pytest.raises(ConfigError, match=r"mine: a model would replace.*got shards, thesis\.txt.*--out"):
+    with pytest.raises(ConfigError, match=r"mine: the model would replace.*got shards, thesis\.txt.*--out"):
         save_model(tmp_path / "mine", student(0), UNITS)
     assert (tmp_path / "mine/thesis.txt").read_text() == "all of it"
     for name in ("thesis.txt", "thesis.txt/a/b"):
-        with pytest.raises(ConfigError, match=r"thesis\.txt: a model is a folder, and this is a file"):
+        with pytest.raises(ConfigError, match=r"thesis\.txt: a model is a folder, but this is a file"):
             save_model(tmp_path / "mine" / name, student(0), UNITS)
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["shards", "thesis.txt"]
 

@@ -157,7 +157,7 @@ def test_long_keys_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "../up", "ä", "k" * 201, "a b", "a\n"])
 def test_keys_that_could_mean_something_else_are_refused(tmp_path: Path, key: str) -> None:
-    with pytest.raises(ShardError, match="the key cannot be used"):
+    with pytest.raises(ShardError, match="invalid key"):
         write_shards([utterance("fine"), utterance(key)], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -193,9 +193,9 @@ def test_writing_the_same_again_changes_nothing(folder: Path) -> None:
 
 def test_other_content_is_never_mixed_in(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ShardError, match=r"shard-000000\.tar.*already holds a shard with other content"):
+    with pytest.raises(ShardError, match=r"shard-000000\.tar.*already holds a shard with different content"):
         write_shards([utterance("new")], folder)
-    with pytest.raises(ShardError, match=r"shard-000001\.\w+: .*other content"):
+    with pytest.raises(ShardError, match=r"shard-000001\.\w+: .*different content"):
         write_shards(utterances(2), folder, description="five")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -276,9 +276,9 @@ def test_verify_folder_names_every_problem(folder: Path) -> None:
     problems = "\n".join(verify_folder(folder))
     assert "shard-000003.json.1-a.tmp: left over" in problems
     assert "missing shard-000003" in problems
-    assert "shard-000001.tar: the shard is not what its manifest says" in problems
-    assert "shard-000009.json: the manifest cannot be used" in problems
-    assert "the key u0 is in shard-000000.tar too" in problems
+    assert "shard-000001.tar: the shard does not match its manifest" in problems
+    assert "shard-000009.json: the manifest is invalid" in problems
+    assert "the key u0 is also in shard-000000.tar" in problems
     assert "shard-000002" not in problems
 
 

@@ -88,8 +88,8 @@ def test_a_store_that_is_down_for_minutes_is_waited_for(
     assert place.read_all() == b"content"
     assert 200 <= clock.now < 230
     assert capsys.readouterr().err == (
-        "memory://storage-test/file: the store does not answer (nobody there): "
-        "trying again for 4.9 min more\n"
+        "memory://storage-test/file: the store does not respond (nobody there): "
+        "retrying for another 4.9 min\n"
     )
     clock.now = 0.0
     place.commit(b"other")
@@ -155,7 +155,7 @@ def test_an_object_that_is_not_there_is_not_waited_for(clock: Clock) -> None:
     place = locate("memory://storage-test/absent")
     with pytest.raises(FileNotFoundError):
         place.read_all()
-    with pytest.raises(StorageError, match="memory://storage-test/absent: there is no such object"):
+    with pytest.raises(StorageError, match="memory://storage-test/absent: the object does not exist"):
         place.read_range(0, 4)
     assert place.size() is None and clock.pauses == []
 
@@ -196,13 +196,13 @@ def test_a_mount_that_stays_away_is_named_after_a_minute(
 ) -> None:
     broken_writes(monkeypatch, errno.ESTALE, times=10**6)
     with pytest.raises(
-        StorageError, match=r"/file: the file cannot be written; got .* Stale file handle\. Look at the disk"
+        StorageError, match=r"/file: the file cannot be written; got .* Stale file handle\. Check the disk"
     ):
         commit_bytes(tmp_path / "file", b"content")
     assert sum(clock.pauses) == pytest.approx(60) and list(tmp_path.iterdir()) == []
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{tmp_path}/file: the disk does not answer ([Errno 116] Stale file handle): ")
-    assert line.endswith("trying again for 53.8 s more")
+    assert line.startswith(f"{tmp_path}/file: the disk does not respond ([Errno 116] Stale file handle): ")
+    assert line.endswith("retrying for another 53.8 s")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
@@ -265,7 +265,7 @@ def test_what_cannot_be_read_is_named_after_a_minute(
     (tmp_path / "file").write_bytes(b"content")
     with monkeypatch.context() as patched:
         broken_opens(patched, errno.EIO, times=10**6)
-        with pytest.raises(StorageError, match=r"/file: the file cannot be read; got .*output error\. Look"):
+        with pytest.raises(StorageError, match=r"/file: the file cannot be read; got .*output error\. Check"):
             read(locate(tmp_path / "file"))
     assert sum(clock.pauses) == pytest.approx(60)
     assert read(locate(tmp_path / "file")) == wanted
@@ -315,7 +315,7 @@ def test_a_file_system_without_locks_is_told_of_once_and_used(
     assert read_results(tmp_path / "results.json") == [ROW]
     assert capsys.readouterr().err == (
         f"{tmp_path}: the file system has no locks ({os.strerror(number)}): "
-        "see to it that nothing else writes there\n"
+        "make sure that nothing else writes there\n"
     )
 
 

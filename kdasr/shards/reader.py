@@ -60,7 +60,7 @@ def complete_tars(folder: str, names: Collection[str], read_record: Callable[[],
         ShardError, ManifestError: as `list_shards`.
     """
     if PREPARING in names:
-        fix = "Run the same `kdasr prepare` again: it finishes what it began."
+        fix = "Run the same `kdasr prepare` command again to finish it."
         raise ShardError("the corpus is not completely prepared", where=folder, fix=fix)
     names = set(names)  # for fast look-ups: there may be a million
     tars = sorted((name for name in names if SHARD_PATTERN.fullmatch(name)), key=_in_order)
@@ -258,7 +258,7 @@ def _parse_meta(meta_json: bytes, path: Path, key: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedShardError(f"{key} cannot be decoded", where=path, got=error) from error
     if found != key:
-        raise damaged(path, f"the text of {key}", f"that of {found}")
+        raise damaged(path, f"the metadata of {key}", f"that of {found}")
     return meta
 
 
@@ -300,7 +300,7 @@ def repeated_keys(shard: Shard, seen: dict[str, str]) -> list[str]:
     """A line for each key of a shard that occurs in an earlier one; `seen` collects keys and their tars."""
     name = shard.path.name
     return [
-        f"the key {entry.key} is in {other} too"
+        f"the key {entry.key} is also in {other}"
         for entry in shard.entries
         if (other := seen.setdefault(entry.key, name)) != name
     ]
@@ -314,7 +314,7 @@ def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Placed:
         raise DamagedShardError(f"{entry.key} cannot be decoded", where=path, got=error) from error
     meta = _parse_meta(meta_json, path, entry.key)
     if len(samples) != entry.num_samples:
-        raise damaged(path, f"{entry.key} of {entry.num_samples} samples", f"{len(samples)} samples")
+        raise damaged(path, f"{entry.key} with {entry.num_samples} samples", f"{len(samples)} samples")
     facts = (entry.key, samples, meta.get("text"), meta.get("speaker"), meta.get("language"))
     source, offset, channel = (meta.get(name) for name in ("source", "offset", "channel"))
     return Placed(*facts, source=source, offset=offset, channel=channel)

@@ -97,8 +97,8 @@ def _checked(
     for utterance in utterances:
         key = utterance.key
         if not KEY_PATTERN.fullmatch(key):
-            fix = "Use 1 to 200 letters, digits, `-` and `_`: keys become names inside the tar."
-            raise ShardError("the key cannot be used", where=repr(key), fix=fix)
+            fix = "Use 1 to 200 letters, digits, `-` and `_`: keys become file names in the tar."
+            raise ShardError("invalid key", where=repr(key), fix=fix)
         if key in seen:
             raise ShardError("two utterances have the same key", where=key, expected="each key once")
         seen.add(key)
@@ -134,7 +134,7 @@ def _write_shard(utterances: Iterable[Utterance], path: Path, description: str) 
         commit_file(temporary, path)
         commit_bytes(manifest_path(path), manifest_text(shard).encode())
     except OSError as error:
-        fix = "Nothing unfinished is left: make room or name another folder, and run it again."
+        fix = "No partial shard is left: free some space or choose another folder, then run it again."
         raise ShardError("the audio shard cannot be written", where=path, got=error, fix=fix) from error
     finally:
         with suppress(OSError):
@@ -244,10 +244,10 @@ def _refuse_others(out_dir: Path, paths: list[Path]) -> None:
 
 def _other_shard(path: Path) -> ShardError:
     return ShardError(
-        "the folder already holds a shard with other content",
+        "the folder already holds a shard with different content",
         where=path,
         expected="an empty folder, or the same shards",
-        fix="Name another folder, or delete this one.",
+        fix="Choose another folder, or delete this one.",
     )
 
 

@@ -86,7 +86,7 @@ def _stored(path: Path, what: str, action: Callable[[], _T]) -> _T:
 
 
 def _storage_error(path: Path, what: str, error: OSError) -> StorageError:
-    fix = "Look at the disk or its mount, and run the same again."
+    fix = "Check the disk or its mount, then run it again."
     return StorageError(what, where=path, got=error, fix=fix)
 
 
@@ -142,7 +142,7 @@ def take_lock(descriptor: int, folder: Path, *, wait: bool) -> None:
 @functools.cache  # once for each folder
 def _tell_of_no_locks(folder: Path, why: str) -> None:
     print(
-        f"{folder}: the file system has no locks ({why}): see to it that nothing else writes there",
+        f"{folder}: the file system has no locks ({why}): make sure that nothing else writes there",
         file=sys.stderr,
     )
 
@@ -151,7 +151,7 @@ def refuse_file(folder: Path, what: str) -> None:
     """Raise ConfigError if `folder` or one of its parents is a file; `what` says what belongs there."""
     there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if there.exists() and not there.is_dir():
-        raise ConfigError(f"{what}, and this is a file", where=there, fix="Choose another --out.")
+        raise ConfigError(f"{what}, but this is a file", where=there, fix="Choose another --out.")
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

@@ -116,7 +116,7 @@ def patiently(
             pause_s = min(pause_s, left_s)
             if not is_told and waited_s + pause_s > _SILENT_S:
                 print(
-                    f"{who} does not answer ({said(error)}): trying again for {duration(left_s)} more",
+                    f"{who} does not respond ({said(error)}): retrying for another {duration(left_s)}",
                     file=sys.stderr,
                 )
                 is_told = True
@@ -133,11 +133,11 @@ def compare(found: bytes, wanted: bytes, where: str, what: str | None = None) ->
     """Raise StorageError unless the bytes read back equal those written."""
     if hashlib.sha256(found).digest() != hashlib.sha256(wanted).digest():
         raise StorageError(
-            what or "the store gave back other bytes than were written",
+            what or "the bytes read back differ from those written",
             where=where,
             expected=f"{len(wanted)} bytes",
             got=f"{len(found)} bytes",
-            fix="Two jobs with different settings? Give each a folder of its own."
+            fix="Are these two jobs with different settings? Give each its own folder."
             if what
             else "Check the disk.",
         )

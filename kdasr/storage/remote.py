@@ -71,9 +71,9 @@ class RemoteLocation:
             # Cached listings would hide changes by other writers.
             fs, path = url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
-            raise MissingDependencyError(f"fsspec's support for {url.split('://')[0]}", "cloud") from error
+            raise MissingDependencyError(f"fsspec with {url.split('://')[0]} support", "cloud") from error
         except ValueError as error:
-            raise StorageError(f"unknown kind of URL: {error}", where=url) from error
+            raise StorageError(f"unsupported kind of URL: {error}", where=url) from error
         return cls(fs, path.rstrip("/"), url.rstrip("/"))
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ class RemoteLocation:
                 self._patiently(lambda: self.fs.cat_file(self.path, start=start, end=start + num_bytes))
             )
         except FileNotFoundError as error:
-            raise StorageError("there is no such object", where=self.url) from error
+            raise StorageError("the object does not exist", where=self.url) from error
 
     def read_all(self) -> bytes:
         return bytes(self._patiently(lambda: self.fs.cat_file(self.path)))
@@ -139,8 +139,8 @@ class RemoteLocation:
         try:
             self._patiently(lambda: put(data))
         except FileNotFoundError as error:
-            raise StorageError("there is no such bucket", where=self.url, fix="Make it first.") from error
-        what = "another writer put other bytes there first" if create_only else None
+            raise StorageError("the bucket does not exist", where=self.url, fix="Create it first.") from error
+        what = "another writer has already stored different bytes there" if create_only else None
         compare(self.read_all(), data, self.url, what)
 
     def _create(self, data: bytes) -> None:
@@ -166,7 +166,7 @@ class RemoteLocation:
             raise StorageError(
                 f"the store failed: {said(error)}",
                 where=self.url,
-                fix="Check the address, the credentials and the network; then run it again.",
+                fix="Check the address, the credentials and the network, then run it again.",
             ) from error
 
 

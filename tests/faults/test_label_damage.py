@@ -42,7 +42,7 @@ def test_a_damaged_shard_is_named_and_labelled_once_it_is_whole(
     path.write_bytes(damage(path, bytearray(path.read_bytes())))
     summary = run(shards, out)
     assert list(summary["shards_failed"]) == [str(path)]
-    assert "not what its manifest says" in summary["shards_failed"][str(path)]
+    assert "does not match its manifest" in summary["shards_failed"][str(path)]
     assert "shard failed: " + str(path) in summary_text(summary)
     # Of the damaged shard not even its good utterances: nobody knows which those are.
     assert label_files(out) == {name: data for name, data in wanted.items() if "000000" not in name}
@@ -65,7 +65,7 @@ def test_a_shard_whose_manifest_is_damaged_is_named_and_the_others_are_labelled(
     if damage == "another count":
         damage = json.dumps({**json.loads(path.read_text()), "count": 99})
     path.write_text(damage)
-    name, said = str(path.with_suffix(".tar")), f"ManifestError: {path}: the manifest cannot be used"
+    name, said = str(path.with_suffix(".tar")), f"ManifestError: {path}: the manifest is invalid"
     summary = run(shards, out)
     assert list(summary["shards_failed"]) == [name] and summary["shards_labelled"] == 1
     assert f"failed: {name}: {said}" in capsys.readouterr().err

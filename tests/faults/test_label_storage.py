@@ -333,7 +333,7 @@ def test_one_audio_shard_that_cannot_be_fetched_does_not_stop_the_job(
 
 
 def test_a_bucket_that_is_not_there_is_an_error_for_people(s3: str) -> None:
-    with pytest.raises(StorageError, match=r"s3://no-such-bucket/file: there is no such bucket"):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/file: the bucket does not exist"):
         locate("s3://no-such-bucket/file").commit(b"labels")
 
 
@@ -347,7 +347,7 @@ def test_damaged_audio_in_a_bucket_is_named(s3: str, audio: Path) -> None:
 
 
 def test_a_url_of_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(StorageError, match="unknown kind of URL"):
+    with pytest.raises(StorageError, match="unsupported kind of URL"):
         locate("nonsense://bucket/labels")
 
 

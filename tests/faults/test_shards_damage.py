@@ -190,7 +190,7 @@ def test_a_mount_that_fails_for_a_moment_does_no_harm(
 def test_a_mount_that_stays_away_is_no_damage(shard_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_PATIENCE_S", 0.01)
     shard = open_shard(shard_path)
-    wanted = "the audio shard cannot be read; got .*{}.*The shard may be good: look at the disk or its mount"
+    wanted = "the audio shard cannot be read; got .*{}.*The shard may be intact: check the disk or its mount"
     for suffix, number in ((".tar", errno.ESTALE), (".json", errno.EIO), (".tar", errno.EACCES)):
         with monkeypatch.context() as patched:
             broken_opens(patched, suffix, number, times=10**6)
@@ -205,7 +205,7 @@ def test_a_mount_that_stays_away_is_no_damage(shard_path: Path, monkeypatch: pyt
 def test_the_manifest_of_another_shard_is_found(shard_path: Path) -> None:
     other = shard_path.with_name("shard-000001.json")
     shutil.copy(other, shard_path.with_suffix(".json"))
-    with pytest.raises(DamagedShardError, match="not what its manifest says"):
+    with pytest.raises(DamagedShardError, match="does not match its manifest"):
         open_shard(shard_path, verify=True)
 
 
@@ -234,14 +234,14 @@ def edit(path: Path, **changes: Any) -> None:
 )
 def test_a_manifest_that_cannot_be_true_is_refused(shard_path: Path, changes: Any, message: str) -> None:
     edit(shard_path.with_suffix(".json"), **changes)
-    with pytest.raises(ManifestError, match=rf"shard-000000\.json: the manifest cannot be used.*{message}"):
+    with pytest.raises(ManifestError, match=rf"shard-000000\.json: the manifest is invalid.*{message}"):
         open_shard(shard_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "\x00\x01"])
 def test_a_manifest_that_is_no_manifest_is_refused(shard_path: Path, text: str) -> None:
     shard_path.with_suffix(".json").write_text(text)
-    with pytest.raises(ManifestError, match=r"shard-000000\.json: the manifest cannot be used"):
+    with pytest.raises(ManifestError, match=r"shard-000000\.json: the manifest is invalid"):
         open_shard(shard_path)
 
 
@@ -272,7 +272,9 @@ def test_a_killed_writer_leaves_no_trusted_half_and_can_go_on(tmp_path: Path, wh
 def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
     # The device /dev/full answers every write with "no space left".
     (tmp_path / "shard-000001.tar.tmp").symlink_to("/dev/full")
-    with pytest.raises(ShardError, match=r"shard-000001\.tar: .*cannot be written.*No space left.*make room"):
+    with pytest.raises(
+        ShardError, match=r"shard-000001\.tar: .*cannot be written.*No space left.*free some space"
+    ):
         write_shards(shard_victim.utterances(), tmp_path, max_utterances=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-000000.json", "shard-000000.tar"]
     assert len(write_shards(shard_victim.utterances(), tmp_path, max_utterances=2)) == 3
