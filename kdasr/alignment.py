@@ -35,7 +35,7 @@ def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") ->
         return []
     if not all(BLANK_ID < unit < vocab_size for unit in ids):
         raise UnitsError(
-            "an id cannot be aligned", where=where, expected=f"1 to {vocab_size - 1}", got=list(ids)
+            "an id is out of range", where=where, expected=f"1 to {vocab_size - 1}", got=list(ids)
         )
     needed = len(ids) + sum(one == two for one, two in itertools.pairwise(ids))
     if needed > num_frames:
@@ -43,8 +43,8 @@ def align(log_probs_tv: Tensor, ids: Sequence[int], where: str = "utterance") ->
             "the transcript is longer than the audio",
             where=where,
             expected=f"at most {num_frames} frames",
-            got=f"{len(ids)} units that need {needed}",
-            fix="The transcript belongs to other audio, or the audio is cut.",
+            got=f"{len(ids)} units, which need {needed} frames",
+            fix="Either the transcript belongs to other audio, or the audio is cut short.",
         )
     states_t = _best_states(log_probs_tv.double(), ids).tolist()
     return [_unit(index, states_t, log_probs_tv, unit) for index, unit in enumerate(ids)]

@@ -81,11 +81,11 @@ class Contract:
             expected, got = -(-student_frames * ratio.numerator // ratio.denominator), teacher_frames
         if abs(expected - got) > self.tolerance_frames or (teacher_frames == 0) != (student_frames == 0):
             raise LabelMismatchError(
-                "the soft labels have another length than the audio",
+                "the soft labels and the audio differ in length",
                 where=where,
-                expected=f"{expected} frames, or {self.tolerance_frames} more or less",
+                expected=f"{expected} ± {self.tolerance_frames} frames",
                 got=f"{got} frames",
-                fix="The labels belong to other audio or have another frame rate than they say: label again.",
+                fix="The labels belong to other audio, or their header's frame rate is wrong: label again.",
             )
 
     def apply(self, labels: SoftLabels, student_frames: int) -> SoftLabels:
@@ -155,15 +155,15 @@ class StudentSide:
                 where,
                 self.units.hash,
                 header.units_hash,
-                " To map other units, their symbols are needed: label again, which writes them.",
+                " To map other units, their symbols are needed: label again to write them.",
             )
         if symbols.hash != header.units_hash or len(symbols.symbols) != header.vocab_size:
             raise LabelMismatchError(
-                f"{UNITS_FILE} beside the soft labels is of other units than they",
+                f"{UNITS_FILE} does not match the soft labels in its folder",
                 where=where,
                 expected=f"{header.vocab_size} symbols, hash {header.units_hash}",
                 got=f"{len(symbols.symbols)} symbols, hash {symbols.hash}",
-                fix="Two teachers' labels in one folder? Label again into a folder of its own.",
+                fix="Are there labels of two teachers in one folder? Label again into a folder of its own.",
             )
         class_map = map_symbols(symbols.symbols, self.units, self.unit_map, where)
         self._refuse_spelling(class_map, symbols.symbols, where)
@@ -183,10 +183,10 @@ class StudentSide:
         if spelled := [symbol for symbol in untaught if len(symbol) > 1 and {*symbol} <= letters]:
             most = max(spelled, key=len)
             raise LabelMismatchError(
-                "the labels spell in letters what the student has whole pieces for",
+                "the labels spell out in letters what the student has whole pieces for",
                 where=where,
-                expected="one spelling in labels and transcripts",
-                got=f"{len(spelled)} such pieces, {most} among them, in the labels {' '.join(most)}",
+                expected="the same spelling in labels and transcripts",
+                got=f"{len(spelled)} such pieces, among them {most}, which the labels spell {' '.join(most)}",
                 fix="Write the labels in the student's pieces with `kdasr retokenise` (docs/teachers.md, "
                 '"The student"), or train the student with the units of the labels: --units LABELS.',
             )
@@ -210,7 +210,7 @@ def label_symbols(folder: Location) -> LabelSymbols | None:
         good = False
     if not good:
         raise LabelMismatchError(
-            "not a list of units that this version reads",
+            "not a list of units that this version can read",
             where=str(file),
             expected=f"{FORMAT} version {VERSION}",
             fix="Label again with this version of kdasr.",
@@ -231,7 +231,12 @@ def map_symbols(
     known = {symbol: unit for unit, symbol in enumerate(units.symbols)}
     wrong = sorted({*given} - {*symbols}) + sorted({s for s in given.values() if s is not None} - {*known})
     if wrong:
-        raise _refusal("unit_map", where, "symbols of the teacher: symbols of the student", ", ".join(wrong))
+        raise _refusal(
+            "unit_map",
+            where,
+            "symbols of the teacher as keys, symbols of the student as values",
+            ", ".join(wrong),
+        )
     found: list[int | None] = [_student_class(symbol, known, given) for symbol in symbols]
     found[BLANK_ID] = BLANK_ID
     lacking = [symbol for symbol, unit in zip(symbols, found, strict=True) if unit is None]
@@ -244,7 +249,7 @@ def map_symbols(
             where,
             _some_symbols(units),
             f"{len(lacking)} symbols that the student lacks: {shown}",
-            f" Or name what they are to the student in unit_map; null strikes a symbol out{more}",
+            f" Or map them to the student's symbols in unit_map; null removes a symbol{more}",
         )
     return tuple(unit for unit in found if unit is not None)
 
@@ -288,11 +293,11 @@ def _declared_slack(header: Header) -> int:
 
 def _refusal(field: str, where: str, expected: object, got: object, more: str = "") -> LabelMismatchError:
     return LabelMismatchError(
-        f"soft labels with another {field}",
+        f"the soft labels do not match the student's {field}",
         where=where,
         expected=expected,
         got=got,
-        fix="Teacher and student must use the same units, or such as can be mapped: train the student with "
+        fix="Teacher and student must use the same units, or ones that can be mapped: train the student with "
         "the teacher's units (--units LABELS), or write the labels in the student's with `kdasr retokenise` "
         f'(docs/teachers.md, "The student").{more}',
     )

@@ -438,7 +438,7 @@ def check_nbest(nbest: int, beam: int, scale: float, where: str) -> None:
     """Raise ConfigError if a beam cannot give an n-best list, or `scale` is not a valid weight for one."""
     if not 1 <= nbest <= beam or scale < 0:
         raise ConfigError(
-            "no n-best list",
+            "invalid n-best settings",
             where=where,
             expected="1 <= nbest <= beam, scale >= 0",
             got=f"nbest {nbest}, beam {beam}, scale {scale}",

@@ -150,7 +150,7 @@ def _try(device: torch.device, dtype: torch.dtype) -> bool:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
             f"Triton cannot compile for {device} ({reason}): convolutions take several times as long. "
-            "It wants a C compiler such as gcc, and Python's headers.",
+            "It needs a C compiler such as gcc, and Python's headers.",
             stacklevel=2,
         )
         return False

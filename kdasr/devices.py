@@ -29,14 +29,14 @@ def usable_device(device: str | None, *, touch: bool = True) -> str:
     if device is None:
         if (problem := gpu_problem()) is not None and ranks().first:
             print(
-                f"torch cannot use the GPU of this machine ({problem}), so the CPU does the work; "
-                "`kdasr doctor` says what there is",
+                f"torch cannot use the GPU of this machine ({problem}), so the CPU is used; "
+                "`kdasr doctor` shows what is available",
                 file=sys.stderr,
             )
         return "cuda" if torch.cuda.is_available() else "cpu"
     if (reason := _refusal(device, touch)) is not None:
-        fix = "`kdasr doctor` says what there is."
-        raise ConfigError("no such device", where="device", got=f"{device} ({reason})", fix=fix)
+        fix = "`kdasr doctor` shows what is available."
+        raise ConfigError("the device cannot be used", where="device", got=f"{device} ({reason})", fix=fix)
     return device
 
 

@@ -40,10 +40,12 @@ def diagnosis() -> list[tuple[str, str]]:
     import_torchaudio()
     missing = ", ".join(MISSING_WITHOUT_EXTENSION)
     extension = (
-        "works" if torchaudio_extension_works() else f"not beside this torch; without it: no {missing}"
+        "works"
+        if torchaudio_extension_works()
+        else f"not available with this torch; without it: no {missing}"
     )
     rows.append(("torchaudio's compiled extension", extension))
-    rows.append(("threads of torch", str(torch.get_num_threads())))
+    rows.append(("torch threads", str(torch.get_num_threads())))
     rows.append(("accelerator", _accelerator()))
     return rows
 

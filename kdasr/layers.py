@@ -105,7 +105,7 @@ class Attention(nn.Module):
         super().__init__()
         if num_heads < 1 or width % (2 * num_heads):
             raise ConfigError(
-                "the heads cannot share the width",
+                "the width cannot be split evenly among the heads",
                 where="model.width",
                 expected=f"a multiple of 2 * num_heads = {2 * num_heads}",
                 got=width,

@@ -144,32 +144,35 @@ class Stream:
         """Raise ConfigError if settings do not fit each other."""
         if not self.folders:
             raise ConfigError(
-                "no folder of audio is named",
+                "no audio folder is given",
                 where="labelled or dev" if self.units is not None else "unlabelled",
                 fix="Name folders of audio shards: [DIR, …].",
             )
         places = Counter(Path(folder).resolve() for folder in self.folders)
         if twice := [folder for folder, count in places.items() if count > 1]:
             raise ConfigError(
-                "a folder of audio is named twice",
+                "an audio folder is given twice",
                 where="labelled" if self.units is not None else "unlabelled",
-                expected="each folder once: every utterance is heard once an epoch",
+                expected="each folder once, as every utterance is used once per epoch",
                 got=twice[0],
             )
         if self.batch_seconds <= 0:
             raise ConfigError(
-                "a batch without audio", where="batch_seconds", expected="more than 0", got=self.batch_seconds
+                "the batch size is not positive",
+                where="batch_seconds",
+                expected="more than 0",
+                got=self.batch_seconds,
             )
         if self.labels and len(self.labels) != len(self.folders):
             raise ConfigError(
-                "audio and its soft labels go in pairs",
+                "the numbers of audio and label folders differ",
                 where="unlabelled, labels" if self.units is None else "labelled, labelled_soft_labels",
                 expected="a folder of labels for each folder of audio, or none at all",
                 got=f"{len(self.folders)} of audio and {len(self.labels)} of labels",
             )
         if self.labels and self.speeds != (1.0,):
             raise ConfigError(
-                "speed perturbation would part the audio from its soft labels",
+                "speed perturbation would misalign the audio and its soft labels",
                 where="speeds",
                 expected=[1.0],
                 got=list(self.speeds),
@@ -177,15 +180,15 @@ class Stream:
             )
         if self.mix is not None and (self.labels or self.units is not None):
             raise ConfigError(
-                "what is mixed is no longer what was labelled or transcribed",
+                "mixed audio no longer matches its labels or transcripts",
                 where="mix",
                 expected="unlabelled audio without soft labels, and an online teacher",
             )
         if self.mix is not None and self.spoil is not None:
             raise ConfigError(
-                "what is mixed has no clean audio for a teacher to hear",
+                "mixed audio has no clean version for a teacher",
                 where="mix, spoil",
-                expected="one of the two",
+                expected="only one of the two",
             )
 
     def fingerprint(self) -> list[Any]:
@@ -322,9 +325,9 @@ class Stream:
 
     def _unusable(self, entry: ShardEntry) -> str | None:
         if num_frames(int(entry.num_samples / max(self.speeds))) == 0:
-            return f"{entry.num_samples} samples are shorter than a frame"
+            return f"{entry.num_samples} samples are less than one frame"
         if (seconds := entry.num_samples * FRAME_SHIFT_MS / HOP_SAMPLES / 1000) > self.exclude_longer_s:
-            return f"{seconds:.1f} s are longer than {self.exclude_longer_s} s"
+            return f"{seconds:.1f} s is longer than {self.exclude_longer_s} s"
         return None
 
     def _misfit(self, path: Path, entry: ShardEntry, text: str, units: Units) -> str | None:
@@ -338,7 +341,11 @@ class Stream:
             return None
         needed = len(ids) + sum(one == other for one, other in itertools.pairwise(ids))
         frames = self.student.frames(num_frames(int(entry.num_samples / max(self.speeds))))
-        return f"its transcript takes {needed} output frames, of {frames}" if needed > frames else None
+        return (
+            f"its transcript needs {needed} output frames, but there are {frames}"
+            if needed > frames
+            else None
+        )
 
     def _check_length(self, entry: ShardEntry, joined: Joined, row: int) -> None:
         if self.student is not None and joined.contract is not None:
@@ -492,10 +499,10 @@ def _unlabelled(entry: ShardEntry, joined: Joined) -> str:
 
 def _no_transcript(shard: Path, key: str) -> ShardError:
     return ShardError(
-        "an utterance without transcript in labelled audio",
+        "an utterance of labelled audio has no transcript",
         where=f"{shard}:{key}",
-        expected="a text in its json",
-        fix="Put audio without transcripts under unlabelled shards.",
+        expected="a `text` in its JSON",
+        fix="Move audio without transcripts to a folder that is listed under `unlabelled`.",
     )
 
 

@@ -59,9 +59,9 @@ def ctc(output: ModelOutput, batch: Batch) -> Tensor:
     """
     if batch.tokens_bu is None or batch.token_lengths_b is None:
         raise ConfigError(
-            "a loss asks for transcripts, and this audio has none",
+            "a loss needs transcripts, but this audio has none",
             where=batch.keys[0] if batch.keys else None,
-            fix="Move it to labelled_losses, or use kdasr.losses.best_path_ctc: CTC to what a teacher heard.",
+            fix="Move it to labelled_losses, or use kdasr.losses.best_path_ctc: CTC on teacher transcripts.",
         )
     loss_b = transcript_nats(output, batch.tokens_bu, batch.token_lengths_b)
     return loss_b.sum() / output.lengths_b.sum()
@@ -157,7 +157,9 @@ def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tenso
         ConfigError: `frames` is less than 1.
     """
     if frames < 1:
-        raise ConfigError("silence of no frames", where="frames", expected="1 or more", got=frames)
+        raise ConfigError(
+            "the silence needs at least one frame", where="frames", expected="1 or more", got=frames
+        )
     nats_bt = -at_least_float32(output.log_probs_btv[:, :frames, 0])
     weight_t = 1.0 - torch.arange(nats_bt.shape[1], device=nats_bt.device) / frames
     inside_bt = frames_inside(output.lengths_b, nats_bt.shape[1])
@@ -253,7 +255,7 @@ def framewise(
 def check_delay(frames: int, name: str = "delay_frames") -> None:
     """Raise ConfigError if a delay is negative."""
     if frames < 0:
-        raise ConfigError("a negative delay", where=name, expected="0 or more", got=frames)
+        raise ConfigError("the delay is negative", where=name, expected="0 or more", got=frames)
 
 
 def weighted_mean(value_bt: Tensor, weights_bt: Tensor) -> Tensor:
@@ -288,10 +290,12 @@ def frame_weights(
     """
     if policy not in BLANK_POLICIES:
         raise ConfigError(
-            "no such blank policy", where="blank_policy", expected=", ".join(BLANK_POLICIES), got=policy
+            "unknown blank policy", where="blank_policy", expected=", ".join(BLANK_POLICIES), got=policy
         )
     if blank_weight < 0:
-        raise ConfigError("a negative weight", where="blank_weight", expected="0 or more", got=blank_weight)
+        raise ConfigError(
+            "the weight is negative", where="blank_weight", expected="0 or more", got=blank_weight
+        )
     spikes_bt = best_units(labels) != 0
     if policy == "all":
         return torch.ones_like(labels.tail_log_probs_bt)
@@ -315,7 +319,7 @@ def check_frames(student_b: Tensor, teacher_b: Tensor, keys: list[str]) -> None:
     for key, student, teacher in zip(keys, student_b.tolist(), teacher_b.tolist(), strict=True):
         if student != teacher:
             raise LabelMismatchError(
-                "the soft labels have another number of frames than the student's output",
+                "the soft labels and the student's output differ in length",
                 where=key,
                 expected=f"{student} frames",
                 got=f"{teacher} frames",

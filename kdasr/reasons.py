@@ -66,7 +66,7 @@ def left_out_text(whose: str, left_out: int, listed: int) -> str:
 
 
 def lines_of(
-    kinds: Sequence[Kind], what_happened: str, all_named: str = "the manifests have each"
+    kinds: Sequence[Kind], what_happened: str, all_named: str = "the manifests list each"
 ) -> list[str]:
     """A line for each of up to 20 kinds, with an example and a count; then one for the rest."""
     lines = [

@@ -26,9 +26,9 @@ def targets_of(batch: Batch, teacher: str | None = None) -> SoftLabelBatch:
         if batch.soft_labels is None:
             key = "labels" if batch.tokens_bu is None else "labelled_soft_labels"
             raise MissingLabelsError(
-                "a loss asks for soft labels, and this audio has none",
+                "a loss needs soft labels, but this audio has none",
                 where=batch.keys[0] if batch.keys else None,
-                fix=f"Name an online `teacher` in the loss, or give the recipe `{key}`.",
+                fix=f"Name an online `teacher` in the loss, or set `{key}` in the recipe.",
             )
         return batch.soft_labels
     output = online(batch, teacher)
@@ -43,9 +43,9 @@ def check_posteriors(output: ModelOutput, teacher: str) -> None:
     """Raise ConfigError if an online teacher gives no posteriors over the student's units."""
     if output.log_probs_btv.shape[2] == 0:
         raise ConfigError(
-            "a loss compares posteriors with those of a teacher of other units or another frame rate",
+            "a loss compares posteriors with a teacher that has other units or another frame rate",
             where=f"teachers.{teacher}",
-            fix="Use losses that compare layers only, or a teacher with the student's units.",
+            fix="Use only losses that compare layers, or a teacher with the student's units.",
         )
 
 
@@ -71,9 +71,9 @@ def heard_by(batch: Batch, teacher: str) -> ModelOutput:
         return batch.teachers[teacher]
     except KeyError:
         raise ConfigError(
-            f"no teacher {teacher!r} runs in this training",
+            f"this training has no online teacher {teacher!r}",
             where="teachers",
-            fix="Name it under `teachers:`.",
+            fix="Add it under `teachers:`.",
         ) from None
 
 

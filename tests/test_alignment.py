@@ -72,9 +72,9 @@ def test_an_empty_transcript_has_no_units() -> None:
     ("frames", "ids", "message"),
     [
         (2, [1, 2, 1], "u7: the transcript is longer than the audio; expected at most 2 frames; got 3 units"),
-        (2, [1, 1], "2 units that need 3"),
+        (2, [1, 1], "2 units, which need 3 frames"),
         (0, [1], "at most 0 frames"),
-        (4, [0], "an id cannot be aligned"),
+        (4, [0], "an id is out of range"),
         (4, [3], "expected 1 to 2"),
     ],
 )

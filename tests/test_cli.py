@@ -268,7 +268,7 @@ def test_plan_select_and_verify_the_labels_of_a_job(
     assert main(["select", *place, "--hours", "0.001"]) == 0
     assert "kept" in capsys.readouterr().out and (kept / "shard-000000.kdsl").exists()
     told = fails(capsys, "heard", "--audio", str(labels), "--labels", str(audio))
-    assert f"--labels: {audio}: the units cannot be read, for this folder has none" in told
+    assert f"--labels: {audio}: the units cannot be read: this folder has none" in told
     assert "are --audio and --labels swapped?" in told
     packed = labels / "shard-000000.kdsl"
     packed.write_bytes(packed.read_bytes()[:-9])

@@ -38,8 +38,8 @@ def test_a_gpu_that_torch_cannot_use_is_told_of(gpu: Path, capsys: pytest.Captur
     assert usable_device(None) == "cpu"
     reason = "Torch not compiled with CUDA enabled"
     assert capsys.readouterr().err == (
-        f"torch cannot use the GPU of this machine ({reason}), so the CPU does the work; "
-        "`kdasr doctor` says what there is\n"
+        f"torch cannot use the GPU of this machine ({reason}), so the CPU is used; "
+        "`kdasr doctor` shows what is available\n"
     )
     assert ("accelerator", f"a GPU that torch cannot use: {reason}") in diagnosis()
 
@@ -48,7 +48,9 @@ def test_a_gpu_that_torch_cannot_use_is_told_of(gpu: Path, capsys: pytest.Captur
 def test_who_asks_for_a_device_gets_it_or_an_error(gpu: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gpu.touch()
     assert usable_device("cpu") == "cpu"
-    with pytest.raises(ConfigError, match=r"device: no such device; got cuda \(Torch not compiled"):
+    with pytest.raises(
+        ConfigError, match=r"device: the device cannot be used; got cuda \(Torch not compiled"
+    ):
         usable_device("cuda")
     assert capsys.readouterr().err == ""
 

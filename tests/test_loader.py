@@ -397,9 +397,11 @@ def test_several_folders_each_have_their_labels(tmp_path: Path) -> None:
     assert source.left_out == {
         f"{tmp_path}/{name}/{name}-0002": "it has no labels: nothing heard" for name in ("one", "two")
     }
-    with pytest.raises(ConfigError, match="go in pairs.*got 2 of audio and 1 of labels"):
+    with pytest.raises(
+        ConfigError, match="the numbers of audio and label folders differ.*got 2 of audio and 1 of labels"
+    ):
         Stream(folders, 60.0, 1, labels=labels[:1])
-    with pytest.raises(LabelMismatchError, match="two-labels.*another audio_sha256"):
+    with pytest.raises(LabelMismatchError, match="two-labels.*a different audio_sha256"):
         Stream(folders[:1], 60.0, 1, labels=[LabelFolder(tmp_path / "two-labels")])
 
 
@@ -459,7 +461,7 @@ def test_labels_of_another_length_than_their_audio_are_refused(tmp_path: Path) -
     audio, units = shards(tmp_path / "audio", 4), CharUnits()
     label_all(audio, tmp_path / "labels", subsampling=2, units_hash=units.hash)
     labels = [LabelFolder(tmp_path / "labels")]
-    with pytest.raises(LabelMismatchError, match="another length"):
+    with pytest.raises(LabelMismatchError, match="soft labels and the audio differ in length"):
         Stream([audio], 8.0, 7, labels=labels, student=StudentSide(units, 4))
 
 
@@ -607,7 +609,7 @@ def test_audio_without_a_frame_is_left_out_by_name(tmp_path: Path) -> None:
     write_shards([replace(short, samples=short.samples[:60]), longer], tmp_path)
     stream = Stream([tmp_path], 20.0, 1, units=CharUnits())
     assert [item.entry.key for item in stream.items] == ["longer"]
-    assert stream.left_out == {f"{tmp_path}/short": "60 samples are shorter than a frame"}
+    assert stream.left_out == {f"{tmp_path}/short": "60 samples are less than one frame"}
 
 
 def test_audio_without_a_frame_at_the_highest_speed_is_left_out_by_name(tmp_path: Path) -> None:
@@ -615,7 +617,7 @@ def test_audio_without_a_frame_at_the_highest_speed_is_left_out_by_name(tmp_path
     write_shards([replace(short, samples=short.samples[:80]), longer], tmp_path)
     assert not Stream([tmp_path], 20.0, 1).left_out
     source = Stream([tmp_path], 20.0, 1, speeds=(1.0, 1.2))
-    assert source.left_out == {f"{tmp_path}/short": "80 samples are shorter than a frame"}
+    assert source.left_out == {f"{tmp_path}/short": "80 samples are less than one frame"}
 
 
 def test_what_is_left_out_anyway_needs_no_transcript(tmp_path: Path) -> None:
@@ -638,13 +640,15 @@ def test_what_is_left_out_of_folders_of_one_name_is_all_named(tmp_path: Path) ->
 
 def test_a_folder_named_twice_is_refused(labelled: Path) -> None:
     again = labelled.parent / "." / labelled.name
-    with pytest.raises(ConfigError, match=r"labelled: a folder of audio is named twice.*each folder once"):
+    with pytest.raises(ConfigError, match=r"labelled: an audio folder is given twice.*each folder once"):
         Stream([labelled, again], 8.0, 1, units=CharUnits())
 
 
 def test_audio_without_transcript_is_refused_before_the_first_batch(tmp_path: Path) -> None:
     write_shards([utterance("said", 1), replace(utterance("unsaid", 2), text=None)], tmp_path)
-    with pytest.raises(ShardError, match=r"shard-000000\.tar:unsaid: an utterance without transcript"):
+    with pytest.raises(
+        ShardError, match=r"shard-000000\.tar:unsaid: an utterance of labelled audio has no transcript"
+    ):
         Stream([tmp_path], 8.0, 1, units=CharUnits(), student=StudentSide(CharUnits(), 4))
 
 
@@ -656,6 +660,6 @@ def test_a_transcript_longer_than_its_audio_is_left_out_by_name(tmp_path: Path) 
     settings: dict[str, Any] = {"units": CharUnits(), "student": StudentSide(CharUnits(), 4)}
     source = Stream([tmp_path], 8.0, 0, **settings)
     assert list(source.left_out) == [f"{tmp_path}/not"]
-    assert "its transcript takes 27 output frames, of 25" in source.left_out[f"{tmp_path}/not"]
+    assert "its transcript needs 27 output frames, but there are 25" in source.left_out[f"{tmp_path}/not"]
     fast = Stream([tmp_path], 8.0, 0, speeds=(1.0, 1.2), **settings)
     assert [item.entry.key for item in fast.items] == ["fits", "silent"]

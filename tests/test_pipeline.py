@@ -190,7 +190,7 @@ def on_devices(ran: list[str], folder: Path) -> None:
 
 def test_a_device_that_a_later_stage_asks_for_must_be_there(folder: Path, ran: list[str]) -> None:
     on_devices(ran, folder)
-    with pytest.raises(ConfigError, match="device: no such device; got nonsense"):
+    with pytest.raises(ConfigError, match="device: the device cannot be used; got nonsense"):
         pipeline.run_folder(folder, {"three.device": "nonsense"})
     assert ran == []
     # Ray's nodes have devices of their own.
@@ -313,7 +313,7 @@ def test_two_stages_that_write_to_one_folder_are_refused(folder: Path, ran: list
         ("export", "format: onxx", "onxx"),
         ("export", "model: gone", "three needs a folder that does not exist; got gone"),
         ("label", "engine: process", "engine: unknown engine.*inline, processes, ray; got process"),
-        ("label", "workers: 4", "the inline engine has one worker.*got 4"),
+        ("label", "workers: 4", "the inline engine has only one worker.*got 4"),
         ("label", "teacher: null", "teacher: .*; got None"),
     ],
 )
@@ -505,7 +505,7 @@ def test_a_model_replaces_nothing_else_and_that_is_known_before_the_first_stage(
     (folder / "mine/notes.txt").touch()
     with (folder / "three.yaml").open("a") as file:
         file.write(f"out: {folder}/mine\n")
-    with pytest.raises(ConfigError, match=r"mine: a model would replace this folder.*notes\.txt"):
+    with pytest.raises(ConfigError, match=r"mine: the model would replace this folder.*notes\.txt"):
         pipeline.run_folder(folder, {})
     assert ran == []
 

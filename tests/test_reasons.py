@@ -31,7 +31,7 @@ def test_people_see_the_commonest_and_how_many_there_are_of_the_rest(monkeypatch
     assert lines_of(kinds, "not labelled") == [
         "not labelled: a and 1,199 more: silent",
         "not labelled: b: too short",
-        "not labelled: 2 more, for other reasons; the manifests have each",
+        "not labelled: 2 more, for other reasons; the manifests list each",
     ]
     assert lines_of([], "not labelled") == []
 

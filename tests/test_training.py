@@ -298,7 +298,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_told_of(data: Path, tmp_path: 
 def test_a_folder_of_other_things_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").touch()
-    with pytest.raises(ConfigError, match=r"mine: a model would replace this folder.*notes\.txt"):
+    with pytest.raises(ConfigError, match=r"mine: the model would replace this folder.*notes\.txt"):
         training(data, tmp_path / "c").run(tmp_path / "mine")
     assert not (tmp_path / "c").exists()
 
@@ -432,7 +432,7 @@ def test_a_training_that_is_refused_moves_no_checkpoints(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training(data, tmp_path / "c", steps=1).run(tmp_path / "model")
-    with pytest.raises(MissingLabelsError, match="asks for soft labels, and this audio has none"):
+    with pytest.raises(MissingLabelsError, match="needs soft labels, but this audio has none"):
         training(data, tmp_path / "c", steps=1, loss=soft_cross_entropy).run(tmp_path / "model")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["c", "model"]
     assert "starting from the beginning" not in capsys.readouterr().err
@@ -459,7 +459,7 @@ def test_where_no_model_can_be_written_nothing_is_trained(
     ):
         training(data, tmp_path / "c", steps=1).run(tmp_path / "x" / "model")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=f"{tmp_path}/file: a model is a folder, and this is a file"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}/file: a model is a folder, but this is a file"):
         training(data, tmp_path / "c", steps=1).run(tmp_path / "file" / "model")
     monkeypatch.undo()
     for place in (tmp_path / "file" / "c", tmp_path / "file"):

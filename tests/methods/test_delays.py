@@ -112,7 +112,7 @@ def test_an_online_teacher_stands_for_stored_labels() -> None:
     online = windowed_cross_entropy(heard, batch, max_delay_frames=3, teacher="big")
     torch.testing.assert_close(online.double(), stored.double())
     assert not online.requires_grad
-    with pytest.raises(ConfigError, match=r"utt0.*asks for soft labels"):
+    with pytest.raises(ConfigError, match=r"utt0.*needs soft labels"):
         windowed_cross_entropy(heard, batch)
 
 

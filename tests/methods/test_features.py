@@ -228,7 +228,7 @@ def test_a_layer_or_a_teacher_that_is_not_there_is_refused_by_name() -> None:
     output = layers_only(torch.zeros(1, 2, 3))
     with pytest.raises(ConfigError, match=r"teacher big has no layer 4.*from -1 to 0"):
         Hint(teacher="big", teacher_layer=4)(output, batch_with(1, big=output))
-    with pytest.raises(ConfigError, match="no teacher 'small'"):
+    with pytest.raises(ConfigError, match="no online teacher 'small'"):
         Hint(teacher="small")(output, batch_with(1, big=output))
     with pytest.raises(ConfigError, match="delay_frames"):
         attention_transfer(output, batch_with(1, big=output), teacher="big", delay_frames=-1)

@@ -51,7 +51,7 @@ def test_gradient_by_finite_differences() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     batch = batch_of(labels_from([[BLANK, ONE]]))
-    with pytest.raises(ConfigError, match="delay_frames: a negative delay"):
+    with pytest.raises(ConfigError, match="delay_frames: the delay is negative"):
         guided_spikes(output_of(HEARD[:, :2]), batch, delay_frames=-1)
     with pytest.raises(LabelMismatchError, match="utt0"):
         guided_spikes(output_of(HEARD), batch)

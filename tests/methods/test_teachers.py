@@ -144,9 +144,9 @@ def test_the_average_follows_the_student() -> None:
 def test_mutual_learning_needs_a_peer_of_the_same_units() -> None:
     even = torch.full((1, 2, 3), 1 / 3).log()
     batch = batch_with(1, peer=output_of(even[..., :0]))
-    with pytest.raises(ConfigError, match="no teacher 'pear' runs"):
+    with pytest.raises(ConfigError, match="this training has no online teacher 'pear'"):
         mutual_learning(output_of(even), batch, teacher="pear")
-    with pytest.raises(ConfigError, match=r"of a teacher of other units"):
+    with pytest.raises(ConfigError, match=r"with a teacher that has other units"):
         mutual_learning(output_of(even), batch, teacher="peer")
 
 

@@ -148,7 +148,7 @@ def test_labels_decide_which_checkpoints_are_gone_on_from(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"speeds": [0.9, 1.0]}, r"speeds: .*part the audio from its soft labels.*got \[0\.9, 1\.0\]"),
+        ({"speeds": [0.9, 1.0]}, r"speeds: .*misalign the audio and its soft labels.*got \[0\.9, 1\.0\]"),
         (
             {"labelled_soft_labels": ["labels_of_labelled"] * 2},
             r"^labelled, labelled_soft_labels: .*in pairs",
