@@ -192,7 +192,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     export_student(conformer(), UNITS, tmp_path / "onnx", int8=False)
     (tmp_path / "words.txt").write_text("tea 7up")
     out = tmp_path / "words.fst"
-    with pytest.raises(ConfigError, match=r"cannot be spelled: '7up'"):
+    with pytest.raises(ConfigError, match=r"the lexicon's word '7up' cannot be spelled"):
         write_decoding_graph(tmp_path / "onnx", [str(tmp_path / "words.txt")], out)
     with pytest.raises(
         ConfigError, match=r"no such file or folder.*Without a graph, any word can be recognised"

@@ -63,7 +63,7 @@ def test_a_full_disk_stops_the_job_and_the_next_run_finishes_it(
     (reason,) = summary["shards_failed"].values()
     assert "No space left on device" in reason
     assert len(summary["shards_not_tried"]) == NUM_SHARDS - done - 1
-    assert "not tried" in summary_text(summary)
+    assert "not attempted" in summary_text(summary)
     assert list(disk.glob("*.tmp")) == [] and list(disk.glob(".*.tmp")) == []
     enlarge()
     assert run(audio, disk)["shards_done_before"] == done
@@ -159,7 +159,7 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed(
         original(path, data[:-1] + bytes([data[-1] ^ 1]))
 
     monkeypatch.setattr(local, "_write_through", corrupt)
-    with pytest.raises(StorageError, match="other bytes"):
+    with pytest.raises(StorageError, match="the bytes read back differ from those written"):
         commit_bytes(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []
 
@@ -222,7 +222,7 @@ def test_two_writers_of_one_object_the_second_does_not_overwrite(bucket: str) ->
     place = locate(f"{bucket}/race/manifest.json")
     place.commit(b"first", create_only=True)
     place.commit(b"first", create_only=True)
-    with pytest.raises(StorageError, match="another writer"):
+    with pytest.raises(StorageError, match="another writer has already stored different bytes there"):
         place.commit(b"second", create_only=True)
     assert place.read_all() == b"first"
 

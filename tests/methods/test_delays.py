@@ -176,7 +176,7 @@ def test_gradients_reach_the_chosen_frames_alone() -> None:
 
 
 def test_a_negative_spike_delay_is_refused() -> None:
-    with pytest.raises(ConfigError, match="negative delay"):
+    with pytest.raises(ConfigError, match="the delay is negative"):
         spikewise_cross_entropy(
             output_of(student(4, 1)), batch_of(labels_from([spiky(4, 1)])), max_delay_frames=-1
         )

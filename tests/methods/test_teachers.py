@@ -84,7 +84,7 @@ def test_a_teacher_of_other_units_is_refused_unless_only_its_layers_matter(tmp_p
         heard.log_probs_btv.shape == (2, 10, 0) and [x.shape for x in heard.layers_btd] == [(2, 10, 16)] * 2
     )
     batch.teachers = {"big": heard}
-    with pytest.raises(ConfigError, match=r"teachers\.big: .*other units.*layers only"):
+    with pytest.raises(ConfigError, match=r"teachers\.big: .*other units.*only losses that compare layers"):
         soft_targets(output_of(torch.randn(2, 10, 29)), batch, teacher="big")
 
 

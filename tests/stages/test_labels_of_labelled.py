@@ -151,7 +151,7 @@ def test_labels_decide_which_checkpoints_are_gone_on_from(
         ({"speeds": [0.9, 1.0]}, r"speeds: .*misalign the audio and its soft labels.*got \[0\.9, 1\.0\]"),
         (
             {"labelled_soft_labels": ["labels_of_labelled"] * 2},
-            r"^labelled, labelled_soft_labels: .*in pairs",
+            r"^labelled, labelled_soft_labels: the numbers of audio and label folders differ",
         ),
     ],
     ids=["speeds", "pairs"],
