@@ -138,7 +138,7 @@ def test_a_folder_that_may_not_be_used_is_named(
         (["prepare", "synth", "--out", "{root}/README.md"],
          "shards need a folder, but a file is in its place"),
         (["select", "--audio", "{tmp}", "--labels", "a", "--out", "{root}/README.md", "--hours", "1"],
-         "labels go into a folder, and this is a file"),
+         "labels go into a folder, but this is a file"),
         (["train", "{root}/recipes/mini/label.yaml"], "recipe is for another stage"),
         (["run", "{root}/recipes/mini", "--stepz", "3"], "no stage has the setting 'stepz'"),
         (["run", "{root}/recipes"], "run.yaml"),

@@ -370,7 +370,8 @@ def test_a_lexicon_without_a_search_is_refused_before_any_row(tmp_path: Path) ->
 def test_a_lexicon_that_is_not_there_is_told_with_a_way_out(tmp_path: Path) -> None:
     test_shards = list_shards(shards(tmp_path / "test", 1))
     with pytest.raises(
-        ConfigError, match=r"no such file or folder.* `--lexicon null` searches without one\.$"
+        ConfigError,
+        match=r"file or folder with the words .*does not exist.* `--lexicon null` searches without one\.$",
     ):
         Scoreboard(test_shards, tmp_path / "results.json", seed=3, decoder="beam", lexicon=["gone.txt"])
 

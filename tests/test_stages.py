@@ -587,8 +587,8 @@ def test_units_of_characters_may_have_the_letters_of_a_language() -> None:
             {"unlabelled_losses": {"soft": soft_cross_entropy}},
             r"unlabelled_losses\.soft: .*expected \{weight: 1\.0, loss: ",
         ),
-        ({"unlabelled_losses": {"ctc": {"weight": 1.0, "loss": ctc}}}, "asks for transcripts"),
-        ({"device": "nothing"}, "device: no such device"),
+        ({"unlabelled_losses": {"ctc": {"weight": 1.0, "loss": ctc}}}, "needs transcripts"),
+        ({"device": "nothing"}, "device: the device cannot be used"),
         ({"model": None}, "model: there is no model to train; .*`start` to the folder of a trained model"),
         ({"model": functools.partial(STUDENT, width=18)}, r"model\.width: .*multiple of 2 \* num_heads = 4"),
         (

@@ -89,7 +89,7 @@ def test_segments_are_cut(corpus: Path) -> None:
     assert dropped["u4"] == "wav.scp has no recording b"
     for name in ("u5", "u6", "u7", "u10", "u11"):
         assert dropped[name].startswith("this is not a valid segment; expected UTTERANCE RECORDING START END")
-    assert dropped["u9"] == "channel 1 of a file that has 1; expected 0"
+    assert dropped["u9"] == "there is no channel 1: the file has 1; expected 0"
     assert dropped["u8"] == "transcript without audio"
     assert dropped["text:6"] == "a second transcript for u1"
     assert len(dropped) == 10

@@ -336,8 +336,8 @@ def test_what_is_no_channel_is_named(corpus: Path) -> None:
     out = prepared(corpus, channel_key="side")
     assert [channels_of(one) for one in read_folder(out / "train")] == [[0]]
     dropped = dropped_in(out / "train")
-    assert dropped.pop("train.jsonl:2 call.mp3") == "channel 2 of a file that has 2; expected 0 or 1"
-    assert dropped.pop("train.jsonl:8 clips/1.wav") == "channel 1 of a file that has 1; expected 0"
+    assert dropped.pop("train.jsonl:2 call.mp3") == "there is no channel 2: the file has 2; expected 0 or 1"
+    assert dropped.pop("train.jsonl:8 clips/1.wav") == "there is no channel 1: the file has 1; expected 0"
     said = "the side is not a valid channel; expected 0, 1, … or average (--channel_key NAME if side means "
     assert dropped == {
         f"train.jsonl:{number}": f"{said}something else); got {given[number - 1]!r}" for number in range(3, 8)

@@ -195,7 +195,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the lexicon's word '7up' cannot be spelled"):
         write_decoding_graph(tmp_path / "onnx", [str(tmp_path / "words.txt")], out)
     with pytest.raises(
-        ConfigError, match=r"no such file or folder.*Without a graph, any word can be recognised"
+        ConfigError,
+        match=r"file or folder with the words .*does not exist.*Without a graph, any word can be recognised",
     ):
         write_decoding_graph(tmp_path / "onnx", [str(tmp_path / "gone.txt")], out)
     with pytest.raises(UnitsError):

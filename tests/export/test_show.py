@@ -407,7 +407,10 @@ def test_a_beam_without_prefixes_and_a_lexicon_that_is_not_there_are_refused(pla
     with pytest.raises(ConfigError, match="at least one prefix.*0"):
         shown(Request(place / "torch", files(place), beam=0))
     (place / "blank.txt").touch()
-    for name, wrong in (("nowhere", "there is no such file"), ("blank.txt", "a lexicon without words")):
+    for name, wrong in (
+        ("nowhere", "the file or folder with the words of a lexicon does not exist"),
+        ("blank.txt", "the lexicon has no words"),
+    ):
         with pytest.raises(
             ConfigError, match=rf"{name}: {wrong}.* Without a lexicon, any word can be recognised\."
         ):

@@ -103,7 +103,8 @@ def test_a_lexicon_is_read_at_once_and_kept_to(models: Path, tmp_path: Path) -> 
     free = recogniser.with_lexicon(str(tmp_path / "words.txt"), other_word_nats=0.0).transcribe(samples)
     assert not set(free.split()) <= {"a", "be", "see"}
     with pytest.raises(
-        ConfigError, match=r"gone\.txt: there is no such file.*Without a lexicon, any word can"
+        ConfigError,
+        match=r"gone\.txt: the file or folder with the .* does not exist.*Without a lexicon, any word can",
     ):
         recogniser.with_lexicon(tmp_path / "words.txt", tmp_path / "gone.txt")
 
