@@ -103,7 +103,14 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        if num_heads < 1 or width % (2 * num_heads):
+        if num_heads < 1:
+            raise ConfigError(
+                "attention needs at least one head",
+                where="model.num_heads",
+                expected="1 or more",
+                got=num_heads,
+            )
+        if width % (2 * num_heads):
             raise ConfigError(
                 "the width cannot be split evenly among the heads",
                 where="model.width",

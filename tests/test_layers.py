@@ -93,7 +93,14 @@ def test_a_bin_that_never_changed_is_not_divided_by_zero() -> None:
     torch.testing.assert_close(normalised, expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("width", "num_heads"), [(16, 0), (16, 3), (12, 4)])
+def test_no_heads_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.num_heads: .*at least one head; expected 1 or more; got 0"
+    ):
+        Attention(16, 0, dropout=0.0)
+
+
+@pytest.mark.parametrize(("width", "num_heads"), [(16, 3), (12, 4)])
 def test_heads_that_cannot_share_the_width_are_refused(width: int, num_heads: int) -> None:
     with pytest.raises(ConfigError, match=rf"a multiple of 2 \* num_heads = {2 * num_heads}; got {width}"):
         Attention(width, num_heads, dropout=0.0)

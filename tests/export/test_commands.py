@@ -209,13 +209,14 @@ def test_a_limit_of_a_recipe_may_be_left_unused_and_one_that_is_typed_may_not(
             "chunks of 80 ms are smaller than those used in training (160 ms), which reduces accuracy; ",
         ),
         ({}, "160", ""),
-        ({}, "320", ""),
-        (
+        pytest.param({}, "320", "", marks=pytest.mark.slow),
+        pytest.param(
             {"dynamic_chunks": [0, 2, 8]},
             "40",
             "chunks of 40 ms are smaller than those used in training (full context, 80 ms, 320 ms), which ",
+            marks=pytest.mark.slow,
         ),
-        ({"dynamic_chunks": [0, 2, 8]}, "160", ""),
+        pytest.param({"dynamic_chunks": [0, 2, 8]}, "160", "", marks=pytest.mark.slow),
         (
             {"chunk_frames": 0},
             "160",
