@@ -102,6 +102,12 @@ class Settings:
                 where="held_out_share",
                 expected="--transcripts true",
             )
+        if (self.numbers or self.spoken_forms) and not self.transcripts:
+            raise ConfigError(
+                "only transcripts can be rewritten as they are spoken",
+                where="--numbers" if self.numbers else "--spoken_forms",
+                expected="--transcripts true",
+            )
 
 
 def splits(settings: Settings, corpus: Path) -> tuple[str, ...]:

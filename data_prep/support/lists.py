@@ -159,7 +159,7 @@ class ListCorpus(Generic[SettingsT]):
             if fault.fix:  # it may still be meant as a list
                 say(f"  {fault}")
         names = tuple(name for name in names if name not in faults)
-        for name in names if settings.letters or settings.held_out_share else ():
+        for name in names if _asks_for_texts(settings) else ():
             if name not in settings.unlabelled:
                 _check_texts(name, lists[name])
         if not settings.held_out_share:
@@ -231,6 +231,10 @@ class ListCorpus(Generic[SettingsT]):
             say(f"{name}: {said}{_names_of(lists[name], 'text')}")
         longest = [one for one in (settings.max_seconds, settings.segment_seconds) if one is not None]
         return segments(mine, dropped, Limits(settings.min_seconds, min(longest, default=None)), done)
+
+
+def _asks_for_texts(settings: ListSettings) -> bool:
+    return bool(settings.letters or settings.numbers or settings.spoken_forms or settings.held_out_share)
 
 
 def _has_texts(listed: list[Listed]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep import prepare
 from data_prep.support.spoken import read_spoken_forms, spoken_form
-from kdasr.errors import ConfigError, MissingDependencyError
+from kdasr.errors import ConfigError, CorpusError, MissingDependencyError
 from kdasr.text import normalise
 from tests.data_prep.fakes import dropped_in, read_folder, write_tone
 
@@ -189,17 +189,33 @@ def test_lists_and_folders_are_rewritten_and_say_so(
     assert not {"numbers", "spoken_forms"} & set(record["source"]["settings"])
 
 
+@pytest.mark.parametrize("setting", ["numbers", "spoken_forms"])
+def test_audio_without_transcripts_cannot_be_rewritten(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "forms.tsv").write_text("dr\tdoctor\n")
+    settings = {setting: {"numbers": "en-GB", "spoken_forms": str(tmp_path / "forms.tsv")}[setting]}
+    write_tone(tmp_path / "1.wav", 0.5)
+    with pytest.raises(ConfigError, match=f"--{setting}: only transcripts .*; expected --transcripts true"):
+        prepare("folder", corpus=tmp_path, out=tmp_path / "out", **settings)
+    (tmp_path / "pool.jsonl").write_text('{"audio_filepath": "1.wav"}')
+    with pytest.raises(CorpusError, match="has no transcripts.*add --unlabelled pool"):
+        prepare("manifest", corpus=tmp_path, out=tmp_path / "out", **settings)
+    prepare("manifest", corpus=tmp_path, out=tmp_path / "out", unlabelled="pool", **settings)
+    source = json.loads((tmp_path / "out/pool/prepared.json").read_text())["source"]
+    assert setting not in source["settings"]
+
+
 def test_a_folder_of_other_spoken_forms_is_not_finished(tmp_path: Path) -> None:
     corpus, forms = tmp_path / "corpus", tmp_path / "forms.tsv"
     write_tone(corpus / "1.wav", 0.5)
     (corpus / "train.jsonl").write_text('{"audio_filepath": "1.wav", "text": "dr one"}')
     (corpus / "pool.jsonl").write_text('{"audio_filepath": "1.wav"}')
     forms.write_text("dr\tdoctor\n")
-    prepare("manifest", corpus=corpus, out=tmp_path / "out", spoken_forms=str(forms))
+    prepare("manifest", corpus=corpus, out=tmp_path / "out", unlabelled="pool", spoken_forms=str(forms))
     elsewhere = forms.rename(tmp_path / "same.tsv")
-    prepare("manifest", corpus=corpus, out=tmp_path / "out", spoken_forms=str(elsewhere))
+    prepare("manifest", corpus=corpus, out=tmp_path / "out", unlabelled="pool", spoken_forms=str(elsewhere))
     elsewhere.write_text("dr\tdrive\n")
     # Audio without transcripts depends on none.
-    prepare("manifest", corpus=corpus, out=tmp_path / "out", split="pool", spoken_forms=str(elsewhere))
+    settings = {"split": "pool", "spoken_forms": str(elsewhere)}
+    prepare("manifest", corpus=corpus, out=tmp_path / "out", unlabelled="pool", **settings)
     with pytest.raises(ConfigError, match="spoken_forms=sha256 .*got spoken_forms=sha256 "):
         prepare("manifest", corpus=corpus, out=tmp_path / "out", split="train", spoken_forms=str(elsewhere))
