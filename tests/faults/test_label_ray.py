@@ -77,7 +77,7 @@ def test_a_poison_utterance_that_kills_its_actor_is_named_and_the_rest_is_labell
     cluster: str, tmp_path: Path
 ) -> None:
     make_audio(tmp_path / "audio", 6, per_shard=2, loud=(3,))
-    summary = run_ray(tmp_path / "audio", tmp_path / "labels", workers=1, poison="kill")
+    summary = run_ray(tmp_path / "audio", tmp_path / "labels", poison="kill")
     assert list(summary["failed"]) == ["utt-003"]
     assert summary["labelled"] == 5 and summary["shards_failed"] == {}
 
