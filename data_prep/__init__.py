@@ -32,7 +32,6 @@ from typing import Any
 
 from data_prep.support.settings import parse_settings
 from kdasr.errors import ConfigError, CorpusError
-from kdasr.manifest import sha256_of
 
 __all__ = ["check", "corpora", "explained", "prepare", "settings_of"]
 
@@ -177,6 +176,8 @@ def _check_apart(corpus: Path | None, out: Path | None) -> None:
 def _recorded(settings: Any, unused: tuple[str, ...]) -> dict[str, Any]:
     """Settings after a round trip through JSON, as they are recorded: without those `unused`, and with a hash
     of the spoken forms instead of the file's name."""
+    from kdasr.manifest import sha256_of  # the storage that it imports is for no command's start
+
     found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
     if file := found.get("spoken_forms"):
         found["spoken_forms"] = f"sha256 {sha256_of(Path(file))[:16]}"

@@ -153,6 +153,10 @@ def _is_digits(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
+def _is_year(digits: str) -> bool:
+    return len(digits) == 4 and _is_digits(digits) and 1100 <= int(digits) < 2100
+
+
 def _depends(previous: _Token, this: _Token, following: _Token) -> bool:
     """Whether the reading of a number depends on what is beside it: parts of a telephone number or of
     "10 000", days of a month, "$5 million", feet and inches."""
@@ -167,23 +171,23 @@ def _depends(previous: _Token, this: _Token, following: _Token) -> bool:
     )
 
 
-def _in_words(core: str, language: str) -> str | None:
+def _in_words(word: str, language: str) -> str | None:
     """A word with digits in words; None if it may be read in several ways."""
-    core = core.translate({ord("’"): "'"})
-    if core[0] in _POUNDS:
-        return _money(core, language)
-    if core.endswith("%"):
-        number = _number(core[:-1], language) or _decimal(core[:-1], language)
+    word = word.replace("’", "'")
+    if word[0] in _POUNDS:
+        return _money(word, language)
+    if word.endswith("%"):
+        number = _number(word[:-1], language) or _decimal(word[:-1], language)
         return number and f"{number} {'percent' if language == US else 'per cent'}"
-    if found := _TIME.fullmatch(core):
+    if found := _TIME.fullmatch(word):
         minutes = _words(int(found[2]), language)
         return f"{_words(int(found[1]), language)} {'oh ' if found[2][0] == '0' else ''}{minutes}"
-    stem = core.removesuffix("'s")
-    read = [_part(part, language) for part in stem.split("-")]
-    numeric = [_has_digit(part) for part in stem.split("-")]
-    if None in read or any(one and other for one, other in itertools.pairwise(numeric)):
+    stem = word.removesuffix("'s")
+    parts = stem.split("-")
+    if any(_has_digit(one) and _has_digit(other) for one, other in itertools.pairwise(parts)):
         return None
-    return "-".join(part for part in read if part) + core[len(stem) :]
+    read = [words for part in parts if (words := _part(part, language)) is not None]
+    return "-".join(read) + word[len(stem) :] if len(read) == len(parts) else None
 
 
 def _part(part: str, language: str) -> str | None:
@@ -194,7 +198,7 @@ def _part(part: str, language: str) -> str | None:
         return _words(int(found[1]), language, to="ordinal")
     if part.endswith("s") and _is_digits(part[:-1]):
         return _decade(part[:-1], language)
-    if len(part) == 4 and _is_digits(part) and 1100 <= int(part) < 2100:
+    if _is_year(part):
         return _words(int(part), language, to="year")
     return _number(part, language) or _decimal(part, language)
 
@@ -220,17 +224,16 @@ def _decimal(digits: str, language: str) -> str | None:
 
 def _decade(digits: str, language: str) -> str | None:
     """As 1980s and 80s."""
-    is_year = len(digits) == 4 and 1100 <= int(digits) < 2100
-    if not digits.endswith("0") or not (is_year or (len(digits) == 2 and digits >= "20")):
+    if not digits.endswith("0") or not (_is_year(digits) or (len(digits) == 2 and digits >= "20")):
         return None
-    words = _words(int(digits), language, to="year" if is_year else "cardinal")
+    words = _words(int(digits), language, to="year" if _is_year(digits) else "cardinal")
     return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
 
 
-def _money(core: str, language: str) -> str | None:
+def _money(word: str, language: str) -> str | None:
     """A whole sum as $21 or £2,500; what is said of cents varies."""
-    number = _number(core[1:], language)
-    return number and f"{number} {_POUNDS[core[0]]}{'' if core[1:] == '1' else 's'}"
+    number = _number(word[1:], language)
+    return number and f"{number} {_POUNDS[word[0]]}{'' if word[1:] == '1' else 's'}"
 
 
 def _words(number: int, language: str, to: str = "cardinal") -> str:
