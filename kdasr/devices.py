@@ -56,8 +56,8 @@ def device_text(device: str) -> str:
 def free_gpu_memory() -> None:
     """Release GPU memory that this process no longer uses: torch caches it, and reference cycles hold it
     until the garbage collector runs, which it does without regard to their size."""
-    gc.collect()
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

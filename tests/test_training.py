@@ -138,8 +138,8 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
         pytest.param(training, 3, 0, marks=pytest.mark.slow),
         (training, 9, 0),
         pytest.param(training, 9, 2, marks=pytest.mark.slow),
-        (learning, 9, 0),
-        (averaging, 9, 0),
+        pytest.param(learning, 9, 0, marks=pytest.mark.slow),
+        pytest.param(averaging, 9, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(

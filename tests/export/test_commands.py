@@ -217,10 +217,11 @@ def test_a_limit_of_a_recipe_may_be_left_unused_and_one_that_is_typed_may_not(
             marks=pytest.mark.slow,
         ),
         pytest.param({"dynamic_chunks": [0, 2, 8]}, "160", "", marks=pytest.mark.slow),
-        (
+        pytest.param(
             {"chunk_frames": 0},
             "160",
             "chunks of 160 ms are smaller than those used in training (full context), ",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -105,6 +105,7 @@ def test_sherpa_with_a_graph_and_endpoints(place: Path) -> None:
     assert all(stretches[:2])
 
 
+@pytest.mark.slow
 def test_no_word_is_lost_with_a_graph_while_it_is_not_finished(
     trained: ChunkConformer, tmp_path: Path
 ) -> None:

@@ -351,7 +351,10 @@ def table_student() -> Any:
     return student
 
 
-@pytest.mark.parametrize(("format", "file"), [("onnx", "model.onnx"), ("wave-onnx", "model.wave.onnx")])
+@pytest.mark.parametrize(
+    ("format", "file"),
+    [("onnx", "model.onnx"), pytest.param("wave-onnx", "model.wave.onnx", marks=pytest.mark.slow)],
+)
 def test_classes_that_stand_for_no_text_are_never_emitted(tmp_path: Path, format: str, file: str) -> None:
     student, sound = table_student(), probe_sound(40_000, 1)
     assert FOREIGN.symbols[:4] == ["<blk>", "<s>", "</s>", "<unk>"]

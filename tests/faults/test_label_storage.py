@@ -206,6 +206,7 @@ def test_audio_in_a_bucket_and_labels_in_a_bucket(bucket: str, audio: Path, want
     assert verify_labels(f"{bucket}/plain/audio", f"{bucket}/plain/labels") == []
 
 
+@pytest.mark.slow
 def test_damaged_labels_in_a_bucket_are_done_again(bucket: str, audio: Path) -> None:
     out = f"{bucket}/damaged"
     run(audio, out)
