@@ -26,8 +26,8 @@ from data_prep.support.listed import (
 )
 from data_prep.support.lists import BY_FILE, files_of, parts_of, tell_shares
 from data_prep.support.prepared import Files, say
-from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
-from data_prep.support.spoken import check_spoken, spoken_form
+from data_prep.support.settings import AudioSettings
+from data_prep.support.spoken import spoken_form
 from kdasr.audio import NOT_READ, OTHER_AUDIO, Cut
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
@@ -44,7 +44,7 @@ AVERAGE, EACH = "average", "each"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(AudioSettings):
     """The settings of this corpus.
 
     Attributes:
@@ -57,32 +57,13 @@ class Settings:
             transcripts; none: no limit.
         min_seconds: shorter files are left out.
         language: language of the speech, such as en or pt-BR, for filters; none: unknown.
-        letters: the language's letters beyond a-z, such as äöüß: transcripts keep them and lose all
-            other accents. The units of a model must also have them.
-        numbers: en-US or en-GB: digits with one usual reading become English words, as "one hundred five"
-            or "one hundred and five"; none: transcripts with digits are left out.
-        spoken_forms: a file of lines WRITTEN<TAB>SPOKEN, such as mr.<TAB>mister, which transcripts are
-            rewritten by before anything else; none: they are as they are spoken.
-        max_shard_utterances: utterances in one shard.
     """
 
     transcripts: bool = False
     channels: str = AVERAGE
-    held_out_share: float = 0.0
-    max_seconds: float | None = 20.0
-    min_seconds: float = 0.2
-    language: str | None = None
-    letters: str = ""
-    numbers: str | None = None
-    spoken_forms: str | None = None
-    max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        check_language(self.language)
-        object.__setattr__(self, "letters", checked_letters(self.letters))
-        check_max_seconds(self)
-        check_spoken(self)
+        AudioSettings.__post_init__(self)
         if self.channels not in (AVERAGE, EACH):
             expected = f"{AVERAGE} or {EACH}"
             raise ConfigError(

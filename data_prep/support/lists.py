@@ -30,8 +30,8 @@ from data_prep.support.listed import (
     whole_utterances,
 )
 from data_prep.support.prepared import Earlier, Files, say
-from data_prep.support.settings import check_language, check_max_seconds, check_numbers, checked_letters
-from data_prep.support.spoken import check_spoken, spoken_form
+from data_prep.support.settings import AudioSettings
+from data_prep.support.spoken import spoken_form
 from kdasr.errors import ConfigError, CorpusError
 from kdasr.interfaces import Utterance
 
@@ -46,7 +46,7 @@ _AS_LISTED = 2
 
 
 @dataclass(frozen=True, slots=True)
-class ListSettings:
+class ListSettings(AudioSettings):
     """The settings of every kind of list.
 
     Attributes:
@@ -60,34 +60,16 @@ class ListSettings:
         segment_seconds: audio without transcripts is cut into segments of at most this, and of at most
             max_seconds; none: of max_seconds.
         language: language of the speech, such as en or pt-BR, for filters, if not in the list; none: unknown.
-        letters: the language's letters beyond a-z, such as äöüß: transcripts keep them and lose all
-            other accents. The units of a model must also have them.
-        numbers: en-US or en-GB: digits with one usual reading become English words, as "one hundred five"
-            or "one hundred and five"; none: transcripts with digits are left out.
-        spoken_forms: a file of lines WRITTEN<TAB>SPOKEN, such as mr.<TAB>mister, which transcripts are
-            rewritten by before anything else; none: they are as they are spoken.
-        max_shard_utterances: utterances in one shard.
     """
 
     split: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
-    held_out_share: float = 0.0
     audio_folder: str | None = None
-    min_seconds: float = 0.2
     max_seconds: float | None = 30.0
     segment_seconds: float | None = 20.0
-    language: str | None = None
-    letters: str = ""
-    numbers: str | None = None
-    spoken_forms: str | None = None
-    max_shard_utterances: int = 500
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        check_language(self.language)
-        object.__setattr__(self, "letters", checked_letters(self.letters))
-        check_max_seconds(self)
-        check_spoken(self)
+        AudioSettings.__post_init__(self)
         if self.split and (unknown := sorted(set(self.unlabelled) - set(self.split))):
             raise ConfigError(
                 f"{', '.join(unknown)} is not among the chosen splits",

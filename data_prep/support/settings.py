@@ -8,13 +8,46 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from data_prep.support.spoken import check_spoken
 from kdasr.errors import ConfigError, UnitsError
 
 SettingsT = TypeVar("SettingsT")
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSettings:
+    """The settings that a folder and lists of audio share; each explains those that it uses in its own way.
+
+    Attributes:
+        letters: the language's letters beyond a-z, such as äöüß: transcripts keep them and lose all
+            other accents. The units of a model must also have them.
+        numbers: en-US or en-GB: digits with one usual reading become English words, as "one hundred five"
+            or "one hundred and five"; none: transcripts with digits are left out.
+        spoken_forms: a file of lines WRITTEN<TAB>SPOKEN, such as mr.<TAB>mister, which transcripts are
+            rewritten by before anything else; none: they are as they are spoken.
+        max_shard_utterances: utterances in one shard.
+    """
+
+    held_out_share: float = 0.0
+    min_seconds: float = 0.2
+    max_seconds: float | None = 20.0
+    language: str | None = None
+    letters: str = ""
+    numbers: str | None = None
+    spoken_forms: str | None = None
+    max_shard_utterances: int = 500
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        check_language(self.language)
+        object.__setattr__(self, "letters", checked_letters(self.letters))
+        _check_max_seconds(self)
+        check_spoken(self)
 
 
 def parse_settings(settings_class: type[SettingsT], values: Mapping[str, Any], where: str) -> SettingsT:
@@ -96,7 +129,7 @@ def checked_letters(letters: str) -> str:
         raise ConfigError(error.what, where="--letters", expected=error.expected, got=letters) from error
 
 
-def check_max_seconds(settings: Any) -> None:
+def _check_max_seconds(settings: Any) -> None:
     """Refuse values of `max_seconds` and `segment_seconds` that are too short.
 
     Raises:
