@@ -21,7 +21,7 @@ from kdasr.shards import (
     complete_shards,
     list_shards,
     open_shard,
-    read_places,
+    read_metas,
     read_shard,
     read_utterance,
     verify_folder,
@@ -77,8 +77,8 @@ def test_places_are_read_without_audio_and_are_none_where_nobody_said_them(tmp_p
         Placed("c", samples, source="c.mp3", offset=0.0, channel=0),
     )
     (path,) = write_shards([utterance("a"), whole, part], tmp_path)
-    places = [(None, None), ("b é.wav", None), ("c.mp3", 0.0)]
-    assert read_places(open_shard(path)) == places
+    places = [(meta.get("source"), meta.get("offset")) for meta in read_metas(open_shard(path))]
+    assert places == [(None, None), ("b é.wav", None), ("c.mp3", 0.0)]
     assert [one.key for one in read_shard(path)] == ["a", "b", "c"]
     with tarfile.open(path) as tar:
         meta = json.loads(tar.extractfile("b.json").read())  # type: ignore[union-attr]

@@ -6,9 +6,10 @@ its lowest confidence. This shows the effect of a `MinConfidence` filter or of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score, threshold
 from kdasr.manifest import Shard, read_manifest
 from kdasr.reasons import duration
-from kdasr.shards import open_shard, read_places, read_texts
+from kdasr.shards import open_shard, read_metas
 from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.soft_labels.runs import best_classes, best_path, split_run
 from kdasr.storage import Place, is_url
@@ -30,8 +31,6 @@ _SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 # Frames whose blank probability is at least this are not listed.
 _SURE_OF_BLANK = 0.95
 _MOST_CLASSES = 4
-# Transcript, (source, offset).
-_Facts = tuple[str | None, tuple[str | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
     letters = letters_in(units.symbols)
     for shard, found in labelled_shards(audio, labels):
         check_units(found, units, labels)
-        for entry, (reference, place) in zip(shard.entries, _facts(audio, shard), strict=True):
+        for entry, meta in zip(shard.entries, _metas(audio, shard), strict=True):
+            reference, *place = map(meta.get, ("text", "source", "offset"))
             seconds = entry.num_samples / SAMPLE_RATE_HZ
             if failure := found.failures.get(entry.key, ""):
                 yield Heard(entry.key, seconds, None, None, failure, reference, False, *place)
@@ -92,12 +92,9 @@ def heard(*, audio: Place, labels: Place, measure: Measure = "best_path") -> Ite
             yield Heard(entry.key, seconds, text, score(item, measure), "", reference, at_once, *place)
 
 
-def _facts(audio: Place, shard: Shard) -> list[_Facts]:
-    """Transcript, source and offset of each utterance; all None for audio at a URL, which is not fetched."""
-    if is_url(audio):
-        return [(None, (None, None))] * shard.count
-    opened = open_shard(shard.path)
-    return list(zip(read_texts(opened), read_places(opened), strict=True))
+def _metas(audio: Place, shard: Shard) -> list[dict[str, Any]]:
+    """The metadata of each utterance; empty for audio at a URL, which is not fetched."""
+    return [{}] * shard.count if is_url(audio) else read_metas(open_shard(shard.path))
 
 
 def heard_frames(*, audio: Place, labels: Place, key: str) -> list[str]:
@@ -114,14 +111,17 @@ def heard_frames(*, audio: Place, labels: Place, key: str) -> list[str]:
         if key in keys:
             if failure := found.failures.get(key, ""):
                 raise ConfigError("this utterance has no labels", where=key, got=failure)
-            facts = _facts(audio, shard)[keys.index(key)]
+            meta = _metas(audio, shard)[keys.index(key)]
             seconds = shard.entries[keys.index(key)].num_samples / SAMPLE_RATE_HZ
-            return _described(key, seconds, facts, found, units)
+            return _described(key, seconds, meta, found, units)
     raise ConfigError("no utterance has this key", where="--key", expected=f"a key in {audio}", got=key)
 
 
-def _described(key: str, seconds: float, facts: _Facts, found: LabelShard, units: Units) -> list[str]:
-    item, header, (reference, (source, offset)) = found.read(key), found.header, facts
+def _described(
+    key: str, seconds: float, meta: Mapping[str, Any], found: LabelShard, units: Units
+) -> list[str]:
+    item, header = found.read(key), found.header
+    reference, source, offset = map(meta.get, ("text", "source", "offset"))
     place = "" if source is None else f", {source}"
     place += "" if offset is None else f" at {offset:.1f} s"
     return [

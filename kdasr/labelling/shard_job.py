@@ -25,7 +25,7 @@ from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding
 from kdasr.labelling.out_folder import write_labels
 from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
 from kdasr.labelling.teachers import Teacher
-from kdasr.shards import Shard, open_shard, read_languages, read_utterance
+from kdasr.shards import Shard, open_shard, read_metas, read_utterance
 from kdasr.soft_labels import Failure, concatenate
 from kdasr.storage import Place, StorageError
 from kdasr.teachers.on_device import with_log_mel_on_its_device
@@ -225,12 +225,12 @@ class _ShardRun:
         window = self._settings.window_frames(subsampling)
         overlap = self._settings.overlap_frames(subsampling)
         asked = any(item.reads_language for item in self._settings.filters)
-        languages = read_languages(self._shard) if asked else [None] * self._shard.count
-        for number, (entry, language) in enumerate(zip(self._shard.entries, languages, strict=True)):
+        metas = read_metas(self._shard) if asked else [{}] * self._shard.count
+        for number, (entry, meta) in enumerate(zip(self._shard.entries, metas, strict=True)):
             frames = num_frames(entry.num_samples)
             if entry.key in self._failures:
                 continue
-            if reason := self._unwanted(frames, entry.num_samples / SAMPLE_RATE_HZ, language):
+            if reason := self._unwanted(frames, entry.num_samples / SAMPLE_RATE_HZ, meta.get("language")):
                 self._failures[entry.key] = reason
                 continue
             if self._teacher.level == "sequence":

@@ -210,39 +210,24 @@ def read_shard(path: Path) -> Iterator[Placed]:
         yield read_utterance(shard, entry)
 
 
-def read_texts(shard: Shard) -> list[str | None]:
-    """The transcript of each utterance of an open shard, or None; no audio is read.
+def read_metas(shard: Shard) -> list[dict[str, Any]]:
+    """The metadata of each utterance of an open shard (see `kdasr.shards`); no audio is read.
 
     Raises:
         DamagedShardError: metadata is damaged or of another utterance.
+        ShardError: the disk or its mount fails.
     """
-    return [meta.get("text") for meta in _metas(shard)]
 
-
-def read_languages(shard: Shard) -> list[str | None]:
-    """The language of each utterance of an open shard, None if unknown; no audio is read.
-
-    Raises:
-        DamagedShardError: metadata is damaged or of another utterance.
-    """
-    return [meta.get("language") for meta in _metas(shard)]
-
-
-def read_places(shard: Shard) -> list[tuple[str | None, float | None]]:
-    """Source and offset of each utterance of an open shard as in `Placed`, None if unknown; no audio is read.
-
-    Raises:
-        DamagedShardError: metadata is damaged or of another utterance.
-    """
-    return [(meta.get("source"), meta.get("offset")) for meta in _metas(shard)]
-
-
-def _metas(shard: Shard) -> list[dict[str, Any]]:
     def read() -> list[dict[str, Any]]:
         with shard.path.open("rb") as file:
             return [_meta(file, shard.path, entry) for entry in shard.entries]
 
     return _from_disk(shard.path, read)
+
+
+def read_texts(shard: Shard) -> list[str | None]:
+    """The transcript of each utterance of an open shard, or None; raises as `read_metas`."""
+    return [meta.get("text") for meta in read_metas(shard)]
 
 
 def _meta(file: BinaryIO, path: Path, entry: ShardEntry) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.items import Item, Items
-from kdasr.shards import read_flac, read_places, read_utterance
+from kdasr.shards import read_flac, read_metas, read_utterance
 
 # If all clips have the same length, many have the same number of bytes too: not all of these are read.
 _MOST_IN_VAIN = 1_000
@@ -152,9 +152,9 @@ def _parts(items: Items, places: Iterable[int]) -> Iterator[tuple[int, _Part]]:
     for _, group in itertools.groupby(chosen, lambda pair: pair[1].shard.path):
         pairs = list(group)
         shard = replace(pairs[0][1].shard, entries=tuple(item.entry for _, item in pairs))
-        for (place, item), (source, offset) in zip(pairs, read_places(shard), strict=True):
-            if source is not None:
-                start = offset or 0.0
+        for (place, item), meta in zip(pairs, read_metas(shard), strict=True):
+            if meta.get("source") is not None:
+                start = meta.get("offset") or 0.0
                 yield place, _Part(item, start, start + item.entry.num_samples / SAMPLE_RATE_HZ)
 
 

@@ -11,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from kdasr.interfaces import Utterance
-from kdasr.shards import list_shards, open_shard, read_places, read_shard
+from kdasr.shards import list_shards, open_shard, read_metas, read_shard
 
 SPEAKERS = ("ann", "bob", "cat", "dan")
 PER_DIGIT = 4
@@ -105,7 +105,8 @@ def read_folder(folder: Path) -> list[Utterance]:
 
 def places_in(folder: Path) -> list[tuple[str | None, float | None]]:
     """Source and offset of each utterance of a split."""
-    return [place for path in list_shards(folder) for place in read_places(open_shard(path))]
+    metas = (meta for path in list_shards(folder) for meta in read_metas(open_shard(path)))
+    return [(meta.get("source"), meta.get("offset")) for meta in metas]
 
 
 def bytes_below(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from data_prep import prepare
 from kdasr.interfaces import Utterance
 from kdasr.loader import Stream
 from kdasr.manifest import Shard
-from kdasr.shards import list_shards, read_places, read_shard, write_shards
+from kdasr.shards import list_shards, read_metas, read_shard, write_shards
 from kdasr.stages import overlap
 from kdasr.stages.overlap import heard_in
 from tests.speech import shards, utterance
@@ -144,9 +144,9 @@ def test_each_shard_is_opened_once_and_overlapping_cuts_of_any_length_are_found(
 
     def counted(shard: Shard) -> Any:
         opened.append(len(shard.entries))
-        return read_places(shard)
+        return read_metas(shard)
 
-    monkeypatch.setattr(overlap, "read_places", counted)
+    monkeypatch.setattr(overlap, "read_metas", counted)
     starts = [tuple(int(key.split("-")[2]) for key in pair) for pair in found(dev, other)]
     assert starts == [(500, 2_000), (10_000, 10_100)]
     assert opened == [4, 3]
