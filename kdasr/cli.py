@@ -428,7 +428,8 @@ def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         for item in heard(audio=arguments.audio, labels=arguments.labels, measure=arguments.measure):
             sure = "-" if item.confidence is None else f"{own_scale(item.confidence, arguments.measure):.3f}"
             place = [item.source or "", "" if item.offset is None else f"{item.offset:.1f}"]
-            cells = [item.key, sure, item.failure if item.text is None else item.text, *place]
+            text = item.failure if item.text is None else item.text
+            cells = [item.key, sure, text, *place, item.reference or ""]
             print("\t".join(cells).rstrip("\t"))
             found.append(item)
     except UnitsError as error:

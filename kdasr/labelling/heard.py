@@ -20,7 +20,7 @@ from kdasr.interfaces import BLANK_ID, SoftLabels
 from kdasr.labelling.audio_source import list_audio, local_copy
 from kdasr.labelling.filters import Measure, check_measure, score, threshold
 from kdasr.manifest import Shard, read_manifest
-from kdasr.reasons import duration
+from kdasr.reasons import counted, duration
 from kdasr.shards import open_shard, read_metas
 from kdasr.soft_labels import LabelFolder, LabelShard
 from kdasr.soft_labels.runs import best_classes, best_path, split_run
@@ -98,7 +98,8 @@ def _metas(audio: Place, shard: Shard) -> list[dict[str, Any]]:
 
 
 def heard_frames(*, audio: Place, labels: Place, key: str) -> list[str]:
-    """A printable list of the likeliest classes in each frame of an utterance that is not clearly blank.
+    """Printable: the transcript of an utterance if it has one, what was heard and its error rate, and the
+    likeliest classes in each frame that is not clearly blank.
 
     Raises:
         ConfigError: no utterance of `audio` has this key, or it has no labels.
@@ -111,16 +112,18 @@ def heard_frames(*, audio: Place, labels: Place, key: str) -> list[str]:
         if key in keys:
             if failure := found.failures.get(key, ""):
                 raise ConfigError("this utterance has no labels", where=key, got=failure)
-            meta = _metas(audio, shard)[keys.index(key)]
-            seconds = shard.entries[keys.index(key)].num_samples / SAMPLE_RATE_HZ
-            return _described(key, seconds, meta, found, units)
+            metas, number = _metas(audio, shard), keys.index(key)
+            seconds = shard.entries[number].num_samples / SAMPLE_RATE_HZ
+            letters = letters_in(meta.get("text") for meta in metas)
+            return _described(key, seconds, metas[number], found, units, letters)
     raise ConfigError("no utterance has this key", where="--key", expected=f"a key in {audio}", got=key)
 
 
 def _described(
-    key: str, seconds: float, meta: Mapping[str, Any], found: LabelShard, units: Units
+    key: str, seconds: float, meta: Mapping[str, Any], found: LabelShard, units: Units, letters: str
 ) -> list[str]:
     item, header = found.read(key), found.header
+    text = heard_text(item, units)
     reference, source, offset = map(meta.get, ("text", "source", "offset"))
     place = "" if source is None else f", {source}"
     place += "" if offset is None else f" at {offset:.1f} s"
@@ -128,9 +131,20 @@ def _described(
         f"{key}: {duration(seconds)}{place}",
         f"teacher: {header.teacher} ({header.teacher_hash[:12]}), codec {header.codec}",
         *([] if reference is None else [f"transcript: {reference}"]),
-        f"best path: {heard_text(item, units)}",
+        f"best path: {text}",
+        *([] if reference is None else _error_rate(reference, text, letters)),
         *_frames(item, units, header.frame_shift_ms * header.subsampling / 1000),
     ]
+
+
+def _error_rate(reference: str, text: str, letters: str) -> list[str]:
+    """The error rate of one text, whose words are normalised as transcripts with these letters are."""
+    if not reference.split():
+        return ["no error rate: the transcript contains no words"]
+    normal_text, is_normal = normalise_by_word(text, letters)
+    counts = count_errors([reference], [normal_text])
+    line = f"WER: {counts.wer:.1f} %, {counted(counts.errors, 'error')} in {counted(counts.words, 'word')}"
+    return [line] if is_normal else [line, not_normal_text(1)]
 
 
 def _frames(labels: SoftLabels, units: Units, frame_s: float) -> list[str]:

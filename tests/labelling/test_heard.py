@@ -210,7 +210,9 @@ def test_the_command_prints_a_line_each_and_the_summary_beside_them(
     out, told = capsys.readouterr()
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[0] for line in lines] == [f"utt-{n}" for n in range(5)]
-    assert lines[2][1:] == ["-", "filtered: it is music", "2.mp3", "5.0"] and lines[3][2] == "six"
+    assert lines[2][1:] == ["-", "filtered: it is music", "2.mp3", "5.0", "five"]
+    assert lines[3][2:] == ["six", "3.mp3", "7.5"], "it has no transcript"
+    assert [line[2::3] for line in lines[:2]] == [["one two"] * 2, ["three for", "three four"]]
     assert float(lines[0][1]) == pytest.approx(0.9, abs=0.02) and "by spikes" in told
     assert main(["heard", *place, "--measure", "entropy"]) == 0
     out, told = capsys.readouterr()
@@ -233,7 +235,8 @@ def test_one_utterance_is_shown_frame_by_frame(
     assert lines[0] == "utt-1: 2.0 s, 1.mp3 at 2.5 s"
     assert lines[1].startswith("teacher: ") and lines[1].endswith("codec full")
     assert lines[2:4] == ["transcript: three four", "best path: three for"]
-    shown = [line.split()[1:3] for line in lines[4:]]
+    assert lines[4] == "WER: 50.0 %, 1 error in 2 words"
+    shown = [line.split()[1:3] for line in lines[5:]]
     assert [unit for unit, _ in shown if unit != "<blk>"] == list("three▁for")
     assert all(float(share) == pytest.approx(0.6, abs=0.02) for unit, share in shown if unit != "<blk>")
     for key, message in (
@@ -242,6 +245,40 @@ def test_one_utterance_is_shown_frame_by_frame(
     ):
         assert main(["heard", *place, "--key", key]) == 2
         assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "told"),
+    [
+        ("seven", "seven", ["WER: 0.0 %, 0 errors in 1 word"]),
+        ("one two three", "one too", ["WER: 66.7 %, 2 errors in 3 words"]),
+        ("", "thank you", ["no error rate: the transcript contains no words"]),
+        (None, "six", []),
+    ],
+)
+def test_one_utterance_has_an_error_rate_if_its_transcript_has_words(
+    said: str | None, heard: str, told: list[str], tmp_path: Path
+) -> None:
+    audio, labels = _labelled(tmp_path, [(said, heard, 0.8)])
+    lines = heard_frames(audio=audio, labels=labels, key="utt-0")
+    best = lines.index(f"best path: {heard}")
+    assert [line for line in lines if "WER" in line or "error" in line] == told
+    assert lines[best + 1 : best + 1 + len(told)] == told
+
+
+def test_one_utterance_is_normalised_as_the_transcripts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio, labels = _labelled(tmp_path, [("the cafe", "the café", 0.9), ("já", "já", 0.8)], letters="éá")
+    assert "WER: 0.0 %, 0 errors in 2 words" in heard_frames(audio=audio, labels=labels, key="utt-0")
+    module = importlib.import_module("kdasr.labelling.heard")
+    monkeypatch.setattr(module, "heard_text", lambda labels, units: "In 1984.")
+    lines = heard_frames(audio=audio, labels=labels, key="utt-0")
+    at = lines.index("best path: In 1984.")
+    assert lines[at + 1 : at + 3] == [
+        "WER: 100.0 %, 2 errors in 2 words",
+        "1 texts contain words that could not be normalised; they count as errors",
+    ]
 
 
 def test_frames_have_their_times(tmp_path: Path) -> None:
