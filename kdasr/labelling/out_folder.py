@@ -37,7 +37,7 @@ def enter(out: Place) -> list[str]:
     names = locate(out).names()
     if any(name.endswith(".tar") for name in names):
         raise ConfigError(
-            "labels cannot go into a folder of audio shards", where=str(out), fix="Choose another `out`."
+            "labels cannot go into a folder of audio shards", where=str(out), fix="Choose another --out."
         )
     return names
 
@@ -75,7 +75,7 @@ def write_labels(
     """
     file = label_file(out, shard.path.name)
     if not overwrite:
-        labels_there(file, shard, header, fix="Choose another `out`.")
+        labels_there(file, shard, header, fix="Choose another --out.")
     return write_label_shard(file, header, items, extra={"seconds": round(shard.seconds, 3)})
 
 

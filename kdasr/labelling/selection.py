@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import ConfigError, UnitsError
+from kdasr.errors import ConfigError, SoftLabelError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.filters import Measure, bound, check_measure, own_scale, score, threshold
 from kdasr.labelling.heard import labelled_shards
@@ -61,7 +61,7 @@ def select(
         ConfigError: the budget is not positive, or too small for any utterance; the measure is unknown;
             `out` is `labels` or holds audio.
         LabelMismatchError: `out` holds other labels, which are never replaced.
-        SoftLabelError: labels are missing, damaged or of other audio.
+        SoftLabelError: labels are missing, damaged or of other audio, or no utterance has any.
     """
     check_measure(measure)
     if not 0 < hours < math.inf:
@@ -73,14 +73,19 @@ def select(
         raise ConfigError("a selection needs a folder of its own", where="out", got=str(out), fix=fix)
     enter(out)
     seconds, scores = _measure_all(audio, labels, measure)
+    if not len(seconds):
+        raise SoftLabelError(
+            "no utterance has labels, so none can be selected",
+            where=labels,
+            fix="`kdasr heard` shows why they have none. Use filters that keep more, or a teacher that "
+            "recognises something in this audio, and label again with `--overwrite true`.",
+        )
     chosen, lowest_score = _choose(seconds, scores, hours * 3600)
     if not chosen.any():
         raise ConfigError(
             "no utterance can be selected within this budget",
             where="hours",
-            expected=f"{seconds[scores.argmax()] / 3600:.5f} or more, for the most confident one"
-            if len(seconds)
-            else "labels, but there are none",
+            expected=f"{seconds[scores.argmax()] / 3600:.5f} or more, for the most confident one",
             got=hours,
         )
     done = 0

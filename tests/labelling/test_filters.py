@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kdasr.cli import main
-from kdasr.errors import ConfigError, LabelMismatchError
+from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import Utterance
 from kdasr.labelling import (
     DurationLimits,
@@ -325,9 +325,17 @@ def test_a_selection_without_budget_or_folder_of_its_own_is_refused(audio: Path,
         select(audio=audio, labels=tmp_path / "all", out=audio, hours=1)
     # Labels that cost a teacher's time are not replaced by a selection of them, wherever they are.
     shutil.copytree(tmp_path / "all", tmp_path / "copy")
-    with pytest.raises(LabelMismatchError, match="Choose another `out`"):
+    with pytest.raises(LabelMismatchError, match="Choose another --out"):
         select(audio=audio, labels=tmp_path / "all", out=tmp_path / "copy", hours=1)
     assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == before
+
+
+def test_a_selection_from_labels_without_utterances_says_so(audio: Path, tmp_path: Path) -> None:
+    run(audio, tmp_path / "none", DurationLimits(min_seconds=100))
+    with pytest.raises(SoftLabelError, match="none: no utterance has labels, so none can be sel") as caught:
+        select(audio=audio, labels=tmp_path / "none", out=tmp_path / "best", hours=1)
+    assert "hours" not in str(caught.value) and "`kdasr heard` shows why" in str(caught.value)
+    assert not (tmp_path / "best").exists()
 
 
 def test_a_selection_of_other_audio_is_not_replaced(audio: Path, tmp_path: Path) -> None:
