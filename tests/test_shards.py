@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import webdataset
@@ -15,6 +16,7 @@ import webdataset
 from kdasr.audio import decode
 from kdasr.errors import AudioError, ManifestError, ShardError
 from kdasr.interfaces import Utterance
+from kdasr.labelling import verify_audio
 from kdasr.manifest import manifest_path, manifest_text, read_manifest, sha256_of, shard_path
 from kdasr.shards import (
     Placed,
@@ -24,7 +26,6 @@ from kdasr.shards import (
     read_metas,
     read_shard,
     read_utterance,
-    verify_folder,
     write_shards,
 )
 
@@ -248,7 +249,7 @@ def test_of_many_missing_shards_three_are_named(folder: Path) -> None:
 def test_of_many_gaps_three_are_named(tmp_path: Path) -> None:
     for number in range(10, 20):
         (tmp_path / f"shard-{number:06d}.json").touch()
-    (gaps, *_) = verify_folder(tmp_path)
+    (gaps, *_) = verify_audio(tmp_path)
     assert gaps.endswith("missing shard-000000, shard-000001, shard-000002 and 7 more")
 
 
@@ -262,10 +263,10 @@ def test_a_shard_that_is_damaged_ends_those_that_are_complete(folder: Path) -> N
 
 
 def test_a_good_folder_has_no_problems(folder: Path) -> None:
-    assert verify_folder(folder) == []
+    assert verify_audio(folder) == []
 
 
-def test_verify_folder_names_every_problem(folder: Path) -> None:
+def test_verification_names_every_problem(folder: Path) -> None:
     (folder / "shard-000009.json").write_text("{}")
     (folder / ".shard-000003.json.1-a.tmp").write_bytes(b"")
     data = bytearray((folder / "shard-000001.tar").read_bytes())
@@ -273,7 +274,7 @@ def test_verify_folder_names_every_problem(folder: Path) -> None:
     (folder / "shard-000001.tar").write_bytes(data)
     (folder / "shard-000004.tar").write_bytes((folder / "shard-000000.tar").read_bytes())
     (folder / "shard-000004.json").write_bytes((folder / "shard-000000.json").read_bytes())
-    problems = "\n".join(verify_folder(folder))
+    problems = "\n".join(verify_audio(folder))
     assert "shard-000003.json.1-a.tmp: left over" in problems
     assert "missing shard-000003" in problems
     assert "shard-000001.tar: the shard does not match its manifest" in problems
@@ -282,6 +283,39 @@ def test_verify_folder_names_every_problem(folder: Path) -> None:
     assert "shard-000002" not in problems
 
 
-def test_verify_folder_of_nothing(tmp_path: Path) -> None:
-    assert "no such folder" in verify_folder(tmp_path / "absent")[0]
-    assert "holds no audio shards" in verify_folder(tmp_path)[0]
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("shard-000001.tar", ["shard-000001.tar: the audio shard is missing"]),
+        ("shard-000001.json", ["shard-000001.tar: the manifest is missing, so the shard may be unfinished"]),
+        ("prepared.json", []),
+    ],
+)
+def test_a_folder_in_a_store_has_the_same_problems(folder: Path, lost: str, said: list[str]) -> None:
+    for name in ("prepared.json", "preparing.json", "shard-000005.json"):
+        (folder / name).write_text('{"shards": [{"name": "shard-000004.tar"}]}')
+    (folder / "shard-000002.tar").write_bytes(b"cut")
+    (folder / lost).unlink()
+    store = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        store.pipe_file(f"/same-problems-{lost}/{path.name}", path.read_bytes())
+    problems = verify_audio(folder)
+    url = f"memory://same-problems-{lost}"
+    assert [problem.replace(url, str(folder)) for problem in verify_audio(url)] == problems
+    told = [problem.removeprefix(f"{folder}").lstrip("/: ").partition(";")[0] for problem in problems]
+    assert sorted(told) == sorted(
+        [
+            "the numbering has gaps",
+            "the corpus is not completely prepared. Run the same `kdasr prepare` command again to finish it.",
+            "shard-000002.tar: the shard does not match its manifest",
+            "shard-000005.json: the manifest is invalid",
+            *["prepared.json: the shards are not those that were prepared: shard-000004.tar missing"]
+            * bool(said),
+            *said,
+        ]
+    )
+
+
+def test_verifying_nothing(tmp_path: Path) -> None:
+    assert "no such folder" in verify_audio(tmp_path / "absent")[0]
+    assert "holds no audio shards" in verify_audio(tmp_path)[0]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kdasr.errors import ShardError
 from kdasr.manifest import PREPARED, manifest_path
-from kdasr.shards import complete_tars, list_shards, open_shard, repeated_keys, verify_folder
+from kdasr.reasons import listed
+from kdasr.shards import complete_tars, folder_problems, list_shards, open_shard, shard_stems
 from kdasr.storage import Location, Place, StorageError, is_url, locate
 
 
@@ -28,21 +29,36 @@ def list_audio(folder: Place) -> list[str]:
 
 
 def verify_audio(folder: Place) -> list[str]:
-    """Read every audio shard in a folder in full and list all problems found."""
-    if not is_url(folder):
-        return verify_folder(Path(folder))
-    problems: list[str] = []
+    """Read every audio shard in a folder in full and list all problems found.
+
+    This also finds missing manifests and tars, gaps in the numbering, keys that occur in two shards, and
+    temporary files that a killed writer left.
+    """
+    place = locate(folder)
+    if not is_url(folder) and not place.is_folder():
+        return [f"{place}: there is no such folder"]
+    names = set(place.names())
+    leftovers = sorted(name for name in names if name.endswith(".tmp"))
+    problems = [f"{place.child(name)}: left over from a killed writer" for name in leftovers]
+    stems = shard_stems(names)
+    if missing := sorted({f"shard-{number:06d}" for number in range(len(stems))} - set(stems)):
+        problems.append(f"{place}: the numbering has gaps; missing {listed(missing)}")
+    problems += map(str, folder_problems(str(place), names, place.child(PREPARED).read_all))
     seen: dict[str, str] = {}
-    try:
-        for shard in list_audio(folder):
-            try:
-                with local_copy(shard) as path:
-                    opened = open_shard(path, verify=True)
-                problems += [f"{shard}: {problem}" for problem in repeated_keys(opened, seen)]
-            except ShardError as error:
-                problems.append(f"{shard}: {error.what}")
-    except ShardError as error:
-        problems.append(str(error))
+    for tar in (f"{stem}.tar" for stem in stems if f"{stem}.json" in names):
+        try:
+            with local_copy(str(place.child(tar)), manifest_only=tar not in names) as path:
+                shard = open_shard(path, verify=True)
+        except ShardError as error:
+            # The path may be that of a copy.
+            where = place.child(Path(error.where or tar).name)
+            problems.append(str(error.told_of(str(where))))
+            continue
+        problems += [
+            f"{place.child(tar)}: the key {entry.key} is also in {other}"
+            for entry in shard.entries
+            if (other := seen.setdefault(entry.key, tar)) != tar
+        ]
     return problems
 
 

@@ -18,6 +18,7 @@ from kdasr.manifest import Shard, ShardEntry
 from kdasr.shards.reader import (
     complete_shards,
     complete_tars,
+    folder_problems,
     left_out_by_prepare,
     list_shards,
     open_shard,
@@ -26,8 +27,7 @@ from kdasr.shards.reader import (
     read_shard,
     read_texts,
     read_utterance,
-    repeated_keys,
-    verify_folder,
+    shard_stems,
 )
 from kdasr.shards.writer import Placed, write_shards
 
@@ -37,6 +37,7 @@ __all__ = [
     "ShardEntry",
     "complete_shards",
     "complete_tars",
+    "folder_problems",
     "left_out_by_prepare",
     "list_shards",
     "open_shard",
@@ -45,7 +46,6 @@ __all__ = [
     "read_shard",
     "read_texts",
     "read_utterance",
-    "repeated_keys",
-    "verify_folder",
+    "shard_stems",
     "write_shards",
 ]

@@ -59,42 +59,57 @@ def complete_tars(folder: str, names: Collection[str], read_record: Callable[[],
     Raises:
         ShardError, ManifestError: as `list_shards`.
     """
-    if PREPARING in names:
-        fix = "Run the same `kdasr prepare` command again to finish it."
-        raise ShardError("the corpus is not completely prepared", where=folder, fix=fix)
     names = set(names)  # for fast look-ups: there may be a million
-    tars = sorted((name for name in names if SHARD_PATTERN.fullmatch(name)), key=_in_order)
+    for problem in folder_problems(folder, names, read_record):
+        raise problem
+    tars = [f"{stem}.tar" for stem in shard_stems(names)]
     for tar in tars:
-        if manifest_path(Path(tar)).name not in names:
-            raise missing_manifest(f"{folder}/{tar}")
-    for manifest in sorted(name for name in names if re.fullmatch(r"shard-.*\.json", name)):
-        if (tar := manifest.removesuffix(".json") + ".tar") not in names:
+        if tar not in names:
             raise ManifestError(
                 "the shard of this manifest is missing",
-                where=f"{folder}/{manifest}",
+                where=f"{folder}/{manifest_path(Path(tar))}",
                 expected=tar,
                 fix="Copy the shard again, or prepare the corpus again.",
             )
-    if not tars:
-        raise ShardError(
-            "the folder holds no audio shards",
-            where=folder,
-            expected="shard-000000.tar, ...",
-            fix="Run `kdasr prepare` first, or name the folder of one split.",
+    return list(filter(SHARD_PATTERN.fullmatch, tars))
+
+
+def folder_problems(
+    folder: str, names: Collection[str], read_record: Callable[[], bytes]
+) -> list[ShardError]:
+    """What is wrong with a folder of shards as a whole, by its names and its record, but not which manifests
+    lack their tars; the arguments are those of `complete_tars`."""
+    problems: list[ShardError] = []
+    if PREPARING in names:
+        fix = "Run the same `kdasr prepare` command again to finish it."
+        problems.append(ShardError("the corpus is not completely prepared", where=folder, fix=fix))
+    stems = [stem for stem in shard_stems(names) if SHARD_PATTERN.fullmatch(f"{stem}.tar")]
+    problems += [missing_manifest(f"{folder}/{stem}.tar") for stem in stems if f"{stem}.json" not in names]
+    if not stems:
+        problems.append(
+            ShardError(
+                "the folder holds no audio shards",
+                where=folder,
+                expected="shard-000000.tar, ...",
+                fix="Run `kdasr prepare` first, or name the folder of one split.",
+            )
         )
     if problem := _differs_from_record(names, read_record):
         fix = "Copy all shards, or prepare again."
-        raise ManifestError(problem, where=f"{folder}/{PREPARED}", fix=fix)
-    return tars
+        problems.append(ManifestError(problem, where=f"{folder}/{PREPARED}", fix=fix))
+    return problems
 
 
-def _in_order(name: str) -> tuple[int, str]:
-    """Sort key of shards by number, which has more than six digits after 999999."""
-    return len(name), name
+def shard_stems(names: Iterable[str]) -> list[str]:
+    """The names, without extensions, of shards with a tar or a manifest, by number, which has more than six
+    digits after 999999."""
+    found = {match[1] for name in names if (match := re.fullmatch(r"(shard-.*)\.(tar|json)", name))}
+    return sorted(found, key=lambda stem: (len(stem), stem))
 
 
 def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes]) -> str:
-    """A description of how the folder differs from the record of `kdasr prepare`; empty if it does not."""
+    """A description of how the folder differs from the record of `kdasr prepare`; empty if it does not. A tar
+    that is missing beside its manifest is no difference."""
     try:
         record = json.loads(read_record())
         recorded = {str(shard["name"]) for shard in record["shards"]}
@@ -102,8 +117,8 @@ def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes
         return ""  # the folder was not written by `kdasr prepare`
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"the record of `kdasr prepare` cannot be read ({error!r})"
-    found = {name for name in names if re.fullmatch(r"shard-.*\.tar", name)}
-    missing, more = sorted(recorded - found), sorted(found - recorded)
+    tars = {f"{stem}.tar" for stem in shard_stems(names)}
+    missing, more = sorted(recorded - tars), sorted((tars & set(names)) - recorded)
     parts = [f"{listed(missing)} missing"] * bool(missing) + [f"{listed(more)} unknown"] * bool(more)
     return f"the shards are not those that were prepared: {'; '.join(parts)}" if parts else ""
 
@@ -245,50 +260,6 @@ def _parse_meta(meta_json: bytes, path: Path, key: str) -> dict[str, Any]:
     if found != key:
         raise damaged(path, f"the metadata of {key}", f"that of {found}")
     return meta
-
-
-def verify_folder(folder: Path) -> list[str]:
-    """Verify a folder of shards and list all problems found.
-
-    Each tar is hashed. This also finds missing manifests and tars, gaps in the numbering, keys that
-    occur in two shards, and temporary files that a killed writer left.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        return [f"{folder}: there is no such folder"]
-    problems: list[str] = [f"{path}: left over from a killed writer" for path in sorted(folder.glob("*.tmp"))]
-    found = {path.stem for path in folder.glob("shard-*.*") if path.suffix in (".tar", ".json")}
-    stems = sorted(found, key=_in_order)
-    if not stems:
-        problems.append(f"{folder}: the folder holds no audio shards")
-    expected_stems = [f"shard-{number:06d}" for number in range(len(stems))]
-    if stems != expected_stems:
-        missing = sorted(set(expected_stems) - set(stems))
-        problems.append(f"{folder}: the numbering has gaps; missing {listed(missing)}")
-    names = [path.name for path in folder.iterdir()]
-    if problem := _differs_from_record(names, locate(folder / PREPARED).read_all):
-        problems.append(f"{folder / PREPARED}: {problem}")
-    if (folder / PREPARING).exists():
-        problems.append(f"{folder}: not completely prepared")
-    seen: dict[str, str] = {}
-    for stem in stems:
-        try:
-            shard = open_shard(folder / f"{stem}.tar", verify=True)
-        except ShardError as error:
-            problems.append(str(error))
-            continue
-        problems += [f"{shard.path}: {problem}" for problem in repeated_keys(shard, seen)]
-    return problems
-
-
-def repeated_keys(shard: Shard, seen: dict[str, str]) -> list[str]:
-    """A line for each key of a shard that occurs in an earlier one; `seen` collects keys and their tars."""
-    name = shard.path.name
-    return [
-        f"the key {entry.key} is also in {other}"
-        for entry in shard.entries
-        if (other := seen.setdefault(entry.key, name)) != name
-    ]
 
 
 def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Placed:

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from kdasr.errors import DamagedShardError, ManifestError, ShardError
+from kdasr.labelling import verify_audio
 from kdasr.shards import (
     list_shards,
     open_shard,
     read_shard,
     read_texts,
     read_utterance,
-    verify_folder,
     write_shards,
 )
 from kdasr.storage import local, places
@@ -119,7 +119,7 @@ def test_no_damage_passes_verification(shard_path: Path, damage: Callable[..., b
         open_shard(shard_path, verify=True)
     with pytest.raises(DamagedShardError):
         next(read_shard(shard_path))
-    assert any("shard-000000.tar" in problem for problem in verify_folder(shard_path.parent))
+    assert any("shard-000000.tar" in problem for problem in verify_audio(shard_path.parent))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -260,13 +260,13 @@ def test_a_killed_writer_leaves_no_trusted_half_and_can_go_on(tmp_path: Path, wh
     assert [one.key for one in read_shard(out / "shard-000000.tar")] == ["utt-0", "utt-1"]
     with pytest.raises(ManifestError):
         open_shard(out / "shard-000001.tar")
-    assert verify_folder(out) != []
+    assert verify_audio(out) != []
 
     shard_victim.main(out, "nowhere")
     shard_victim.main(tmp_path / "undisturbed", "nowhere")
     wanted = {path.name: path.read_bytes() for path in (tmp_path / "undisturbed").iterdir()}
     assert {path.name: path.read_bytes() for path in out.iterdir()} == wanted
-    assert verify_folder(out) == []
+    assert verify_audio(out) == []
 
 
 def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
         write_shards(shard_victim.utterances(), tmp_path, max_utterances=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-000000.json", "shard-000000.tar"]
     assert len(write_shards(shard_victim.utterances(), tmp_path, max_utterances=2)) == 3
-    assert verify_folder(tmp_path) == []
+    assert verify_audio(tmp_path) == []
 
 
 def test_a_disk_that_stores_other_bytes_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,4 +307,4 @@ def test_an_unfinished_or_incomplete_preparation_is_not_listed(shard_path: Path)
     (folder / "prepared.json").write_text(json.dumps(record))
     with pytest.raises(ManifestError, match=r"prepared\.json: .*shard-000002\.tar missing"):
         list_shards(folder)
-    assert any("shard-000002.tar missing" in problem for problem in verify_folder(folder))
+    assert any("shard-000002.tar missing" in problem for problem in verify_audio(folder))
