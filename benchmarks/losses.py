@@ -32,15 +32,14 @@ from kdasr.devices import one_torch_thread
 from kdasr.interfaces import Batch, Loss, ModelOutput, SoftLabelBatch
 from kdasr.losses import best_path_ctc, ctc, soft_cross_entropy
 from kdasr.methods.adversarial import Discriminator
-from kdasr.methods.delays import spikewise_cross_entropy, windowed_cross_entropy
+from kdasr.methods.delays import windowed_cross_entropy
 from kdasr.methods.features import Flow, HiddenCosine, Hint, attention_transfer
 from kdasr.methods.guided import guided_spikes
 from kdasr.methods.intermediate import IntermediateHead
 from kdasr.methods.relations import relation_graph, relational_angles, relational_distances
 from kdasr.methods.responses import logit_regression, soft_targets
 from kdasr.methods.risk import expected_word_errors
-from kdasr.methods.sequences import nbest_ctc, sampled_ctc
-from kdasr.methods.soft_ctc import soft_ctc
+from kdasr.methods.sequences import nbest_ctc
 from kdasr.methods.teacher_free import label_smoothing, virtual_teacher
 from kdasr.pipeline import load_arguments
 from kdasr.recording import Recorded, WhenAsked
@@ -55,12 +54,9 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "soft_cross_entropy": lambda: functools.partial(soft_cross_entropy, delay_frames=2),
     "soft_targets, T = 2": lambda: functools.partial(soft_targets, temperature=2.0),
     "windowed_cross_entropy": lambda: functools.partial(windowed_cross_entropy, max_delay_frames=4),
-    "spikewise_cross_entropy": lambda: spikewise_cross_entropy,
     "guided_spikes": lambda: guided_spikes,
     "best_path_ctc": lambda: best_path_ctc,
     "nbest_ctc, searched before": lambda: nbest_ctc,
-    "sampled_ctc": lambda: sampled_ctc,
-    "soft_ctc": lambda: soft_ctc,
     "soft_targets, online": lambda: functools.partial(soft_targets, teacher="big", temperature=2.0),
     "logit_regression, online": lambda: functools.partial(logit_regression, teacher="big"),
     "hint": lambda: Hint(teacher="big"),

@@ -252,10 +252,10 @@ def framewise(
     return weighted_mean(cross_entropy_bt, weights_bt[:, :frames] * paired_bt)
 
 
-def check_delay(frames: int, name: str = "delay_frames") -> None:
+def check_delay(frames: int) -> None:
     """Raise ConfigError if a delay is negative."""
     if frames < 0:
-        raise ConfigError("the delay is negative", where=name, expected="0 or more", got=frames)
+        raise ConfigError("the delay is negative", where="delay_frames", expected="0 or more", got=frames)
 
 
 def weighted_mean(value_bt: Tensor, weights_bt: Tensor) -> Tensor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kdasr.errors import ConfigError, MissingLabelsError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch, frames_inside
@@ -75,42 +72,6 @@ def heard_by(batch: Batch, teacher: str) -> ModelOutput:
             where="teachers",
             fix="Add it under `teachers:`.",
         ) from None
-
-
-class Spikes(NamedTuple):
-    """Runs of frames with the same best class, other than blank.
-
-    Attributes:
-        run_bt: (B, T) the number of the run that a frame belongs to; S if none.
-        surest_bs: (B, S) the frame of each run with the highest probability, the first if several; 0
-            after the last run.
-        counts_b: (B,) the number of runs.
-    """
-
-    run_bt: Tensor
-    surest_bs: Tensor
-    counts_b: Tensor
-
-
-def spikes_of(labels: SoftLabelBatch) -> Spikes:
-    """The teacher's spikes, in order."""
-    units_bt = best_units(labels)
-    frames = units_bt.shape[1]
-    is_spike_bt = units_bt != 0
-    first_bt = is_spike_bt & (units_bt != functional.pad(units_bt, (1, 0))[:, :-1])
-    counts_b = first_bt.sum(1)
-    width = int(counts_b.max().clamp_min(1))
-    run_bt = torch.where(is_spike_bt, first_bt.cumsum(1) - 1, width)
-    best_bt = labels.log_probs_btk.amax(2)
-    top_bs = best_bt.new_full((len(run_bt), width + 1), -torch.inf)
-    top_bs = top_bs.scatter_reduce(1, run_bt, best_bt, "amax")
-    is_top_bt = is_spike_bt & (best_bt == top_bs.gather(1, run_bt))
-    frame_bt = torch.arange(frames, device=run_bt.device).expand_as(run_bt)
-    surest_bs = run_bt.new_full((len(run_bt), width + 1), frames)
-    surest_bs = surest_bs.scatter_reduce(1, torch.where(is_top_bt, run_bt, width), frame_bt, "amin")[
-        :, :width
-    ]
-    return Spikes(run_bt, surest_bs.masked_fill(surest_bs == frames, 0), counts_b)
 
 
 def best_units(labels: SoftLabelBatch) -> Tensor:

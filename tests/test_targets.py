@@ -1,12 +1,11 @@
-"""What a loss learns from: spikes by hand, and no gradients into a teacher."""
+"""What a loss learns from has no gradients into a teacher."""
 
 from __future__ import annotations
 
 import torch
 
 from kdasr.interfaces import Batch, ModelOutput
-from kdasr.targets import online, spikes_of
-from tests.methods.posteriors import labels_from
+from kdasr.targets import online
 
 
 def test_what_an_online_teacher_gives_has_no_gradients_in_its_layers_either() -> None:
@@ -16,9 +15,3 @@ def test_what_an_online_teacher_gives_has_no_gradients_in_its_layers_either() ->
     found = online(Batch(["a"], torch.zeros(1, 1, 80), torch.ones(1), teachers={"big": heard}), "big")
     assert not found.log_probs_btv.requires_grad and not found.layers_btd[0].requires_grad
     assert torch.equal(found.log_probs_btv, log_probs_btv) and torch.equal(found.layers_btd[0], layer_btd)
-
-
-def test_the_surest_frame_of_a_spike_is_the_first_of_equals() -> None:
-    sure = {2: 0.8, 0: 0.2}
-    labels = labels_from([[{0: 1.0}, {2: 0.5, 0: 0.2}, sure, sure]])
-    assert spikes_of(labels).surest_bs.tolist() == [[2]]

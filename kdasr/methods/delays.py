@@ -1,4 +1,4 @@
-"""Frame-level distillation into a student that spikes later, with a delay for each utterance or frame."""
+"""Frame-level distillation into a student that spikes later, with a delay for each utterance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from kdasr.errors import ConfigError
 from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.losses import (
     BlankPolicy,
-    check_delay,
     check_frames,
     frame_weights,
     partition_cross_entropy,
@@ -77,54 +76,11 @@ def windowed_cross_entropy(
     last = min(max_delay_frames, frames - 1)
     rough_btd = _rough_cross_entropies(log_probs_btv, labels, min_delay_frames, last)
     delay_b = min_delay_frames + (rough_btd * common_bt[:, :, None]).sum(1).argmin(1)
-    return _at_delays(log_probs_btv, lengths_b, labels, weights_bt, delay_b[:, None])
-
-
-def spikewise_cross_entropy(
-    output: ModelOutput,
-    batch: Batch,
-    *,
-    max_delay_frames: int = 4,
-    blank_policy: BlankPolicy = "eliminate",
-    blank_weight: float = 0.1,
-    spike_margin_frames: int = 1,
-    teacher: str | None = None,
-) -> Tensor:
-    """Cross-entropy to the teacher, for each of its frames at the delay at which the student agrees best.
-
-        L = sum over t of w_t min over d in 0 … D of H(p_t, q_{t+d}) / sum over t of w_t
-
-    With w_t = 1 where the teacher spikes, it conveys what the teacher took a sound for and the
-    alternatives, and leaves the time of emission to CTC: a student that must spike in one given frame but
-    is not sure which spreads its probability over two, and blank wins in both.
-
-    Args:
-        output: of the student.
-        batch: with `soft_labels`, or with an online `teacher`.
-        max_delay_frames: D, in student frames.
-        blank_policy, blank_weight, spike_margin_frames: which teacher frames count; see
-            `kdasr.losses.soft_cross_entropy`.
-
-    Returns:
-        Cross-entropy in nats for each frame that counts; 0 where none does.
-
-    Raises:
-        ConfigError: a negative delay.
-        LabelMismatchError: the labels of an utterance have another number of frames.
-    """
-    check_delay(max_delay_frames, "max_delay_frames")
-    labels = targets_of(batch, teacher)
-    log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
-    check_frames(lengths_b, labels.lengths_b, batch.keys)
-    frames = log_probs_btv.shape[1]
-    weights_bt = frame_weights(labels, blank_policy, blank_weight, spike_margin_frames)[:, :frames]
-    rough_btd = _rough_cross_entropies(log_probs_btv, labels, 0, min(max_delay_frames, frames - 1))
-    partner_btd = torch.arange(frames, device=lengths_b.device)[:, None] + torch.arange(
-        rough_btd.shape[2], device=lengths_b.device
-    )
-    has_partner_btd = partner_btd < lengths_b[:, None, None]
-    delay_bt = rough_btd.masked_fill(~has_partner_btd, torch.inf).argmin(2)
-    return _at_delays(log_probs_btv, lengths_b, labels, weights_bt, delay_bt)
+    partner_bt = frame_t + delay_b[:, None]
+    place_bt1 = partner_bt.clamp_max(frames - 1)[:, :, None]
+    later_btv = log_probs_btv.gather(1, place_bt1.expand(-1, -1, log_probs_btv.shape[2]))
+    cross_entropy_bt = partition_cross_entropy(later_btv, labels)
+    return weighted_mean(cross_entropy_bt, weights_bt * (partner_bt < lengths_b[:, None]))
 
 
 @torch.no_grad()
@@ -150,16 +106,3 @@ def _rough_cross_entropies(log_probs_btv: Tensor, labels: SoftLabelBatch, first:
         tail = tail_p[:, span] * (1.0 - kept_q).clamp_min(_LEAST_MASS).log()
         rough_btd[:, span, place] = -(kept_p[:, span] * later_btk).sum(2) - tail
     return rough_btd
-
-
-def _at_delays(
-    log_probs_btv: Tensor, lengths_b: Tensor, labels: SoftLabelBatch, weights_bt: Tensor, delay_bt: Tensor
-) -> Tensor:
-    """The mean cross-entropy of the student to label frames that have a student frame at their delay, which
-    is given for each frame (B, T) or utterance (B, 1)."""
-    frames = log_probs_btv.shape[1]
-    partner_bt = torch.arange(frames, device=lengths_b.device) + delay_bt
-    place_bt1 = partner_bt.clamp_max(frames - 1)[:, :, None]
-    later_btv = log_probs_btv.gather(1, place_bt1.expand(-1, -1, log_probs_btv.shape[2]))
-    cross_entropy_bt = partition_cross_entropy(later_btv, labels)
-    return weighted_mean(cross_entropy_bt, weights_bt * (partner_bt < lengths_b[:, None]))

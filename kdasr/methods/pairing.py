@@ -70,7 +70,7 @@ def resample_frames(x_btd: Tensor, lengths_b: Tensor, to_lengths_b: Tensor, fram
     below_bt = place_bt.long()
     share_bt1 = (place_bt - below_bt)[..., None].to(x_btd.dtype)
     above_bt = (below_bt + 1).minimum(last_b1)
-    return taken(x_btd, below_bt) * (1 - share_bt1) + taken(x_btd, above_bt) * share_bt1
+    return _taken(x_btd, below_bt) * (1 - share_bt1) + _taken(x_btd, above_bt) * share_bt1
 
 
 def frame_mean(value_bt: Tensor, lengths_b: Tensor) -> Tensor:
@@ -131,6 +131,6 @@ class WidthAdapter(LazyModuleMixin, nn.Module):
         return functional.linear(x_btd, self.weight, self.bias)
 
 
-def taken(x_btd: Tensor, frame_bs: Tensor) -> Tensor:
+def _taken(x_btd: Tensor, frame_bs: Tensor) -> Tensor:
     """(B, S, D) frames of `x_btd` (B, T, D), with the indices `frame_bs` (B, S)."""
     return x_btd.gather(1, frame_bs[..., None].expand(-1, -1, x_btd.shape[-1]))

@@ -1,10 +1,9 @@
-"""CTC against the teacher's n best transcripts, or sampled ones."""
+"""CTC against the teacher's n best transcripts."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,10 +12,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from kdasr.decoding import Hypothesis, check_nbest, prefix_beam
-from kdasr.errors import ConfigError
-from kdasr.interfaces import BLANK_ID, Batch, ModelOutput, SoftLabelBatch, frames_inside
-from kdasr.losses import collapsed, ctc, of_transcripts, transcript_nats
-from kdasr.targets import at_least_float32, spikes_of, targets_of
+from kdasr.interfaces import BLANK_ID, Batch, ModelOutput, SoftLabelBatch
+from kdasr.losses import of_transcripts, transcript_nats
+from kdasr.targets import targets_of
 
 _CACHED_UTTERANCES = 100_000
 
@@ -64,86 +62,6 @@ def nbest_ctc(
     tokens_hu = functional.pad(pad_sequence(tokens, batch_first=True), (0, int(not counts.any())))
     loss_h = transcript_nats(output, tokens_hu, counts, rows)
     return (loss_h * torch.cat(weights).to(loss_h)).sum() / output.lengths_b.sum()
-
-
-@of_transcripts
-def sampled_ctc(
-    output: ModelOutput,
-    batch: Batch,
-    *,
-    sharpness: float = 1.0,
-    teacher: str | None = None,
-) -> Tensor:
-    """CTC against a transcript sampled from the teacher's posteriors, anew each time.
-
-        L = - log p(h | student),  h ~ the teacher
-
-    Its expectation is the cross-entropy of whole transcripts: sequence-level distillation without an
-    n-best list or a search (Kim & Rush 2016, eq. 5). Where the teacher is unsure the samples vary, and the
-    time of emission is left to the student.
-
-    Frames are not sampled one by one: if a sound's probability lies half in one frame and half in the
-    next, a quarter of such samples would lack it. Spikes are sampled systematically (Kitagawa 1996,
-    section A.2): there is one wherever the sum over the frames of 1 - p(blank) passes an integer,
-    counted from a random start. A run of frames with the same best class is one sound, as for CTC: it
-    occurs at most once, with probability 1 - product of (1 - p) over its frames, in the surest of them.
-    So each sound occurs as often as the teacher believes, and one divided among frames in which blank is
-    likeliest occurs once. The unit is sampled from those of the frame of the spike.
-
-    Args:
-        output: of the student.
-        batch: with `soft_labels`, or with an online `teacher`.
-        sharpness: power applied to a frame's probabilities before sampling; above 1, likely units occur
-            more often than the teacher believes.
-
-    Returns:
-        L over the batch, in nats per output frame.
-
-    Raises:
-        ConfigError: a sharpness that is not positive.
-    """
-    if sharpness <= 0:
-        raise ConfigError(
-            "the sharpness is out of range", where="sampled_ctc", expected="sharpness > 0", got=sharpness
-        )
-    labels = targets_of(batch, teacher)
-    tokens_bu, counts_b = drawn_transcripts(labels, sharpness)
-    return ctc(output, replace(batch, tokens_bu=tokens_bu, token_lengths_b=counts_b))
-
-
-def drawn_transcripts(labels: SoftLabelBatch, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(B, T) units and (B,) their number: a transcript of each utterance, sampled as in `sampled_ctc`.
-
-    Uses torch's global generator. The mass of the classes that were not kept is shared among those that
-    were.
-    """
-    probs_btk = at_least_float32(labels.log_probs_btk).mul(sharpness).softmax(2)
-    frames = probs_btk.shape[1]
-    outside_bt = ~frames_inside(labels.lengths_b, frames)
-    no_unit_btk = (labels.ids_btk == BLANK_ID) | outside_bt[:, :, None]
-    units_btk = probs_btk.masked_fill(no_unit_btk, 0.0)
-    mass_bt, run_bt, surest_bs = _each_run_once(units_btk.sum(2), labels)
-    start_b1 = torch.rand(len(mass_bt), 1, dtype=torch.float64, device=mass_bt.device)
-    passed_bt = (mass_bt.double().cumsum(1) + start_b1).floor()
-    drawn_bt = passed_bt.diff(dim=1, prepend=torch.zeros_like(start_b1)) > 0
-    place_bt = torch.multinomial((units_btk + 1e-20).flatten(0, 1), 1).view(-1, frames, 1)
-    unit_bt = labels.ids_btk.gather(2, place_bt).squeeze(2).masked_fill(~drawn_bt, BLANK_ID)
-    # Give all frames of a run its unit, so that the same unit just before or after it is not repeated.
-    of_run_bs = functional.pad(unit_bt.gather(1, surest_bs), (0, 1))
-    return collapsed(torch.where(run_bt < surest_bs.shape[1], of_run_bs.gather(1, run_bt), unit_bt))
-
-
-def _each_run_once(mass_bt: Tensor, labels: SoftLabelBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T) the probability of a unit in each frame, for a run in the surest of its frames; the runs (B, T)
-    and these frames (B, S), as in `spikes_of`."""
-    spikes = spikes_of(labels)
-    width = spikes.surest_bs.shape[1]
-    none_bs = mass_bt.new_zeros(len(mass_bt), width + 1).scatter_add(
-        1, spikes.run_bt, torch.log1p(-mass_bt.clamp_max(1 - 1e-7))
-    )
-    of_run_bs = -torch.expm1(none_bs[:, :width]) * frames_inside(spikes.counts_b, width)
-    alone_bt = mass_bt.masked_fill(spikes.run_bt < width, 0.0)
-    return alone_bt.scatter_add(1, spikes.surest_bs, of_run_bs), spikes.run_bt, spikes.surest_bs
 
 
 def nbest_lists(labels: SoftLabelBatch, nbest: int, beam: int) -> list[list[Hypothesis]]:

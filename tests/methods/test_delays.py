@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 from kdasr.errors import ConfigError, LabelMismatchError
 from kdasr.interfaces import ModelOutput, SoftLabelBatch
 from kdasr.losses import partition_cross_entropy, soft_cross_entropy
-from kdasr.methods.delays import spikewise_cross_entropy, windowed_cross_entropy
+from kdasr.methods.delays import windowed_cross_entropy
 from kdasr.soft_labels import TopP, pad_soft_labels
 from tests.methods.posteriors import batch_of, labels_from, logs, output_of
 
@@ -116,13 +115,14 @@ def test_an_online_teacher_stands_for_stored_labels() -> None:
         windowed_cross_entropy(heard, batch)
 
 
-@pytest.mark.parametrize("loss", [windowed_cross_entropy, spikewise_cross_entropy])
-def test_gradient_by_finite_differences(loss: Callable[..., Tensor]) -> None:
+def test_gradient_by_finite_differences() -> None:
     labels = labels_from([spiky(6, 2), spiky(5, 1)])
     logits = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
 
     def value(x: Tensor) -> Tensor:
-        return loss(output_of(x.log_softmax(-1), 6, 5), batch_of(labels), max_delay_frames=2)
+        return windowed_cross_entropy(
+            output_of(x.log_softmax(-1), 6, 5), batch_of(labels), max_delay_frames=2
+        )
 
     assert torch.autograd.gradcheck(value, (logits,))
 
@@ -137,59 +137,14 @@ def test_what_cannot_be_is_refused() -> None:
         windowed_cross_entropy(output_of(student(5)), batch_of(labels))
 
 
-def test_each_spike_takes_its_own_delay() -> None:
-    """The first spike is met a frame later, the second at once; frames of blank do not count."""
-    labels = labels_from([[{1: 1.0}, {0: 1.0}, {0: 1.0}, {0: 0.3, 1: 0.7}, {0: 1.0}]])
-    heard = logs([0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6], [0.99, 0.01])
-    loss = spikewise_cross_entropy(output_of(heard), batch_of(labels), max_delay_frames=2)
-    second = -(0.3 * math.log(0.4) + 0.7 * math.log(0.6))
-    assert float(loss) == pytest.approx((-math.log(0.8) + second) / 2, rel=1e-6)
-
-
-def test_spikes_without_a_delay_are_plain_cross_entropy() -> None:
-    torch.manual_seed(0)
-    heard = output_of(torch.randn(2, 9, 3).log_softmax(-1), 9, 7)
-    labels = batch_of(labels_from([spiky(9, 2, 6), spiky(7, 3)]))
-    for policy in ("eliminate", "all"):
-        found = spikewise_cross_entropy(heard, labels, max_delay_frames=0, blank_policy=policy)
-        expected = soft_cross_entropy(heard, labels, blank_policy=policy)
-        torch.testing.assert_close(found.double(), expected.double(), rtol=1e-6, atol=1e-6)
-
-
-def test_a_spike_is_not_looked_for_beyond_the_end() -> None:
-    labels = batch_of(labels_from([[{0: 1.0}, {1: 1.0}], [{1: 1.0}, {0: 1.0}, {0: 1.0}]]))
-    heard = torch.cat([logs([0.9, 0.1], [0.9, 0.1], [0.1, 0.9]), logs([0.5, 0.5], [0.9, 0.1], [0.9, 0.1])])
-    loss = spikewise_cross_entropy(output_of(heard, 2, 3), labels, max_delay_frames=2)
-    # The first utterance ends before its student's spike.
-    assert float(loss) == pytest.approx(-(math.log(0.1) + math.log(0.5)) / 2, rel=1e-6)
-
-
-def test_gradients_reach_the_chosen_frames_alone() -> None:
-    labels = batch_of(labels_from([[{1: 1.0}, {0: 1.0}]]))
-    logits = torch.tensor([[[2.0, -2.0], [-1.0, 1.0]]], dtype=torch.double, requires_grad=True)
-    spikewise_cross_entropy(output_of(logits.log_softmax(-1)), labels, max_delay_frames=1).backward()
-    assert logits.grad is not None
-    assert logits.grad[0, 0].abs().sum() == 0.0
-    torch.testing.assert_close(
-        logits.grad[0, 1], logits.detach()[0, 1].softmax(-1) - torch.tensor([0.0, 1.0])
-    )
-
-
-def test_a_negative_spike_delay_is_refused() -> None:
-    with pytest.raises(ConfigError, match="the delay is negative"):
-        spikewise_cross_entropy(
-            output_of(student(4, 1)), batch_of(labels_from([spiky(4, 1)])), max_delay_frames=-1
+def test_a_misspelt_blank_policy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="blank policy"):
+        windowed_cross_entropy(
+            output_of(student(4, 1)), batch_of(labels_from([spiky(4, 1)])), blank_policy="symetric"
         )
 
 
-@pytest.mark.parametrize("loss", [windowed_cross_entropy, spikewise_cross_entropy])
-def test_a_misspelt_blank_policy_is_refused(loss: Any) -> None:
-    with pytest.raises(ConfigError, match="blank policy"):
-        loss(output_of(student(4, 1)), batch_of(labels_from([spiky(4, 1)])), blank_policy="symetric")
-
-
-@pytest.mark.parametrize("loss", [windowed_cross_entropy, spikewise_cross_entropy])
-def test_the_delay_is_that_of_the_exact_loss(loss: Any) -> None:
+def test_the_delay_is_that_of_the_exact_loss() -> None:
     """However few classes were kept: the rough comparison finds the least of all delays."""
     torch.manual_seed(7)
     teacher = (6 * torch.randn(2, 12, 20)).log_softmax(-1)
@@ -197,19 +152,10 @@ def test_the_delay_is_that_of_the_exact_loss(loss: Any) -> None:
         [TopP(mass=0.9, cap=3).encode(row[:length]) for row, length in zip(teacher, (12, 9), strict=True)]
     )
     output = output_of((3 * torch.randn(2, 12, 20)).log_softmax(-1), 12, 9)
-    found = float(loss(output, batch_of(labels), max_delay_frames=3, blank_policy="all"))
+    found = float(windowed_cross_entropy(output, batch_of(labels), max_delay_frames=3, blank_policy="all"))
     each = [[soft_cross_entropy_of(output, labels, b, delay) for delay in range(4)] for b in range(2)]
-    if loss is windowed_cross_entropy:
-        sums = [min(row, key=lambda one: float(one[: len(row[3])].sum())) for row in each]
-        expected = sum(float(one.sum()) for one in sums) / sum(len(one) for one in sums)
-    else:
-        width = [len(row[0]) for row in each]
-        least = [
-            min(float(row[d][t]) for d in range(4) if t < len(row[d]))
-            for row, n in zip(each, width, strict=True)
-            for t in range(n)
-        ]
-        expected = sum(least) / len(least)
+    sums = [min(row, key=lambda one: float(one[: len(row[3])].sum())) for row in each]
+    expected = sum(float(one.sum()) for one in sums) / sum(len(one) for one in sums)
     assert found == pytest.approx(expected, rel=1e-5)
 
 

@@ -15,8 +15,7 @@ from kdasr.losses import best_path_ctc, ctc, silent_start, soft_cross_entropy
 from kdasr.methods.consistency import both_views, consistency
 from kdasr.methods.intermediate import IntermediateHead
 from kdasr.methods.responses import soft_targets
-from kdasr.methods.sequences import nbest_ctc, sampled_ctc
-from kdasr.methods.soft_ctc import soft_ctc
+from kdasr.methods.sequences import nbest_ctc
 from kdasr.methods.teacher_free import label_smoothing
 from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model
@@ -99,7 +98,7 @@ def test_which_losses_leave_it_to_the_model() -> None:
     def begins(*losses: Any) -> bool:
         return begins_in_silence({str(n): {"weight": 1.0, "loss": loss} for n, loss in enumerate(losses)})
 
-    for loss in (ctc, best_path_ctc, nbest_ctc, sampled_ctc, soft_ctc):
+    for loss in (ctc, best_path_ctc, nbest_ctc):
         assert begins(loss) and begins(soft_cross_entropy, functools.partial(both_views, loss=loss))
     for loss in (soft_cross_entropy, soft_targets, consistency, label_smoothing, silent_start):
         assert not begins(loss) and not begins(functools.partial(both_views, loss=loss))
