@@ -6,7 +6,7 @@ u units of a transcript, k kept classes, v vocabulary. Lengths are integers, nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -194,6 +194,12 @@ class TrainableModel(AcousticModel, Protocol):
         ...
 
 
+class Reasons(Sized, Protocol):
+    """Names of things, each with a reason."""
+
+    def items(self) -> Iterable[tuple[str, str]]: ...
+
+
 class BatchSource(Protocol):
     """An endless source of batches, each determined by its position.
 
@@ -206,7 +212,7 @@ class BatchSource(Protocol):
     def items(self) -> Sized: ...
 
     @property
-    def left_out(self) -> Mapping[str, str]: ...
+    def left_out(self) -> Reasons: ...
 
     def batch(self, position: int) -> Batch:
         """The `position`-th batch since the beginning of training."""

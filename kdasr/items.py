@@ -7,10 +7,9 @@ reading an object changes its reference count, which copies its memory page.
 from __future__ import annotations
 
 import bisect
-import itertools
 import json
 import zlib
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import Path
@@ -111,9 +110,8 @@ class Items:
         return {shard.path: shard.sha256 for shard, _ in self._shards}
 
 
-class LeftOut(Mapping[str, str]):
-    """Names of utterances that are not used, and why. Iterate over `items()`: finding a single name scans
-    them from the first.
+class LeftOut:
+    """Names of utterances that are not used, and why.
 
     Every training process holds all of them, and there may be millions. Compressed, shard by shard, they
     take 6 to 20 bytes each; in a dict they would take 200, twice as much as utterances that are used.
@@ -130,30 +128,10 @@ class LeftOut(Mapping[str, str]):
             self._packed.append(zlib.compress(json.dumps(reasons).encode(), 1))
             self._count += len(reasons)
 
-    def shards(self) -> Iterator[dict[str, str]]:
-        """The maps in the order in which they were added."""
-        return (json.loads(zlib.decompress(packed)) for packed in self._packed)
-
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[str]:
-        return itertools.chain.from_iterable(self.shards())
-
-    def __getitem__(self, name: str) -> str:
-        for reasons in self.shards():
-            if name in reasons:
-                return reasons[name]
-        raise KeyError(name)
-
-    def items(self) -> ItemsView[str, str]:
-        return _LeftOutItems(self)
-
-
-class _LeftOutItems(ItemsView[str, str]):
-    """Pairs of name and reason; iteration unpacks each shard once."""
-
-    _mapping: LeftOut
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return (pair for reasons in self._mapping.shards() for pair in reasons.items())
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Names and reasons, in the order in which they were added."""
+        for packed in self._packed:
+            yield from json.loads(zlib.decompress(packed)).items()

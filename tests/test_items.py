@@ -83,15 +83,13 @@ def test_an_utterance_takes_a_hundred_bytes() -> None:
     assert taken / len(items) < 100
 
 
-def test_what_is_left_out_is_found_by_name_and_in_order() -> None:
+def test_what_is_left_out_comes_out_in_order() -> None:
     found = LeftOut()
     assert not found and list(found.items()) == []
     for reasons in ({"x/b": "too long", "x/a": "«leise»"}, {}, {"y/\udce4": "too long"}):
         found.add(reasons)
     expected = {"x/b": "too long", "x/a": "«leise»", "y/\udce4": "too long"}
-    assert len(found) == 3 and list(found.items()) == list(expected.items()) and found == expected
-    assert [found[name] for name in reversed(expected)] == ["too long", "«leise»", "too long"]
-    assert ("x/a", "«leise»") in found.items() and "x/c" not in found
+    assert len(found) == 3 and list(found.items()) == list(expected.items())
 
 
 def test_what_is_left_out_takes_few_bytes() -> None:
@@ -105,5 +103,7 @@ def test_what_is_left_out_takes_few_bytes() -> None:
         )
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == 10_000 and found["/data/audio/1089-00009999"] == "39.996 s are too long"
+    assert (
+        len(found) == 10_000 and dict(found.items())["/data/audio/1089-00009999"] == "39.996 s are too long"
+    )
     assert taken / len(found) < 20
