@@ -64,11 +64,6 @@ class Header:
 #: What a mismatch in a header field means and what to do about it.
 _REMEDIES = {
     "teacher_hash": "These labels come from another teacher: label with yours into another folder.",
-    "units_hash": "Teacher and student must use the same units: train the student with the teacher's units.",
-    "vocab_size": "Teacher and student must use the same units: train the student with the teacher's units.",
-    "feature_hash": "The teacher was given other features: label again with this version of kdasr.",
-    "frame_shift_ms": "Frame rates differ: use a student with the teacher's frame rate.",
-    "subsampling": "Frame rates differ: use a student with the teacher's subsampling.",
     "audio_sha256": "Either the audio was prepared again after it was labelled: label it again. Or these are "
     "labels of another folder: name the one that was labelled.",
 }

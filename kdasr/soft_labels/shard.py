@@ -41,7 +41,7 @@ def open_label_shard(
     """Open a finished label shard.
 
     Args:
-        expect: header fields and the values they must have, such as `units_hash`.
+        expect: header fields and the values they must have, such as `teacher_hash`.
         verify: also hash the whole file.
         blocks: a cache of decoded blocks, which shards may share; None creates one for this shard.
 

@@ -204,11 +204,6 @@ def test_reading_a_failed_utterance_says_why(tmp_path: Path) -> None:
     ("field", "wanted", "advice"),
     [
         ("teacher_hash", "e" * 64, "another teacher"),
-        ("units_hash", "e" * 64, "same units"),
-        ("vocab_size", 31, "same units"),
-        ("feature_hash", "other", "label again"),
-        ("subsampling", 2, "subsampling"),
-        ("frame_shift_ms", 20, "frame rate"),
         ("audio_sha256", "e" * 64, "prepared again after it was labelled: label it again"),
         ("audio_sha256", "e" * 64, "labels of another folder: name the one that was labelled"),
         ("codec", "full", "Label again"),
