@@ -23,8 +23,24 @@ BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "dow
 _Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
 # Replaces log 0 where -inf would make NaN gradients.
 _LOG_ZERO = -1e30
-# From this vocabulary size on, CTC uses only the classes of a transcript, in a third of the time for 500.
-_MANY_CLASSES = 100
+# From this number of classes on, CTC on CPUs uses only those of a transcript (`_few_classes`). For 8
+# utterances of 15 s with 5 units a second, forward and backward with log_softmax, in ms (one thread of an AMD
+# EPYC, beside other work, torch 2.13, medians of 80 rounds that alternate):
+#     classes     50  100  150  200  300  400  500  1000
+#     all         28   29   30   31   35   40   42    71
+#     these       37   37   35   36   37   38   39    53
+# Other runs: 0.98 to 1.07 times as long for 300, 0.90 to 0.97 for 400, 0.88 to 0.93 for 500; with four
+# transcripts of each utterance 0.98 to 1.06, 0.87 to 0.94, 0.80 to 0.83. With 8 units a second it pays only
+# beyond 500. Again, without alternating:
+#     OMP_NUM_THREADS=1 python -m timeit -n 10 -r 9 -s "import torch
+#     from benchmarks.step import synthetic_batch
+#     from kdasr import losses; from kdasr.interfaces import ModelOutput
+#     classes, losses._MANY_CLASSES = 500, 0  # or 10**9: all classes
+#     batch = synthetic_batch(8, 15.0, classes, 'cpu')
+#     x = torch.randn(8, 375, classes, requires_grad=True)
+#     output = lambda: ModelOutput(x.log_softmax(-1), batch.feature_lengths_b // 4)" \
+#     "losses.ctc(output(), batch).backward()"
+_MANY_CLASSES = 400
 
 
 def without_times(loss: _Loss) -> _Loss:

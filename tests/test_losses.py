@@ -184,8 +184,8 @@ def test_ctc_of_too_short_audio_is_zero_not_infinite() -> None:
 def test_ctc_over_many_classes_is_torchs(dtype: torch.dtype) -> None:
     """Units that repeat, a transcript that does not fit, one of nothing, and two of one utterance."""
     torch.manual_seed(0)
-    logits = torch.randn(3, 9, 150).to(dtype).requires_grad_()
-    tokens = torch.tensor([[5, 5, 149, 5], [7, 7, 7, 7], [0, 0, 0, 0], [149, 2, 0, 0]])
+    logits = torch.randn(3, 9, 450).to(dtype).requires_grad_()
+    tokens = torch.tensor([[5, 5, 449, 5], [7, 7, 7, 7], [0, 0, 0, 0], [449, 2, 0, 0]])
     counts, rows = torch.tensor([4, 4, 0, 2]), torch.tensor([0, 1, 2, 2])
     lengths = torch.tensor([9, 5, 7])
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
@@ -210,7 +210,7 @@ def test_ctc_over_many_classes_is_torchs(dtype: torch.dtype) -> None:
 
 def test_ctc_of_units_with_most_of_a_frame_has_torchs_gradient() -> None:
     """Blank, and a unit that comes twice; transcripts differ in length."""
-    logits = torch.randn(2, 7, 150, dtype=torch.float64)
+    logits = torch.randn(2, 7, 450, dtype=torch.float64)
     logits[:, :, 0] += 9
     logits[0, [1, 3], 5] += 18
     logits.requires_grad_()
@@ -235,7 +235,7 @@ def test_losses_of_half_precision_are_computed_in_single_precision() -> None:
 
 def test_ctc_of_a_student_that_is_sure_has_a_finite_gradient() -> None:
     """Nothing is left for all other classes together."""
-    logits = torch.full((1, 3, 150), -200.0)
+    logits = torch.full((1, 3, 450), -200.0)
     logits[0, [0, 1, 2], [0, 9, 0]] = 200.0
     logits.requires_grad_()
     output = output_of(logits.log_softmax(-1))
