@@ -300,4 +300,10 @@ for (const name of ["dragover", "dragleave", "drop"]) {
   });
 }
 worker.postMessage({ type: "load", precision: null }); // of those that there are, the smaller one
-navigator.serviceWorker?.register("sw.js").catch(() => {}); // private windows have none: then no offline use
+removeEarlierWorker().catch(() => {}); // private windows and pages without https have none
+
+// An earlier version of this page registered a service worker, which would go on answering for whatever program
+// comes next at this address. The cache tells it from a worker of such a program.
+async function removeEarlierWorker() {
+  if (await caches.delete("kdasr")) await (await navigator.serviceWorker.getRegistration())?.unregister();
+}

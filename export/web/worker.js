@@ -4,7 +4,6 @@
 //      A recording that an error ends has its final first.
 
 import * as ort from "./ort/ort.wasm.min.mjs";
-import { keepModel } from "./kept.js";
 import { Session, parseTokens } from "./session.js";
 
 ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
@@ -30,9 +29,9 @@ async function fail(error) {
 }
 
 async function fetched(path) {
-  // "no-cache": a card and weights that were kept at different times may not belong together.
+  // "no-cache": a card and weights cached at different times may not belong together.
   const response = await fetch(new URL(path, import.meta.url), { cache: "no-cache" }).catch(() => {
-    throw new Error(`${path} cannot be loaded: no network, and no cached copy`);
+    throw new Error(`${path} cannot be loaded: the server does not answer`);
   });
   if (!response.ok) throw new Error(`${path} cannot be loaded (${response.status})`);
   return response;
@@ -68,13 +67,11 @@ async function checkedWeights(response, { file, bytes, sha256 }) {
 async function load({ precision: chosen }) {
   const began = performance.now();
   session = null; // of a recording that the page gave up: its model may go
-  const cardText = await (await fetched("./model/model.json")).text();
-  const card = JSON.parse(cardText);
+  const card = await (await fetched("./model/model.json")).json();
   if (card.format !== "kdasr-export" || card.version !== 1 || card.file_format !== "wave-onnx") {
     throw new Error("model.json is not the card of a wave-onnx export of this version: export the model again");
   }
-  const tokens = await (await fetched("./model/tokens.txt")).text();
-  const table = parseTokens(tokens);
+  const table = parseTokens(await (await fetched("./model/tokens.txt")).text());
   if (table.length !== Number(card.metadata.vocab_size) || table.includes(undefined)) {
     throw new Error(`tokens.txt has ${table.length} symbols, but the model has ${card.metadata.vocab_size} classes`);
   }
@@ -92,8 +89,6 @@ async function load({ precision: chosen }) {
     chunkMs: 10 * model.shift,
     milliseconds: performance.now() - began,
   });
-  const files = { "tokens.txt": tokens, [card.files[precision].file]: weights };
-  await keepModel(new URL("./model/", import.meta.url).href, cardText, files).catch(() => {}); // then no offline use
 }
 
 // The model, once it computed a window. What runs it is memory that no garbage collector gives back.

@@ -38,7 +38,7 @@ def test_partial_text_appears_while_one_listens_along(page: Page, place: Path) -
 
 
 def test_what_the_worker_tells_bit_by_bit_is_put_together(browser: Browser, url: str, place: Path) -> None:
-    page = browser.new_context(service_workers="block").new_page()
+    page = browser.new_context().new_page()
     page.add_init_script(
         "window.Worker = class extends Worker { constructor(...a) { super(...a); window.worker = this; } };"
     )
@@ -353,7 +353,7 @@ def test_the_microphone_gives_50_pieces_a_second_and_10_bars_of_loudness(
     browser: Browser, url: str, place: Path, tmp_path: Path
 ) -> None:
     """A piece that comes late makes the text later. With a small bound in place of ten minutes."""
-    page = browser.new_context(service_workers="block", permissions=["microphone"]).new_page()
+    page = browser.new_context(permissions=["microphone"]).new_page()
     script = (PAGE_FOLDER / "app.js").read_text()
     assert "KEPT_SAMPLES = 600 * RATE" in script
     script = script.replace("KEPT_SAMPLES = 600 * RATE", "KEPT_SAMPLES = RATE") + "window.levels = levels;"
@@ -382,7 +382,7 @@ def test_the_microphone_gives_50_pieces_a_second_and_10_bars_of_loudness(
 
 def test_of_a_long_recording_the_end_is_kept(browser: Browser, url: str, place: Path, tmp_path: Path) -> None:
     """With small bounds in place of ten minutes and a thousand chunks."""
-    page = browser.new_context(service_workers="block").new_page()
+    page = browser.new_context().new_page()
     script = (PAGE_FOLDER / "app.js").read_text()
     for before, after in [
         ("KEPT_SAMPLES = 600 * RATE", "KEPT_SAMPLES = 2 * RATE"),

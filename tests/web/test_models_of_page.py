@@ -1,4 +1,4 @@
-"""The page runs the model that its card names, online and offline, or says why not."""
+"""The page runs the model that its card names, or says why not."""
 
 from __future__ import annotations
 
@@ -58,14 +58,12 @@ def texts_by(model: Path, file: Path) -> list[str]:
     return [transcripts.texts_of([file], model / name)[0] for name in (WAVE_FLOAT_FILE, WAVE_INT8_FILE)]
 
 
-@pytest.mark.parametrize("service_workers", ["allow", "block"])
 def test_another_model_at_the_same_address_is_the_one_that_runs(
-    browser: Browser, place: Path, other: Path, tmp_path: Path, service_workers: Any
+    browser: Browser, place: Path, other: Path, tmp_path: Path
 ) -> None:
     sound = place / "float.wav"
     assert texts_by(place / "wave", sound) != texts_by(other, sound)
-    context = browser.new_context(service_workers=service_workers)
-    page = context.new_page()
+    page = browser.new_page()
     serve(tmp_path / "model", place / "wave")
     with DemoPage(tmp_path / "model", port=0) as served:
         load(page, served.url)
@@ -74,41 +72,7 @@ def test_another_model_at_the_same_address_is_the_one_that_runs(
         load(page, served.url)
         assert page.locator("#source").inner_text() == "other"
         assert texts_of(page, sound) == texts_by(other, sound)
-    context.close()
-
-
-def wait_until_kept(page: Page, *files: str) -> None:
-    """Waits until the page is kept, and of models just these files and the card."""
-    page.wait_for_function("navigator.serviceWorker.controller !== null")
-    page.wait_for_function(
-        """async files => {
-          const kept = (await (await caches.open("kdasr")).keys()).map(({ url }) => url.split("/model/")[1]);
-          return String(kept.filter(Boolean).sort()) === String(files);
-        }""",
-        arg=sorted([*files, "model.json", "tokens.txt"]),
-    )
-
-
-def test_what_is_kept_for_use_offline_is_all_of_one_model(
-    browser: Browser, place: Path, other: Path, tmp_path: Path
-) -> None:
-    context = browser.new_context()
-    page = context.new_page()
-    serve(tmp_path / "model", place / "wave")
-    with DemoPage(tmp_path / "model", port=0) as served:
-        load(page, served.url)
-        choose(page, "float32")
-        wait_until_kept(page, WAVE_FLOAT_FILE, WAVE_INT8_FILE)
-        serve(tmp_path / "model", other)
-        load(page, served.url)
-        wait_until_kept(page, WAVE_INT8_FILE)
-        choose(page, "float32")
-        wait_until_kept(page, WAVE_FLOAT_FILE, WAVE_INT8_FILE)
-    context.set_offline(True)
-    load(page, served.url)
-    assert page.locator("#source").inner_text() == "other"
-    assert texts_of(page, place / "float.wav") == texts_by(other, place / "float.wav")
-    context.close()
+    page.close()
 
 
 @pytest.fixture
@@ -124,23 +88,20 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def test_the_weights_that_run_are_fetched_and_kept_and_no_others(
+def test_the_weights_that_run_are_fetched_and_no_others(
     browser: Browser, place: Path, tmp_path: Path, asked_for: list[str]
 ) -> None:
-    context = browser.new_context()
-    page = context.new_page()
+    page = browser.new_page()
     serve(tmp_path / "model", place / "wave")
     with DemoPage(tmp_path / "model", port=0) as served:
         load(page, served.url)
-        wait_until_kept(page, WAVE_INT8_FILE)
         assert [path for path in asked_for if path.endswith(".onnx")] == [f"/model/{WAVE_INT8_FILE}"]
-    context.set_offline(True)
-    load(page, served.url)
+    page.context.set_offline(True)
     assert text_of(page, place / "float.wav") == texts_by(place / "wave", place / "float.wav")[1]
     page.select_option("#precision", "float32")
-    assert "model.wave.onnx cannot be loaded: no network, and no cached copy" in error_of(page)
+    assert "model.json cannot be loaded: the server does not answer" in error_of(page)
     assert page.locator("#precision").input_value() == "int8"
-    context.close()
+    page.close()
 
 
 @pytest.mark.parametrize(
@@ -149,11 +110,10 @@ def test_the_weights_that_run_are_fetched_and_kept_and_no_others(
     ids=["8 bit", "32 bit"],
 )
 @pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
-def test_an_export_with_one_of_its_files_runs_by_it_online_and_offline(
+def test_an_export_with_one_of_its_files_runs_by_it(
     browser: Browser, place: Path, tmp_path: Path, gone: str, kept: str, precision: str, named: bool
 ) -> None:
-    context = browser.new_context()
-    page = context.new_page()
+    page = browser.new_page()
     folder = tmp_path / "model"
     serve(folder, place / "wave")
     (folder / gone).unlink()
@@ -166,11 +126,27 @@ def test_an_export_with_one_of_its_files_runs_by_it_online_and_offline(
         assert page.locator("#precision").input_value() == precision
         assert page.locator("#precision option").count() == (2 if named else 1)
         assert text_of(page, place / "float.wav") == expected
-        wait_until_kept(page, kept)
-    context.set_offline(True)
-    load(page, served.url)
-    assert text_of(page, place / "float.wav") == expected
-    context.close()
+    page.close()
+
+
+def test_a_worker_that_an_earlier_version_registered_is_removed(
+    browser: Browser, place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "sw.js").write_text("")
+    monkeypatch.setattr(export.demo_page, "PAGE_FOLDER", folder)
+    count = "async () => (await navigator.serviceWorker.getRegistrations()).length"
+    page = browser.new_page()
+    with DemoPage(place / "wave", port=0) as served:
+        load(page, served.url)
+        assert page.evaluate(count) == 0
+        register = "await navigator.serviceWorker.register('sw.js'); await navigator.serviceWorker.ready;"
+        page.evaluate(f"async () => {{ {register} }}")
+        load(page, served.url)
+        assert page.evaluate(count) == 1  # it may be another program's
+        page.evaluate("() => caches.open('kdasr')")
+        load(page, served.url)
+        page.wait_for_function(f"async () => !(await ({count})()) && !(await caches.has('kdasr'))")
+    page.close()
 
 
 def test_an_export_that_lost_both_of_its_files_is_said_so(
@@ -200,16 +176,6 @@ def test_weights_that_cannot_be_loaded_leave_the_model_that_is_chosen(
         text = text_of(page, place / "float.wav")
         assert text == texts_by(place / "wave", place / "float.wav")[1]
     page.close()
-
-
-def test_the_page_works_without_a_network_once_loaded(page: Page, place: Path) -> None:
-    before = text_of(page, place / "a.wav")
-    wait_until_kept(page, WAVE_INT8_FILE)
-    page.context.set_offline(True)
-    page.reload()
-    wait_until(page, "ready")
-    assert text_of(page, place / "a.wav") == before
-    page.context.set_offline(False)
 
 
 def change_a_byte(file: Path) -> None:
