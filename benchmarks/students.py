@@ -122,7 +122,7 @@ def measured(model: Any, chunk_ms: int) -> dict[str, Any]:
 
 def export_seconds(model: Any, chunk_ms: int, formats: Sequence[str]) -> dict[str, float]:
     """Seconds of an export in float32 and int8 with its checks, by format, in the given order: the first one
-    includes imports. This is elapsed time, since some formats keep two cores busy."""
+    includes imports."""
     set_chunk_ms(model.eval(), chunk_ms)
 
     def export(name: str) -> float:

@@ -23,7 +23,6 @@ class Format(Protocol):
         float_file, int8_file: file names in the folder.
         tolerance: largest difference of a float32 log-probability from torch's.
         batch_sizes: supported batch sizes, at which files are compared.
-        int8_from_float: whether int8 is made from the float32 file; otherwise both can be made in parallel.
         run: for the card: what runs the file, and the command.
         facts: the file's metadata, for the card.
     """
@@ -35,7 +34,6 @@ class Format(Protocol):
     int8_file: str
     tolerance: float
     batch_sizes: tuple[int, ...]
-    int8_from_float: bool
     run: dict[str, str]
     facts: dict[str, str]
 
@@ -44,7 +42,7 @@ class Format(Protocol):
         ...
 
     def write_int8(self, path: Path, float_path: Path) -> None:
-        """Writes it with 8-bit weights; `float_path` is the float32 file, needed if `int8_from_float`."""
+        """Writes it with 8-bit weights; `float_path` is the float32 file, which some are made from."""
         ...
 
     def open(self, path: Path) -> ChunkModel:

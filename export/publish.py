@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,6 @@ from export.card import CARD_FILE, build_card, write_card
 from export.formats import FORMATS, Format, format_class
 from export.parity import Agreement, compare, require_parity
 from export.to_onnx import OnnxFormat
-from kdasr.beside import begun_beside
 from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
 from kdasr.interfaces import StreamingModel
 from kdasr.models import EXPORT_FORMAT, WEIGHTS_FILE, file_sha256
@@ -122,28 +120,20 @@ def export_student(
     remove_leftovers(out_dir)
     float_path, int8_path = out_dir / written.float_file, out_dir / written.int8_file
     float_temporary, int8_temporary = temporary_name(float_path), temporary_name(int8_path)
-    beside = begun_beside if int8 and not written.int8_from_float else nullcontext
     try:
-        with beside(lambda: written.write_int8(int8_temporary, float_path)) as write_int8:
-            figures = _write_float(written, student, float_temporary, float_path, gate)
-            _retire(out_dir)
-            units.save(out_dir)
-            write_tokens_txt(units, out_dir / TOKENS_FILE)
-            commit_file(float_temporary, float_path)
-            figures.update(_file_facts(float_path))
-            card = build_card(student, units, name=name, format=written, figures={"float32": figures})
-            write_card(card, out_dir / CARD_FILE)
-            if not int8:
-                return Export(float_path, None, card, None)
-            int8_figures, refused = _check_int8(
-                written,
-                student,
-                write_int8,
-                int8_temporary,
-                gate,
-                figures["wer_percent"],
-                max_wer_rise,
-            )
+        figures = _write_float(written, student, float_temporary, float_path, gate)
+        _retire(out_dir)
+        units.save(out_dir)
+        write_tokens_txt(units, out_dir / TOKENS_FILE)
+        commit_file(float_temporary, float_path)
+        figures.update(_file_facts(float_path))
+        card = build_card(student, units, name=name, format=written, figures={"float32": figures})
+        write_card(card, out_dir / CARD_FILE)
+        if not int8:
+            return Export(float_path, None, card, None)
+        int8_figures, refused = _write_int8(
+            written, student, int8_temporary, float_path, gate, figures["wer_percent"], max_wer_rise
+        )
         if refused is None:
             commit_file(int8_temporary, int8_path)
             card["files"]["int8"] = {**int8_figures, **_file_facts(int8_path)}
@@ -226,20 +216,20 @@ def _write_float(
     return {"parity_with_torch": parity.as_dict(), **_measured(gate, candidate)}
 
 
-def _check_int8(
+def _write_int8(
     format: Format,
     student: StreamingModel,
-    write: Callable[[], None],
     path: Path,
+    float_path: Path,
     gate: Gate | None,
     float_wer: float | None,
     max_wer_rise: float,
 ) -> tuple[dict[str, Any], str | None]:
-    """Calls `write`, which writes the int8 file to `path`; returns its figures, as far as they were measured,
-    and the reason if it is refused."""
+    """Writes the int8 file to `path`; returns its figures, as far as they were measured, and the reason if it
+    is refused."""
     figures: dict[str, Any] = {}
     try:
-        write()
+        format.write_int8(path, float_path)
         candidate = format.open(path)
         agreement = compare(TorchChunkModel(student), candidate, batch_sizes=format.batch_sizes)
         figures["agreement_with_torch"] = agreement.as_dict()

@@ -114,7 +114,6 @@ class ExecutorchFormat:
     float_file, int8_file = FLOAT_FILE, INT8_FILE
     tolerance = WAVE_TOLERANCE
     batch_sizes: tuple[int, ...] = (1,)
-    int8_from_float = False
 
     def __init__(self, student: StreamingModel, units: Units, weights_sha256: str) -> None:
         layout = StateLayout(student)

@@ -36,7 +36,6 @@ class OnnxFormat:
     float_file, int8_file = FLOAT_FILE, INT8_FILE
     tolerance = TOLERANCE
     batch_sizes: tuple[int, ...] = BATCH_SIZES
-    int8_from_float = True
 
     def __init__(self, student: StreamingModel, units: Units, weights_sha256: str) -> None:
         self._student, self._layout = student, StateLayout(student)

@@ -27,7 +27,6 @@ class WaveOnnxFormat:
     float_file, int8_file = WAVE_FLOAT_FILE, WAVE_INT8_FILE
     tolerance = WAVE_TOLERANCE
     batch_sizes: tuple[int, ...] = BATCH_SIZES
-    int8_from_float = True
 
     def __init__(self, student: StreamingModel, units: Units, weights_sha256: str) -> None:
         layout = StateLayout(student)

@@ -1,25 +1,20 @@
-"""Run independent work in parallel, each part with its share of the cores.
+"""Run commands in parallel, each with its share of the cores.
 
 A small model keeps one core busy and hardly uses a second one, so two training runs in parallel take little
-longer than one; and Python code that transforms a model graph never uses more than one.
+longer than one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-
-import torch
+from collections.abc import Callable, Mapping, Sequence
 
 from kdasr.errors import KdasrError
 
@@ -68,58 +63,6 @@ def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]
             child.wait()
         for reader in readers:
             reader.join()
-
-
-@contextlib.contextmanager
-def begun_beside(work: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Inside the block, a forked copy of this process does some work, on one thread.
-
-    The work is done only when it is waited for if there is just one core, if the system is not Linux, where
-    a process with threads cannot safely be forked, or if there is a GPU, whose state torch cannot query in a
-    fork. Leaving the block also waits for the work.
-
-    Args:
-        work: its effects must be outside this process, such as files.
-
-    Yields:
-        a function that waits for the work; it raises what the work raised.
-
-    Raises:
-        KdasrError: (that function) the process was killed.
-    """
-    if usable_cores() == 1 or not sys.platform.startswith("linux") or torch.cuda.is_available():
-        yield work
-        return
-    fork = multiprocessing.get_context("fork")
-    # A forked initialiser's arguments need not be pickled.
-    with ProcessPoolExecutor(1, fork, initializer=_keep, initargs=(work,)) as pool:
-        future = pool.submit(_do)
-
-        def wait() -> None:
-            try:
-                future.result()
-            except BrokenProcessPool as error:
-                raise KdasrError(
-                    "a process that worked in parallel was killed",
-                    fix="It may have run out of memory: give it more, or use only one core (taskset -c 0).",
-                ) from error
-
-        yield wait
-
-
-_kept: list[Callable[[], None]] = []
-
-
-def _keep(work: Callable[[], None]) -> None:
-    if (end_with_parent := _end_with_parent()) is not None:
-        end_with_parent()
-    # The parent's threads do not exist in the fork: waiting for them would never end.
-    torch.set_num_threads(1)
-    _kept[:] = [work]
-
-
-def _do() -> None:
-    _kept[0]()
 
 
 def _threads_for_each(count: int) -> int:

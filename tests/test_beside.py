@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from kdasr import beside
-from kdasr.devices import one_torch_thread
-from kdasr.errors import ExportError, KdasrError
+from kdasr.errors import KdasrError
 
 
 @pytest.fixture
@@ -104,86 +102,3 @@ def _until(true: object, seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def write_facts(path: Path) -> None:
-    path.write_text(f"{os.getpid()} {torch.get_num_threads()}")
-
-
-def test_work_begun_beside_is_done_by_another_process_on_one_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(beside, "usable_cores", lambda: 2)
-    with one_torch_thread():
-        torch.set_num_threads(2)
-        weights = torch.randn(300, 300) @ torch.randn(300, 300)  # which starts threads that a copy has not
-
-        def work() -> None:
-            write_facts(tmp_path / "facts")
-            torch.save(weights @ weights, tmp_path / "product.pt")
-
-        with beside.begun_beside(work) as wait:
-            deadline = time.monotonic() + 60
-            while not (tmp_path / "facts").exists():
-                assert time.monotonic() < deadline, "it is not begun before it is waited for"
-                time.sleep(0.01)
-            wait()
-            wait()
-        process, threads = (tmp_path / "facts").read_text().split()
-        assert int(process) != os.getpid() and threads == "1" and torch.get_num_threads() == 2
-    torch.testing.assert_close(torch.load(tmp_path / "product.pt"), weights @ weights)
-
-
-def test_leaving_waits_for_work_begun_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "usable_cores", lambda: 2)
-
-    def work() -> None:
-        time.sleep(0.3)
-        write_facts(tmp_path / "facts")
-
-    with pytest.raises(ValueError, match="meanwhile"), beside.begun_beside(work):
-        raise ValueError("meanwhile")
-    assert (tmp_path / "facts").exists()
-
-
-def test_what_work_begun_beside_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "usable_cores", lambda: 2)
-
-    def fail() -> None:
-        raise ExportError("it cannot be", where="here", fix="Do that.")
-
-    with (
-        pytest.raises(ExportError, match=r"here: it cannot be\. Do that\.") as caught,
-        beside.begun_beside(fail) as wait,
-    ):
-        wait()
-    assert caught.value.fix == "Do that."
-
-
-def test_work_begun_beside_that_is_killed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "usable_cores", lambda: 2)
-    with (
-        pytest.raises(KdasrError, match="was killed.*run out of memory"),
-        beside.begun_beside(lambda: os.kill(os.getpid(), signal.SIGKILL)) as wait,
-    ):
-        wait()
-
-
-def test_with_one_core_work_is_done_when_it_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(beside, "usable_cores", lambda: 1)
-    with beside.begun_beside(lambda: write_facts(tmp_path / "facts")) as wait:
-        assert not (tmp_path / "facts").exists()
-        wait()
-    assert (tmp_path / "facts").read_text().split()[0] == str(os.getpid())
-
-
-def test_beside_a_gpu_work_is_done_when_it_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(beside, "usable_cores", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with beside.begun_beside(lambda: write_facts(tmp_path / "facts")) as wait:
-        wait()
-    assert (tmp_path / "facts").read_text().split()[0] == str(os.getpid())
