@@ -196,19 +196,18 @@ def test_missing_units_are_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    "edit",
     [
-        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], "do not match the units in line 2"),
-        (lambda lines: lines[:-1], "expected 29 lines; got 28"),
-        (lambda lines: [*lines, "extra 29"], "expected 29 lines; got 30"),
-        (lambda lines: ["<blk> 28", *lines[1:]], "in line 1"),
+        lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+        lambda lines: lines[:-1],
+        lambda lines: [*lines, "extra 29"],
+        lambda lines: ["<blk> 28", *lines[1:]],
     ],
 )
-def test_tokens_that_do_not_match_are_refused(folder: Path, edit: object, message: str) -> None:
+def test_tokens_that_do_not_match_are_refused(folder: Path, edit: Any) -> None:
     path = folder / "tokens.txt"
-    assert callable(edit)
     path.write_text("\n".join(edit(path.read_text().splitlines())) + "\n")
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=r"tokens\.txt: the tokens do not match the units"):
         load_exported(folder / "model.onnx")
 
 
