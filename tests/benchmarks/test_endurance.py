@@ -43,7 +43,7 @@ def test_nothing_drifts_or_grows_in_half_an_hour(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         figures = process.submit(main, ["--model", str(tmp_path), "--hours", "0.5"]).result()
     assert figures.turns == 30 and figures.words > 30 * 15
-    assert figures.drift < 1e-4 and figures.rise_mib < 19.5
+    assert figures.drift < 1e-4 and figures.rise_mib < 2
 
 
 class Drifting(TorchChunkModel):
