@@ -1,12 +1,9 @@
 """Students by size: their cost in computing, memory and training, and their accuracy.
 
     python -m benchmarks.students [--sizes recipes/students/*.yaml] [--chunk-ms 320]
-    python -m benchmarks.students --export executorch --sizes recipes/students/*-20m.yaml
     python -m benchmarks.students --train --work-dir runs/mini --steps 600 --seeds 1 2 3
 
 Every size is built with random weights and measured on one core, at one chunk size, on synthetic sound.
---export adds the seconds for an export to a format, including checks (in an environment that supports the
-format, on an otherwise idle machine).
 With --train, each size is also trained with the student recipe in the work folder of a finished run, using
 its shards, teacher and labels, and evaluated on the test shards at each of
 --wer-chunk-ms (0 is full context). Trained students are not trained again, so this can be
@@ -37,11 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rows import hash_of_inputs, manifests
 from benchmarks.step import synthetic_batch
-from export.formats import FORMATS
 from export.measure import measure_chunks
 from export.packing import StateLayout
 from export.parity import probe_sound
-from export.publish import export_student
 from export.to_onnx import OnnxFormat
 from export.transcribe import open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ
@@ -81,8 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             "chunk_ms": options.chunk_ms,
             **measured(_build(options, path), options.chunk_ms),
         }
-        if options.export:
-            row["export_s"] = export_seconds(_build(options, path), options.chunk_ms, options.export)
         if options.train:
             row["seeds"] = options.seeds
             row["wers"] = [_wers(options, path, seed) for seed in options.seeds]
@@ -118,21 +111,6 @@ def measured(model: Any, chunk_ms: int) -> dict[str, Any]:
         "state_bytes": 4 * StateLayout(model).num_floats + 8,
         "train_step_ms": train_ms,
     }
-
-
-def export_seconds(model: Any, chunk_ms: int, formats: Sequence[str]) -> dict[str, float]:
-    """Seconds of an export in float32 and int8 with its checks, by format, in the given order: the first one
-    includes imports."""
-    set_chunk_ms(model.eval(), chunk_ms)
-
-    def export(name: str) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.monotonic()
-            export_student(model, _UNITS, Path(folder), format=name)
-            return time.monotonic() - began
-
-    with one_torch_thread():
-        return {name: export(name) for name in formats}
 
 
 def macs_per_second(model: Any) -> float:
@@ -182,9 +160,6 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", type=Path, nargs="+", help=f"YAML files with a model (default: all of {SIZES})"
     )
     parser.add_argument("--chunk-ms", type=int, default=320, help="milliseconds of audio in a chunk")
-    parser.add_argument(
-        "--export", nargs="+", choices=list(FORMATS), help="also time exports to these formats"
-    )
     parser.add_argument(
         "--recipe", type=Path, default=RECIPE, help="recipe to train with, except for its model"
     )
@@ -237,9 +212,8 @@ def _wers(options: argparse.Namespace, path: Path, seed: int) -> dict[str, float
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table in Markdown; WERs are means over the seeds."""
     chunks = list(rows[0]["wers"][0]) if "wers" in rows[0] else []
-    formats = list(rows[0].get("export_s", {}))
     titles = ["student", "parameters", "M MAC/s", "RTF torch", "RTF int8", "int8 MB", "state KB"]
-    titles += ["training ms/step", *(f"export to {name} s" for name in formats)]
+    titles += ["training ms/step"]
     titles += [f"WER % at {'full context' if chunk == '0' else f'{chunk} ms'}" for chunk in chunks]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in rows:
@@ -252,7 +226,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['int8_bytes'] / 1e6:.2f}",
             f"{row['state_bytes'] / 1e3:.0f}",
             f"{row['train_step_ms']:.0f}",
-            *(f"{row['export_s'][name]:.0f}" for name in formats),
             *(f"{mean(wers[chunk] for wers in row['wers']):.1f}" for chunk in chunks),
         ]
         lines.append("| " + " | ".join(cells) + " |")

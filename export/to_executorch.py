@@ -32,7 +32,6 @@ from export.contract import EXECUTORCH_FORMAT, own_metadata, read_metadata
 from export.light_graphs import light_graphs
 from export.packing import StateLayout
 from export.parity import WAVE_TOLERANCE
-from export.quick_lowering import quick_lowering
 from export.wave_student import WaveStudent
 from kdasr.errors import ExportError, ModelError
 from kdasr.interfaces import StreamingModel
@@ -167,7 +166,7 @@ class ExecutorchFormat:
     @contextlib.contextmanager
     def _lowering(self) -> Iterator[ThreadPoolExecutor]:
         """A thread for lowering graphs."""
-        with _explained(self._module), _quiet(), light_graphs(), quick_lowering(), _short_stack() as thread:
+        with _explained(self._module), _quiet(), light_graphs(), _short_stack() as thread:
             yield thread
 
     def _lower(self, program: ExportedProgram, path: Path) -> None:

@@ -70,15 +70,6 @@ def test_what_a_student_costs() -> None:
     assert model.chunk_frames == 4
 
 
-@pytest.mark.slow
-def test_seconds_of_an_export(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    size = tmp_path / "tiny.yaml"
-    size.write_text(MODEL)
-    (row,) = main(["--sizes", str(size), "--chunk-ms", "160", "--export", "wave-onnx", "onnx"])
-    assert list(row["export_s"]) == ["wave-onnx", "onnx"] and min(row["export_s"].values()) > 0.1
-    assert "| export to wave-onnx s | export to onnx s |" in capsys.readouterr().out
-
-
 def test_training_needs_a_work_folder() -> None:
     with pytest.raises(ConfigError, match="--train: training needs the work folder"):
         main(["--train"])
