@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantisation --model DIR --dev SHARDS --test SHARDS
 
-prints WER, share of frames with the same class as in float32, speed, size and memory for float32 and each
-way. Static quantisation is calibrated on the dev shards, including the student's states.
-All take turns, each in its own process on one core; the speed is that of the fastest round,
+(with the extra `dev`) prints WER, share of frames with the same class as in float32, speed, size and
+memory for float32 and each way. Static quantisation is calibrated on the dev shards, including the
+student's states. All take turns, each in its own process on one core; the speed is that of the fastest round,
 shown with its CPU time, which does not depend on how busy the machine is.
 """
 
