@@ -213,8 +213,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a table in Markdown; WERs are means over the seeds."""
     chunks = list(rows[0]["wers"][0]) if "wers" in rows[0] else []
     titles = ["student", "parameters", "M MAC/s", "RTF torch", "RTF int8", "int8 MB", "state KB"]
-    titles += ["training ms/step"]
-    titles += [f"WER % at {'full context' if chunk == '0' else f'{chunk} ms'}" for chunk in chunks]
+    wer_titles = (f"WER % at {'full context' if chunk == '0' else f'{chunk} ms'}" for chunk in chunks)
+    titles += ["training ms/step", *wer_titles]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in rows:
         cells = [
