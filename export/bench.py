@@ -145,7 +145,7 @@ def time_engines(
 def _check_rounds(rounds: int) -> None:
     if rounds < 1:
         raise ConfigError(
-            "each engine must be timed at least once", where="rounds", expected=">= 1", got=rounds
+            "each engine must be timed at least once", where="--rounds", expected=">= 1", got=rounds
         )
 
 

@@ -231,11 +231,12 @@ def map_symbols(
     known = {symbol: unit for unit, symbol in enumerate(units.symbols)}
     wrong = sorted({*given} - {*symbols}) + sorted({s for s in given.values() if s is not None} - {*known})
     if wrong:
-        raise _refusal(
-            "unit_map",
-            where,
-            "symbols of the teacher as keys, symbols of the student as values",
-            ", ".join(wrong),
+        raise LabelMismatchError(
+            "unit_map has symbols that the teacher or the student does not have",
+            where=where,
+            expected="symbols of the teacher as keys; symbols of the student, or null, as values",
+            got=", ".join(wrong),
+            fix="Correct unit_map in the student's recipe, or remove it.",
         )
     found: list[int | None] = [_student_class(symbol, known, given) for symbol in symbols]
     found[BLANK_ID] = BLANK_ID

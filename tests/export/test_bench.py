@@ -183,7 +183,7 @@ def test_delays_without_test_audio_are_refused(place: Path) -> None:
 
 def test_there_is_at_least_one_round(place: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="rounds: each engine must be timed at least once; expected >= 1; got 0"
+        ConfigError, match="--rounds: each engine must be timed at least once; expected >= 1; got 0"
     ):
         bench_device(place / "student", rounds=0)
     with pytest.raises(ConfigError, match="rounds"):
