@@ -3,10 +3,10 @@
     python -m benchmarks.loader --shards runs/mini/shards/labelled [--model runs/mini/teacher] [--device cuda]
 
 prints, by CPU time on one core, the speed from audio shard to log-mel (also for decoding and features
-separately) and that of whole batches, optionally at other --speeds and for --unlabelled audio with its soft
-labels. For 0, 1 and 2 workers it prints the seconds for a batch from the loader alone, for a step on a batch
-in memory, and for both as in training. If `loader_to_step` is below 1, workers have time to spare;
-`waiting_percent` is the share of training time in which the step waits for data.
+separately) and that of whole batches, with their share of padding, optionally at other --speeds and for
+--unlabelled audio with its soft labels. For 0, 1 and 2 workers it prints the seconds for a batch from the
+loader alone, for a step on a batch in memory, and for both as in training. If `loader_to_step` is below 1,
+workers have time to spare; `waiting_percent` is the share of training time in which the step waits for data.
 
 Labels are read in random order, as in training. With a large corpus, nearly every utterance needs a block of
 labels to be decoded; the blocks of a small one stay in memory.
@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.step import TrainingStep, print_table, seconds_each, seconds_of, synchronise
 from kdasr.contract import StudentSide
-from kdasr.features import log_mel
+from kdasr.features import FRAME_SHIFT_MS, log_mel
 from kdasr.interfaces import Batch
 from kdasr.loader import Stream
 from kdasr.models import load_model
@@ -109,14 +109,22 @@ def batches_speed(options: argparse.Namespace) -> dict[str, float]:
         streams["batches_of_unlabelled_with_labels"] = make(
             [options.unlabelled], labels=labels, student=student
         )
-    return {f"{name}_times_real_time": _made(stream, options.batches) for name, stream in streams.items()}
+    figures: dict[str, float] = {}
+    for name, stream in streams.items():
+        figures |= _made(name, stream, options.batches)
+    return figures
 
 
-def _made(stream: Stream, count: int) -> float:
-    audio_s, began = 0.0, time.process_time()
+def _made(name: str, stream: Stream, count: int) -> dict[str, float]:
+    audio_s, padded_s, began = 0.0, 0.0, time.process_time()
     for position in range(count):
-        audio_s += seconds_of(stream.batch(position))
-    return audio_s / (time.process_time() - began)
+        batch = stream.batch(position)
+        audio_s += seconds_of(batch)
+        padded_s += batch.features_btf.shape[:2].numel() * FRAME_SHIFT_MS / 1000
+    return {
+        f"{name}_times_real_time": audio_s / (time.process_time() - began),
+        f"{name}_padding_percent": 100 * (1 - audio_s / padded_s),
+    }
 
 
 def waiting(options: argparse.Namespace) -> list[dict[str, float]]:

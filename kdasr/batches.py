@@ -21,14 +21,24 @@ from kdasr.text import Units
 
 # Lengths are perturbed by up to this share when an epoch is sorted, so that batches differ between
 # epochs; it is also about the share of padding.
-_LENGTH_NOISE = 0.05
+_LENGTH_NOISE = 0.02
 
 
 class EpochBatches:
-    """The batches of an epoch, each a list of utterance numbers."""
+    """The batches of an epoch, each a list of utterance numbers.
 
-    def __init__(self, order: NDArray[np.int32], starts: NDArray[np.int64], turns: NDArray[np.int64]) -> None:
-        self._order, self._starts, self._turns = order, starts, turns
+    Attributes:
+        speeds: (N,) the number of the speed at which each utterance is read.
+    """
+
+    def __init__(
+        self,
+        order: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        turns: NDArray[np.int64],
+        speeds: NDArray[np.int64],
+    ) -> None:
+        self._order, self._starts, self._turns, self.speeds = order, starts, turns, speeds
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -39,19 +49,27 @@ class EpochBatches:
         return numbers
 
 
-def cut_epoch(frames: NDArray[np.signedinteger], batch_frames: int, seed: int, epoch: int) -> EpochBatches:
-    """Group utterances, of `frames` frames each, into batches of at most `batch_frames`, with padding.
+def cut_epoch(frames_sn: NDArray[np.signedinteger], batch_frames: int, seed: int, epoch: int) -> EpochBatches:
+    """Draw the speed of each utterance, and group all into batches of about `batch_frames`, with padding.
 
     Utterances are sorted by length, with a little seeded noise so that batches differ between
-    epochs, and cut into batches, which are then shuffled. The cuts depend on the sorted lengths
-    alone, so that every epoch has the same number of batches.
+    epochs, and cut into batches, which are then shuffled.
+
+    Args:
+        frames_sn: (S, N) the length of each of N utterances at each of S speeds.
+        batch_frames: the size of a batch; draws and noise make some a little larger.
+        seed, epoch: determine everything that is drawn.
     """
+    num_speeds, count = frames_sn.shape
+    speeds = np.random.default_rng([seed, epoch, 1]).integers(num_speeds, size=(count,))
     rng = np.random.default_rng([seed, epoch])
-    starts = np.cumsum([0, *_batch_sizes(frames, batch_frames)])
-    noisy = rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, len(frames))
-    noisy *= frames
+    # The cuts depend on what the sorted lengths usually are, so that every epoch has as many batches.
+    usual = np.sort(frames_sn, axis=None)[num_speeds // 2 :: num_speeds]
+    starts = np.cumsum([0, *_batch_sizes(usual, batch_frames)])
+    noisy = rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, (count,))
+    noisy *= frames_sn[speeds, np.arange(count)]
     order = np.argsort(noisy, kind="stable").astype(np.int32)
-    return EpochBatches(order, starts, rng.permutation(len(starts) - 1))
+    return EpochBatches(order, starts, rng.permutation(len(starts) - 1), speeds)
 
 
 def _batch_sizes(frames: NDArray[np.signedinteger], batch_frames: int) -> list[int]:

@@ -41,12 +41,14 @@ class Item(NamedTuple):
         entry: its place in the shard.
         joined: the soft labels of its shard.
         label_row: the row of its own labels in them; see `LabelShard.rows`.
+        speed: how many times as fast it is read.
     """
 
     shard: Shard
     entry: ShardEntry
     joined: Joined | None = None
     label_row: int = 0
+    speed: float = 1.0
 
 
 class Items:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +44,8 @@ from kdasr.surroundings import (
 )
 from kdasr.text import Units
 
+# Of batches: a training begun with others of the same settings cannot go on with these.
+_GENERATION = 2
 # In batches of more utterances than this, one more row of padding costs little.
 _MANY = 8
 
@@ -102,7 +103,7 @@ class Stream:
     items: Items = field(init=False)
     left_out: LeftOut = field(init=False, default_factory=LeftOut)
     _cache: FeatureCache = field(init=False)
-    _frames: NDArray[np.int32] = field(init=False)
+    _frames_sn: NDArray[np.int32] = field(init=False)
     _epochs: dict[int, EpochBatches] = field(init=False, default_factory=dict)
     _batches_per_epoch: int = field(init=False, default=0)
     _around: int = field(init=False, default=0)
@@ -132,13 +133,12 @@ class Stream:
             self.lead_share = self.joined_share = 0.0  # the student's output frames are unknown
         if self.units is not None and not _spell_words_apart(self.units, self._spoken):
             self.joined_share = 0.0
-        # Batches are sized for the slowest speed, i.e. the longest audio, plus what is added around it.
-        slowest, tail = min(self.speeds), TAIL_FRAMES if self.tail_share else 0
+        # Batches are sized for the audio at its speed, plus what is added around it on average.
         before = self.lead_share * LONGEST_LEAD_FRAMES / 2 + self.joined_share * LONGEST_PAUSE_FRAMES / 4
-        around = round(before) + tail
-        frames = (math.ceil(num_frames(samples) / slowest) + around for samples in self.items.num_samples())
-        self._around = around
-        self._frames = np.fromiter(frames, np.int32, len(self.items))
+        self._around = round(before) + (TAIL_FRAMES if self.tail_share else 0)
+        frames_n = np.fromiter(map(num_frames, self.items.num_samples()), np.int32, len(self.items))
+        at_speeds = [np.ceil(frames_n / speed).astype(np.int32) for speed in self.speeds]
+        self._frames_sn = np.stack(at_speeds) + np.int32(self._around)
 
     def _check(self) -> None:
         """Raise ConfigError if settings do not fit each other."""
@@ -202,12 +202,13 @@ class Stream:
         shares = {"tail": self.tail_share, "lead": self.lead_share, "joined": self.joined_share}
         around = [f"{name} {share}" for name, share in shares.items() if share]
         optional = [item for item in (unit_map, changes, *around) if item]
-        return [list(self.items.sha256().values()), labels, settings, len(self.items), *optional]
+        audio = list(self.items.sha256().values())
+        return [_GENERATION, audio, labels, settings, len(self.items), *optional]
 
     @property
     def fits_cache(self) -> bool:
         """Whether all features of an epoch fit into the cache, so that the next need not recompute them."""
-        return 4 * NUM_MEL_BINS * int(self._frames.sum()) * len(self.speeds) <= self.cache_bytes
+        return 4 * NUM_MEL_BINS * int(self._frames_sn.sum()) <= self.cache_bytes
 
     def cache_whole_or_nothing(self) -> None:
         """Disable the cache unless all features fit: read in the same order every time, an entry would be
@@ -252,7 +253,7 @@ class Stream:
         """Median number of the student's output frames in an utterance; None without a student."""
         if self.student is None:
             return None
-        return self.student.frames(int(np.median(self._frames)) - self._around)
+        return self.student.frames(int(np.median(self._frames_sn)) - self._around)
 
     def locate(self, position: int) -> tuple[int, int]:
         """Epoch and index within it of the `position`-th batch."""
@@ -276,7 +277,7 @@ class Stream:
         """Item numbers of each batch of an epoch; every item is in exactly one batch."""
         if epoch not in self._epochs:
             batch_frames = int(self.batch_seconds * 1000 / FRAME_SHIFT_MS)
-            self._epochs = {epoch: cut_epoch(self._frames, batch_frames, self.seed, epoch)}
+            self._epochs = {epoch: cut_epoch(self._frames_sn, batch_frames, self.seed, epoch)}
         return self._epochs[epoch]
 
     def _usable_items(self) -> Items:
@@ -360,7 +361,8 @@ class Stream:
         return contract.apply(labels, self.student.frames(num_frames(item.entry.num_samples)))
 
     def _load(self, epoch: int, indices: Sequence[int]) -> Batch:
-        items = [self.items[i] for i in indices]
+        speeds = self.epoch_batches(epoch).speeds
+        items = [self.items[i]._replace(speed=self.speeds[speeds[i]]) for i in indices]
         # One length for the whole batch: shorter ones would be padded to the longest.
         lead = self._pause(self.lead_share, epoch, f"{items[0].entry.key}/lead", LONGEST_LEAD_FRAMES)
         pause = self._pause(self.joined_share, epoch, f"{items[0].entry.key}/joined", LONGEST_PAUSE_FRAMES)
@@ -426,11 +428,10 @@ class Stream:
     def _heard(self, item: Item, epoch: int) -> tuple[Tensor, Tensor | None, str | None]:
         """The (T, 80) features that the student hears, spoilt differently in every epoch; the clean ones for
         an online teacher, if any; and the transcript."""
-        speed = self._speed(item, epoch)
         if self.spoil is None:
-            features_tf, text = self._features_and_text(item, speed)
+            features_tf, text = self._features_and_text(item)
             return features_tf, None, text
-        samples, text = self._samples_and_text(item, speed)
+        samples, text = self._samples_and_text(item)
         rng = np.random.default_rng(self._draw(epoch, f"{item.entry.key}/spoil"))
         return log_mel(self.spoil(samples, rng)), log_mel(samples) if self.clean_too else None, text
 
@@ -445,25 +446,18 @@ class Stream:
         """A 56-bit number determined by the seed, the epoch and a name."""
         return int.from_bytes(hashlib.blake2b(f"{self.seed}/{epoch}/{name}".encode(), digest_size=7).digest())
 
-    def _speed(self, item: Item, epoch: int) -> float:
-        if len(self.speeds) == 1:
-            return self.speeds[0]
-        name = f"{self.seed}/{epoch}/{item.entry.key}".encode()
-        choice = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) % len(self.speeds)
-        return self.speeds[choice]
-
-    def _features_and_text(self, item: Item, speed: float) -> tuple[Tensor, str | None]:
+    def _features_and_text(self, item: Item) -> tuple[Tensor, str | None]:
         def compute() -> tuple[Tensor, str | None]:
-            samples, text = self._samples_and_text(item, speed)
+            samples, text = self._samples_and_text(item)
             return log_mel(samples), text
 
-        return self._cache.get((item.shard.path, item.entry.key, speed), compute)
+        return self._cache.get((item.shard.path, item.entry.key, item.speed), compute)
 
-    def _samples_and_text(self, item: Item, speed: float) -> tuple[NDArray[np.float32], str | None]:
+    def _samples_and_text(self, item: Item) -> tuple[NDArray[np.float32], str | None]:
         utterance = read_utterance(item.shard, item.entry)
         if self.units is not None and utterance.text is None:
             raise _no_transcript(item.shard.path, utterance.key)
-        return change_speed(utterance.samples, speed), utterance.text
+        return change_speed(utterance.samples, item.speed), utterance.text
 
 
 class _Reading(NamedTuple):

@@ -84,6 +84,9 @@ def test_a_batch_is_padded_with_silence() -> None:
     assert batch.features_btf[1, 1:].eq(LOG_MEL_FLOOR).all() and batch.features_btf[0].eq(0).all()
 
 
+SPEEDS = (0.9, 1.0, 1.1)
+
+
 def cut_one_by_one(frames: list[int], batch_frames: int) -> list[int]:
     """The sizes of batches, from the shortest utterances to the longest, by the rule itself."""
     sizes = [0]
@@ -96,20 +99,43 @@ def cut_one_by_one(frames: list[int], batch_frames: int) -> list[int]:
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 200))
 def test_batches_are_as_full_as_they_may_be(frames: list[int], batch_frames: int) -> None:
-    batches = cut_epoch(np.array(frames, np.int32), batch_frames, 1, 0)
+    batches = cut_epoch(np.array([frames], np.int32), batch_frames, 1, 0)
     assert sorted(map(len, batches)) == sorted(cut_one_by_one(frames, batch_frames))
     assert sorted(number for batch in batches for number in batch) == list(range(len(frames)))
 
 
 def test_the_order_of_an_epoch_stays_what_it_was() -> None:
-    """A training that was begun with an earlier version goes on with the batches that it would have had."""
+    """A training that was begun with an earlier version goes on with the batches that it would have had, or
+    begins anew if `_GENERATION` of `kdasr.loader` changes with them."""
     frames = np.random.default_rng(3).integers(100, 1_000, 12)
-    assert list(cut_epoch(frames, 2_500, 7, 2)) == [[8, 1, 9, 4, 2, 3], [10, 11, 7], [6], [5, 0]]
+    assert list(cut_epoch(frames[None], 2_500, 7, 2)) == [[8, 1, 9, 4, 2, 3], [10, 11, 7], [6], [5, 0]]
+    with_speeds = cut_epoch(np.stack([frames, frames * 9 // 10]), 2_500, 7, 2)
+    assert list(with_speeds) == [[8, 1, 9, 4, 2, 3], [10, 11, 7], [0], [6, 5]]
+    assert with_speeds.speeds.tolist() == [0, 1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 1]
+
+
+def test_batches_are_sized_for_the_speed_at_which_each_utterance_is_read() -> None:
+    frames = np.random.default_rng(0).integers(300, 1_500, 3_000)
+    at_speeds = np.stack([np.ceil(frames / speed).astype(int) for speed in (0.9, 1.0, 1.1)])
+    read, sizes = [], set()
+    for epoch in range(6):
+        batches = cut_epoch(at_speeds, 20_000, 1, epoch)
+        lengths = at_speeds[batches.speeds, np.arange(3_000)]
+        padded = [len(batch) * int(lengths[batch].max()) for batch in batches]
+        assert max(padded) < 20_000 * 1.06
+        assert lengths.sum() / sum(padded) > 0.95 and sum(padded) / (20_000 * len(batches)) > 0.95
+        assert sorted(i for batch in batches for i in batch) == list(range(3_000))
+        read.append(batches.speeds)
+        sizes.add(len(batches))
+    assert len(sizes) == 1, "as many batches in every epoch"
+    for speed in range(3):
+        assert 0.3 < np.mean(np.stack(read) == speed) < 0.37
+        assert not np.array_equal(read[0] == speed, read[1] == speed)
 
 
 def test_batches_keep_to_their_size_and_waste_little() -> None:
     frames = np.random.default_rng(0).integers(50, 1_500, 3_000)
-    batches = cut_epoch(frames, 10_000, 1, 0)
+    batches = cut_epoch(frames[None], 10_000, 1, 0)
     padded = [len(batch) * int(frames[batch].max()) for batch in batches]
     assert np.mean([size > 10_000 * 1.1 for size in padded]) < 0.05
     assert 1 - frames.sum() / sum(padded) < 0.15
@@ -142,11 +168,16 @@ def test_the_cache_forgets_the_longest_unused() -> None:
 
 
 def test_speeds_change_from_epoch_to_epoch_and_are_repeatable(labelled: Path) -> None:
-    source = stream(labelled, speeds=(0.9, 1.0, 1.1))
-    item = source.items[0]
-    chosen = [source._speed(item, epoch) for epoch in range(60)]
-    assert set(chosen) == {0.9, 1.0, 1.1}
-    assert chosen == [stream(labelled, speeds=(0.9, 1.0, 1.1))._speed(item, epoch) for epoch in range(60)]
+    source, again, plain = (stream(labelled, speeds=speeds) for speeds in (SPEEDS, SPEEDS, (1.0,)))
+    original = {key: len(features) for _, key, features in readings(plain, 1)}
+    read = [(epoch, key, len(features)) for epoch, key, features in readings(source, 20)]
+    chosen: dict[str, set[float]] = {}
+    for _, key, length in read:
+        speed = min(SPEEDS, key=lambda speed: abs(original[key] / speed - length))
+        assert abs(original[key] / speed - length) <= 1
+        chosen.setdefault(key, set()).add(speed)
+    assert all(speeds == {*SPEEDS} for speeds in chosen.values())
+    assert read == [(epoch, key, len(features)) for epoch, key, features in readings(again, 20)]
 
 
 def test_transcribed_audio_is_followed_by_silence_in_its_share_of_the_epochs(labelled: Path) -> None:
