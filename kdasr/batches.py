@@ -36,7 +36,7 @@ class EpochBatches:
         order: NDArray[np.int32],
         starts: NDArray[np.int64],
         turns: NDArray[np.int64],
-        speeds: NDArray[np.int64],
+        speeds: NDArray[np.int8],
     ) -> None:
         self._order, self._starts, self._turns, self.speeds = order, starts, turns, speeds
 
@@ -61,7 +61,8 @@ def cut_epoch(frames_sn: NDArray[np.signedinteger], batch_frames: int, seed: int
         seed, epoch: determine everything that is drawn.
     """
     num_speeds, count = frames_sn.shape
-    speeds = np.random.default_rng([seed, epoch, 1]).integers(num_speeds, size=(count,))
+    draws = np.random.default_rng([seed, epoch, 1])
+    speeds = draws.integers(num_speeds, size=(count,), dtype=np.int8)
     rng = np.random.default_rng([seed, epoch])
     # The cuts depend on what the sorted lengths usually are, so that every epoch has as many batches.
     usual = np.sort(frames_sn, axis=None)[num_speeds // 2 :: num_speeds]
