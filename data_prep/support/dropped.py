@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +13,7 @@ from kdasr.audio import NOT_READ
 from kdasr.errors import KdasrError, UnitsError
 from kdasr.reasons import Kind, Reasons
 from kdasr.symbols import shorten
+from kdasr.text import check_letters
 
 # More than these are not an alphabet, but syllables or words.
 _MOST_LETTERS = 200
@@ -75,12 +77,9 @@ class Dropped:
             self.notes[f"{AVERAGED} {channels} channels"] += 1
 
     def note_accents(self, text: str, normal_text: str) -> None:
-        """Count a transcript that lost accents in normalisation, which is harmless only in English."""
-        composed = unicodedata.normalize("NFC", text)
-        letters = {
-            char for char in composed if not char.isascii() and unicodedata.category(char) in ("Lu", "Ll")
-        }
-        if any(char.lower() not in normal_text for char in letters):
+        """Count a transcript that lost accents or other marks in normalisation, which is harmless only in
+        English."""
+        if letters_of(text) - {*normal_text}:
             self.notes["with accents removed"] += 1
 
     def note_tags(self, what: str, text: str) -> None:
@@ -137,6 +136,17 @@ def conversion(name: str) -> str:
     end = PurePath(name).suffix
     command = f'for f in *{end}; do ffmpeg -i "$f" -ar 16000 -ac 1 "${{f%{end}}}.flac"; done'
     return f"to convert all {end} files in a folder, run this there: {command}"
+
+
+def letters_of(text: str) -> set[str]:
+    """The letters beyond a-z, and their marks, as the setting `letters` takes them."""
+    # A lower-cased Turkish İ is often an i with a combining dot, which is not a mark of the language.
+    composed = unicodedata.normalize("NFKC", text.lower().replace("i\u0307", "i"))
+    found = set()
+    for char in {*composed}:
+        with contextlib.suppress(UnitsError):
+            found |= {*check_letters(char)} if unicodedata.category(char)[0] in "LM" else set()
+    return found
 
 
 def letters_hint(found: set[str], own: str) -> str:

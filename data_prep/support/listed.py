@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from pathlib import Path, PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.support.dropped import Dropped
+from data_prep.support.dropped import Dropped, letters_of
 from kdasr.audio import SAMPLE_RATE_HZ, WHOLE, AudioReader, Cut, Decoded
 from kdasr.errors import AudioError, CorpusError, UnitsError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
 from kdasr.shards import Placed
-from kdasr.text import check_letters, normalise
+from kdasr.text import normalise
 
 # The suffixes of the splits of a list, of which the last two are held out.
 PARTS = ("", "-dev", "-test")
@@ -186,19 +185,8 @@ def _texts_of(
             dropped.add_error(one.name, error)
             dropped.note_digits(said or "")
         if letters is not None:
-            dropped.letters |= _letters_of(said or "") - {*text}
+            dropped.letters |= letters_of(said or "") - {*text}
     return good
-
-
-def _letters_of(text: str) -> set[str]:
-    """The letters beyond a-z, and their marks, as the setting `letters` takes them."""
-    # A lower-cased Turkish İ is often an i with a combining dot, which is not a mark of the language.
-    composed = unicodedata.normalize("NFKC", text.lower().replace("i\u0307", "i"))
-    found = set()
-    for char in {*composed}:
-        with contextlib.suppress(UnitsError):
-            found |= {*check_letters(char)} if unicodedata.category(char)[0] in "LM" else set()
-    return found
 
 
 def _written_rate(one: Listed, reader: AudioReader, limits: Limits, done: Mapping[str, int]) -> int | None:

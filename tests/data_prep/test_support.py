@@ -115,6 +115,24 @@ def test_dropped_things_are_counted_without_their_place() -> None:
     assert dropped.notes == {"resampled from 8000 Hz": 1, "with accents removed": 2}
 
 
+@pytest.mark.parametrize(
+    ("text", "letters", "lost"),
+    [
+        ("İstanbul'da IŞIK", "çğıöşü", False),
+        ("İzmir ile Iğdır", "ıöü", True),
+        ("كَتَبَ أنا", "انكتب", True),
+        ("كتب انا", "انكتب", False),
+        ("हिन्दी", "हिनदी", True),
+        ("हिन्दी", "हिन्दी", False),
+        ("ﬁn", "", False),
+    ],
+)
+def test_accents_and_marks_that_a_transcript_lost_are_counted(text: str, letters: str, lost: bool) -> None:
+    dropped = Dropped()
+    dropped.note_accents(text, normalise(text, letters))
+    assert dropped.notes["with accents removed"] == lost
+
+
 def test_every_voice_speaks_and_carries_nothing_over_to_the_next() -> None:
     def say(variant: str) -> Samples:
         return espeak.speak("nine two", f"en-us+{variant}")
