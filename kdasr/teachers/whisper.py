@@ -40,6 +40,8 @@ _MAX_SECONDS = 30.0
 # More tokens than anybody speaks: English has about four a second.
 _TOKENS_PER_SECOND, _FIRST_TOKENS = 16, 16
 _PROMPT_TOKENS = 4
+# In the text of a token: bytes that are not a whole character.
+_NOT_WHOLE = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -228,14 +230,29 @@ def _asked(how: Any, language: str, where: Path) -> dict[str, str]:
 
 def _unspoken(tokenizer: Any, letters: str) -> list[int]:
     """Tokens whose text has no definite spoken form, such as digits. Tokens with only some bytes of one of
-    `letters` have no valid text of their own and are not included."""
-    spelled = [mark + case for letter in letters for mark in ("", " ") for case in (letter, letter.upper())]
-    of_letters = {unit for text in spelled for unit in tokenizer(text, add_special_tokens=False).input_ids}
-    vocabulary = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
-    texts = zip(
-        sorted(vocabulary), tokenizer.batch_decode([[unit] for unit in sorted(vocabulary)]), strict=True
-    )
-    return [unit for unit, text in texts if unit not in of_letters and _normal(text, letters) is None]
+    `letters`, alone or beside whole ones, have no valid text of their own and are not included."""
+    cases = sorted({case for letter in letters for case in (letter, letter.upper())})
+    spelled = [
+        tokenizer(mark + case, add_special_tokens=False).input_ids for case in cases for mark in ("", " ")
+    ]
+    of_letters = {unit for units in spelled for unit in units}
+    # As the vocabulary writes bytes: a character for each.
+    written = ["".join(tokenizer.convert_ids_to_tokens(units)) for units in spelled[::2]]
+    begun = {one[:end] for one in written for end in range(len(one))} | {""}
+    ended = {one[start:] for one in written for start in range(1, len(one))} | {""}
+    vocabulary = sorted({*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids})
+    texts = tokenizer.batch_decode([[unit] for unit in vocabulary])
+
+    def is_spoken(token: str, text: str) -> bool:
+        whole = text.strip(_NOT_WHOLE)
+        rest = len(token) - len(whole.encode()) if whole != text else 0
+        return _normal(whole, letters) is not None and any(
+            token[:first] in ended and token[len(token) - rest + first :] in begun
+            for first in range(rest + 1)
+        )
+
+    tokens = zip(vocabulary, tokenizer.convert_ids_to_tokens(vocabulary), texts, strict=True)
+    return [unit for unit, token, text in tokens if unit not in of_letters and not is_spoken(token, text)]
 
 
 def _normal(text: str, letters: str) -> str | None:

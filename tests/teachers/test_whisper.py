@@ -122,6 +122,19 @@ def test_bytes_of_the_language_s_letters_are_not_suppressed() -> None:
     assert [unit for unit in _unspoken(tokenizer, "") if unit < len(pieces)] == [3, 4, 5, 6]
 
 
+def test_bytes_of_letters_beside_whole_ones_are_not_suppressed() -> None:
+    """Whisper's Korean, Hebrew, Arabic and Vietnamese often divide a letter between two tokens."""
+    import transformers
+
+    spoken = ["a", "aÃ", "¼b", "ĠaÃ", "º¿Ã"]  # as byte vocabularies write C3 BC and E1 BA BF
+    others = ["4Ã", "aÅ", "½b", "aá»"]
+    vocab = {piece: unit for unit, piece in enumerate([*spoken, *others, "Ġ", *"Ã¼áº¿"])}
+    tokenizer = transformers.WhisperTokenizer(vocab=vocab, merges=[])
+    assert tokenizer.decode([1, 2]) == "aüb"
+    unspoken = _unspoken(tokenizer, "üế")
+    assert [piece for piece in (*spoken, *others) if vocab[piece] in unspoken] == others
+
+
 def test_a_text_with_letters_that_the_language_lacks_is_none(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
