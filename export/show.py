@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from rich.cells import cell_len
+
 from export.sources import microphone_pieces, pcm_pieces, pieces_of
 from export.transcribe import Recogniser, Transcript, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
@@ -216,7 +218,7 @@ def _show_partial(heard: Transcript, err: TextIO) -> None:
     """Overwrites the line on a terminal, prints a line in a log; of a long text either shows the end."""
     if err.isatty():
         width = shutil.get_terminal_size().columns - 1
-        err.write("\r\x1b[K" + _end_of(_printable(f"{heard.source}: {heard.text}"), width))
+        err.write("\r\x1b[K" + _within(_printable(f"{heard.source}: {heard.text}"), width))
     else:
         _tell(f"{heard.source}\t{_end_of(heard.text, _LOG_COLUMNS)} …", err)
     err.flush()
@@ -234,6 +236,16 @@ def _printable(line: str) -> str:
 
 def _end_of(line: str, width: int) -> str:
     return line if len(line) <= width else "…" + line[1 - width :]
+
+
+def _within(line: str, columns: int) -> str:
+    """The end of `line` that takes no more than so many columns: Korean letters take two each, marks none."""
+    if cell_len(line) <= columns:
+        return line
+    start, left = len(line), columns - 1
+    while (left := left - cell_len(line[start - 1])) >= 0:
+        start -= 1
+    return "…" + line[start:]
 
 
 def _clear_line(err: TextIO) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from rich.cells import cell_len
 
 import export.show
 from export.parity import probe_sound
 from export.publish import export_student
 from export.show import Request, show_transcripts
 from export.sources import Gap
-from export.transcribe import Recogniser, open_recogniser
+from export.transcribe import Recogniser, Transcript, open_recogniser
 from kdasr.errors import AudioError, ConfigError, ModelError
 from kdasr.models import save_model
 from kdasr.resampling import resample
@@ -167,6 +169,17 @@ def test_a_terminal_line_is_written_over(place: Path) -> None:
     parts = err.getvalue().split("\r\x1b[K")
     assert parts[0] == "" and parts[-1] == "" and len(parts) > 4
     assert "\n" not in err.getvalue()
+
+
+@pytest.mark.parametrize("word", ["안녕하세요", "हिन्दी", "salut"])
+def test_a_terminal_line_fits_whatever_the_width_of_its_letters(word: str) -> None:
+    err, width, columns = Terminal(), shutil.get_terminal_size().columns - 1, cell_len(word)
+    export.show._show_partial(Transcript("a", " ".join([word] * 40), [], False), err)
+    shown = err.getvalue().removeprefix("\r\x1b[K")
+    assert width - columns - 2 <= cell_len(shown) <= width and shown.endswith(f" {word}")
+    few = (width - 4) // (columns + 1)
+    export.show._show_partial(Transcript("a", " ".join([word] * few), [], False), err)
+    assert err.getvalue().endswith(f"\x1b[Ka: {word}{f' {word}' * (few - 1)}")
 
 
 def test_another_rate_is_resampled_and_said_so(place: Path, tmp_path: Path) -> None:
