@@ -46,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, …
         print(f"kdasr: {error}", file=sys.stderr)
         return 2
+    except UnicodeEncodeError as error:
+        if error.encoding == "utf-8":
+            raise
+        print(f"kdasr: {_no_utf_8(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         goes_on = (
             "; run the same command again to resume from the finished parts"
@@ -54,6 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(f"kdasr: interrupted{goes_on}", file=sys.stderr)
         return 130
+
+
+def _no_utf_8(error: UnicodeEncodeError) -> ConfigError:
+    return ConfigError(
+        "the locale's encoding lacks a letter of a text or of a file's name",
+        expected="UTF-8",
+        got=f"{error.encoding}, and {error.object[error.start : error.end]!r}",
+        fix="Choose a locale with UTF-8 (export LC_ALL=C.UTF-8), without PYTHONUTF8=0 and PYTHONIOENCODING.",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

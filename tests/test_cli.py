@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import errno
 import importlib.metadata
+import io
+import os
 import re
 import subprocess
 import sys
@@ -305,3 +307,29 @@ def test_what_goes_on_when_called_again_says_so_when_it_is_interrupted(
     goes_on, ends = capsys.readouterr().err.splitlines()
     assert goes_on.endswith("interrupted; run the same command again to resume from the finished parts")
     assert ends == "kdasr: interrupted"
+
+
+def test_a_locale_without_the_letters_of_a_text_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "_run_by_all", lambda *_: print("altı"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+        assert main(["doctor"]) == 2
+    assert "expected UTF-8; got latin-1, and 'ı'. Choose a locale with UTF-8" in capsys.readouterr().err
+    (tmp_path / "train.jsonl").write_text('{"audio_filepath": "\\u0131.wav", "text": "a"}')
+    program = "import sys; from kdasr.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "prepare",
+        "manifest",
+        "--corpus",
+        tmp_path,
+        "--out",
+        tmp_path / "a",
+    ]
+    locale = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, env=locale, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "expected UTF-8; got ascii, and '\\u0131'" in done.stderr

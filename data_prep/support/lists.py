@@ -362,6 +362,8 @@ def place_of(settings: ListSettings, folder: Path, audio: str, beside: str = "")
         if not audio.strip() or b"\0" in os.fsencode(name):
             raise ValueError
     except ValueError as error:
+        if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
+            raise  # not the list is at fault, but the locale
         raise CorpusError(
             "the audio path is empty or invalid", expected="the path of an audio file", got=repr(audio)
         ) from error
