@@ -112,7 +112,8 @@ class Dropped:
         if self.with_digits:
             lines.append(
                 f"{self.with_digits} of the transcripts left out have digits; --numbers and --spoken_forms "
-                'write them as words: docs/your-data.md, "Numbers, abbreviations and tags"'
+                'write them as words (--numbers as English ones): docs/your-data.md, "Numbers, abbreviations '
+                'and tags"'
             )
         if unread := [what for what, reason in self.items if reason.startswith(NOT_READ)]:
             lines.append(conversion(self.places.get(unread[0], unread[0])))

@@ -33,6 +33,7 @@ _GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3}){1,2}")
 _DECIMAL = re.compile(r"([1-9]\d{0,2})\.([1-9]{1,4})")
 _ORDINAL = re.compile(r"([1-9]\d{0,2})(st|nd|rd|th)", re.IGNORECASE)
 _TIME = re.compile(r"([1-9]|1\d|2[0-3]):([0-5][1-9]|[1-5]0)")
+_OTHER_LANGUAGES = "Spell out numbers in other languages as words first."
 _ENGLISH_WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -40,7 +41,7 @@ def check_spoken(settings: Any) -> None:
     """Refuse values of `numbers` and `spoken_forms` that cannot be used; for `__post_init__` of a Settings.
 
     Raises:
-        ConfigError: numbers is neither en-US nor en-GB, or spoken_forms is no such file.
+        ConfigError: numbers is neither en-US nor en-GB, or the language is another; spoken_forms is no file.
         MissingDependencyError: num2words is not installed.
     """
     if settings.numbers is not None and settings.numbers not in (US, GB):
@@ -49,7 +50,19 @@ def check_spoken(settings: Any) -> None:
             where="--numbers",
             expected=f"{US} (one hundred five) or {GB} (one hundred and five)",
             got=settings.numbers,
-            fix="Spell out numbers in other languages as words first.",
+            fix=_OTHER_LANGUAGES,
+        )
+    if (
+        settings.numbers is not None
+        and settings.language
+        and not re.match("en(-|$)", settings.language, re.I)
+    ):
+        raise ConfigError(
+            "numbers are written as English words",
+            where="--numbers",
+            expected="an English --language, or none",
+            got=settings.language,
+            fix=_OTHER_LANGUAGES,
         )
     spoken_form(settings)
 

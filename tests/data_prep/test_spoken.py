@@ -189,6 +189,15 @@ def test_lists_and_folders_are_rewritten_and_say_so(
     assert not {"numbers", "spoken_forms"} & set(record["source"]["settings"])
 
 
+def test_numbers_of_another_language_are_not_written_in_english(tmp_path: Path) -> None:
+    write_tone(tmp_path / "1.wav", 0.5)
+    (tmp_path / "train.jsonl").write_text('{"audio_filepath": "1.wav", "text": "3 elma"}')
+    with pytest.raises(ConfigError, match=r"English words; expected an English --language.*; got tr\. Spell"):
+        prepare("manifest", corpus=tmp_path, out=tmp_path / "tr", numbers="en-US", language="tr")
+    prepare("manifest", corpus=tmp_path, out=tmp_path / "en", numbers="en-US", language="en-AU")
+    assert [one.text for one in read_folder(tmp_path / "en/train")] == ["three elma"]
+
+
 @pytest.mark.parametrize("setting", ["numbers", "spoken_forms"])
 def test_audio_without_transcripts_cannot_be_rewritten(tmp_path: Path, setting: str) -> None:
     (tmp_path / "forms.tsv").write_text("dr\tdoctor\n")
