@@ -75,6 +75,9 @@ _SPOKEN = {*"%&#@§¶‰\\"}
 _TATWEEL = "ـ"
 # Invisible, but in some languages part of the spelling.
 _JOINERS = "\u200c\u200d"
+# Punctuation in Unicode, but within words a part of the spelling: l·l in Catalan, geresh and gershayim in
+# Hebrew.
+_WITHIN_WORDS = "·׳״"
 
 
 def normalise(text: str, letters: str = "") -> str:
@@ -106,7 +109,8 @@ def normalise(text: str, letters: str = "") -> str:
         if not all(part in ALPHABET or part in own or part.isspace() for part in parts):
             raise _cannot_be_normalised(char, text, letters)
         plain.append(parts)
-    return " ".join(word for word in "".join(plain).split() if word.strip("'"))
+    words = (word.strip(_WITHIN_WORDS) for word in "".join(plain).split())
+    return " ".join(word for word in words if word.strip("'"))
 
 
 def normalise_by_word(text: str, letters: str = "") -> tuple[str, bool]:
@@ -148,7 +152,7 @@ def check_letters(letters: str) -> str:
     """A language's letters beyond a-z, such as "äöüß", each once and sorted.
 
     Raises:
-        UnitsError: anything but lower-case letters (or marks that belong to letters) beyond a-z.
+        UnitsError: anything but lower-case letters (or marks that belong to letters or words) beyond a-z.
     """
     composed = unicodedata.normalize("NFC", letters)
     for char in composed:
@@ -171,7 +175,7 @@ def letters_in(texts: Iterable[str | None]) -> str:
 
 
 def _may_be_letter(char: str) -> bool:
-    return unicodedata.category(char)[0] in "LM" or char in _JOINERS
+    return (unicodedata.category(char)[0] in "LM" and char != _TATWEEL) or char in _JOINERS + _WITHIN_WORDS
 
 
 def _cannot_be_normalised(char: str, text: str, letters: str) -> UnitsError:

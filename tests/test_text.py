@@ -115,6 +115,9 @@ def test_characters_round_trip_without_blank(text: str) -> None:
         ("IŞIK", "ş", "işik"),  # where nobody knows of "ı"
         ("مـرحبا، كيف؟", "ابحرفكمي", "مرحبا كيف"),  # drawn out
         ("می\u200cخواهم", "اخمهوی\u200c", "می\u200cخواهم"),  # a joiner that is part of the spelling
+        ("· la col·lecció ·", "ó·", "la col·lecció"),  # marks within words, but no others
+        ("«La col·lecció»", "ó", "la col lecció"),
+        ("״ג׳ירפה״ וצה״ל", "אגהוילפצר׳״", "ג׳ירפה וצה״ל"),
     ],
 )
 def test_letters_of_a_language_are_kept_and_other_accents_dropped(
@@ -148,7 +151,7 @@ def test_a_word_that_cannot_be_normalised_leaves_the_others_alone(
     assert normalise_by_word(text, "üß") == (expected, is_normal)
 
 
-@pytest.mark.parametrize("letters", ["ä,ö", "Ä", "ab", "4", "ä ö", "’", "'"])
+@pytest.mark.parametrize("letters", ["ä,ö", "Ä", "ab", "4", "ä ö", "’", "'", "مـر"])
 def test_letters_that_are_none_beyond_a_to_z_are_refused(letters: str) -> None:
     with pytest.raises(UnitsError, match=r"letters: .* cannot be an additional letter; .*such as äöüß"):
         check_letters(letters)

@@ -155,9 +155,10 @@ def test_letters_that_a_language_may_have_are_named(corpus: Path, capsys: pytest
     prepared(corpus, "kept", letters="łżóźıяąś")
     assert "--letters" not in capsys.readouterr().err
     (corpus / "dev.jsonl").unlink()
-    write(corpus, "train.jsonl", line(1, "шесть"), line(2, "हिन्दी"))
+    write(corpus, "train.jsonl", line(1, "шесть"), line(2, "हिन्दी"), line(3, "мـа"))
     with pytest.raises(
-        CorpusError, match="If the language has these letters: --letters " + check_letters("естьшहिन्दी") + "$"
+        CorpusError,
+        match="If the language has these letters: --letters " + check_letters("аместьшहिन्दी") + "$",
     ):
         prepared(corpus, "none")
     write(corpus, "train.jsonl", line(1), line(2, "".join(chr(0x4E00 + number) for number in range(201))))
