@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,8 +120,9 @@ class TableUnits(SymbolUnits):
     ) -> TableUnits:
         """The units of a foreign table: blank first, all others in their order.
 
-        The word mark (`|`, a space) becomes "▁", and upper-case letters become lower-case if the table
-        has no lower-case ones, so that texts are spelled as by `kdasr.text.normalise`.
+        The word mark (`|`, a space) becomes "▁", upper-case letters become lower-case if the table has no
+        lower-case ones, and accents and marks are composed (NFC) unless a SentencePiece model writes them
+        otherwise, so that texts are spelled as by `kdasr.text.normalise`.
 
         Raises:
             UnitsError: a symbol occurs twice, or there is no blank.
@@ -142,6 +144,9 @@ class TableUnits(SymbolUnits):
         def spelled(symbol: str) -> str:
             if symbol == mark:
                 return WORD_START
+            composed = unicodedata.normalize("NFC", symbol)
+            if model_bytes is None and composed not in symbols:
+                symbol = composed
             return symbol.translate(capitals).lower() if upper and not stands_for_no_text(symbol) else symbol
 
         return cls([BLANK_SYMBOL, *map(spelled, ordered[1:])], model_bytes, upper)

@@ -8,7 +8,7 @@ import pytest
 
 from kdasr.errors import UnitsError
 from kdasr.symbols import TableUnits, blank_path, control_ids
-from kdasr.text import load_units, train_sentencepiece
+from kdasr.text import load_units, normalise, train_sentencepiece
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "H", "L", "O", "'"]
 PIECES = ["<unk>", "▁he", "l", "lo", "▁", "o", "h", "e", "▁l", "<blk>"]
@@ -42,6 +42,17 @@ def test_capitals_of_other_languages_become_their_small_letters() -> None:
     assert TableUnits.from_foreign(["<pad>", "I"], blank_id=0).symbols == ["<blk>", "i"]
     # The same symbols of other texts: I was taken for i.
     assert TableUnits(["<blk>", "ı"]).hash != TableUnits(["<blk>", "i"]).hash
+
+
+def test_letters_are_composed_as_in_normalised_text() -> None:
+    hindi = TableUnits.from_foreign(["<pad>", "|", *"लका", "\u095c"], blank_id=0)  # NFC parts this letter
+    text = normalise("लड़का", "लड़का")
+    assert hindi.symbols[-1] == "\u0921\u093c" and hindi.encode(text) == [2, 5, 3, 4]
+    assert hindi.decode([2, 5, 3, 4]) == text
+    german = TableUnits.from_foreign(["<pad>", "U\u0308", "S"], blank_id=0)
+    assert german.symbols == ["<blk>", "ü", "s"]
+    both = TableUnits.from_foreign(["<pad>", "u\u0308", "ü"], blank_id=0)
+    assert both.symbols == ["<blk>", "u\u0308", "ü"] and both.encode("ü") == [2]
 
 
 def test_mixed_case_and_a_mark_that_is_there_already_stay() -> None:
