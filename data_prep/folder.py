@@ -8,6 +8,7 @@ NAME.wav is the whole of NAME.txt.
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -175,11 +176,15 @@ def _each(listed: Iterable[Listed]) -> Iterator[Listed]:
 
 
 def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator[Listed]:
-    """The files, each with the NAME.txt beside it; of two with the same NAME, only the first."""
+    """The files, each with the NAME.txt beside it, whose accents another system may have encoded differently;
+    of two with the same NAME, only the first."""
     texts = {path.with_suffix(""): path for path in _files(corpus, (TEXT,))}
+    composed = {_composed(stem): stem for stem in texts}
     used: dict[Path, str] = {}
     for one in _listed(settings, corpus, dropped):
         stem = one.path.with_suffix("")
+        if stem not in texts:
+            stem = composed.get(_composed(stem), stem)
         if stem in used:
             # The same recording in another format: it must not be in both training and test.
             dropped.add(one.name, f"the transcript is already used for {used[stem]}")
@@ -192,6 +197,10 @@ def _transcribed(settings: Settings, corpus: Path, dropped: Dropped) -> Iterator
     for stem, path in sorted(texts.items()):
         if stem not in used:
             dropped.add(str(path.relative_to(corpus)), "transcript without audio")
+
+
+def _composed(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path))
 
 
 def _others(corpus: Path) -> Iterator[Path]:

@@ -294,6 +294,19 @@ def test_a_language_is_written_to_every_utterance_and_changes_nothing_where_none
             prepare("folder", corpus=corpus, out=tmp_path / "wrong", language=wrong)
 
 
+def test_a_transcript_belongs_to_audio_whose_accents_are_encoded_differently(
+    corpus: Path, tmp_path: Path
+) -> None:
+    for name, text in (("Ju\u0308rgen", "Jürgen"), ("s\u0327u", "s\u0327u"), ("şu", "şu")):
+        write_tone(corpus / f"{name}.wav", 0.5)
+        (corpus / f"{text}.txt").write_text(text.encode("ascii", "ignore").decode() or "x")
+    (corpus / "şu.txt").write_text("another")
+    prepare("folder", corpus=corpus, out=tmp_path / "out", transcripts=True)
+    texts = {one.source: one.text for one in read_folder(tmp_path / "out" / "labelled")}
+    assert texts == {"Ju\u0308rgen.wav": "jrgen", "s\u0327u.wav": "su", "şu.wav": "another"}
+    assert dropped_in(tmp_path / "out" / "labelled") == {}
+
+
 def test_transcripts_beside_the_audio_make_labelled_audio(corpus: Path, tmp_path: Path) -> None:
     for name, seconds in (("a/1.wav", 1.0), ("a/2.flac", 0.5), ("b.mp3", 3.0), ("c.wav", 0.5)):
         write_tone(corpus / name, seconds)
