@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ def read_spoken_forms(path: Path | str) -> dict[str, str]:
         if not line.strip() or line.startswith("# "):
             continue
         written, tab, spoken = line.partition("\t")
-        if not (written := " ".join(written.split()).lower()) or not tab:
+        if not (written := _lower(" ".join(written.split()))) or not tab:
             expected = "the written form, a tab and the spoken form"
             raise ConfigError(
                 "this is not a spoken form", where=f"{path}:{number}", expected=expected, got=repr(line[:80])
@@ -114,6 +115,8 @@ def spoken_form(settings: Any) -> Callable[[str], str] | None:
 
 def _replacement(forms: Mapping[str, str]) -> Callable[[str], str]:
     """A function that replaces whole words, and symbols anywhere, by their spoken forms, longest first."""
+    from kdasr.symbols import TURKISH_CAPITALS  # command-line help works without importing SentencePiece
+
     if not forms:
         return lambda text: text
     # A form that begins or ends with a letter or digit must not be a part of a longer word.
@@ -126,10 +129,22 @@ def _replacement(forms: Mapping[str, str]) -> Callable[[str], str]:
     pattern = re.compile("|".join(parts), re.IGNORECASE)
 
     def spoken(found: re.Match[str]) -> str:
-        # Ignoring case, a pattern also matches letters such as ſ, which are not the s of lower case.
-        return f" {forms.get(' '.join(found[0].split()).lower(), found[0])} "
+        # Ignoring case, a pattern also matches letters such as ſ, which are not the s of lower case; I may be
+        # the capital of i, or of ı.
+        words = " ".join(found[0].split())
+        cases = (_lower(words), _lower(words.translate(TURKISH_CAPITALS)))
+        return f" {next((forms[one] for one in cases if one in forms), found[0])} "
 
-    return lambda text: pattern.sub(spoken, text)
+    def replaced(text: str) -> str:
+        rewritten, count = pattern.subn(spoken, unicodedata.normalize("NFC", text))
+        return rewritten if count else text
+
+    return replaced
+
+
+def _lower(text: str) -> str:
+    """`text` in lower case, with composed accents. The lower case of İ is an i with a dot of its own."""
+    return unicodedata.normalize("NFC", text).lower().replace("i\u0307", "i")
 
 
 class _Token(NamedTuple):

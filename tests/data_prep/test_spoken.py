@@ -105,6 +105,24 @@ def test_spoken_forms_replace_whole_words_and_symbols(tmp_path: Path) -> None:
     assert spoken_form(SimpleNamespace(numbers=None, spoken_forms=None)) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("İng. dersi", "ingilizce dersi"),
+        ("İNG. DERSİ", "ingilizce DERSİ"),
+        ("Ing.", "ingilizce"),
+        ("I\u0307ng. dersi", "ingilizce dersi"),
+        ("c\u0327ev. Ali", "çeviren Ali"),
+        ("IŞK", "ışık"),
+        ("Ing, c\u0327ok", "Ing, c\u0327ok"),
+    ],
+)
+def test_spoken_forms_are_found_in_every_case_and_encoding(text: str, said: str, tmp_path: Path) -> None:
+    forms = tmp_path / "forms.tsv"
+    forms.write_text("İng.\tingilizce\nçev.\tçeviren\nışk\tışık\n", encoding="utf-8")
+    assert " ".join(spoken(text, None, forms).split()) == said
+
+
 def test_the_longest_form_wins(tmp_path: Path) -> None:
     forms = tmp_path / "forms.tsv"
     forms.write_text("st\tstreet\nst. john\tsaint john\n24/7\ttwenty four seven\n")
