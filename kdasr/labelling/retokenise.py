@@ -10,6 +10,7 @@ student's units cannot spell is recorded as a failure with its reason.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,12 +22,14 @@ from kdasr.labelling.heard import check_units, heard_text, labelled_shards
 from kdasr.labelling.out_folder import enter, write_labels
 from kdasr.soft_labels import Failure, Header, LabelShard, TopK
 from kdasr.storage import Place, same_place
+from kdasr.symbols import shorten
 from kdasr.teachers.base import spell
 from kdasr.text import Units, letters_in, load_units, normalise
 
 # A path that spells a transcript has two classes per frame: the unit and blank.
 _CODEC = TopK(k=2)
 _LEAST_SCORE = 1e-30
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ def retokenise(
         raise ConfigError("retokenised labels need a folder of their own", where=str(out), fix=fix)
     enter(out)
     heard_in = load_units(labels)
+    theirs, ours = letters_in(heard_in.symbols), letters_in(units.symbols)
+    if lacking := "".join(letter for letter in theirs if letter not in ours):
+        _log.warning(
+            "letters that the student lacks lose their accents or are left out: %s", shorten(lacking)
+        )
     labelled, failed = 0, dict[str, str]()
     for shard, found in labelled_shards(audio, labels):
         check_units(found, heard_in, labels)

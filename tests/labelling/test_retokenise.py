@@ -70,6 +70,16 @@ def test_texts_and_their_confidence_stay_and_what_has_none_keeps_its_reason(
         assert confidence(labels).best_path == pytest.approx(sure, abs=0.02)
 
 
+def test_letters_that_the_student_lacks_are_named(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    audio, labels = folders
+    retokenise(audio=audio, labels=labels, out=tmp_path / "kept", units=OURS)
+    assert caplog.messages == []
+    retokenise(audio=audio, labels=labels, out=tmp_path / "lost", units=CharUnits("ü"))
+    assert caplog.messages == ["letters that the student lacks lose their accents or are left out: é"]
+
+
 def test_the_header_says_that_there_are_no_times_any_more_and_what_it_was_made_of(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
