@@ -244,10 +244,19 @@ def encode_flac(samples: NDArray[np.float32]) -> bytes:
     `round(samples * 32768) / 32768`.
 
     Raises:
-        AudioError: no samples, or NaN/infinite samples.
+        AudioError: no samples, NaN/infinite samples, or other than floating point, mono samples in [-1, 1].
     """
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise AudioError(
+            "only mono floating point samples can be stored",
+            expected="float32 of shape (N,) in [-1, 1]",
+            got=f"{samples.dtype} of shape {samples.shape}",
+            fix="Divide 16-bit samples by 32768, and take one channel, or the mean of all.",
+        )
     if len(samples) == 0 or not np.isfinite(samples).all():
         raise AudioError("only finite, non-empty audio can be stored", got=f"{len(samples)} samples")
+    check_scale(samples, "samples")
     scaled = np.rint(np.asarray(samples, dtype=np.float64) * _PCM16_SCALE)
     pcm = np.clip(scaled, -_PCM16_SCALE, _PCM16_SCALE - 1).astype(np.int16)
     buffer = io.BytesIO()

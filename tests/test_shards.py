@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import webdataset
+from numpy.typing import NDArray
 
 from kdasr.audio import decode
 from kdasr.errors import AudioError, ManifestError, ShardError
@@ -178,6 +180,28 @@ def test_audio_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
     silent = dataclasses.replace(utterance("a"), samples=np.zeros(0, np.float32))
     with pytest.raises(AudioError, match="^a: only finite, non-empty audio"):
         write_shards([silent], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (
+            lambda x: (x * 32_767).astype(np.int16),
+            r"got int16 of shape \(\d+,\)\. Divide 16-bit samples by 32768",
+        ),
+        (lambda x: x * 32_767, r"not scaled; expected values in \[-1, 1\]"),
+        (lambda x: np.stack([x, x], 1), r"got float32 of shape \(\d+, 2\)"),
+        (lambda x: x[None], r"got float32 of shape \(1, \d+\)"),
+    ],
+)
+def test_audio_of_another_scale_or_shape_is_refused(
+    tmp_path: Path, change: Callable[[NDArray[np.float32]], NDArray[Any]], found: str
+) -> None:
+    """16-bit samples would be stored as full-scale noise."""
+    first = utterance("a")
+    with pytest.raises(AudioError, match=f"^a: .*{found}"):
+        write_shards([dataclasses.replace(first, samples=change(first.samples))], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -172,7 +172,7 @@ def _encode(utterance: Utterance) -> tuple[bytes, bytes]:
     try:
         flac = audio.encode_flac(utterance.samples)
     except AudioError as error:
-        raise AudioError(error.what, where=utterance.key) from error
+        raise error.told_of(utterance.key) from error
     num_samples = len(utterance.samples)
     meta: dict[str, object] = {
         "key": utterance.key,
