@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kdasr.errors import SoftLabelError
+from kdasr.errors import DamagedLabelsError, SoftLabelError
 from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels import container
 from kdasr.soft_labels.container import FORMAT_VERSION, Failure
-from kdasr.soft_labels.header import Header
+from kdasr.soft_labels.header import Header, parse_header
 from kdasr.soft_labels.runs import concatenate
-from kdasr.soft_labels.shard import MANIFEST_FORMAT, LabelShard, manifest_of
+from kdasr.soft_labels.shard import MANIFEST_FORMAT, SUFFIX, LabelShard, manifest_of
 from kdasr.storage import Location, Place, locate
 
 
@@ -38,11 +38,16 @@ def write_label_shard(
         The manifest as written.
 
     Raises:
+        SoftLabelError: the path is not one of labels or would replace something else, a field of the
+            header or an item is invalid, or the labels are not those of the header's codec.
         StorageError, OSError: it could not be stored; no file is left half-written.
     """
     items, file = list(items), locate(path)
-    layout = header.make_codec().layout(header.vocab_size)
-    data = container.build(asdict(header), layout, items)
+    if not file.name.endswith(SUFFIX):
+        raise SoftLabelError(
+            "not a name for labels", where=str(file), expected=f"a name that ends in {SUFFIX}"
+        )
+    data = _built(header, items, str(file))
     _check_reads_back(str(path), data, items)
     labels = [item for _, item in items if isinstance(item, SoftLabels)]
     manifest = {
@@ -67,6 +72,12 @@ def _commit(file: Location, data: bytes, manifest: bytes) -> None:
     """Write the labels, then their manifest; files with the same bytes are not written again."""
     manifest_file = manifest_of(file)
     found = _bytes_at(manifest_file)
+    if found is not None and _is_of_others(found):
+        raise SoftLabelError(
+            "the manifest of these labels would replace a file of something else",
+            where=str(manifest_file),
+            fix="Write labels to a folder of their own, not beside the audio.",
+        )
     if found is not None and found != manifest:
         # An old manifest must never exist next to new labels, even briefly.
         manifest_file.remove()
@@ -74,6 +85,43 @@ def _commit(file: Location, data: bytes, manifest: bytes) -> None:
         file.commit(data)
     if found != manifest:
         manifest_file.commit(manifest, create_only=True)
+
+
+def _is_of_others(manifest: bytes) -> bool:
+    """Whether this is a JSON file of another kind, such as the manifest of an audio shard; a damaged file may
+    be replaced."""
+    try:
+        content = json.loads(manifest)
+    except (ValueError, RecursionError):
+        return False
+    return not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT
+
+
+def _built(header: Header, items: list[tuple[str, SoftLabels | Failure]], where: str) -> bytes:
+    """The content of the file, once every field and item has a type that can be read back."""
+    content = asdict(header)
+    try:
+        container.canonical_json(content)
+    except (TypeError, ValueError) as error:
+        raise SoftLabelError(
+            "the header cannot be written as JSON",
+            where=where,
+            expected="strings, Python's own numbers, and lists and dicts of these",
+            got=error,
+        ) from error
+    try:
+        layout = parse_header(content, where).make_codec().layout(header.vocab_size)
+    except DamagedLabelsError as error:  # nothing is damaged yet
+        raise SoftLabelError(error.what, where=where, expected=error.expected, got=error.got) from error
+    for key, item in items:
+        if not isinstance(key, str) or not isinstance(item, (SoftLabels, Failure)):
+            raise SoftLabelError(
+                "not an utterance with its labels",
+                where=where,
+                expected="a key, and what `encode` of the codec returns, or a Failure",
+                got=f"{key!r:.80} and {type(item).__name__}",
+            )
+    return container.build(content, layout, items)
 
 
 def _bytes_at(file: Location) -> bytes | None:

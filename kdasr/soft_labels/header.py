@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -101,6 +102,13 @@ def parse_header(content: dict[str, Any], where: str) -> Header:
     if header.blank_id != BLANK_ID or header.temperature != 1.0:
         raise LabelMismatchError(
             "blank_id and temperature are fixed in this format", where=where, expected="0 and 1.0"
+        )
+    if header.subsampling < 1 or not 0 <= header.frame_shift_ms < math.inf:
+        raise DamagedLabelsError(
+            "subsampling or frame_shift_ms of the header is out of range",
+            where=where,
+            expected="1 or more, and 0 or more",
+            got=f"{header.subsampling} and {header.frame_shift_ms}",
         )
     header.make_codec().layout(header.vocab_size)
     return header

@@ -299,6 +299,52 @@ def test_labels_of_another_codec_than_the_header_says_are_not_stored(tmp_path: P
         write_label_shard(tmp_path / "shard-000000.kdsl", make_header(TopP(step_nats=0.25)), [("a", labels)])
 
 
+@pytest.mark.parametrize("beside", [b'{"format": "kdasr-audio-shard"}', b'["a list of mine"]'])
+def test_labels_replace_no_file_of_something_else(tmp_path: Path, beside: bytes) -> None:
+    """Beside audio, their manifest would have the name of the audio's."""
+    codec = TopP()
+    item = [("a", codec.encode(posteriors(5)))]
+    (tmp_path / "shard-000000.json").write_bytes(beside)
+    (tmp_path / "shard-000000.tar").write_bytes(b"audio")
+    with pytest.raises(
+        SoftLabelError, match=r"shard-000000\.json: .* would replace a file of something else"
+    ):
+        write_label_shard(tmp_path / "shard-000000.kdsl", make_header(codec), item)
+    with pytest.raises(SoftLabelError, match=r"shard-000000\.tar: not a name for labels"):
+        write_label_shard(tmp_path / "shard-000000.tar", make_header(codec), item)
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {"shard-000000.json": beside, "shard-000000.tar": b"audio"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": np.int64(30)}, "cannot be written as JSON; .* got Object of type int64"),
+        ({"settings": {"x": torch.zeros(1)}}, "cannot be written as JSON; .* got Object of type Tensor"),
+        ({"subsampling": 4.0}, "header field subsampling has the wrong type"),
+        ({"subsampling": 0}, "out of range; expected 1 or more, and 0 or more; got 0 and 10.0"),
+        ({"frame_shift_ms": -10.0}, "out of range; .* got 4 and -10.0"),
+    ],
+)
+def test_a_header_that_cannot_be_read_back_is_not_written(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    codec = TopP()
+    with pytest.raises(SoftLabelError, match=rf"a\.kdsl: .*{message}") as caught:
+        header = make_header(codec, **{"vocab_size": 30, **change})
+        write_label_shard(tmp_path / "a.kdsl", header, [("a", codec.encode(posteriors(5)))])
+    assert not isinstance(caught.value, DamagedLabelsError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("item", [("a", posteriors(5)), ("a", "silence"), (1, TopP().encode(posteriors(5)))])
+def test_an_item_that_is_no_key_with_labels_is_named(tmp_path: Path, item: Any) -> None:
+    with pytest.raises(
+        SoftLabelError, match=rf"not an utterance .*; got {item[0]!r} and {type(item[1]).__name__}"
+    ):
+        write_label_shard(tmp_path / "a.kdsl", make_header(TopP()), [item])
+
+
 def test_a_folder_gives_the_labels_of_an_audio_shard_and_checks_the_audio(tmp_path: Path) -> None:
     write(tmp_path)
     folder = LabelFolder(tmp_path, expect={"subsampling": 4})
