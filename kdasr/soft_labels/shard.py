@@ -174,6 +174,9 @@ class LabelShard:
     def _block(self, number: int) -> Block:
         def read() -> Block:
             run = container.read_block(self._read, self._index, number, self._layout, self._where)
+            # What is read is a part of it: changed in place, it would change all later reads.
+            for array in (run.kept_counts, run.ids, run.log_probs, run.tail_log_probs):
+                array.flags.writeable = False
             return run, frame_starts(run)
 
         return self._blocks.get((self._where, number), read)
@@ -192,12 +195,13 @@ class BlockCache:
 
     def get(self, name: tuple[str, int], read: Callable[[], Block]) -> Block:
         """The block of this name; `read` is called if it is not cached."""
-        if name not in self._kept:
-            self._kept[name] = read()
-        self._kept.move_to_end(name)
+        # Taken out and put back: another thread may drop any block that is in the cache meanwhile.
+        block = self._kept.pop(name, None)
+        block = read() if block is None else block
+        self._kept[name] = block
         if len(self._kept) > self._max_blocks:
             self._kept.popitem(last=False)
-        return self._kept[name]
+        return block
 
 
 class LabelFolder:

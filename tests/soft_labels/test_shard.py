@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -387,6 +389,41 @@ def test_decoded_blocks_are_bounded_for_a_whole_folder() -> None:
     for shard, number in (("a", 0), ("b", 0), ("a", 0), ("b", 1), ("a", 0), ("b", 0)):
         ask(shard, number)
     assert read == [("a", 0), ("b", 0), ("b", 1), ("b", 0)], "the longest unused goes first"
+
+
+def test_threads_may_share_a_cache_that_is_too_small_for_them() -> None:
+    cache, wrong = BlockCache(max_blocks=1), []
+
+    def work(thread: int) -> None:
+        for number in range(30_000):
+            name = ("a", (thread + number) % 3)
+            try:
+                found: Any = cache.get(name, lambda name=name: name)  # type: ignore[misc]
+                assert found == name
+            except (KeyError, AssertionError) as error:
+                wrong.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
+
+
+def test_what_was_read_cannot_be_changed_for_later_reads(tmp_path: Path) -> None:
+    path, labels = write(tmp_path)
+    shard = open_label_shard(path)
+    one = shard.read("utt-1")
+    for array in (one.kept_counts, one.ids, one.log_probs, one.tail_log_probs):
+        with pytest.raises(ValueError, match="read-only"):
+            array += 1
+    assert_same(shard.read("utt-1"), labels["utt-1"])
 
 
 def test_the_shards_of_a_folder_share_their_blocks(tmp_path: Path) -> None:
