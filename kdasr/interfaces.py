@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdasr.errors import ConfigError
+
 # The class of CTC's blank in all of kdasr's models, unit lists and soft labels; the classes of teachers from
 # elsewhere are mapped to match.
 BLANK_ID = 0
@@ -94,15 +96,34 @@ class ModelOutput:
     """A model's output for a batch.
 
     Attributes:
-        log_probs_btv: (B, T, V) log-probabilities.
-        lengths_b: (B,) int64 output frames.
+        log_probs_btv: (B, T, V) natural-log probabilities, as of `log_softmax`; not logits.
+        lengths_b: (B,) int64 output frames, at most T.
         layers_btd: the outputs (B, T, D) of the model's `layers`, at the output frame rate; empty if
             the model exposes no layers.
+
+    Raises:
+        ConfigError: other axes, lengths that are no integers or, on the CPU (elsewhere it would wait for the
+            device), exceed T.
     """
 
     log_probs_btv: Tensor
     lengths_b: Tensor
     layers_btd: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape, lengths_b = tuple(self.log_probs_btv.shape), self.lengths_b
+        if len(shape) != 3 or tuple(lengths_b.shape) != shape[:1] or lengths_b.is_floating_point():
+            raise ConfigError(
+                "the output of a model has the wrong axes",
+                expected="log_probs_btv (B, T, V) and lengths_b (B,), whole numbers of frames",
+                got=f"{shape} and {tuple(lengths_b.shape)} of {lengths_b.dtype}",
+            )
+        if lengths_b.device.type == "cpu" and len(lengths_b) and (longest := int(lengths_b.max())) > shape[1]:
+            raise ConfigError(
+                "the output of a model has fewer frames than its lengths say",
+                expected=f"{longest} frames",
+                got=f"{shape[1]}",
+            )
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ A loss is called as `loss(output, batch)`; a recipe names it and its weight unde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TypeVar
@@ -23,6 +24,8 @@ BLANK_POLICIES: tuple[BlankPolicy, ...] = ("all", "eliminate", "symmetric", "dow
 _Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
 # Replaces log 0 where -inf would make NaN gradients.
 _LOG_ZERO = -1e30
+# Largest log of the mass of a frame that counts as 1, also in half precision.
+_MASS_TOLERANCE_NATS = 0.05
 # From this number of classes on, CTC on CPUs uses only those of a transcript (`_few_classes`). For 8
 # utterances of 15 s with 5 units a second, forward and backward with log_softmax, in ms (one thread of an AMD
 # EPYC, beside other work, torch 2.13, medians of 80 rounds that alternate):
@@ -93,6 +96,16 @@ def transcript_nats(
         row_n: (N,) the utterance of the output to which each transcript belongs; None: one for each.
     """
     log_probs_btv, lengths_n = output.log_probs_btv, output.lengths_b
+    check_log_probs(output)
+    if tokens_nu.device.type == "cpu" and tokens_nu.numel():
+        highest = int(tokens_nu.max())
+        if highest >= log_probs_btv.shape[2]:  # torch would read beyond the output
+            raise ConfigError(
+                "the model has no class for a unit of a transcript",
+                expected=f"units below {log_probs_btv.shape[2]}, its number of classes",
+                got=highest,
+                fix="Use the units that the model was made for.",
+            )
     if row_n is not None:
         lengths_n = lengths_n[row_n]
     # On CPUs, torch's gradient computes an exponential for each class and transcript.
@@ -176,6 +189,7 @@ def silent_start(output: ModelOutput, batch: Batch, *, frames: int = 8) -> Tenso
         raise ConfigError(
             "the silence needs at least one frame", where="frames", expected="1 or more", got=frames
         )
+    check_log_probs(output)
     nats_bt = -at_least_float32(output.log_probs_btv[:, :frames, 0])
     weight_t = 1.0 - torch.arange(nats_bt.shape[1], device=nats_bt.device) / frames
     inside_bt = frames_inside(output.lengths_b, nats_bt.shape[1])
@@ -260,12 +274,58 @@ def framewise(
     check_delay(delay_frames)
     log_probs_btv, lengths_b = output.log_probs_btv, output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
+    check_pair(output, labels)
     frames = log_probs_btv.shape[1] - delay_frames
     if frames <= 0:
         return log_probs_btv.sum() * 0.0
     cross_entropy_bt = cross_entropy(at_least_float32(log_probs_btv[:, delay_frames:]), labels)
     paired_bt = frames_inside(lengths_b - delay_frames, frames)
     return weighted_mean(cross_entropy_bt, weights_bt[:, :frames] * paired_bt)
+
+
+def check_log_probs(output: ModelOutput) -> None:
+    """Raise ConfigError if the output is no log-probabilities: on the CPU, by its first frame; elsewhere this
+    would wait for the device."""
+    log_probs_btv, lengths_b = output.log_probs_btv, output.lengths_b
+    if log_probs_btv.device.type != "cpu" or not log_probs_btv.numel() or int(lengths_b[0]) < 1:
+        return
+    log_mass = float(log_probs_btv[0, 0].detach().float().logsumexp(0))
+    # NaN and infinity are reported with the loss.
+    if _MASS_TOLERANCE_NATS < abs(log_mass) < math.inf:
+        raise ConfigError(
+            "the model's output is no log-probabilities",
+            expected="frames that sum to 1",
+            got=f"a log-sum of {log_mass:.4g} in the first one",
+            fix="End the model in log_softmax.",
+        )
+
+
+def check_pair(output: ModelOutput, labels: SoftLabelBatch) -> None:
+    """Raise an error if output and labels of the same utterances cannot be compared frame by frame.
+
+    Raises:
+        ConfigError: as `check_log_probs`.
+        LabelMismatchError: the output has more frames than the labels are padded to or, on the CPU, too few
+            classes.
+    """
+    check_log_probs(output)
+    _, frames, classes = output.log_probs_btv.shape
+    if frames > (padded := labels.ids_btk.shape[1]):
+        raise LabelMismatchError(
+            "the student's output is padded to more frames than the soft labels",
+            expected=f"{padded} frames",
+            got=f"{frames}",
+            fix="Cut it to those of the longest utterance.",
+        )
+    # An online teacher has all classes, and a look at them would cost as much as the loss.
+    stored = labels.ids_btk.device.type == "cpu" and labels.ids_btk.shape[2] != classes
+    if stored and labels.ids_btk.numel() and (highest := int(labels.ids_btk.max())) >= classes:
+        raise LabelMismatchError(
+            "the soft labels have more classes than the student",
+            expected=f"classes below {classes}",
+            got=highest,
+            fix="Map them to the student's, or train a student with the units of the labels.",
+        )
 
 
 def check_delay(frames: int) -> None:
@@ -330,6 +390,12 @@ def check_frames(student_b: Tensor, teacher_b: Tensor, keys: list[str]) -> None:
     Checked on the CPU only: on a GPU it would force a synchronisation, and `kdasr.contract` has already
     checked lengths when labels were joined to audio.
     """
+    if not len(student_b) == len(teacher_b) == len(keys):
+        raise LabelMismatchError(
+            "the student's output, the soft labels and the keys are not of the same utterances",
+            expected=f"{len(student_b)} utterances, as in the output",
+            got=f"{len(teacher_b)} soft labels and {len(keys)} keys",
+        )
     if student_b.device.type != "cpu":
         return
     for key, student, teacher in zip(keys, student_b.tolist(), teacher_b.tolist(), strict=True):

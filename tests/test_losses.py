@@ -24,6 +24,7 @@ from kdasr.losses import (
     soft_cross_entropy,
     transcript_nats,
 )
+from kdasr.methods.delays import windowed_cross_entropy
 from kdasr.soft_labels import Full, TopP, pad_soft_labels
 from tests.methods.posteriors import batch_of, labels_from, logs, output_of
 
@@ -159,6 +160,66 @@ def test_labels_of_other_audio_are_refused_by_key(frames: int) -> None:
     labels = labels_from([[{0: 1.0}] * frames])
     with pytest.raises(LabelMismatchError, match=rf"utt0.*expected 3 frames; got {frames} frames"):
         soft_cross_entropy(output_of(torch.zeros(1, 3, 2)), batch_of(labels))
+
+
+LOG_PROBS = torch.full((2, 3, 4), 0.25).log()
+LENGTHS = torch.tensor([3, 2])
+
+
+@pytest.mark.parametrize(
+    ("log_probs_btv", "lengths_b", "message"),
+    [
+        (LOG_PROBS.transpose(0, 1), LENGTHS, r"wrong axes; .* got \(3, 2, 4\) and \(2,\)"),
+        (LOG_PROBS[:1].transpose(0, 1), LENGTHS[:1], r"wrong axes; .* got \(3, 1, 4\) and \(1,\)"),
+        (LOG_PROBS[0], LENGTHS, "wrong axes"),
+        (LOG_PROBS, LENGTHS / 3, "whole numbers of frames; .* torch.float32"),
+        (LOG_PROBS, LENGTHS * 4, "fewer frames than its lengths say; expected 12 frames; got 3"),
+    ],
+)
+def test_an_output_with_other_axes_or_lengths_is_refused(
+    log_probs_btv: Tensor, lengths_b: Tensor, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelOutput(log_probs_btv, lengths_b)
+
+
+LOSSES: list[Any] = [soft_cross_entropy, windowed_cross_entropy, best_path_ctc, silent_start]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("change", [lambda x: x + 3, torch.exp])
+def test_logits_and_probabilities_are_no_log_probabilities(
+    loss: Callable[[ModelOutput, Batch], Tensor], change: Callable[[Tensor], Tensor]
+) -> None:
+    batch = batch_of(labels_from([[{0: 1.0}, {1: 1.0}, {0: 1.0}], [{0: 1.0}, {1: 1.0}]]))
+    assert float(loss(ModelOutput(LOG_PROBS.half(), LENGTHS), batch)) > 0
+    with pytest.raises(ConfigError, match=r"no log-probabilities; .* End the model in log_softmax"):
+        loss(ModelOutput(change(LOG_PROBS), LENGTHS), batch)
+
+
+@pytest.mark.parametrize("loss", LOSSES[:2])
+def test_what_cannot_be_compared_frame_by_frame_is_refused(loss: Any) -> None:
+    labels = labels_from([[{0: 1.0}, {3: 1.0}, {0: 1.0}], [{0: 1.0}, {1: 1.0}]])
+    batch, output = batch_of(labels), ModelOutput(LOG_PROBS, LENGTHS)
+    longer = ModelOutput(functional.pad(LOG_PROBS, (0, 0, 0, 2)), LENGTHS)
+    fewer = ModelOutput(LOG_PROBS[..., :3].log_softmax(-1), LENGTHS)
+    with pytest.raises(LabelMismatchError, match="padded to more frames .* expected 3 frames; got 5"):
+        loss(longer, batch)
+    with pytest.raises(
+        LabelMismatchError, match="more classes than the student; expected classes below 3; got 3"
+    ):
+        loss(fewer, batch)
+    with pytest.raises(LabelMismatchError, match="expected 2 utterances, .* got 2 soft labels and 1 keys"):
+        loss(output, replace(batch, keys=["a"]))
+    with pytest.raises(LabelMismatchError, match="expected 1 utterances, .* got 2 soft labels and 2 keys"):
+        loss(ModelOutput(LOG_PROBS[:1], LENGTHS[:1]), batch)
+
+
+def test_ctc_refuses_units_beyond_the_model() -> None:
+    """torch reads beyond the output there."""
+    batch = Batch(["a"], torch.zeros(1, 8, 80), torch.tensor([8]), torch.tensor([[4]]), torch.tensor([1]))
+    with pytest.raises(ConfigError, match="no class for a unit .* expected units below 4, .* got 4"):
+        ctc(ModelOutput(LOG_PROBS[:1], LENGTHS[:1]), batch)
 
 
 def test_unknown_policy_is_refused() -> None:

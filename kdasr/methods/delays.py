@@ -10,6 +10,7 @@ from kdasr.interfaces import Batch, ModelOutput, SoftLabelBatch
 from kdasr.losses import (
     BlankPolicy,
     check_frames,
+    check_pair,
     frame_weights,
     partition_cross_entropy,
     weighted_mean,
@@ -67,6 +68,7 @@ def windowed_cross_entropy(
     labels = targets_of(batch, teacher)
     log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
+    check_pair(output, labels)
     frames = log_probs_btv.shape[1]
     if frames <= min_delay_frames:  # no teacher frame has a student frame so late
         return log_probs_btv.sum() * 0.0
