@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdasr import stages
 from kdasr.channels import WorseChannel
@@ -805,4 +805,50 @@ def test_numbers_out_of_range_are_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         train(data, tmp_path / "model", **{name: value})
+    assert not (tmp_path / "model").exists()
+
+
+class OwnStudent(RecurrentStudent):
+    """A model as somebody might write it, with one mistake."""
+
+    def __init__(self, *, vocab_size: int, mistake: str) -> None:
+        super().__init__(vocab_size=vocab_size, width=16, num_layers=1)
+        self.mistake = mistake
+        self.config = {"vocab_size": vocab_size, "mistake": mistake}
+        if mistake == "config":
+            del self.config["mistake"]
+        elif mistake == "json":
+            self.config["mistake"] = torch.zeros(1)
+        elif mistake == "none":
+            del self.config
+
+    def offline(self, features_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs_btv, lengths_out = super().offline(features_btf, lengths_b)
+        return {
+            "logits": (log_probs_btv + 3, lengths_out),
+            "axes": (log_probs_btv.transpose(0, 1), lengths_out),
+            "classes": (log_probs_btv[..., :5].log_softmax(-1), lengths_out),
+            "frames": (log_probs_btv, lengths_b // 4),
+            "shares": (log_probs_btv, lengths_out / lengths_out.max()),
+        }.get(self.mistake, (log_probs_btv, lengths_out))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("config", "could not be built again from its `config`; .* missing a required .*'mistake'"),
+        ("json", "could not be built again from its `config`; .* as JSON; got .*Tensor"),
+        ("none", "got OwnStudent without config"),
+        ("logits", "no log-probabilities; .* got a log-sum of 3 in the first one"),
+        ("axes", "wrong axes; .* got (26, 1, 29)"),
+        ("classes", "other classes or frames than it should; expected 29 classes, .* got 5 and 26"),
+        ("frames", "expected 29 classes, and 26 frames for 101 of features .* got 29 and 25"),
+        ("shares", "whole numbers of frames; got .* torch.float32"),
+    ],
+)
+def test_a_model_that_breaks_the_contract_is_refused_before_the_first_step(
+    data: Path, tmp_path: Path, mistake: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^model: .*{message}".replace("(", r"\(").replace(")", r"\)")):
+        train(data, tmp_path / "model", model=functools.partial(OwnStudent, mistake=mistake))
     assert not (tmp_path / "model").exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import kdasr.losses
 from kdasr.channels import WorseChannel
@@ -16,7 +17,7 @@ from kdasr.contract import StudentSide, UnitMap
 from kdasr.devices import usable_device
 from kdasr.errors import ConfigError
 from kdasr.features import NUM_MEL_BINS
-from kdasr.interfaces import BatchSource, OnlineTeacher
+from kdasr.interfaces import BatchSource, ModelOutput, OnlineTeacher
 from kdasr.loader import Stream, texts_of
 from kdasr.methods.impressions import Impressions
 from kdasr.methods.mixing import Munge
@@ -53,6 +54,8 @@ _SILENT_START_UNTIL = 0.5
 _DEV_CACHE_BYTES = 2**28
 # Longer utterances of a dev set are left out, unless training uses longer ones.
 _DEV_LONGEST_S = 40.0
+# No multiple of a subsampling: models round up.
+_PROBE_FRAMES = 101
 
 
 def train(
@@ -235,13 +238,57 @@ def _begun(model: Callable[..., Any] | None, units: Units, start: str | None) ->
 def _built(model: Callable[..., Any], vocab_size: int) -> Any:
     try:
         built = model(vocab_size=vocab_size)
+        _check_is_trainable(built)
         with torch.no_grad():  # some sizes can be built but not run
-            built.train(False).offline(torch.zeros(1, 100, NUM_MEL_BINS), torch.tensor([100]))
+            log_probs_btv, lengths_b = built.train(False).offline(
+                torch.zeros(1, _PROBE_FRAMES, NUM_MEL_BINS), torch.tensor([_PROBE_FRAMES])
+            )
+            _check_output(log_probs_btv, lengths_b, vocab_size, -(-_PROBE_FRAMES // built.subsampling))
         return built.train()
     except (ValueError, RuntimeError, ArithmeticError, AssertionError, LookupError) as error:
         raise ConfigError(
             "the model cannot be built", where="model", got=str(error).strip(), fix="Check its sizes."
         ) from error
+
+
+def _check_is_trainable(built: Any) -> None:
+    """Raise ConfigError if a model lacks what training needs, or could not be loaded from its card later."""
+    needed = ("offline", "set_statistics", "config", "vocab_size", "subsampling")
+    missing = [name for name in needed if not hasattr(built, name)]
+    if missing or not isinstance(built, nn.Module):
+        raise ConfigError(
+            "the model cannot be trained",
+            where="model",
+            expected="an nn.Module that is a TrainableModel (kdasr/interfaces.py)",
+            got=f"{type(built).__name__} without {', '.join(missing)}" if missing else type(built).__name__,
+        )
+    try:
+        inspect.signature(type(built)).bind(**built.config)
+        json.dumps(built.config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "the model could not be built again from its `config`",
+            where="model",
+            expected=f"the arguments of {type(built).__name__}, as JSON",
+            got=error,
+        ) from error
+
+
+def _check_output(log_probs_btv: Tensor, lengths_b: Tensor, vocab_size: int, frames: int) -> None:
+    """Raise ConfigError if a model's output for one utterance is not what training expects."""
+    try:
+        kdasr.losses.check_log_probs(ModelOutput(log_probs_btv, lengths_b))
+    except ConfigError as error:
+        raise error.told_of("model") from error
+    found = (log_probs_btv.shape[2], int(lengths_b[0]))
+    if found != (vocab_size, frames):
+        raise ConfigError(
+            "the model gives other classes or frames than it should",
+            where="model",
+            expected=f"{vocab_size} classes, and {frames} frames for {_PROBE_FRAMES} of features"
+            " (their number / subsampling, rounded up)",
+            got=f"{found[0]} and {found[1]}",
+        )
 
 
 def make_units(
