@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,10 @@ FORMAT, VERSION = "kdasr-model", 1
 # The format of an export's card, which has the same file name.
 EXPORT_FORMAT = "kdasr-export"
 CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
-# The class is named in a file, so only classes of our own packages are accepted.
+# The class is named in a file, so only classes of our own packages are accepted, and of those that the user
+# names in this environment variable, separated by commas.
 _CLASS_PREFIXES = ("kdasr.teachers.", "kdasr.students.")
+_PACKAGES_VARIABLE = "KDASR_PACKAGES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,16 +231,29 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def _build(folder: Path, card: dict[str, Any]) -> nn.Module:
     name = str(card["class"])
+    module_name, _, class_name = name.rpartition(".")
+    package = name.partition(".")[0]
+    trusted = [one.strip() for one in os.environ.get(_PACKAGES_VARIABLE, "").split(",")]
+    if not name.startswith(_CLASS_PREFIXES) and (package not in trusted or not module_name):
+        raise ModelError(
+            f"the model's class, {name}, is not one of kdasr",
+            where=folder / CARD_FILE,
+            expected=f"a class in {' or '.join(prefix.removesuffix('.') for prefix in _CLASS_PREFIXES)}",
+            fix=f"If you trust the package {package}, set {_PACKAGES_VARIABLE}={package} in the environment.",
+        )
     try:
-        if not name.startswith(_CLASS_PREFIXES):
-            raise ImportError(f"{name} is not a teacher or a student of kdasr")
-        module_name, class_name = name.rsplit(".", 1)
-        model: nn.Module = getattr(importlib.import_module(module_name), class_name)(**card["config"])
+        kind = getattr(importlib.import_module(module_name), class_name)
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"{name} is not an nn.Module")
+        model: nn.Module = kind(**card["config"])
     except (ImportError, AttributeError, TypeError, ValueError) as error:
+        ours = "Use the release of kdasr that made it."
         raise ModelError(
             "the model cannot be built",
             where=folder / CARD_FILE,
             got=error,
-            fix="Use the release of kdasr that made it.",
+            fix=ours
+            if name.startswith(_CLASS_PREFIXES)
+            else f"Put the folder that holds {package} on PYTHONPATH.",
         ) from error
     return model

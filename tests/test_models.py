@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,41 @@ def test_an_export_is_no_model_and_says_what_is(tmp_path: Path) -> None:
     (tmp_path / CARD_FILE).write_text(json.dumps({"format": "kdasr-export", "version": 1}))
     with pytest.raises(ModelError, match=r"this is an export.* Name the folder of the model that was exp"):
         read_card(tmp_path)
+
+
+OWN_PACKAGE = """
+from torch import nn
+
+class Mine(nn.Linear):
+    def __init__(self, *, vocab_size):
+        super().__init__(80, vocab_size)
+        self.config = {"vocab_size": vocab_size}
+
+def harmful(**arguments):
+    raise AssertionError
+"""
+
+
+def test_a_class_of_another_package_is_built_if_the_user_trusts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "package_of_a_user.py").write_text(OWN_PACKAGE)
+    monkeypatch.delenv("KDASR_PACKAGES", raising=False)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        import package_of_a_user  # type: ignore[import-not-found]
+
+        model = package_of_a_user.Mine(vocab_size=UNITS.vocab_size)
+        save_model(tmp_path / "model", model, UNITS)
+        with pytest.raises(ModelError, match=r"If you trust .* set KDASR_PACKAGES=package_of_a_user in"):
+            load_model(tmp_path / "model")
+        patch.setenv("KDASR_PACKAGES", "another, package_of_a_user")
+        assert torch.equal(load_model(tmp_path / "model").model.weight, model.weight)
+        card = tmp_path / "model" / CARD_FILE
+        card.write_text(card.read_text().replace("package_of_a_user.Mine", "package_of_a_user.harmful"))
+        with pytest.raises(ModelError, match="harmful is not an nn.Module"):
+            load_model(tmp_path / "model")
+    monkeypatch.setenv("KDASR_PACKAGES", "package_of_a_user")
+    monkeypatch.delitem(sys.modules, "package_of_a_user")
+    with pytest.raises(ModelError, match="Put the folder that holds package_of_a_user on PYTHONPATH"):
+        load_model(tmp_path / "model")

@@ -225,6 +225,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ("just text", "not a mapping"),
         ("steps: 3", "names no stage"),
         ("stage: train\nx: !new:kdasr.no.such.Thing {}", "cannot be built"),
+        ("stage: train\nx: !name:package.of.mine", "ImportError.* put the folder .* on PYTHONPATH"),
         ("stage: train\nx: !ref <nowhere>", "cannot be built"),
         ("stage: train\n1: x", "the name of a setting must be a string; got 1. Put it in quotes"),
     ],
