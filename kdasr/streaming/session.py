@@ -225,6 +225,14 @@ class StreamingSession:
     def _step(self, window: Any, max_frames: int) -> None:
         """Steps the model over one window, and uses at most `max_frames` of its output frames."""
         log_probs_btv, self._state = self.model.step(window, self._state)
+        expected = (1, self.model.shift // self.model.subsampling, self.model.vocab_size)
+        if tuple(log_probs_btv.shape) != expected:  # all later times, or classes, would be wrong
+            raise ModelError(
+                "a step of the model gives output of another shape",
+                where=self.where,
+                expected=f"{expected}: (1, shift / subsampling, vocab_size)",
+                got=tuple(log_probs_btv.shape),
+            )
         log_probs_tv = log_probs_btv[0, :max_frames]
         self.num_frames += len(log_probs_tv)
         if self._keep_log_probs:

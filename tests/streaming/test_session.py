@@ -274,6 +274,21 @@ def test_units_of_another_model_are_refused() -> None:
         StreamingSession(TorchChunkModel(conformer(vocab_size=UNITS.vocab_size + 1)), UNITS)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda x: x[0], lambda x: x[:, :1], lambda x: np.tile(x, (1, 2, 1)), lambda x: x[..., :5]]
+)
+def test_a_model_whose_step_gives_another_shape_is_refused(change: Any) -> None:
+    """Times or classes would be wrong without a word."""
+
+    class Odd(Scripted):
+        def step(self, features_btf: Any, state: Any) -> tuple[Any, Any]:
+            log_probs, state = super().step(features_btf, state)
+            return change(log_probs), state
+
+    with pytest.raises(ModelError, match=r"another shape; expected \(1, 2, 29\): .*; got \("):
+        StreamingSession(Odd({}), UNITS).hear(silence(20))
+
+
 def test_a_model_without_state_cannot_stream() -> None:
     with pytest.raises(
         ModelError, match="Linear: this model cannot run chunk by chunk.*only these can .* be exported"
