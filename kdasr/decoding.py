@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdasr.errors import ConfigError
-from kdasr.interfaces import BLANK_ID, frames_inside
+from kdasr.interfaces import BLANK_ID, ModelOutput, frames_inside
 
 DEFAULT_BEAM = 16
 # Once prefixes exceed 128 units, text that all share, if at least 64 units, leaves the beam; otherwise the
@@ -72,6 +72,21 @@ def collapse(ids: Sequence[int]) -> list[int]:
     return [unit for unit, _ in itertools.groupby(ids) if unit != BLANK_ID]
 
 
+def frames_of_one(log_probs_tv: NDArray[np.floating[Any]] | Tensor) -> NDArray[Any]:
+    """The (T, V) frames of one utterance as an array, from any device and precision.
+
+    Raises:
+        ConfigError: other axes.
+    """
+    if isinstance(log_probs_tv, Tensor):
+        half = log_probs_tv.dtype == torch.bfloat16  # which numpy lacks
+        log_probs_tv = log_probs_tv.detach().to("cpu", torch.float32 if half else log_probs_tv.dtype)
+    frames = np.asarray(log_probs_tv)
+    if frames.ndim != 2:
+        raise ConfigError("these are not the frames of one utterance", expected="(T, V)", got=frames.shape)
+    return frames
+
+
 def greedy(
     log_probs_btv: Tensor | NDArray[np.float32], lengths_b: Tensor | Sequence[int]
 ) -> list[list[Token]]:
@@ -83,10 +98,13 @@ def greedy(
 
     Returns:
         One list of tokens for each utterance.
+
+    Raises:
+        ConfigError: other axes, or lengths that are no integers (see `ModelOutput`).
     """
     log_probs = torch.as_tensor(log_probs_btv)
     lengths = torch.as_tensor(lengths_b, device=log_probs.device)
-    assert log_probs.dim() == 3 and lengths.shape == log_probs.shape[:1], (log_probs.shape, lengths.shape)
+    ModelOutput(log_probs, lengths)  # checks them
     best_bt, ids_bt = log_probs.max(dim=-1)
     previous_bt = torch.nn.functional.pad(ids_bt, (1, 0), value=BLANK_ID)[:, :-1]
     valid_bt = frames_inside(lengths, ids_bt.shape[1])
@@ -163,7 +181,7 @@ class GreedyStream:
 
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
         """Process the next (T, V) frames; returns whether they add tokens."""
-        log_probs = np.asarray(log_probs_tv)
+        log_probs = frames_of_one(log_probs_tv)
         if len(log_probs) == 0:
             return False
         ids_t = log_probs.argmax(axis=1)
@@ -239,7 +257,8 @@ class BeamStream:
     _layout: _Layout | None
 
     def __init__(self, beam: int = DEFAULT_BEAM, grammar: Grammar | None = None) -> None:
-        assert beam >= 1, beam
+        if beam < 1:
+            raise ConfigError("a search needs a beam", where="beam", expected="1 or more", got=beam)
         self.frames_seen = 0
         self._beam, self._grammar = beam, grammar
         self._settled = self._after_pause = False
@@ -268,7 +287,7 @@ class BeamStream:
         """Process the next (T, V) frames; returns whether the best text changed."""
         before, fixed_before = self._tail, len(self._head)
         self._settled = self._settled and len(log_probs_tv) == 0
-        for frame_v in np.asarray(log_probs_tv, dtype=np.float64):
+        for frame_v in frames_of_one(log_probs_tv).astype(np.float64):
             self._advance(frame_v)
             self.frames_seen += 1
         # Only new tokens of the head are compared: it only grows, and an hour has many.
@@ -424,6 +443,13 @@ class BeamStream:
                 for one in ids
             }
             for row, one in enumerate(ids):
+                if len(self._next_costs[one]) != vocab_size:
+                    raise ConfigError(
+                        "the lexicon and the model have different units",
+                        expected=f"{vocab_size} classes, as in the model's output",
+                        got=len(self._next_costs[one]),
+                        fix="Make the lexicon with the model's units.",
+                    )
                 costs[row] = self._next_costs[one]
         costs[:, BLANK_ID] = np.inf
         last = np.array([one[-1] if one else BLANK_ID for one in ids], dtype=int)
@@ -467,7 +493,8 @@ def prefix_beam(
         The hypotheses, best first. An utterance without frames has one: the empty one, at log 1. With a
         grammar there may be none.
     """
-    assert nbest >= 1, nbest
+    if nbest < 1:
+        raise ConfigError("nothing is asked for", where="nbest", expected="1 or more", got=nbest)
     stream = BeamStream(beam, grammar)
     stream.feed(log_probs_tv)
     return stream.hypotheses(nbest)

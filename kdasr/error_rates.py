@@ -44,9 +44,16 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorC
     is an insertion.
 
     Raises:
-        ConfigError: the references contain no words, so there is no error rate.
+        ConfigError: the references contain no words, so there is no error rate; or these are no two lists of
+            as many texts.
     """
-    assert len(references) == len(hypotheses), (len(references), len(hypotheses))
+    one_text = isinstance(references, str) or isinstance(hypotheses, str)  # whose letters would be texts
+    if one_text or len(references) != len(hypotheses):
+        raise ConfigError(
+            "every reference needs its hypothesis",
+            expected="two lists of as many texts",
+            got="a text, not a list" if one_text else f"{len(references)} and {len(hypotheses)}",
+        )
     if not any(reference.split() for reference in references):
         raise ConfigError(
             "the references contain no words, so there is no error rate",

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdasr.audio import SAMPLE_RATE_HZ
+from kdasr.errors import AudioError
 
 NUM_MEL_BINS = 80
 HOP_SAMPLES = 160
@@ -66,7 +67,19 @@ def num_frames(num_samples: int) -> int:
 
 
 def log_mel(samples: Tensor | NDArray[np.float32]) -> Tensor:
-    """(N,) samples at 16 kHz in [-1, 1] to (num_frames(N), 80) raw log-mel."""
+    """(N,) samples at 16 kHz in [-1, 1] to (num_frames(N), 80) raw log-mel.
+
+    Raises:
+        AudioError: several axes, or integers.
+    """
+    samples = torch.as_tensor(samples)
+    if samples.dim() != 1 or not samples.is_floating_point():
+        raise AudioError(
+            "features are computed from mono floating point samples",
+            expected="(N,) in [-1, 1]",
+            got=f"shape {tuple(samples.shape)} of {samples.dtype}",
+            fix="Take one channel, or the mean of all, and divide 16-bit samples by 32768.",
+        )
     frames = num_frames(len(samples))
     if frames == 0:
         return torch.empty(0, NUM_MEL_BINS)

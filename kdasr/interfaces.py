@@ -112,7 +112,8 @@ class ModelOutput:
 
     def __post_init__(self) -> None:
         shape, lengths_b = tuple(self.log_probs_btv.shape), self.lengths_b
-        if len(shape) != 3 or tuple(lengths_b.shape) != shape[:1] or lengths_b.is_floating_point():
+        fractions = lengths_b.is_floating_point() and lengths_b.numel() > 0  # an empty list has no type
+        if len(shape) != 3 or tuple(lengths_b.shape) != shape[:1] or fractions:
             raise ConfigError(
                 "the output of a model has the wrong axes",
                 expected="log_probs_btv (B, T, V) and lengths_b (B,), whole numbers of frames",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kdasr.decoding import BeamStream, GreedyStream, Hypothesis, Token, collapse, greedy, prefix_beam
+from kdasr.decoding import (
+    BeamStream,
+    GreedyStream,
+    Hypothesis,
+    Token,
+    collapse,
+    decode_whole,
+    greedy,
+    prefix_beam,
+)
+from kdasr.errors import ConfigError
 from kdasr.lexicon import Lexicon
 from kdasr.text import CharUnits
 
@@ -298,3 +309,38 @@ def test_a_word_of_which_the_start_was_taken_is_given_up_with_it() -> None:
 
 def spelling(*words: str) -> BeamStream:
     return BeamStream(8, Lexicon(units=CharUnits(), words=words))
+
+
+FRAMES = torch.tensor([[0.1, 0.9], [0.8, 0.2]]).log()
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "lengths", "message"),
+    [
+        (
+            FRAMES[None],
+            torch.tensor([1.0]),
+            "whole numbers of frames",
+        ),  # a share of the longest, as in SpeechBrain
+        (FRAMES[:, None], [2], "wrong axes"),
+        (FRAMES, [2], "wrong axes"),
+        (FRAMES[None], [3], "expected 3 frames; got 2"),
+    ],
+)
+def test_greedy_refuses_what_is_no_batch(log_probs: torch.Tensor, lengths: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        greedy(log_probs, lengths)
+
+
+def test_decoders_take_frames_of_any_kind_and_one_utterance_only() -> None:
+    for decoder in (GreedyStream, BeamStream):
+        for frames in (FRAMES.clone().requires_grad_(), FRAMES.bfloat16(), FRAMES.half(), FRAMES.numpy()):
+            assert [token.id for token in decode_whole(decoder(), frames)] == [1]
+        with pytest.raises(ConfigError, match=r"frames of one utterance; expected \(T, V\); got \(1, 2, 2\)"):
+            decoder().feed(FRAMES[None])
+    with pytest.raises(ConfigError, match="^beam: "):
+        prefix_beam(FRAMES, 0)
+    with pytest.raises(ConfigError, match="^nbest: "):
+        prefix_beam(FRAMES, 4, 0)
+    with pytest.raises(ConfigError, match="different units; expected 2 classes, .* got 29"):
+        prefix_beam(FRAMES, 4, grammar=Lexicon(units=CharUnits(), words=["one"]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdasr.error_rates import counts_by_kind, gain_interval, misheard_words
+from kdasr.error_rates import count_errors, counts_by_kind, gain_interval, misheard_words
+from kdasr.errors import ConfigError
 
 
 def test_word_errors_are_told_by_what_was_said_and_heard() -> None:
@@ -51,3 +52,11 @@ def test_one_error_fewer_proves_nothing() -> None:
 def test_utterances_in_which_nothing_is_said_count_by_what_is_heard() -> None:
     low, high = gain_interval([1, 0], [0, 0], [0, 10])
     assert (low, high) == (0.0, 200.0)
+
+
+def test_texts_are_counted_in_pairs_of_lists() -> None:
+    """A text is a sequence, too: of its letters."""
+    with pytest.raises(ConfigError, match="two lists of as many texts; got a text, not a list"):
+        count_errors("one two", "one too")
+    with pytest.raises(ConfigError, match="two lists of as many texts; got 2 and 1"):
+        count_errors(["one", "two"], ["one"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import kaldi_native_fbank
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import kdasr.features
 from kdasr.compat import import_torchaudio
+from kdasr.errors import AudioError
 from kdasr.features import (
     LOG_MEL_FLOOR,
     _mirrored,
@@ -91,3 +94,16 @@ def test_a_caller_may_change_its_mel_filters() -> None:
 def test_feature_hash_is_stable() -> None:
     # Every model folder and every folder of labels holds it, and is refused where it is another.
     assert feature_hash() == "9dd5c5132f40f350"
+
+
+@pytest.mark.parametrize(
+    ("samples", "found"),
+    [
+        (torch.zeros(1, 16_000), r"shape \(1, 16000\) of torch.float32"),  # would have no frames
+        (np.zeros((16_000, 2), np.float32), r"shape \(16000, 2\)"),
+        (np.zeros(16_000, np.int16), r"shape \(16000,\) of torch.int16"),
+    ],
+)
+def test_samples_of_other_axes_or_integers_are_refused(samples: Any, found: str) -> None:
+    with pytest.raises(AudioError, match=found):
+        log_mel(samples)
