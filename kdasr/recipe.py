@@ -175,12 +175,14 @@ def load_recipe(
     except ConfigError:
         raise
     except Exception as error:  # constructors named in the YAML may raise anything
-        fix = "If it is in a package of yours, put the folder that holds the package on PYTHONPATH."
+        path_of_package = (
+            "If it is in a package of yours, put the folder that holds the package on PYTHONPATH."
+        )
         raise ConfigError(
             "the recipe cannot be built",
             where=path,
             got=f"{type(error).__name__}: {error}",
-            fix=fix if isinstance(error, ImportError) else None,
+            fix=path_of_package if isinstance(error, ImportError) else None,
         ) from error
     for name, value in built.items():
         # Otherwise the error would appear only when the function that `!name:` names is first called.

@@ -262,9 +262,10 @@ def _check_is_trainable(built: Any) -> None:
             expected="an nn.Module that is a TrainableModel (kdasr/interfaces.py)",
             got=f"{type(built).__name__} without {', '.join(missing)}" if missing else type(built).__name__,
         )
+    config: Any = built.config
     try:
-        inspect.signature(type(built)).bind(**built.config)
-        json.dumps(built.config)
+        inspect.signature(type(built)).bind(**config)
+        json.dumps(config)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             "the model could not be built again from its `config`",
