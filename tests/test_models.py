@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -137,9 +138,7 @@ def test_a_class_of_another_package_is_built_if_the_user_trusts_it(
     monkeypatch.delenv("KDASR_PACKAGES", raising=False)
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)
-        import package_of_a_user  # type: ignore[import-not-found]
-
-        model = package_of_a_user.Mine(vocab_size=UNITS.vocab_size)
+        model = importlib.import_module("package_of_a_user").Mine(vocab_size=UNITS.vocab_size)
         save_model(tmp_path / "model", model, UNITS)
         with pytest.raises(ModelError, match=r"If you trust .* set KDASR_PACKAGES=package_of_a_user in"):
             load_model(tmp_path / "model")

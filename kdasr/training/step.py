@@ -110,11 +110,19 @@ class Step(nn.Module):
         terms = {}
         for name, (weight, loss) in losses.items():
             try:
-                terms[name] = weight * loss(output, batch)
+                value = loss(output, batch)
             except MissingLabelsError as error:
                 if stream != DEV:
                     where = f"{stream}_losses.{name}"
                     raise MissingLabelsError(error.what, where=where, fix=error.fix) from error
+                continue
+            if not isinstance(value, Tensor) or value.dim() != 0:
+                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                where = f"{'labelled' if stream == DEV else stream}_losses.{name}"
+                raise ConfigError(
+                    "a loss is no scalar", where=where, expected="a tensor without axes", got=found
+                )
+            terms[name] = weight * value
         # Break the reference cycle with the batch, whose memory would wait for the garbage collector.
         batch.teachers, batch.views = {}, {}
         return output, terms

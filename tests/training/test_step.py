@@ -99,6 +99,17 @@ def test_what_asks_for_stored_labels_measures_no_dev_set_and_is_named_where_ther
         step(batch(), "labelled")
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(torch.zeros(2), r"shape \(2,\)"), (1.0, "float"), (None, "NoneType"), ((0, 1), "tuple")],
+)
+def test_a_loss_that_is_no_scalar_is_named(value: Any, found: str) -> None:
+    step = step_of(labelled={"mine": (1.0, lambda output, batch: value)})
+    for stream in ("labelled", DEV):
+        with pytest.raises(ConfigError, match=rf"^labelled_losses\.mine: .* without axes; got {found}"):
+            step(batch(), stream)
+
+
 def test_a_loss_that_only_helps_a_training_is_found_within_another() -> None:
     views = functools.partial(both_views, loss=functools.partial(silent_start, frames=2))
     step = step_of(labelled={"ctc": (1.0, ctc), "start": (1.0, views)})
