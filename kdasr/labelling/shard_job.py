@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from kdasr.audio import SAMPLE_RATE_HZ
 from kdasr.errors import KdasrError, SoftLabelError
 from kdasr.features import FRAME_SHIFT_MS, num_frames
-from kdasr.interfaces import SoftLabels
+from kdasr.interfaces import ModelOutput, SoftLabels
 from kdasr.labelling.batches import Segment, cut_segments, make_batches, padding_share
 from kdasr.labelling.out_folder import write_labels
 from kdasr.labelling.settings import Settings, ShardResult, labelled_seconds, make_header
@@ -395,6 +395,8 @@ class _ShardRun:
                 if result.is_cuda:
                     result.record_stream(self._codec_stream)
         frames = heard.frames_b.tolist()
+        # Checks them: frames beyond the output would be taken from the padding of the batch.
+        ModelOutput(heard.log_probs_btv, torch.tensor(frames))
         done = time.perf_counter() if heard.log_probs_btv.device.type != "cpu" else heard.launched
         self.teacher_s += max(0.0, done - max(heard.started, self._teacher_done))
         self._teacher_done = done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -403,6 +403,28 @@ def test_a_teacher_with_the_wrong_number_of_frames_is_noticed(tmp_path: Path) ->
         model.offline = miscounting
         with pytest.raises(SoftLabelError, match=r"failed on all 2 utterances.*frames instead of"):
             label_shard(teacher, audio, tmp_path / "labels", Settings())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda log_probs, frames: (log_probs, frames + 1), "fewer frames than its lengths say"),
+        (lambda log_probs, frames: (log_probs.transpose(0, 1), frames), "wrong axes"),
+        (lambda log_probs, frames: (log_probs, frames / frames.max()), "whole numbers of frames"),
+    ],
+)
+def test_a_teacher_whose_output_breaks_the_contract_is_noticed(
+    tmp_path: Path, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str
+) -> None:
+    """Within the slack, frames of the padding became labels of the shorter utterances of a batch."""
+    (audio,) = make_audio(tmp_path / "audio", 4)
+    teacher = replace(TinySource().load("cpu"), slack_frames=2)
+    model: Any = teacher.model
+    offline = model.offline
+    model.offline = lambda x, n: change(*offline(x, n))
+    with pytest.raises(ConfigError, match=message):
+        label_shard(teacher, audio, tmp_path / "labels", Settings())
+    assert not (tmp_path / "labels").exists()
 
 
 def test_half_precision_labels_are_close_and_marked(tmp_path: Path) -> None:
