@@ -64,6 +64,11 @@ class Lexicon:
                 expected="a finite number of nats, 0 or more, for each of their units",
                 got=other_word_nats,
             )
+        for given, name in ((sources, "sources"), (words, "words")):
+            if isinstance(given, str):  # whose letters would be taken for sources or words
+                raise ConfigError(
+                    "a lexicon takes lists", where=name, expected=f"[{given!r}]", got=repr(given)
+                )
         self._units, self._sources, self._more_words, self._without = units, sources, words, without
         self.other_word_nats = other_word_nats
         self._costs: dict[tuple[str, bool, bool, int], NDArray[np.float64]] = {}

@@ -234,3 +234,10 @@ def test_what_is_kept_of_other_words_stays_bounded(monkeypatch: pytest.MonkeyPat
         fresh._costs.clear()
         assert np.array_equal(lexicon.next_costs(prefix), fresh.next_costs(prefix))
         assert len(lexicon._costs) <= 10
+
+
+@pytest.mark.parametrize("name", ["words", "sources"])
+def test_a_text_is_no_list_of_words(name: str) -> None:
+    """Its letters would be the words."""
+    with pytest.raises(ConfigError, match=rf"^{name}: .*; expected \['one two'\]; got 'one two'"):
+        Lexicon(units=CharUnits(), **{name: "one two"})  # type: ignore[arg-type]

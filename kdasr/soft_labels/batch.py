@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from kdasr.errors import SoftLabelError
 from kdasr.interfaces import SoftLabelBatch, SoftLabels
 from kdasr.soft_labels.runs import concatenate
 
@@ -14,9 +15,13 @@ from kdasr.soft_labels.runs import concatenate
 def pad_soft_labels(items: Sequence[SoftLabels]) -> SoftLabelBatch:
     """Pad utterances to one batch, (B, T, K): T is the most frames of any, K the most kept classes.
 
-    A batch needs at least one utterance; K is at least 1 even if none has a frame.
+    K is at least 1 even if none has a frame.
+
+    Raises:
+        SoftLabelError: there are no utterances.
     """
-    assert items, "a batch needs at least one utterance"
+    if not items:
+        raise SoftLabelError("a batch needs at least one utterance")
     run = concatenate(items)
     lengths = np.array([item.num_frames for item in items], np.int64)
     num_steps, num_kept = int(lengths.max()), int(run.kept_counts.max(initial=1))

@@ -66,6 +66,13 @@ class Codec:
                 raise SoftLabelError("log-probs must have axes (T, V)", got=tuple(item.shape))
         if not utterances:
             return []
+        sizes = {item.shape[1] for item in utterances}
+        if len(sizes) > 1 or len(keys) != len(utterances):
+            raise SoftLabelError(
+                "these are not the posteriors of one teacher, each with its key",
+                expected="one number of classes, and as many keys as utterances",
+                got=f"{sorted(sizes)} classes, {len(utterances)} utterances and {len(keys)} keys",
+            )
         # One pass over the frames of all utterances: separate passes would be mostly overhead.
         run, lengths = torch.cat(utterances), [len(item) for item in utterances]
         log_mass = torch.logsumexp(run, dim=1).cpu()

@@ -229,3 +229,11 @@ def test_unknown_codecs_and_parameters_are_refused_by_name() -> None:
     for codec, name in ((TopK, "k"), (TopP, "cap")):  # levels count from the best class, which must be kept
         with pytest.raises(ConfigError, match=rf"{name}: .*expected an integer >= 2; got 1"):
             codec(**{name: 1, "step_nats": 0.25})
+
+
+def test_posteriors_of_two_teachers_or_without_keys_are_refused() -> None:
+    two = [posteriors(5, 30), posteriors(5, 20)]
+    with pytest.raises(SoftLabelError, match=r"got \[20, 30\] classes, 2 utterances and 2 keys"):
+        TopP().encode_many(two, ["a", "b"])
+    with pytest.raises(SoftLabelError, match=r"got \[30\] classes, 2 utterances and 1 keys"):
+        TopP().encode_many(two[:1] * 2, ["a"])

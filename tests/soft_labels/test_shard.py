@@ -487,3 +487,8 @@ def test_padding_agrees_with_a_plain_loop() -> None:
             )
             assert torch.isneginf(batch.log_probs_btk[row, t, count:]).all()
             start += int(count)
+
+
+def test_no_utterances_are_no_batch() -> None:
+    with pytest.raises(SoftLabelError, match="at least one utterance"):
+        pad_soft_labels([])
