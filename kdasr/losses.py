@@ -97,8 +97,9 @@ def transcript_nats(
     """
     log_probs_btv, lengths_n = output.log_probs_btv, output.lengths_b
     check_log_probs(output)
-    if tokens_nu.device.type == "cpu" and tokens_nu.numel():
-        highest = int(tokens_nu.max())
+    if tokens_nu.device.type == "cpu":
+        units = tokens_nu[frames_inside(counts_n, tokens_nu.shape[1])]
+        highest = int(units.max()) if len(units) else 0
         if highest >= log_probs_btv.shape[2]:  # torch would read beyond the output
             raise ConfigError(
                 "the model has no class for a unit of a transcript",

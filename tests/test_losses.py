@@ -220,6 +220,8 @@ def test_ctc_refuses_units_beyond_the_model() -> None:
     batch = Batch(["a"], torch.zeros(1, 8, 80), torch.tensor([8]), torch.tensor([[4]]), torch.tensor([1]))
     with pytest.raises(ConfigError, match="no class for a unit .* expected units below 4, .* got 4"):
         ctc(ModelOutput(LOG_PROBS[:1], LENGTHS[:1]), batch)
+    batch.tokens_bu = torch.tensor([[3, 4]])  # padded with anything
+    assert float(ctc(ModelOutput(LOG_PROBS[:1], LENGTHS[:1]), batch)) > 0
 
 
 def test_unknown_policy_is_refused() -> None:
