@@ -21,7 +21,9 @@ from export.parity import probe_sound
 from export.publish import export_student
 from export.transcribe import open_recogniser
 from kdasr.audio import load
-from kdasr.streaming import EndpointRules
+from kdasr.decoding import collapse
+from kdasr.features import LOG_MEL_FLOOR, log_mel
+from kdasr.streaming import EndpointRules, with_tail
 from kdasr.students.conformer import ChunkConformer
 from tests.export.small_models import UNITS, conformer
 from tests.export.test_gate import spoken, trained
@@ -84,6 +86,56 @@ def test_a_microphone_and_a_list_of_words(
             lines.append(f"… {heard.text}")
     assert capsys.readouterr().out.splitlines() == lines
     assert {line.split()[0] for line in lines} & {*WORDS} and any(line.startswith("…") for line in lines)
+
+
+def test_a_session_with_a_model_of_your_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx = pytest.importorskip("onnx")
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    weights_fv = np.random.default_rng(0).standard_normal((320, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Slice", ["features", "zero", "shift", "one"], ["chunk"]),
+            helper.make_node("Reshape", ["chunk", "shape"], ["frames"]),
+            helper.make_node("MatMul", ["frames", "weights"], ["logits"]),
+            helper.make_node("LogSoftmax", ["logits"], ["log_probs"]),
+            helper.make_node("Identity", ["state"], ["next"]),
+        ],
+        "mine",
+        [
+            helper.make_tensor_value_info("features", float32, [1, 40, 80]),
+            helper.make_tensor_value_info("state", float32, [1, 64]),
+        ],
+        [
+            helper.make_tensor_value_info("log_probs", float32, [1, 8, 4]),
+            helper.make_tensor_value_info("next", float32, [1, 64]),
+        ],
+        [
+            onnx.numpy_helper.from_array(array, name)
+            for name, array in {
+                "zero": np.array([0]),
+                "shift": np.array([32]),
+                "one": np.array([1]),
+                "shape": np.array([1, 8, 320]),
+                "weights": weights_fv,
+            }.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, "mine.onnx")
+    samples = speech()
+    exec(
+        program("import numpy, onnxruntime"),
+        {"symbols": ["-", "▁", "a", "b"], "samples": samples},
+    )
+    features = log_mel(with_tail(samples))
+    frames = torch.nn.functional.pad(features, (0, 0, 0, -len(features) % 4), value=LOG_MEL_FLOOR)
+    best = (frames.reshape(-1, 320) @ torch.from_numpy(weights_fv)).argmax(1).tolist()
+    letters = ["", "", "a", "b"]
+    said = "".join(letters[unit] for unit in collapse(best))
+    assert "".join(capsys.readouterr().out.split()) == said and len(said) > 10
 
 
 def said_by_sherpa(place: Path, samples: np.ndarray) -> list[str]:
