@@ -1,4 +1,5 @@
-"""Checkpoints that are written atomically, whenever the process that writes them is killed."""
+"""Checkpoints that are written atomically, whenever the process that writes them is killed, and checked when
+they are read: torch itself loads weights with flipped bits without an error."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ from typing import Any
 
 from kdasr.compat import import_torchaudio
 from kdasr.errors import TrainingError
+from kdasr.manifest import sha256_of
 from kdasr.storage import sync_path
 
 import_torchaudio()  # SpeechBrain needs it to import
-from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, ckpt_recency  # noqa: E402
+from speechbrain.utils.checkpoints import METAFNAME, Checkpoint, Checkpointer, ckpt_recency  # noqa: E402
 from speechbrain.utils.distributed import MainProcessContext  # noqa: E402
 
+# The hashes of the files of a checkpoint, as `sha256sum` writes and checks them.
+SUMS_FILE = "SHA256SUMS"
 _UNFINISHED = "unfinished+"
 # torch's messages for a failed write; they name no reason.
 _NOT_WRITTEN = ("inline_container", "PytorchStreamWriter", "iostream error")
@@ -62,6 +66,9 @@ class WholeCheckpoints(Checkpointer):
         latest = max((ckpt_recency(one) for one in self.list_checkpoints()), default=0.0)
         meta = {**(meta or {}), "unixtime": max(time.time(), latest + 0.001)}
         unfinished = super().save_checkpoint(meta, **settings)
+        written = sorted(unfinished.path.iterdir())
+        sums = "".join(f"{sha256_of(file)}  {file.name}\n" for file in written)
+        (unfinished.path / SUMS_FILE).write_text(sums)
         for file in (*unfinished.path.iterdir(), unfinished.path):
             sync_path(file)
         whole = unfinished.path.with_name(unfinished.path.name.removeprefix(_UNFINISHED))
@@ -69,6 +76,30 @@ class WholeCheckpoints(Checkpointer):
         sync_path(whole.parent)
         files = {name: whole / file.name for name, file in unfinished.paramfiles.items()}
         return Checkpoint(whole, unfinished.meta, files)
+
+    def list_checkpoints(self) -> list[Checkpoint]:
+        """As SpeechBrain's.
+
+        Raises:
+            TrainingError: what a checkpoint says about itself is not what was written.
+        """
+        for sums in sorted(self.checkpoints_dir.glob(f"CKPT*/{SUMS_FILE}")):
+            _check(sums.parent / METAFNAME, _written_sums(sums))
+        listed: list[Checkpoint] = super().list_checkpoints()
+        return listed
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """As SpeechBrain's.
+
+        Raises:
+            TrainingError: a file of the checkpoint is not what was written.
+        """
+        sums = checkpoint.path / SUMS_FILE
+        if sums.exists():  # not in checkpoints of older releases
+            written = _written_sums(sums)
+            for name in sorted({*written, *(file.name for file in checkpoint.paramfiles.values())}):
+                _check(checkpoint.path / name, written)
+        super().load_checkpoint(checkpoint)
 
     def remove_unfinished(self) -> None:
         """Remove what killed processes left behind."""
@@ -102,6 +133,26 @@ class WholeCheckpoints(Checkpointer):
             going = path.with_name(_UNFINISHED + path.name)
             path.replace(going)
             shutil.rmtree(going)
+
+
+def _written_sums(sums: Path) -> dict[str, str]:
+    """The hash of each file, by its name, as they were when the checkpoint was written."""
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _check(file: Path, written: Mapping[str, str]) -> None:
+    """Raise TrainingError if a file of a checkpoint does not have the hash that was `written`."""
+    found = sha256_of(file) if file.is_file() else "no file"
+    if found != written.get(file.name):
+        raise TrainingError(
+            "the checkpoint is damaged",
+            where=file,
+            expected=f"sha256 {written.get(file.name)}, as in {SUMS_FILE}",
+            got=found,
+            fix=f"Delete {file.parent} and run the same command again: training resumes from another "
+            "checkpoint, or starts from the beginning.",
+        )
 
 
 def _free_text(folder: Path) -> str:

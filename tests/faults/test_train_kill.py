@@ -160,5 +160,6 @@ def test_data_in_another_order_is_noticed(forkserver: Any, data: Path, tmp_path:
     written = json.loads(position.read_text())
     written["streams"]["labelled"]["next_key"] = "another"
     position.write_text(json.dumps(written))
+    (position.parent / "SHA256SUMS").unlink()  # which would call it damaged
     with pytest.raises(TrainingError, match=r"the data has changed since this checkpoint.*another"):
         train_victim.training(data, out / "checkpoints", 0).run(out / "model")

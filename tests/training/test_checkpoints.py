@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import resource
 import shutil
 import time
@@ -79,6 +80,41 @@ def test_a_writer_that_stops_leaves_nothing_half(
     assert WholeCheckpoints(tmp_path).find_checkpoint() is not None
     again.remove_unfinished()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "CKPT.yaml", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["flip", "zeros", "nothing", "missing"])
+def test_a_damaged_checkpoint_is_named_and_not_loaded(tmp_path: Path, name: str, damage: str) -> None:
+    kept, _ = made(tmp_path)
+    save(kept, 1.0)
+    file = next(tmp_path.glob(f"CKPT*/{name}"))
+    data = bytearray(file.read_bytes())
+    if name == "model.ckpt":
+        data[data.index(b"\0\0\x80\x3f") + 2] ^= 0x40  # in a weight, where torch itself sees nothing
+    else:
+        data[20] ^= 0x01
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes({"flip": data, "zeros": bytes(len(data)), "nothing": b""}[damage])
+    again, found = made(tmp_path, weight=3.0)
+    if (name, damage) == ("SHA256SUMS", "missing"):  # as in checkpoints of older releases
+        again.recover_if_possible()
+        assert found.weight.tolist() == [[1.0, 1.0]]
+        return
+    with pytest.raises(TrainingError, match=r"CKPT.*: the checkpoint is damaged; .*Delete .*CKPT"):
+        again.recover_if_possible()
+    assert found.weight.tolist() == [[3.0, 3.0]]
+
+
+def test_the_hashes_of_a_checkpoint_are_those_of_sha256sum(tmp_path: Path) -> None:
+    kept, _ = made(tmp_path)
+    save(kept, 1.0)
+    folder = next(tmp_path.glob("CKPT*"))
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    assert lines == [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}"
+        for name in ("CKPT.yaml", "model.ckpt")
+    ]
 
 
 def refused_by_the_system(kept: WholeCheckpoints) -> TrainingError:
