@@ -43,7 +43,7 @@ from kdasr.reasons import listed
 from kdasr.soft_labels import Header
 from kdasr.soft_labels.fit import centres, map_classes, pool_frames, take_frames
 from kdasr.storage import Location
-from kdasr.symbols import FORMAT, VERSION, stands_for_no_text
+from kdasr.symbols import FORMAT, NORMALISATION, VERSION, SymbolUnits, stands_for_no_text
 from kdasr.text import UNITS_FILE, WORD_START, Units
 
 #: A map from a teacher's symbols to the student's; None removes a symbol.
@@ -206,14 +206,17 @@ def label_symbols(folder: Location) -> LabelSymbols | None:
         found = LabelSymbols(card["symbols"], card["hash"])
         good = (card["format"], card["version"]) == (FORMAT, VERSION)
         good &= isinstance(found.symbols, list) and all(isinstance(symbol, str) for symbol in found.symbols)
+        # Other programs may hash their symbols in another way.
+        if good and card.get("normalisation") == NORMALISATION:
+            good = SymbolUnits([*found.symbols]).hash == found.hash
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:
         raise LabelMismatchError(
-            "not a list of units that this version can read",
+            "not a list of units that this version can read, or a damaged one",
             where=str(file),
-            expected=f"{FORMAT} version {VERSION}",
-            fix="Label again with this version of kdasr.",
+            expected=f"{FORMAT} version {VERSION}, with the hash of its symbols",
+            fix="Label again with this version of kdasr, or copy the file again.",
         )
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -423,6 +424,21 @@ def test_a_damaged_list_of_symbols_is_refused(tmp_path: Path, content: bytes) ->
     (tmp_path / "units.json").write_bytes(content)
     with pytest.raises(LabelMismatchError, match=r"units\.json.*Label again"):
         label_symbols(locate(tmp_path))
+
+
+def test_symbols_that_are_not_those_of_their_hash_are_refused(tmp_path: Path) -> None:
+    UNITS.save(tmp_path)
+    file = tmp_path / "units.json"
+    # One bit: with it, two of the teacher's classes would be the student's "d", and none its "e".
+    file.write_bytes(file.read_bytes().replace(b'"e"', b'"d"'))
+    with pytest.raises(LabelMismatchError, match=r"units\.json.*the hash of its symbols"):
+        label_symbols(locate(tmp_path))
+
+
+def test_the_symbols_of_other_programs_have_a_hash_of_their_own(tmp_path: Path) -> None:
+    card = {"format": "kdasr-units", "version": 1, "symbols": ["<blk>", "a"], "hash": "other"}
+    (tmp_path / "units.json").write_text(json.dumps(card))
+    assert label_symbols(locate(tmp_path)) == LabelSymbols(["<blk>", "a"], "other")
 
 
 def _t(array: np.ndarray) -> object:  # type: ignore[type-arg]
