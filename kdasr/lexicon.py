@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdasr.errors import ConfigError, ShardError, UnitsError
+from kdasr.errors import ConfigError, DamagedShardError, ShardError, UnitsError
 from kdasr.interfaces import BLANK_ID
 from kdasr.reasons import counted
 from kdasr.shards import list_shards, open_shard, read_texts
@@ -266,13 +266,15 @@ def _texts_in(source: Path, letters: str, without: str) -> list[str | None]:
             texts = [_normal(line, letters, source) for line in lines]
             _tell_of_phrases(texts, source)
             return [*texts]
-        return [text for path in list_shards(source) for text in read_texts(open_shard(path))]
+        shards = map(open_shard, list_shards(source))
+        # Verified: nothing else that uses the lexicon reads these shards.
+        return [text for shard in shards for text in read_texts(shard, verify=True)]
     except (ShardError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "the words of a lexicon cannot be read",
             where=source,
             expected="a text file (UTF-8) of words as in transcripts, or a folder of labelled audio shards",
-            got=getattr(error, "what", error),
+            got=error if isinstance(error, DamagedShardError) else getattr(error, "what", error),
             fix=without,
         ) from error
 

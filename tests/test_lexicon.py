@@ -120,6 +120,13 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
         may_follow(lexicon, ())
 
 
+def test_words_do_not_come_from_a_damaged_transcript(tmp_path: Path) -> None:
+    tars = write_shards([Utterance("u", np.ones(800, np.float32), "three")], tmp_path / "labelled")
+    tars[0].write_bytes(tars[0].read_bytes().replace(b'"three"', b'"threa"'))
+    with pytest.raises(ConfigError, match=r"lexicon cannot be read; .*shard-000000\.tar: .*crc32"):
+        Lexicon(units=CHARS, sources=[str(tmp_path / "labelled")]).next_costs(())
+
+
 def test_shards_that_are_not_there_are_named_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,

@@ -225,8 +225,11 @@ def read_shard(path: Path) -> Iterator[Placed]:
         yield read_utterance(shard, entry)
 
 
-def read_metas(shard: Shard) -> list[dict[str, Any]]:
-    """The metadata of each utterance of an open shard (see `kdasr.shards`); no audio is read.
+def read_metas(shard: Shard, *, verify: bool = False) -> list[dict[str, Any]]:
+    """The metadata of each utterance of an open shard (see `kdasr.shards`).
+
+    No audio is read, so a wrong letter in a transcript goes unnoticed until the utterance is read;
+    `verify=True` reads the audio too, as the checksum is of both: 70 MB and 50 ms for an hour.
 
     Raises:
         DamagedShardError: metadata is damaged or of another utterance.
@@ -235,17 +238,20 @@ def read_metas(shard: Shard) -> list[dict[str, Any]]:
 
     def read() -> list[dict[str, Any]]:
         with shard.path.open("rb") as file:
-            return [_meta(file, shard.path, entry) for entry in shard.entries]
+            return [_meta(file, shard.path, entry, verify) for entry in shard.entries]
 
     return _from_disk(shard.path, read)
 
 
-def read_texts(shard: Shard) -> list[str | None]:
-    """The transcript of each utterance of an open shard, or None; raises as `read_metas`."""
-    return [meta.get("text") for meta in read_metas(shard)]
+def read_texts(shard: Shard, *, verify: bool = False) -> list[str | None]:
+    """The transcript of each utterance of an open shard, or None; arguments and errors are those of
+    `read_metas`."""
+    return [meta.get("text") for meta in read_metas(shard, verify=verify)]
 
 
-def _meta(file: BinaryIO, path: Path, entry: ShardEntry) -> dict[str, Any]:
+def _meta(file: BinaryIO, path: Path, entry: ShardEntry, verify: bool) -> dict[str, Any]:
+    if verify:
+        return _parse_meta(read_members(file, path, entry)[1], path, entry.key)
     file.seek(entry.json_offset)
     return _parse_meta(file.read(entry.json_bytes), path, entry.key)
 
