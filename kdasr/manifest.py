@@ -22,6 +22,8 @@ FORMAT = "kdasr-audio-shard"
 VERSION = 1
 # Files that `kdasr prepare` writes beside its shards: the first while it runs, the second when it is done.
 PREPARING, PREPARED = "preparing.json", "prepared.json"
+# More samples or bytes than 64 bits can count.
+_TOO_MANY = 1 << 63
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
@@ -97,10 +99,10 @@ def read_manifest(path: Path) -> Shard:
         raise missing_manifest(path) from None
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise _bad_manifest(manifest, "a JSON object with format and version", error) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise bad_manifest(manifest, "a JSON object with format and version", error) from error
     if found != (FORMAT, VERSION):
-        raise _bad_manifest(manifest, f"{FORMAT} version {VERSION}", f"{found[0]} version {found[1]}")
+        raise bad_manifest(manifest, f"{FORMAT} version {VERSION}", f"{found[0]} version {found[1]}")
     try:
         entries = tuple(ShardEntry(*_typed(row)) for row in fields["utterances"])
         shard = Shard(
@@ -112,8 +114,8 @@ def read_manifest(path: Path) -> Shard:
             entries=entries,
             description=str(fields.get("description", "")),
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise _bad_manifest(manifest, "count, seconds, bytes, sha256, utterances", error) from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise bad_manifest(manifest, "count, seconds, bytes, sha256, utterances", error) from error
     _check_consistency(manifest, shard)
     return shard
 
@@ -136,21 +138,21 @@ def manifest_text(shard: Shard) -> str:
 
 def _typed(row: list[Any]) -> list[Any]:
     key, *numbers = row
-    if not isinstance(key, str) or not all(type(number) is int and number >= 0 for number in numbers):
-        raise TypeError(f"an utterance that is not a key and non-negative whole numbers: {row}")
+    if not isinstance(key, str) or not all(type(one) is int and 0 <= one < _TOO_MANY for one in numbers):
+        raise TypeError(f"an utterance that is not a key and non-negative whole numbers: {row!s:.200}")
     return row
 
 
 def _check_consistency(manifest: Path, shard: Shard) -> None:
     if len(shard.entries) != shard.count:
-        raise _bad_manifest(manifest, f"{shard.count} utterances", len(shard.entries))
+        raise bad_manifest(manifest, f"{shard.count} utterances", len(shard.entries))
     if len({entry.key for entry in shard.entries}) != shard.count:
-        raise _bad_manifest(manifest, "each key once", "a key twice")
+        raise bad_manifest(manifest, "each key once", "a key twice")
     for entry in shard.entries:
         if not KEY_PATTERN.fullmatch(entry.key):
-            raise _bad_manifest(manifest, f"keys that match {KEY_PATTERN.pattern}", repr(entry.key))
+            raise bad_manifest(manifest, f"keys that match {KEY_PATTERN.pattern}", repr(entry.key))
         if max(entry.flac_offset + entry.flac_bytes, entry.json_offset + entry.json_bytes) > shard.bytes:
-            raise _bad_manifest(manifest, f"members within {shard.bytes} bytes", entry.key)
+            raise bad_manifest(manifest, f"members within {shard.bytes} bytes", entry.key)
 
 
 def unreadable(path: Path, error: OSError) -> ShardError:
@@ -159,7 +161,8 @@ def unreadable(path: Path, error: OSError) -> ShardError:
     return ShardError("the audio shard cannot be read", where=path, got=error, fix=fix)
 
 
-def _bad_manifest(manifest: Path, expected: object, got: object) -> ManifestError:
+def bad_manifest(manifest: Path, expected: object, got: object) -> ManifestError:
+    """The error for a manifest that cannot be true."""
     fix = "Prepare the corpus again, or copy shard and manifest again."
     return ManifestError("the manifest is invalid", where=manifest, expected=expected, got=got, fix=fix)
 

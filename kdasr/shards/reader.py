@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from kdasr.manifest import (
     PREPARING,
     Shard,
     ShardEntry,
+    bad_manifest,
     damaged,
     manifest_path,
     missing_manifest,
@@ -115,7 +117,7 @@ def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes
         recorded = {str(shard["name"]) for shard in record["shards"]}
     except FileNotFoundError:
         return ""  # the folder was not written by `kdasr prepare`
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"the record of `kdasr prepare` cannot be read ({error!r})"
     tars = {f"{stem}.tar" for stem in shard_stems(names)}
     missing, more = sorted(recorded - tars), sorted((tars & set(names)) - recorded)
@@ -125,15 +127,28 @@ def _differs_from_record(names: Collection[str], read_record: Callable[[], bytes
 
 def left_out_by_prepare(folders: Iterable[Path]) -> tuple[int, int]:
     """The number of utterances that `kdasr prepare` left out of these folders of shards, and the number that
-    were listed for them. Folders that it did not write are not counted."""
+    were listed for them. Folders that it did not write are not counted.
+
+    Raises:
+        ManifestError: the record of `kdasr prepare` in one of them is damaged.
+    """
     left_out = listed_for = 0
     for folder in folders:
         try:
             record = json.loads(locate(folder / PREPARED).read_all())
+            dropped, count = operator.index(record["dropped"]), operator.index(record["count"])
         except FileNotFoundError:
             continue
-        left_out += record["dropped"]
-        listed_for += record["dropped"] + record["count"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ManifestError(
+                "the record of `kdasr prepare` cannot be read",
+                where=folder / PREPARED,
+                expected="the numbers `dropped` and `count`",
+                got=repr(error),
+                fix="Copy the file again, or prepare again.",
+            ) from error
+        left_out += dropped
+        listed_for += dropped + count
     return left_out, listed_for
 
 
@@ -153,6 +168,12 @@ def open_shard(path: Path, *, verify: bool = False) -> Shard:
 
 def _checked(path: Path, verify: bool) -> Shard:
     shard = read_manifest(path)
+    # A wrong number of samples is found when the audio is read, but if it is too large or too small for the
+    # audio to be used at all, nothing reads it.
+    samples = sum(entry.num_samples for entry in shard.entries)
+    if not abs(shard.seconds * audio.SAMPLE_RATE_HZ - samples) < 1:
+        expected = f"{samples / audio.SAMPLE_RATE_HZ} s, which its utterances have together"
+        raise bad_manifest(manifest_path(path), expected, f"{shard.seconds} s")
     if not path.is_file():
         raise DamagedShardError("the audio shard is missing", where=path)
     if path.stat().st_size != shard.bytes:

@@ -19,6 +19,7 @@ import pytest
 from kdasr.errors import DamagedShardError, ManifestError, ShardError
 from kdasr.labelling import verify_audio
 from kdasr.shards import (
+    left_out_by_prepare,
     list_shards,
     open_shard,
     read_shard,
@@ -230,6 +231,10 @@ def edit(path: Path, **changes: Any) -> None:
         ({"utterances": [["../a", 1, 2, 3, 4, 5, 6]], "count": 1}, r"\.\./a"),
         ({"utterances": [["a", 1, 2, 3, 4, 10**9, 6]], "count": 1}, "members within"),
         ({"utterances": [["a", 1, 2, 3, 4, 5, 6]] * 2, "count": 2}, "a key twice"),
+        ({"utterances": [["a", 1 << 63, 2, 3, 4, 5, 6]], "count": 1}, "whole numbers"),
+        ({"seconds": 10**400}, "int too large"),
+        ({"seconds": float("nan")}, "which its utterances have together; got nan s"),
+        ({"count": float("inf")}, "cannot convert float infinity"),
     ],
 )
 def test_a_manifest_that_cannot_be_true_is_refused(shard_path: Path, changes: Any, message: str) -> None:
@@ -238,7 +243,16 @@ def test_a_manifest_that_cannot_be_true_is_refused(shard_path: Path, changes: An
         open_shard(shard_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "\x00\x01"])
+def test_a_number_of_samples_that_would_leave_an_utterance_out_is_refused(shard_path: Path) -> None:
+    manifest = shard_path.with_suffix(".json")
+    fields = json.loads(manifest.read_text())
+    fields["utterances"][1][1] ^= 1 << 20  # now it seems to last more than a minute
+    manifest.write_text(json.dumps(fields))
+    with pytest.raises(ManifestError, match=r"shard-000000\.json: the manifest is invalid.*together"):
+        open_shard(shard_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "\x00\x01", "[" * 200_000])
 def test_a_manifest_that_is_no_manifest_is_refused(shard_path: Path, text: str) -> None:
     shard_path.with_suffix(".json").write_text(text)
     with pytest.raises(ManifestError, match=r"shard-000000\.json: the manifest is invalid"):
@@ -308,3 +322,15 @@ def test_an_unfinished_or_incomplete_preparation_is_not_listed(shard_path: Path)
     with pytest.raises(ManifestError, match=r"prepared\.json: .*shard-000002\.tar missing"):
         list_shards(folder)
     assert any("shard-000002.tar missing" in problem for problem in verify_audio(folder))
+
+
+@pytest.mark.parametrize(
+    "record", ['{"dropped": 1, "cgunt": 2}', '{"dropped": "1", "count": 2}', "[]", "", "\x00", "[" * 200_000]
+)
+def test_a_damaged_record_of_what_was_left_out_is_named(shard_path: Path, record: str) -> None:
+    file = shard_path.with_name("prepared.json")
+    file.write_text('{"dropped": 1, "count": 2}')
+    assert left_out_by_prepare([shard_path.parent]) == (1, 3)
+    file.write_text(record)
+    with pytest.raises(ManifestError, match=r"prepared\.json: the record of `kdasr prepare` cannot be read"):
+        left_out_by_prepare([shard_path.parent])
