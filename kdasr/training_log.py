@@ -27,14 +27,15 @@ class TrainingLog:
         `last_step`, before or (`with_look`) after its dev set evaluation."""
         if self.path.exists():
             last = (last_step, with_look)
-            kept = [line for line in self.path.read_text().splitlines() if _place(line) <= last]
-            commit_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+            kept = [line for line in self.path.read_bytes().splitlines() if _place(line) <= last]
+            commit_bytes(self.path, b"".join(line + b"\n" for line in kept))
 
 
-def _place(line: str) -> tuple[float, bool]:
-    """The step of a row, and whether it is a dev set evaluation; later than any if a crash truncated it."""
+def _place(line: bytes) -> tuple[float, bool]:
+    """The step of a row, and whether it is a dev set evaluation; later than any if a crash truncated or
+    damaged it."""
     try:
         row = json.loads(line)
         return int(row["step"]), "dev_wer" in row
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         return math.inf, True

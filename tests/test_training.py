@@ -1061,3 +1061,11 @@ def test_a_torn_row_of_the_log_is_forgotten(tmp_path: Path) -> None:
     assert log.path.read_text() == whole
     log.cut(1, with_look=False)
     assert log.path.read_text() == whole.splitlines(keepends=True)[0]
+
+
+@pytest.mark.parametrize("damaged", [b'{"step": 1, "a": \xb1}', b'{"stdp": 1}', b"[1]", bytes(50)])
+def test_a_damaged_row_of_the_log_is_forgotten(tmp_path: Path, damaged: bytes) -> None:
+    log = TrainingLog(tmp_path / "train.jsonl")
+    log.path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 2}\n{"step": 3}\n')
+    log.cut(2, with_look=True)
+    assert log.path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'

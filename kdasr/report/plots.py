@@ -36,7 +36,7 @@ def read_log(path: Path) -> Log:
         ConfigError: another line is not a JSON object with a step.
     """
     rows: Log = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

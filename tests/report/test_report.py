@@ -546,6 +546,13 @@ def test_a_run_in_progress_can_be_reported_on(tmp_path: Path) -> None:
     assert printed(tmp_path) == f"no results in {tmp_path}/results.json yet\n"
 
 
+def test_a_damaged_row_of_a_training_log_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "train.jsonl"
+    log.write_bytes(b'{"step": 1}\n{"step": 2, "labelled/ctc": \xb1.5}\n{"step": 3}\n')
+    with pytest.raises(ConfigError, match=r"train\.jsonl:2: the line is not valid JSON"):
+        read_log(log)
+
+
 def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     for model in ("mine [beam]", "mine [/greedy]"):
         append_result(tmp_path / "results.json", result(model, 1, 5.0))
