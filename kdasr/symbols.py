@@ -31,6 +31,8 @@ TURKISH_CAPITALS = str.maketrans({"I": "ı", "İ": "i"})
 UNITS_FILE = "units.json"
 SENTENCEPIECE_FILE = "units.model"
 FORMAT, VERSION = "kdasr-units", 1
+# A key of UNITS_FILE, for the other file: the hash of units does not include how text is split into them.
+MODEL_SHA256 = "model_sha256"
 
 # Classes that stand for no text: <s>, <unk>, [PAD], <|en|>.
 _CONTROL = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
@@ -168,7 +170,8 @@ class TableUnits(SymbolUnits):
         super().save(folder)
 
     def _card(self) -> dict[str, Any]:
-        return {**super()._card(), "upper": self.upper, "has_model": self.model_bytes is not None}
+        card = {**super()._card(), "upper": self.upper, "has_model": self.model_bytes is not None}
+        return card if self.model_bytes is None else {**card, MODEL_SHA256: sha256(self.model_bytes)}
 
     def _stands_for_nothing(self, unit: int) -> bool:
         return BLANK_ID < unit < self.vocab_size and self.symbols[unit] not in self._id_by_text
@@ -215,6 +218,11 @@ def stands_for_no_text(symbol: str) -> bool:
     return not symbol or _CONTROL.fullmatch(symbol) is not None
 
 
+def sha256(data: bytes) -> str:
+    """Hex sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def blank_path(ids: Sequence[int]) -> list[int]:
     """The shortest CTC path that spells `ids`: with blanks only between equal neighbours."""
     path: list[int] = []
@@ -248,6 +256,7 @@ def piece_processor(model_bytes: bytes, where: Path | str | None = None) -> Any:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         processor.unk_id()  # empty bytes are accepted above: this raises the error
+        processor.id_to_piece(list(range(processor.get_piece_size())))  # and this if a piece is no text
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise UnitsError("not a SentencePiece model", where=where, got=str(error)) from error
     return processor

@@ -18,7 +18,7 @@ import string
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import sentencepiece
 
@@ -28,6 +28,7 @@ from kdasr.storage import Location, Place, commit_bytes, commit_changed, locate
 from kdasr.symbols import (
     BLANK_SYMBOL,
     FORMAT,
+    MODEL_SHA256,
     NORMALISATION,
     SENTENCEPIECE_FILE,
     TURKISH_CAPITALS,
@@ -37,6 +38,7 @@ from kdasr.symbols import (
     SymbolUnits,
     TableUnits,
     piece_processor,
+    sha256,
     shorten,
     unknown_character,
 )
@@ -285,6 +287,9 @@ class SentencePieceUnits(SymbolUnits):
         commit_changed(locate(folder).child(SENTENCEPIECE_FILE), self.model_bytes)
         super().save(folder)
 
+    def _card(self) -> dict[str, Any]:
+        return {**super()._card(), MODEL_SHA256: sha256(self.model_bytes)}
+
 
 def train_sentencepiece(
     texts: Iterable[str], vocab_size: int, seed: int = 0, *, max_texts: int = 1_000_000
@@ -374,6 +379,17 @@ def load_units(folder: Place | Location) -> Units:
             fix="The folder mixes files of two models, or was written by another version; "
             "restore it or train again.",
         )
+    if not isinstance(units, CharUnits) and units.model_bytes is not None:
+        found = sha256(units.model_bytes)
+        expected = card.get(MODEL_SHA256, found)  # older releases wrote none
+        if found != expected:
+            raise UnitsError(
+                "the SentencePiece model is not the one that was saved with the units",
+                where=str(locate(folder).child(SENTENCEPIECE_FILE)),
+                expected=f"sha256 {expected}",
+                got=found,
+                fix="Restore the folder from its source.",
+            )
     return units
 
 

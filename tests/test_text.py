@@ -302,6 +302,36 @@ def test_load_refuses_the_model_of_other_units(tmp_path: Path, pieces: SentenceP
         load_units(tmp_path)
 
 
+def test_load_refuses_a_model_that_splits_text_in_another_way(
+    tmp_path: Path, pieces: SentencePieceUnits
+) -> None:
+    pieces.save(tmp_path)
+    file, model = tmp_path / "units.model", pieces.model_bytes
+    piece = pieces.encode("seven eight")[0]
+    at = model.index(pieces.symbols[piece].encode()) + len(pieces.symbols[piece].encode())
+    assert model[at : at + 1] == b"\x15"  # the score, a float32, comes next
+    damaged = model[: at + 4] + bytes([model[at + 4] ^ 4]) + model[at + 5 :]
+    other = SentencePieceUnits(damaged)
+    assert other.hash == pieces.hash and other.encode("seven eight") != pieces.encode("seven eight")
+    file.write_bytes(damaged)
+    with pytest.raises(
+        UnitsError, match=r"units\.model: the SentencePiece model is not the one that was saved"
+    ):
+        load_units(tmp_path)
+    # As saved by an older release.
+    card = json.loads((tmp_path / "units.json").read_text())
+    del card["model_sha256"]
+    (tmp_path / "units.json").write_text(json.dumps(card))
+    assert load_units(tmp_path).hash == pieces.hash
+
+
+def test_a_model_whose_pieces_are_no_text_is_refused(tmp_path: Path, pieces: SentencePieceUnits) -> None:
+    pieces.save(tmp_path)
+    (tmp_path / "units.model").write_bytes(pieces.model_bytes.replace("▁".encode(), b"\xe2\x96\xff", 1))
+    with pytest.raises(UnitsError, match=r"units\.model: not a SentencePiece model"):
+        load_units(tmp_path)
+
+
 def test_a_model_with_other_special_pieces_is_refused(tmp_path: Path) -> None:
     prefix = tmp_path / "plain"
     sentencepiece.SentencePieceTrainer.train(
