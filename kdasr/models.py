@@ -10,6 +10,7 @@ No pickle: loading a model from an untrusted source runs none of its code.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -23,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from kdasr.errors import ConfigError, ModelError
+from kdasr.errors import ConfigError, KdasrError, MissingDependencyError, ModelError
 from kdasr.features import feature_hash
 from kdasr.manifest import sha256_of
 from kdasr.storage import refuse_file, remove_leftovers, sync_path, temporary_name
@@ -111,6 +112,7 @@ def _write_model(temporary: Path, model: Any, units: Units, extra: dict[str, Any
         "version": VERSION,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "config": model.config,
+        "config_sha256": _hash_of(model.config),
         "parameters": count_parameters(model),
         "weights_sha256": file_sha256(temporary / WEIGHTS_FILE),
         "units_hash": units.hash,
@@ -157,6 +159,15 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
             got=found,
             fix="Copy the model folder again.",
         )
+    # Older releases wrote no hash. Other settings, such as the chunk size, may fit the same weights.
+    if (found := _hash_of(card["config"])) != (expected := card.get("config_sha256", found)):
+        raise ModelError(
+            "the config in the model card is not what was written",
+            where=folder / CARD_FILE,
+            expected=f"sha256 {expected}",
+            got=found,
+            fix="Copy the model folder again.",
+        )
     model = _build(folder, card)
     try:
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
@@ -177,6 +188,10 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
             fix="Copy the model folder again.",
         )
     return LoadedModel(model.eval().to(device), units, card)
+
+
+def _hash_of(config: object) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -246,7 +261,9 @@ def _build(folder: Path, card: dict[str, Any]) -> nn.Module:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"{name} is not an nn.Module")
         model: nn.Module = kind(**card["config"])
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except MissingDependencyError:
+        raise
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, KdasrError) as error:
         ours = "Use the release of kdasr that made it."
         raise ModelError(
             "the model cannot be built",

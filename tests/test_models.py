@@ -152,3 +152,30 @@ def test_a_class_of_another_package_is_built_if_the_user_trusts_it(
     monkeypatch.delitem(sys.modules, "package_of_a_user")
     with pytest.raises(ModelError, match="Put the folder that holds package_of_a_user on PYTHONPATH"):
         load_model(tmp_path / "model")
+
+
+def edit(folder: Path, changed: dict[str, Any], *, no_hash: bool) -> None:
+    card = json.loads((folder / CARD_FILE).read_text())
+    card["config"].update(changed)
+    if no_hash:
+        del card["config_sha256"]  # as in cards of older releases
+    (folder / CARD_FILE).write_text(json.dumps(card))
+
+
+def test_a_config_that_was_not_written_is_refused_even_if_the_weights_fit(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", student(0), UNITS)
+    edit(tmp_path / "model", {}, no_hash=False)
+    assert load_model(tmp_path / "model").model.config["chunk_frames"] == 8
+    edit(tmp_path / "model", {"chunk_frames": 9}, no_hash=False)
+    with pytest.raises(
+        ModelError, match=r"model\.json: the config in the model card is not what was written"
+    ):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("changed", [{"width": -1}, {"num_heads": 0}, {"kernel_frames": 1 << 60}])
+def test_a_card_whose_model_cannot_be_built_is_named(tmp_path: Path, changed: dict[str, Any]) -> None:
+    save_model(tmp_path / "model", student(0), UNITS)
+    edit(tmp_path / "model", changed, no_hash=True)
+    with pytest.raises(ModelError, match=r"model\.json: the model cannot be built"):
+        load_model(tmp_path / "model")
