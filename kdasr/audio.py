@@ -26,6 +26,8 @@ _PCM16_SCALE = 32_768.0
 _UNKNOWN_BYTES = 0x7FFF0000
 _UNKNOWN_FRAMES = 2**62
 _BLOCK_SECONDS = 60.0
+# With a rate of 1 Hz in its header, resampling a minute of audio would take 57 GB.
+_LOWEST_HZ = 2_000
 # The share of a segment, at its end, in which it may be cut: the last 2.5 of 20 s.
 _SLACK_SHARE = 0.125
 # Decoding starts this long before a cut, since frames of mp3 or opus depend on earlier ones. If a cut begins
@@ -299,6 +301,14 @@ def _opened(stream: _Source, where: str, rate_hz: int) -> Iterator[_Forward]:
         if file.frames == 0:
             expected, got = "at least one sample", "only a header"
             raise AudioError("the audio holds no samples", where=where, expected=expected, got=got)
+        if file.samplerate < _LOWEST_HZ:
+            raise AudioError(
+                "no speech has such a low sample rate",
+                where=where,
+                expected=f"{_LOWEST_HZ} Hz or more",
+                got=f"{file.samplerate} Hz",
+                fix=f"The header is damaged or wrong. {_COPY_AGAIN}",
+            )
         check_rates(file.samplerate, rate_hz, where)
         yield file
 

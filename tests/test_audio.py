@@ -85,6 +85,19 @@ def test_channels_are_averaged() -> None:
     np.testing.assert_allclose(decode(encoded(stereo, kind="wav_float"), "x"), 0.125)
 
 
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_a_rate_that_only_a_damaged_header_has_is_refused_before_memory_is_taken(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"slow.{kind}"
+    path.write_bytes(encoded(tone(0.1, 8_000), 1, kind))
+    message = f"slow.{kind}: no speech has such a low sample rate; expected 2000 Hz or more; got 1 Hz"
+    with pytest.raises(AudioError, match=message):
+        load(path)
+    with AudioReader(path) as reader, pytest.raises(AudioError, match=message):
+        reader.promised()
+
+
 @pytest.mark.parametrize("rate_hz", [22_254, 44_101])
 def test_a_rate_whose_filter_would_take_gigabytes_is_refused(rate_hz: int, tmp_path: Path) -> None:
     message = f"unsupported sample rate.*got {rate_hz} Hz.*ffmpeg"
