@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from kdasr.errors import DamagedLabelsError, LabelMismatchError
+from kdasr.errors import DamagedLabelsError, LabelMismatchError, SoftLabelError
 from kdasr.interfaces import BLANK_ID
 from kdasr.soft_labels.codec_base import Codec
 from kdasr.soft_labels.codecs import make_codec
@@ -110,5 +110,8 @@ def parse_header(content: dict[str, Any], where: str) -> Header:
             expected="1 or more, and 0 or more",
             got=f"{header.subsampling} and {header.frame_shift_ms}",
         )
-    header.make_codec().layout(header.vocab_size)
+    try:
+        header.make_codec().layout(header.vocab_size)
+    except SoftLabelError as error:
+        raise error.told_of(where, fix="Label again, or use the version of kdasr that wrote them.") from error
     return header

@@ -271,6 +271,14 @@ def test_truncated_files_and_flipped_bits_are_found(tmp_path: Path) -> None:
                 pass
 
 
+@pytest.mark.parametrize(("old", "new"), [(b'"top_p"', b'"tnp_p"'), (b'"cap":', b'"cqp":')])
+def test_a_header_whose_codec_is_unknown_is_named(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path, _ = write(tmp_path)
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(SoftLabelError, match=rf"^{path}: .*codec.*Label again"):
+        open_label_shard(path)
+
+
 def test_a_manifest_of_another_header_is_refused(tmp_path: Path) -> None:
     path, _ = write(tmp_path)
     manifest = json.loads(path.with_suffix(".json").read_text())
