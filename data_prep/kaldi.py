@@ -26,7 +26,7 @@ from data_prep.support.lists import (
     ListSettings,
     place_of,
 )
-from kdasr.audio import WHOLE, Cut
+from kdasr.audio import MOST_SECONDS, WHOLE, Cut
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
@@ -152,8 +152,8 @@ def _side(recording: str, line: str, path: Path, *, alone: bool) -> int | None:
 def _cut(start_seconds: float, end_seconds: float, channel: str) -> Cut:
     """As in Kaldi's extract-segments, a negative end means the end of the recording, and channels are counted
     from 0; an empty `channel` means all."""
-    if not abs(start_seconds) + abs(end_seconds) < float("inf"):
-        raise ValueError("the start or end is not finite")
+    if not abs(start_seconds) + abs(end_seconds) < MOST_SECONDS:
+        raise ValueError("the start or end is no time in a recording")
     seconds = None if end_seconds < 0 else end_seconds - start_seconds
     return Cut(start_seconds, seconds, _channel(channel, first=0) if channel else None)
 

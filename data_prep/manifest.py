@@ -12,7 +12,6 @@ tag. A list in which no line has a `text` is unlabelled audio. Settings can name
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from data_prep.support.lists import (
     utf_16_fault,
 )
 from data_prep.support.settings import check_language
-from kdasr.audio import Cut
+from kdasr.audio import MOST_SECONDS, Cut
 from kdasr.errors import ConfigError, CorpusError
 
 NEEDS_CORPUS = True
@@ -187,6 +186,7 @@ def _number_of(fields: dict[str, Any], key: str) -> float | None:
     value = fields.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # The comparison is false for NaN too.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST_SECONDS:
         raise CorpusError(f"the {key} is not a number of seconds", got=repr(value))
     return float(value)

@@ -20,6 +20,8 @@ from kdasr.resampling import check_rates, resample
 from kdasr.storage import StorageError
 
 SAMPLE_RATE_HZ = 16_000
+# No cut begins or ends after this: 30 years.
+MOST_SECONDS = 1e9
 _PCM16_SCALE = 32_768.0
 # A WAV written to a pipe has an unknown length: its header holds 0 or, depending on the program, a number
 # from here on (0x7FFFF000 by sox, 0x80000000 by arecord, 0xFFFFFFFF by ffmpeg).

@@ -407,7 +407,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError("the recipe is not UTF-8 text", where=path, got=error.reason) from error
     except OSError as error:
         raise ConfigError("the recipe cannot be read", where=path, got=error.strerror) from error
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, for example
         raise ConfigError("the recipe is not valid YAML", where=path, got=error) from error
     if not isinstance(content, dict):
         raise ConfigError("the recipe is not a mapping of settings", where=path)

@@ -95,6 +95,19 @@ def test_segments_are_cut(corpus: Path) -> None:
     assert len(dropped) == 10
 
 
+def test_a_segment_at_an_impossible_time_is_listed(corpus: Path) -> None:
+    write(
+        corpus,
+        wav_scp="a audio/a.wav\n",
+        segments="u1 a 0.5 1.25\nu2 a 0 1e308\nu3 a 1e305 -1\n",
+        text="u1 one\n",
+    )
+    out = prepared(corpus)
+    assert [one.key for one in read_folder(out / "data")] == ["u1"]
+    for name in ("u2", "u3"):
+        assert dropped_in(out / "data")[name].startswith("this is not a valid segment")
+
+
 def test_segments_may_name_a_channel(corpus: Path) -> None:
     write_call(corpus / "audio/call.wav", 3.0)
     write(

@@ -443,6 +443,21 @@ def test_what_is_unfinished_is_made_anew_where_its_order_would_be_another(
     assert "1 finished shard replaced, because the interrupted run differed in" in capsys.readouterr().err
 
 
+def test_a_huge_number_of_seconds_is_listed_as_none(corpus: Path) -> None:
+    write(
+        corpus,
+        "train.jsonl",
+        line(1),
+        line(2, offset=10**400),
+        line(2, offset=1e308),
+        line(2, duration=-1e308),
+    )
+    out = prepared(corpus)
+    assert keys(read_folder(out / "train")) == ["clips_1"]
+    reasons = list(dropped_in(out / "train").values())
+    assert len(reasons) == 3 and all("is not a number of seconds" in reason for reason in reasons)
+
+
 def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
     (corpus / "clips/text.wav").write_text("this is text")
     write_tone(corpus / "clips/long.wav", 31.0)
