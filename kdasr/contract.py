@@ -209,7 +209,7 @@ def label_symbols(folder: Location) -> LabelSymbols | None:
         # Other programs may hash their symbols in another way.
         if good and card.get("normalisation") == NORMALISATION:
             good = SymbolUnits([*found.symbols]).hash == found.hash
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good:
         raise LabelMismatchError(

@@ -362,7 +362,10 @@ def load_units(folder: Place | Location) -> Units:
         units = SentencePieceUnits(_read_model(folder), str(locate(folder).child(SENTENCEPIECE_FILE)))
     elif card.get("kind") == TableUnits.kind and isinstance(symbols := card.get("symbols"), list):
         model_bytes = _read_model(folder) if card.get("has_model") else None
-        units = TableUnits([str(symbol) for symbol in symbols], model_bytes, bool(card.get("upper")))
+        try:
+            units = TableUnits([str(symbol) for symbol in symbols], model_bytes, bool(card.get("upper")))
+        except UnitsError as error:
+            raise error.told_of(str(path), fix="Restore the folder from its source.") from error
     else:
         raise UnitsError(
             "unknown kind of units",
@@ -423,7 +426,7 @@ def _read_card(folder: Location, file: Location) -> dict[str, object]:
         raise UnitsError(what, where=str(folder), expected=f"{UNITS_FILE} in it") from error
     except OSError as error:
         raise refuse("the units cannot be read", got=error.strerror) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise refuse("not valid JSON", got=str(error)) from error
     if not isinstance(card, dict) or card.get("format") != FORMAT or card.get("version") != VERSION:
         got = (card.get("format"), card.get("version")) if isinstance(card, dict) else type(card).__name__

@@ -413,6 +413,7 @@ def test_letters_for_words_that_the_student_writes_in_pieces_are_refused() -> No
         b"no json",
         b"[]",
         b'{"symbols": 3, "hash": "h"}',
+        b"[" * 200_000,
         b'{"format": "x"}',
         b'{"format": "kdasr-units", "version": 99, "symbols": ["<blk>"], "hash": "h"}',
     ],

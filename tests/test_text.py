@@ -269,6 +269,11 @@ def test_load_refuses_a_missing_folder_and_one_without_units(tmp_path: Path) -> 
     [
         ("{", "not valid JSON"),
         ("[]", "not a units file"),
+        ("[" * 200_000, "not valid JSON"),
+        (
+            '{"format": "kdasr-units", "version": 1, "kind": "table", "symbols": ["<blk>", "a", "a"]}',
+            "invalid table of symbols",
+        ),
         ('{"format": "kdasr-units", "version": 2}', "version"),
         ('{"format": "kdasr-units", "version": 1, "kind": "phone"}', "unknown kind"),
     ],
