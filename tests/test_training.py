@@ -885,6 +885,18 @@ def test_both_streams_are_told_of_where_both_are_used(
     assert ", with labelled and unlabelled audio\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damaged", [bytes(13), b"", b"\xb10123456789a\n", b"0123456789\n"])
+def test_a_damaged_fingerprint_is_named_and_its_checkpoints_stay(
+    data: Path, tmp_path: Path, damaged: bytes
+) -> None:
+    checkpoints = tmp_path / "c"
+    (checkpoints / "CKPT+one").mkdir(parents=True)
+    (checkpoints / FINGERPRINT_FILE).write_bytes(damaged)
+    with pytest.raises(TrainingError, match=r"c/fingerprint\.txt: .* their fingerprint is damaged"):
+        training(data, checkpoints, steps=1).run(tmp_path / "model")
+    assert (checkpoints / "CKPT+one").is_dir() and list(tmp_path.iterdir()) == [checkpoints]
+
+
 def test_what_was_set_aside_before_is_not_replaced(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

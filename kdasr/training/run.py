@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
@@ -19,7 +20,7 @@ from torch import nn
 
 from kdasr.arguments import described
 from kdasr.devices import device_text
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, TrainingError
 from kdasr.interfaces import AcousticModel, BatchSource, Loss, OnlineTeacher, TrainableModel
 from kdasr.loader import Stream, feature_statistics
 from kdasr.models import count_parameters, read_card, refuse_other_content, save_model
@@ -35,6 +36,7 @@ from kdasr.training.step import DEV, Fading, Step, WeightedLosses, step_seed
 from kdasr.training_log import LOG_FILE
 
 FINGERPRINT_FILE = "fingerprint.txt"
+_FINGERPRINT = re.compile("[0-9a-f]{12}")
 LEFT_OUT_FILE = "left_out.json"
 _OLD_LOG_FILE = f"{LOG_FILE}.old"
 # Settings of the optimisation that do not change the steps taken.
@@ -247,7 +249,16 @@ class Training:
         held.enter_context(used_alone(self.checkpoints))
         marker = self.checkpoints / FINGERPRINT_FILE
         if marker.exists():
-            return marker.read_text().strip()
+            found = marker.read_text(encoding="utf-8", errors="replace").strip()
+            if not _FINGERPRINT.fullmatch(found):
+                raise TrainingError(
+                    "the settings and data of these checkpoints are unknown, as their fingerprint is damaged",
+                    where=marker,
+                    expected="12 hexadecimal digits",
+                    got=repr(found[:40]),
+                    fix="Restore the file, or move the folder away: training then starts from the beginning.",
+                )
+            return found
         _refuse_other_files(self.checkpoints)
         return None
 
