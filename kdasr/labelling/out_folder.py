@@ -104,16 +104,26 @@ def labels_there(
         _raise_difference(manifest, expect, str(file), fix)
     if not verify and _audio_of(manifest) == shard.sha256:
         file_bytes = file.size()
-        return manifest if file_bytes == manifest["bytes"] else _other_size(manifest, file_bytes)
+        return _counted(manifest) if file_bytes == manifest["bytes"] else _other_size(manifest, file_bytes)
     try:
         labels = open_whole(file) if verify else open_label_shard(file)
     except SoftLabelError as error:
         return str(error)
     if labels.header.audio_sha256 == shard.sha256:
-        return manifest
+        return _counted(manifest)
     if not overwrite:
         _refuse_other_audio(labels, shard, str(file), fix)
     return "the labels are of different audio"
+
+
+def _counted(manifest: dict[str, Any]) -> dict[str, Any] | str:
+    """The manifest of labels if it has its counts and they fit each other, else what is wrong."""
+    labelled, failed, frames = (manifest.get(name) for name in ("labelled", "failed", "frames"))
+    if type(labelled) is int and type(frames) is int and isinstance(failed, list):
+        pairs = all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in failed)
+        if pairs and labelled + len(failed) == manifest.get("utterances"):
+            return manifest
+    return "the counts in their manifest are damaged"
 
 
 def _audio_of(manifest: Mapping[str, Any]) -> object:

@@ -66,6 +66,17 @@ def test_damage_that_leaves_the_size_is_found_by_verifying(shards: list[str], tm
     assert plan.todo == [shards[2]] and "sha256" in plan.damaged[shards[2]]
 
 
+@pytest.mark.parametrize("old", ['"failed"', '"labelled"', '"frames"', '"labelled": 2', '"utterances": 2'])
+def test_labels_whose_manifest_miscounts_are_made_again(shards: list[str], tmp_path: Path, old: str) -> None:
+    manifest = tmp_path / "labels/shard-000002.json"
+    # One bit each: a letter of the name, or the number.
+    new = old.replace(old[1], chr(ord(old[1]) ^ 1)) if old[-1] == '"' else old.replace("2", "3")
+    manifest.write_text(manifest.read_text().replace(old, new))
+    plan = find_work(shards, tmp_path / "labels", EXPECT)
+    assert plan.todo == [shards[2]]
+    assert plan.damaged == {shards[2]: "the counts in their manifest are damaged"}
+
+
 def test_a_manifest_that_says_nothing_of_its_audio_is_not_believed(shards: list[str], tmp_path: Path) -> None:
     manifest = tmp_path / "labels/shard-000002.json"
     fields = json.loads(manifest.read_text())
