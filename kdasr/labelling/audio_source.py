@@ -10,7 +10,7 @@ from pathlib import Path
 from kdasr.errors import ShardError
 from kdasr.manifest import PREPARED, manifest_path
 from kdasr.reasons import listed
-from kdasr.shards import complete_tars, folder_problems, list_shards, open_shard, shard_stems
+from kdasr.shards import complete_tars, folder_problems, list_shards, open_shard, read_metas, shard_stems
 from kdasr.storage import Location, Place, StorageError, is_url, locate
 
 
@@ -49,6 +49,7 @@ def verify_audio(folder: Place) -> list[str]:
         try:
             with local_copy(str(place.child(tar)), manifest_only=tar not in names) as path:
                 shard = open_shard(path, verify=True)
+                read_metas(shard, verify=True)  # the tar may be whole, and its manifest damaged
         except ShardError as error:
             # The path may be that of a copy.
             where = place.child(Path(error.where or tar).name)

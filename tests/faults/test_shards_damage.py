@@ -252,6 +252,17 @@ def test_a_number_of_samples_that_would_leave_an_utterance_out_is_refused(shard_
         open_shard(shard_path)
 
 
+@pytest.mark.parametrize(("column", "message"), [(0, "metadata of"), (2, "crc32"), (5, "crc32"), (6, "crc32")])
+def test_verification_finds_a_damaged_row_of_a_manifest(shard_path: Path, column: int, message: str) -> None:
+    manifest = shard_path.with_suffix(".json")
+    fields = json.loads(manifest.read_text())
+    row = fields["utterances"][1]
+    row[column] = row[column][:-1] + "x" if column == 0 else row[column] ^ 1
+    manifest.write_text(json.dumps(fields))
+    (problem,) = verify_audio(shard_path.parent)
+    assert problem.startswith(f"{shard_path}: the shard does not match its manifest") and message in problem
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "\x00\x01", "[" * 200_000])
 def test_a_manifest_that_is_no_manifest_is_refused(shard_path: Path, text: str) -> None:
     shard_path.with_suffix(".json").write_text(text)
