@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import mmap
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,9 +270,13 @@ def _num_mel_bins(session: Any, kind: Format) -> int:
 def _read_tokens(path: Path) -> list[str]:
     """The symbols of a tokens.txt with lines of `symbol id`; a line with only an id is the space."""
     symbols: dict[int, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ModelError("the symbols are not UTF-8 text", where=path, got=error.reason) from error
+    for number, line in enumerate(lines, 1):
         *symbol, unit = line.rsplit(maxsplit=1) or [""]
-        if not unit.isdigit() or int(unit) in symbols:
+        if not re.fullmatch("[0-9]{1,9}", unit) or int(unit) in symbols:
             raise ModelError("not a symbol and a unique id", where=f"{path}:{number}", got=repr(line))
         symbols[int(unit)] = symbol[0].strip() if symbol else " "
     if sorted(symbols) != list(range(len(symbols))):

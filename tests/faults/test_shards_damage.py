@@ -252,7 +252,9 @@ def test_a_number_of_samples_that_would_leave_an_utterance_out_is_refused(shard_
         open_shard(shard_path)
 
 
-@pytest.mark.parametrize(("column", "message"), [(0, "metadata of"), (2, "crc32"), (5, "crc32"), (6, "crc32")])
+@pytest.mark.parametrize(
+    ("column", "message"), [(0, "metadata of"), (2, "crc32"), (5, "crc32"), (6, "crc32")]
+)
 def test_verification_finds_a_damaged_row_of_a_manifest(shard_path: Path, column: int, message: str) -> None:
     manifest = shard_path.with_suffix(".json")
     fields = json.loads(manifest.read_text())

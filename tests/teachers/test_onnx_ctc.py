@@ -193,3 +193,17 @@ def test_weights_beside_the_graph_are_part_of_the_teacher_whatever_the_file_is_c
     assert len(hashes) == 2
     (path.parent / "README.md").write_text("another")
     assert OnnxCTC(path).load("cpu").weights_hash in hashes, "no part of the model"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<blk> 0\n\xe9 1\n", r"tokens\.txt: the symbols are not UTF-8 text"),
+        ("<blk> 0\na ²\n".encode(), r"tokens\.txt:2: not a symbol and a unique id"),
+        (b"<blk> 0\na " + b"9" * 5000, r"tokens\.txt:2: not a symbol and a unique id"),
+    ],
+)
+def test_damaged_tokens_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "tokens.txt").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        onnx_ctc._read_tokens(tmp_path / "tokens.txt")
