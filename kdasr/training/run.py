@@ -241,8 +241,8 @@ class Training:
         return {name: stream for name, stream in used.items() if isinstance(stream, Stream)}
 
     def _lock_checkpoints(self, held: contextlib.ExitStack) -> str | None:
-        """Lock the folder of checkpoints, if it exists, for as long as `held` lasts, and return the
-        fingerprint of its checkpoints; None if it has none."""
+        """Lock the folder of checkpoints for as long as `held` lasts, and return the fingerprint of its
+        checkpoints, "" if it has none; None, and no lock, if there is no such folder."""
         _check_not_nested(self.checkpoints)
         if not self.checkpoints.exists():
             return None
@@ -260,21 +260,22 @@ class Training:
                 )
             return found
         _refuse_other_files(self.checkpoints)
-        return None
+        return ""
 
     def _take_checkpoints(
         self, found: str | None, fingerprint: str, out: Path, held: contextlib.ExitStack
     ) -> None:
-        """Make the folder of checkpoints, whose fingerprint was `found` when it was locked, one for the
+        """Make the folder of checkpoints, for which `_lock_checkpoints` returned `found`, one for the
         settings and data of `fingerprint`."""
         from kdasr.training.checkpoints import WholeCheckpoints
 
-        if found is not None and found != fingerprint:
-            self._set_aside(found, fingerprint, out)  # the lock moves with it
-        if not self.checkpoints.exists():
+        while found not in ("", fingerprint):
+            if found is not None:
+                self._set_aside(found, fingerprint, out)  # the lock moves with it
             self._take_back(fingerprint)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            held.enter_context(used_alone(self.checkpoints))
+            # Another training may have made the folder meanwhile, and may still use it.
+            found = self._lock_checkpoints(held)
         if found != fingerprint:
             commit_bytes(self.checkpoints / FINGERPRINT_FILE, f"{fingerprint}\n".encode())
         if not (self.checkpoints / LOG_FILE).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from torch import Tensor
 from kdasr.errors import RankLostError, TrainingError
 from kdasr.interfaces import Batch, ModelOutput
 from kdasr.losses import ctc
+from kdasr.training import Training
 from kdasr.training.lock import LOCK_FILE, used_alone
+from kdasr.training.run import FINGERPRINT_FILE
 from tests.test_ranks import on_ranks
 from tests.test_training import training
 
@@ -69,6 +73,47 @@ def test_others_are_kept_out_as_long_as_it_lasts(data: Path, tmp_path: Path) -> 
         assert loss.refused in ([False, True, True], [False])  # the last one is done already
     with used_alone(tmp_path / "c"):
         pass
+
+
+def _while_it_begins(monkeypatch: pytest.MonkeyPatch, run: Training, meanwhile: Callable[[], object]) -> None:
+    """Let something happen after a training looked for checkpoints and before it takes their folder."""
+    first_step = Training._first_step
+
+    def slowly(self: Training) -> Any:
+        if self is run:
+            meanwhile()
+        return first_step(self)
+
+    monkeypatch.setattr(Training, "_first_step", slowly)
+
+
+def test_of_two_that_begin_at_the_same_time_in_a_new_folder_one_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second, held = training(data, tmp_path / "c", steps=1), contextlib.ExitStack()
+    half = tmp_path / "c" / "unfinished+CKPT"
+
+    def begins() -> None:
+        half.mkdir(parents=True)
+        held.enter_context(used_alone(tmp_path / "c"))
+
+    _while_it_begins(monkeypatch, second, begins)
+    with held, pytest.raises(TrainingError, match="another training run is using this folder"):
+        second.run(tmp_path / "model")
+    assert half.exists() and not (tmp_path / "c" / FINGERPRINT_FILE).exists()
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_what_another_trained_in_the_same_new_folder_meanwhile_is_not_resumed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = training(data, tmp_path / "alone", steps=2).run(tmp_path / "model")
+    first = training(data, tmp_path / "c", steps=2, peak_learning_rate=1e-3)
+    second = training(data, tmp_path / "c", steps=2)
+    _while_it_begins(monkeypatch, second, lambda: first.run(tmp_path / "first"))
+    assert second.run(tmp_path / "model")["weights_sha256"] == alone["weights_sha256"]
+    assert list((tmp_path / f"c.{first.fingerprint()}").glob("CKPT*"))
 
 
 def _lock_and_copy(folder: Path, copies: Any) -> None:
