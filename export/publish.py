@@ -16,7 +16,7 @@ from export.to_onnx import OnnxFormat
 from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
 from kdasr.interfaces import StreamingModel
 from kdasr.models import EXPORT_FORMAT, WEIGHTS_FILE, file_sha256
-from kdasr.storage import commit_file, refuse_file, remove_leftovers, temporary_name
+from kdasr.storage import commit_file, locked, refuse_file, remove_leftovers, temporary_name
 from kdasr.streaming import ChunkModel, TorchChunkModel, silence_controls
 from kdasr.symbols import FORMAT as UNITS_FORMAT
 from kdasr.symbols import SENTENCEPIECE_FILE
@@ -99,7 +99,8 @@ def export_student(
             and the card gives the reason and the figures. Without it, the card says that it was not measured.
 
     Raises:
-        ConfigError: there is no such format, or `out_dir` contains a model or files of another program.
+        ConfigError: there is no such format, `out_dir` contains a model or files of another program, or
+            another export is writing there.
         ExportError: the units are not the student's, its state or an operation does not fit the
             format, or float32 fails the parity check; the message includes the figure.
         ModelError: the student cannot run chunk by chunk.
@@ -117,33 +118,39 @@ def export_student(
     TorchChunkModel(student)  # refuses a full-context student
     written = kind(student, units, weights_sha256)
     out_dir.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out_dir)
-    float_path, int8_path = out_dir / written.float_file, out_dir / written.int8_file
-    float_temporary, int8_temporary = temporary_name(float_path), temporary_name(int8_path)
-    try:
-        figures = _write_float(written, student, float_temporary, float_path, gate)
-        _retire(out_dir)
-        units.save(out_dir)
-        write_tokens_txt(units, out_dir / TOKENS_FILE)
-        commit_file(float_temporary, float_path)
-        figures.update(_file_facts(float_path))
-        card = build_card(student, units, name=name, format=written, figures={"float32": figures})
+    busy = ConfigError(
+        "another export is writing to this folder",
+        where=out_dir,
+        fix="Wait until it has finished, or choose another folder with --out.",
+    )
+    with locked(out_dir, busy=busy):
+        remove_leftovers(out_dir)
+        float_path, int8_path = out_dir / written.float_file, out_dir / written.int8_file
+        float_temporary, int8_temporary = temporary_name(float_path), temporary_name(int8_path)
+        try:
+            figures = _write_float(written, student, float_temporary, float_path, gate)
+            _retire(out_dir)
+            units.save(out_dir)
+            write_tokens_txt(units, out_dir / TOKENS_FILE)
+            commit_file(float_temporary, float_path)
+            figures.update(_file_facts(float_path))
+            card = build_card(student, units, name=name, format=written, figures={"float32": figures})
+            write_card(card, out_dir / CARD_FILE)
+            if not int8:
+                return Export(float_path, None, card, None)
+            int8_figures, refused = _write_int8(
+                written, student, int8_temporary, float_path, gate, figures["wer_percent"], max_wer_rise
+            )
+            if refused is None:
+                commit_file(int8_temporary, int8_path)
+                card["files"]["int8"] = {**int8_figures, **_file_facts(int8_path)}
+            else:
+                card["refused"]["int8"] = {"file": int8_path.name, "reason": refused, **int8_figures}
+        finally:
+            float_temporary.unlink(missing_ok=True)
+            int8_temporary.unlink(missing_ok=True)
         write_card(card, out_dir / CARD_FILE)
-        if not int8:
-            return Export(float_path, None, card, None)
-        int8_figures, refused = _write_int8(
-            written, student, int8_temporary, float_path, gate, figures["wer_percent"], max_wer_rise
-        )
-        if refused is None:
-            commit_file(int8_temporary, int8_path)
-            card["files"]["int8"] = {**int8_figures, **_file_facts(int8_path)}
-        else:
-            card["refused"]["int8"] = {"file": int8_path.name, "reason": refused, **int8_figures}
-    finally:
-        float_temporary.unlink(missing_ok=True)
-        int8_temporary.unlink(missing_ok=True)
-    write_card(card, out_dir / CARD_FILE)
-    return Export(float_path, int8_path if refused is None else None, card, refused)
+        return Export(float_path, int8_path if refused is None else None, card, refused)
 
 
 def _check_folder(out_dir: Path) -> None:

@@ -70,6 +70,23 @@ def test_the_folder_holds_what_the_card_says(folders: Any, kind: str) -> None:
     assert (folder / "tokens.txt").read_text().splitlines()[:3] == ["<blk> 0", "▁ 1", "' 2"]
 
 
+@pytest.mark.slow
+def test_a_second_export_to_the_same_folder_is_refused_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_card(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        monkeypatch.undo()
+        with pytest.raises(ConfigError, match=f"{tmp_path}: another export is writing to this folder.*--out"):
+            export_student(recurrent(), UNITS, tmp_path, weights_sha256="cd" * 32, int8=False)
+        return real(*arguments, **settings)
+
+    real = export.publish.build_card
+    monkeypatch.setattr(export.publish, "build_card", build_card)
+    export_student(conformer(), UNITS, tmp_path, weights_sha256="ab" * 32, int8=False)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"}
+    assert load_exported(tmp_path / "model.onnx")[0].facts.weights_sha256 == "ab" * 32
+
+
 @pytest.mark.parametrize("kind", sorted(STUDENTS))
 def test_the_files_have_the_shapes_of_the_contract(folders: Any, kind: str) -> None:
     _, folder, _ = folders[kind]
