@@ -151,7 +151,9 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
             got=card["feature_hash"],
             fix="Train it again, or use the release of kdasr that made it.",
         )
-    if (found := file_sha256(folder / WEIGHTS_FILE)) != card["weights_sha256"]:
+    # Read once: a training may replace the folder at any moment.
+    weights = _read_bytes(folder / WEIGHTS_FILE)
+    if (found := hashlib.sha256(weights).hexdigest()) != card["weights_sha256"]:
         raise ModelError(
             "the weights do not match the model card",
             where=folder / WEIGHTS_FILE,
@@ -170,7 +172,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
         )
     model = _build(folder, card)
     try:
-        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
+        model.load_state_dict(safetensors.torch.load(weights))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(
             "the weights do not fit the model",
@@ -207,6 +209,13 @@ def file_sha256(path: Path) -> str:
     """
     try:
         return sha256_of(path)
+    except OSError as error:
+        raise ModelError("the file cannot be read", where=path, got=error.strerror) from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise ModelError("the file cannot be read", where=path, got=error.strerror) from error
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+import kdasr.models
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import CARD_FILE, load_model, read_card, save_model
 from kdasr.students.conformer import ChunkConformer
@@ -98,6 +99,27 @@ def test_a_disk_that_refuses_a_model_loses_none_and_keeps_no_half(
             save_model(tmp_path / "model", student(1), UNITS)
     assert torch.equal(weights(tmp_path / "model"), before)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_are_those_of_the_card_if_the_model_is_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        save_model(tmp_path / str(seed), student(seed), UNITS)
+    save_model(tmp_path / "model", student(0), UNITS)
+    build = kdasr.models._build
+
+    def build_slowly(*arguments: Any) -> Any:
+        save_model(tmp_path / "model", student(1), UNITS)
+        return build(*arguments)
+
+    monkeypatch.setattr(kdasr.models, "_build", build_slowly)
+    loaded = load_model(tmp_path / "model")
+    monkeypatch.undo()
+    assert loaded.card["weights_sha256"] == read_card(tmp_path / "0")["weights_sha256"]
+    found = torch.cat([one.flatten() for one in loaded.model.state_dict().values()])
+    assert torch.equal(found, weights(tmp_path / "0"))
+    assert not torch.equal(found, weights(tmp_path / "model"))
 
 
 def test_a_model_replaces_nothing_but_a_model(tmp_path: Path) -> None:
