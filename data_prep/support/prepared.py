@@ -100,7 +100,7 @@ def _prepare_split(
     shards = [_without_entries(open_shard(path)) for path in paths]
     _commit(folder / DROPPED, dropped.as_json())
     _commit(folder / PREPARED, _summary(source, shards, dropped))
-    (folder / PREPARING).unlink()
+    (folder / PREPARING).unlink(missing_ok=True)  # another call may have seen that all is done
     _tell(folder, shards, dropped, clipped)
     return paths
 

@@ -13,7 +13,9 @@ import pytest
 import soundfile
 
 from data_prep import check, corpora, prepare, settings_of
+from data_prep.support import prepared
 from kdasr.errors import ConfigError, CorpusError, ShardError
+from kdasr.manifest import PREPARED
 from kdasr.shards import list_shards, write_shards
 from kdasr.storage import locked
 from tests.data_prep.fakes import bytes_below, make_librispeech, read_folder, record_of, write_tone
@@ -212,6 +214,22 @@ def test_a_second_preparation_of_a_folder_is_refused_while_the_first_goes_on(tmp
     written = prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out")
     with locked(split):  # of what is finished nothing is written
         assert prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out") == written
+
+
+def test_a_second_call_that_sees_a_split_completed_does_not_make_the_first_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit(path: Path, fields: dict[str, object]) -> None:
+        real(path, fields)
+        if path.name == PREPARED:
+            monkeypatch.undo()
+            others.append(prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out"))
+
+    write_tone(tmp_path / "in/a.wav", 0.5)
+    real, others = prepared._commit, list[object]()
+    monkeypatch.setattr(prepared, "_commit", commit)
+    assert prepare("folder", corpus=tmp_path / "in", out=tmp_path / "out") == others.pop()
+    assert list_shards(tmp_path / "out/unlabelled")
 
 
 def test_shards_are_not_mixed_with_the_corpus(corpus: Path) -> None:
