@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import ConfigError, SoftLabelError, UnitsError
+from kdasr.errors import ConfigError, LabelMismatchError, SoftLabelError, UnitsError
 from kdasr.interfaces import SoftLabels
 from kdasr.labelling.filters import Measure, bound, check_measure, own_scale, score, threshold
 from kdasr.labelling.heard import labelled_shards
@@ -60,7 +60,8 @@ def select(
     Raises:
         ConfigError: the budget is not positive, or too small for any utterance; the measure is unknown;
             `out` is `labels` or holds audio.
-        LabelMismatchError: `out` holds other labels, which are never replaced.
+        LabelMismatchError: `out` holds other labels, which are never replaced; or `labels` were replaced
+            meanwhile.
         SoftLabelError: labels are missing, damaged or of other audio, or no utterance has any.
     """
     check_measure(measure)
@@ -72,7 +73,7 @@ def select(
         fix = "Choose another --out."
         raise ConfigError("a selection needs a folder of its own", where="out", got=str(out), fix=fix)
     enter(out)
-    seconds, scores = _measure_all(audio, labels, measure)
+    seconds, scores, versions = _measure_all(audio, labels, measure)
     if not len(seconds):
         raise SoftLabelError(
             "no utterance has labels, so none can be selected",
@@ -89,7 +90,13 @@ def select(
             got=hours,
         )
     done = 0
-    for shard, found in labelled_shards(audio, labels):
+    for number, (shard, found) in enumerate(labelled_shards(audio, labels)):
+        if versions[number : number + 1] != [_version(found)]:
+            raise LabelMismatchError(
+                "the labels were replaced while they were being selected from",
+                where=labels,
+                fix="Wait until they are complete, then select again, into an empty folder.",
+            )
         count = len(found.keys) - len(found.failures)
         _write(
             shard,
@@ -116,14 +123,20 @@ def select(
 
 def _measure_all(
     audio: Place, labels: Place, measure: Measure
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    seconds, scores = [], []
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[tuple[str, str, int]]]:
+    seconds, scores, versions = [], [], []
     for shard, found in labelled_shards(audio, labels):
+        versions.append(_version(found))
         samples = {entry.key: entry.num_samples for entry in shard.entries}
         for key, item in found:
             seconds.append(samples[key] / SAMPLE_RATE_HZ)
             scores.append(score(item, measure))
-    return np.array(seconds), np.array(scores)
+    return np.array(seconds), np.array(scores), versions
+
+
+def _version(found: LabelShard) -> tuple[str, str, int]:
+    """What distinguishes the labels of a shard from those that may replace them."""
+    return found.header.config_hash, found.header.audio_sha256, len(found.failures)
 
 
 def _choose(

@@ -26,6 +26,7 @@ from kdasr.labelling import (
     Settings,
     label,
     select,
+    selection,
     shard_job,
     verify_labels,
 )
@@ -346,6 +347,21 @@ def test_a_selection_of_other_audio_is_not_replaced(audio: Path, tmp_path: Path)
     with pytest.raises(LabelMismatchError, match=r"of other audio.*such as other-000.*got utt-000"):
         select(audio=tmp_path / "other", labels=tmp_path / "other-labels", out=tmp_path / "best", hours=1)
     assert verify_labels(audio, tmp_path / "best") == []
+
+
+def test_labels_that_are_replaced_during_a_selection_are_not_selected_by_the_scores_of_others(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose_slowly(*arguments: Any) -> Any:
+        shutil.rmtree(tmp_path / "all")
+        run(audio, tmp_path / "all", DurationLimits(max_seconds=0.9))
+        return _choose(*arguments)
+
+    run(audio, tmp_path / "all")
+    monkeypatch.setattr(selection, "_choose", choose_slowly)
+    with pytest.raises(LabelMismatchError, match="all: the labels were replaced while they were"):
+        select(audio=audio, labels=tmp_path / "all", out=tmp_path / "best", hours=1)
+    assert not list(tmp_path.glob("best/*.kdsl"))
 
 
 def test_spikes_are_counted_by_the_second_whatever_the_frame_rate() -> None:
