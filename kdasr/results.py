@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +93,48 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
     _check_row(path, row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        rows = read_results(path)
-        identity = ("model", "seed", "test")
-        same = [
-            index for index, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in identity)
-        ]
-        if same:
-            rows[same[0]] = dict(row)
-        else:
-            rows.append(dict(row))
-        commit_json(path, rows)
+        _append(path, row)
+
+
+def write_result(
+    path: Path,
+    row: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    write_hypotheses: Callable[[Path], None],
+) -> Path | None:
+    """`set_aside_others`, the row's file of hypotheses, and `append_result`, with nothing of another
+    evaluation in between: the hypotheses would be those of another row, or a row would be replaced rather
+    than set aside.
+
+    Args:
+        write_hypotheses: writes the file at a path, or removes it.
+
+    Returns:
+        as `set_aside_others`.
+    """
+    _check_row(path, row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        kept = set_aside_others(path, row.get("test"), row["seed"], measured)
+        write_hypotheses(hypotheses_file(path, row))
+        _append(path, row)
+    return kept
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    rows = read_results(path)
+    identity = ("model", "seed", "test")
+    same = [index for index, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in identity)]
+    if same:
+        rows[same[0]] = dict(row)
+    else:
+        rows.append(dict(row))
+    commit_json(path, rows)
 
 
 def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[str, Any]) -> Path | None:
     """Move rows of a test set that were measured in another way than `measured`, with their hypotheses, out
-    of a results.json: in one table they would invite wrong comparisons.
+    of a results.json: in one table they would invite wrong comparisons. Only for one process at a time.
 
     Args:
         seed: seed of the new rows; rows of another seed may have other test audio.
@@ -121,19 +148,18 @@ def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[
     """
     if not path.exists():
         return None
-    with locked(path.parent):
-        rows = read_results(path)
-        own = [row for row in rows if row.get("test") != test or not _is_other(row, seed, measured)]
-        if len(own) == len(rows):
-            return None
-        kept = path.with_suffix(".before.json")
-        before = read_results(kept)
-        for row in rows:
-            if row not in own and not any(_same_but_for_hypotheses(row, other) for other in before):
-                before.append(_with_hypotheses_moved(path, row, kept.with_suffix(""), len(before)))
-        # `kept` first: a process killed in between leaves a row in both files rather than in neither.
-        for file, content in ((kept, before), (path, own)):
-            commit_json(file, content)
+    rows = read_results(path)
+    own = [row for row in rows if row.get("test") != test or not _is_other(row, seed, measured)]
+    if len(own) == len(rows):
+        return None
+    kept = path.with_suffix(".before.json")
+    before = read_results(kept)
+    for row in rows:
+        if row not in own and not any(_same_but_for_hypotheses(row, other) for other in before):
+            before.append(_with_hypotheses_moved(path, row, kept.with_suffix(""), len(before)))
+    # `kept` first: a process killed in between leaves a row in both files rather than in neither.
+    for file, content in ((kept, before), (path, own)):
+        commit_json(file, content)
     return kept
 
 

@@ -39,7 +39,7 @@ from kdasr.manifest import read_manifest
 from kdasr.models import read_card, weights_file
 from kdasr.noise import noise_before
 from kdasr.reasons import left_out_text
-from kdasr.results import MISSING, append_result, hypotheses_file, set_aside_others
+from kdasr.results import MISSING, write_result
 from kdasr.shards import left_out_by_prepare, open_shard, read_shard, read_texts
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.storage import commit_bytes
@@ -270,14 +270,15 @@ class Scoreboard:
     def _write(self, row: dict[str, Any], result: Result | None) -> dict[str, Any]:
         """Write a row and its hypotheses. Rows measured in another way are set aside only now that there is
         a new one."""
-        if kept := set_aside_others(self.results, self.test, self.seed, self.measured):
+
+        def write(heard: Path) -> None:
+            if result is None:
+                heard.unlink(missing_ok=True)  # an earlier model's hypotheses
+            else:
+                write_hypotheses(heard, result)
+
+        if kept := write_result(self.results, row, self.measured, write):
             print(f"rows of {self.results} that were measured differently are now in {kept}", file=sys.stderr)
-        heard = hypotheses_file(self.results, row)
-        if result is None:
-            heard.unlink(missing_ok=True)  # an earlier model's hypotheses
-        else:
-            write_hypotheses(heard, result)
-        append_result(self.results, row)
         return row
 
     def _lexicon(self, units: Units) -> Lexicon | None:

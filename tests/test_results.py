@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kdasr.errors import ConfigError
-from kdasr.results import ROW_FIELDS, append_result, hypotheses_file, read_results, set_aside_others
+from kdasr.results import (
+    ROW_FIELDS,
+    append_result,
+    hypotheses_file,
+    read_results,
+    set_aside_others,
+    write_result,
+)
 from kdasr.storage import commit_json
 
 
@@ -165,6 +174,32 @@ def test_a_row_that_a_killed_process_has_set_aside_already_is_not_doubled(tmp_pa
     commit_json(path, rows)  # as it was: the process was killed between the two files
     assert set_aside_others(path, None, 1, {"test_audio": "b"}) == kept
     assert read_results(kept) == before and read_results(path) == []
+
+
+def test_of_two_evaluations_of_a_model_at_once_one_is_set_aside_with_what_it_heard(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    ways = {decoder: row("one", decoder=decoder) for decoder in ("greedy", "beam")}
+
+    def write(decoder: str, meanwhile: Callable[[], object] = lambda: None) -> Path | None:
+        def hear(file: Path) -> None:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(decoder)
+            meanwhile()
+
+        return write_result(path, ways[decoder], {"decoder": decoder}, hear)
+
+    second = threading.Thread(target=write, args=["beam"])
+
+    def begins() -> None:
+        second.start()
+        second.join(0.3)  # it must wait
+
+    assert write("greedy", begins) is None
+    second.join()
+    assert read_results(path) == [ways["beam"]]
+    assert hypotheses_file(path, ways["beam"]).read_text() == "beam"
+    (before,) = read_results(path.with_suffix(".before.json"))
+    assert before["decoder"] == "greedy" and (tmp_path / before["hypotheses"]).read_text() == "greedy"
 
 
 def test_seeds_may_have_test_audio_of_their_own(tmp_path: Path) -> None:
