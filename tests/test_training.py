@@ -7,8 +7,10 @@ import functools
 import gc
 import json
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -350,6 +352,27 @@ def test_a_damaged_shard_is_told_in_one_line_by_workers_too(data: Path, tmp_path
     with pytest.raises(DamagedShardError) as told:
         run.run(tmp_path / "model")
     assert "Traceback" not in str(told.value) and "copy or prepare it again" in str(told.value)
+
+
+class KillsAWorker:
+    """CTC, which kills a process that loads batches in the first step; it passes for `ctc`."""
+
+    __qualname__ = ctc.__qualname__
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Tensor:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            worker.join()
+        return ctc(output, batch)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_a_training_in_one_line(data: Path, tmp_path: Path) -> None:
+    run = training(data, tmp_path / "c", steps=40, loss=KillsAWorker(), workers=1)
+    with pytest.raises(
+        TrainingError, match=r"tiny: a process that loads.*got DataLoader.* num_workers \(now 1\)"
+    ):
+        run.run(tmp_path / "model")
 
 
 def test_patience_is_not_renewed_by_beginning_again(data: Path, tmp_path: Path) -> None:

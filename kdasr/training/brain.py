@@ -137,7 +137,11 @@ class CtcBrain(sb.Brain):
         return range(self.epoch_start + self.step, min(self.epoch_start + self.interval, self.last_step))
 
     def train_on(self, batches: ScheduledBatches) -> None:
-        """`fit`, with this project's data order and progress display."""
+        """`fit`, with this project's data order and progress display.
+
+        Raises:
+            TrainingError: a process that loads batches has died.
+        """
         console = Console(stderr=True)
         name = TextColumn("{task.description}", markup=False)
         columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -175,7 +179,19 @@ class CtcBrain(sb.Brain):
             GradientSums(learning, self.ranks) as self.gradients,
         ):
             self.task = self.progress.add_task(self.training.name, total=self.last_step)
-            self.fit(self.counter, loader, self.dev)
+            try:
+                self.fit(self.counter, loader, self.dev)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                raise TrainingError(
+                    "a process that loads batches has died",
+                    where=self.training.name,
+                    got=str(error).splitlines()[0].strip(),
+                    fix="It may have run out of memory, or of shared memory in a container: give it more, or "
+                    f"lower num_workers (now {self.training.num_workers}). The same command then resumes "
+                    "from the last checkpoint.",
+                ) from error
 
     def _so_far(self) -> dict[str, float]:
         """Counts that a resumed run needs: without them its mean loss would lack the steps before the
