@@ -28,7 +28,7 @@ from kdasr import stages
 from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
 from kdasr.devices import free_gpu_memory, usable_device
-from kdasr.errors import ConfigError, ModelError
+from kdasr.errors import ConfigError, KdasrError, ModelError
 from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource, check_job, sharing_ranks
 from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
@@ -104,7 +104,8 @@ def run_folder(
     """Run every stage of the recipes in `folder` that is not done yet; returns the work folder.
 
     Stages that may run in parallel do so if there are enough cores and no GPU, whose memory they would
-    share. Processes that `torchrun` has started run the stages together, as in `run_recipe`.
+    share, and no recipe was edited meanwhile: a run goes by the recipes that it found. Processes that
+    `torchrun` has started run the stages together, as in `run_recipe`.
 
     Args:
         settings: keys of the recipes by name; see `kdasr.recipe.run_stages`.
@@ -132,7 +133,9 @@ def run_folder(
     _check_there(asked)
     for group in _groups(todo):
         left = [one for one in group if one in asked and not _was_done(one)]
-        if len(left) > 1 and _may_share(len(left)) and _can_be_said(settings):
+        may_share = len(left) > 1 and _may_share(len(left)) and _can_be_said(settings)
+        # Commands read the recipes again, which may have been edited since this run began.
+        if may_share and _inputs_now(folder, settings) == [one.inputs for one in todo]:
             _console.rule(" and ".join(one.stage.name for one in left), align="left")
             commands = {one.stage.name: _command(folder, settings, one) for one in left}
             run_beside(commands, lambda line: _console.out(line, highlight=False))
@@ -181,6 +184,14 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
         inputs = hashlib.sha256(f"{inputs}\n{said}".encode()).hexdigest()
         todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs, _outside(recipe, made)))
     return todo
+
+
+def _inputs_now(folder: Path, settings: Mapping[str, Any]) -> list[str]:
+    """What the stages of the recipes in `folder` depend on; nothing if they cannot be read."""
+    try:
+        return [one.inputs for one in _read_folder(folder, settings)]
+    except KdasrError:
+        return []
 
 
 def _outside(recipe: Recipe, made: Collection[Path]) -> dict[str, str]:

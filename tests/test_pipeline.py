@@ -570,6 +570,26 @@ def test_stages_that_may_do_run_side_by_side(
     ]
 
 
+@pytest.mark.parametrize("edited", ["size: 2", "size: [", ""])
+def test_a_run_goes_by_the_recipes_that_it_found(
+    grouped: Path,
+    ran: list[str],
+    beside: list[dict[str, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    edited: str,
+) -> None:
+    def edit(*arguments: Any) -> dict[str, Any]:
+        if not ran:
+            text = (grouped / "three.yaml").read_text()
+            (grouped / "three.yaml").write_text(text.replace("size: 1", edited))
+        return call(*arguments)
+
+    call = pipeline._call
+    monkeypatch.setattr(pipeline, "_call", edit)
+    pipeline.run_folder(grouped, {})
+    assert ran == ["one:1", "two:1", "three:1"] and beside == []
+
+
 def test_one_stage_alone_marks_itself_done(
     grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
 ) -> None:
