@@ -101,6 +101,8 @@ class Scoreboard:
         self._frames_and_units: dict[str, tuple[int, str]] = {}
         # Names of rows measured on whole utterances, by path and chunk_ms.
         self._whole: dict[tuple[Path, int | None], str] = {}
+        # Weight hashes of the models so far, by path.
+        self._weights: dict[Path, str] = {}
         self.timed = self._timed_samples()
 
     def add(
@@ -127,7 +129,7 @@ class Scoreboard:
                 from an open microphone; only chunk by chunk.
 
         Raises:
-            ModelError: there is no model that can be used in this way.
+            ModelError: there is no model that can be used in this way, or it is replaced meanwhile.
             ConfigError: a teacher without posteriors, or with settings that are for students only.
             ShardError: the test shards are damaged or have no transcripts.
         """
@@ -149,7 +151,9 @@ class Scoreboard:
             recogniser = recogniser.searching(grammar=lexicon)
         card = read_card(Path(trained or path))
         _check_trained(recogniser, card, name, trained)
+        self._check_same(Path(trained or path), card)
         result = self._hear(recogniser, lexicon, chunk_by_chunk, after_noise_s)
+        self._check_same(Path(trained or path), read_card(Path(trained or path)))
         self.heard[name] = result
         if recogniser.offline_model is not None and not chunk_by_chunk:
             self._frames_and_units[name] = recogniser.offline_model.subsampling, recogniser.units.hash
@@ -168,6 +172,18 @@ class Scoreboard:
             **({"after_noise_s": after_noise_s} if after_noise_s else {}),
         }
         return self._write(row, result)
+
+    def _check_same(self, folder: Path, card: Mapping[str, Any]) -> None:
+        """Raise ModelError if a model has other weights than before: compared rows must be of one model."""
+        known = self._weights.setdefault(folder, card["weights_sha256"])
+        if card["weights_sha256"] != known:
+            raise ModelError(
+                "the model was replaced while it was being measured",
+                where=folder,
+                expected=f"weights {known[:12]}",
+                got=card["weights_sha256"][:12],
+                fix="Wait until its training and what is made from it have finished, then evaluate again.",
+            )
 
     def _leave_out(self, name: str, reason: str) -> dict[str, Any]:
         """Write the row of a missing model."""

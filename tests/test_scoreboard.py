@@ -157,6 +157,27 @@ def test_texts_that_are_others_chunk_by_chunk_are_counted_and_told(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("when", ["between rows", "within a row"])
+def test_rows_are_not_of_a_model_that_was_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def hear(session: StreamingSession, samples: NDArray[np.float32]) -> str:
+        if when == "within a row":
+            save_student(tmp_path / "student", seed=2)
+        return "some text"
+
+    save_student(tmp_path / "student", seed=1)
+    board = Scoreboard(list_shards(shards(tmp_path / "test", 2)), tmp_path / "results.json", seed=3)
+    path = str(tmp_path / "student")
+    board.add("whole", path=path)
+    monkeypatch.setattr(StreamingSession, "hear", hear)
+    if when == "between rows":
+        save_student(tmp_path / "student", seed=2)
+    with pytest.raises(ModelError, match="student: the model was replaced while it was being measured"):
+        board.add("live", path=path, chunk_by_chunk=True)
+    assert [row["model"] for row in json.loads((tmp_path / "results.json").read_text())] == ["whole"]
+
+
 @pytest.mark.slow
 def test_a_file_that_its_export_refused_is_left_out_and_the_row_says_why(tmp_path: Path) -> None:
     save_student(tmp_path / "student", seed=1)
