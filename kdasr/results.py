@@ -82,7 +82,7 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row to a results.json, replacing any row of the same model, seed and test set.
 
     Args:
-        path: created if missing. Several processes may add to it at once.
+        path: created if missing. Several processes of one machine may add to it at once.
         row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` the size of the model on disk;
             those in `_MAY_BE_NULL` may be None; `test` names the test set if there are several. For a
             missing model: `model`, `seed` and, as `missing`, the reason.
