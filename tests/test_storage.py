@@ -340,7 +340,7 @@ def test_a_lock_that_fails_otherwise_is_an_error(tmp_path: Path, monkeypatch: py
 
 def test_only_what_nobody_can_be_writing_is_removed(tmp_path: Path) -> None:
     own = temporary_name(tmp_path / "shard-000001.kdsl")
-    space, pid, host = Path("/proc/self/ns/pid").stat().st_ino, os.getpid(), local._HOST
+    space, pid, host = local._pid_space(), os.getpid(), local._HOST
     assert own.name.startswith(f".shard-000001.kdsl.{host}-{space}-{pid}-")
     dead, start = 4_194_000, f".shard-000001.kdsl.{host}-"
     end = "-0123456789ab.tmp"
@@ -366,6 +366,23 @@ def test_only_what_nobody_can_be_writing_is_removed(tmp_path: Path) -> None:
         remove_leftovers(tmp_path)
         found = {path.name for path in tmp_path.iterdir()}
         assert found == {name for name, fate in names.items() if fate not in gone}
+
+
+def test_what_a_machine_of_the_same_name_is_writing_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "boot_id").write_text("of the other machine")
+    with monkeypatch.context() as there:
+        there.setattr(local, "_BOOT_ID", tmp_path / "boot_id")
+        there.setattr(local, "_pid_space", local._pid_space.__wrapped__)
+        there.setattr(os, "getpid", lambda: 4_194_000)  # not running here
+        writing = temporary_name(tmp_path / "shard-000001.kdsl")
+    writing.write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert writing.exists()
+    os.utime(writing, (time.time() - 25 * 3600,) * 2)
+    remove_leftovers(tmp_path)
+    assert not writing.exists()
 
 
 def test_leftovers_that_are_folders_go_with_their_own_name_alone(tmp_path: Path) -> None:

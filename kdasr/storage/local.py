@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 # Names from older releases lack the PID namespace ("space").
 _LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9]+)-((?P<space>\d+)-)?(?P<pid>\d+)-[0-9a-f]{12}\.tmp")
 _LONG_AGO_S = 24 * 3600
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def commit_bytes(path: Path, data: bytes) -> None:
@@ -162,7 +164,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         found = _LEFTOVER.search(path.name)
         if not found or found["host"] != _HOST or name not in (None, path.name[1 : found.start()]):
             continue
-        # Whether a process in another container is running cannot be found out here, so go by age.
+        # Whether a process on another machine or in another container is running cannot be found out here,
+        # so go by age.
         is_dead = not is_running(int(found["pid"])) if found["space"] == space else _is_old(path)
         if is_dead and not path.is_dir():
             with contextlib.suppress(OSError):  # another user's, for example
@@ -171,13 +174,16 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+@functools.cache
 def _pid_space() -> int:
-    """Identifies this process's PID namespace: containers with the same host name may use the same PID for
-    different processes. 0 if the system has no namespaces."""
+    """Identifies this process's PID namespace, on this machine, since it was started: machines and containers
+    with the same host name may use the same PID for different processes, and the first namespace of every
+    machine has the same number. 0 if the system has no namespaces."""
     try:
-        return Path("/proc/self/ns/pid").stat().st_ino
+        space, boot = Path("/proc/self/ns/pid").stat().st_ino, _BOOT_ID.read_bytes()
     except OSError:
         return 0
+    return int.from_bytes(hashlib.sha256(b"%d %b" % (space, boot)).digest()[:5])
 
 
 def _is_old(path: Path) -> bool:
