@@ -75,7 +75,7 @@ def draw_shapes(given: Mapping[str, Any], steps: int) -> list[list[Shape]]:
     near_14_s = rng.random(100_000) < 0.72
     seconds = np.where(near_14_s, rng.normal(14.2, 1.6, 100_000), rng.uniform(1.5, 14.0, 100_000))
     frames = (seconds.clip(1.3, 20.0) * 1000 / FRAME_SHIFT_MS).astype(np.int64)
-    cut = cut_epoch(frames, int(given["batch_seconds"] * 1000 / FRAME_SHIFT_MS), 1, 0)
+    cut = cut_epoch(frames[None], int(given["batch_seconds"] * 1000 / FRAME_SHIFT_MS), 1, 0)
     pattern = [name for name, count in given.get("schedule", [("labelled", 1)]) for _ in range(count)]
     accumulate = given["optimisation"].accumulate
     return [

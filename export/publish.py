@@ -119,7 +119,7 @@ def export_student(
     written = kind(student, units, weights_sha256)
     out_dir.mkdir(parents=True, exist_ok=True)
     busy = ConfigError(
-        "another export is writing to this folder",
+        "another command is writing to this folder",
         where=out_dir,
         fix="Wait until it has finished, or choose another folder with --out.",
     )

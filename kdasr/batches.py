@@ -19,6 +19,9 @@ from kdasr.resampling import resample
 from kdasr.soft_labels import pad_soft_labels
 from kdasr.text import Units
 
+# The number of utterances below a length that is drawn for a sorted epoch differs from the usual by less than
+# this many square roots of all: three standard deviations of a coin.
+_CHANCE = 1.5
 # Lengths are perturbed by up to this share when an epoch is sorted, so that batches differ between
 # epochs; it is also about the share of padding.
 _LENGTH_NOISE = 0.02
@@ -57,15 +60,18 @@ def cut_epoch(frames_sn: NDArray[np.signedinteger], batch_frames: int, seed: int
 
     Args:
         frames_sn: (S, N) the length of each of N utterances at each of S speeds.
-        batch_frames: the size of a batch; draws and noise make some a little larger.
+        batch_frames: the size of a batch; the noise makes some up to 4 % larger.
         seed, epoch: determine everything that is drawn.
     """
     num_speeds, count = frames_sn.shape
     draws = np.random.default_rng([seed, epoch, 1])
     speeds = draws.integers(num_speeds, size=(count,), dtype=np.int8)
     rng = np.random.default_rng([seed, epoch])
-    # The cuts depend on what the sorted lengths usually are, so that every epoch has as many batches.
+    # The cuts depend on how long the sorted lengths can be, so that every epoch has as many batches.
     usual = np.sort(frames_sn, axis=None)[num_speeds // 2 :: num_speeds]
+    if num_speeds > 1:
+        later = np.arange(count) + int(_CHANCE * count**0.5)
+        usual = usual[later.clip(max=count - 1)]
     starts = np.cumsum([0, *_batch_sizes(usual, batch_frames)])
     noisy = rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, (count,))
     noisy *= frames_sn[speeds, np.arange(count)]

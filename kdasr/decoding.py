@@ -181,9 +181,9 @@ class GreedyStream:
 
     def feed(self, log_probs_tv: NDArray[np.float32] | Tensor) -> bool:
         """Process the next (T, V) frames; returns whether they add tokens."""
-        log_probs = frames_of_one(log_probs_tv)
-        if len(log_probs) == 0:
+        if len(log_probs_tv) == 0:
             return False
+        log_probs = frames_of_one(log_probs_tv)
         ids_t = log_probs.argmax(axis=1)
         previous_t = np.concatenate(([self.last_id], ids_t[:-1]))
         spikes = np.flatnonzero((ids_t != BLANK_ID) & (ids_t != previous_t))

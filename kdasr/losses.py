@@ -275,7 +275,7 @@ def framewise(
     check_delay(delay_frames)
     log_probs_btv, lengths_b = output.log_probs_btv, output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
-    check_pair(output, labels)
+    check_pair(output, labels, delay_frames)
     frames = log_probs_btv.shape[1] - delay_frames
     if frames <= 0:
         return log_probs_btv.sum() * 0.0
@@ -301,8 +301,9 @@ def check_log_probs(output: ModelOutput) -> None:
         )
 
 
-def check_pair(output: ModelOutput, labels: SoftLabelBatch) -> None:
-    """Raise an error if output and labels of the same utterances cannot be compared frame by frame.
+def check_pair(output: ModelOutput, labels: SoftLabelBatch, delay_frames: int = 0) -> None:
+    """Raise an error if output and labels of the same utterances, these `delay_frames` before it, cannot be
+    compared frame by frame.
 
     Raises:
         ConfigError: as `check_log_probs`.
@@ -310,7 +311,7 @@ def check_pair(output: ModelOutput, labels: SoftLabelBatch) -> None:
             classes.
     """
     check_log_probs(output)
-    _, frames, classes = output.log_probs_btv.shape
+    frames, classes = output.log_probs_btv.shape[1] - delay_frames, output.log_probs_btv.shape[2]
     if frames > (padded := labels.ids_btk.shape[1]):
         raise LabelMismatchError(
             "the student's output is padded to more frames than the soft labels",

@@ -112,7 +112,7 @@ def _write_model(temporary: Path, model: Any, units: Units, extra: dict[str, Any
         "version": VERSION,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "config": model.config,
-        "config_sha256": _hash_of(model.config),
+        "config_sha256": _hash_of(json.loads(json.dumps(model.config))),  # as it is read, its keys strings
         "parameters": count_parameters(model),
         "weights_sha256": file_sha256(temporary / WEIGHTS_FILE),
         "units_hash": units.hash,
@@ -258,12 +258,15 @@ def _build(folder: Path, card: dict[str, Any]) -> nn.Module:
     module_name, _, class_name = name.rpartition(".")
     package = name.partition(".")[0]
     trusted = [one.strip() for one in os.environ.get(_PACKAGES_VARIABLE, "").split(",")]
-    if not name.startswith(_CLASS_PREFIXES) and (package not in trusted or not module_name):
+    ours = "Copy the model folder again, or use the release of kdasr that made it."
+    others = package != "kdasr" and bool(module_name)
+    if not name.startswith(_CLASS_PREFIXES) and not (others and package in trusted):
+        trust = f"If you trust the package {package}, set {_PACKAGES_VARIABLE}={package} in the environment."
         raise ModelError(
             f"the model's class, {name}, is not one of kdasr",
             where=folder / CARD_FILE,
             expected=f"a class in {' or '.join(prefix.removesuffix('.') for prefix in _CLASS_PREFIXES)}",
-            fix=f"If you trust the package {package}, set {_PACKAGES_VARIABLE}={package} in the environment.",
+            fix=trust if others else ours,
         )
     try:
         kind = getattr(importlib.import_module(module_name), class_name)
@@ -273,13 +276,10 @@ def _build(folder: Path, card: dict[str, Any]) -> nn.Module:
     except MissingDependencyError:
         raise
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, KdasrError) as error:
-        ours = "Use the release of kdasr that made it."
         raise ModelError(
             "the model cannot be built",
             where=folder / CARD_FILE,
             got=error,
-            fix=ours
-            if name.startswith(_CLASS_PREFIXES)
-            else f"Put the folder that holds {package} on PYTHONPATH.",
+            fix=f"Put the folder that holds {package} on PYTHONPATH." if others else ours,
         ) from error
     return model

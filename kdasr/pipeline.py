@@ -135,7 +135,10 @@ def run_folder(
         left = [one for one in group if one in asked and not _was_done(one)]
         may_share = len(left) > 1 and _may_share(len(left)) and _can_be_said(settings)
         # Commands read the recipes again, which may have been edited since this run began.
-        if may_share and _inputs_now(folder, settings) == [one.inputs for one in todo]:
+        if may_share and _inputs_now(folder, settings) != [one.inputs for one in todo]:
+            _console.print("recipes were edited: this run goes on with those that it found", style="yellow")
+            may_share = False
+        if may_share:
             _console.rule(" and ".join(one.stage.name for one in left), align="left")
             commands = {one.stage.name: _command(folder, settings, one) for one in left}
             run_beside(commands, lambda line: _console.out(line, highlight=False))

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kdasr.errors import ConfigError
@@ -78,14 +79,26 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def append_result(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a results.json, replacing any row of the same model, seed and test set.
+def append_result(
+    path: Path,
+    row: Mapping[str, Any],
+    measured: Mapping[str, Any] = MappingProxyType({}),
+    write_hypotheses: Callable[[Path], None] | None = None,
+) -> Path | None:
+    """Add a row to a results.json, replacing any row of the same model, seed and test set, after rows that
+    were measured otherwise are set aside.
 
     Args:
         path: created if missing. Several processes of one machine may add to it at once.
         row: at least the ROW_FIELDS; `wer` and `cer` in percent, `bytes` the size of the model on disk;
             those in `_MAY_BE_NULL` may be None; `test` names the test set if there are several. For a
             missing model: `model`, `seed` and, as `missing`, the reason.
+        measured: see `set_aside_others`.
+        write_hypotheses: writes the row's file of hypotheses at a path, or removes it. Nothing of another
+            evaluation comes in between: they would be those of another row.
+
+    Returns:
+        as `set_aside_others`.
 
     Raises:
         ConfigError: a field is missing or not a finite number, or the file is not one of results.
@@ -93,43 +106,20 @@ def append_result(path: Path, row: Mapping[str, Any]) -> None:
     _check_row(path, row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        _append(path, row)
-
-
-def write_result(
-    path: Path,
-    row: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    write_hypotheses: Callable[[Path], None],
-) -> Path | None:
-    """`set_aside_others`, the row's file of hypotheses, and `append_result`, with nothing of another
-    evaluation in between: the hypotheses would be those of another row, or a row would be replaced rather
-    than set aside.
-
-    Args:
-        write_hypotheses: writes the file at a path, or removes it.
-
-    Returns:
-        as `set_aside_others`.
-    """
-    _check_row(path, row)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent):
         kept = set_aside_others(path, row.get("test"), row["seed"], measured)
-        write_hypotheses(hypotheses_file(path, row))
-        _append(path, row)
+        if write_hypotheses is not None:
+            write_hypotheses(hypotheses_file(path, row))
+        rows = read_results(path)
+        identity = ("model", "seed", "test")
+        same = [
+            index for index, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in identity)
+        ]
+        if same:
+            rows[same[0]] = dict(row)
+        else:
+            rows.append(dict(row))
+        commit_json(path, rows)
     return kept
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    rows = read_results(path)
-    identity = ("model", "seed", "test")
-    same = [index for index, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in identity)]
-    if same:
-        rows[same[0]] = dict(row)
-    else:
-        rows.append(dict(row))
-    commit_json(path, rows)
 
 
 def set_aside_others(path: Path, test: str | None, seed: int, measured: Mapping[str, Any]) -> Path | None:

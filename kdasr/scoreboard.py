@@ -39,7 +39,7 @@ from kdasr.manifest import read_manifest
 from kdasr.models import read_card, weights_file
 from kdasr.noise import noise_before
 from kdasr.reasons import left_out_text
-from kdasr.results import MISSING, write_result
+from kdasr.results import MISSING, append_result
 from kdasr.shards import left_out_by_prepare, open_shard, read_shard, read_texts
 from kdasr.spikes import SPIKES_FILE, spike_histogram, write_histogram
 from kdasr.storage import commit_bytes
@@ -145,15 +145,16 @@ class Scoreboard:
         _check_noise(name, after_noise_s, chunk_by_chunk)
         if (reason := refusal(Path(path))) is not None:
             return self._leave_out(name, reason)
+        folder = Path(trained or path)
+        card = read_card(folder)
+        self._check_same(folder, card)
         recogniser = open_recogniser(Path(path), chunk_ms=chunk_ms)
         lexicon = self._lexicon(recogniser.units)
         if self.decoder == "beam":
             recogniser = recogniser.searching(grammar=lexicon)
-        card = read_card(Path(trained or path))
         _check_trained(recogniser, card, name, trained)
-        self._check_same(Path(trained or path), card)
         result = self._hear(recogniser, lexicon, chunk_by_chunk, after_noise_s)
-        self._check_same(Path(trained or path), read_card(Path(trained or path)))
+        self._check_same(folder, read_card(folder))
         self.heard[name] = result
         if recogniser.offline_model is not None and not chunk_by_chunk:
             self._frames_and_units[name] = recogniser.offline_model.subsampling, recogniser.units.hash
@@ -293,7 +294,7 @@ class Scoreboard:
             else:
                 write_hypotheses(heard, result)
 
-        if kept := write_result(self.results, row, self.measured, write):
+        if kept := append_result(self.results, row, self.measured, write):
             print(f"rows of {self.results} that were measured differently are now in {kept}", file=sys.stderr)
         return row
 

@@ -139,6 +139,7 @@ class TableUnits(SymbolUnits):
         lower_case = {char for s in texts for char in s if char != char.upper() and len(char.upper()) == 1}
         upper = any(s != s.lower() for s in texts) and not lower_case
         capitals = TURKISH_CAPITALS if "İ" in "".join(texts) else {}
+        times = Counter(unicodedata.normalize("NFC", symbol) for symbol in symbols)
         mark = next((mark for mark in _WORD_MARKS if mark in texts), None)
         if any(WORD_START in symbol for symbol in texts):
             mark = None
@@ -147,7 +148,7 @@ class TableUnits(SymbolUnits):
             if symbol == mark:
                 return WORD_START
             composed = unicodedata.normalize("NFC", symbol)
-            if model_bytes is None and composed not in symbols:
+            if model_bytes is None and times[composed] == 1:
                 symbol = composed
             return symbol.translate(capitals).lower() if upper and not stands_for_no_text(symbol) else symbol
 

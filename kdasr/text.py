@@ -165,6 +165,7 @@ def check_letters(letters: str) -> str:
                 where="letters",
                 expected="lower-case letters beyond a-z, without separators, such as äöüß",
                 got=letters,
+                fix="Leave it out: it only stretches words." if char == _TATWEEL else None,
             )
     return "".join(sorted({*composed}))
 

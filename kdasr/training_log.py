@@ -37,5 +37,5 @@ def _place(line: bytes) -> tuple[float, bool]:
     try:
         row = json.loads(line)
         return int(row["step"]), "dev_wer" in row
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return math.inf, True

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 import kdasr.models
 from kdasr.errors import ConfigError, ModelError
@@ -200,4 +201,31 @@ def test_a_card_whose_model_cannot_be_built_is_named(tmp_path: Path, changed: di
     save_model(tmp_path / "model", student(0), UNITS)
     edit(tmp_path / "model", changed, no_hash=True)
     with pytest.raises(ModelError, match=r"model\.json: the model cannot be built"):
+        load_model(tmp_path / "model")
+
+
+class Odd(nn.Linear):
+    def __init__(self, sizes: dict[str, int]) -> None:
+        super().__init__(80, UNITS.vocab_size)
+        self.config = {"sizes": sizes}
+
+
+def test_a_config_with_numbers_as_keys_can_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Odd({2: 1, 10: 2})  # type: ignore[dict-item]
+    save_model(tmp_path / "model", model, UNITS)
+    monkeypatch.setenv("KDASR_PACKAGES", Odd.__module__.partition(".")[0])
+    assert load_model(tmp_path / "model").model.config == {"sizes": {"2": 1, "10": 2}}
+
+
+@pytest.mark.parametrize("name", ["kdasr.studenta.conformer.Student", "x"])
+def test_a_damaged_class_is_no_package_to_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    save_model(tmp_path / "model", student(0), UNITS)
+    card = json.loads((tmp_path / "model" / CARD_FILE).read_text()) | {"class": name}
+    (tmp_path / "model" / CARD_FILE).write_text(json.dumps(card))
+    monkeypatch.setenv("KDASR_PACKAGES", "kdasr,x")
+    with pytest.raises(ModelError, match="is not one of kdasr.* Copy the model folder again, or use the rel"):
         load_model(tmp_path / "model")

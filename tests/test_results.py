@@ -19,7 +19,6 @@ from kdasr.results import (
     hypotheses_file,
     read_results,
     set_aside_others,
-    write_result,
 )
 from kdasr.storage import commit_json
 
@@ -186,7 +185,7 @@ def test_of_two_evaluations_of_a_model_at_once_one_is_set_aside_with_what_it_hea
             file.write_text(decoder)
             meanwhile()
 
-        return write_result(path, ways[decoder], {"decoder": decoder}, hear)
+        return append_result(path, ways[decoder], {"decoder": decoder}, hear)
 
     second = threading.Thread(target=write, args=["beam"])
 

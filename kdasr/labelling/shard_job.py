@@ -395,7 +395,7 @@ class _ShardRun:
                 if result.is_cuda:
                     result.record_stream(self._codec_stream)
         frames = heard.frames_b.tolist()
-        # Checks them: frames beyond the output would be taken from the padding of the batch.
+        # Checks them: a teacher that counts more frames than its output has counts wrongly.
         ModelOutput(heard.log_probs_btv, torch.tensor(frames))
         done = time.perf_counter() if heard.log_probs_btv.device.type != "cpu" else heard.launched
         self.teacher_s += max(0.0, done - max(heard.started, self._teacher_done))

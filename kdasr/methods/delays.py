@@ -68,7 +68,7 @@ def windowed_cross_entropy(
     labels = targets_of(batch, teacher)
     log_probs_btv, lengths_b = at_least_float32(output.log_probs_btv), output.lengths_b
     check_frames(lengths_b, labels.lengths_b, batch.keys)
-    check_pair(output, labels)
+    check_pair(output, labels, min_delay_frames)
     frames = log_probs_btv.shape[1]
     if frames <= min_delay_frames:  # no teacher frame has a student frame so late
         return log_probs_btv.sum() * 0.0

@@ -72,7 +72,8 @@ def write_shards(
     Raises:
         ShardError: there are no utterances, a key is invalid or repeated, the folder holds other shards,
             or the disk is full or not writable.
-        AudioError: an utterance has no samples, or NaN or infinite ones.
+        AudioError: an utterance has no samples, NaN or infinite ones, or other than floating point, mono
+            samples in [-1, 1].
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)

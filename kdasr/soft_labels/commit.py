@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kdasr.errors import DamagedLabelsError, SoftLabelError
+from kdasr.errors import SoftLabelError
 from kdasr.interfaces import SoftLabels
 from kdasr.soft_labels import container
 from kdasr.soft_labels.container import FORMAT_VERSION, Failure
@@ -111,7 +111,7 @@ def _built(header: Header, items: list[tuple[str, SoftLabels | Failure]], where:
         ) from error
     try:
         layout = parse_header(content, where).make_codec().layout(header.vocab_size)
-    except DamagedLabelsError as error:  # nothing is damaged yet
+    except SoftLabelError as error:  # nothing is damaged yet, and no labels are there
         raise SoftLabelError(error.what, where=where, expected=error.expected, got=error.got) from error
     for key, item in items:
         if not isinstance(key, str) or not isinstance(item, (SoftLabels, Failure)):

@@ -245,7 +245,15 @@ def _built(model: Callable[..., Any], vocab_size: int) -> Any:
             )
             _check_output(log_probs_btv, lengths_b, vocab_size, -(-_PROBE_FRAMES // built.subsampling))
         return built.train()
-    except (ValueError, RuntimeError, ArithmeticError, AssertionError, LookupError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ConfigError(
             "the model cannot be built", where="model", got=str(error).strip(), fix="Check its sizes."
         ) from error

@@ -76,7 +76,9 @@ def test_a_second_export_to_the_same_folder_is_refused_and_harms_nothing(
 ) -> None:
     def build_card(*arguments: Any, **settings: Any) -> dict[str, Any]:
         monkeypatch.undo()
-        with pytest.raises(ConfigError, match=f"{tmp_path}: another export is writing to this folder.*--out"):
+        with pytest.raises(
+            ConfigError, match=f"{tmp_path}: another command is writing to this folder.*--out"
+        ):
             export_student(recurrent(), UNITS, tmp_path, weights_sha256="cd" * 32, int8=False)
         return real(*arguments, **settings)
 
