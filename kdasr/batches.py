@@ -39,7 +39,7 @@ class EpochBatches:
         order: NDArray[np.int32],
         starts: NDArray[np.int64],
         turns: NDArray[np.int64],
-        speeds: NDArray[np.int8],
+        speeds: NDArray[np.int16],
     ) -> None:
         self._order, self._starts, self._turns, self.speeds = order, starts, turns, speeds
 
@@ -65,7 +65,7 @@ def cut_epoch(frames_sn: NDArray[np.signedinteger], batch_frames: int, seed: int
     """
     num_speeds, count = frames_sn.shape
     draws = np.random.default_rng([seed, epoch, 1])
-    speeds = draws.integers(num_speeds, size=(count,), dtype=np.int8)
+    speeds = draws.integers(num_speeds, size=(count,), dtype=np.int16)
     rng = np.random.default_rng([seed, epoch])
     # The cuts depend on how long the sorted lengths can be, so that every epoch has as many batches.
     usual = np.sort(frames_sn, axis=None)[num_speeds // 2 :: num_speeds]
