@@ -23,8 +23,8 @@ from kdasr.text import Units
 # this many square roots of all: three standard deviations of a coin.
 _CHANCE = 1.5
 # Lengths are perturbed by up to this share when an epoch is sorted, so that batches differ between
-# epochs; it is also about the share of padding.
-_LENGTH_NOISE = 0.02
+# epochs; it is also about the share of padding. Less is enough if speeds change the lengths, too.
+_LENGTH_NOISE, _NOISE_WITH_SPEEDS = 0.05, 0.02
 
 
 class EpochBatches:
@@ -60,7 +60,7 @@ def cut_epoch(frames_sn: NDArray[np.signedinteger], batch_frames: int, seed: int
 
     Args:
         frames_sn: (S, N) the length of each of N utterances at each of S speeds.
-        batch_frames: the size of a batch; the noise makes some up to 4 % larger.
+        batch_frames: the size of a batch; the noise makes some a little larger.
         seed, epoch: determine everything that is drawn.
     """
     num_speeds, count = frames_sn.shape
@@ -73,7 +73,8 @@ def cut_epoch(frames_sn: NDArray[np.signedinteger], batch_frames: int, seed: int
         later = np.arange(count) + int(_CHANCE * count**0.5)
         usual = usual[later.clip(max=count - 1)]
     starts = np.cumsum([0, *_batch_sizes(usual, batch_frames)])
-    noisy = rng.uniform(1 - _LENGTH_NOISE, 1 + _LENGTH_NOISE, (count,))
+    noise = _LENGTH_NOISE if num_speeds == 1 else _NOISE_WITH_SPEEDS
+    noisy = rng.uniform(1 - noise, 1 + noise, (count,))
     noisy *= frames_sn[speeds, np.arange(count)]
     order = np.argsort(noisy, kind="stable").astype(np.int32)
     return EpochBatches(order, starts, rng.permutation(len(starts) - 1), speeds)
