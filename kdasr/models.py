@@ -15,9 +15,10 @@ import importlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -38,6 +39,7 @@ CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
 # names in this environment variable, separated by commas.
 _CLASS_PREFIXES = ("kdasr.teachers.", "kdasr.students.")
 _PACKAGES_VARIABLE = "KDASR_PACKAGES"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,24 +154,17 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
             fix="Train it again, or use the release of kdasr that made it.",
         )
     # Read once: a training may replace the folder at any moment.
-    weights = _read_bytes(folder / WEIGHTS_FILE)
-    if (found := hashlib.sha256(weights).hexdigest()) != card["weights_sha256"]:
-        raise ModelError(
-            "the weights do not match the model card",
-            where=folder / WEIGHTS_FILE,
-            expected=f"sha256 {card['weights_sha256']}",
-            got=found,
-            fix="Copy the model folder again.",
-        )
-    # Older releases wrote no hash. Other settings, such as the chunk size, may fit the same weights.
-    if (found := _hash_of(card["config"])) != (expected := card.get("config_sha256", found)):
-        raise ModelError(
-            "the config in the model card is not what was written",
-            where=folder / CARD_FILE,
-            expected=f"sha256 {expected}",
-            got=found,
-            fix="Copy the model folder again.",
-        )
+    weights = _of_file(folder / WEIGHTS_FILE, Path.read_bytes)
+    _check_hash(
+        "the weights do not match the model card",
+        folder / WEIGHTS_FILE,
+        card["weights_sha256"],
+        hashlib.sha256(weights).hexdigest(),
+    )
+    if "config_sha256" in card:  # older releases wrote none
+        # Other settings, such as the chunk size, may fit the same weights.
+        what = "the config in the model card is not what was written"
+        _check_hash(what, folder / CARD_FILE, card["config_sha256"], _hash_of(card["config"]))
     model = _build(folder, card)
     try:
         model.load_state_dict(safetensors.torch.load(weights))
@@ -192,6 +187,12 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> LoadedMod
     return LoadedModel(model.eval().to(device), units, card)
 
 
+def _check_hash(what: str, where: Path, written: str, found: str) -> None:
+    if found != written:
+        fix = "Copy the model folder again."
+        raise ModelError(what, where=where, expected=f"sha256 {written}", got=found, fix=fix)
+
+
 def _hash_of(config: object) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
@@ -207,15 +208,12 @@ def file_sha256(path: Path) -> str:
     Raises:
         ModelError: it cannot be read.
     """
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise ModelError("the file cannot be read", where=path, got=error.strerror) from error
+    return _of_file(path, sha256_of)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _of_file(path: Path, read: Callable[[Path], _T]) -> _T:
     try:
-        return path.read_bytes()
+        return read(path)
     except OSError as error:
         raise ModelError("the file cannot be read", where=path, got=error.strerror) from error
 
