@@ -89,3 +89,22 @@ def test_occupancy_is_the_same_where_no_gradients_are_wanted() -> None:
     expected = ctc_occupancy(log_probs, *transcript)
     with torch.no_grad():
         torch.testing.assert_close(ctc_occupancy(log_probs, *transcript), expected)
+
+
+def test_occupancy_is_the_share_of_all_paths() -> None:
+    """Of all alignments of each transcript, also of scores that are not normalised; the last does not fit."""
+    scores = torch.randn(3, 5, 3, dtype=torch.float64)
+    transcripts, lengths = [[1, 2], [2, 2], [1, 1, 1]], [5, 4, 4]
+    tokens = torch.tensor([[1, 2, 0], [2, 2, 0], [1, 1, 1]])
+    nll, occupancy = ctc_occupancy(scores, tokens, torch.tensor(lengths), torch.tensor([2, 2, 3]))
+    expected = torch.zeros_like(scores)
+    for row, (ids, length) in enumerate(zip(transcripts, lengths, strict=True)):
+        mass = 0.0
+        for path in itertools.product(range(3), repeat=length):
+            if collapse(path) == ids:
+                weight = math.exp(sum(float(scores[row, t, unit]) for t, unit in enumerate(path)))
+                mass += weight
+                expected[row, range(length), path] += weight
+        expected[row] /= mass or 1.0
+        assert float(nll[row]) == pytest.approx(-math.log(mass) if mass else math.inf)
+    torch.testing.assert_close(occupancy, expected)
