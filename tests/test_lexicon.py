@@ -75,6 +75,22 @@ def test_word_pieces_spell_the_same_words(kind: str) -> None:
     assert starts and all(symbol.startswith("▁") for symbol in starts)
 
 
+def test_every_piece_that_may_go_on_is_found() -> None:
+    """Also one that no other piece begins like, and after marked letters alone."""
+    symbols = ["<blk>", "▁s", "▁n", "e", "even", "ven", "ve", "n", "ine", "eve"]
+    lexicon = Lexicon(units=TableUnits(symbols, None, False), words=["seven", "nine", "neven"])
+    ids = {symbol: unit for unit, symbol in enumerate(symbols)}
+    for spelled in (["▁s"], ["▁n"], ["▁s", "e"], ["▁n", "eve"], ["▁s", "eve"], ["▁s", "even"]):
+        beginning = "".join(spelled).removeprefix("▁")
+        may = {
+            symbol for symbol in symbols[3:] if any(w.startswith(beginning + symbol) for w in lexicon.words)
+        }
+        may |= {"▁s", "▁n"} if beginning in lexicon.words else set()
+        found = may_follow(lexicon, tuple(ids[symbol] for symbol in spelled))
+        assert {symbols[unit] for unit in np.flatnonzero(found)} == may, spelled
+    assert np.flatnonzero(may_follow(lexicon, ())).tolist() == [1, 2, 7]  # the mark may be missing at first
+
+
 def test_the_search_finds_the_best_of_all_sentences_of_its_words() -> None:
     units = TableUnits(["<blk>", "▁", "a", "b", "c"], None, False)
     lexicon = Lexicon(units=units, words=["ab", "ba", "c"])
