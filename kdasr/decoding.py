@@ -366,6 +366,8 @@ class BeamStream:
         if len(best.ids) > _LONGEST_PREFIX:
             end = max(end, _LONGEST_PREFIX // 2)
             self._keep([one[:end] == best.ids[:end] for one in ids])
+        if self._grammar is not None:  # what has begun may still turn out to be no word
+            end = self._grammar.last_word_start(best.ids[: end + 1]) or end
         if end - self._taken >= _LONG_PREFIX // 2:
             self._head += best.tokens[self._taken : end]
             self._forget(end)

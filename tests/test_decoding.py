@@ -245,6 +245,18 @@ def test_a_long_text_is_found_in_full_and_costs_no_more_for_each_frame(with_word
     assert units.decode(list(prefix_beam(log_probs, 8, grammar=lexicon)[0].ids)) == text
 
 
+def test_a_long_text_too_ends_with_its_last_complete_word() -> None:
+    """Wherever the beginning of another word lies when what all prefixes share is settled."""
+    units = CharUnits()
+    lexicon = Lexicon(units=units, words=["one", "two", "seventeen"])
+    for count in range(32, 38):
+        words = " ".join((["one", "two"] * count)[:count])
+        ids = units.encode(f"{words} seve")
+        path = [unit for one in ids for unit in (one, 0)]
+        found = decode_whole(BeamStream(1, lexicon), path_log_probs(path, classes=units.vocab_size))
+        assert units.decode([token.id for token in found]) == words
+
+
 def test_at_its_end_a_transcript_is_complete_or_nothing() -> None:
     log_probs = path_log_probs([1, 2], classes=3)
     short = BeamStream(8, OneOf((1, 2, 1), (2,), classes=3))
