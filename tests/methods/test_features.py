@@ -210,11 +210,13 @@ def test_a_discriminator_hears_no_padding_beside_the_frames() -> None:
     loss = Discriminator(teacher="big", context_frames=5, reversal=0.5)
 
     def value(student: Tensor, teacher: Tensor) -> Tensor:
-        batch = batch_with(1, big=layers_only(teacher, lengths=[3]))
-        found: Tensor = loss(layers_only(student, lengths=[3]), batch)
+        lengths = [3] * len(student)
+        batch = batch_with(len(student), big=layers_only(teacher, lengths=lengths))
+        found: Tensor = loss(layers_only(student, lengths=lengths), batch)
         return found
 
     expected = value(*frames)
+    torch.testing.assert_close(value(*frames.repeat(1, 2, 1, 1)), expected)  # a mean over utterances, too
     for model in range(2):
         padded = frames.clone()
         padded[model, :, 3:] = 9.0

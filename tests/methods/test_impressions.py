@@ -97,6 +97,13 @@ def test_answers_have_spikes_apart_and_are_shared_among_what_is_alike(teacher: s
     torch.testing.assert_close(answer_btv, expected_btv, atol=5e-3, rtol=0)
 
 
+def test_similarity_fills_the_range_from_0_to_1_in_each_row() -> None:
+    """By hand: the cosines of the first row are 1, 0 and -1, of the second 0, 1 and 0."""
+    found = class_similarity(torch.tensor([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]]))
+    expected = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]])
+    torch.testing.assert_close(found, expected)
+
+
 class Deaf:
     """A teacher that answers the same whatever it hears."""
 

@@ -149,7 +149,7 @@ def test_only_matrices_and_convolutions_are_pruned() -> None:
     assert [name for _, name in prunable(model)] == ["weight", "weight"]
 
 
-@pytest.mark.parametrize("settings", [{"share": 0.0}, {"share": 0.5, "saliency": "luck"}])
+@pytest.mark.parametrize("settings", [{"share": 0.0}, {"share": 1.0}, {"share": 0.5, "saliency": "luck"}])
 def test_what_makes_no_sense_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="prune"):
         Pruning(**settings)  # type: ignore[arg-type]

@@ -96,11 +96,11 @@ def test_a_bypass_that_left_its_range_comes_back_and_goes_no_further() -> None:
     with torch.no_grad():
         bypass.share.copy_(torch.tensor([0.1, 0.1, 1.2, 0.6]))
     x, y = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
-    wanted = torch.tensor([1.0, -1.0, -1.0, 1.0])  # more of y, or less
+    wanted = torch.tensor([0.5, -0.5, -0.5, 0.5])  # more of y, or less
     out = bypass.train()(x, y)
     torch.testing.assert_close(out[0, 0], torch.tensor([MIN_BYPASS, MIN_BYPASS, 1.0, 0.6]), atol=1e-6, rtol=0)
     (-(wanted * out)).sum().backward()
     assert bypass.share.grad is not None
     # The second would fall further; all others go where they are wanted.
-    assert bypass.share.grad.tolist() == [-1.0, 0.0, 1.0, -1.0]
+    assert bypass.share.grad.tolist() == [-0.5, 0.0, 0.5, -0.5]
     assert torch.equal(bypass.eval()(x, y), out)
