@@ -32,6 +32,8 @@ from kdasr.teachers.base import (
 )
 
 _WEIGHTS = ("*.safetensors", "*.bin")
+# How the library reads a folder. Without the second, it asks at a terminal whether to run the folder's code.
+AS_IT_IS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 # Models of samples that mask padding everywhere, unless their configuration adds parts that do not.
 _MASKING = {"wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"}
@@ -184,7 +186,7 @@ def load_network(kind: Any, folder: Path, **settings: Any) -> Any:
         ModelError: weights are missing, which the library would initialise at random.
     """
     network, found = kind.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **settings
+        folder, dtype=torch.float32, output_loading_info=True, **AS_IT_IS, **settings
     )
     if missing := sorted(name for name in found["missing_keys"] if not name.endswith(_OF_TRAINING)):
         raise ModelError(
@@ -226,11 +228,11 @@ def _load(transformers: Any, folder: Path, language: str | None) -> tuple[Any, A
     weight_files(folder)
     settings = {} if language is None else {"target_lang": language, "ignore_mismatched_sizes": True}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, **AS_IT_IS)
         _check_language(config, folder, language)
         network = load_network(transformers.AutoModelForCTC, folder, **settings)
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, **AS_IT_IS)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **AS_IT_IS)
         if language is not None:
             tokenizer.set_target_lang(language)
     except ModelError:
@@ -241,5 +243,6 @@ def _load(transformers: Any, folder: Path, language: str | None) -> tuple[Any, A
             where=folder,
             expected="config, preprocessor and vocabulary of a …ForCTC model",
             got=f"{type(error).__name__}: {error}",
+            fix="Code from a model's folder is never run." if "trust_remote_code" in str(error) else None,
         ) from error
     return network, extractor, tokenizer

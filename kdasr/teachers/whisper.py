@@ -28,6 +28,7 @@ from kdasr.errors import ModelError, UnitsError
 from kdasr.symbols import shorten
 from kdasr.teachers.base import WAVEFORM, Teacher, hash_files, options_of, rows, spell
 from kdasr.teachers.hugging_face import (
+    AS_IT_IS,
     find_folder,
     import_transformers,
     load_network,
@@ -80,11 +81,11 @@ class Whisper:
         folder = find_folder(self.path, self.revision)
         weights = weight_files(folder)
         try:
-            kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+            kind = transformers.AutoConfig.from_pretrained(folder, **AS_IT_IS).model_type
             if kind != "whisper":
                 raise ModelError("not a Whisper model", where=folder, expected="whisper", got=kind)
             network = load_network(transformers.WhisperForConditionalGeneration, folder)
-            processor = transformers.WhisperProcessor.from_pretrained(folder, local_files_only=True)
+            processor = transformers.WhisperProcessor.from_pretrained(folder, **AS_IT_IS)
         except ModelError:
             raise
         except Exception as error:  # the library raises many types of error for missing or unsuitable files

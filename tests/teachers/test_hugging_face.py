@@ -155,6 +155,26 @@ def test_a_weight_of_training_alone_may_be_missing(tmp_path: Path) -> None:
     assert HuggingFaceCTC(tmp_path).load("cpu").units.vocab_size == network.config.vocab_size
 
 
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("source", [HuggingFaceCTC, Whisper])
+def test_code_in_the_folder_is_not_run_even_if_somebody_would_say_yes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: type, file: str
+) -> None:
+    import_transformers()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("builtins.input", lambda _="": "y")
+    folder = tmp_path / "model"
+    hugging_face_model(folder) if source is HuggingFaceCTC else whisper_model(folder)
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\nclass Theirs: pass\n")
+    names = ("AutoConfig", "AutoModelForCTC", "AutoFeatureExtractor", "AutoProcessor")
+    kinds = {"model_type": "theirs", "feature_extractor_type": "Theirs"}
+    asks = {**kinds, "auto_map": dict.fromkeys(names, "theirs.Theirs")}
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **asks}))
+    with pytest.raises(ModelError, match="is never run" if source is HuggingFaceCTC else None):
+        source(folder).load("cpu")
+    assert not (tmp_path / "was_run").exists()
+
+
 def test_a_folder_of_another_model_is_no_whisper(tmp_path: Path) -> None:
     hugging_face_model(tmp_path)
     with pytest.raises(ModelError, match="not a Whisper model; expected whisper; got wav2vec2"):
