@@ -28,6 +28,9 @@ MISSING = "missing"
 _MAY_BE_NULL = ("params", "bytes", "rtf", "latency_ms")
 ROW_FIELDS = ("model", "wer", "cer", "params", "bytes", "rtf", "latency_ms", "seed", "train_steps")
 
+# What every line of a file of hypotheses has.
+_HEARD = {"key": str, "reference": str, "hypothesis": str, "errors": int}
+
 
 def hypotheses_file(results: Path, row: Mapping[str, Any]) -> Path:
     """The file of hypotheses, beside a results.json, of one of its rows."""
@@ -45,8 +48,8 @@ def read_hypotheses(path: Path) -> list[dict[str, Any]]:
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        complete = all({"key", "reference", "hypothesis", "errors"} <= set(row) for row in rows)
-    except (ValueError, TypeError) as error:
+        complete = all(isinstance(row.get(name), kind) for row in rows for name, kind in _HEARD.items())
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError("not a file of hypotheses", where=path, got=str(error)) from error
     if not complete:
         raise ConfigError(
@@ -59,13 +62,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """The rows of a results.json; none if there is no such file.
 
     Raises:
-        ConfigError: the file is not a list of rows.
+        ConfigError: the file is not a list of rows, or one names a file elsewhere.
     """
     try:
         rows = json.loads(path.read_bytes())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("the results cannot be read", where=path, got=str(error)) from error
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and set(_fields(row)) <= set(row) for row in rows
@@ -76,6 +79,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
             expected=f"objects with {', '.join(ROW_FIELDS)}",
             fix="Move the file away; evaluation writes a new one.",
         )
+    for row in rows:
+        _check_row(path, row)
     return rows
 
 
@@ -188,3 +193,9 @@ def _check_row(path: Path, row: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"the field {name} of a result row is not a finite number", where=path, got=repr(value)
             )
+    for name in ("model", "test"):
+        value = row.get(name, "")
+        is_name = isinstance(value, str) or (value is None and name == "test")
+        # Files of hypotheses, which are moved and replaced, have these names.
+        if not is_name or ".." in Path(value or "").parts or Path(value or "").is_absolute():
+            raise ConfigError(f"the field {name} of a result row is not a name", where=path, got=repr(value))

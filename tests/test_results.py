@@ -17,6 +17,7 @@ from kdasr.results import (
     ROW_FIELDS,
     append_result,
     hypotheses_file,
+    read_hypotheses,
     read_results,
     set_aside_others,
 )
@@ -93,13 +94,53 @@ def test_a_row_without_its_numbers_is_refused(damage: Any, message: str, tmp_pat
     assert not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.parametrize("content", ["[", "{}", "[1]", '[{"model": "teacher"}]'])
+@pytest.mark.parametrize(
+    ("strange", "message"),
+    [
+        ({"seed": "<script>alert(1)</script>"}, "the field seed of a result row is not a finite number"),
+        ({"seed": [1]}, "the field seed"),
+        ({"wer": "1"}, "the field wer"),
+        ({"model": 5}, "the field model of a result row is not a name"),
+        ({"model": "../../clips/my"}, "the field model"),
+        ({"test": "/clips"}, "the field test"),
+    ],
+)
+def test_a_row_from_elsewhere_names_no_file_elsewhere_and_its_numbers_are_numbers(
+    strange: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    commit_json(path, [row(), {**row(), **strange}])
+    with pytest.raises(ConfigError, match=message):
+        read_results(path)
+
+
+def test_what_was_heard_is_not_moved_out_of_another_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "results.json"
+    (tmp_path / "run" / "hypotheses").mkdir(parents=True)
+    (tmp_path / "clips-1.jsonl").write_text("mine")
+    commit_json(path, [row("../../clips", decoder="beam")])
+    with pytest.raises(ConfigError, match="not a name"):
+        append_result(path, row("teacher"), {"decoder": "greedy"})
+    assert (tmp_path / "clips-1.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content", ["[", pytest.param("[" * 100_000, id="deep"), "{}", "[1]", '[{"model": "teacher"}]']
+)
 def test_a_foreign_file_is_refused_and_left_alone(content: str, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"results\.json"):
         append_result(path, row())
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize("strange", ['"reference": 7', '"hypothesis": null', '"errors": "x"', '"key": [1]'])
+def test_what_was_heard_is_text(strange: str, tmp_path: Path) -> None:
+    path = tmp_path / "teacher-1.jsonl"
+    path.write_text('{"key": "a", "reference": "one", "hypothesis": "", "errors": 1, ' + strange + "}\n")
+    with pytest.raises(ConfigError, match="not a file of hypotheses"):
+        read_hypotheses(path)
 
 
 def append_ten(path: Path, model: str) -> None:
