@@ -154,7 +154,7 @@ def read_export_card(folder: Path) -> dict[str, Any] | None:
         found = f"version {card['version']} with the files {sorted(files)}"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         found = repr(error)
     raise ModelError(
         "the card of the export cannot be used",

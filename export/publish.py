@@ -196,7 +196,7 @@ def _format_of(path: Path) -> object:
     """The `format` entry of a JSON file."""
     try:
         return json.loads(path.read_bytes())["format"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "something else"
 
 

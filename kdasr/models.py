@@ -236,7 +236,7 @@ def read_card(folder: Path) -> dict[str, Any]:
             expected=CARD_FILE,
             fix="Train one with `kdasr train`, or name the folder that holds it.",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("the model card cannot be read", where=path, got=repr(error)) from error
     if found[0] == EXPORT_FORMAT:
         fix = "Name the folder of the model that was exported."

@@ -129,5 +129,5 @@ def read_histogram(path: Path) -> SpikeHistogram:
         content: dict[str, Any] = json.loads(path.read_bytes())
         fields = [name for name in SpikeHistogram.__dataclass_fields__ if name in content]
         return SpikeHistogram(**{name: content[name] for name in fields})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError("not a histogram of spike offsets", where=path, got=repr(error)) from error

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 import kdasr.models
+from export.card import read_export_card
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import CARD_FILE, load_model, read_card, save_model
 from kdasr.students.conformer import ChunkConformer
@@ -202,6 +203,14 @@ def test_a_card_whose_model_cannot_be_built_is_named(tmp_path: Path, changed: di
     edit(tmp_path / "model", changed, no_hash=True)
     with pytest.raises(ModelError, match=r"model\.json: the model cannot be built"):
         load_model(tmp_path / "model")
+
+
+def test_a_card_that_is_nested_too_deep_is_named(tmp_path: Path) -> None:
+    (tmp_path / CARD_FILE).write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"model\.json: the model card cannot be read"):
+        load_model(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.json: .* cannot be used"):
+        read_export_card(tmp_path)
 
 
 class Odd(nn.Linear):

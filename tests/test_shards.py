@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import webdataset
 from numpy.typing import NDArray
 
 from kdasr.audio import decode
-from kdasr.errors import AudioError, ManifestError, ShardError
+from kdasr.errors import AudioError, DamagedShardError, ManifestError, ShardError
 from kdasr.interfaces import Utterance
 from kdasr.labelling import verify_audio
 from kdasr.manifest import manifest_path, manifest_text, read_manifest, sha256_of, shard_path
@@ -343,3 +345,36 @@ def test_a_folder_in_a_store_has_the_same_problems(folder: Path, lost: str, said
 def test_verifying_nothing(tmp_path: Path) -> None:
     assert "no such folder" in verify_audio(tmp_path / "absent")[0]
     assert "holds no audio shards" in verify_audio(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("strange", "found"),
+    [
+        ('"text": 5', "a `text` that is 5"),
+        ('"text": "\\ud800"', "surrogates not allowed"),
+        ('"speaker": {"a": 1}', "a `speaker` that is"),
+        ('"offset": "x"', "a `offset` that is 'x'"),
+        ('"channel": true', "a `channel` that is True"),
+        (f'"more": {"[" * 50_000}', "recursion"),
+    ],
+    ids=["text", "surrogate", "speaker", "offset", "channel", "deep"],
+)
+def test_metadata_of_another_kind_is_named(tmp_path: Path, strange: str, found: str) -> None:
+    (path,) = write_shards([utterance("u0", text="one")], tmp_path)
+    shard = open_shard(path)
+    (entry,) = shard.entries
+    data = path.read_bytes()
+    flac = data[entry.flac_offset :][: entry.flac_bytes]
+    text = f'{{"key": "u0", {strange}}}'.encode()
+    whole = data[: entry.json_offset] + text
+    theirs = dataclasses.replace(
+        shard,
+        entries=(dataclasses.replace(entry, json_bytes=len(text), crc32=zlib.crc32(text, zlib.crc32(flac))),),
+        bytes=len(whole),
+        sha256=hashlib.sha256(whole).hexdigest(),
+    )
+    path.write_bytes(whole)
+    manifest_path(path).write_text(manifest_text(theirs))
+    for read in (lambda: [*read_shard(path)], lambda: read_metas(open_shard(path))):
+        with pytest.raises(DamagedShardError, match=f"u0 cannot be decoded; got .*{found}"):
+            read()

@@ -33,6 +33,15 @@ from kdasr.storage import locate, with_patience
 
 _T = TypeVar("_T")
 
+# What an utterance's JSON may have besides its key, if it is not null.
+_KINDS = {
+    "text": (str,),
+    "speaker": (str, int),
+    "language": (str,),
+    "source": (str,),
+    "offset": (float, int),
+    "channel": (int,),
+}
 SHARD_PATTERN = re.compile(r"shard-\d{6,}\.tar")
 
 
@@ -278,11 +287,18 @@ def _meta(file: BinaryIO, path: Path, entry: ShardEntry, verify: bool) -> dict[s
 
 
 def _parse_meta(meta_json: bytes, path: Path, key: str) -> dict[str, Any]:
-    """Parse an utterance's JSON, which must have its key."""
+    """Parse an utterance's JSON, which must have its key; of what else it may have, each must be of its kind,
+    whoever wrote it."""
     try:
         meta: dict[str, Any] = json.loads(meta_json)
         found = meta["key"]
-    except (ValueError, KeyError, TypeError) as error:
+        for name, kinds in _KINDS.items():
+            value = meta.get(name)
+            if value is not None and type(value) not in kinds:
+                raise TypeError(f"a `{name}` that is {value!r:.80}")
+            if type(value) is str:
+                value.encode()  # surrogates could not be written again
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedShardError(f"{key} cannot be decoded", where=path, got=error) from error
     if found != key:
         raise damaged(path, f"the metadata of {key}", f"that of {found}")
