@@ -16,7 +16,7 @@ from export.sources import microphone_pieces, pcm_pieces, pieces_of
 from export.transcribe import Recogniser, Transcript, open_recogniser
 from kdasr.audio import SAMPLE_RATE_HZ, load_with_rate
 from kdasr.decoding import DEFAULT_BEAM
-from kdasr.errors import AudioError, ConfigError
+from kdasr.errors import AudioError, ConfigError, printable
 from kdasr.storage import StorageError
 from kdasr.streaming import EndpointRules
 
@@ -218,20 +218,14 @@ def _show_partial(heard: Transcript, err: TextIO) -> None:
     """Overwrites the line on a terminal, prints a line in a log; of a long text either shows the end."""
     if err.isatty():
         width = shutil.get_terminal_size().columns - 1
-        err.write("\r\x1b[K" + _within(_printable(f"{heard.source}: {heard.text}"), width))
+        err.write("\r\x1b[K" + _within(printable(f"{heard.source}: {heard.text}"), width))
     else:
         _tell(f"{heard.source}\t{_end_of(heard.text, _LOG_COLUMNS)} …", err)
     err.flush()
 
 
 def _tell(line: str, stream: TextIO) -> None:
-    print(_printable(line), file=stream, flush=True)
-
-
-def _printable(line: str) -> str:
-    r"""`line` with surrogates, which stand for undecodable bytes of file names and cannot be encoded,
-    written as `\udce9`, which a JSON reader turns back into surrogates."""
-    return line.encode("utf-8", "backslashreplace").decode()
+    print(printable(line), file=stream, flush=True)
 
 
 def _end_of(line: str, width: int) -> str:

@@ -13,7 +13,7 @@ from data_prep import corpora, explained
 from export.commands import add_commands
 from kdasr import version
 from kdasr.arguments import check_keywords, fitting
-from kdasr.errors import ConfigError, KdasrError, UnitsError
+from kdasr.errors import ConfigError, KdasrError, UnitsError, printable
 
 # Verbs that the processes started by `torchrun` may run together.
 _FOR_ALL = ("run", "train", "label", "evaluate")
@@ -437,14 +437,15 @@ def _heard(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     found = []
     try:
         if arguments.key is not None:
-            print("\n".join(heard_frames(audio=arguments.audio, labels=arguments.labels, key=arguments.key)))
+            frames = heard_frames(audio=arguments.audio, labels=arguments.labels, key=arguments.key)
+            print(printable("\n".join(frames)))
             return
         for item in heard(audio=arguments.audio, labels=arguments.labels, measure=arguments.measure):
             sure = "-" if item.confidence is None else f"{own_scale(item.confidence, arguments.measure):.3f}"
             place = [item.source or "", "" if item.offset is None else f"{item.offset:.1f}"]
             text = item.failure if item.text is None else item.text
             cells = [item.key, sure, text, *place, item.reference or ""]
-            print("\t".join(cells).rstrip("\t"))
+            print(printable("\t".join(cells).rstrip("\t")))
             found.append(item)
     except UnitsError as error:
         swapped = "A folder of labels has the units of its teacher: are --audio and --labels swapped?"

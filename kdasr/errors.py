@@ -34,6 +34,17 @@ _APART = {"executorch": "export,executorch"}
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+# All control characters but those of tables and of messages with several lines.
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    r"""`text` without what a terminal would obey, which names and texts from elsewhere may contain, or what
+    cannot be encoded: control characters are written as `\u001b` and surrogates, which stand for undecodable
+    bytes of file names, as `\udce9`. A JSON reader turns both back."""
+    return text.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode()
+
+
 class KdasrError(Exception):
     """An error with everything a user needs: what is wrong, where, what was expected and found, and the fix.
 
@@ -62,7 +73,7 @@ class KdasrError(Exception):
             parts.append(f"got {got}")
         message = "; ".join(parts)
         # `got` may be another error's message, with its own full stop.
-        super().__init__(f"{message.removesuffix('.')}. {fix}" if fix else message)
+        super().__init__(printable(f"{message.removesuffix('.')}. {fix}" if fix else message))
 
     def told_of(self, where: str, *, fix: str | None = None) -> Self:
         """The same error for another place and, if given, with another fix; only for errors constructed from

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kdasr.errors import ConfigError
+from kdasr.errors import ConfigError, printable
 from kdasr.storage import commit_json, locked
 
 RESULTS_FILE = "results.json"
@@ -195,7 +195,7 @@ def _check_row(path: Path, row: Mapping[str, Any]) -> None:
             )
     for name in ("model", "test"):
         value = row.get(name, "")
-        is_name = isinstance(value, str) or (value is None and name == "test")
+        is_name = (isinstance(value, str) and printable(value) == value) or (value is None and name == "test")
         # Files of hypotheses, which are moved and replaced, have these names.
         if not is_name or ".." in Path(value or "").parts or Path(value or "").is_absolute():
             raise ConfigError(f"the field {name} of a result row is not a name", where=path, got=repr(value))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
 from kdasr import errors
-from kdasr.errors import MissingDependencyError, install_line
+from kdasr.errors import ConfigError, MissingDependencyError, install_line, printable
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,3 +44,12 @@ def test_an_extra_of_an_installed_package_is_installed_by_its_name(
 ) -> None:
     monkeypatch.setattr(errors, "_CHECKOUT", tmp_path)
     assert install_line("hf") == "pip install 'kdasr[hf]'"
+
+
+def test_a_name_from_elsewhere_does_not_direct_the_terminal() -> None:
+    name = "caf\udce9\x1b]0;title\x07\r\x9b2J é\t日本\n"
+    shown = r"caf\udce9\u001b]0;title\u0007\u000d\u009b2J é" + "\t日本\n"
+    assert printable(name) == shown
+    assert json.loads(f'"{shown[:-4]}"') == name[:-4]
+    error = ConfigError("wrong", where=name, got=name)
+    assert str(error) == f"{shown}: wrong; got {shown}" and error.where == name

@@ -100,6 +100,7 @@ def test_a_row_without_its_numbers_is_refused(damage: Any, message: str, tmp_pat
         ({"seed": "<script>alert(1)</script>"}, "the field seed of a result row is not a finite number"),
         ({"seed": [1]}, "the field seed"),
         ({"wer": "1"}, "the field wer"),
+        ({"model": "a\x1b]0;b\x07"}, "the field model"),
         ({"model": 5}, "the field model of a result row is not a name"),
         ({"model": "../../clips/my"}, "the field model"),
         ({"test": "/clips"}, "the field test"),

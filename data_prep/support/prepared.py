@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.support.dropped import AVERAGED, Dropped, letters_hint
 from data_prep.support.files import files_below
 from data_prep.support.listed import PARTS
-from kdasr.errors import ConfigError, CorpusError, ShardError
+from kdasr.errors import ConfigError, CorpusError, ShardError, printable
 from kdasr.interfaces import Utterance
 from kdasr.manifest import PREPARED, PREPARING, sha256_of
 from kdasr.reasons import counted, duration, lines_of
@@ -300,7 +300,7 @@ def _tell(folder: Path, shards: list[Shard], dropped: Dropped, clipped: Counter[
 
 def say(line: str) -> None:
     """Print a message on stderr."""
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def _made_otherwise(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> ConfigError:

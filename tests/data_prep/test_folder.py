@@ -103,6 +103,16 @@ def test_files_that_may_be_audio_are_counted_by_their_ends(
     assert "left out: e.m4a" in said
 
 
+def test_the_name_of_a_file_does_not_direct_the_terminal(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tone(corpus / "good.wav", 0.5)
+    (corpus / "a\x1b]0;b\x07.wav").write_bytes(b"nonsense")
+    prepared(corpus)
+    said = capsys.readouterr().err
+    assert r"a\u001b]0;b\u0007.wav: the audio cannot be decoded" in said and "\x1b" not in said
+
+
 def test_linked_folders_are_followed_once(corpus: Path) -> None:
     write_tone(corpus / "a/1.wav", 0.5)
     write_tone(corpus.parent / "disk2/2.wav", 0.6)

@@ -301,3 +301,13 @@ def test_labels_without_their_units_are_refused(folders: tuple[Path, Path]) -> N
         list(heard(audio=folders[0], labels=folders[1]))
     with pytest.raises(ConfigError, match="unknown measure"):
         list(heard(audio=folders[0], labels=folders[1], measure="loudness"))  # type: ignore[arg-type]
+
+
+def test_texts_and_reasons_do_not_direct_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio, labels = _labelled(tmp_path, [("one \x1b[2J two", "one two", 0.9)])
+    place = ["--audio", str(audio), "--labels", str(labels)]
+    for more in ([], ["--key", "utt-0"]):
+        assert main(["heard", *place, *more]) == 0
+        assert r"one \u001b[2J two" in capsys.readouterr().out
