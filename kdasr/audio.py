@@ -484,6 +484,9 @@ class _OnDisk:
 @contextmanager
 def _on_disk(path: Path) -> Iterator[_OnDisk]:
     try:
+        if Path(path).is_fifo():  # opening it would wait for a writer, perhaps for ever
+            fix = "Name a file of audio; `kdasr transcribe -` reads raw samples from a pipe."
+            raise AudioError("this is a pipe, not a file", where=path, fix=fix)
         stream = Path(path).open("rb")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise _not_read(path, error) from error

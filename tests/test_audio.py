@@ -179,6 +179,12 @@ def test_a_missing_file_is_an_audio_error(tmp_path: Path) -> None:
         load(tmp_path / "absent.wav")
 
 
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match=r"a\.wav: this is a pipe, not a file\. Name a file"):
+        load(tmp_path / "a.wav")
+
+
 def test_a_machine_without_memory_is_not_the_file_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
