@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from export.card import refusal
+from export.card import CARD_FILE, refusal
 from export.npm import npm_package
-from export.publish import export_student
+from export.publish import TOKENS_FILE, export_student
 from export.runtime import FLOAT_FILE, INT8_FILE, WAVE_FLOAT_FILE, WAVE_INT8_FILE
 from kdasr.errors import ConfigError, ModelError
 from kdasr.models import load_model
@@ -27,6 +27,8 @@ RUNTIME_PACKAGE = "onnxruntime-web"
 RUNTIME_VERSION = "1.30.0"
 PAGE_FOLDER = Path(__file__).with_name("web")
 _LAST_PORT = 65_535
+# What the page fetches of a model, besides the model files, which the card names.
+_OF_MODELS = (CARD_FILE, TOKENS_FILE)
 _TYPES = {
     ".mjs": "text/javascript",
     ".js": "text/javascript",
@@ -90,6 +92,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             (self._folders[parts[0]], parts[1:]) if parts[0] in self._folders else (PAGE_FOLDER, parts)
         )
         name = names[0] or "index.html" if len(names) == 1 else "missing"
+        # A page in a model from elsewhere could use the microphone that this address may use.
+        if root == self._folders["model"] and not (name in _OF_MODELS or name.endswith(".onnx")):
+            name = "missing"
         # Only plain file names: nothing outside the three folders can be requested.
         return (
             str(root / name)

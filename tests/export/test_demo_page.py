@@ -34,6 +34,8 @@ def page(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
     root = tmp_path_factory.mktemp("model")
     (root / "secret.txt").write_text("no")
     export_student(recurrent(), UNITS, root / "wave", name="little", format="wave-onnx")
+    (root / "wave" / "index.html").write_text("<script>listen()</script>")
+    (root / "wave" / "notes").mkdir()
     with DemoPage(root / "wave", port=0, runtime=runtime) as served:
         yield served
 
@@ -66,7 +68,18 @@ def test_every_file_of_the_page_is_served(page: DemoPage) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../secret.txt", "model/../secret.txt", "model/%2e%2e/secret.txt", "model/", "ort", "x/y/z", ".git"],
+    [
+        *(
+            "../secret.txt",
+            "model/../secret.txt",
+            "model/%2e%2e/secret.txt",
+            "model/",
+            "ort",
+            "x/y/z",
+            ".git",
+        ),
+        *("model/index.html", "model/units.json", "model/notes", "model/notes/"),
+    ],
 )
 def test_nothing_else_is_served(page: DemoPage, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError, match="404"):
