@@ -25,6 +25,7 @@ A message says what is wrong and where, what was expected, what was found, and w
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +44,11 @@ def printable(text: str) -> str:
     cannot be encoded: control characters are written as `\u001b` and surrogates, which stand for undecodable
     bytes of file names, as `\udce9`. A JSON reader turns both back."""
     return text.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode()
+
+
+def without_passwords(text: str) -> str:
+    """`text` for a message or a log, with *** in place of passwords in URLs (https://USER:PASSWORD@HOST/)."""
+    return re.sub(r"(://[^\s/:@]*:)[^\s/]+@", r"\1***@", text)
 
 
 class KdasrError(Exception):
@@ -73,7 +79,8 @@ class KdasrError(Exception):
             parts.append(f"got {got}")
         message = "; ".join(parts)
         # `got` may be another error's message, with its own full stop.
-        super().__init__(printable(f"{message.removesuffix('.')}. {fix}" if fix else message))
+        whole = f"{message.removesuffix('.')}. {fix}" if fix else message
+        super().__init__(printable(without_passwords(whole)))
 
     def told_of(self, where: str, *, fix: str | None = None) -> Self:
         """The same error for another place and, if given, with another fix; only for errors constructed from

@@ -53,3 +53,16 @@ def test_a_name_from_elsewhere_does_not_direct_the_terminal() -> None:
     assert json.loads(f'"{shown[:-4]}"') == name[:-4]
     error = ConfigError("wrong", where=name, got=name)
     assert str(error) == f"{shown}: wrong; got {shown}" and error.where == name
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:s3:c@r3t@host:80/a b", "https://me:***@host:80/a b"),
+        ("sftp://:s3cr3t@host", "sftp://:***@host"),
+        ("https://host:80/a@b:c@d", "https://host:80/a@b:c@d"),
+        ("s3://bucket/me:name@x", "s3://bucket/me:name@x"),
+    ],
+)
+def test_a_password_in_a_url_is_not_told(url: str, shown: str) -> None:
+    assert str(ConfigError("wrong", where=url, got=url)) == f"{shown}: wrong; got {shown}"

@@ -12,6 +12,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from kdasr.errors import without_passwords
 from kdasr.labelling.foreman import Outcome
 from kdasr.labelling.settings import ShardResult
 from kdasr.reasons import Kind, Reasons, counted, duration, lines_of
@@ -78,11 +79,13 @@ class Totals:
         """Add the outcome of one shard and return its log line."""
         self.tried.add(outcome.audio)
         self.wall_s = elapsed_s
-        line = {"audio": outcome.audio, "attempts": outcome.attempts, "elapsed_s": round(elapsed_s, 3)}
+        audio = without_passwords(outcome.audio)
+        line = {"audio": audio, "attempts": outcome.attempts, "elapsed_s": round(elapsed_s, 3)}
         result = outcome.result
         if result is None:
-            self.failed_shards[outcome.audio] = outcome.reason
-            return {**line, "event": "failed", "reason": outcome.reason}
+            reason = without_passwords(outcome.reason)
+            self.failed_shards[audio] = reason
+            return {**line, "event": "failed", "reason": reason}
         manifest = result.manifest
         self.add_labels(result)
         self.heard_seconds += result.heard_seconds
@@ -213,7 +216,7 @@ class Display:
     def show(self, totals: Totals, outcome: Outcome) -> None:
         """Update the bar after a shard."""
         if outcome.result is None:
-            self.note(f"failed: {outcome.audio}: {outcome.reason}", problem=True)
+            self.note(without_passwords(f"failed: {outcome.audio}: {outcome.reason}"), problem=True)
         elif 0 < outcome.result.halved == totals.halved:  # the first shard with halved batches
             self.note(
                 "not enough memory for the requested batch size: batches are now at most "

@@ -111,3 +111,14 @@ def test_what_went_wrong_is_said_even_where_all_else_is_not(
     memory = "not enough memory for the requested batch size: batches are now at most 60 s"
     said = ["3 shards to label"] * (not quiet) + ["failed: a: the disk is full", memory]
     assert capsys.readouterr().err.splitlines() == said
+
+
+def test_a_password_in_the_address_of_audio_is_in_no_log(capsys: pytest.CaptureFixture[str]) -> None:
+    url, shown = "https://me:s3cr3t@host/shard-000000.tar", "https://me:***@host/shard-000000.tar"
+    totals, outcome = Totals(1, 0), Outcome(url, None, f"{url}: it is away")
+    line = totals.add(outcome, 1.0)
+    assert (line["audio"], line["reason"]) == (shown, f"{shown}: it is away")
+    assert totals.summary()["shards_failed"] == {shown: f"{shown}: it is away"} and totals.tried == {url}
+    with Display(1.0, quiet=True) as display:
+        display.show(totals, outcome)
+    assert f"failed: {shown}: {shown}: it is away" in capsys.readouterr().err
