@@ -239,10 +239,12 @@ def _one_two_five() -> Any:
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of panels, two in a row, without a window, so that it also works without a screen."""
     try:
+        from matplotlib import rcParams
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "report") from error
+    rcParams["text.parse_math"] = False  # names may have a $, which is no formula
     columns = min(panels, _MOST_COLUMNS)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

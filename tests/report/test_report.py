@@ -242,6 +242,10 @@ def test_a_narrow_terminal_cuts_no_figure(tmp_path: Path) -> None:
     assert max(len(line) for line in text.splitlines() if line[:1] in "┏┃│└") <= 80
 
 
+def test_a_dollar_in_a_name_begins_no_formula(tmp_path: Path) -> None:
+    assert plot_dev_wer(tmp_path / "dev.png", {"a$\\frac$": [{"step": 1, "dev_wer": 5.0}]})
+
+
 @pytest.mark.slow
 def test_many_trainings_are_drawn_two_in_a_row(tmp_path: Path) -> None:
     log = [{"step": step, "labelled/ctc": 1.0 / step, "dev_wer": 50.0} for step in range(1, 9)]
