@@ -62,13 +62,13 @@ def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
     shown = {name: terms for name, log in logs.items() if (terms := _loss_terms(log))}
     if not shown:
         return False
-    figure, panels = _figure(len(shown), width=4.6, height=3.4)
+    figure, panels = _figure(len(shown), width=4.6, height=3.8)
     for axes, (name, terms) in zip(panels, shown.items(), strict=True):
         last_step, lowest = max(steps[-1] for steps, _ in terms.values()), []
-        for (term, (steps, values)), colour in zip(terms.items(), _colours(len(terms)), strict=True):
+        for (term, (steps, values)), (colour, style) in zip(terms.items(), _looks(len(terms)), strict=True):
             smooth = _smooth(values, _window(steps))
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.7)
-            axes.plot(steps, smooth, color=colour, linewidth=1.6, label=term)
+            axes.plot(steps, smooth, style, color=colour, linewidth=1.6, label=term)
             # A loss that fades out would stretch the axis over decades.
             lowest += [smooth.min()] if steps[-1] > 0.75 * last_step else []
         axes.set(title=LABELS.get(name, name), xlabel="step", ylabel="weighted loss", yscale="log")
@@ -78,7 +78,8 @@ def plot_losses(path: Path, logs: Mapping[str, Log]) -> bool:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
         axes.tick_params(axis="y", which="both", labelsize=8)
-        axes.legend(frameon=False, fontsize=8)
+        # Below the axes: of seven terms, a legend inside would hide some curve.
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     _save(figure, path)
     return True
 
@@ -90,11 +91,7 @@ def plot_dev_wer(path: Path, logs: Mapping[str, Log]) -> bool:
     if not shown:
         return False
     figure, (axes,) = _figure(1, width=6.4, height=3.6)
-    for index, ((name, (steps, values)), colour) in enumerate(
-        zip(shown.items(), _colours(len(shown)), strict=True)
-    ):
-        # Change the line style when the colours repeat, so that every run looks different.
-        style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
+    for (name, (steps, values)), (colour, style) in zip(shown.items(), _looks(len(shown)), strict=True):
         axes.plot(steps, values, style, color=colour, marker="o", markersize=3, label=LABELS.get(name, name))
     axes.set(xlabel="step", ylabel="dev WER %")
     axes.set_ylim(bottom=0, top=min(105.0, axes.get_ylim()[1]))
@@ -225,8 +222,10 @@ def _smooth(values: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
     return np.asarray(sums / np.convolve(np.ones(len(values)), ones, mode="same"))
 
 
-def _colours(count: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+def _looks(count: int) -> list[tuple[str, str]]:
+    """A colour and a line style for each of several curves; where colours repeat, the style changes."""
+    size = len(_COLOURS)
+    return [(_COLOURS[index % size], _STYLES[index // size % len(_STYLES)]) for index in range(count)]
 
 
 def _one_two_five() -> Any:
