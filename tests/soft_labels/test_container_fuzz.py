@@ -175,6 +175,33 @@ def test_a_lying_index_never_crashes_the_reader(
     survives(reassembled(FILES[which], index=index))
 
 
+def test_a_file_that_ends_anywhere_is_damaged() -> None:
+    for end in range(len(FILES[0])):
+        with pytest.raises(DamagedLabelsError):
+            read_everything(FILES[0][:end])
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "column", "value", "message"),
+    [
+        ("utterances", 1, 1, 31, "different numbers of frames"),
+        ("utterances", 2, 1, 3, "different numbers of frames"),
+        ("utterances", 1, 0, "u0", "a key is repeated"),
+        ("utterances", 1, 0, "../u1", "not a valid key"),
+        ("blocks", 0, 0, 7, "blocks do not fill the file"),
+        ("blocks", 0, 2, -1, "not a count"),
+        ("blocks", 0, 2, True, "not a count"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_damaged(
+    part: str, row: int, column: int, value: Any, message: str
+) -> None:
+    index = index_of(FILES[0])
+    index[part][row][column] = value
+    with pytest.raises(DamagedLabelsError, match=message):
+        read_everything(reassembled(FILES[0], index=index))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     which=st.integers(0, len(FILES) - 1), field=st.sampled_from(sorted(vars_of(make_header(TopP())))), odd=ODD

@@ -42,8 +42,19 @@ def test_the_reader_is_as_short_as_promised() -> None:
     assert len(reader_source().splitlines()) <= 100
 
 
-@pytest.mark.parametrize("vocab_size", [30, 700])
-@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: f"{codec.name}-{codec.params}")
+# Where one more would need, or needs, a second byte: for counts, ids, draws and levels (floor + bias).
+EDGES: list[tuple[Codec, int]] = [
+    *((TopK(k), classes) for k, classes in ((256, 300), (257, 300), (4, 256), (4, 257))),
+    *((Sampled(num_draws=draws), 30) for draws in (255, 256)),
+    *((TopP(step_nats=0.1, floor_nats=nats), 30) for nats in (22.0, 22.05)),
+]
+
+
+@pytest.mark.parametrize(
+    ("codec", "vocab_size"),
+    [*((codec, size) for codec in CODECS for size in (30, 700)), *EDGES],
+    ids=lambda value: f"{value.name}-{value.params}" if isinstance(value, Codec) else str(value),
+)
 def test_the_reader_of_the_document_reads_every_codec(tmp_path: Path, codec: Codec, vocab_size: int) -> None:
     labels = {key: codec.encode(posteriors(n, vocab_size, n), key) for key, n in (("a", 9), ("b", 31))}
     path = tmp_path / "shard-000000.kdsl"
