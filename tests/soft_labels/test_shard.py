@@ -298,7 +298,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_keys_that_are_no_keys_or_come_twice_are_refused(tmp_path: Path) -> None:
     labels = TopP().encode(posteriors(3))
     for items in ([("../up", labels)], [("a", labels), ("a", labels)], [("", labels)]):
-        with pytest.raises(SoftLabelError, match="key"):
+        with pytest.raises(SoftLabelError, match="repeated or invalid key"):
             write_label_shard(tmp_path / "shard-000000.kdsl", make_header(TopP()), items)
     assert list(tmp_path.iterdir()) == []
 
