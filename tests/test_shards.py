@@ -260,6 +260,17 @@ def test_shards_beyond_six_digits_are_shards(tmp_path: Path) -> None:
     assert list_shards(tmp_path) == [shard_path(tmp_path, number) for number in numbers]
 
 
+def test_shards_with_names_that_are_no_numbers_are_refused(folder: Path) -> None:
+    """As after two folders were copied into one: half of the audio would be left out without a word."""
+    for number, name in ((1, "shard-other-000001"), (2, "shard-00002")):
+        for kind in ("tar", "json"):
+            (folder / f"shard-00000{number}.{kind}").rename(folder / f"{name}.{kind}")
+    with pytest.raises(ShardError, match=r"six or more digits; .*shard-other-000001\.tar\. Rename") as told:
+        list_shards(folder)
+    assert "got shard-00002.tar, shard-other-000001.tar" in str(told.value)
+    assert str(told.value) in verify_audio(folder)
+
+
 def test_of_many_missing_shards_three_are_named(folder: Path) -> None:
     names = [f"shard-{number:06d}.tar" for number in range(100_000)]
     (folder / "prepared.json").write_text(json.dumps({"shards": [{"name": name} for name in names]}))

@@ -49,7 +49,8 @@ def list_shards(folder: Path) -> list[Path]:
     """The tars of a folder, sorted.
 
     Raises:
-        ShardError: there is no such folder, it holds no shards, or `kdasr prepare` has not finished it.
+        ShardError: there is no such folder, it holds no shards or some with other names than numbers, or
+            `kdasr prepare` has not finished it.
         ManifestError: a tar has no manifest, a manifest has no tar, or the shards are not those that
             `kdasr prepare` recorded.
     """
@@ -82,7 +83,7 @@ def complete_tars(folder: str, names: Collection[str], read_record: Callable[[],
                 expected=tar,
                 fix="Copy the shard again, or prepare the corpus again.",
             )
-    return list(filter(SHARD_PATTERN.fullmatch, tars))
+    return tars
 
 
 def folder_problems(
@@ -94,7 +95,17 @@ def folder_problems(
     if PREPARING in names:
         fix = "Run the same `kdasr prepare` command again to finish it."
         problems.append(ShardError("the corpus is not completely prepared", where=folder, fix=fix))
-    stems = [stem for stem in shard_stems(names) if SHARD_PATTERN.fullmatch(f"{stem}.tar")]
+    stems = shard_stems(names)
+    if odd := [tar for stem in stems if (tar := f"{stem}.tar") in names and not SHARD_PATTERN.fullmatch(tar)]:
+        problems.append(
+            ShardError(
+                "the names of some shards are not `shard-` and six or more digits",
+                where=folder,
+                expected="shard-000000.tar, ...",
+                got=listed(odd),
+                fix="Rename each with its manifest, or move them to another folder.",
+            )
+        )
     problems += [missing_manifest(f"{folder}/{stem}.tar") for stem in stems if f"{stem}.json" not in names]
     if not stems:
         problems.append(
