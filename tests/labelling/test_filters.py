@@ -100,6 +100,7 @@ def test_duration_limits_need_no_labels() -> None:
     limits = DurationLimits(1.0, 20.0)
     assert limits.before(0.5) == "filtered: 0.50 s is not within 1 to 20 s"
     assert limits.before(21) is not None and limits.before(5) is None
+    assert limits.before(1.0) is limits.before(20.0) is DurationLimits(3.0, 3.0).before(3.0) is None
 
 
 @pytest.mark.parametrize(

@@ -309,6 +309,20 @@ def test_labels_of_another_codec_than_the_header_says_are_not_stored(tmp_path: P
         write_label_shard(tmp_path / "shard-000000.kdsl", make_header(TopP(step_nats=0.25)), [("a", labels)])
 
 
+@pytest.mark.parametrize(
+    ("counts", "ids"), [([2, 2], [0, 1, 2, 0]), ([3, 0], [0, 1, 2]), ([0, 3], [0, 1, 2])]
+)
+def test_frames_that_do_not_begin_with_blank_are_not_stored(
+    tmp_path: Path, counts: list[int], ids: list[int]
+) -> None:
+    half, nothing = np.full(len(ids), np.log(0.5), np.float32), np.full(2, -np.inf, np.float32)
+    labels = SoftLabels(np.array(counts), np.array(ids), half, nothing)
+    for codec in (TopP(), Full()):
+        with pytest.raises(SoftLabelError, match="every frame must keep blank, as its first class"):
+            write_label_shard(tmp_path / "a.kdsl", make_header(codec), [("a", labels)])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("beside", [b'{"format": "kdasr-audio-shard"}', b'["a list of mine"]'])
 def test_labels_replace_no_file_of_something_else(tmp_path: Path, beside: bytes) -> None:
     """Beside audio, their manifest would have the name of the audio's."""
