@@ -573,6 +573,15 @@ def test_statistics_are_those_of_the_features(labelled: Path) -> None:
     torch.testing.assert_close(std, features.std(0), atol=0.02, rtol=0)
 
 
+def test_what_never_changes_has_no_deviation(tmp_path: Path) -> None:
+    """Rounding may make a variance of 0 a little less, whose root would be NaN."""
+    silent = [Utterance(f"u{n}", np.zeros(16_000 + 1_600 * n, np.float32), "one") for n in range(3)]
+    write_shards(silent, tmp_path / "audio")
+    mean, std = feature_statistics(stream(tmp_path / "audio"))
+    torch.testing.assert_close(mean, torch.full((80,), LOG_MEL_FLOOR))
+    torch.testing.assert_close(std, torch.zeros(80), atol=1e-5, rtol=0)
+
+
 class Halves:
     """A channel that only makes things quieter, by another factor in every epoch."""
 

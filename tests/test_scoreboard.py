@@ -239,8 +239,9 @@ def test_a_pretrained_teacher_has_a_row_too_and_its_text_is_normalised(tmp_path:
     assert json.loads((tmp_path / "results.json").read_text()) == [row] and "not_normal" not in row
     lines = (tmp_path / "hypotheses" / "teacher-3.jsonl").read_text().splitlines()
     assert [json.loads(line)["hypothesis"] for line in lines] == ["good a"] * 2
-    with pytest.raises(ConfigError, match="whole utterances"):
-        board.add("teacher", path=SaysOneThing(), chunk_by_chunk=True)
+    for setting in ({"chunk_by_chunk": True}, {"trained": "a"}, {"chunk_ms": 320}, {"after_noise_s": 2.0}):
+        with pytest.raises(ConfigError, match="whole utterances"):
+            board.add("teacher", path=SaysOneThing(), **setting)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"models\.teacher\.path"):
         board.add("teacher", path=3)  # type: ignore[arg-type]
     assert board.add("other", path=SaysOneThing("7"))["not_normal"] == 2
