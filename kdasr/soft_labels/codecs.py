@@ -32,7 +32,7 @@ class TopP(Codec):
     when read, so a stored frame always sums to 1.
 
     Attributes:
-        mass: probability that the kept classes reach, unless `cap` is reached first.
+        mass: probability that the kept classes reach, unless `cap` is reached first; at least 0.5 is reached.
         cap: most classes kept in a frame, blank included.
         step_nats: quantisation step; 0 stores float32.
         floor_nats: log-probs are stored as at most this far below the best class.
@@ -54,13 +54,14 @@ class TopP(Codec):
 
     def select(self, log_probs_tv: Tensor, utterances: Sequence[tuple[str, int]]) -> SoftLabels:
         blank = log_probs_tv[:, BLANK_ID]
+        mass = max(self.mass, 0.5)  # with less, blank alone might do, and the likeliest class be lost
         # No search in frames where blank alone reaches the mass (most frames of a peaky teacher).
-        rows = torch.nonzero(blank.exp() < self.mass).flatten()
+        rows = torch.nonzero(blank.exp() < mass).flatten()
         others = log_probs_tv[:, 1:].clone()
         num_extra = min(self.cap - 1, others.shape[1])
         values, indices = others[rows].topk(num_extra, dim=1)
         mass_before = blank[rows, None].exp() + values.exp().cumsum(1) - values.exp()
-        return _assemble(blank, others, rows, values, indices, mass_before < self.mass)
+        return _assemble(blank, others, rows, values, indices, mass_before < mass)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,14 @@ def test_top_p_keeps_blank_even_where_it_is_the_least_likely_and_within_the_cap(
     assert math.exp(labels.tail_log_probs[0]) == pytest.approx(0.299)
 
 
+@pytest.mark.parametrize("step_nats", [0.0, 0.25])
+def test_top_p_keeps_the_likeliest_class_even_if_blank_alone_has_the_mass(step_nats: float) -> None:
+    probs = torch.tensor([[0.35, 0.55, 0.1], [0.6, 0.3, 0.1], [0.02, 0.18, 0.8]])
+    labels = TopP(mass=0.01, step_nats=step_nats).encode(probs.log())
+    assert labels.kept_counts.tolist() == [2, 1, 2] and best_classes(labels).tolist() == [1, 0, 2]
+    assert np.exp(labels.tail_log_probs) == pytest.approx([0.1, 0.4, 0.18], rel=step_nats / 2 or 1e-5)
+
+
 def test_top_k_keeps_k_classes_in_every_frame() -> None:
     probs = torch.tensor([[0.9, 0.05, 0.03, 0.02], [0.1, 0.2, 0.3, 0.4]])
     labels = TopK(3).encode(probs.log())
