@@ -91,16 +91,13 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         root, names = (
             (self._folders[parts[0]], parts[1:]) if parts[0] in self._folders else (PAGE_FOLDER, parts)
         )
-        name = names[0] or "index.html" if len(names) == 1 else "missing"
+        name = names[0] or "index.html" if len(names) == 1 else ""
         # A page in a model from elsewhere could use the microphone that this address may use.
         if root == self._folders["model"] and not (name in _OF_MODELS or name.endswith(".onnx")):
-            name = "missing"
-        # Only plain file names: nothing outside the three folders can be requested.
-        return (
-            str(root / name)
-            if name == Path(name).name and not name.startswith(".")
-            else str(root / "missing")
-        )
+            name = ""
+        # Only files with plain names: no folder, whose index.html would be shown, and nothing elsewhere.
+        plain = name == Path(name).name and not name.startswith(".") and (root / name).is_file()
+        return str(root / name if plain else PAGE_FOLDER / "missing")
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Sends the whole file, even if the browser has a newer one cached, which may be another model's

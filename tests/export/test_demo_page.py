@@ -36,6 +36,9 @@ def page(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
     export_student(recurrent(), UNITS, root / "wave", name="little", format="wave-onnx")
     (root / "wave" / "index.html").write_text("<script>listen()</script>")
     (root / "wave" / "notes").mkdir()
+    for folder in ("notes.onnx", "missing"):
+        (root / "wave" / folder).mkdir()
+        (root / "wave" / folder / "index.html").write_text("<script>listen()</script>")
     with DemoPage(root / "wave", port=0, runtime=runtime) as served:
         yield served
 
@@ -79,6 +82,7 @@ def test_every_file_of_the_page_is_served(page: DemoPage) -> None:
             ".git",
         ),
         *("model/index.html", "model/units.json", "model/notes", "model/notes/"),
+        *("model/notes.onnx", "model/notes.onnx/", "model/missing/", "model/other/", "x.js/"),
     ],
 )
 def test_nothing_else_is_served(page: DemoPage, path: str) -> None:
