@@ -194,8 +194,18 @@ def _check_row(path: Path, row: Mapping[str, Any]) -> None:
                 f"the field {name} of a result row is not a finite number", where=path, got=repr(value)
             )
     for name in ("model", "test"):
-        value = row.get(name, "")
-        is_name = (isinstance(value, str) and printable(value) == value) or (value is None and name == "test")
-        # Files of hypotheses, which are moved and replaced, have these names.
-        if not is_name or ".." in Path(value or "").parts or Path(value or "").is_absolute():
-            raise ConfigError(f"the field {name} of a result row is not a name", where=path, got=repr(value))
+        if name == "model" or row.get(name) is not None:
+            check_name(f"the field {name} of a result row", row[name], path)
+
+
+def check_name(what: str, value: object, where: str | Path) -> None:
+    """Raise ConfigError if a model or a test set cannot be called `value`: files of hypotheses, which are
+    moved and replaced, have these names."""
+    is_name = isinstance(value, str) and printable(value) == value
+    if not is_name or ".." in Path(str(value)).parts or Path(str(value)).is_absolute():
+        raise ConfigError(
+            f"{what} is not a name",
+            where=where,
+            expected="text without control characters, and no path from / or through ..",
+            got=repr(value),
+        )

@@ -22,7 +22,7 @@ from kdasr.labelling import label as label_shards
 from kdasr.labelling import retokenise as retokenise_labels
 from kdasr.models import load_model
 from kdasr.reasons import Kind, Reasons, counted, lines_of
-from kdasr.results import HYPOTHESES_FOLDER, MISSING
+from kdasr.results import HYPOTHESES_FOLDER, MISSING, check_name
 from kdasr.shards import list_shards
 from kdasr.spikes import SPIKES_FILE
 from kdasr.stages.checks import check_folders, check_train, of_key
@@ -383,6 +383,7 @@ def check_evaluation(
     _test_sets(test)
     for model, settings in models.items():
         fitting(model, str, "the name of a row in models")
+        check_name("the name of a row", model, "models")
         check_row(model, settings)
     if spikes and (len(spikes) != 2 or not set(spikes) <= set(models)):
         raise ConfigError(
@@ -400,6 +401,7 @@ def _test_sets(test: Sequence[str] | Mapping[str, Sequence[str]]) -> list[tuple[
         (name, fitting(folders, Sequence[str], f"test.{name}")) for name, folders in test.items()
     ]
     for name, folders in sets:
+        check_name("the name of a test set", fitting(name, str, "the name of a set in test"), "test")
         if not folders:
             raise ConfigError(
                 "there is nothing to evaluate", where=f"test.{name}", expected="folders", got=[]
