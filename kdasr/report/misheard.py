@@ -64,9 +64,9 @@ def speaker_rates(heard: Sequence[Mapping[str, Any]]) -> list[SpeakerRate]:
     """The speakers who said a word, the highest WER first; none if there are too few or too many."""
     words, errors = Counter[str](), Counter[str]()
     for one in heard:
-        if speaker := one.get("speaker"):
-            words[speaker] += len(one["reference"].split())
-            errors[speaker] += one["errors"]
+        if (speaker := one.get("speaker")) not in (None, ""):  # a number in shards of other tools
+            words[str(speaker)] += len(one["reference"].split())
+            errors[str(speaker)] += one["errors"]
     rates = [SpeakerRate(who, count, 100.0 * errors[who] / count) for who, count in words.items() if count]
     if not _FEWEST_SPEAKERS <= len(rates) <= _MOST_SPEAKERS:
         return []

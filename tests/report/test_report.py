@@ -495,6 +495,11 @@ def test_an_utterance_without_words_gives_a_speaker_no_rate() -> None:
     assert speaker_rates(heard) == [("b", 2, 100.0), ("a", 1, 0.0)]
 
 
+def test_speakers_of_other_tools_may_be_numbers() -> None:
+    heard = [{"speaker": who, "reference": "one", "errors": 1} for who in ("a", 10, 0, "", None)]
+    assert speaker_rates(heard) == [("0", 1, 100.0), ("10", 1, 100.0), ("a", 1, 100.0)]
+
+
 def test_runs_are_drawn_in_the_order_of_the_table_with_what_has_to_be_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
