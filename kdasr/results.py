@@ -184,7 +184,7 @@ def _fields(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _check_row(path: Path, row: Mapping[str, Any]) -> None:
-    for name in _fields(row):
+    for name in (*_fields(row), *(("left_out", "listed") if row.get("left_out") else ())):
         if name not in row:
             raise ConfigError("a result row lacks a field", where=path, expected=name, got=", ".join(row))
         value = row[name]
@@ -196,6 +196,11 @@ def _check_row(path: Path, row: Mapping[str, Any]) -> None:
     for name in ("model", "test"):
         if name == "model" or row.get(name) is not None:
             check_name(f"the field {name} of a result row", row[name], path)
+    lexicon = row.get("lexicon") or []
+    if not isinstance(lexicon, list) or not all(isinstance(place, str) for place in lexicon):
+        raise ConfigError(
+            "the field lexicon of a result row is no list of names", where=path, got=repr(lexicon)
+        )
 
 
 def check_name(what: str, value: object, where: str | Path) -> None:
