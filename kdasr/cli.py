@@ -13,7 +13,7 @@ from data_prep import corpora, explained
 from export.commands import add_commands
 from kdasr import version
 from kdasr.arguments import check_keywords, fitting
-from kdasr.errors import ConfigError, KdasrError, UnitsError, printable
+from kdasr.errors import ConfigError, KdasrError, UnitsError, printable, without_passwords
 
 # Verbs that the processes started by `torchrun` may run together.
 _FOR_ALL = ("run", "train", "label", "evaluate")
@@ -412,7 +412,7 @@ def _verify(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
                 got=arguments.folders,
             )
         problems += verify_labels(arguments.folders[0], arguments.labels)
-    print("\n".join(problems) if problems else "no problems found")
+    print(printable(without_passwords("\n".join(problems))) if problems else "no problems found")
     return 1 if problems else 0
 
 

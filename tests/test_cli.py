@@ -24,6 +24,7 @@ from kdasr.cli import _said, _transcribe_live, _with_dashes, build_parser, main
 from kdasr.doctor import _version
 from kdasr.errors import MissingDependencyError, install_line
 from kdasr.models import save_model
+from kdasr.storage import locate
 from kdasr.teachers.conformer import ConformerTeacher
 from kdasr.text import CharUnits
 from tests.export.small_models import UNITS, conformer
@@ -195,6 +196,18 @@ def test_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "shard-000000.tar" in capsys.readouterr().out
 
 
+def test_verify_tells_no_password_and_no_name_directs_the_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    url = f"memory://me:s3cr3t@host{tmp_path}"
+    for name in ("shard-000001.json", "a\x1b[2J.tmp"):
+        locate(f"{url}/{name}").commit(b"{}")
+    assert main(["verify", url]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert rf"memory://me:***@host{tmp_path}/a\u001b[2J.tmp: left over from a killed writer" in said
+    assert f"memory://me:***@host{tmp_path}: the numbering has gaps; missing shard-000000" in said
+
+
 def test_the_version_is_that_of_the_package_or_says_that_there_is_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +285,10 @@ def test_plan_select_and_verify_the_labels_of_a_job(
     told = fails(capsys, "heard", "--audio", str(labels), "--labels", str(audio))
     assert f"--labels: {audio}: the units cannot be read: this folder has none" in told
     assert "are --audio and --labels swapped?" in told
+    assert main(["label", *job, "--out", f"memory://me:s3cr3t@host{labels}"]) == 0
+    said = capsys.readouterr()
+    assert said.err.endswith(f"\nthe labels are in memory://me:***@host{labels}\n")
+    assert "s3cr3t" not in said.out + said.err
     packed = labels / "shard-000000.kdsl"
     packed.write_bytes(packed.read_bytes()[:-9])
     assert main(["verify", str(audio), "--labels", str(labels)]) == 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from kdasr.arguments import fitting
 from kdasr.devices import usable_device
-from kdasr.errors import ConfigError, SoftLabelError
+from kdasr.errors import ConfigError, SoftLabelError, without_passwords
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import StreamingModel
 from kdasr.labelling import Settings, TeacherSource, heard_texts, sharing_ranks, summary_text
@@ -161,7 +161,7 @@ def label(
     if num_shards == 1 and not summary["labelled"]:
         raise _nothing_labelled(out, summary["reasons"])
     if job.first:
-        print(f"the labels are in {out}", file=sys.stderr)
+        print(f"the labels are in {without_passwords(out)}", file=sys.stderr)
     # The manifests name the utterances left out; the summary above counted them by reason.
     return {name: value for name, value in summary.items() if name not in ("failed", "reasons")}
 
