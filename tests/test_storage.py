@@ -34,6 +34,7 @@ from kdasr.storage import (
     remove_leftovers,
     temporary_name,
 )
+from kdasr.storage.places import patiently
 
 
 class Clock:
@@ -94,6 +95,18 @@ def test_a_store_that_is_down_for_minutes_is_waited_for(
     clock.now = 0.0
     place.commit(b"other")
     assert (place.read_all(), place.read_range(1, 3)) == (b"other", b"the")
+
+
+def test_a_password_is_not_told_while_a_store_is_waited_for(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> None:
+        if clock.now < 20:
+            raise ConnectionError("no answer from https://me:s3cr3t@host")
+
+    patiently(action, lambda error: True, 300.0, "sftp://me:s3cr3t@host/a: the store")
+    said = "sftp://me:***@host/a: the store does not respond (no answer from https://me:***@host)"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_short_outage_is_not_worth_a_word(

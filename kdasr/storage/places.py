@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from kdasr.errors import KdasrError
+from kdasr.errors import KdasrError, without_passwords
 from kdasr.reasons import duration
 
 Place = Path | str
@@ -115,10 +115,8 @@ def patiently(
                 raise
             pause_s = min(pause_s, left_s)
             if not is_told and waited_s + pause_s > _SILENT_S:
-                print(
-                    f"{who} does not respond ({said(error)}): retrying for another {duration(left_s)}",
-                    file=sys.stderr,
-                )
+                told = f"{who} does not respond ({said(error)}): retrying for another {duration(left_s)}"
+                print(without_passwords(told), file=sys.stderr)
                 is_told = True
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

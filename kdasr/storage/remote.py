@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from kdasr.errors import MissingDependencyError, without_passwords
+from kdasr.errors import MissingDependencyError
 from kdasr.storage.places import StorageError, compare, patiently, said
 
 _T = TypeVar("_T")
@@ -159,7 +159,7 @@ class RemoteLocation:
     def _patiently(self, action: Callable[[], _T]) -> _T:
         """The result of an idempotent `action`, which is retried while the store is down."""
         try:
-            return patiently(action, _may_pass, _PATIENCE_S, f"{without_passwords(self.url)}: the store")
+            return patiently(action, _may_pass, _PATIENCE_S, f"{self.url}: the store")
         except FileNotFoundError:
             raise
         except Exception as error:
