@@ -77,6 +77,12 @@ def test_one_endless_word_is_cut_all_the_same() -> None:
     assert all(segment.end_s - segment.start_s == pytest.approx(1.0) for segment in segments)
 
 
+def test_a_segment_is_cut_at_the_very_frame_that_makes_it_long_enough() -> None:
+    script = dict(zip(range(60), "ab" * 30, strict=True))  # a letter in every frame of 40 ms
+    segments = run(script, 60, EndpointRules(max_segment_s=1.0))
+    assert [len(segment.text) for segment in segments] == [25, 25, 10]
+
+
 def test_a_segment_that_its_tail_makes_too_long_is_cut_too() -> None:
     script = {**spell("aa b", 0, spacing=5), 15: "<blk>", 26: "b"}  # the last letter comes after the audio
     segments = run(script, 25, EndpointRules(min_silence_s=5.0, max_segment_s=1.0))
