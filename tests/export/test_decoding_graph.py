@@ -188,6 +188,17 @@ def test_sherpa_hears_words_of_the_graph_alone_or_others_at_their_cost(tmp_path:
     assert listed[0.0] == listed[None] == 0
 
 
+def test_the_graph_of_a_model_is_written_and_counted(tmp_path: Path) -> None:
+    UNITS.save(tmp_path)
+    (tmp_path / "words.txt").write_text("tea eat\n")
+    counts = write_decoding_graph(tmp_path, [str(tmp_path / "words.txt")], tmp_path / "words.fst", 2.0)
+    data = (tmp_path / "words.fst").read_bytes()
+    graph = build_graph(Lexicon(units=UNITS, words=["tea", "eat"], other_word_nats=2.0))
+    assert read_openfst(data) == graph
+    arcs = sum(len(leaving) for leaving in graph.arcs)
+    assert counts == {"words": 2, "states": len(graph.arcs), "arcs": arcs, "bytes": len(data)}
+
+
 def test_mistakes_are_told(tmp_path: Path) -> None:
     export_student(conformer(), UNITS, tmp_path / "onnx", int8=False)
     (tmp_path / "words.txt").write_text("tea 7up")
