@@ -197,6 +197,18 @@ def test_logits_and_probabilities_are_no_log_probabilities(
         loss(ModelOutput(change(LOG_PROBS), LENGTHS), batch)
 
 
+def test_log_probabilities_are_told_by_a_first_frame_alone() -> None:
+    """Of an output of one frame, too; padding may sum to something else."""
+    batch = batch_of(labels_from([[{0: 1.0}], [{0: 1.0}]]))
+    one, ones = LOG_PROBS[:, :1], torch.tensor([1, 1])
+    with pytest.raises(ConfigError, match="no log-probabilities; .* got a log-sum of 3 in the first one"):
+        silent_start(ModelOutput(one + 3, ones), batch)
+    padded = functional.pad(one, (0, 0, 0, 2))
+    padded[1] = 3.0  # of nothing
+    lengths = torch.tensor([1, 0])
+    assert silent_start(ModelOutput(padded, lengths), batch) == silent_start(ModelOutput(one, lengths), batch)
+
+
 @pytest.mark.parametrize("loss", LOSSES[:2])
 def test_what_cannot_be_compared_frame_by_frame_is_refused(loss: Any) -> None:
     labels = labels_from([[{0: 1.0}, {3: 1.0}, {0: 1.0}], [{0: 1.0}, {1: 1.0}]])
