@@ -99,6 +99,15 @@ def test_what_asks_for_stored_labels_measures_no_dev_set_and_is_named_where_ther
         step(batch(), "labelled")
 
 
+def test_a_stream_has_losses_of_its_own_and_the_dev_set_those_of_labelled_audio() -> None:
+    def of(value: float) -> Loss:
+        return lambda output, batch: torch.tensor(value)
+
+    step = step_of(labelled={"one": (1.0, of(2.0))}, unlabelled={"two": (0.5, of(3.0))})
+    found = {stream: step(batch(), stream)[1] for stream in ("labelled", "unlabelled", DEV)}
+    assert found == {"labelled": {"one": 2.0}, "unlabelled": {"two": 1.5}, DEV: {"one": 2.0}}
+
+
 @pytest.mark.parametrize(
     ("value", "found"),
     [(torch.zeros(2), r"shape \(2,\)"), (1.0, "float"), (None, "NoneType"), ((0, 1), "tuple")],
