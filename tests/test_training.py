@@ -326,11 +326,15 @@ def test_checkpoints_move_nothing_of_others_out_of_their_folder(data: Path, tmp_
     assert training(data, tmp_path / "c", steps=1).run(tmp_path / "model")["train_steps"] == 1
 
 
-def test_how_often_checkpoints_are_written_does_not_begin_a_training_anew(data: Path, tmp_path: Path) -> None:
+def test_how_often_checkpoints_are_written_does_not_begin_a_training_anew(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         training(data, tmp_path / "c", loss=StopAt(8)).run(tmp_path / "model")
     run = training(data, tmp_path / "c", loss=StopAt(10**6), checkpoint_every=2)
     run.run(tmp_path / "model")
+    # Unless told otherwise, they are written at looks at the dev set alone.
+    assert "tiny: resuming after step 5/12\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("c*")] == ["c"]
     whole = training(data, tmp_path / "d", loss=StopAt(10**6)).run(tmp_path / "other")
     assert whole["weights_sha256"] == load_model(tmp_path / "model").card["weights_sha256"]
@@ -868,6 +872,9 @@ def test_all_that_decides_a_training_is_part_of_what_it_is(data: Path, tmp_path:
     # What only says how it is computed and kept.
     same = made(compile=True, nonfinite_patience=9, checkpoint_every=3)
     assert same.fingerprint() == run.fingerprint()
+    # Nor the order in which a recipe names its parts.
+    one, other = (made(further=dict.fromkeys(names, (1.0, plain))) for names in ("ab", "ba"))
+    assert one.fingerprint() == other.fingerprint()
 
 
 def test_a_model_that_comes_trained_keeps_its_normalisation(data: Path, tmp_path: Path) -> None:
