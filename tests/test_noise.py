@@ -71,6 +71,20 @@ def test_hum_sits_on_the_mains_and_wind_below_the_rest() -> None:
     assert centroids["wind"] < 300 < 3500 < centroids["white"] < 4500 < centroids["violet"]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_crackle_is_of_sparse_clicks_that_ring_and_chirps_of_one_tone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    crackle = make_noise("crackle", rng, RATE_HZ, RATE_HZ)  # of one second: a bin is 1 Hz
+    assert np.mean(crackle**4) > 100, "white noise: 3"
+    power = np.abs(np.fft.rfft(crackle)) ** 2
+    around = np.convolve(power, np.ones(801), "same")
+    assert 700 < around.argmax() < 0.36 * RATE_HZ
+    # 1 / (1 + x ** 2) ** 2 has (1/2 + π/4) / (π/2) of its sum between -1 and 1.
+    assert around.max() / power.sum() == pytest.approx(0.818, abs=0.03)
+    power = np.abs(np.fft.rfft(make_noise("chirps", rng, RATE_HZ, RATE_HZ))) ** 2
+    assert power[390:2260].sum() / power.sum() == pytest.approx(0.98, abs=0.01)
+
+
 def test_add_noise_by_hand() -> None:
     speech, noise = np.full(4, 0.5, np.float32), np.array([1, -1, 1, -1], np.float32)
     np.testing.assert_allclose(add_noise(speech, noise, 20.0, 0.5), [0.55, 0.45, 0.55, 0.45], atol=1e-6)
