@@ -338,6 +338,8 @@ def test_how_often_checkpoints_are_written_does_not_begin_a_training_anew(
     assert [path.name for path in tmp_path.glob("c*")] == ["c"]
     whole = training(data, tmp_path / "d", loss=StopAt(10**6)).run(tmp_path / "other")
     assert whole["weights_sha256"] == load_model(tmp_path / "model").card["weights_sha256"]
+    # The log keeps the look after which the run went on, and has none twice.
+    assert losses(tmp_path / "c") == losses(tmp_path / "d")
 
 
 def test_fp16_is_refused_where_there_is_no_gpu(data: Path, tmp_path: Path) -> None:
