@@ -29,14 +29,16 @@ class Phase:
     shape: Shape = "linear"
 
     def __post_init__(self) -> None:
-        good = self.steps >= 1 and self.start >= 0 and (self.end is None or self.end >= 0)
+        rates = [self.start] if self.end is None else [self.start, self.end]
+        good = isinstance(self.steps, int) and self.steps >= 1 and all(0 <= rate < math.inf for rate in rates)
         if self.shape == "exponential":
-            good &= self.start > 0 and (self.end is None or self.end > 0)
+            good &= min(rates) > 0
         if not good or self.shape not in get_args(Shape):
             raise ConfigError(
                 "invalid learning rate phase",
                 where="optimisation.phases",
-                expected="steps >= 1, rates >= 0 (exponential: > 0), shape " + ", ".join(get_args(Shape)),
+                expected="whole steps >= 1, finite rates >= 0 (exponential: > 0), shape "
+                + ", ".join(get_args(Shape)),
                 got=self,
             )
 

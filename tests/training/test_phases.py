@@ -22,8 +22,10 @@ def test_each_phase_goes_from_its_start_towards_its_end() -> None:
         {"steps": 3, "start": 1.0},
         {"steps": 2, "start": 1.0, "end": 0.25, "shape": "exponential"},
         {"steps": 2, "start": 1.0, "end": 0.0, "shape": "cosine"},
+        {"steps": 2, "start": 0.4, "end": 0.1, "shape": "exponential"},
     ]
-    assert rates(9, phases=phases) == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.5])
+    expected = [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.5, 0.4, 0.2]
+    assert rates(11, phases=phases) == pytest.approx(expected)
 
 
 def test_phases_come_again_lower_each_time() -> None:
@@ -40,8 +42,13 @@ def test_without_phases_nothing_changes() -> None:
     "phase",
     [
         {"steps": 0, "start": 1.0},
+        {"steps": 1.5, "start": 1.0},
         {"steps": 1, "start": -1.0},
+        {"steps": 1, "start": float("inf")},
+        {"steps": 1, "start": 1.0, "end": float("inf")},
+        {"steps": 1, "start": 1.0, "end": -1.0},
         {"steps": 1, "start": 0.0, "end": 1.0, "shape": "exponential"},
+        {"steps": 1, "start": 1.0, "end": 0.0, "shape": "exponential"},
         {"steps": 1, "start": 1.0, "shape": "square"},
         {"steps": 1, "start": 1.0, "stop": 2.0},
         {"start": 1.0},
