@@ -429,6 +429,8 @@ def test_what_is_too_long_is_left_out_by_name(labelled: Path) -> None:
     source = stream(labelled, exclude_longer_s=1.2)
     assert source.left_out and all("longer than 1.2 s" in why for _, why in source.left_out.items())
     assert len(source.items) + len(source.left_out) == 23
+    longest_s = max(item.entry.num_samples for item in stream(labelled).items) / 16_000
+    assert not stream(labelled, exclude_longer_s=longest_s).left_out
     with pytest.raises(ShardError, match="no utterance can be used"):
         stream(labelled, exclude_longer_s=0.1)
 

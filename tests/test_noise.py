@@ -72,7 +72,7 @@ def test_hum_sits_on_the_mains_and_wind_below_the_rest() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_crackle_is_of_sparse_clicks_that_ring_and_chirps_of_one_tone(seed: int) -> None:
+def test_crackle_is_of_sparse_clicks_that_ring_chirps_of_a_tone_and_a_fan_of_a_band(seed: int) -> None:
     rng = np.random.default_rng(seed)
     crackle = make_noise("crackle", rng, RATE_HZ, RATE_HZ)  # of one second: a bin is 1 Hz
     assert np.mean(crackle**4) > 100, "white noise: 3"
@@ -83,6 +83,8 @@ def test_crackle_is_of_sparse_clicks_that_ring_and_chirps_of_one_tone(seed: int)
     assert around.max() / power.sum() == pytest.approx(0.818, abs=0.03)
     power = np.abs(np.fft.rfft(make_noise("chirps", rng, RATE_HZ, RATE_HZ))) ** 2
     assert power[390:2260].sum() / power.sum() == pytest.approx(0.98, abs=0.01)
+    power = np.abs(np.fft.rfft(make_noise("fan", rng, RATE_HZ, RATE_HZ))) ** 2
+    assert 250 < np.searchsorted(power.cumsum(), power.sum() / 2) < 1600
 
 
 def test_add_noise_by_hand() -> None:
