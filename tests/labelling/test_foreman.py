@@ -88,6 +88,20 @@ def test_an_utterance_that_kills_is_left_out_by_name_and_the_rest_labelled(tmp_p
     assert (found.reason, found.attempts) == ("", 5)
 
 
+def test_utterances_that_kill_are_left_out_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """Whichever of them is found first."""
+    (audio,) = make_audio(tmp_path, 3, per_shard=3)
+
+    def outcome(task: Task) -> Report:
+        lives = task.probe_key == "utt-001" or task.exclude
+        return Report(task, 0, "done" if lives else "died", reason="exit status -9")
+
+    crew = Said(3, outcome)
+    crew.wait = lambda: crew._reports.pop()  # type: ignore[method-assign]
+    assert len(list(Foreman(crew).run([str(audio)]))) == 1
+    assert list(crew.tasks[-1].exclude) == ["utt-000", "utt-002"]
+
+
 @pytest.mark.parametrize(("count", "is_put_aside"), [(1, False), (2, True)])
 def test_where_every_utterance_kills_it_is_none_of_them(
     count: int, is_put_aside: bool, tmp_path: Path
