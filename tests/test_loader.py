@@ -409,6 +409,7 @@ def test_what_is_around_utterances_does_not_count_for_their_length(labelled: Pat
     )
     median = int(np.median([num_frames(item.entry.num_samples) for item in plain.items]))
     assert plain.median_frames() == around.median_frames() == student.frames(median)
+    assert stream(labelled).median_frames() is None, "whose frames are unknown"
 
 
 def test_labels_of_frames_that_nobody_knows_have_nothing_before_them(tmp_path: Path) -> None:
