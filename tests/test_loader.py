@@ -340,12 +340,11 @@ def test_transcripts_without_times_are_put_in_a_row_as_words(tmp_path: Path) -> 
     source = Stream([audio], 30.0, 7, **options)  # type: ignore[arg-type]
     batch = source.batch(0)
     assert not source.labels_have_times and batch.soft_labels is not None
-    texts = {
-        key: [unit for unit in row if unit]
-        for key, row in zip(batch.keys, best_units(batch.soft_labels).tolist(), strict=True)
-    }
+    rows = dict(zip(batch.keys, best_units(batch.soft_labels).tolist(), strict=True))
+    texts = {key: [unit for unit in row if unit] for key, row in rows.items()}
     for key, text in texts.items():
         numbers = [int(part[-1]) for part in key.split("+")]
+        assert rows[key][0] == numbers[0], "a pause without units has no frames in them"
         if len(numbers) == 2 and 0 not in numbers:
             first, last = text.index(numbers[1]), numbers[1]
             assert set(text[: first - 1]) == {numbers[0]} and set(text[first:]) == {last}
