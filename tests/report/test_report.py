@@ -252,7 +252,7 @@ def test_many_trainings_are_drawn_two_in_a_row(tmp_path: Path) -> None:
     assert plot_losses(tmp_path / "losses.png", {f"run {i}": log for i in range(7)})
     assert plot_dev_wer(tmp_path / "dev.png", {f"run {i}": log for i in range(7)})
     width, height = png_size(tmp_path / "losses.png")
-    assert width == round(2 * 4.6 * 130) and height == round(4 * 3.4 * 130)
+    assert width == round(2 * 4.6 * 130) and height == round(4 * 3.8 * 130)
 
 
 def png_size(path: Path) -> tuple[int, int]:
