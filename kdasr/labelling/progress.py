@@ -211,12 +211,12 @@ class Display:
     def note(self, text: str, *, problem: bool = False) -> None:
         """Print a line above the bar."""
         console = self._alarm if problem else self._console
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(without_passwords(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, totals: Totals, outcome: Outcome) -> None:
         """Update the bar after a shard."""
         if outcome.result is None:
-            self.note(without_passwords(f"failed: {outcome.audio}: {outcome.reason}"), problem=True)
+            self.note(f"failed: {outcome.audio}: {outcome.reason}", problem=True)
         elif 0 < outcome.result.halved == totals.halved:  # the first shard with halved batches
             self.note(
                 "not enough memory for the requested batch size: batches are now at most "
