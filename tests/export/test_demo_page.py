@@ -72,17 +72,22 @@ def test_every_file_of_the_page_is_served(page: DemoPage) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *(
-            "../secret.txt",
-            "model/../secret.txt",
-            "model/%2e%2e/secret.txt",
-            "model/",
-            "ort",
-            "x/y/z",
-            ".git",
-        ),
-        *("model/index.html", "model/units.json", "model/notes", "model/notes/"),
-        *("model/notes.onnx", "model/notes.onnx/", "model/missing/", "model/other/", "x.js/"),
+        "../secret.txt",
+        "model/../secret.txt",
+        "model/%2e%2e/secret.txt",
+        "model/",
+        "ort",
+        "x/y/z",
+        ".git",
+        "model/index.html",
+        "model/units.json",
+        "model/notes",
+        "model/notes/",
+        "model/notes.onnx",
+        "model/notes.onnx/",
+        "model/missing/",
+        "model/other/",
+        "x.js/",
     ],
 )
 def test_nothing_else_is_served(page: DemoPage, path: str) -> None:
