@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import ipaddress
 import sys
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
+from urllib.parse import urlsplit
 
 from export.card import CARD_FILE, refusal
 from export.npm import npm_package
@@ -101,7 +103,16 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Sends the whole file, even if the browser has a newer one cached, which may be another model's
-        from the same port."""
+        from the same port. A request under another name is refused: any website can let its own name mean
+        this machine's address, and its pages could then read the model."""
+        if not _is_address(self.headers.get("Host", "")):
+            port = self.connection.getsockname()[1]
+            self.send_error(
+                403,
+                explain=f"This page is served as http://localhost:{port}/ only. From another machine, forward "
+                f"the port (ssh -L {port}:localhost:{port} HOST); let a proxy send Host: localhost.",
+            )
+            return None
         del self.headers["If-Modified-Since"]
         return super().send_head()
 
@@ -111,6 +122,15 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Logs nothing, since a page requests a dozen files."""
+
+
+def _is_address(host: str) -> bool:
+    """Whether a Host header holds localhost or the digits of an address."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def _server(port: int, folders: dict[str, Path]) -> http.server.ThreadingHTTPServer:

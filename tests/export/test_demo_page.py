@@ -99,6 +99,31 @@ def test_only_this_machine_can_connect(page: DemoPage) -> None:
     assert page._server.server_address[0] == "127.0.0.1"
 
 
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "192.168.0.7:80", "[::1]", "[::1]:8000"])
+def test_addresses_and_localhost_are_served(page: DemoPage, host: str) -> None:
+    for path in ("", "model/model.json"):
+        with urllib.request.urlopen(
+            urllib.request.Request(page.url + path, headers={"Host": host}), timeout=10
+        ) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["attacker.example", "attacker.example:8000", "localhost.example", "127.0.0.1.example", "[::1", ""],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_website_whose_name_means_this_machine_reads_nothing(
+    page: DemoPage, host: str, method: str
+) -> None:
+    for path in ("", "model/model.json", "model/missing"):
+        request = urllib.request.Request(page.url + path, headers={"Host": host}, method=method)
+        with pytest.raises(urllib.error.HTTPError, match="403") as caught:
+            urllib.request.urlopen(request, timeout=10)
+        said = caught.value.read().decode()
+        assert method == "HEAD" or f"served as {page.url.replace('127.0.0.1', 'localhost')} only" in said
+
+
 def test_a_student_is_exported_first(runtime: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "student", conformer(), UNITS)
     with DemoPage(tmp_path / "student", port=0, runtime=runtime) as served:
