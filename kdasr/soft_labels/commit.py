@@ -121,7 +121,10 @@ def _built(header: Header, items: list[tuple[str, SoftLabels | Failure]], where:
                 expected="a key, and what `encode` of the codec returns, or a Failure",
                 got=f"{key!r:.80} and {type(item).__name__}",
             )
-    return container.build(content, layout, items)
+    try:
+        return container.build(content, layout, items)
+    except SoftLabelError as error:
+        raise error.told_of(where) from error
 
 
 def _bytes_at(file: Location) -> bytes | None:

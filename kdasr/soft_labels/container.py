@@ -78,9 +78,16 @@ def build(header: dict[str, Any], layout: Layout, items: Iterable[tuple[str, Sof
     """The content of the whole file. The same header and items give the same bytes.
 
     Raises:
-        SoftLabelError: a key is repeated or does not match the pattern.
+        SoftLabelError: a key is repeated or does not match the pattern, or the header or index is too large.
     """
     head = canonical_json(header)
+    if len(head) > _MAX_HEADER_BYTES:
+        raise SoftLabelError(
+            "the header is too large",
+            expected=f"at most {_MAX_HEADER_BYTES:,} bytes",
+            got=f"{len(head):,}",
+            fix="Put less into its settings, such as the hash of a long list.",
+        )
     body = [_START.pack(MAGIC, FORMAT_VERSION, len(head)), head]
     rows, labels = _index_rows(items)
     cuts = list(_cut_blocks(labels, layout))
@@ -93,6 +100,13 @@ def build(header: dict[str, Any], layout: Layout, items: Iterable[tuple[str, Sof
         for one, run in zip(packed, cuts, strict=True)
     ]
     index_raw = canonical_json({"blocks": blocks, "utterances": rows})
+    if len(index_raw) > _MAX_RAW_BYTES:
+        raise SoftLabelError(
+            "there are too many utterances for one file of labels",
+            expected=f"an index of at most {_MAX_RAW_BYTES:,} bytes",
+            got=f"{len(index_raw):,} bytes for {len(rows):,} utterances",
+            fix="Label smaller audio shards: prepare the audio with a lower --max_shard_utterances.",
+        )
     index = _compress(index_raw)
     offset = sum(map(len, body))
     digest = _digest(body[0] + body[1], index)
@@ -134,8 +148,16 @@ def read_index(read: ReadRange, file_bytes: int, where: str) -> Index:
     if len(footer) != _FOOTER.size or footer[-8:] != END_MAGIC:
         raise DamagedLabelsError("the file is cut short: it has no footer", where=where, fix="Label again.")
     offset, index_bytes, raw_bytes, digest, _ = _FOOTER.unpack(footer)
-    if offset + index_bytes + _FOOTER.size != file_bytes or raw_bytes > _MAX_RAW_BYTES:
+    if offset + index_bytes + _FOOTER.size != file_bytes:
         raise DamagedLabelsError("the footer does not match the file", where=where)
+    if raw_bytes > _MAX_RAW_BYTES:
+        raise DamagedLabelsError(
+            "the stated size of the index is too large",
+            where=where,
+            expected=f"at most {_MAX_RAW_BYTES:,} bytes",
+            got=f"{raw_bytes:,}",
+            fix="Label again, in smaller shards if this one has hundreds of thousands of utterances.",
+        )
     index = read(offset, index_bytes)
     start = read(0, _START.size)
     header_bytes = _START.unpack(start)[2]
@@ -183,7 +205,7 @@ def _index_rows(
     seen: set[str] = set()
     for key, item in items:
         if key in seen or not KEY_PATTERN.fullmatch(key):
-            raise SoftLabelError("repeated or invalid key", where=key, expected=KEY_PATTERN.pattern)
+            raise SoftLabelError("repeated or invalid key", expected=KEY_PATTERN.pattern, got=f"{key!r:.80}")
         seen.add(key)
         if isinstance(item, Failure):
             rows.append([key, item.reason])

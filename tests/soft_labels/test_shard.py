@@ -303,6 +303,32 @@ def test_keys_that_are_no_keys_or_come_twice_are_refused(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_more_utterances_than_an_index_holds_are_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, labels = write(tmp_path)
+    items = [(f"{key}-{n}", one) for key, one in labels.items() for n in range(40)]
+    monkeypatch.setattr(container, "_MAX_RAW_BYTES", 2_000)
+    too_many = (
+        r"b.kdsl: there are too many utterances.*2,000 bytes.*for 160 utt.*a lower --max_shard_utterances"
+    )
+    with pytest.raises(SoftLabelError, match=too_many) as caught:
+        write_label_shard(tmp_path / "b.kdsl", make_header(TopP()), items)
+    assert not isinstance(caught.value, DamagedLabelsError) and not (tmp_path / "b.kdsl").exists()
+    monkeypatch.setattr(container, "_MAX_RAW_BYTES", 20)
+    with pytest.raises(DamagedLabelsError, match="size of the index is too large.*in smaller shards"):
+        open_label_shard(path)
+
+
+def test_a_header_that_could_not_be_read_is_not_stored(tmp_path: Path) -> None:
+    header = make_header(TopP(), settings={"words": ["word"] * 200_000})
+    with pytest.raises(
+        SoftLabelError, match="a.kdsl: the header is too large.*1,048,576.*the hash of a long"
+    ):
+        write_label_shard(tmp_path / "a.kdsl", header, [("a", Failure("silence"))])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_labels_of_another_codec_than_the_header_says_are_not_stored(tmp_path: Path) -> None:
     labels = TopP(step_nats=0.05).encode(posteriors(30))
     with pytest.raises(SoftLabelError, match="cannot be stored exactly"):
