@@ -109,8 +109,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             port = self.connection.getsockname()[1]
             self.send_error(
                 403,
-                explain=f"This page is served as http://localhost:{port}/ only. From another machine, forward "
-                f"the port (ssh -L {port}:localhost:{port} HOST); let a proxy send Host: localhost.",
+                explain=f"This page is served as http://localhost:{port}/ only. From another machine, "
+                f"forward the port (ssh -L {port}:localhost:{port} HOST); let a proxy send Host: localhost.",
             )
             return None
         del self.headers["If-Modified-Since"]
