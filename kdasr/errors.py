@@ -38,6 +38,11 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 # All control characters but those of tables and of messages with several lines.
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
+# In a URL's query: the name of a parameter that permits access, and its value.
+_SECRETS = re.compile(
+    r"([?&;#][\w-]*(?:signature|credential|token|sig|key|password|secret)=)[\w%.~+/=-]+", re.I
+)
+
 
 def printable(text: str) -> str:
     r"""`text` without what a terminal would obey, which names and texts from elsewhere may contain, or what
@@ -47,8 +52,9 @@ def printable(text: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """`text` for a message or a log, with *** in place of passwords in URLs (https://USER:PASSWORD@HOST/)."""
-    return re.sub(r"(://[^\s/:@]*:)[^\s/]+@", r"\1***@", text)
+    """`text` for a message or a log, with *** in place of passwords in URLs (https://USER:PASSWORD@HOST/) and
+    of what permits access in their queries (?X-Amz-Signature=..., &sig=..., &access_token=...)."""
+    return _SECRETS.sub(r"\1***", re.sub(r"(://[^\s/:@]*:)[^\s/]+@", r"\1***@", text))
 
 
 class KdasrError(Exception):

@@ -62,6 +62,14 @@ def test_a_name_from_elsewhere_does_not_direct_the_terminal() -> None:
         ("sftp://:s3cr3t@host", "sftp://:***@host"),
         ("https://host:80/a@b:c@d", "https://host:80/a@b:c@d"),
         ("s3://bucket/me:name@x", "s3://bucket/me:name@x"),
+        (
+            "https://b.s3.amazonaws.com/x.tar?X-Amz-Credential=AKIA%2Fus&X-Amz-Date=2026&X-Amz-Signature=d34d",
+            "https://b.s3.amazonaws.com/x.tar?X-Amz-Credential=***&X-Amz-Date=2026&X-Amz-Signature=***",
+        ),
+        ("https://a.blob.core/x.tar?sp=rl&sig=a/b+c%3D&se=1", "https://a.blob.core/x.tar?sp=rl&sig=***&se=1"),
+        ("https://host/o?Expires=1&Signature=ab=", "https://host/o?Expires=1&Signature=***"),
+        ("https://me:pw@h?access_token=a.b-c&n=1", "https://me:***@h?access_token=***&n=1"),
+        ("https://host/token=1/a?part=2&tokens=3", "https://host/token=1/a?part=2&tokens=3"),
     ],
 )
 def test_a_password_in_a_url_is_not_told(url: str, shown: str) -> None:
