@@ -22,7 +22,7 @@ from export.card import CARD_FILE, refusal
 from export.npm import npm_package
 from export.publish import TOKENS_FILE, export_student
 from export.runtime import FLOAT_FILE, INT8_FILE, WAVE_FLOAT_FILE, WAVE_INT8_FILE
-from kdasr.errors import ConfigError, ModelError
+from kdasr.errors import ConfigError, ModelError, printable
 from kdasr.models import load_model
 
 RUNTIME_PACKAGE = "onnxruntime-web"
@@ -175,7 +175,7 @@ class DemoPage:
                 "model": model_folder(Path(model), Path(self._scratch.name)),
             }
             if (reason := refusal(folders["model"] / WAVE_INT8_FILE)) is not None:
-                print(f"the page has only 32-bit weights: {reason}", file=sys.stderr)
+                print(printable(f"the page has only 32-bit weights: {reason}"), file=sys.stderr)
             self._server = _server(port, folders)
         except BaseException:
             self._scratch.cleanup()

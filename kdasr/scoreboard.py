@@ -23,7 +23,7 @@ from export.measure import measure_chunks
 from export.transcribe import Recogniser, open_recogniser
 from kdasr.arguments import check_keywords, fitting
 from kdasr.audio import SAMPLE_RATE_HZ
-from kdasr.errors import ConfigError, ModelError
+from kdasr.errors import ConfigError, ModelError, printable
 from kdasr.evaluation import (
     Result,
     check_decoder,
@@ -425,7 +425,7 @@ def _tell_oov(texts: Iterable[str], words: frozenset[str], test: str | None) -> 
         shown = [*list(absent)[:_SHOWN_WORDS], *["…"] * (len(absent) > _SHOWN_WORDS)]
         counts = f"{sum(absent.values()):,} of {said.total():,} reference words"
         where = f"{test}: " if test else ""
-        print(f"{where}{counts} are not in the lexicon: {', '.join(shown)}", file=sys.stderr)
+        print(printable(f"{where}{counts} are not in the lexicon: {', '.join(shown)}"), file=sys.stderr)
     return sum(absent.values())
 
 

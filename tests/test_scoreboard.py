@@ -333,6 +333,9 @@ def test_words_that_a_search_cannot_hear_are_named_the_most_frequent_first(
     assert capsys.readouterr().err == (
         "clean: 15 of 16 reference words are not in the lexicon: z, y, b, c, d, e, f, g, h, i, …\n"
     )
+    odd = write_shards([replace(some, text="a\x1b]0;title\x07")], tmp_path / "odd")
+    assert Scoreboard(odd, tmp_path / "results.json", **words).oov_words == 1
+    assert r"not in the lexicon: a\u001b]0;title\u0007" in capsys.readouterr().err
     (tmp_path / "words.txt").write_text(" ".join("abcdefghijkyz"))
     assert Scoreboard(paths, tmp_path / "results.json", **words).oov_words == 0
     assert capsys.readouterr().err == ""

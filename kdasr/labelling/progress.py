@@ -12,7 +12,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from kdasr.errors import without_passwords
+from kdasr.errors import printable, without_passwords
 from kdasr.labelling.foreman import Outcome
 from kdasr.labelling.settings import ShardResult
 from kdasr.reasons import Kind, Reasons, counted, duration, lines_of
@@ -211,7 +211,7 @@ class Display:
     def note(self, text: str, *, problem: bool = False) -> None:
         """Print a line above the bar."""
         console = self._alarm if problem else self._console
-        console.print(without_passwords(text), markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(without_passwords(text)), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, totals: Totals, outcome: Outcome) -> None:
         """Update the bar after a shard."""
@@ -278,4 +278,4 @@ def summary_text(summary: dict[str, Any]) -> str:
     if summary["shards_not_tried"]:
         not_tried = counted(len(summary["shards_not_tried"]), "shard")
         lines.append(f"{not_tried} not attempted: run it again once this is fixed")
-    return "\n".join(lines)
+    return printable("\n".join(lines))

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdasr.error_rates import gain_interval
+from kdasr.errors import printable
 from kdasr.reasons import left_out_text
 from kdasr.report.misheard import errors_text, word_errors
 from kdasr.results import MISSING, RESULTS_FILE, hypotheses_file, read_hypotheses, read_results
@@ -250,7 +251,7 @@ def print_results(work_dir: Path, console: Console | None = None) -> None:
     if lines := lines_of(rows):
         _print_table(path, lines, console)
     for sentence in left_out(rows):
-        console.print(sentence, markup=False, highlight=False)
+        console.print(printable(sentence), markup=False, highlight=False)
     _print_spikes(Path(work_dir) / SPIKES_FILE, console)
 
 
@@ -270,10 +271,10 @@ def _print_table(path: Path, lines: Sequence[Line], console: Console) -> None:
         improvement(lines, path),
     ):
         if sentence:
-            console.print(sentence, markup=False, highlight=False)
+            console.print(printable(sentence), markup=False, highlight=False)
     for line, heard in best_students(lines, path):
         text = f"Word errors of {line.label}: {errors_text(word_errors(heard))}"
-        console.print(text, markup=False, highlight=False)
+        console.print(printable(text), markup=False, highlight=False)
 
 
 def _print_spikes(path: Path, console: Console) -> None:
@@ -282,7 +283,7 @@ def _print_spikes(path: Path, console: Console) -> None:
     histogram = read_histogram(path)
     median = "" if histogram.median_ms is None else f"; median {histogram.median_ms:+.0f} ms"
     console.print(
-        f"\nSpikes of {histogram.whose} (later is +): {histogram.matched} of "
+        f"\nSpikes of {printable(str(histogram.whose))} (later is +): {histogram.matched} of "
         f"{histogram.teacher_spikes} matched{median}",
         markup=False,
         highlight=False,

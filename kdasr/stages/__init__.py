@@ -14,7 +14,7 @@ from typing import Any
 
 from kdasr.arguments import fitting
 from kdasr.devices import usable_device
-from kdasr.errors import ConfigError, SoftLabelError, without_passwords
+from kdasr.errors import ConfigError, SoftLabelError, printable, without_passwords
 from kdasr.features import FRAME_SHIFT_MS
 from kdasr.interfaces import StreamingModel
 from kdasr.labelling import Settings, TeacherSource, heard_texts, sharing_ranks, summary_text
@@ -207,7 +207,7 @@ def retokenise(
     units_made = make_units(units, [Path(one) for one in labelled], 0, others=heard_texts(audio, labels))
     found = retokenise_labels(audio=audio, labels=labels, out=out, units=units_made, overwrite=overwrite)
     for line in lines_of(Reasons(found.failed.items()).commonest(), "without labels"):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if not found.utterances:
         raise SoftLabelError(
             "no utterance has a label in these units",

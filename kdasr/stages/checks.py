@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from kdasr.arguments import check_keywords, fitting
-from kdasr.errors import ConfigError, ModelError, ShardError, UnitsError
+from kdasr.errors import ConfigError, ModelError, ShardError, UnitsError, printable
 from kdasr.interfaces import BatchSource
 from kdasr.loader import Stream
 from kdasr.losses import silent_start
@@ -388,7 +388,8 @@ def tell_what_is_untaught(name: str, streams: Mapping[str, BatchSource]) -> None
     if symbols and ranks().first:
         print(
             f"{name}: a teacher of the labels has no class for {len(symbols)} of the student's symbols: "
-            f"{shorten(' '.join(symbols))} (they never occur in its labels: only transcripts teach them)",
+            f"{printable(shorten(' '.join(symbols)))} "
+            "(they never occur in its labels: only transcripts teach them)",
             file=sys.stderr,
         )
 

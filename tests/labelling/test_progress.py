@@ -57,6 +57,16 @@ def test_jobs_that_had_nothing_to_do_have_a_summary() -> None:
     assert all_together([Totals(0, 0), Totals(0, 0)]).summary() == Totals(0, 0).summary()
 
 
+def test_reasons_from_elsewhere_do_not_direct_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Reasons may come from manifests of labels that somebody else wrote."""
+    odd, shown = "\x1b]0;title\x07 \x9b2J", r"\u001b]0;title\u0007 \u009b2J"
+    totals = Totals(1, 0, num_failed=1, reasons=Reasons([("a", odd)]), failed_shards={"s": odd})
+    text = summary_text(totals.summary())
+    assert f"not labelled: a: {shown}" in text and f"shard failed: s: {shown}" in text
+    Display(1.0, quiet=True).note(odd, problem=True)
+    assert capsys.readouterr().err == f"{shown}\n"
+
+
 def shard(name: str, **facts: Any) -> Outcome:
     """A shard that was labelled."""
     manifest = {"labelled": 1, "failed": [], "frames": 25, "bytes": 50, "sha256": "s"}

@@ -439,6 +439,15 @@ def test_the_word_errors_of_the_best_student_are_shown_by_word(tmp_path: Path) -
     ) in " ".join(printed(tmp_path).split())
 
 
+def test_texts_from_elsewhere_do_not_direct_the_terminal(tmp_path: Path) -> None:
+    row = result("mine", 1, 50.0, decoder="beam", lexicon=["\x1b[2Jwords"])
+    append_result(tmp_path / "results.json", row)
+    hypotheses(tmp_path, "mine", [("five \x1b[2J", "five \x9b2J", 1)] * 2)
+    said = printed(tmp_path)
+    assert r"most often \u001b[2J → \u009b2J (2)" in " ".join(said.split())
+    assert r"the words of \u001b[2Jwords" in said and "\x1b" not in said and "\x9b" not in said
+
+
 def test_each_test_set_has_its_best_student_over_all_seeds(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     for test, best in (("clean", "a"), ("other", "b")):
