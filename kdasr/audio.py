@@ -511,15 +511,20 @@ def _whole_wav(stream: _Source, num_bytes: int, where: str) -> _Source | _Unclos
     shorter than its header says is refused, since libsndfile reads it without an error."""
     stream.seek(0)
     head = stream.read(12)
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+    if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
         return stream
-    position = 12
+    position, long_size = 12, 0
     while position + 8 <= num_bytes:
         stream.seek(position)
         chunk = stream.read(8)
         size, available = int.from_bytes(chunk[4:], "little"), num_bytes - position - 8
+        if chunk[:4] == b"ds64":  # of an RF64, whose data chunk then holds 0xFFFFFFFF
+            long_size = int.from_bytes(stream.read(16)[8:], "little")
         if chunk[:4] == b"data":
-            if size < _UNKNOWN_BYTES and available < size:
+            unknown = _UNKNOWN_BYTES
+            if long_size and size >= unknown:
+                size, unknown = long_size, _UNKNOWN_FRAMES
+            if size < unknown and available < size:
                 expected, got = f"{size} bytes of samples", f"{available} bytes"
                 raise AudioError(
                     "the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN

@@ -159,6 +159,18 @@ def test_a_wav_that_never_knew_its_length_is_read(size: int) -> None:
         np.testing.assert_array_equal(decode(piped, "piped.wav"), decode(whole, "whole.wav"))
 
 
+def test_a_long_wav_is_read_whole_or_refused(tmp_path: Path) -> None:
+    """RF64, the format of WAVs beyond 4 GB, has its sizes in a chunk before the others."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(0.5), SAMPLE_RATE_HZ, format="RF64", subtype="PCM_16")
+    data = buffer.getvalue()
+    np.testing.assert_array_equal(decode(data, "long.wav"), decode(encoded(tone(0.5)), "short.wav"))
+    path = tmp_path / "long.wav"
+    path.write_bytes(data[:-2_000])
+    with pytest.raises(AudioError, match=r"long\.wav.*cut short; expected 16000 bytes of samples; got 14000"):
+        load(path)
+
+
 def test_chunks_behind_no_samples_are_not_taken_for_samples() -> None:
     data = encoded(tone(0.0)) + b"LIST\x04\x00\x00\x00INFO"
     data = data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:]
