@@ -105,23 +105,25 @@ class Promised(NamedTuple):
 _PEAK_OF_UNSCALED_PCM = 100.0
 
 
-def decode(data: bytes, where: str) -> NDArray[np.float32]:
+def decode(data: bytes, where: str, most_samples: float = math.inf) -> NDArray[np.float32]:
     """Decode a whole audio file's bytes to (N,) float32 samples in [-1, 1], mono, 16 kHz.
 
     Reads what libsndfile reads (wav, flac, ogg, mp3, opus). Channels are averaged and other
-    sample rates resampled. `where` names the audio in errors.
+    sample rates resampled. `where` names the audio in errors. Of audio with more than `most_samples`, at
+    most another minute is decoded: hours of silence take few bytes.
 
     Raises:
         AudioError: no bytes, not decodable, truncated (if the format reveals it: ogg does not),
             no samples, NaN/infinite samples, or a rate that `check_rates` refuses.
     """
-    return decode_with_rate(data, where).samples
+    return decode_with_rate(data, where, most_samples).samples
 
 
-def decode_with_rate(data: bytes, where: str) -> Decoded:
+def decode_with_rate(data: bytes, where: str, most_samples: float = math.inf) -> Decoded:
     """As `decode`, with the sample rate and channels of the audio."""
     with _opened(io.BytesIO(data), where, SAMPLE_RATE_HZ) as file:
-        return _joined(_blocks(file, where), file.samplerate, SAMPLE_RATE_HZ)
+        most_frames = most_samples * file.samplerate / SAMPLE_RATE_HZ
+        return _joined(_up_to(most_frames, _blocks(file, where)), file.samplerate, SAMPLE_RATE_HZ)
 
 
 def load(path: Path) -> NDArray[np.float32]:
@@ -411,6 +413,15 @@ def _blocks(
     if position == start or (known and position < end):
         expected, got = f"{end if known else 'some'} frames", position
         raise AudioError("the audio is cut short", where=where, expected=expected, got=got, fix=_COPY_AGAIN)
+
+
+def _up_to(most_frames: float, blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """Blocks up to the first with which there are more than `most_frames`."""
+    for block in blocks:
+        yield block
+        most_frames -= len(block)
+        if most_frames < 0:
+            return
 
 
 def _read(file: _Forward, num_frames: int, channel: int | None) -> NDArray[np.float32]:

@@ -116,6 +116,17 @@ def test_a_manifest_survives_being_written_and_read(folder: Path) -> None:
     assert json.loads(manifest_text(shard))["format"] == "kdasr-audio-shard"
 
 
+def test_of_hours_in_few_bytes_only_a_minute_more_than_promised_is_decoded(tmp_path: Path) -> None:
+    (path,) = write_shards([Utterance("u0", np.zeros(16_000 * 300, np.float32))], tmp_path)
+    manifest = manifest_path(path).read_text()
+    manifest_path(path).write_text(manifest.replace("4800000", "16000").replace("300.0", "1.0"))
+    shard = open_shard(path, verify=True)
+    with pytest.raises(
+        DamagedShardError, match="expected u0 with 16000 samples; got at least 960000 samples"
+    ):
+        read_utterance(shard, shard.entries[0])
+
+
 def test_webdataset_reads_the_shards(folder: Path) -> None:
     urls = [str(path) for path in list_shards(folder)]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))

@@ -319,12 +319,13 @@ def _parse_meta(meta_json: bytes, path: Path, key: str) -> dict[str, Any]:
 def _read_entry(file: BinaryIO, path: Path, entry: ShardEntry) -> Placed:
     flac, meta_json = read_members(file, path, entry)
     try:
-        samples = audio.decode(flac, f"{path}:{entry.key}.flac")
+        samples = audio.decode(flac, f"{path}:{entry.key}.flac", entry.num_samples)
     except AudioError as error:
         raise DamagedShardError(f"{entry.key} cannot be decoded", where=path, got=error) from error
     meta = _parse_meta(meta_json, path, entry.key)
     if len(samples) != entry.num_samples:
-        raise damaged(path, f"{entry.key} with {entry.num_samples} samples", f"{len(samples)} samples")
+        found = f"{'at least ' * (len(samples) > entry.num_samples)}{len(samples)} samples"
+        raise damaged(path, f"{entry.key} with {entry.num_samples} samples", found)
     facts = (entry.key, samples, meta.get("text"), meta.get("speaker"), meta.get("language"))
     source, offset, channel = (meta.get(name) for name in ("source", "offset", "channel"))
     return Placed(*facts, source=source, offset=offset, channel=channel)
