@@ -222,6 +222,10 @@ class _Prefix(NamedTuple):
     tokens: tuple[Token, ...]
 
 
+def _not_before(frame: int, token: Token) -> Token:
+    return token if token.frame >= frame else token._replace(frame=frame)
+
+
 class _Layout(NamedTuple):
     """What depends only on the prefixes of a beam, not on the frames.
 
@@ -349,12 +353,17 @@ class BeamStream:
             self._forget(end)
 
     def _forget(self, end: int) -> None:
-        """Drop the first `end` units, which all prefixes share, except those that still matter."""
+        """Drop the first `end` units, which all prefixes share, except those that still matter. Their frames,
+        which may differ between prefixes, are now those in the best: no later unit may come before."""
         # The last unit determines whether the next one is new, the last word what may follow.
         first = end - 1
         if self._grammar is not None:
             first = min(first, self._grammar.last_word_start(self._prefixes[0].ids[:end]))
-        self._prefixes = [_Prefix(ids[first:], tokens[first:]) for ids, tokens in self._prefixes]
+        known = self._best.tokens[first:end]
+        self._prefixes = [
+            _Prefix(ids[first:], (*known, *(_not_before(known[-1].frame, token) for token in tokens[end:])))
+            for ids, tokens in self._prefixes
+        ]
         self._taken, self._layout = end - first, None
 
     def _settle_head(self) -> None:

@@ -202,6 +202,19 @@ def test_what_is_taken_is_final_and_the_rest_goes_on() -> None:
         assert len(stream._best.ids) <= len(stream.tokens) + max(1, len(taken))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_unit_comes_before_those_that_were_taken(seed: int) -> None:
+    """Other prefixes with these units may have them elsewhere, and become the best later."""
+    stream, frames = BeamStream(), []
+    log_probs = random_log_probs(seed, 300, 3)
+    for first in range(0, 300, 6):
+        stream.feed(log_probs[first : first + 6])
+        count = max(0, len(stream.tokens) - 3)
+        frames += [token.frame for token in stream.tokens[:count]]
+        stream.take(count)
+        assert sorted(now := [*frames, *(token.frame for token in stream.tokens)]) == now
+
+
 def test_prefixes_that_differ_in_what_was_taken_are_given_up() -> None:
     log_probs = np.log(np.array([[0.1, 0.5, 0.4], [0.98, 0.01, 0.01], [0.1, 0.01, 0.89]], np.float32))
     grammar = OneOf((1, 1), (2, 2), classes=3)
