@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except PermissionError as error:
         fix = "Choose another path, or change the permissions of this one."
-        print(f"kdasr: {error.filename or error}: no permission to access it. {fix}", file=sys.stderr)
+        what = printable(str(error.filename or error))
+        print(f"kdasr: {what}: no permission to access it. {fix}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, …
         print(f"kdasr: {error}", file=sys.stderr)

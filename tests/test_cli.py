@@ -117,12 +117,12 @@ def test_a_folder_that_may_not_be_used_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> int:
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "ro"))
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "ro\x1b[2J"))
 
     monkeypatch.setattr(cli, "_run_by_all", refuse)
     assert main(["doctor"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"kdasr: {tmp_path}/ro: no permission to access it. Choose another path")
+    assert said.startswith(rf"kdasr: {tmp_path}/ro\u001b[2J: no permission to access it. Choose another path")
 
 
 @pytest.mark.parametrize(
