@@ -344,6 +344,16 @@ def test_ranks_that_see_other_data_are_refused(data: Path, tmp_path: Path) -> No
     assert not (tmp_path / "c").exists()
 
 
+def test_ranks_that_see_other_checkpoints_are_refused(data: Path, tmp_path: Path) -> None:
+    """A machine may have a folder of its own of the same name."""
+    training(data, tmp_path / "c0", steps=1, accumulate=2).run(tmp_path / "m")
+    answers = on_ranks(
+        2, lambda job: training(data, tmp_path / f"c{job.rank}", steps=1, accumulate=2).run(tmp_path / "m")
+    )
+    for kind, text in answers:
+        assert kind is ConfigError and "do not see the same checkpoints" in text and "steps 1, 0" in text
+
+
 def test_too_few_batches_for_the_ranks_are_refused(data: Path, tmp_path: Path) -> None:
     run = training(data, tmp_path / "c")
     answers = on_ranks(2, lambda job: run.run(tmp_path / "m"))

@@ -169,6 +169,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_losses_that_are_read_a_step_late_are_all_in_the_log(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: none is still unread when a checkpoint is written, or in a look."""
+    training(data, tmp_path / "whole", checkpoint_every=2).run(tmp_path / "whole-model")
+    set_up = CtcBrain.__init__
+
+    def late(brain: CtcBrain, *args: Any, **kwargs: Any) -> None:
+        set_up(brain, *args, **kwargs)
+        brain.steps_unread = 1
+
+    monkeypatch.setattr(CtcBrain, "__init__", late)
+    with pytest.raises(KeyboardInterrupt):  # in the step after a checkpoint
+        training(data, tmp_path / "cut", loss=StopAt(8), checkpoint_every=2).run(tmp_path / "model")
+    assert losses(tmp_path / "cut")[-1]["step"] == 7
+    training(data, tmp_path / "cut", checkpoint_every=2).run(tmp_path / "model")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
 def test_the_average_of_the_weights_is_measured_and_becomes_the_model(data: Path, tmp_path: Path) -> None:
     training(data, tmp_path / "plain", steps=10).run(tmp_path / "plain-model")
     averaging(data, tmp_path / "average", steps=10).run(tmp_path / "average-model")
@@ -183,6 +202,16 @@ def test_the_average_of_the_weights_is_measured_and_becomes_the_model(data: Path
     found = [ctc(output, batch).item() for output, batch in zip(outputs, batches, strict=True)]
     best = min((row for row in average if "dev_wer" in row), key=lambda row: (row["dev_wer"], -row["step"]))
     assert sum(found) / len(found) == pytest.approx(best["dev_loss"], rel=1e-4)
+
+
+def test_the_average_of_the_weights_is_watched(data: Path, tmp_path: Path) -> None:
+    made = averaging(data, tmp_path / "c", steps=2, eval_every=2)
+    made.watch = lambda model, _: {"bias": model.head.bias.tolist()}  # type: ignore[attr-defined]
+    made.run(tmp_path / "model")
+    (look,) = [row for row in losses(tmp_path / "c") if "dev_wer" in row]
+    assert look["bias"] == load_model(tmp_path / "model").model.head.bias.tolist()
+    latest = torch.load(next((tmp_path / "c").glob("CKPT*/model.ckpt")), weights_only=True)
+    assert look["bias"] != latest["head.bias"].tolist()
 
 
 def test_a_finished_run_trains_no_further(data: Path, tmp_path: Path) -> None:
@@ -959,7 +988,7 @@ def test_steps_are_taken_as_the_optimisation_says(
 ) -> None:
     loss, make, take = Slope(), brain.make_optimiser, CtcBrain.optimizers_step
     made: list[tuple[str, dict[str, Any]]] = []
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, set[float]]] = []
 
     def noted(step: nn.Module, kind: Any, **settings: Any) -> torch.optim.Optimizer:
         made.append((kind, settings))
@@ -967,7 +996,7 @@ def test_steps_are_taken_as_the_optimisation_says(
 
     def taking(self: CtcBrain) -> None:
         assert loss.slope.grad is not None
-        taken.append((float(loss.slope.grad), self.optimizer.param_groups[0]["lr"]))
+        taken.append((float(loss.slope.grad), {group["lr"] for group in self.optimizer.param_groups}))
         take(self)
 
     monkeypatch.setattr(brain, "make_optimiser", noted)
@@ -977,7 +1006,19 @@ def test_steps_are_taken_as_the_optimisation_says(
     run.run(tmp_path / "model")
     assert made == [("muon", {"weight_decay": 0.03, "betas": (0.8, 0.95)})]
     # Of two batches the mean; of two steps of warm-up the first has half of the peak.
-    assert taken == [(3.0, 0.005), (3.0, 0.01), (3.0, 0.01)]
+    assert taken == [(3.0, {0.005}), (3.0, {0.01}), (3.0, {0.01})]
+
+
+def test_each_batch_of_a_step_has_its_own_random_numbers(data: Path, tmp_path: Path) -> None:
+    seeds: list[int] = []
+
+    def noting(output: ModelOutput, batch: Batch) -> Tensor:
+        if output.log_probs_btv.requires_grad:
+            seeds.append(torch.initial_seed())
+        return ctc(output, batch)
+
+    training(data, tmp_path / "c", steps=2, accumulate=2, loss=noting).run(tmp_path / "model")
+    assert seeds == [step_seed(3, position) for position in range(4)]
 
 
 def test_a_look_has_its_own_weights_and_its_own_random_numbers(
@@ -1056,6 +1097,26 @@ def test_a_training_that_makes_worse_by_more_than_chance_keeps_what_it_began_wit
     is_start = all(torch.equal(kept[name], weights) for name, weights in begun.items())
     assert told == is_start == (best == 0)
     assert len(list((tmp_path / "c").glob("CKPT*"))) <= 3
+
+
+@pytest.mark.parametrize(
+    ("errors", "best"),
+    [
+        ((20, 40, 45), 0),
+        ((20, 10, 15), 5),
+    ],
+)
+def test_the_best_checkpoint_outlives_those_between_looks_and_a_restart(
+    errors: tuple[int, ...], best: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = (SimpleNamespace(wer=count / 2, errors=count) for count in errors)
+    monkeypatch.setattr(brain, "count_errors", lambda *_: next(counts))
+    for call in (9, 99):
+        run = training(data, tmp_path / "c", loss=StopAt(call), steps=10, checkpoint_every=2)
+        run.start = "weights"
+        with pytest.raises(KeyboardInterrupt) if call == 9 else contextlib.nullcontext():
+            facts = run.run(tmp_path / "model")
+    assert (facts["best_step"], facts["dev_wer"]) == (best, errors[best // 5] / 2)
 
 
 def test_processes_that_see_other_checkpoints_are_stopped(tmp_path: Path) -> None:
