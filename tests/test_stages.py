@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdasr import stages
+from kdasr.augment import SpecAugment
 from kdasr.channels import WorseChannel
 from kdasr.errors import (
     ConfigError,
@@ -404,9 +405,9 @@ def test_a_delay_is_measured_for_a_loss_that_another_is_given(
     reference = str(tmp_path / "reference")
     losses = {"soft": {"weight": 1.0, "loss": loss}}
     train(
-        data, tmp_path / "model", unlabelled_losses=losses, delay_reference=reference, delay_margin_frames=1
+        data, tmp_path / "model", unlabelled_losses=losses, delay_reference=reference, delay_margin_frames=2
     )
-    assert set(asked) == {3}  # 80 ms and one frame more
+    assert set(asked) == {4}  # 80 ms and two frames more
     trained = load_model(tmp_path / "reference")
     other = TableUnits([trained.units.symbols[0], *reversed(trained.units.symbols[1:])])
     save_model(tmp_path / "foreign", trained.model, other)
@@ -758,6 +759,64 @@ def test_unlabelled_audio_is_perturbed_where_no_stored_labels_are_of_it(
         for key, frames in zip(batch.keys, batch.feature_lengths_b, strict=True)
     }
     assert stretched <= {0.5, 0.8}
+
+
+def test_what_a_recipe_says_reaches_the_streams_and_the_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, dict[str, Any]] = {}
+
+    def stream(folders: Sequence[Path], **settings: Any) -> Stream:
+        made[folders[0].name] = settings
+        return Stream(folders, **settings)
+
+    def built(**settings: Any) -> None:
+        raise InterruptedError(settings)
+
+    monkeypatch.setattr("kdasr.stages.training.Stream", stream)
+    monkeypatch.setattr("kdasr.stages.training.Training", built)
+    said: dict[str, Any] = {
+        "batch_seconds": 7.0,
+        "exclude_longer_s": 45.0,
+        "seed": 4,
+        "spoil": WorseChannel(),
+    }
+    own = {"augment": SpecAugment(), "optimisation": Optimisation(steps=3), "num_workers": 5}
+    most = {"labelled": 5, "unlabelled": 6}
+    teachers = {"big": FrozenTeacher(str(data / "teacher"))}
+    changed = {**said, **own, "teachers": teachers, "cache_gigabytes": 0.5}
+    changed |= {f"max_{name}_utterances": count for name, count in most.items()}
+    with pytest.raises(InterruptedError) as stop:
+        train(data, tmp_path / "model", **changed)
+    expected = {**said, "clean_too": True, "cache_bytes": 2**28}
+    for name, count in most.items():
+        assert {**made[name], **expected, "max_utterances": count} == made[name]
+    assert made["dev"]["batch_seconds"] == 7.0 and made["dev"]["exclude_longer_s"] == 45.0
+    training = stop.value.args[0]
+    expected = {**own, "teachers": teachers, "seed": 4, "name": "model", "start": None}
+    assert {name: training[name] for name in expected} == expected
+    mix, no_labels = Munge(), {"labels": [], "teacher": None}
+    with pytest.raises(InterruptedError):
+        train(data, tmp_path / "model", mix=mix, **no_labels)
+    assert made["unlabelled"]["mix"] is mix and not made["labelled"]["clean_too"]
+
+
+def test_how_a_model_is_pruned_is_part_of_what_a_training_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(data, tmp_path / "first")
+    begun: list[str] = []
+
+    def built(**settings: Any) -> None:
+        begun.append(settings["start"])
+        raise InterruptedError
+
+    monkeypatch.setattr("kdasr.stages.training.Training", built)
+    for prune in (None, Pruning(share=0.5), Pruning(share=0.6)):
+        with pytest.raises(InterruptedError):
+            train(data, tmp_path / "model", start=str(tmp_path / "first"), prune=prune)
+    weights = read_card(tmp_path / "first")["weights_sha256"]
+    assert len(set(begun)) == 3 and all(weights in start for start in begun)
 
 
 def test_the_card_tells_how_the_model_was_trained(data: Path, tmp_path: Path) -> None:

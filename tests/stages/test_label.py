@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,18 @@ def test_a_part_of_an_array_may_have_nothing_to_keep(tmp_path: Path) -> None:
 def test_a_job_of_which_a_little_is_kept_has_labels(tmp_path: Path) -> None:
     make_audio(tmp_path / "audio", 12, per_shard=4)
     run(tmp_path, Settings(filters=(DurationLimits(min_seconds=1.3),)))
+
+
+def test_what_a_recipe_says_reaches_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def job(**settings: Any) -> None:
+        raise InterruptedError(settings)
+
+    monkeypatch.setattr(stages, "label_shards", job)
+    said: dict[str, Any] = {
+        "teacher": TinySource(), "audio": "audio", "out": "labels", "settings": NOTHING, "engine": "pool",
+        "workers": 3, "device": "cpu", "shard_index": 2, "num_shards": 5, "verify": True, "overwrite": True,
+        "ray_address": "auto",
+    }  # fmt: skip
+    with pytest.raises(InterruptedError) as stop:
+        stages.label(**said, log="log")
+    assert stop.value.args[0] == {**said, "log": Path("log")}
