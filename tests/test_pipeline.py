@@ -731,6 +731,14 @@ def test_a_run_that_stops_asks_for_nothing_of_what_comes_after(folder: Path, ran
     assert ran == ["one on None", "two on None"]
 
 
+def test_a_first_stage_that_may_run_beside_others_has_none_before_it(
+    folder: Path, ran: list[str], beside: list[dict[str, list[str]]]
+) -> None:
+    (folder / RUN_FILE).write_text("stages: [{recipe: one.yaml, beside: true}, two.yaml]\n")
+    pipeline.run_folder(folder, {})
+    assert ran == ["one:1", "two:1"] and beside == []
+
+
 def test_a_run_that_stops_among_stages_side_by_side_runs_those_before(
     grouped: Path, ran: list[str], beside: list[dict[str, list[str]]]
 ) -> None:

@@ -406,6 +406,12 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_by_name(data: Path, tmp
     answers = on_ranks(2, work)
     assert all(kind is NonFiniteLossError for kind, _ in answers)
     assert all("step 4" in text and "labelled-00" in text for _, text in answers)
+    # Of the two batches of that step only the second one's utterances are suspected.
+    stream = training(data, tmp_path / "c").streams["labelled"]
+    good, bad = (set(stream.batch(position).keys) for position in (6, 7))
+    assert bad - good and good - bad
+    for _, text in answers:
+        assert all(key in text for key in bad) and not any(key in text for key in good - bad)
     assert not list((tmp_path / "c").glob("CKPT*"))
 
 

@@ -14,6 +14,7 @@ import signal
 import tracemalloc
 import weakref
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -906,6 +907,22 @@ def test_all_that_decides_a_training_is_part_of_what_it_is(data: Path, tmp_path:
     # Nor the order in which a recipe names its parts.
     one, other = (made(further=dict.fromkeys(names, (1.0, plain))) for names in ("ab", "ba"))
     assert one.fingerprint() == other.fingerprint()
+
+
+def test_each_setting_of_the_optimisation_is_part_of_what_a_training_is_or_does_not_matter(
+    data: Path, tmp_path: Path
+) -> None:
+    matters: dict[str, Any] = {
+        "steps": 13, "eval_every": 6, "peak_learning_rate": 2e-2, "warmup_steps": 6, "optimiser": "muon",
+        "weight_decay": 0.2, "betas": (0.8, 0.98), "max_gradient_norm": 4.0, "precision": "bf16",
+        "accumulate": 2, "ema_decay": 0.5, "phases": [{"steps": 1, "start": 1.0}], "phase_decay": 0.5,
+    }  # fmt: skip
+    no_matter = {"compile": True, "nonfinite_patience": 9, "checkpoint_every": 3}
+    assert {field.name for field in fields(Optimisation)} == {*matters, *no_matter}
+    alike = [training(data, tmp_path / "c", **{name: value}) for name, value in no_matter.items()]
+    others = [training(data, tmp_path / "c", **{name: value}) for name, value in matters.items()]
+    prints = [made.fingerprint() for made in (*others, *alike, training(data, tmp_path / "c"))]
+    assert len(set(prints)) == len(others) + 1
 
 
 def test_a_model_that_comes_trained_keeps_its_normalisation(data: Path, tmp_path: Path) -> None:
