@@ -180,6 +180,25 @@ def test_views_that_losses_ask_for_are_heard_in_one_pass(within: bool) -> None:
     assert torch.equal(seen[-1].log_probs_btv, seen[-2].log_probs_btv)
 
 
+def test_a_teacher_is_shown_what_the_student_heard_in_the_first_view() -> None:
+    shown: list[Tensor] = []
+
+    class Shown(Peer):
+        def forward(self, batch: Batch, student_features_btf: Tensor) -> ModelOutput:
+            shown.append(student_features_btf)
+            return ModelOutput(torch.zeros(2, 4, 3), batch.feature_lengths_b // 4)
+
+    @with_views
+    def compares(output: ModelOutput, given: Batch) -> Tensor:
+        return given.views[0].log_probs_btv.sum() + given.teachers["past"].log_probs_btv.sum()
+
+    student, past = Echo(), Shown()
+    teachers: Any = {"past": past}
+    step = Step(student, {"labelled": {"one": (1.0, compares)}}, teachers, Louder())
+    step(Batch(["a", "b"], torch.zeros(2, 16, 80), torch.tensor([16, 12])), "labelled")
+    assert len(shown) == 1 and torch.equal(shown[0], student.heard[0][:2])
+
+
 def test_a_loss_that_has_faded_asks_for_no_views() -> None:
     student = Echo()
     step = Step(
