@@ -226,6 +226,7 @@ def test_a_full_or_forbidden_disk_is_not_waited_for(
     with pytest.raises(OSError, match=os.strerror(number)) as told:
         commit_bytes(tmp_path / "file", b"content")
     assert told.value.errno == number and told.value.__cause__ is None
+    assert str(tmp_path / "file") in str(told.value)
     assert len(names) == 1 and clock.pauses == [] and list(tmp_path.iterdir()) == []
 
 

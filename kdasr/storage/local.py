@@ -78,11 +78,13 @@ def with_patience(path: Path, action: Callable[[], _T]) -> _T:
 
 
 def _stored(path: Path, what: str, action: Callable[[], _T]) -> _T:
-    """As `with_patience`, but raises StorageError if the disk or its mount keeps failing."""
+    """As `with_patience`, but raises StorageError if the disk or its mount keeps failing. Other errors name
+    the file, which those of a full disk do not by themselves."""
     try:
         return with_patience(path, action)
     except OSError as error:
         if error.errno not in _MAY_PASS:
+            error.filename = error.filename or str(path)
             raise
         raise _storage_error(path, what, error) from error
 
