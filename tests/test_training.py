@@ -270,6 +270,24 @@ def test_a_step_that_is_not_finite_is_left_out_and_named(
     assert all(math.isfinite(row["labelled/ctc"]) for row in rows[5:])
 
 
+def test_a_step_that_is_left_out_counts_where_a_run_is_resumed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, stop = Breaks(4, 5), StopAt(7)
+
+    def loss(output: ModelOutput, batch: Batch) -> Tensor:
+        stop(output, batch)
+        return broken(output, batch)
+
+    loss.__qualname__ = broken.__qualname__
+    with pytest.raises(KeyboardInterrupt):
+        training(data, tmp_path / "c", loss=loss, steps=8).run(tmp_path / "model")
+    training(data, tmp_path / "c", loss=Breaks(99, 99), steps=8).run(tmp_path / "model")
+    assert "tiny: resuming after step 5/8\n" in capsys.readouterr().err
+    rows = [row for row in losses(tmp_path / "c") if "dev_wer" not in row]
+    assert [(row["step"], "left_out" in row) for row in rows] == [(n, n in (4, 5)) for n in range(1, 9)]
+
+
 def scale_losses(monkeypatch: pytest.MonkeyPatch, init_scale: float) -> None:
     """As precision fp16 does on a GPU."""
     set_up = CtcBrain.__init__
@@ -495,6 +513,23 @@ def test_a_training_that_is_refused_moves_no_checkpoints(
         training(data, tmp_path / "c", steps=1, loss=soft_cross_entropy).run(tmp_path / "model")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["c", "model"]
     assert "starting from the beginning" not in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_between_two_checkpoints_is_told_of(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is written in each step, and the system's error names no file."""
+    write = TrainingLog.write
+
+    def full(self: TrainingLog, row: dict[str, Any]) -> None:
+        write(TrainingLog(Path("/dev/full")) if row["step"] == 7 else self, row)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingError) as told:
+        patch.setattr(TrainingLog, "write", full)
+        training(data, tmp_path / "c", steps=8).run(tmp_path / "model")
+    assert str(told.value).startswith(f"{tmp_path}/c: the disk is full; got No space left on device. Free")
+    training(data, tmp_path / "c", steps=8).run(tmp_path / "model")
+    assert [row["step"] for row in losses(tmp_path / "c") if "dev_wer" not in row] == list(range(1, 9))
 
 
 def test_checkpoints_of_two_trainings_do_not_lie_one_in_the_other(data: Path, tmp_path: Path) -> None:
@@ -1166,6 +1201,9 @@ def test_a_warm_up_longer_than_the_training_is_said(
     assert "never reaches its peak: 3 warm-up steps in a run of 2" in capsys.readouterr().err
     training(data, tmp_path / "c", steps=2, warmup_steps=5).run(tmp_path / "model")
     assert "never reaches its peak: 5 warm-up steps in a run of 2" in capsys.readouterr().err
+    phases = [{"steps": 2, "start": 1.0}]  # which have no warm-up
+    training(data, tmp_path / "d", steps=2, warmup_steps=3, phases=phases)._tell_what_begins(Ranks())
+    assert "never reaches" not in capsys.readouterr().err
     # The last step of a warm-up has the peak.
     assert Optimisation(steps=2, warmup_steps=2, peak_learning_rate=1.0).learning_rate(1) == 1.0
     for warmup_steps in (1, 2):

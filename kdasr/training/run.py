@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import itertools
@@ -109,7 +110,7 @@ class Training:
         # Imported here because it imports SpeechBrain, which takes two seconds.
         from kdasr.training.brain import CtcBrain
 
-        with joined() as ranks, contextlib.ExitStack() as held:
+        with joined() as ranks, _telling_of_a_full_disk(self.checkpoints), contextlib.ExitStack() as held:
             refuse_other_content(out)
             _check_writable(out.absolute().parents, "model", out, "out")
             checkpoints = self.checkpoints.absolute()
@@ -359,6 +360,22 @@ def _check_all_alike(fingerprints: Sequence[str], name: str) -> None:
             got=f"something else on process {', '.join(others)}",
             fix="Compare the shards and labels on their machines: `kdasr verify`.",
         )
+
+
+@contextlib.contextmanager
+def _telling_of_a_full_disk(checkpoints: Path) -> Iterator[None]:
+    """Raise TrainingError if the disk is full; the system's own error may name no file, and no remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            "the disk is full",
+            where=error.filename or checkpoints,
+            got=error.strerror,
+            fix="Free some space and run the same command again: it resumes from the last checkpoint.",
+        ) from error
 
 
 def _check_apart(checkpoints: Path, out: Path) -> None:
