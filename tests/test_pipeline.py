@@ -261,6 +261,22 @@ def test_what_a_stage_has_begun_to_replace_is_not_done_any_more(
     assert ran == ["two:1"]
 
 
+def test_a_stage_that_is_done_stays_so_where_doing_it_once_more_fails(folder: Path, ran: list[str]) -> None:
+    pipeline.run_folder(folder, {})
+    verb = pipeline.VERBS["train"]
+
+    def breaks(*, name: str, size: float, fail: bool) -> dict[str, Any]:
+        raise KdasrError("broken")
+
+    pipeline.VERBS["train"] = breaks
+    with pytest.raises(KdasrError, match="broken"):
+        pipeline.run_folder(folder, {}, only="two")
+    pipeline.VERBS["train"] = verb
+    ran.clear()
+    pipeline.run_folder(folder, {})
+    assert ran == []
+
+
 def test_one_stage_with_other_settings_leaves_it_to_be_done_again(folder: Path, ran: list[str]) -> None:
     pipeline.run_folder(folder, {})
     pipeline.run_folder(folder, {"size": 2}, only="two")
@@ -537,6 +553,11 @@ def test_an_evaluation_whose_results_are_gone_is_done_again(
 def test_stages_must_share_their_work_folder(folder: Path, ran: list[str]) -> None:
     with pytest.raises(ConfigError, match="share one work_dir"):
         pipeline.run_folder(folder, {"two.work_dir": "elsewhere"})
+    for name in ("one", "two", "three"):
+        recipe = folder / f"{name}.yaml"
+        recipe.write_text(recipe.read_text().replace(f"work_dir: {folder}/work\n", ""))
+    with pytest.raises(ConfigError, match="share one work_dir"):
+        pipeline.run_folder(folder, {})
     assert ran == []
 
 

@@ -392,8 +392,9 @@ def test_too_few_batches_are_refused_before_the_first_stage(
     assert not list(tmp_path.glob("one-*"))
     on_ranks(2, lambda job: pipeline.run_folder(tmp_path, {"optimisation.accumulate": 2}))
     assert sorted(path.name for path in tmp_path.glob("*-[01]")) == ["one-0", "two-0", "two-1"]
-    # What is trained needs no share any more.
-    on_ranks(2, lambda job: pipeline.run_folder(tmp_path, {"optimisation.accumulate": 2}))
+    # What is trained needs no share any more, however many they are.
+    answers = on_ranks(3, lambda job: pipeline.run_folder(tmp_path, {"optimisation.accumulate": 2}))
+    assert answers == [tmp_path / "work"] * 3
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_by_name(data: Path, tmp_path: Path) -> None:

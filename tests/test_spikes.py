@@ -71,6 +71,17 @@ def test_the_drawing_sums_up_what_is_far_off() -> None:
     ]
 
 
+def test_what_comes_before_the_teacher_is_drawn_from_the_earliest_on() -> None:
+    early = spike_histogram([(tokens((1, 10), (2, 20), (3, 30)), tokens((1, 9), (2, 19), (3, 20)))], 40.0)
+    assert early.offsets_ms == [-400.0, -40.0]
+    assert [" ".join(line.split()) for line in draw(early, width=10, reach_frames=3)] == [
+        "≤ -120 ms 1 33.3 % █████",
+        "-80 ms 0 0.0 %",
+        "-40 ms 2 66.7 % ██████████",
+        "+0 ms 0 0.0 %",
+    ]
+
+
 def test_nothing_matched_is_said() -> None:
     empty = spike_histogram([(tokens((1, 1)), tokens((2, 1)))], 40.0)
     assert empty.median_ms is None and empty.matched == 0

@@ -54,6 +54,20 @@ def test_a_clock_that_goes_back_makes_no_checkpoint_old(
     assert len(kept.list_checkpoints()) == 1
 
 
+def test_a_clock_that_goes_back_makes_none_older_than_the_best_and_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, model = made(tmp_path)
+    for wer, clock in ((1.0, 1000.0), (3.0, 1001.0), (2.0, 900.0)):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        nn.init.constant_(model.weight, wer)
+        save(kept, wer)
+    again, found = made(tmp_path)
+    again.recover_if_possible()
+    assert found.weight.tolist() == [[2.0, 2.0]]
+    assert sorted(checkpoint.meta["wer"] for checkpoint in kept.list_checkpoints()) == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("stops_at", ["meta", "weights", "sync", "delete"])
 def test_a_writer_that_stops_leaves_nothing_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: str
