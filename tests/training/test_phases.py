@@ -21,11 +21,11 @@ def test_each_phase_goes_from_its_start_towards_its_end() -> None:
         {"steps": 2, "start": 0.0, "end": 1.0},
         {"steps": 3, "start": 1.0},
         {"steps": 2, "start": 1.0, "end": 0.25, "shape": "exponential"},
-        {"steps": 2, "start": 1.0, "end": 0.0, "shape": "cosine"},
+        {"steps": 3, "start": 1.0, "end": 0.0, "shape": "cosine"},
         {"steps": 2, "start": 0.4, "end": 0.1, "shape": "exponential"},
     ]
-    expected = [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.5, 0.4, 0.2]
-    assert rates(11, phases=phases) == pytest.approx(expected)
+    expected = [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.75, 0.25, 0.4, 0.2]
+    assert rates(12, phases=phases) == pytest.approx(expected)
 
 
 def test_phases_come_again_lower_each_time() -> None:
