@@ -99,6 +99,24 @@ def test_no_reference_word_means_no_rate() -> None:
         count_errors(["", " "], ["a", ""])
 
 
+class Unsure(BurstCounter):
+    """Hears an "a" in one of the first two frames with 0.64, but in neither with more than 0.4."""
+
+    def offline(
+        self, features_btf: torch.Tensor, lengths_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        probs_btv = torch.full((*features_btf[:, ::4].shape[:2], self.vocab_size), 1e-6)
+        probs_btv[..., 0] = 1.0
+        probs_btv[:, :2, 0], probs_btv[:, :2, 3] = 0.6, 0.4
+        return probs_btv.log(), (lengths_b + 3) // 4
+
+
+@pytest.mark.parametrize(("decoder", "heard"), [("greedy", ""), ("beam", "a")])
+def test_each_decoder_finds_what_it_searches_for(decoder: str, heard: str, shards: list[Path]) -> None:
+    result = evaluate(Unsure(), CharUnits(), shards, decoder=decoder)
+    assert {one.hypothesis for one in result.heard} == {heard}
+
+
 @pytest.mark.parametrize("decoder", ["greedy", "beam"])
 @pytest.mark.parametrize("batch_utterances", [1, 4, 100])
 def test_a_model_is_scored_alike_in_any_batch(
