@@ -98,6 +98,7 @@ def test_a_row_without_its_numbers_is_refused(damage: Any, message: str, tmp_pat
     ("strange", "message"),
     [
         ({"seed": "<script>alert(1)</script>"}, "the field seed of a result row is not a finite number"),
+        ({"rtf": "fast"}, "the field rtf of a result row is not a finite number; got 'fast'"),
         ({"seed": [1]}, "the field seed"),
         ({"wer": "1"}, "the field wer"),
         ({"left_out": "1", "listed": 2}, "the field left_out"),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdasr import stages
 from kdasr.augment import SpecAugment
 from kdasr.channels import WorseChannel
+from kdasr.contract import StudentSide
 from kdasr.errors import (
     ConfigError,
     DamagedLabelsError,
@@ -41,10 +42,11 @@ from kdasr.methods.pruning import Pruning
 from kdasr.methods.responses import soft_targets
 from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import load_model, read_card, save_model
+from kdasr.ranks import Ranks
 from kdasr.shards import list_shards, open_shard, write_shards
 from kdasr.soft_labels import Full, Header, write_label_shard
 from kdasr.spikes import SpikeHistogram
-from kdasr.stages.checks import check_units
+from kdasr.stages.checks import check_against_labels, check_folders, check_train, check_units, tell_of_dev
 from kdasr.stages.training import make_units
 from kdasr.students.conformer import ChunkConformer
 from kdasr.students.recurrent import RecurrentStudent
@@ -251,8 +253,8 @@ def test_a_dev_set_that_is_learnt_from_is_told_of(
     ) in capsys.readouterr().err
 
 
-def test_what_prepare_left_out_of_the_dev_set_is_told(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_prepare_left_out_of_the_dev_set_is_told_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(data / "dev", tmp_path / "dev")
     record = {"count": 4, "dropped": 3, "shards": [{"name": "shard-000000.tar"}]}
@@ -260,6 +262,12 @@ def test_what_prepare_left_out_of_the_dev_set_is_told(
     train(data, tmp_path / "model", dev=[str(tmp_path / "dev")], schedule=[["labelled", 1]])
     told = "model: dev set: 3 of 7 listed utterances were left out by prepare (dropped.json says why)\n"
     assert told in capsys.readouterr().err
+    stream = Stream([tmp_path / "dev"], 8.0, 1, units=CharUnits())
+    for rank in (1, 0):
+        monkeypatch.setattr("kdasr.stages.checks.ranks", lambda rank=rank: Ranks(rank, 2))
+        tell_of_dev("model", stream, {"labelled": stream})
+        said = capsys.readouterr().err
+        assert (told in said, "dev utterances are also in the labelled audio" in said) == 2 * (rank == 0,)
 
 
 def test_a_dev_set_that_cannot_be_measured_is_refused_before_the_first_step(
@@ -387,6 +395,35 @@ def test_a_delay_longer_than_the_audio_is_refused(data: Path, tmp_path: Path) ->
         with pytest.raises(ConfigError, match=r"half of the audio is shorter than the delay.*got 200"):
             losses = {"soft": {"weight": 1.0, "loss": loss}}
             train(data, tmp_path / "model", unlabelled_losses=losses, labels=[], teacher=None)
+
+
+def test_half_of_the_audio_must_be_longer_than_the_delay(data: Path) -> None:
+    streams = {"unlabelled": Stream([data / "unlabelled"], 8.0, 1, student=StudentSide(CharUnits(), 4))}
+    frames = streams["unlabelled"].median_frames()
+    assert frames is not None
+
+    def check(delay_frames: int) -> None:
+        loss = functools.partial(soft_cross_entropy, delay_frames=delay_frames)
+        check_against_labels({"unlabelled": {"soft": {"weight": 1.0, "loss": loss}}}, streams)
+
+    check(frames - 1)
+    with pytest.raises(ConfigError, match=f"expected less than {frames} frames; got {frames}"):
+        check(frames)
+
+
+def test_numbers_may_be_at_their_bounds() -> None:
+    shares = ("tail_share", "lead_share", "joined_share")
+    for value in (0.0, 1.0):
+        check_train(**dict.fromkeys(shares, value), schedule=None)
+    least = {"max_labelled_utterances": 1, "max_unlabelled_utterances": 1, "num_workers": 0}
+    check_train(seed=0, cache_gigabytes=0.0, silent_start=0.0, **least)
+    check_train(seed=2**63 - 1)
+
+
+def test_only_training_needs_its_folders_here(tmp_path: Path) -> None:
+    check_folders(urls=True, audio=["s3://bucket/shards"], labels=[str(tmp_path)])
+    with pytest.raises(ConfigError, match="dev: training can read only local folders; got s3://bucket"):
+        check_folders(dev=["s3://bucket/shards"])
 
 
 def test_a_delay_is_measured_for_a_loss_that_another_is_given(
@@ -796,9 +833,17 @@ def test_what_a_recipe_says_reaches_the_streams_and_the_training(
     expected = {**own, "teachers": teachers, "seed": 4, "name": "model", "start": None}
     assert {name: training[name] for name in expected} == expected
     mix, no_labels = Munge(), {"labels": [], "teacher": None}
-    with pytest.raises(InterruptedError):
-        train(data, tmp_path / "model", mix=mix, **no_labels)
-    assert made["unlabelled"]["mix"] is mix and not made["labelled"]["clean_too"]
+    alone = [["unlabelled", 1]]
+    with pytest.raises(InterruptedError) as stop:
+        train(data, tmp_path / "model", mix=mix, schedule=alone, exclude_longer_s=20.0, **no_labels)
+    assert made["unlabelled"]["mix"] is mix and not made["unlabelled"]["clean_too"]
+    # What is too long to be trained on is measured all the same.
+    assert made["dev"]["exclude_longer_s"] == 40.0
+    # Audio that is not trained on is there to normalise the features by.
+    assert set(stop.value.args[0]["streams"]) == {"labelled", "unlabelled"}
+    with pytest.raises(InterruptedError) as stop:
+        train(data, tmp_path / "model", labelled=[], schedule=alone)
+    assert set(stop.value.args[0]["streams"]) == {"unlabelled"}
 
 
 def test_how_a_model_is_pruned_is_part_of_what_a_training_is(
@@ -837,6 +882,7 @@ def test_a_loss_that_fades_leaves_another_and_ends_within_the_training(data: Pat
             losses = {"soft": {**fading, "until": until}, "heard": heard}
             train(data, tmp_path / "model", unlabelled_losses=losses)
     train(data, tmp_path / "model", unlabelled_losses={"soft": fading, "heard": heard})
+    check_train(labelled_losses={"soft": {**fading, "until": 1.0}, "heard": heard})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -715,6 +715,8 @@ def test_a_training_says_what_it_is_and_where(
     facts = made.run(tmp_path / "model")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"tiny: on cpu, fp32, {facts['params']:,} parameters, with labelled audio only"
+    stream = cast(Stream, made.streams["labelled"])
+    assert lines[2].endswith(f"in 60 utterances, {3 / stream.batches_per_epoch:.1f} passes")
     assert not any("idle" in line for line in lines)
 
 
