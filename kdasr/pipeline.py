@@ -30,6 +30,8 @@ from kdasr.beside import run_beside, usable_cores
 from kdasr.devices import free_gpu_memory, usable_device
 from kdasr.errors import ConfigError, KdasrError, ModelError
 from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource, check_job, sharing_ranks
+from kdasr.methods.impressions import Impressions
+from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import read_card, refuse_other_content
 from kdasr.ranks import ranks
 from kdasr.recipe import Recipe, Stage, load_recipe, parse_value, run_stages, stage_arguments
@@ -53,10 +55,10 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "export": stages.check_export,
     "evaluate": stages.check_evaluation,
 }
-# The keys that name folders.
+# The keys that name folders; a lexicon may be a file.
 _FOLDERS = (
     "labelled", "unlabelled", "labels", "labelled_soft_labels", "dev", "test", "audio",
-    "teacher", "start", "units", "model", "delay_reference",
+    "teacher", "start", "units", "model", "delay_reference", "lexicon",
 )  # fmt: skip
 _console = Console(stderr=True)
 _DEVICE = re.compile(r"^device:.*\n?", re.MULTILINE)
@@ -311,16 +313,22 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for key in _FOLDERS:
         if key not in unheard:
             yield from ((key, one) for one in _folders_in(arguments.get(key)))
+    for name, teacher in (arguments.get("teachers") or {}).items():
+        yield from ((f"teachers.{name}", one) for one in _folders_in(teacher))
     for name, row in (arguments.get("models") or {}).items():
         if isinstance(row, Mapping):
             yield f"models.{name}", row.get("path")
+            yield f"models.{name}.trained", row.get("trained")
 
 
 def _folders_in(value: Any) -> Iterator[Any]:
     """The folders that a setting names, singly, in a list or in lists by name; other teachers as they are."""
-    if isinstance(value, Ensemble | FolderTeacher):
-        folders = value.folders if isinstance(value, Ensemble) else [value.folder]
-        yield from map(str, folders)  # which stages may make
+    if isinstance(value, Ensemble | FrozenTeacher):
+        yield from map(str, value.folders)  # which stages may make
+    elif isinstance(value, FolderTeacher):
+        yield str(value.folder)
+    elif isinstance(value, Impressions):
+        yield str(value.teacher)
     elif isinstance(value, list | tuple):
         yield from value
     elif isinstance(value, Mapping):

@@ -148,6 +148,10 @@ def test_what_no_stage_makes_must_be_there_before_the_first_runs(
         ("label", "teacher: !new:kdasr.labelling.Ensemble {folders: [DIR/runs/made, DIR/nowhere]}"),
         ("evaluate", "test: {quiet: [DIR/runs/shards/quiet], loud: [DIR/nowhere]}"),
         ("evaluate", "models: {made: {path: DIR/runs/made}, other: {path: DIR/nowhere}}"),
+        ("evaluate", "models: {other: {path: DIR/runs/made/a.onnx, trained: DIR/nowhere}}"),
+        ("evaluate", "lexicon: [DIR/runs/made/words.txt, DIR/nowhere]"),
+        ("train", "teachers: {big: !new:kdasr.methods.teachers.FrozenTeacher {model: DIR/nowhere}}"),
+        ("train", "unlabelled: !new:kdasr.methods.impressions.Impressions {teacher: DIR/nowhere, cache: c}"),
     ],
 )
 def test_every_folder_that_no_stage_makes_is_asked_for_at_once(
