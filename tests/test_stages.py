@@ -283,6 +283,13 @@ def test_a_dev_set_that_cannot_be_measured_is_refused_before_the_first_step(
         train(data, tmp_path / "model", dev=dev, units=str(tmp_path / "pieces"), **settings)
     with pytest.raises(ConfigError, match="dev: the transcripts contain no words"):
         train(data, tmp_path / "model", dev=dev_set(tmp_path / "three", "", ""), **settings)
+    long = replace(utterance("long", 1), samples=np.zeros(45 * 16_000, np.float32))
+    write_shards([long, replace(utterance("short", 2), text="")], tmp_path / "four")
+    with pytest.raises(
+        ConfigError,
+        match=r"dev: the transcripts contain no words.* 1 utterance left out: .*four/long: 45\.0 s is",
+    ):
+        train(data, tmp_path / "model", dev=[str(tmp_path / "four")], **settings)
     asks = {"soft": {"weight": 1.0, "loss": functools.partial(soft_cross_entropy, teacher="none")}}
     with pytest.raises(ConfigError, match="a loss uses the teacher 'none'"):
         train(data, tmp_path / "model", labelled_losses=asks, schedule=[["unlabelled", 1]])

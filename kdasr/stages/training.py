@@ -24,6 +24,7 @@ from kdasr.methods.mixing import Munge
 from kdasr.methods.pruning import Pruning
 from kdasr.models import load_model
 from kdasr.ranks import ranks
+from kdasr.reasons import counted
 from kdasr.soft_labels import LabelFolder
 from kdasr.stages.checks import (
     UNITS_ARE,
@@ -332,11 +333,17 @@ def make_units(
 def _dev_stream(folders: Sequence[str], units: Units, **settings: Any) -> Stream:
     paths = [Path(folder) for folder in folders]
     stream = Stream(paths, units=units, cache_bytes=_DEV_CACHE_BYTES, **settings)
-    if not any(text.split() for text in texts_of(paths)):
-        raise ConfigError(
-            "the transcripts contain no words, so there is no error rate", where="dev", got=", ".join(folders)
-        )
     stream.cache_whole_or_nothing()
+    # Of the utterances used: those with words may all be too long. As a rule the first batch has some.
+    batches = map(stream.batch, range(len(stream.epoch_batches(0))))
+    if not any(batch.token_lengths_b is not None and batch.token_lengths_b.any() for batch in batches):
+        example = next(iter(stream.left_out.items()), None)
+        raise ConfigError(
+            "the transcripts contain no words, so there is no error rate",
+            where="dev",
+            got=", ".join(folders),
+            fix=example and f"{counted(len(stream.left_out), 'utterance')} left out: {': '.join(example)}, …",
+        )
     return stream
 
 
