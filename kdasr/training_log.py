@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kdasr.storage import commit_bytes
+from kdasr.storage import commit_bytes, naming
 
 LOG_FILE = "train.jsonl"
 
@@ -19,7 +19,7 @@ class TrainingLog:
         self.path = path
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def cut(self, last_step: int, *, with_look: bool) -> None:

@@ -77,15 +77,25 @@ def with_patience(path: Path, action: Callable[[], _T]) -> _T:
     return patiently(action, may_pass, _PATIENCE_S, f"{path}: the disk")
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError without a file, such as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _stored(path: Path, what: str, action: Callable[[], _T]) -> _T:
     """As `with_patience`, but raises StorageError if the disk or its mount keeps failing. Other errors name
-    the file, which those of a full disk do not by themselves."""
+    the file."""
     try:
         return with_patience(path, action)
     except OSError as error:
         if error.errno not in _MAY_PASS:
-            error.filename = error.filename or str(path)
-            raise
+            with naming(path):
+                raise
         raise _storage_error(path, what, error) from error
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdasr.errors import TrainingError
-from kdasr.storage import take_lock
+from kdasr.storage import naming, take_lock
 
 LOCK_FILE = "training.lock"
 _held: set[int] = set()
@@ -31,7 +31,8 @@ def used_alone(folder: Path) -> Iterator[None]:
     try:
         _lock(descriptor, folder)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with naming(folder / LOCK_FILE):
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         try:
             yield
         finally:

@@ -28,7 +28,7 @@ from kdasr.models import count_parameters, read_card, refuse_other_content, save
 from kdasr.ranks import Ranks, joined
 from kdasr.reasons import counted, duration
 from kdasr.schedule import ScheduledBatches
-from kdasr.storage import commit_bytes, commit_file, remove_leftovers, temporary_name
+from kdasr.storage import commit_bytes, commit_file, naming, remove_leftovers, temporary_name
 from kdasr.text import Units
 from kdasr.training.compiled import compiled
 from kdasr.training.lock import LOCK_FILE, used_alone
@@ -110,7 +110,7 @@ class Training:
         # Imported here because it imports SpeechBrain, which takes two seconds.
         from kdasr.training.brain import CtcBrain
 
-        with joined() as ranks, _telling_of_a_full_disk(self.checkpoints), contextlib.ExitStack() as held:
+        with joined() as ranks, _telling_of_a_full_disk(), contextlib.ExitStack() as held:
             refuse_other_content(out)
             _check_writable(out.absolute().parents, "model", out, "out")
             checkpoints = self.checkpoints.absolute()
@@ -320,7 +320,7 @@ class Training:
         path = self.checkpoints / LEFT_OUT_FILE
         attempt = temporary_name(path)
         try:
-            with attempt.open("w", encoding="utf-8") as file:
+            with naming(path), attempt.open("w", encoding="utf-8") as file:
                 file.writelines(_left_out_json(self._all_streams()))
             commit_file(attempt, path)
         finally:
@@ -363,16 +363,16 @@ def _check_all_alike(fingerprints: Sequence[str], name: str) -> None:
 
 
 @contextlib.contextmanager
-def _telling_of_a_full_disk(checkpoints: Path) -> Iterator[None]:
-    """Raise TrainingError if the disk is full; the system's own error may name no file, and no remedy."""
+def _telling_of_a_full_disk() -> Iterator[None]:
+    """Raise TrainingError if the disk of a file is full. (Shared memory may be full, too, but is no file.)"""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is None:
             raise
         raise TrainingError(
             "the disk is full",
-            where=error.filename or checkpoints,
+            where=error.filename,
             got=error.strerror,
             fix="Free some space and run the same command again: it resumes from the last checkpoint.",
         ) from error
