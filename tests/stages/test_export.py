@@ -10,6 +10,7 @@ import pytest
 import data_prep
 from export import gate, publish
 from kdasr import stages
+from kdasr.errors import ConfigError
 from kdasr.models import read_card, save_model
 from kdasr.shards import list_shards
 from kdasr.students.conformer import ChunkConformer
@@ -39,6 +40,8 @@ def test_what_a_recipe_says_reaches_the_export(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InterruptedError) as stop:
         stages.export(model=str(tmp_path / "model"), out=str(out), **said)
     assert stop.value.args[0] == (8, units.hash, out, {**said, **weights, "gate": None})
+    with pytest.raises(ConfigError, match="chunk_ms: a chunk must be a whole number .*; got 0"):
+        stages.export(model=str(tmp_path / "model"), out=str(out), chunk_ms=0)
 
 
 def test_what_a_recipe_says_reaches_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
