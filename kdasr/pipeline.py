@@ -281,11 +281,12 @@ def _check_there(todo: list[_Todo]) -> None:
             elif isinstance(value, str) and not (
                 is_url(value) or _is_under(value, made) or Path(value).exists()
             ):
+                what = "file or folder" if key == "lexicon" else "folder"
                 raise ConfigError(
-                    f"the stage {one.stage.name} needs a folder that does not exist",
+                    f"the stage {one.stage.name} needs a {what} that does not exist",
                     where=key,
                     got=value,
-                    fix="Set another folder, or create this one: no stage of this run does.",
+                    fix=f"Set another {what}, or create this one: no stage of this run does.",
                 )
         # Only the first process: all would report the same.
         if one.recipe.stage == "prepare" and ranks().first:
