@@ -69,7 +69,7 @@ class Lexicon:
                 raise ConfigError(
                     "a lexicon takes lists", where=name, expected=f"[{given!r}]", got=repr(given)
                 )
-        self._units, self._sources, self._more_words, self._without = units, sources, words, without
+        self._units, self.sources, self._more_words, self._without = units, sources, words, without
         self.other_word_nats = other_word_nats
         self._costs: dict[tuple[str, bool, bool, int], NDArray[np.float64]] = {}
 
@@ -82,13 +82,13 @@ class Lexicon:
     def _source_of(self) -> dict[str, str]:
         """Every word of the lexicon, and its source."""
         letters, without = letters_in(self._symbols), self._without
-        texts = [(text, one) for one in self._sources for text in _texts_in(Path(one), letters, without)]
+        texts = [(text, one) for one in self.sources for text in _texts_in(Path(one), letters, without)]
         texts += [(text, "words") for text in self._more_words]
         words = {word: source for text, source in texts if text for word in text.split()}
         if not words:
             raise ConfigError(
                 "the lexicon has no words",
-                where=", ".join(self._sources) or "sources and words",
+                where=", ".join(self.sources) or "sources and words",
                 expected="a text file of words, or a folder of shards with transcripts",
                 fix=without,
             )

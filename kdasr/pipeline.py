@@ -29,7 +29,7 @@ from kdasr.arguments import fitting
 from kdasr.beside import run_beside, usable_cores
 from kdasr.devices import free_gpu_memory, usable_device
 from kdasr.errors import ConfigError, KdasrError, ModelError
-from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource, check_job, sharing_ranks
+from kdasr.labelling import Ensemble, FolderTeacher, TeacherSource, Words, check_job, sharing_ranks
 from kdasr.methods.impressions import Impressions
 from kdasr.methods.teachers import FrozenTeacher
 from kdasr.models import read_card, refuse_other_content
@@ -281,7 +281,7 @@ def _check_there(todo: list[_Todo]) -> None:
             elif isinstance(value, str) and not (
                 is_url(value) or _is_under(value, made) or Path(value).exists()
             ):
-                what = "file or folder" if key == "lexicon" else "folder"
+                what = "file or folder" if key.endswith("lexicon") else "folder"
                 raise ConfigError(
                     f"the stage {one.stage.name} needs a {what} that does not exist",
                     where=key,
@@ -314,6 +314,9 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for key in _FOLDERS:
         if key not in unheard:
             yield from ((key, one) for one in _folders_in(arguments.get(key)))
+    words = getattr(arguments.get("settings"), "words", None)
+    for source in words.lexicon.sources if isinstance(words, Words) else ():
+        yield "settings.words.lexicon", source
     for name, teacher in (arguments.get("teachers") or {}).items():
         yield from ((f"teachers.{name}", one) for one in _folders_in(teacher))
     for name, row in (arguments.get("models") or {}).items():

@@ -150,6 +150,11 @@ def test_what_no_stage_makes_must_be_there_before_the_first_runs(
         ("evaluate", "models: {made: {path: DIR/runs/made}, other: {path: DIR/nowhere}}"),
         ("evaluate", "models: {other: {path: DIR/runs/made/a.onnx, trained: DIR/nowhere}}"),
         ("evaluate", "lexicon: [DIR/runs/made/words.txt, DIR/nowhere]"),
+        (
+            "label",
+            "settings: !new:kdasr.labelling.Settings {words: !new:kdasr.labelling.Words {lexicon: "
+            "!new:kdasr.lexicon.Lexicon {units: DIR/runs/made, sources: [DIR/runs/shards/a, DIR/nowhere]}}}",
+        ),
         ("train", "teachers: {big: !new:kdasr.methods.teachers.FrozenTeacher {model: DIR/nowhere}}"),
         ("train", "unlabelled: !new:kdasr.methods.impressions.Impressions {teacher: DIR/nowhere, cache: c}"),
     ],
