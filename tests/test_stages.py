@@ -673,10 +673,16 @@ def test_a_dev_set_is_kept_whole_or_not_at_all(
     assert streams[1].cache_bytes == 0 and streams[1].fingerprint() == streams[0].fingerprint()
 
 
-def test_an_automatic_delay_needs_a_reference(data: Path, tmp_path: Path) -> None:
+def test_an_automatic_delay_needs_a_reference_and_labels(data: Path, tmp_path: Path) -> None:
     soft = functools.partial(soft_cross_entropy, delay_frames="auto")
+    settings: dict[str, Any] = {"unlabelled_losses": {"soft": {"weight": 1.0, "loss": soft}}}
     with pytest.raises(ConfigError, match=r"delay_frames.*delay_reference"):
-        train(data, tmp_path / "model", unlabelled_losses={"soft": {"weight": 1.0, "loss": soft}})
+        train(data, tmp_path / "model", **settings)
+    settings |= {"labels": [], "teacher": None, "delay_reference": str(data / "teacher")}
+    with pytest.raises(
+        ConfigError, match=r"delay_frames: .* stored soft labels, but there are none.*`labels`"
+    ):
+        train(data, tmp_path / "model", **settings)
 
 
 def test_without_transcripts_in_the_schedule_the_dev_set_is_measured_by_ctc(
