@@ -25,6 +25,7 @@ from kdasr.models import load_model, save_model
 from kdasr.ranks import Ranks, joined, ranks
 from kdasr.schedule import ScheduledBatches
 from kdasr.teachers.conformer import ConformerTeacher
+from kdasr.training import sums
 from kdasr.training.order import RankSteps
 from kdasr.training.sums import GradientSums, StepSums, means
 from tests.speech import shards
@@ -181,6 +182,16 @@ def test_sums_are_means_over_batches_and_ranks() -> None:
     # Three batches in all; no batch has a term "c", and no rank a gradient of the third parameter.
     terms = {"a": pytest.approx(7 / 3), "b": 1.0}
     assert on_ranks(2, work) == [(3.0, terms, [[2.0, 4.0], [5.0, 5.0], None])] * 2
+
+
+def test_a_message_has_gradients_of_one_dtype_and_ends_where_it_is_long_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sums, "_BUCKET", 10)
+    kinds = [(4, torch.float32), (6, torch.float32), (1, torch.float32), (3, torch.float64)]
+    parameters = [nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in kinds]
+    found = sums._buckets(parameters)
+    assert [[len(parameter) for parameter in bucket] for bucket in found] == [[4, 6], [1], [3]]
 
 
 def test_gradients_leave_while_the_last_backward_pass_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +379,7 @@ def test_ranks_that_wait_for_one_another_are_told_so_once(
     said = capfd.readouterr().err
     assert said.count("tiny: on cpu, fp32") == said.count("labelled audio only, 2 processes") == 1
     assert said.count("2 processes share the 3 batches of a step and idle for 25 % of it") == 1
+    assert ["dev_wer" in row for row in losses(tmp_path / "c")] == [False, True]
 
 
 def test_too_few_batches_are_refused_before_the_first_stage(

@@ -330,6 +330,19 @@ def test_a_gradient_that_no_scale_makes_finite_ends_the_training(
         training(data, tmp_path / "c", loss=rooted, steps=40).run(tmp_path / "model")
 
 
+def test_a_loss_that_is_not_finite_in_a_step_that_was_taken_ends_the_training(
+    data: Path, tmp_path: Path
+) -> None:
+    calls: list[int] = []
+
+    def infinite(output: ModelOutput, batch: Batch) -> Tensor:
+        calls.extend([1] * output.log_probs_btv.requires_grad)
+        return ctc(output, batch) + (math.inf if len(calls) == 3 else 0.0)  # the gradient is as before
+
+    with pytest.raises(NonFiniteLossError, match=r"the loss \(inf\) or its gradient .* in step 3"):
+        training(data, tmp_path / "c", loss=infinite).run(tmp_path / "model")
+
+
 def test_no_patience_stops_at_the_first_step_that_is_not_finite(data: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match="step 3"):
         training(data, tmp_path / "c", loss=Breaks(3, 3), nonfinite_patience=0).run(tmp_path / "model")
