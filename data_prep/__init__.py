@@ -8,6 +8,7 @@ Each module of this folder is one corpus. It has
 
     Settings                            a frozen dataclass; every field is a setting of `kdasr prepare`
     NEEDS_CORPUS                        whether it reads a folder
+    IN_PARALLEL                         whether `prepare` returns a Reading, which several processes can read
     GENERATION                          increased when the same settings give other audio than before
     splits(settings, corpus)            the names of its splits
     scope(settings, corpus, split)      the settings and the folder, or files, that this split depends on
@@ -26,6 +27,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,11 +104,12 @@ def _as_given(value: Any) -> str:
 
 
 def prepare(
-    name: str, *, corpus: Path | None = None, out: Path, seed: int = 1, **settings: Any
+    name: str, *, corpus: Path | None = None, out: Path, seed: int = 1, readers: int = 1, **settings: Any
 ) -> dict[str, list[Path]]:
     """Write every split of a corpus as shards to `out/SPLIT`; returns the tars of each split.
 
-    The same corpus, settings and seed give the same bytes. A complete split is left as it is, and an
+    The same corpus, settings and seed give the same bytes, whether this process reads the audio or, with
+    more than one of `readers`, that many others do. A complete split is left as it is, and an
     unfinished one is completed; one made from something else is an error.
 
     Raises:
@@ -115,6 +118,7 @@ def prepare(
         CorpusError: the corpus is missing or not as expected.
     """
     # Imported here: the command line imports this module for the names of corpora, and torch takes a second.
+    from data_prep.support.ahead import Readers
     from data_prep.support.dropped import letters_hint
     from data_prep.support.prepared import Files, fingerprint_of, prepare_split, say
     from kdasr.devices import one_torch_thread
@@ -122,12 +126,13 @@ def prepare(
     if seed < 0:
         raise ConfigError("the value is out of range", where="seed", expected="0 or more", got=seed)
     module = _module_of(name)
+    _check_readers(module, name, readers)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)
     _check_apart(corpus, out)
     shards, letters = {}, set[str]()
     # Utterances are too short for several threads: on a busy machine that is 5 x slower.
-    with one_torch_thread():
+    with one_torch_thread(), Readers(readers) if readers > 1 else nullcontext() as pool:
         for split in module.splits(parsed, corpus):
             scope, files = module.scope(parsed, corpus, split)
             listed = files if isinstance(files, Files) else Files((), {})
@@ -147,6 +152,7 @@ def prepare(
                 max_utterances=parsed.max_shard_utterances,
                 letters=letters,
                 earlier=listed.earlier,
+                readers=pool,
             )
     # Once for all splits: a small one may not contain all letters.
     if hint := letters_hint(letters, getattr(parsed, "letters", "")):
@@ -154,17 +160,29 @@ def prepare(
     return shards
 
 
-def check(name: str, *, corpus: Path | None = None, out: Path | None = None, **settings: Any) -> None:
+def check(
+    name: str, *, corpus: Path | None = None, out: Path | None = None, readers: int = 1, **settings: Any
+) -> None:
     """Check, before its turn, that `prepare` could begin with these settings.
 
     Raises:
         ConfigError, CorpusError: as `prepare`, as far as can be seen without reading audio.
     """
     module = _module_of(name)
+    _check_readers(module, name, readers)
     parsed = parse_settings(module.Settings, settings, f"prepare {name}")
     corpus = _checked_corpus(module, name, corpus)
     module.splits(parsed, corpus)
     _check_apart(corpus, out)
+
+
+def _check_readers(module: ModuleType, name: str, readers: int) -> None:
+    if readers < 1:
+        raise ConfigError("the value is out of range", where="readers", expected="1 or more", got=readers)
+    if readers > 1 and not module.IN_PARALLEL:
+        raise ConfigError(
+            f"`prepare {name}` works in one process", where="readers", expected="1", got=readers
+        )
 
 
 def _check_apart(corpus: Path | None, out: Path | None) -> None:

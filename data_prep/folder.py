@@ -19,6 +19,7 @@ from data_prep.support.files import files_below
 from data_prep.support.listed import (
     Limits,
     Listed,
+    Reading,
     channels_in,
     key_of,
     of_part,
@@ -31,9 +32,9 @@ from data_prep.support.settings import AudioSettings
 from data_prep.support.spoken import spoken_form
 from kdasr.audio import NOT_READ, OTHER_AUDIO, Cut
 from kdasr.errors import ConfigError, CorpusError
-from kdasr.interfaces import Utterance
 
 NEEDS_CORPUS = True
+IN_PARALLEL = True
 GENERATION = 2
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 TEXT = ".txt"
@@ -123,7 +124,7 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path 
 
 def prepare(
     settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
-) -> Iterator[Utterance]:
+) -> Reading:
     """The files, sorted by folder and name; only one segment is in memory at a time."""
     limits = Limits(settings.min_seconds, settings.max_seconds)
     others = _counted(path for path in _others(corpus) if not path.name.lower().endswith(OTHER_AUDIO))
@@ -148,7 +149,7 @@ def prepare(
         dropped,
         limits,
         labelled=True,
-        written=lambda key: key in done,
+        done=done,
         letters=settings.letters,
         spoken=spoken_form(settings),
     )

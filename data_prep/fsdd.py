@@ -36,6 +36,7 @@ from kdasr.resampling import resample
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
 NEEDS_CORPUS = True
+IN_PARALLEL = False
 GENERATION = 2
 RATE_HZ = 8_000
 _EDGE_SECONDS = (0.05, 0.25)

@@ -30,6 +30,7 @@ from kdasr.audio import MOST_SECONDS, WHOLE, Cut
 from kdasr.errors import CorpusError
 
 NEEDS_CORPUS = True
+IN_PARALLEL = True
 GENERATION = 3
 RECORDINGS, SEGMENTS, TEXTS, SPEAKERS = "wav.scp", "segments", "text", "utt2spk"
 CHANNELS = "reco2file_and_channel"

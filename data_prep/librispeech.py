@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.support.dropped import Dropped
-from data_prep.support.listed import Limits, Listed, key_lines, whole_utterances
+from data_prep.support.listed import Limits, Listed, Reading, key_at, key_lines, whole_utterances
 from data_prep.support.prepared import say
 from data_prep.support.settings import check_language, check_numbers
-from kdasr.batches import change_speed
 from kdasr.errors import ConfigError, CorpusError
-from kdasr.interfaces import Utterance
 from kdasr.resampling import check_speeds
 
 NEEDS_CORPUS = True
+IN_PARALLEL = True
 GENERATION = 1
 HALVES = ("-a", "-b")
 # Numbers of utterances in the published subsets.
@@ -72,7 +71,7 @@ class Settings:
                     expected=f"some of {', '.join(self.subset)}",
                 )
         check_speeds(self.speeds)
-        if len({_key_at("", speed) for speed in self.speeds}) < len(self.speeds):
+        if len({key_at("", speed) for speed in self.speeds}) < len(self.speeds):
             raise ConfigError(
                 "two speeds are equal when rounded to whole percents", where="speeds", got=list(self.speeds)
             )
@@ -118,7 +117,7 @@ def scope(settings: Settings, corpus: Path, split: str) -> tuple[Settings, Path]
 
 def prepare(
     settings: Settings, corpus: Path, *, split: str, seed: int, dropped: Dropped, done: Mapping[str, int]
-) -> Iterator[Utterance]:
+) -> Reading:
     """The utterances of one split, chapter by chapter, sorted by path.
 
     The transcripts of an unlabelled subset are not read.
@@ -126,15 +125,8 @@ def prepare(
     subset = _subset_of(settings, split)
     labelled = subset not in settings.unlabelled
     chapters = _chapters(_subsets(corpus)[subset], split.removeprefix(subset))
-    utterances = whole_utterances(
-        _listed(settings, corpus, chapters, labelled, dropped),
-        dropped,
-        Limits(),
-        labelled=labelled,
-        written=lambda key: all(_key_at(key, speed) in done for speed in settings.speeds),
-    )
-    for utterance in utterances:
-        yield from (_at_speed(utterance, speed) for speed in settings.speeds)
+    listed = _listed(settings, corpus, chapters, labelled, dropped)
+    return whole_utterances(listed, dropped, Limits(), labelled=labelled, done=done, speeds=settings.speeds)
 
 
 def _listed(
@@ -171,15 +163,6 @@ def _chapters(subset: Path, half: str) -> list[Path]:
     if half:
         speakers = speakers[HALVES.index(half) :: len(HALVES)]
     return sorted(path for speaker in speakers for path in speaker.iterdir() if path.is_dir())
-
-
-def _at_speed(utterance: Utterance, speed: float) -> Utterance:
-    samples = change_speed(utterance.samples, speed)
-    return dataclasses.replace(utterance, key=_key_at(utterance.key, speed), samples=samples)
-
-
-def _key_at(key: str, speed: float) -> str:
-    return key if speed == 1.0 else f"{key}-sp{round(100 * speed)}"
 
 
 def _subsets(corpus: Path) -> dict[str, Path]:

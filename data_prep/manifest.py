@@ -32,6 +32,7 @@ from kdasr.audio import MOST_SECONDS, Cut
 from kdasr.errors import ConfigError, CorpusError
 
 NEEDS_CORPUS = True
+IN_PARALLEL = True
 GENERATION = 3
 EXTENSIONS = (".jsonl", ".json")
 _CHANNEL, _AVERAGE = "channel", "average"

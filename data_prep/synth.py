@@ -27,6 +27,7 @@ from kdasr.resampling import resample
 
 SPLITS = ("labelled", "unlabelled", "dev", "test")
 NEEDS_CORPUS = False
+IN_PARALLEL = False
 GENERATION = 2
 BABBLE = "babble"
 _BABBLE_CLIPS = 12

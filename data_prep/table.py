@@ -29,6 +29,7 @@ from data_prep.support.lists import (
 from kdasr.errors import ConfigError, CorpusError
 
 NEEDS_CORPUS = True
+IN_PARALLEL = True
 GENERATION = 2
 EXTENSIONS = (".tsv", ".csv")
 CLIPS = "clips"

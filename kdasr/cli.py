@@ -111,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--corpus", type=Path, help="folder of the corpus")
     prepare.add_argument("--out", type=Path, help="folder for the shards")
+    prepare.add_argument("--readers", type=int, metavar="N", help="processes that read the audio")
 
     for name, text in (
         ("train", "train the teacher or student of a recipe"),
@@ -307,7 +308,9 @@ def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     from kdasr.stages import prepare
 
     paths = {"corpus": arguments.corpus, "out": arguments.out}
-    given = {name: str(path) for name, path in paths.items() if path is not None}
+    given: dict[str, Any] = {name: str(path) for name, path in paths.items() if path is not None}
+    if arguments.readers is not None:
+        given["readers"] = arguments.readers
     if arguments.name.endswith(".yaml"):
         result = run_recipe(Path(arguments.name), {**settings, **given}, expected_stage="prepare")
     elif arguments.out is None:
@@ -320,7 +323,7 @@ def _prepare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
                 got=settings["name"],
             )
         options = {"name": arguments.name, **settings, **given}
-        check_keywords(prepare, options, "-", positional=0)
+        check_keywords(prepare, options, "prepare", positional=0)
         result = prepare(**options)
     for split, shards in result.items():
         print(f"{split}\t{counted(shards, 'shard')}")

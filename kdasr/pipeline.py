@@ -1,9 +1,9 @@
 """Run every stage of a folder of recipes in order; a second call redoes nothing.
 
 A stage is done if its marker in WORK_DIR/.done holds the hash of what it depends on (its resolved recipe,
-without comments and device, and those of the stages before it) and no model that it was given from outside
-the run has changed its weights. Delete a marker to run a stage again, and with it those after it, whose
-markers are deleted when it runs.
+without comments and who does the work, and those of the stages before it) and no model that it was given
+from outside the run has changed its weights. Delete a marker to run a stage again, and with it those after
+it, whose markers are deleted when it runs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _FOLDERS = (
     "teacher", "start", "units", "model", "delay_reference", "lexicon",
 )  # fmt: skip
 _console = Console(stderr=True)
-_DEVICE = re.compile(r"^device:.*\n?", re.MULTILINE)
+_BY_WHOM = re.compile(r"^(device|engine|readers|workers):.*\n?", re.MULTILINE)
 
 
 def run_recipe(
@@ -184,8 +184,8 @@ def _read_folder(folder: Path, settings: Mapping[str, Any]) -> list[_Todo]:
     todo, inputs = [], ""
     made = {Path(str(recipe.arguments.get("out"))) for _, recipe in recipes}
     for stage, recipe in recipes:
-        # Without the device: what GPUs have trained is not retrained if a machine without them goes on.
-        said = _without_comments(_DEVICE.sub("", recipe.text))
+        # Without those who work: what GPUs trained is not retrained if a machine without them goes on.
+        said = _without_comments(_BY_WHOM.sub("", recipe.text))
         inputs = hashlib.sha256(f"{inputs}\n{said}".encode()).hexdigest()
         todo.append(_Todo(stage, recipe, done / f"{stage.name}.json", inputs, _outside(recipe, made)))
     return todo

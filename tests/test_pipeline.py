@@ -212,6 +212,7 @@ def test_another_device_is_no_reason_to_do_it_again(folder: Path, ran: list[str]
     pipeline.run_folder(folder, {"device": "cpu"})
     pipeline.run_folder(folder, {})
     pipeline.run_folder(folder, {"device": "nonsense"})
+    pipeline.run_folder(folder, {"one.engine": "processes"})
     assert ran == ["one on cpu", "two on cpu", "three on cpu"]
 
 

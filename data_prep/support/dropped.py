@@ -66,6 +66,12 @@ class Dropped:
         self.places[what] = f"{what}, {error.where}" if is_text else str(error.where or what)
         self.add(what, reason)
 
+    def include(self, other: Dropped) -> None:
+        """Append what `other` recorded of the audio of a file."""
+        self.items += other.items
+        self.notes += other.notes
+        self.places |= other.places
+
     def note_rate(self, source_rate_hz: int, expected_rate_hz: int) -> None:
         """Count a file that was resampled because its sample rate was not the expected one."""
         if source_rate_hz != expected_rate_hz:

@@ -7,6 +7,7 @@ whole or not at all; audio without may be cut into segments.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_prep.support.dropped import Dropped, letters_of
 from kdasr.audio import SAMPLE_RATE_HZ, WHOLE, AudioReader, Cut, Decoded
+from kdasr.batches import change_speed
 from kdasr.errors import AudioError, CorpusError, UnitsError
 from kdasr.interfaces import Utterance
 from kdasr.manifest import KEY_PATTERN
@@ -58,6 +60,10 @@ class Listed:
     cut: Cut = WHOLE
 
 
+# Reads the utterances of a file, and records in a `Dropped` which of them are unusable.
+ReadFile = Callable[[Dropped], Iterator[Utterance]]
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The allowed durations of an utterance; `max_seconds` None: no upper limit."""
@@ -66,59 +72,118 @@ class Limits:
     max_seconds: float | None = None
 
 
+class Reading:
+    """The utterances of a list, in its order, read file by file while one iterates over this, once.
+
+    Attributes:
+        files: each file, with a function that reads its utterances and records in a `Dropped` which of them
+            are unusable; it can be pickled, so that another process may call it.
+        dropped: where `files` itself records what the list leaves out.
+    """
+
+    def __init__(self, files: Iterator[tuple[Path, ReadFile]], dropped: Dropped) -> None:
+        self.files, self.dropped = files, dropped
+
+    def __iter__(self) -> Iterator[Utterance]:
+        for _, read in self.files:
+            yield from read(self.dropped)
+
+
 def whole_utterances(
     listed: Iterable[Listed],
     dropped: Dropped,
     limits: Limits,
     *,
     labelled: bool,
-    written: Callable[[str], bool],
+    done: Container[str],
     letters: str | None = None,
     spoken: Callable[[str], str] | None = None,
-) -> Iterator[Utterance]:
-    """One utterance for each usable entry, in order; texts are used only if `labelled`, and keep the
-    language's `letters` beyond a-z and what `spoken` rewrites (None: the corpus has no such setting).
+    speeds: tuple[float, ...] = (1.0,),
+) -> Reading:
+    """One utterance for each usable entry and each of the `speeds`, in order; texts are used only if
+    `labelled`, and keep the language's `letters` beyond a-z and what `spoken` rewrites (None: the corpus has
+    no such setting).
 
-    For files whose utterances are all `written`, only the header is read and nothing is yielded.
+    For files whose utterances are all `done`, only the header is read and nothing is yielded.
     """
-    seen: set[str] = set()
-    for path, group in _by_file(listed, seen, dropped):
-        texts = _texts_of(group, dropped, letters, spoken) if labelled else [(one, None) for one in group]
-        # All cuts of a file or none: the last bits of a cut may depend on which ones were decoded before it.
-        all_written = all(written(one.key) for one, _ in texts)
-        with AudioReader(path) as reader:
-            for one, text in texts:
-                try:
-                    audio = None if all_written else _audio_of(one, reader, limits)
-                    rate_hz = audio.source_rate_hz if audio else reader.promised().source_rate_hz
-                except (AudioError, CorpusError) as error:
-                    dropped.add_error(one.name, error)
-                    continue
-                seen.add(one.key)
-                _note(one, reader, rate_hz, dropped)
-                if audio:
-                    offset = None if one.cut == WHOLE else one.cut.start_seconds
-                    yield _placed(one, one.key, audio.samples, text, offset)
+
+    def files() -> Iterator[tuple[Path, ReadFile]]:
+        seen: set[str] = set()
+        for path, group in _by_file(listed, seen, dropped):
+            texts: list[tuple[Listed, str | None]] = [(one, None) for one in group]
+            if labelled:
+                texts = _texts_of(group, dropped, letters, spoken)
+            seen |= {one.key for one, _ in texts}
+            # All cuts of a file or none: the last bits of a cut may depend on which were decoded before it.
+            all_done = all(key_at(one.key, speed) in done for one, _ in texts for speed in speeds)
+            yield path, functools.partial(_read_whole, path, texts, limits, () if all_done else speeds)
+
+    return Reading(files(), dropped)
 
 
-def segments(
-    listed: Iterable[Listed], dropped: Dropped, limits: Limits, done: Mapping[str, int]
+def _read_whole(
+    path: Path,
+    texts: list[tuple[Listed, str | None]],
+    limits: Limits,
+    speeds: tuple[float, ...],
+    dropped: Dropped,
 ) -> Iterator[Utterance]:
+    """The utterances of a file; without `speeds`, only its header is read."""
+    with AudioReader(path) as reader:
+        for one, text in texts:
+            try:
+                audio = _audio_of(one, reader, limits) if speeds else None
+                rate_hz = audio.source_rate_hz if audio else reader.promised().source_rate_hz
+            except (AudioError, CorpusError) as error:
+                dropped.add_error(one.name, error)
+                continue
+            _note(one, reader, rate_hz, dropped)
+            offset = None if one.cut == WHOLE else one.cut.start_seconds
+            if audio is None:
+                continue
+            for speed in speeds:
+                samples = change_speed(audio.samples, speed)
+                yield _placed(one, key_at(one.key, speed), samples, text, offset)
+
+
+def key_at(key: str, speed: float) -> str:
+    """The key of an utterance at a speed."""
+    return key if speed == 1.0 else f"{key}-sp{round(100 * speed)}"
+
+
+def segments(listed: Iterable[Listed], dropped: Dropped, limits: Limits, done: Mapping[str, int]) -> Reading:
     """Utterances without text: each of `listed` in segments of at most `limits.max_seconds`.
 
     Their keys end in -0000, -0001, …. Only one segment is in memory at a time.
     """
-    seen: set[str] = set()
-    for path, group in _by_file(listed, seen, dropped):
-        seen |= {one.key for one in group}
-        with AudioReader(path) as reader:
-            rates = [rate_hz for one in group if (rate_hz := _written_rate(one, reader, limits, done))]
-            if len(rates) == len(group):
-                for one, rate_hz in zip(group, rates, strict=True):
-                    _note(one, reader, rate_hz, dropped)
-                continue
-            for one in group:
-                yield from _segments_of(one, reader, dropped, limits)
+
+    def files() -> Iterator[tuple[Path, ReadFile]]:
+        seen: set[str] = set()
+        for path, group in _by_file(listed, seen, dropped):
+            seen |= {one.key for one in group}
+            if not _is_written(path, group, dropped, limits, done):
+                yield path, functools.partial(_read_segments, path, group, limits)
+
+    return Reading(files(), dropped)
+
+
+def _is_written(
+    path: Path, group: list[Listed], dropped: Dropped, limits: Limits, done: Mapping[str, int]
+) -> bool:
+    """Whether all that the header of a file promises is already written."""
+    with AudioReader(path) as reader:
+        rates = [rate_hz for one in group if (rate_hz := _written_rate(one, reader, limits, done))]
+        if len(rates) < len(group):
+            return False
+        for one, rate_hz in zip(group, rates, strict=True):
+            _note(one, reader, rate_hz, dropped)
+        return True
+
+
+def _read_segments(path: Path, group: list[Listed], limits: Limits, dropped: Dropped) -> Iterator[Utterance]:
+    with AudioReader(path) as reader:
+        for one in group:
+            yield from _segments_of(one, reader, dropped, limits)
 
 
 def in_order(listed: list[Listed]) -> list[Listed]:

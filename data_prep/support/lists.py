@@ -12,7 +12,7 @@ import os
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -22,6 +22,7 @@ from data_prep.support.listed import (
     PARTS,
     Limits,
     Listed,
+    Reading,
     in_order,
     least_share,
     of_part,
@@ -33,7 +34,6 @@ from data_prep.support.prepared import Earlier, Files, say
 from data_prep.support.settings import AudioSettings
 from data_prep.support.spoken import spoken_form
 from kdasr.errors import ConfigError, CorpusError
-from kdasr.interfaces import Utterance
 
 SettingsT = TypeVar("SettingsT", bound="ListSettings")
 BY_FILE = "no speakers are named, so files are held out, and the same speaker may be in several parts"
@@ -187,7 +187,7 @@ class ListCorpus(Generic[SettingsT]):
         seed: int,
         dropped: Dropped,
         done: Mapping[str, int],
-    ) -> Iterator[Utterance]:
+    ) -> Reading:
         """The utterances of a split, in the order of its list, but with the cuts of a file together."""
         lists = self._lists_in(settings, corpus)
         name, part = _name_and_part(settings, lists, split)
@@ -204,7 +204,7 @@ class ListCorpus(Generic[SettingsT]):
                 dropped,
                 Limits(settings.min_seconds, settings.max_seconds),
                 labelled=True,
-                written=lambda key: key in done,
+                done=done,
                 letters=settings.letters,
                 spoken=spoken_form(settings),
             )

@@ -6,21 +6,20 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from data_prep.support.ahead import Readers
 from data_prep.support.dropped import AVERAGED, Dropped, letters_hint
 from data_prep.support.files import files_below
-from data_prep.support.listed import PARTS
+from data_prep.support.listed import PARTS, Reading
 from kdasr.errors import ConfigError, CorpusError, ShardError, printable
 from kdasr.interfaces import Utterance
 from kdasr.manifest import PREPARED, PREPARING, sha256_of
 from kdasr.reasons import counted, duration, lines_of
-from kdasr.shards import Shard, complete_shards, open_shard, write_shards
+from kdasr.shards import Encoded, Shard, complete_shards, encode, open_shard, write_shards
 from kdasr.storage import commit_bytes, locked, remove_leftovers
 
 FORMAT = "kdasr-prepared"
@@ -28,13 +27,14 @@ DROPPED = "dropped.json"
 
 
 def prepare_split(
-    utterances: Callable[..., Iterator[Utterance]],
+    utterances: Callable[..., Iterable[Utterance]],
     folder: Path,
     source: dict[str, Any],
     *,
     max_utterances: int,
     letters: set[str],
     earlier: Earlier | None = None,
+    readers: Readers | None = None,
 ) -> list[Path]:
     """Write `utterances(dropped=..., done=...)` to `folder`, unless it holds them already; returns the tars.
 
@@ -45,6 +45,7 @@ def prepare_split(
             `generation` distinguishes releases that make other audio from the same settings.
         letters: receives the letters that transcripts lost or lacked, see `Dropped`.
         earlier: the release whose finished folder of the same source is also accepted.
+        readers: read the audio; None: this process does.
 
     Raises:
         ConfigError: the folder was made from another source, or by something else.
@@ -66,7 +67,7 @@ def prepare_split(
             return finished
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, busy=busy):
-            return _prepare_split(utterances, folder, source, max_utterances, letters)
+            return _prepare_split(utterances, folder, source, max_utterances, letters, readers)
     except OSError as error:
         fix = (
             "Free disk space or check the permissions, then run the same again: it resumes where it stopped."
@@ -75,11 +76,12 @@ def prepare_split(
 
 
 def _prepare_split(
-    utterances: Callable[..., Iterator[Utterance]],
+    utterances: Callable[..., Iterable[Utterance]],
     folder: Path,
     source: dict[str, Any],
     max_utterances: int,
     letters: set[str],
+    readers: Readers | None,
 ) -> list[Path]:
     remove_leftovers(folder)
     _clear_unfinished(folder, source)
@@ -89,7 +91,9 @@ def _prepare_split(
         say(f"{folder}: {counted(len(done), 'utterance')} in {counted(len(kept), 'complete shard')} kept")
     dropped = Dropped(letters=letters)
     clipped = Counter[str]()
-    following = _clips_counted(_following(utterances(dropped=dropped, done=done), done), clipped)
+    found = utterances(dropped=dropped, done=done)
+    read = readers.read(found) if readers and isinstance(found, Reading) else found
+    following = _clips_counted(_following(read, done), clipped)
     paths = write_shards(
         following if kept else _some(following, folder, dropped, source["settings"]),
         folder,
@@ -182,23 +186,26 @@ def _size_of(path: Path) -> int:
         return -1
 
 
-def _following(utterances: Iterator[Utterance], done: Mapping[str, int]) -> Iterator[Utterance]:
+def _following(
+    utterances: Iterable[Utterance | Encoded], done: Mapping[str, int]
+) -> Iterator[Utterance | Encoded]:
     """The utterances that are not written yet; a file may be written in part, since it can span shards."""
     return (utterance for utterance in utterances if utterance.key not in done)
 
 
-def _clips_counted(utterances: Iterator[Utterance], clipped: Counter[str]) -> Iterator[Utterance]:
-    """The utterances unchanged, counting those beyond the 16-bit range, as decoded from full-scale mp3. The
-    count is printed and not recorded, since it is unknown for kept shards."""
+def _clips_counted(utterances: Iterator[Utterance | Encoded], clipped: Counter[str]) -> Iterator[Encoded]:
+    """The utterances as they will be stored, counting those beyond the 16-bit range, as decoded from
+    full-scale mp3. The count is printed and not recorded, since it is unknown for kept shards."""
     for utterance in utterances:
-        if utterance.samples.size and np.abs(utterance.samples).max() > 1:
+        encoded = utterance if isinstance(utterance, Encoded) else encode(utterance)
+        if encoded.is_clipped:
             clipped["clipped at full scale"] += 1
-        yield utterance
+        yield encoded
 
 
 def _some(
-    utterances: Iterator[Utterance], folder: Path, dropped: Dropped, settings: Mapping[str, Any]
-) -> Iterator[Utterance]:
+    utterances: Iterator[Encoded], folder: Path, dropped: Dropped, settings: Mapping[str, Any]
+) -> Iterator[Encoded]:
     """All utterances; raises CorpusError if there are none."""
     first = next(utterances, None)
     if first is None:

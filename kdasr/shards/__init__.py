@@ -29,14 +29,16 @@ from kdasr.shards.reader import (
     read_utterance,
     shard_stems,
 )
-from kdasr.shards.writer import Placed, write_shards
+from kdasr.shards.writer import Encoded, Placed, encode, write_shards
 
 __all__ = [
+    "Encoded",
     "Placed",
     "Shard",
     "ShardEntry",
     "complete_shards",
     "complete_tars",
+    "encode",
     "folder_problems",
     "left_out_by_prepare",
     "list_shards",

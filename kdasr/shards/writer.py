@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -49,8 +50,23 @@ class Placed(Utterance):
     channel: int | None = None
 
 
+class Encoded(NamedTuple):
+    """An utterance as it will be stored.
+
+    Attributes:
+        flac, meta: the contents of its two files.
+        is_clipped: whether it had samples beyond the 16-bit range.
+    """
+
+    key: str
+    num_samples: int
+    flac: bytes
+    meta: bytes
+    is_clipped: bool = False
+
+
 def write_shards(
-    utterances: Iterable[Utterance],
+    utterances: Iterable[Utterance | Encoded],
     out_dir: Path,
     *,
     max_utterances: int = 500,
@@ -92,8 +108,8 @@ def write_shards(
 
 
 def _checked(
-    utterances: Iterable[Utterance], advance: Callable[[float], None], kept: Sequence[Shard]
-) -> Iterator[Utterance]:
+    utterances: Iterable[Utterance | Encoded], advance: Callable[[float], None], kept: Sequence[Shard]
+) -> Iterator[Encoded]:
     seen = {entry.key for shard in kept for entry in shard.entries}
     for utterance in utterances:
         key = utterance.key
@@ -103,18 +119,19 @@ def _checked(
         if key in seen:
             raise ShardError("two utterances have the same key", where=key, expected="each key once")
         seen.add(key)
-        yield utterance
-        advance(len(utterance.samples) / audio.SAMPLE_RATE_HZ)
+        encoded = utterance if isinstance(utterance, Encoded) else encode(utterance)
+        yield encoded
+        advance(encoded.num_samples / audio.SAMPLE_RATE_HZ)
 
 
 def _up_to(
-    first: Utterance, source: Iterator[Utterance], max_utterances: int, max_seconds: float
-) -> Iterator[Utterance]:
+    first: Encoded, source: Iterator[Encoded], max_utterances: int, max_seconds: float
+) -> Iterator[Encoded]:
     """`first` and the utterances after it, until the shard is full."""
     count, seconds, utterance = 0, 0.0, first
     while True:
         yield utterance
-        count, seconds = count + 1, seconds + len(utterance.samples) / audio.SAMPLE_RATE_HZ
+        count, seconds = count + 1, seconds + utterance.num_samples / audio.SAMPLE_RATE_HZ
         if count >= max_utterances or seconds >= max_seconds:
             return
         following = next(source, None)
@@ -123,7 +140,7 @@ def _up_to(
         utterance = following
 
 
-def _write_shard(utterances: Iterable[Utterance], path: Path, description: str) -> None:
+def _write_shard(utterances: Iterable[Encoded], path: Path, description: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -156,20 +173,24 @@ class _Written(NamedTuple):
     crc32: int
 
 
-def _write_tar(utterances: Iterable[Utterance], file: BinaryIO) -> list[_Written]:
+def _write_tar(utterances: Iterable[Encoded], file: BinaryIO) -> list[_Written]:
     written: list[_Written] = []
     # GNU format: keys may be longer than the 100 characters of a plain header.
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for utterance in utterances:
-            flac, meta = _encode(utterance)
-            _add(tar, f"{utterance.key}.flac", flac)
-            _add(tar, f"{utterance.key}.json", meta)
-            crc32 = zlib.crc32(meta, zlib.crc32(flac))
-            written.append(_Written(utterance.key, len(utterance.samples), crc32))
+            _add(tar, f"{utterance.key}.flac", utterance.flac)
+            _add(tar, f"{utterance.key}.json", utterance.meta)
+            crc32 = zlib.crc32(utterance.meta, zlib.crc32(utterance.flac))
+            written.append(_Written(utterance.key, utterance.num_samples, crc32))
     return written
 
 
-def _encode(utterance: Utterance) -> tuple[bytes, bytes]:
+def encode(utterance: Utterance) -> Encoded:
+    """The utterance as it will be stored: its samples as 16-bit FLAC, all else as JSON.
+
+    Raises:
+        AudioError: as `write_shards`.
+    """
     try:
         flac = audio.encode_flac(utterance.samples)
     except AudioError as error:
@@ -189,7 +210,9 @@ def _encode(utterance: Utterance) -> tuple[bytes, bytes]:
     if isinstance(utterance, Placed):
         places = {"source": utterance.source, "offset": utterance.offset, "channel": utterance.channel}
         meta.update({name: value for name, value in places.items() if value is not None})
-    return flac, json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
+    stored = json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
+    is_clipped = bool(np.abs(utterance.samples).max() > 1)
+    return Encoded(utterance.key, num_samples, flac, stored, is_clipped)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

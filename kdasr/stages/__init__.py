@@ -51,9 +51,10 @@ def prepare(
     corpus: str | None = None,
     unlabelled_corpus: str | None = None,
     seed: int = 1,
+    readers: int = 1,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Write a corpus as audio shards; `settings` are specific to the corpus.
+    """Write a corpus as audio shards; `settings` are specific to the corpus, and `readers` processes read it.
 
     If a run reads two folders, its recipes may call the one without transcripts `unlabelled_corpus`, so
     that each can be given on the command line.
@@ -62,7 +63,7 @@ def prepare(
     from data_prep import prepare as prepare_corpus
 
     shards = prepare_corpus(
-        name, corpus=Path(folder) if folder else None, out=Path(out), seed=seed, **settings
+        name, corpus=Path(folder) if folder else None, out=Path(out), seed=seed, readers=readers, **settings
     )
     return {split: len(paths) for split, paths in shards.items()}
 
