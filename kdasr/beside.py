@@ -1,4 +1,4 @@
-"""Run commands in parallel, each with its share of the cores.
+"""Run commands in parallel, each with its share of the cores, and begin and end worker processes.
 
 A small model keeps one core busy and hardly uses a second one, so two training runs in parallel take little
 longer than one.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kdasr.errors import KdasrError
 
@@ -63,6 +64,33 @@ def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]
             child.wait()
         for reader in readers:
             reader.join()
+
+
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Processes started within this never see Ctrl-C, not even while they import modules: it is for their
+    parent, which then ends them, and sees one of now a little later."""
+    # Inherited by them, unlike a handler.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """End this process of `multiprocessing` at once when its parent is gone.
+
+    If it finished its work first, it could write at the same time as a command that was started next.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _threads_for_each(count: int) -> int:

@@ -7,9 +7,6 @@ results are taken in the order of the list.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +18,7 @@ import torch
 
 from data_prep.support.dropped import Dropped
 from data_prep.support.listed import ReadFile, Reading
+from kdasr.beside import end_with_parent, without_ctrl_c
 from kdasr.errors import CorpusError
 from kdasr.interfaces import Utterance
 from kdasr.shards import Encoded, encode
@@ -63,7 +61,11 @@ class Readers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            # Some may be reading for minutes. (Public only from Python 3.14 on, as `terminate_workers`.)
+            for process in (self._pool._processes or {}).values():
+                process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
     def read(self, reading: Reading) -> Iterator[Utterance | Encoded]:
@@ -106,7 +108,10 @@ def _submitted(reading: Reading, pool: ProcessPoolExecutor) -> Iterator[_Waiting
             yield _Waiting(left_out, None)
             return
         num_bytes = _size_of(path)
-        found = pool.submit(_read, read) if num_bytes <= _LONGEST_BYTES else None
+        found = None
+        if num_bytes <= _LONGEST_BYTES:
+            with without_ctrl_c():  # the first call starts the readers
+                found = pool.submit(_read, read)
         yield _Waiting(left_out, read, num_bytes, found)
 
 
@@ -133,16 +138,8 @@ def _size_of(path: Path) -> int:
 
 def _begin() -> None:
     """What each reader does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends them
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _read(read: ReadFile) -> tuple[list[Encoded], Dropped]:

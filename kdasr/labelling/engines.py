@@ -9,9 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -22,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
+from kdasr.beside import end_with_parent, without_ctrl_c
 from kdasr.errors import ConfigError, KdasrError, ShardError
 from kdasr.labelling.audio_source import local_copy
 from kdasr.labelling.settings import Settings, ShardResult
@@ -274,15 +272,15 @@ class ProcessCrew:
         process = self._context.Process(
             target=_serve, args=(self._work, number, theirs), name=f"label-{number}", daemon=True
         )
-        process.start()
+        with without_ctrl_c():
+            process.start()
         theirs.close()
         return process, ours
 
 
 def _serve(work: Work, number: int, connection: Any) -> None:
     """Main loop of a worker process, which ends when the parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     set_threads(work.settings)
     with contextlib.suppress(EOFError, OSError):
         try:
@@ -299,17 +297,6 @@ def _device_of(device: str, worker: int) -> str:
     """The device of a worker: "cuda" distributes workers round-robin over all GPUs of this machine."""
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     return f"cuda:{worker % gpus}" if gpus > 1 else device
-
-
-def _end_with_parent() -> None:
-    """End this process at once when its parent is gone.
-
-    If it finished its shard first, it could write at the same time as a job that was started next.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def settings_of_one(settings: Settings, workers: int) -> Settings:

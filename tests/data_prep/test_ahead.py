@@ -111,31 +111,55 @@ def test_a_worker_that_dies_or_fails_ends_the_preparation_with_a_message() -> No
             list(readers.read(reading(die)))
 
 
-@pytest.mark.slow
-def test_workers_end_with_a_killed_command_which_is_resumed(tmp_path: Path) -> None:
+def started(folder: Path) -> tuple[subprocess.Popen[str], list[str]]:
+    """A command that reads twenty minutes of audio with two readers, and its arguments; run in a group of its
+    own, as in a terminal."""
     for number in range(60):
-        write_tone(tmp_path / f"corpus/{number:02d}.wav", 20.0)
-    arguments = ["folder", "--corpus", tmp_path / "corpus", "--max_shard_utterances", "2"]
-    command = [sys.executable, "-m", "kdasr.cli", "prepare", *map(str, arguments), "--readers", "2", "--out"]
+        write_tone(folder / f"corpus/{number:02d}.wav", 20.0)
+    arguments = ["folder", "--corpus", str(folder / "corpus"), "--max_shard_utterances", "2"]
+    command = [sys.executable, "-m", "kdasr.cli", "prepare", *arguments]
+    command += ["--readers", "2", "--out", str(folder / "out")]
     running = subprocess.Popen(
-        [*command, str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell in the background ignores Ctrl-C, as do the processes that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    return running, command
+
+
+@pytest.mark.slow
+def test_readers_end_with_a_killed_command_which_is_resumed(tmp_path: Path) -> None:
+    running, command = started(tmp_path)
     while not list((tmp_path / "out").glob("*/shard-000001.json")):
         assert running.poll() is None
         time.sleep(0.02)
     readers = children_of(running.pid)
     assert len(readers) >= 2
-    running.send_signal(signal.SIGKILL)
+    running.kill()
     running.wait()
     deadline = time.monotonic() + 30
     while not all(has_ended(pid) for pid in readers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    done = subprocess.run(
-        [*command, str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=True
-    )
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=True)
     assert "complete shards kept" in done.stderr
     assert len(read_folder(tmp_path / "out/unlabelled")) == 60
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_readers_start_is_told_in_one_line(tmp_path: Path) -> None:
+    running, _ = started(tmp_path)
+    while len(children_of(running.pid)) < 2:
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert told == "kdasr: interrupted; run the same command again to resume from the finished parts\n"
 
 
 def children_of(pid: int) -> list[int]:
