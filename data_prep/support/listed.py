@@ -248,7 +248,8 @@ def _texts_of(
             dropped.note_spoken(one.name, one.text or "", said or "")
         except (UnitsError, CorpusError) as error:
             dropped.add_error(one.name, error)
-            dropped.note_digits(said or "")
+            if letters is not None:  # a corpus with settings for digits
+                dropped.note_digits(said or "")
         if letters is not None:
             dropped.letters |= letters_of(said or "") - {*text}
     return good

@@ -110,7 +110,9 @@ def test_another_folder_is_no_corpus(tmp_path: Path) -> None:
         prepare("librispeech", corpus=tmp_path / "in", out=tmp_path / "out")
 
 
-def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
+def test_everything_left_out_is_listed_with_its_reason(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chapter = corpus / CHAPTER
     transcripts = chapter / "19-198.trans.txt"
     whole = (chapter / "19-198-0002.flac").read_bytes()
@@ -152,6 +154,7 @@ def test_everything_left_out_is_listed_with_its_reason(corpus: Path) -> None:
     second = "LibriSpeech/train-clean-5/26/495/19-198-0000.flac"
     assert reasons[second] == "the key is a duplicate of an earlier one"
     assert len(dropped) == 11
+    assert "--numbers" not in capsys.readouterr().err  # a setting that this corpus does not have
 
 
 def test_a_chapter_without_transcripts_is_listed(corpus: Path) -> None:
