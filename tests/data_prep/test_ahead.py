@@ -100,7 +100,7 @@ def refuse(path: Path, dropped: Dropped) -> Iterator[Utterance]:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_or_fails_ends_the_preparation_with_a_message() -> None:
+def test_a_reader_that_dies_or_fails_ends_the_preparation_with_a_message() -> None:
     def reading(read: object) -> Reading:
         return Reading(iter([(Path("a.wav"), functools.partial(read, Path("a.wav")))]), Dropped())  # type: ignore[arg-type]
 
@@ -112,10 +112,10 @@ def test_a_worker_that_dies_or_fails_ends_the_preparation_with_a_message() -> No
 
 
 def started(folder: Path) -> tuple[subprocess.Popen[str], list[str]]:
-    """A command that reads twenty minutes of audio with two readers, and its arguments; run in a group of its
+    """A command that reads forty minutes of audio with two readers, and its arguments; run in a group of its
     own, as in a terminal."""
-    for number in range(60):
-        write_tone(folder / f"corpus/{number:02d}.wav", 20.0)
+    for number in range(120):
+        write_tone(folder / f"corpus/{number:03d}.wav", 20.0)
     arguments = ["folder", "--corpus", str(folder / "corpus"), "--max_shard_utterances", "2"]
     command = [sys.executable, "-m", "kdasr.cli", "prepare", *arguments]
     command += ["--readers", "2", "--out", str(folder / "out")]
@@ -147,7 +147,7 @@ def test_readers_end_with_a_killed_command_which_is_resumed(tmp_path: Path) -> N
         time.sleep(0.1)
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=True)
     assert "complete shards kept" in done.stderr
-    assert len(read_folder(tmp_path / "out/unlabelled")) == 60
+    assert len(read_folder(tmp_path / "out/unlabelled")) == 120
 
 
 @pytest.mark.slow
