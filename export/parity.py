@@ -92,6 +92,55 @@ def _stack(windows: tuple[Any, ...]) -> Any:
     return np.concatenate(windows)
 
 
+class Reference:
+    """What a model computes from synthetic sound, chunk by chunk: computed once, compared with every file.
+
+    Args:
+        model: the original.
+        batch_sizes: how many streams at once are compared.
+        num_chunks: chunks of each batch size.
+    """
+
+    def __init__(
+        self, model: ChunkModel, *, batch_sizes: tuple[int, ...] = BATCH_SIZES, num_chunks: int = MIN_CHUNKS
+    ) -> None:
+        self._batch_sizes, self._num_chunks = batch_sizes, num_chunks
+        # A little less than whole chunks, so that the end of a stream is compared too.
+        num_samples = num_chunks * model.shift * HOP_SAMPLES - 1_000
+        self._sounds = [probe_sounds(num_samples, size, seed=size) for size in batch_sizes]
+        self._wanted = [run_chunks(model, sounds) for sounds in self._sounds]
+
+    def compare(self, candidate: ChunkModel) -> Agreement:
+        """How much `candidate` differs.
+
+        Raises:
+            ExportError: the outputs differ in shape, or one of them is not finite.
+        """
+        worst, same, frames, identical = 0.0, 0, 0, True
+        for sounds, want_btv in zip(self._sounds, self._wanted, strict=True):
+            got_btv = run_chunks(candidate, sounds)
+            if want_btv.shape != got_btv.shape:
+                raise ExportError(
+                    "the exported model's output has a different shape",
+                    expected=want_btv.shape,
+                    got=got_btv.shape,
+                )
+            if not (np.isfinite(want_btv).all() and np.isfinite(got_btv).all()):
+                raise ExportError(
+                    "a log-probability is not finite",
+                    where="original" if not np.isfinite(want_btv).all() else "exported model",
+                    fix="The weights are broken: choose another checkpoint.",
+                )
+            worst = max(worst, float(np.abs(want_btv - got_btv).max()))
+            want_bt, got_bt = want_btv.argmax(-1), got_btv.argmax(-1)
+            same, frames = same + int((want_bt == got_bt).sum()), frames + want_bt.size
+            identical &= all(
+                collapse(want.tolist()) == collapse(got.tolist())
+                for want, got in zip(want_bt, got_bt, strict=True)
+            )
+        return Agreement(worst, same / frames, identical, self._num_chunks, self._batch_sizes)
+
+
 def compare(
     reference: ChunkModel,
     candidate: ChunkModel,
@@ -104,32 +153,7 @@ def compare(
     Raises:
         ExportError: their outputs differ in shape, or one of them is not finite.
     """
-    worst, same, frames, identical = 0.0, 0, 0, True
-    for batch_size in batch_sizes:
-        # A little less than whole chunks, so that the end of a stream is compared too.
-        num_samples = num_chunks * reference.shift * HOP_SAMPLES - 1_000
-        sounds = probe_sounds(num_samples, batch_size, seed=batch_size)
-        want_btv, got_btv = run_chunks(reference, sounds), run_chunks(candidate, sounds)
-        if want_btv.shape != got_btv.shape:
-            raise ExportError(
-                "the exported model's output has a different shape",
-                expected=want_btv.shape,
-                got=got_btv.shape,
-            )
-        if not (np.isfinite(want_btv).all() and np.isfinite(got_btv).all()):
-            raise ExportError(
-                "a log-probability is not finite",
-                where="original" if not np.isfinite(want_btv).all() else "exported model",
-                fix="The weights are broken: choose another checkpoint.",
-            )
-        worst = max(worst, float(np.abs(want_btv - got_btv).max()))
-        want_bt, got_bt = want_btv.argmax(-1), got_btv.argmax(-1)
-        same, frames = same + int((want_bt == got_bt).sum()), frames + want_bt.size
-        identical &= all(
-            collapse(want.tolist()) == collapse(got.tolist())
-            for want, got in zip(want_bt, got_bt, strict=True)
-        )
-    return Agreement(worst, same / frames, identical, num_chunks, batch_sizes)
+    return Reference(reference, batch_sizes=batch_sizes, num_chunks=num_chunks).compare(candidate)
 
 
 def require_parity(agreement: Agreement, where: str, tolerance: float = TOLERANCE) -> None:

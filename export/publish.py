@@ -11,7 +11,7 @@ from typing import Any
 
 from export.card import CARD_FILE, build_card, write_card
 from export.formats import FORMATS, Format, format_class
-from export.parity import Agreement, compare, require_parity
+from export.parity import Agreement, Reference, require_parity
 from export.to_onnx import OnnxFormat
 from kdasr.errors import ConfigError, ExportError, MissingDependencyError, ModelError
 from kdasr.interfaces import StreamingModel
@@ -115,7 +115,7 @@ def export_student(
     _check_folder(out_dir)
     _check_units(student, units)
     student = silence_controls(student, units)
-    TorchChunkModel(student)  # refuses a full-context student
+    original = TorchChunkModel(student)  # refuses a full-context student
     written = kind(student, units, weights_sha256)
     out_dir.mkdir(parents=True, exist_ok=True)
     busy = ConfigError(
@@ -128,7 +128,8 @@ def export_student(
         float_path, int8_path = out_dir / written.float_file, out_dir / written.int8_file
         float_temporary, int8_temporary = temporary_name(float_path), temporary_name(int8_path)
         try:
-            figures = _write_float(written, student, float_temporary, float_path, gate)
+            reference = Reference(original, batch_sizes=written.batch_sizes)
+            figures = _write_float(written, reference, float_temporary, float_path, gate)
             _retire(out_dir)
             units.save(out_dir)
             write_tokens_txt(units, out_dir / TOKENS_FILE)
@@ -139,7 +140,7 @@ def export_student(
             if not int8:
                 return Export(float_path, None, card, None)
             int8_figures, refused = _write_int8(
-                written, student, int8_temporary, float_path, gate, figures["wer_percent"], max_wer_rise
+                written, reference, int8_temporary, float_path, gate, figures["wer_percent"], max_wer_rise
             )
             if refused is None:
                 commit_file(int8_temporary, int8_path)
@@ -213,19 +214,19 @@ def _check_units(student: StreamingModel, units: Units) -> None:
 
 
 def _write_float(
-    format: Format, student: StreamingModel, path: Path, final: Path, gate: Gate | None
+    format: Format, reference: Reference, path: Path, final: Path, gate: Gate | None
 ) -> dict[str, Any]:
     """Writes the float32 file to `path`; returns its figures. Raises ExportError as `export_student` does."""
     format.write_float(path)
     candidate = format.open(path)
-    parity = compare(TorchChunkModel(student), candidate, batch_sizes=format.batch_sizes)
+    parity = reference.compare(candidate)
     require_parity(parity, str(final), format.tolerance)
     return {"parity_with_torch": parity.as_dict(), **_measured(gate, candidate)}
 
 
 def _write_int8(
     format: Format,
-    student: StreamingModel,
+    reference: Reference,
     path: Path,
     float_path: Path,
     gate: Gate | None,
@@ -238,7 +239,7 @@ def _write_int8(
     try:
         format.write_int8(path, float_path)
         candidate = format.open(path)
-        agreement = compare(TorchChunkModel(student), candidate, batch_sizes=format.batch_sizes)
+        agreement = reference.compare(candidate)
         figures["agreement_with_torch"] = agreement.as_dict()
         _require_resemblance(agreement)
         figures.update(_measured(gate, candidate))

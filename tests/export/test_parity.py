@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.parity import Agreement, compare, probe_sounds, require_parity
+from export.parity import Agreement, Reference, compare, probe_sounds, require_parity
 from kdasr.errors import ExportError
 from kdasr.streaming import TorchChunkModel
 from tests.export.small_models import conformer
@@ -49,6 +49,16 @@ def test_a_difference_at_one_batch_size_is_a_difference(batch_size: int, same: f
 def test_what_cannot_be_compared_is_refused(change: Any, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         compare(TorchChunkModel(conformer()), Wrong(1, change), num_chunks=3)
+
+
+def test_the_original_runs_once_for_all_its_files() -> None:
+    original = TorchChunkModel(conformer())
+    reference = Reference(original, num_chunks=3)
+    original.student = None  # type: ignore[assignment]
+    right, wrong = TorchChunkModel(conformer()), Wrong(1, lambda log_probs: np.roll(log_probs, 1, axis=-1))
+    agreements = [reference.compare(candidate) for candidate in (right, wrong, right)]
+    assert agreements[0] == agreements[2] == Agreement(0.0, 1.0, True, 3, (1, 3))
+    assert agreements[1] == compare(TorchChunkModel(conformer()), wrong, num_chunks=3) != agreements[0]
 
 
 def test_streams_of_a_comparison_are_different_sounds() -> None:
