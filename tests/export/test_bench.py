@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from kdasr.errors import ConfigError, ExportError, ModelError
 from kdasr.interfaces import Utterance
 from kdasr.models import save_model
 from kdasr.shards import write_shards
-from tests.export.small_models import UNITS, conformer
+from tests.export.small_models import UNITS, conformer, recurrent
 from tests.export.test_delays import utterances
 
 
@@ -29,6 +31,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bench")
     save_model(root / "student", conformer(), UNITS)
     write_shards(utterances(root), root / "test")
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exported")
+    export_student(conformer(), UNITS, root)
     return root
 
 
@@ -58,9 +67,10 @@ def test_every_engine_is_measured_and_shown(place: Path) -> None:
 
 @pytest.mark.parametrize("gone", [None, "model.onnx"])
 def test_the_files_of_an_export_are_measured_as_they_are(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str | None
+    place: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str | None
 ) -> None:
-    card = export_student(conformer(), UNITS, tmp_path / "out").card
+    shutil.copytree(exported, tmp_path / "out")
+    card = json.loads((exported / "model.json").read_text())
     if gone is not None:
         (tmp_path / "out" / gone).unlink()
     timed: dict[str, Path] = {}
@@ -83,16 +93,19 @@ def test_the_files_of_an_export_are_measured_as_they_are(
 
 @pytest.mark.parametrize("model", ["student", "export"])
 def test_an_int8_file_that_its_export_refused_is_said_to_be_left_out(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     def refused(agreement: Agreement) -> None:
         raise ExportError("another model")
 
     monkeypatch.setattr(export.publish, "_require_resemblance", refused)
     monkeypatch.setattr(export.bench, "time_engines", lambda engines, *rest: {name: {} for name in engines})
+    student = conformer(num_layers=1)
     if model == "export":
-        export_student(conformer(), UNITS, tmp_path)
-    figures = bench_device(tmp_path if model == "export" else place / "student", formats=["onnx"])
+        export_student(student, UNITS, tmp_path)
+    else:
+        save_model(tmp_path, student, UNITS)
+    figures = bench_device(tmp_path, formats=["onnx"])
     assert set(figures["engines"]) == {"onnx float32"} | ({"torch"} if model == "student" else set())
     assert figures["refused"] == {"onnx int8": "another model"}
     assert "onnx int8 was not measured: another model" in table({**figures, "engines": {}})
@@ -115,7 +128,7 @@ def test_the_fastest_of_rounds_in_turn_is_given_and_the_median(
 
 
 def test_an_export_without_its_files_is_said_so(tmp_path: Path) -> None:
-    for path in export_student(conformer(), UNITS, tmp_path).float_path.parent.glob("*.onnx"):
+    for path in export_student(recurrent(), UNITS, tmp_path).float_path.parent.glob("*.onnx"):
         path.unlink()
     with pytest.raises(ModelError, match=r"model\.onnx: the model file does not exist"):
         bench_device(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,17 @@ from tests.export.small_models import UNITS, conformer, recurrent
 FILES = {"float32": FLOAT_FILE, "int8": INT8_FILE}
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    export_student(recurrent(), UNITS, folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    export_student(recurrent(), UNITS, tmp_path)
-    return tmp_path
+def folder(exported: Path, tmp_path: Path) -> Path:
+    """An export to be spoilt."""
+    return shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
 
 
 def take_from_card(folder: Path, precision: str) -> None:
@@ -121,7 +129,7 @@ def test_a_card_that_names_no_file_cannot_be_used(folder: Path) -> None:
 
 
 def test_the_card_keeps_the_chunks_of_the_training(tmp_path: Path) -> None:
-    student = conformer(chunk_frames=4)
+    student = conformer(chunk_frames=4, num_layers=1)
     set_chunk_ms(student, 80)
     streaming = export_student(student, UNITS, tmp_path, int8=False).card["streaming"]
     assert (streaming["chunk_ms"], streaming["trained_chunks_ms"]) == (80, [160])
@@ -129,7 +137,7 @@ def test_the_card_keeps_the_chunks_of_the_training(tmp_path: Path) -> None:
 
 def test_an_export_leaves_no_units_of_an_earlier_one(tmp_path: Path) -> None:
     pieces = train_sentencepiece(["one two three four five six seven eight nine ten"], 20)
-    export_student(conformer(vocab_size=pieces.vocab_size), pieces, tmp_path, int8=False)
+    export_student(conformer(vocab_size=pieces.vocab_size, num_layers=1), pieces, tmp_path, int8=False)
     assert (tmp_path / "units.model").exists()
     export_student(recurrent(), UNITS, tmp_path, int8=False)
     written = {FLOAT_FILE, CARD_FILE, UNITS_FILE, "tokens.txt"}

@@ -29,8 +29,9 @@ from tests.export.small_models import ALL, UNITS, conformer
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("commands")
-    save_model(root / "student", conformer(), UNITS)
-    export_student(conformer(), UNITS, root / "onnx", int8=False)
+    student = conformer(num_layers=1)
+    save_model(root / "student", student, UNITS)
+    export_student(student, UNITS, root / "onnx", int8=False)
     soundfile.write(root / "a.wav", probe_sound(40_000, 1), 16_000)
     return root
 
@@ -238,7 +239,7 @@ def test_a_limit_of_a_recipe_may_be_left_unused_and_one_that_is_typed_may_not(
 def test_chunks_smaller_than_those_of_the_training_are_told_of(
     tmp_path: Path, changes: dict[str, Any], chunk_ms: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_model(tmp_path / "student", conformer(**changes), UNITS)
+    save_model(tmp_path / "student", conformer(num_layers=1, **changes), UNITS)
     arguments = ["export", "--model", str(tmp_path / "student"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--no-int8", "--chunk-ms", chunk_ms]) == 0
     err = capsys.readouterr().err

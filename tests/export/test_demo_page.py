@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -30,10 +31,17 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoPage]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    export_student(recurrent(), UNITS, folder, name="little", format="wave-onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(runtime: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoPage]:
     root = tmp_path_factory.mktemp("model")
     (root / "secret.txt").write_text("no")
-    export_student(recurrent(), UNITS, root / "wave", name="little", format="wave-onnx")
+    shutil.copytree(exported, root / "wave")
     (root / "wave" / "index.html").write_text("<script>listen()</script>")
     (root / "wave" / "notes").mkdir()
     for folder in ("notes.onnx", "missing"):
@@ -125,7 +133,7 @@ def test_a_website_whose_name_means_this_machine_reads_nothing(
 
 
 def test_a_student_is_exported_first(runtime: Path, tmp_path: Path) -> None:
-    save_model(tmp_path / "student", conformer(), UNITS)
+    save_model(tmp_path / "student", conformer(num_layers=1), UNITS)
     with DemoPage(tmp_path / "student", port=0, runtime=runtime) as served:
         assert json.loads(get(served.url + "model/model.json")[1])["name"] == "student"
 
@@ -144,34 +152,31 @@ def test_an_export_without_its_int8_file_is_served_and_says_why(
 
 
 def test_an_export_without_its_float32_file_is_served(
-    runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runtime: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exported = export_student(recurrent(), UNITS, tmp_path, format="wave-onnx")
-    exported.float_path.unlink()
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.wave.onnx").unlink()
+    card = json.loads((exported / "model.json").read_text())
     with DemoPage(tmp_path, port=0, runtime=runtime) as served:
-        assert (
-            len(get(served.url + "model/model.wave.int8.onnx")[1]) == exported.card["files"]["int8"]["bytes"]
-        )
+        assert len(get(served.url + "model/model.wave.int8.onnx")[1]) == card["files"]["int8"]["bytes"]
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(served.url + "model/model.wave.onnx")
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("left", ["model.onnx", "model.int8.onnx"])
-def test_an_export_with_features_is_refused(runtime: Path, tmp_path: Path, left: str) -> None:
-    export_student(recurrent(), UNITS, tmp_path)
-    for path in tmp_path.glob("*.onnx"):
-        if path.name != left:
-            path.unlink()
-    with pytest.raises(ModelError, match=f"needs one that takes samples.*got {left}.*--format wave-onnx"):
-        DemoPage(tmp_path, port=0, runtime=runtime)
+def test_an_export_with_features_is_refused(runtime: Path, tmp_path: Path) -> None:
+    export_student(recurrent(), UNITS, tmp_path / "whole")
+    for left, gone in (("model.onnx", "model.int8.onnx"), ("model.int8.onnx", "model.onnx")):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / left)
+        (folder / gone).unlink()
+        with pytest.raises(ModelError, match=f"needs one that takes samples.*got {left}.*--format wave-onnx"):
+            DemoPage(folder, port=0, runtime=runtime)
 
 
-def test_a_taken_port_is_said_so(page: DemoPage, runtime: Path, tmp_path: Path) -> None:
-    export_student(recurrent(), UNITS, tmp_path, int8=False, format="wave-onnx")
+def test_a_taken_port_is_said_so(page: DemoPage, runtime: Path, exported: Path) -> None:
     port = page._server.server_address[1]
     with pytest.raises(ConfigError, match=rf"port {port}: the page cannot be served.*Choose another --port"):
-        DemoPage(tmp_path, port=int(port), runtime=runtime)
+        DemoPage(exported, port=int(port), runtime=runtime)
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 70_000])

@@ -21,7 +21,7 @@ from kdasr.features import log_mel as kdasr_log_mel
 from kdasr.streaming import StreamingSession
 from kdasr.symbols import TableUnits
 from kdasr.text import Units
-from tests.export.small_models import ALL, KINDS, UNITS, conformer
+from tests.export.small_models import ALL, KINDS, UNITS, conformer, recurrent
 
 PROGRAM = Path(export.example_client.__file__)
 
@@ -56,7 +56,7 @@ def test_a_pause_and_the_tail_are_heard_as_by_a_session(
 ) -> None:
     """Units in given frames: a pause of a second, one that is shorter, runs, and a unit in the tail, which is
     in the last frame of the audio."""
-    export_student(conformer(), UNITS, tmp_path, int8=False)
+    export_student(recurrent(), UNITS, tmp_path, int8=False)
     samples = np.zeros(100 * 640, np.float32)
     session = heard_by_session(tmp_path, UNITS, samples)
     for script in (
@@ -83,13 +83,14 @@ def test_word_pieces_are_spelt(tmp_path: Path) -> None:
     units = TableUnits(
         ["<blk>", *UNITS.symbols[1:20], "▁th", "▁s", "ing", "▁the", "ed", "er", "▁a", "on", "qu"]
     )
-    export_student(conformer(lead_nats=6.0, vocab_size=units.vocab_size), units, tmp_path, int8=False)
+    student = conformer(lead_nats=6.0, vocab_size=units.vocab_size, num_layers=1)
+    export_student(student, units, tmp_path, int8=False)
     samples = probe_sound(47_123, 6)
     assert Client(tmp_path).text(samples) == heard_by_session(tmp_path, units, samples).text
 
 
 def test_its_features_are_those_of_kdasr(tmp_path: Path) -> None:
-    export_student(conformer(), UNITS, tmp_path, int8=False)
+    export_student(recurrent(), UNITS, tmp_path, int8=False)
     features = Client(tmp_path).features
     for num_samples in (80, 200, 5_281, 16_000):
         samples = probe_sound(20_000, 3)[:num_samples]
@@ -115,7 +116,7 @@ def test_a_copy_of_it_runs_beside_nothing_of_kdasr(tmp_path: Path) -> None:
 
 def test_it_runs_where_it_lies_and_says_what_it_takes(tmp_path: Path) -> None:
     """Beside the other modules of `export`, none of which may hide one that it imports."""
-    export_student(conformer(lead_nats=6.0), UNITS, tmp_path / "out", int8=False)
+    export_student(recurrent(lead_nats=6.0), UNITS, tmp_path / "out", int8=False)
     for rate_hz in (16_000, 8_000):
         soundfile.write(tmp_path / f"{rate_hz}.wav", probe_sound(20_000, 5), rate_hz)
 

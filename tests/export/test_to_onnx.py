@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,8 +184,8 @@ def test_missed_parity_leaves_no_file_and_tells_the_figure(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_export_leaves_the_earlier_one(tmp_path: Path) -> None:
-    export_student(recurrent(), UNITS, tmp_path)
+def test_a_failed_export_leaves_the_earlier_one(folders: Any, tmp_path: Path) -> None:
+    shutil.copytree(folders["recurrent"][1], tmp_path, dirs_exist_ok=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ExportError):
         export_student(Drifting(vocab_size=29), UNITS, tmp_path)
@@ -217,18 +218,20 @@ def test_the_gate_measures_both_files(tmp_path: Path) -> None:
 
 
 def test_int8_that_was_not_asked_for_is_no_riddle_to_an_evaluation(tmp_path: Path) -> None:
-    exported = export_student(conformer(), UNITS, tmp_path, int8=False)
+    exported = export_student(recurrent(), UNITS, tmp_path, int8=False)
     assert refusal(tmp_path / "model.int8.onnx") == "model.int8.onnx was not requested at export"
     assert refusal(exported.float_path) is None
     exported.float_path.unlink()
     assert refusal(exported.float_path) is None  # written, and lost: an error
 
 
-def test_int8_that_misses_the_gate_is_left_out_and_no_earlier_one_survives(tmp_path: Path) -> None:
+def test_int8_that_misses_the_gate_is_left_out_and_no_earlier_one_survives(
+    folders: Any, tmp_path: Path
+) -> None:
     def gate(model: Any) -> Measured:
         return Measured(10.4 if "int8" in model.path.name else 10.0, 250, ("shards/dev",))
 
-    export_student(conformer(), UNITS, tmp_path)
+    shutil.copytree(folders["conformer"][1], tmp_path, dirs_exist_ok=True)
     exported = export_student(recurrent(), UNITS, tmp_path, gate=gate, max_wer_rise=0.3)
     assert exported.int8_path is None
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"}
@@ -251,13 +254,13 @@ def test_int8_that_misses_the_gate_is_left_out_and_no_earlier_one_survives(tmp_p
 
 def test_int8_that_is_another_model_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write_another(format: OnnxFormat, path: Path, float_path: Path) -> None:
-        other = conformer()
+        other = recurrent()
         with torch.no_grad():
             other.head.weight.neg_()
         OnnxFormat(other, UNITS, "").write_float(path)
 
     monkeypatch.setattr(OnnxFormat, "write_int8", write_another)
-    exported = export_student(conformer(), UNITS, tmp_path)
+    exported = export_student(recurrent(), UNITS, tmp_path)
     assert exported.int8_path is None and "in at least half of all frames; got" in (exported.refused or "")
     assert exported.card["refused"]["int8"]["agreement_with_torch"]["same_argmax"] < 0.5
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"}
@@ -282,8 +285,8 @@ def test_float32_is_there_whatever_becomes_of_int8(tmp_path: Path, monkeypatch: 
     load_exported(tmp_path / "model.onnx")
 
 
-def test_without_int8_there_is_one_model_and_no_stale_one(tmp_path: Path) -> None:
-    export_student(recurrent(), UNITS, tmp_path)
+def test_without_int8_there_is_one_model_and_no_stale_one(folders: Any, tmp_path: Path) -> None:
+    shutil.copytree(folders["recurrent"][1], tmp_path, dirs_exist_ok=True)
     exported = export_student(recurrent(), UNITS, tmp_path, int8=False)
     assert exported.int8_path is None and "int8" not in exported.card["files"]
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.int8.onnx"}
@@ -335,16 +338,17 @@ def test_what_a_killed_export_left_is_removed_and_what_another_writes_is_not(tmp
 
 
 def test_the_card_says_the_chunk_that_was_exported(tmp_path: Path) -> None:
-    student = conformer()
+    student = conformer(num_layers=1)
     student.chunk_frames = 16
     card = export_student(student, UNITS, tmp_path, int8=False).card
     assert card["student"]["config"] == {**student.config, "chunk_frames": 16}
     assert card["streaming"]["chunk_ms"] == 640 and student.config["chunk_frames"] == 4
 
 
-def test_another_format_replaces_the_export_before(tmp_path: Path) -> None:
-    export_student(conformer(), UNITS, tmp_path, int8=False)
-    card = export_student(conformer(width=24), UNITS, tmp_path, format="wave-onnx", int8=False).card
+def test_another_format_replaces_the_export_before(folders: Any, tmp_path: Path) -> None:
+    shutil.copytree(folders["conformer"][1], tmp_path, dirs_exist_ok=True)
+    student = conformer(width=24, num_layers=1)
+    card = export_student(student, UNITS, tmp_path, format="wave-onnx", int8=False).card
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.onnx", "model.int8.onnx"} | {
         "model.wave.onnx"
     }
