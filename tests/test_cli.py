@@ -238,7 +238,7 @@ def test_a_run_shows_what_its_export_hears_as_the_example_is_spoken(
     assert capsys.readouterr().out == "", "there is nothing to show"
     example, model = tmp_path / "example.wav", tmp_path / "export" / "onnx" / "model.int8.onnx"
     soundfile.write(example, probe_sound(40_000, 1), 16_000)
-    export_student(conformer(), UNITS, model.parent)
+    export_student(conformer(num_layers=1), UNITS, model.parent)
     _transcribe_live(tmp_path)
     command, *partials, final, empty = capsys.readouterr().out.splitlines()
     assert command == f"$ kdasr transcribe --stream --model {model} {example}" and empty == ""

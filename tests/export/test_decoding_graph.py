@@ -27,7 +27,7 @@ from kdasr.lexicon import Lexicon
 from kdasr.streaming import StreamingSession, TorchChunkModel
 from kdasr.symbols import TableUnits
 from kdasr.text import train_sentencepiece
-from tests.export.small_models import UNITS, conformer
+from tests.export.small_models import UNITS, conformer, recurrent
 from tests.export.test_sherpa import flushed, sherpa, utterance
 
 LETTERS = TableUnits(["<blk>", "▁", "a", "b"], None, False)
@@ -200,7 +200,7 @@ def test_the_graph_of_a_model_is_written_and_counted(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
-    export_student(conformer(), UNITS, tmp_path / "onnx", int8=False)
+    export_student(recurrent(), UNITS, tmp_path / "onnx", int8=False)
     (tmp_path / "words.txt").write_text("tea 7up")
     out = tmp_path / "words.fst"
     with pytest.raises(ConfigError, match=r"the lexicon's word '7up' cannot be spelled"):

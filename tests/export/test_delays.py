@@ -18,7 +18,7 @@ from kdasr.errors import ModelError
 from kdasr.interfaces import Utterance
 from kdasr.models import save_model
 from kdasr.text import TableUnits
-from tests.export.small_models import UNITS, conformer
+from tests.export.small_models import UNITS, conformer, recurrent
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_percentiles_are_the_median_and_nine_tenths() -> None:
 
 def test_an_aligner_with_other_units_is_refused(place: Path, tmp_path: Path) -> None:
     recogniser = open_recogniser(place / "student")
-    export_student(conformer(), UNITS, tmp_path, int8=False)
+    export_student(recurrent(), UNITS, tmp_path, int8=False)
     with pytest.raises(ModelError, match="cannot align transcripts for the student.*an exported model"):
         open_aligner(tmp_path, recogniser)
     other = TableUnits([*UNITS.symbols[:-2], UNITS.symbols[-1], UNITS.symbols[-2]], None, False)

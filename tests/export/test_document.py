@@ -45,7 +45,7 @@ def program(begins: str) -> str:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("document")
-    export_student(conformer(lead_nats=2.0), UNITS, root / "OUT", int8=False)
+    export_student(conformer(lead_nats=2.0, num_layers=1), UNITS, root / "OUT", int8=False)
     (root / "words.txt").write_text("\n".join(WORDS))
     return root
 

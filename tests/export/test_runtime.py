@@ -111,7 +111,7 @@ def test_a_folder_means_the_file_of_its_card(folder: Path) -> None:
 
 
 def test_a_file_of_another_student_beside_the_card_is_refused(folder: Path, tmp_path: Path) -> None:
-    export_student(conformer(), UNITS, tmp_path / "a", weights_sha256="aa" * 32, int8=False)
+    export_student(recurrent(width=20), UNITS, tmp_path / "a", weights_sha256="aa" * 32, int8=False)
     shutil.copyfile(tmp_path / "a" / "model.onnx", folder / "stale.onnx")
     with pytest.raises(ModelError, match=r"stale\.onnx: the card beside the file belongs to another student"):
         load_exported(folder / "stale.onnx")

@@ -18,7 +18,7 @@ from export.wave_student import FoldedLogMel
 from kdasr.errors import ModelError
 from kdasr.features import LOG_MEL_FLOOR, log_mel
 from kdasr.streaming import SampleWindows, StreamingSession, TorchChunkModel
-from tests.export.small_models import STUDENTS, UNITS
+from tests.export.small_models import STUDENTS, UNITS, recurrent
 
 
 @pytest.fixture(scope="module", params=sorted(STUDENTS))
@@ -97,9 +97,9 @@ def test_outputs_have_shapes_that_depend_on_the_batch_alone(exported: tuple[str,
 
 
 def test_one_kind_of_file_is_not_taken_for_the_other(exported: tuple[str, Path], tmp_path: Path) -> None:
-    kind, folder = exported
+    _, folder = exported
     with pytest.raises(ModelError, match=r"expected kdasr_format = kdasr-onnx"):
         OnnxChunkModel(folder / "model.wave.onnx")
-    export_student(STUDENTS[kind](), UNITS, tmp_path, int8=False)
+    export_student(recurrent(), UNITS, tmp_path, int8=False)
     with pytest.raises(ModelError, match=r"expected kdasr_format = kdasr-wave-onnx"):
         OnnxWaveModel(tmp_path / "model.onnx")

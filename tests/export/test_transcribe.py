@@ -28,8 +28,9 @@ from tests.export.transcripts import texts_of
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
-    save_model(root / "torch", conformer(), UNITS)
-    export_student(conformer(), UNITS, root / "onnx")
+    student = conformer(num_layers=1)
+    save_model(root / "torch", student, UNITS)
+    export_student(student, UNITS, root / "onnx")
     return root
 
 
@@ -139,7 +140,7 @@ def test_a_teacher_transcribes_whole_files_only(models: Path, wavs: list[Path], 
     class Offline(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.student = conformer()
+            self.student = conformer(num_layers=1)
             self.subsampling = self.student.subsampling
 
         def offline(self, *features_and_lengths: torch.Tensor) -> object:
