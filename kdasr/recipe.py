@@ -244,8 +244,11 @@ def run_stages(
             got=", ".join(twice),
             fix="Give each its own `name`.",
         )
-    contents = [_parse(stage.path) for stage in stages]
-    stages = [_with_bases(stage, {other.path.resolve() for other in stages}) for stage in stages]
+    chains = {path: _chain(path) for path in dict.fromkeys(stage.path for stage in stages)}
+    recipes = {path.resolve() for path in chains}
+    stages = [_with_bases(stage, chains[stage.path], recipes) for stage in stages]
+    merged = {path: _merged(chain) for path, chain in chains.items()}
+    contents = [merged[stage.path] for stage in stages]
     general, named = ([dict[str, Any]() for _ in stages] for _ in range(2))
     for name, value in overrides.items():
         targets = [_target(stage, name) for stage in stages]
@@ -276,14 +279,13 @@ def run_stages(
     ]
 
 
-def _with_bases(stage: Stage, recipes: Collection[Path]) -> Stage:
+def _with_bases(stage: Stage, chain: _Chain, recipes: Collection[Path]) -> Stage:
     """The stage with `bases` and `over_bases`, considering only bases among the stages' `recipes`."""
-    path, passed = stage.path, dict[str, None]()
-    while BASE in (content := _read(path)):
-        path = path.parent / str(content.pop(BASE))
+    passed = dict[str, None]()
+    for (_, content), (base, _) in itertools.pairwise(chain):
         passed |= dict.fromkeys(key for key in content if key not in _OF_THE_RUN)
-        if path.resolve() in recipes:
-            stage = replace(stage, bases=(*stage.bases, path.stem), over_bases=tuple(passed))
+        if base.resolve() in recipes:
+            stage = replace(stage, bases=(*stage.bases, base.stem), over_bases=tuple(passed))
     return stage
 
 
@@ -359,24 +361,38 @@ def _checked(construct: Callable[..., Any], path: Path) -> Callable[..., Any]:
     return checked
 
 
-def _parse(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+# A recipe, its base, that one's base and so on, with what each sets.
+_Chain = list[tuple[Path, dict[str, Any]]]
+
+
+def _parse(path: Path) -> dict[str, Any]:
     """The YAML's top level, merged over its base's, without building anything.
 
     Raises:
         ConfigError: it cannot be read, or it is its own base.
     """
-    content = _read(path)
-    if BASE not in content:
-        return content
-    base = path.parent / str(content.pop(BASE))
-    if base.resolve() in (path.resolve(), *derived):
-        raise ConfigError("a recipe cannot be its own base", where=path, got=base)
-    merged = _parse(base, (*derived, path.resolve()))
-    for name, value in content.items():
-        if "." in name:
-            _set(path, merged, name, value)
-        else:
-            merged[name] = value
+    return _merged(_chain(path))
+
+
+def _chain(path: Path) -> _Chain:
+    chain = [(path, _read(path))]
+    while BASE in (content := chain[-1][1]):
+        derived = chain[-1][0]
+        base = derived.parent / str(content.pop(BASE))
+        if base.resolve() in {one.resolve() for one, _ in chain}:
+            raise ConfigError("a recipe cannot be its own base", where=derived, got=base)
+        chain.append((base, _read(base)))
+    return chain
+
+
+def _merged(chain: _Chain) -> dict[str, Any]:
+    _, merged = chain[-1]
+    for path, content in reversed(chain[:-1]):
+        for name, value in content.items():
+            if "." in name:
+                _set(path, merged, name, value)
+            else:
+                merged[name] = value
     return merged
 
 

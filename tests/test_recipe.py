@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kdasr import recipe as recipe_module
 from kdasr.errors import ConfigError
 from kdasr.pipeline import check_recipe
 from kdasr.recipe import RUN_FILE, explained, load_recipe, parse_value, run_stages, stage_arguments
@@ -53,6 +54,22 @@ def test_every_run_lists_recipes_that_build(path: Path) -> None:
     for stage in stages:
         check_recipe(load_recipe(stage.path, stage.settings))
     assert len({stage.name for stage in stages}) == len(stages)
+
+
+def test_a_run_reads_each_of_its_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "base.yaml", "stage: train\nwork_dir: w\nsteps: 1\n")
+    write(tmp_path / "student.yaml", "base: base.yaml\nsteps: 2\n")
+    write(
+        tmp_path / RUN_FILE, "stages: [student.yaml, {recipe: student.yaml, name: more, set: {steps: 3}}]\n"
+    )
+    read: list[str] = []
+    original = recipe_module._read
+    monkeypatch.setattr(recipe_module, "_read", lambda path: read.append(path.name) or original(path))
+    assert [stage.settings for stage in run_stages(tmp_path, {"work_dir": "x"})] == [
+        {"work_dir": "x"},
+        {"steps": 3, "work_dir": "x"},
+    ]
+    assert read == [RUN_FILE, "student.yaml", "base.yaml"]
 
 
 def test_settings_replace_values_and_reach_into_mappings(tmp_path: Path) -> None:
