@@ -192,7 +192,8 @@ def test_speeds_change_from_epoch_to_epoch_and_are_repeatable(labelled: Path) ->
         assert abs(original[key] / speed - length) <= 1
         chosen.setdefault(key, set()).add(speed)
     assert all(speeds == {*SPEEDS} for speeds in chosen.values())
-    assert read == [(epoch, key, len(features)) for epoch, key, features in readings(again, 20)]
+    first = [(epoch, key, len(features)) for epoch, key, features in readings(again, 5)]
+    assert first == read[: len(first)] and len(first) == 5 * 23
 
 
 def test_transcribed_audio_is_followed_by_silence_in_its_share_of_the_epochs(labelled: Path) -> None:
@@ -203,9 +204,8 @@ def test_transcribed_audio_is_followed_by_silence_in_its_share_of_the_epochs(lab
         assert features[-32:].eq(LOG_MEL_FLOOR).all() and len(features) == len(without[key]) + 32
     added = [(epoch, key) for epoch, key, features in readings(half, 12) if len(features) > len(without[key])]
     assert 0.4 < len(added) / (12 * 23) < 0.6 and len({key for _, key in added}) > 20, "now one, now another"
-    assert added == [
-        (epoch, key) for epoch, key, features in readings(half, 12) if len(features) > len(without[key])
-    ]
+    again = [(epoch, key) for epoch, key, features in readings(half, 3) if len(features) > len(without[key])]
+    assert again and again == added[: len(again)]
     assert len({str(one.fingerprint()) for one in (plain, always, half)}) == 3
 
 
@@ -231,6 +231,7 @@ def test_audio_with_labels_frame_by_frame_or_with_nothing_to_read_is_not_followe
     assert Stream([audio], 8.0, 7, tail_share=1.0).tail_share == 0.0
 
 
+@pytest.mark.slow
 def test_a_share_of_the_batches_begins_before_the_speech(labelled: Path) -> None:
     """With frames of the quietest 100 ms of each utterance, noise about as loud, or silence, in whole output
     frames."""

@@ -309,6 +309,7 @@ def test_a_store_that_is_down_stops_the_job_with_the_address(
     assert len(summary["shards_not_tried"]) == NUM_SHARDS - 1
 
 
+@pytest.mark.slow
 def test_one_audio_shard_that_cannot_be_fetched_does_not_stop_the_job(
     s3: str, audio: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

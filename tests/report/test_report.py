@@ -516,15 +516,15 @@ def test_runs_are_drawn_in_the_order_of_the_table_with_what_has_to_be_known(
         log = tmp_path / "checkpoints" / name / "train.jsonl"
         log.parent.mkdir(parents=True)
         log.write_text('{"step": 1, "labelled/ctc": 2.0}\n{"step": 1, "dev_wer": 90.0}\n')
+    drawn: list[str] = []
+    plot = page.plot_losses
+    monkeypatch.setattr(page, "plot_losses", lambda path, logs: drawn.extend(logs) or plot(path, logs))
     text = write_report(tmp_path).read_text()
+    assert drawn == ["teacher", "student_labelled_only", "student_distilled", "student_mwer", "another"]
     assert "Dev WER during training" in text and "silent_start" not in text
     assert "MWER training (student_mwer) starts from the finished student_distilled." in text
     log.write_text('{"step": 1, "labelled/ctc": 2.0, "labelled/silent_start": 1.0}\n')
     assert "silent_start fades out by design." in write_report(tmp_path).read_text()
-    drawn: list[str] = []
-    monkeypatch.setattr(page, "plot_losses", lambda _, logs: drawn.extend(logs))
-    write_report(tmp_path)
-    assert drawn == ["teacher", "student_labelled_only", "student_distilled", "student_mwer", "another"]
 
 
 @pytest.mark.parametrize(

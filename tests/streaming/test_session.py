@@ -98,6 +98,7 @@ _SAMPLES = probe_sound(20_000, 7)
 _WHOLE = stream(_CONFORMER, _SAMPLES, [])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 6_000)), max_size=12))
 def test_any_cut_gives_the_same_bits_of_text(sizes: Any) -> None:
