@@ -123,12 +123,9 @@ class WholeCheckpoints(Checkpointer):
         listed: set[Path] = set()
         kept: set[Path] = set()
         for order in orders:
-            found = self.find_checkpoints(ckpt_predicate=ckpt_predicate, **order)
-            best = self.find_checkpoints(
-                ckpt_predicate=ckpt_predicate, max_num_checkpoints=num_to_keep, **order
-            )
+            found = self.find_checkpoints(ckpt_predicate=ckpt_predicate, **order)  # the best come first
             listed |= {checkpoint.path for checkpoint in found}
-            kept |= {checkpoint.path for checkpoint in best}
+            kept |= {checkpoint.path for checkpoint in found[:num_to_keep]}
         for path in listed - kept:
             going = path.with_name(_UNFINISHED + path.name)
             path.replace(going)
