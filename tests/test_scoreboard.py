@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import replace
@@ -31,6 +32,13 @@ from kdasr.symbols import TableUnits
 from kdasr.teachers.base import WAVEFORM, Teacher
 from kdasr.text import CharUnits
 from tests.speech import shards, utterance
+
+
+@pytest.fixture(autouse=True)
+def _few_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 chunks of each row are for measuring, which is tested where it is done."""
+    few = functools.partial(scoreboard.measure_chunks, min_chunks=10)
+    monkeypatch.setattr(scoreboard, "measure_chunks", few)
 
 
 def save_student(folder: Path, seed: int) -> None:
