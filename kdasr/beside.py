@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 
 from kdasr.errors import KdasrError
 
@@ -70,6 +71,8 @@ def run_beside(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]
 def without_ctrl_c() -> Iterator[None]:
     """Processes started within this never see Ctrl-C, not even while they import modules: it is for their
     parent, which then ends them, and sees one of now a little later."""
+    # The first process would start it, and up to Python 3.13 it leaves the signal unblocked.
+    resource_tracker.ensure_running()
     # Inherited by them, unlike a handler.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

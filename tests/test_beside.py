@@ -102,3 +102,21 @@ def _until(true: object, seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_processes_of_multiprocessing_start_without_ctrl_c_from_the_first_on() -> None:
+    # In a new process: what multiprocessing itself starts for the first one must not change that.
+    script = """
+import multiprocessing, time
+from kdasr.beside import without_ctrl_c
+
+if __name__ == "__main__":
+    for _ in range(2):
+        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
+        with without_ctrl_c():
+            child.start()
+        print(next(line for line in open(f"/proc/{child.pid}/status") if line.startswith("SigBlk")), end="")
+        child.kill()
+"""
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert [int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1 for line in shown.splitlines()] == [1, 1]
