@@ -66,6 +66,9 @@ class Readers:
             # Some may be reading for minutes. (Public only from Python 3.14 on, as `terminate_workers`.)
             for process in (self._pool._processes or {}).values():
                 process.terminate()
+            # One may have ended in the middle of a result: without this process's own end of their pipe, the
+            # pool's thread sees that the rest never comes, and does not wait for it.
+            self._pool._result_queue._writer.close()  # type: ignore[attr-defined]
         self._pool.shutdown(cancel_futures=True)
 
     def read(self, reading: Reading) -> Iterator[Utterance | Encoded]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from data_prep.support.dropped import Dropped
 from data_prep.support.listed import Reading
 from kdasr.errors import AudioError, ConfigError, CorpusError
 from kdasr.interfaces import Utterance
+from kdasr.shards import Encoded
 from tests.data_prep.fakes import bytes_below, read_folder, write_tone
 from tests.data_prep.test_interrupted import CORPORA, killed_at
 
@@ -109,6 +112,28 @@ def test_a_reader_that_dies_or_fails_ends_the_preparation_with_a_message() -> No
             list(readers.read(reading(refuse)))
         with pytest.raises(CorpusError, match="readers: a process that reads audio died.*got 2.*resumes"):
             list(readers.read(reading(die)))
+
+
+def large(path: Path, dropped: Dropped) -> Iterator[Any]:
+    ahead.encode = lambda encoded: encoded  # type: ignore[assignment,return-value]  # in the reader
+    yield Encoded("a", 1, bytes(2**26), b"")
+
+
+@pytest.mark.slow
+def test_an_error_while_readers_send_large_results_ends_them() -> None:
+    def fail() -> None:
+        files = [(Path("a.wav"), functools.partial(large, Path("a.wav"))) for _ in range(100)]
+        with contextlib.suppress(KeyError), Readers(2) as readers:
+            found = readers.read(Reading(iter(files), Dropped()))
+            for _ in range(6):
+                next(found)
+            raise KeyError
+
+    for _ in range(2):
+        failing = threading.Thread(target=fail, daemon=True)
+        failing.start()
+        failing.join(timeout=45)
+        assert not failing.is_alive()
 
 
 def started(folder: Path) -> tuple[subprocess.Popen[str], list[str]]:
