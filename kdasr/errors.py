@@ -40,7 +40,9 @@ _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160)) i
 
 # In a URL's query: the name of a parameter that permits access, and its value.
 _SECRETS = re.compile(
-    r"([?&;#][\w-]*(?:signature|credential|token|sig|key|password|secret)=)[\w%.~+/=-]+", re.I
+    r"([?&;#][\w-]*(?:signature|credential|token|sig|key|password|passwd|pwd|secret)=)"
+    r"(?:[\w%~+/=@!$*^-]|[.:](?=\S))+",  # a full stop or colon at the end is the message's
+    re.I,
 )
 
 

@@ -69,8 +69,10 @@ def test_a_name_from_elsewhere_does_not_direct_the_terminal() -> None:
         ("https://a.blob.core/x.tar?sp=rl&sig=a/b+c%3D&se=1", "https://a.blob.core/x.tar?sp=rl&sig=***&se=1"),
         ("https://host/o?Expires=1&Signature=ab=", "https://host/o?Expires=1&Signature=***"),
         ("https://me:pw@h?access_token=a.b-c&n=1", "https://me:***@h?access_token=***&n=1"),
+        ("https://host/o?password=a!b:c@d$e&pwd=x&n=1", "https://host/o?password=***&pwd=***&n=1"),
         ("https://host/token=1/a?part=2&tokens=3", "https://host/token=1/a?part=2&tokens=3"),
     ],
 )
 def test_a_password_in_a_url_is_not_told(url: str, shown: str) -> None:
     assert str(ConfigError("wrong", where=url, got=url)) == f"{shown}: wrong; got {shown}"
+    assert str(ConfigError("wrong", got=url, fix="Mend it.")) == f"wrong; got {shown}. Mend it."
