@@ -95,7 +95,8 @@ class Readers:
                 "a process that reads audio died, perhaps because memory ran out",
                 where="readers",
                 got=self._count,
-                fix="Start the same command again, with fewer readers: it resumes where it stopped.",
+                fix="Start the same command again, with fewer readers: it resumes where it stopped. (In a "
+                'script, call `prepare` below `if __name__ == "__main__":`: readers import the script.)',
             ) from error
 
 

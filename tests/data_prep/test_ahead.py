@@ -114,6 +114,20 @@ def test_a_reader_that_dies_or_fails_ends_the_preparation_with_a_message() -> No
             list(readers.read(reading(die)))
 
 
+@pytest.mark.slow
+def test_a_script_that_readers_would_run_again_is_told_so(tmp_path: Path) -> None:
+    write_tone(tmp_path / "corpus/a.wav", 0.5)
+    (tmp_path / "script.py").write_text(
+        "from pathlib import Path\nfrom data_prep import prepare\n"
+        'prepare("folder", corpus=Path("corpus"), out=Path("out"), readers=2)\n'
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert 'below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+
+
 def large(path: Path, dropped: Dropped) -> Iterator[Any]:
     ahead.encode = lambda encoded: encoded  # type: ignore[assignment,return-value]  # in the reader
     yield Encoded("a", 1, bytes(2**26), b"")
