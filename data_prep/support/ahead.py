@@ -9,10 +9,11 @@ from __future__ import annotations
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -25,10 +26,11 @@ from kdasr.shards import Encoded, encode
 
 # Files that a reader reads at a time: each of its results is in memory as a whole. Longer files are read in
 # their turn, one segment at a time.
-_LONGEST_BYTES = 128 * 2**20
-# Files that wait to be written: an hour of MP3 becomes up to four times as much FLAC.
-_WAITING_BYTES = 512 * 2**20
+_LONGEST_BYTES = 64 * 2**20
+# Files that wait to be written: MP3 of a low bit rate becomes seven times as much FLAC.
+_WAITING_BYTES = 256 * 2**20
 _WAITING_PER_READER = 4
+_SECONDS_BETWEEN_LOOKS = 5.0
 
 
 class _Waiting(NamedTuple):
@@ -64,7 +66,7 @@ class Readers:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is not None:
             # Some may be reading for minutes. (Public only from Python 3.14 on, as `terminate_workers`.)
-            for process in (self._pool._processes or {}).values():
+            for process in self._processes():
                 process.terminate()
             # One may have ended in the middle of a result: without this process's own end of their pipe, the
             # pool's thread sees that the rest never comes, and does not wait for it.
@@ -89,7 +91,9 @@ class Readers:
                     waiting.append(following)
                 if not waiting:
                     return
-                yield from _utterances_of(waiting.popleft(), reading.dropped)
+                following = waiting.popleft()
+                self._wait_for(following.found)
+                yield from _utterances_of(following, reading.dropped)
         except BrokenProcessPool as error:
             raise CorpusError(
                 "a process that reads audio died, perhaps because memory ran out",
@@ -98,6 +102,16 @@ class Readers:
                 fix="Start the same command again, with fewer readers: it resumes where it stopped. (In a "
                 'script, call `prepare` below `if __name__ == "__main__":`: readers import the script.)',
             ) from error
+
+    def _processes(self) -> list[BaseProcess]:
+        return list((self._pool._processes or {}).values())
+
+    def _wait_for(self, found: Future[Any] | None) -> None:
+        """Wait for a result. A reader that is killed in the middle of sending one would otherwise be waited
+        for by the pool and by the other readers."""
+        while found is not None and wait([found], _SECONDS_BETWEEN_LOOKS).not_done:
+            if not all(process.is_alive() for process in self._processes()):
+                raise BrokenProcessPool("a reader died")
 
 
 def _submitted(reading: Reading, pool: ProcessPoolExecutor) -> Iterator[_Waiting]:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,28 @@ def test_an_error_while_readers_send_large_results_ends_them() -> None:
         failing.start()
         failing.join(timeout=45)
         assert not failing.is_alive()
+
+
+def die_in_a_result(path: Path, dropped: Dropped) -> Iterator[Any]:
+    def send(connection: Connection, data: memoryview) -> None:
+        os.write(connection.fileno(), data[: len(data) // 2])
+        if len(data) > 1_000:
+            os._exit(1)
+
+    Connection._send = send  # type: ignore[attr-defined]
+    yield from large(path, dropped)
+
+
+@pytest.mark.slow
+def test_a_reader_that_is_killed_in_the_middle_of_a_result_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ahead, "_SECONDS_BETWEEN_LOOKS", 0.5)
+    files = [
+        (Path("a.wav"), functools.partial(read, Path("a.wav"))) for read in (large, die_in_a_result, large)
+    ]
+    with pytest.raises(CorpusError, match="a process that reads audio died"), Readers(2) as readers:
+        list(readers.read(Reading(iter(files * 10), Dropped())))
 
 
 def started(folder: Path) -> tuple[subprocess.Popen[str], list[str]]:
