@@ -73,12 +73,31 @@ def without_ctrl_c() -> Iterator[None]:
     parent, which then ends them, and sees one of now a little later."""
     # The first process would start it, and up to Python 3.13 it leaves the signal unblocked.
     resource_tracker.ensure_running()
-    # Inherited by them, unlike a handler.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _ctrl_c_later():
+        # Inherited by them, unlike a handler.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Ctrl-C comes after this. (If this thread blocks it, another one of a library gets it, and Python then
+    interrupts the main thread all the same.) No other thread can be interrupted."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        yield
+        return
+    pressed = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: pressed.set())
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if pressed.is_set():
+            signal.raise_signal(signal.SIGINT)
 
 
 def end_with_parent() -> None:

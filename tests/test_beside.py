@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from kdasr import beside
+from kdasr.beside import without_ctrl_c
 from kdasr.errors import KdasrError
 
 
@@ -120,3 +122,25 @@ if __name__ == "__main__":
 """
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert [int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1 for line in shown.splitlines()] == [1, 1]
+
+
+def test_ctrl_c_while_a_process_starts_comes_when_it_has_started() -> None:
+    other = threading.Event()
+    # A thread that the signal may be delivered to, as libraries have them.
+    thread = threading.Thread(target=other.wait)
+    thread.start()
+    began_and_ended = []
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with without_ctrl_c():
+                began_and_ended.append("began")
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+                began_and_ended.append("ended")
+            began_and_ended.append("went on")
+    finally:
+        other.set()
+        thread.join()
+    assert began_and_ended == ["began", "ended"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -53,11 +53,11 @@ def test_what_a_recipe_says_reaches_the_corpus(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(data_prep, "prepare", prepare)
     made = stages.prepare(
-        name="folder", out="shards", corpus="one", unlabelled_corpus="two", seed=5, share=0.5
+        name="folder", out="shards", corpus="one", unlabelled_corpus="two", seed=5, readers=3, share=0.5
     )
     assert made == {"train": 2, "dev": 1}
     stages.prepare(name="folder", out="shards", unlabelled_corpus="two")
     assert asked == [
-        ("folder", {"corpus": Path("one"), "out": Path("shards"), "seed": 5, "share": 0.5}),
-        ("folder", {"corpus": Path("two"), "out": Path("shards"), "seed": 1}),
+        ("folder", {"corpus": Path("one"), "out": Path("shards"), "seed": 5, "readers": 3, "share": 0.5}),
+        ("folder", {"corpus": Path("two"), "out": Path("shards"), "seed": 1, "readers": 1}),
     ]
