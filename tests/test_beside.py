@@ -124,6 +124,7 @@ if __name__ == "__main__":
     assert [int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1 for line in shown.splitlines()] == [1, 1]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_a_process_starts_comes_when_it_has_started() -> None:
     other = threading.Event()
     # A thread that the signal may be delivered to, as libraries have them.
