@@ -196,8 +196,7 @@ def _following(
 def _clips_counted(utterances: Iterator[Utterance | Encoded], clipped: Counter[str]) -> Iterator[Encoded]:
     """The utterances as they will be stored, counting those beyond the 16-bit range, as decoded from
     full-scale mp3. The count is printed and not recorded, since it is unknown for kept shards."""
-    for utterance in utterances:
-        encoded = utterance if isinstance(utterance, Encoded) else encode(utterance)
+    for encoded in map(encode, utterances):
         if encoded.is_clipped:
             clipped["clipped at full scale"] += 1
         yield encoded

@@ -119,7 +119,7 @@ def _checked(
         if key in seen:
             raise ShardError("two utterances have the same key", where=key, expected="each key once")
         seen.add(key)
-        encoded = utterance if isinstance(utterance, Encoded) else encode(utterance)
+        encoded = encode(utterance)
         yield encoded
         advance(encoded.num_samples / audio.SAMPLE_RATE_HZ)
 
@@ -185,12 +185,15 @@ def _write_tar(utterances: Iterable[Encoded], file: BinaryIO) -> list[_Written]:
     return written
 
 
-def encode(utterance: Utterance) -> Encoded:
-    """The utterance as it will be stored: its samples as 16-bit FLAC, all else as JSON.
+def encode(utterance: Utterance | Encoded) -> Encoded:
+    """The utterance as it will be stored: its samples as 16-bit FLAC, all else as JSON; unchanged if it is
+    encoded already.
 
     Raises:
         AudioError: as `write_shards`.
     """
+    if isinstance(utterance, Encoded):
+        return utterance
     try:
         flac = audio.encode_flac(utterance.samples)
     except AudioError as error:
